@@ -1,0 +1,70 @@
+"""Every exception of lipverify, each with the exit code the command line ends with.
+
+A message is one sentence for the person who gave the input: what was asked, what was found, what to do next.
+"""
+
+from __future__ import annotations
+
+
+class LipverifyWarning(UserWarning):
+    """Something the user should know that does not touch the validity of a bound."""
+
+
+class LipverifyError(Exception):
+    """Base of all errors that are not our own bugs."""
+
+    exit_code = 1
+
+
+class InternalError(LipverifyError):
+    """A bug of ours that was caught before it became a number."""
+
+    exit_code = 1
+
+
+class UsageError(LipverifyError):
+    """Arguments that make no sense, or an input file that is missing, damaged or invalid."""
+
+    exit_code = 2
+
+
+class InvalidFile(UsageError):
+    """A model or data file that is missing, damaged or contradicts itself."""
+
+
+class Refuted(LipverifyError):
+    """A witness contradicts a claim."""
+
+    exit_code = 3
+
+
+class RefutedCertificate(Refuted):
+    """The evidence of a certificate does not carry its claim."""
+
+
+class Undecided(LipverifyError):
+    """Nothing could be decided within the budget."""
+
+    exit_code = 4
+
+
+class UnsupportedModel(LipverifyError):
+    """A model that no rule covers; names node, operator, shape and remedy."""
+
+    exit_code = 5
+
+
+class ExtractionMismatch(UnsupportedModel):
+    """The imported graph does not compute what its source computes."""
+
+
+class UnsafeInput(LipverifyError):
+    """Reading this input would run foreign code or reach outside the model's folder."""
+
+    exit_code = 6
+
+
+class UnreadableCertificate(LipverifyError):
+    """A certificate that cannot be parsed, or that speaks of another model."""
+
+    exit_code = 7

@@ -1,0 +1,105 @@
+"""Bounds with what they claim, how far to trust them, and the evidence to re-check them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from lipverify.ir.region import Query
+
+
+class Rigour(IntEnum):
+    """How far to trust a number. Combining results takes the minimum."""
+
+    ESTIMATE = 0
+    """A sample or somebody's word; never an upper bound."""
+    SOLVER = 1
+    """A solver's status."""
+    REAL = 2
+    """Valid in real arithmetic; not every rounding is accounted for."""
+    CHECKED = 3
+    """Evidence re-verified by the independent checker with rounding accounted for. Only a checker issues this."""
+
+    def __str__(self) -> str:
+        return self.name.lower()
+
+
+class Evidence(Protocol):
+    """What a checker needs to prove the bound again; plain data."""
+
+    def to_json(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage of a bound, for the per-layer waterfall: a node or a fused run of nodes."""
+
+    nodes: tuple[str, ...]
+    gain: float | None
+    """Certified gain of this stage alone; None where the stage has no factor of its own (a merge)."""
+    log10_reach: float
+    """log10 of the certified constant from the input up to and including this stage; -inf for zero."""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Gains:
+    """Evidence of a product bound: the stages in topological order."""
+
+    steps: tuple[Step, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        rows = [
+            {
+                "nodes": list(s.nodes),
+                "gain": s.gain,
+                "log10_reach": s.log10_reach if s.log10_reach > float("-inf") else None,
+                "note": s.note,
+            }
+            for s in self.steps
+        ]
+        return {"kind": "gains", "steps": rows}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Certificate:
+    """An upper bound. `upper` is float64: a scalar for `Everywhere`, [count] for balls.
+
+    A bound too large for float64 has `upper` None and `log10_upper` set; never infinity.
+    """
+
+    upper: Tensor | None
+    query: Query
+    rigour: Rigour
+    evidence: Evidence
+    made_by: str
+    graph_digest: str
+    log10_upper: float | None = None
+    assumptions: tuple[str, ...] = ()
+    trace: tuple[tuple[float, float], ...] = field(default=())
+    """(seconds, bound) pairs of an anytime analyzer; each was a valid bound at its moment."""
+
+    def __post_init__(self) -> None:
+        if (self.upper is None) == (self.log10_upper is None):
+            raise ValueError("a certificate has either upper or log10_upper")
+        if self.upper is not None and not bool((self.upper >= 0).all() and self.upper.isfinite().all()):
+            raise ValueError("an upper bound is finite and not negative")
+
+
+@dataclass(frozen=True)
+class Witness:
+    """A lower bound with what shows it; its own type, so that nobody can pass it where an upper bound belongs.
+
+    value: [count] (1 for `Everywhere`), the slope of the stored pair or the gradient norm at the stored point, evaluated
+    in float64 and rounded down; points: [count, *input shape]; partner: the other point of each pair, or None where the
+    witness is a gradient norm, with `direction` the output functional or input direction that attains it.
+    """
+
+    value: Tensor
+    points: Tensor
+    method: str
+    partner: Tensor | None = None
+    direction: Tensor | None = None

@@ -1,0 +1,127 @@
+"""Where a bound holds, and the query an analyzer answers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lipverify.errors import UsageError
+from lipverify.ir.interval import Interval
+from lipverify.ir.norm import Norm
+
+
+@dataclass(frozen=True)
+class Everywhere:
+    """The whole input space."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": "everywhere"}
+
+    def words(self) -> str:
+        """The region in words, for reports."""
+        return "for all pairs of inputs"
+
+
+class Ball:
+    """A ball around each centre, cut by the input box when there is one.
+
+    center: [count, *input shape]; radius: one number > 0 or >= 0, in raw input units; norm `l2` or `linf`;
+    box: optional (lo, hi), numbers or tensors that broadcast to a sample.
+
+    Raises:
+        UsageError: a radius that is negative or not finite, a centre that is not finite or outside the box, an l1 ball.
+    """
+
+    def __init__(
+        self,
+        center: Tensor,
+        radius: float,
+        norm: str | Norm = Norm.LINF,
+        box: tuple[float | Tensor, float | Tensor] | None = None,
+    ) -> None:
+        self.center = torch.as_tensor(center).to(torch.float64)
+        self.radius = float(radius)
+        self.norm = Norm.parse(norm)
+        self.box: tuple[Tensor, Tensor] | None = None
+        if self.norm is Norm.L1:
+            raise UsageError("a ball is l2 or linf; an l1 ball is not offered")
+        if not math.isfinite(self.radius) or self.radius < 0:
+            raise UsageError(f"a radius is a finite number >= 0, not {radius}")
+        if self.center.ndim < 1 or self.center.shape[0] < 1:
+            raise UsageError("a ball needs at least one centre; the first axis of the centres counts them")
+        if not bool(torch.isfinite(self.center).all()):
+            raise UsageError("a centre of a ball is not finite")
+        if box is not None:
+            low, high = (torch.as_tensor(end, dtype=torch.float64) for end in box)
+            if not bool((low <= high).all()):
+                raise UsageError("the input box has its ends in the wrong order")
+            if not bool(((low <= self.center) & (self.center <= high)).all()):
+                raise UsageError("a centre lies outside the input box")
+            self.box = (low, high)
+
+    def __len__(self) -> int:
+        return int(self.center.shape[0])
+
+    def enclosure(self) -> Interval:
+        """The smallest box that holds each ball, rounded outward: [count, *input shape]."""
+        infinity = torch.full_like(self.center, math.inf)
+        lower = torch.nextafter(self.center - self.radius, -infinity)
+        upper = torch.nextafter(self.center + self.radius, infinity)
+        if self.box is not None:
+            lower, upper = torch.maximum(lower, self.box[0]), torch.minimum(upper, self.box[1])
+        return Interval(lower, upper)
+
+    def project(self, x: Tensor) -> Tensor:
+        """Points of the region near x: [..., count, *input shape] -> same shape. Not the nearest point when a box cuts."""
+        center = self.center.to(x)
+        step = x - center
+        if self.norm is Norm.LINF:
+            step = step.clamp(-self.radius, self.radius)
+        else:
+            axes = tuple(range(x.ndim - center.ndim + 1, x.ndim))
+            length = torch.linalg.vector_norm(step, dim=axes, keepdim=True)
+            step = step * (self.radius / length.clamp_min(1e-300)).clamp(max=1.0)
+        moved = center + step
+        return moved if self.box is None else torch.clamp(moved, self.box[0].to(x), self.box[1].to(x))
+
+    def to_json(self) -> dict[str, Any]:
+        found: dict[str, Any] = {
+            "kind": "ball",
+            "norm": str(self.norm),
+            "radius": self.radius,
+            "count": len(self),
+        }
+        if self.box is not None:
+            found["box"] = [float(self.box[0].min()), float(self.box[1].max())]
+        return found
+
+    def words(self) -> str:
+        """The region in words, for reports."""
+        cut = "" if self.box is None else ", cut by the input box"
+        return f"for all pairs of inputs inside the {self.norm} ball of radius {self.radius:g} around each centre{cut}"
+
+
+Region = Everywhere | Ball
+
+
+@dataclass(frozen=True)
+class Query:
+    """What is asked: sup |f(x) - f(y)|_out / |x - y|_in over pairs x != y of the region."""
+
+    norm_in: Norm = Norm.L2
+    norm_out: Norm = Norm.L2
+    region: Region = field(default_factory=Everywhere)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"norm_in": str(self.norm_in), "norm_out": str(self.norm_out), "region": self.region.to_json()}
+
+    def words(self) -> str:
+        """The question as one sentence."""
+        return (
+            f"the largest ratio of output change ({self.norm_out}) to input change ({self.norm_in}), "
+            f"{self.region.words()}"
+        )

@@ -1,0 +1,102 @@
+"""Operators, one file for each family with every rule of its members. Importing this package registers all of them."""
+
+from lipverify.ir.op import Constant, Input, Op, Shape
+from lipverify.ops import source as _source
+from lipverify.ops.affine import DivideBy, Linear, Scale
+from lipverify.ops.convolution import Conv, ConvTranspose
+from lipverify.ops.merge import Add, Concat, Div, MatMul, Maximum, Minimum, Mul, Sub
+from lipverify.ops.normalization import BatchNorm, LayerNorm, LogSoftmax, RMSNorm, Softmax
+from lipverify.ops.piecewise import Abs, Clip, Hardsigmoid, Hardswish, LeakyReLU, PReLU, ReLU
+from lipverify.ops.pooling import AvgPool, MaxPool, ReduceMax, ReduceMean, ReduceMin, ReduceSum
+from lipverify.ops.reshaping import DepthToSpace, Expand, Gather, Pad, Reshape, Slice, Transpose, Upsample
+from lipverify.ops.smooth import (
+    CELU,
+    ELU,
+    GELU,
+    SELU,
+    Cos,
+    Erf,
+    Exp,
+    LogSigmoid,
+    Mish,
+    Power,
+    Reciprocal,
+    Sigmoid,
+    SiLU,
+    Sin,
+    Softplus,
+    Softsign,
+    Sqrt,
+    Tanh,
+    Tanhshrink,
+)
+from lipverify.ops.sorting import GroupSort, Householder
+
+__all__ = [
+    "CELU",
+    "ELU",
+    "GELU",
+    "SELU",
+    "Abs",
+    "Add",
+    "AvgPool",
+    "BatchNorm",
+    "Clip",
+    "Concat",
+    "Constant",
+    "Conv",
+    "ConvTranspose",
+    "Cos",
+    "DepthToSpace",
+    "Div",
+    "DivideBy",
+    "Erf",
+    "Exp",
+    "Expand",
+    "Gather",
+    "GroupSort",
+    "Hardsigmoid",
+    "Hardswish",
+    "Householder",
+    "Input",
+    "LayerNorm",
+    "LeakyReLU",
+    "Linear",
+    "LogSigmoid",
+    "LogSoftmax",
+    "MatMul",
+    "MaxPool",
+    "Maximum",
+    "Minimum",
+    "Mish",
+    "Mul",
+    "Op",
+    "PReLU",
+    "Pad",
+    "Power",
+    "RMSNorm",
+    "ReLU",
+    "Reciprocal",
+    "ReduceMax",
+    "ReduceMean",
+    "ReduceMin",
+    "ReduceSum",
+    "Reshape",
+    "Scale",
+    "Shape",
+    "SiLU",
+    "Sigmoid",
+    "Sin",
+    "Slice",
+    "Softmax",
+    "Softplus",
+    "Softsign",
+    "Sqrt",
+    "Sub",
+    "Tanh",
+    "Tanhshrink",
+    "Transpose",
+    "Upsample",
+]
+
+del _source
