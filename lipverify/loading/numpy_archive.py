@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from lipverify.errors import InvalidFile
 from lipverify.loading.files import Path, read_regular
+from lipverify.loading.formats import Format, require_format
 from lipverify.loading.names import display, sentence
 from lipverify.loading.zip_archive import members, read_member
 
@@ -56,8 +57,9 @@ def read_points(path: Path) -> Points:
     attack.
     """
     file = read_regular(path)
-    arrays = {"x": parse_npy(file.data, "x", path)} if file.data.startswith(_MAGIC) else None
-    if arrays is None:
+    if require_format(file, {Format.NPZ, Format.NPY}, Format.NPZ.value) is Format.NPY:
+        arrays = {"x": parse_npy(file.data, "x", path)}
+    else:
         arrays = parse_npz(file.data, path, only=("x", "y"))
     x = arrays["x"]
     if x.dtype.kind != "f":
@@ -78,6 +80,7 @@ def read_points(path: Path) -> Points:
 def read_npz(path: Path) -> dict[str, NDArray[np.generic]]:
     """All arrays of an .npz file, native byte order, in the order of the archive. Raises as read_points."""
     file = read_regular(path)
+    require_format(file, {Format.NPZ}, Format.NPZ.value)
     return parse_npz(file.data, path)
 
 
@@ -95,8 +98,6 @@ def require_finite(array: NDArray[np.generic], name: str, path: Path) -> None:
 
 def parse_npz(data: bytes, path: Path, only: tuple[str, ...] | None = None) -> dict[str, NDArray[np.generic]]:
     """Arrays in the bytes of an .npz file; `only` limits what is unpacked, its first name is required."""
-    if not data.startswith(b"PK\x03\x04"):
-        raise InvalidFile(sentence(path, "is not an .npz file", "save it with np.savez"))
     found = {name.removesuffix(".npy"): member for name, member in members(data, path).items()}
     if only is not None and only[0] not in found:
         listed = ", ".join(display(name, 20) for name in list(found)[:4]) or "nothing"

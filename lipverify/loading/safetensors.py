@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from lipverify.errors import InternalError, InvalidFile, UnsupportedModel
 from lipverify.loading.files import Path, read_regular
+from lipverify.loading.formats import Format, require_format
 from lipverify.loading.names import display, sentence
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     UnsupportedModel for a dtype that no network arithmetic here uses.
     """
     file = read_regular(path)
+    require_format(file, {Format.SAFETENSORS}, Format.SAFETENSORS.value)
     return parse_safetensors(file.data, file.path)
 
 

@@ -1,0 +1,209 @@
+"""Tensors of an ONNX model: declared size against the data that is there, finite values, external data.
+
+onnx.checker accepts NaN weights, data of the wrong length and two data fields that disagree; every reader then
+picks its own meaning. Here each tensor has exactly one.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lipverify.errors import InvalidFile, UnsafeInput, UnsupportedModel
+from lipverify.loading.files import FileBytes, Path, read_inside
+from lipverify.loading.names import display, sentence
+
+MAX_TOTAL_BYTES = (2 << 30) - (1 << 20)  # what one protobuf message can carry
+MAX_RANK = 16
+
+# onnx.TensorProto.DataType -> (name, bits, field with typed data, numpy type of the raw bytes)
+_TYPES: dict[int, tuple[str, int, str, str]] = {
+    1: ("FLOAT", 32, "float_data", "<f4"),
+    2: ("UINT8", 8, "int32_data", "u1"),
+    3: ("INT8", 8, "int32_data", "i1"),
+    4: ("UINT16", 16, "int32_data", "<u2"),
+    5: ("INT16", 16, "int32_data", "<i2"),
+    6: ("INT32", 32, "int32_data", "<i4"),
+    7: ("INT64", 64, "int64_data", "<i8"),
+    9: ("BOOL", 8, "int32_data", "u1"),
+    10: ("FLOAT16", 16, "int32_data", "<u2"),
+    11: ("DOUBLE", 64, "double_data", "<f8"),
+    12: ("UINT32", 32, "uint64_data", "<u4"),
+    13: ("UINT64", 64, "uint64_data", "<u8"),
+    16: ("BFLOAT16", 16, "int32_data", "<u2"),
+}
+_STRING = 8
+_DATA_FIELDS = (
+    "raw_data",
+    "float_data",
+    "int32_data",
+    "string_data",
+    "int64_data",
+    "double_data",
+    "uint64_data",
+)
+# Exponent bits of the 16-bit formats: all set means NaN or infinity.
+_EXPONENT = {10: 0x7C00, 16: 0x7F80}
+_EXTERNAL = 1
+
+
+@dataclass
+class ExternalData:
+    """Files beside the model, each read once, and the bytes that tensors took from them."""
+
+    model: Path
+    files: dict[str, FileBytes] = field(default_factory=dict)
+    total: int = 0
+
+    def take(self, tensor: Any, shown: str, needed: int) -> bytes:
+        """Bytes of one external tensor. Raises UnsafeInput unless its location obeys the loader's policy."""
+        entries: dict[str, str] = {}
+        for entry in tensor.external_data:
+            if not isinstance(entry.key, str) or not isinstance(entry.value, str) or entry.key in entries:
+                self._unsafe(f'external data of tensor "{shown}" is described twice or not in UTF-8')
+            entries[entry.key] = entry.value
+        offset = self._number(entries.get("offset", "0"), shown)
+        length = self._number(entries["length"], shown) if "length" in entries else needed
+        if length != needed:
+            what = f'tensor "{shown}" needs {needed} bytes, its external data has {length}'
+            raise InvalidFile(sentence(self.model, what))
+        file = self._open(entries.get("location", ""))
+        if offset + length > len(file.data):
+            self._unsafe(f'external data of tensor "{shown}" reaches past the end of its file')
+        return file.data[offset : offset + length]
+
+    def _open(self, location: str) -> FileBytes:
+        if location not in self.files:
+            # The folder is never empty: an empty base folder is how containment checks were bypassed elsewhere.
+            folder = os.path.dirname(os.path.abspath(os.fspath(self.model)))
+            file = read_inside(folder, location, MAX_TOTAL_BYTES, self.model)
+            self.total += len(file.data)
+            if self.total > MAX_TOTAL_BYTES:
+                raise UnsupportedModel(sentence(self.model, "its external data files exceed 2 GiB together"))
+            self.files[location] = file
+        return self.files[location]
+
+    def _number(self, text: str, shown: str) -> int:
+        if not (text.isascii() and text.isdigit() and len(text) <= 18):
+            self._unsafe(f'external data of tensor "{shown}" has an invalid offset or length')
+        return int(text)
+
+    def _unsafe(self, what: str) -> NoReturn:
+        raise UnsafeInput(sentence(self.model, what, "embed the weights in the model file"))
+
+
+def tensors(graph: Any) -> Iterator[tuple[str, Any]]:
+    """Every TensorProto of a graph or function with a name for messages, subgraphs included.
+
+    The nesting was bounded by the scan before, so the recursion is.
+    """
+    for tensor in getattr(graph, "initializer", ()):
+        yield _text(tensor.name), tensor
+    for node in graph.node:
+        for attribute in node.attribute:
+            name = f"{_text(node.name) or _text(node.op_type)}.{_text(attribute.name)}"
+            if attribute.HasField("t"):
+                yield name, attribute.t
+            for position, tensor in enumerate(attribute.tensors):
+                yield f"{name}[{position}]", tensor
+            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                yield from tensors(inner)
+
+
+def check_tensors(named: Iterable[tuple[str, Any]], external: ExternalData) -> None:
+    """Checks every tensor and moves external data into the model, in place.
+
+    Raises InvalidFile for a tensor that contradicts itself or holds NaN or infinity (tensor and index named),
+    UnsafeInput for external data outside the policy, UnsupportedModel for element types and sizes beyond it.
+    """
+    total = 0
+    pending = []
+    for name, tensor in named:
+        shown = display(name, 60)
+        needed = _declared_bytes(tensor, shown, external.model)
+        total += needed
+        if total > MAX_TOTAL_BYTES:
+            raise UnsupportedModel(sentence(external.model, "its tensors need more than 2 GiB"))
+        pending.append((shown, tensor, needed))
+    # Only now is anything read or converted: the declared sizes are known to be small enough.
+    for shown, tensor, needed in pending:
+        if tensor.data_location == _EXTERNAL:
+            data = external.take(tensor, shown, needed)
+            tensor.raw_data = data
+        # Whatever reads the model later finds no path in it.
+        tensor.ClearField("external_data")
+        tensor.ClearField("data_location")
+        _check_values(tensor, shown, external.model)
+
+
+def _declared_bytes(tensor: Any, shown: str, path: Path) -> int:
+    dims: list[int] = list(tensor.dims)
+    if len(dims) > MAX_RANK or any(n < 0 for n in dims):
+        raise InvalidFile(sentence(path, f'tensor "{shown}" has an invalid shape'))
+    if tensor.HasField("segment"):
+        raise UnsupportedModel(sentence(path, f'tensor "{shown}" is stored in segments', "export it again"))
+    filled = [name for name in _DATA_FIELDS if len(getattr(tensor, name))]
+    count = math.prod(dims)
+    if tensor.data_type == _STRING:
+        if filled not in ([], ["string_data"]) or len(tensor.string_data) != count:
+            raise InvalidFile(sentence(path, f'tensor "{shown}" does not hold the strings of its shape'))
+        return 0
+    if tensor.data_type not in _TYPES:
+        what = f'tensor "{shown}" has ONNX element type {tensor.data_type}'
+        raise UnsupportedModel(sentence(path, what, "export real numbers of 16, 32 or 64 bits"))
+    kind, bits, typed, _ = _TYPES[tensor.data_type]
+    needed: int = count * bits // 8
+    if tensor.data_location == _EXTERNAL:
+        if filled:
+            raise InvalidFile(sentence(path, f'tensor "{shown}" has data both inside and outside the file'))
+        return needed
+    if len(filled) > 1 or (filled and filled[0] not in ("raw_data", typed)):
+        raise InvalidFile(sentence(path, f'tensor "{shown}" has data in fields that do not belong to {kind}'))
+    raw = bool(filled) and filled[0] == "raw_data"
+    found = len(tensor.raw_data) if raw else len(getattr(tensor, typed)) * bits // 8
+    if found != needed:
+        what = (
+            f'tensor "{shown}" needs {needed} bytes for shape {display(str(dims), 40)}, the file has {found}'
+        )
+        raise InvalidFile(sentence(path, what))
+    return needed
+
+
+def _check_values(tensor: Any, shown: str, path: Path) -> None:
+    if tensor.data_type == _STRING:
+        return
+    kind, bits, typed, layout = _TYPES[tensor.data_type]
+    values: NDArray[Any]
+    if tensor.raw_data:
+        values = np.frombuffer(tensor.raw_data, layout)
+    else:
+        wide = np.array(
+            getattr(tensor, typed), dtype=layout if bits >= 32 and typed != "uint64_data" else None
+        )
+        values = wide.astype(layout)
+        if values.dtype.kind in "iu" and bool((values != wide).any()):
+            # Cut to fewer bits by one reader, refused by the next.
+            raise InvalidFile(sentence(path, f'tensor "{shown}" holds numbers out of the range of {kind}'))
+    if kind == "BOOL" and bool((values > 1).any()):
+        raise InvalidFile(sentence(path, f'tensor "{shown}" is BOOL and holds numbers other than 0 and 1'))
+    mask = _EXPONENT.get(tensor.data_type)
+    if mask is not None:
+        bad = (values & mask) == mask
+    elif values.dtype.kind == "f":
+        bad = ~np.isfinite(values)
+    else:
+        return
+    if bool(bad.any()):
+        index = [int(i) for i in np.unravel_index(int(np.argmax(bad)), tuple(tensor.dims))]
+        what = f'holds NaN or infinity (tensor "{shown}", index {index})'
+        raise InvalidFile(sentence(path, what, "no bound exists for such weights"))
+
+
+def _text(name: Any) -> str:
+    return name if isinstance(name, str) else ascii(name)
