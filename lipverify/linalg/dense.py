@@ -1,0 +1,304 @@
+"""Certified operator norms of dense matrices, batched over leading dimensions.
+
+Legend: W is an m x n matrix taken as the map x -> W x; |.|_F is the Frobenius norm; u = 2^-53; V is an untrusted basis.
+The matrix is first divided by a power of two that brings its largest entry into [1/2, 1), so that no square overflows
+and every underflow is far below the rounding that is accounted for.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lipverify.errors import InternalError, UsageError
+from lipverify.linalg.rounding import Upper, gamma, inflate, sum_up
+
+NORMS = ("l1", "l2", "linf")
+DUAL = {"l1": "linf", "l2": "l2", "linf": "l1"}
+
+# Up to here an unbatched matrix is summed in exact arithmetic; larger ones carry gamma_n.
+_EXACT_ENTRIES = 4096
+# Sign vectors are enumerated up to this many coordinates: 2^15 products.
+ENUMERATED_SIDE = 16
+# The eigenvector basis of a larger Gram matrix takes minutes; `interpolation_bound` is the caller's explicit choice.
+LARGEST_SIDE = 8192
+
+
+def operator_norm(matrix: Tensor, norm_in: str, norm_out: str) -> Tensor:
+    """Upper bound of max |W x|_out / |x|_in, one float64 per matrix of the batch.
+
+    Statement: |W x|_out <= bound |x|_in for every x, real or complex.
+    Source: l2 -> l2 by `spectral_bound`; l1 -> any and any -> linf are maxima of column or row norms (Higham, 2nd edition,
+        section 6.2), exact up to rounding. linf -> l1, linf -> l2 and l2 -> l1 are NP-hard: real matrices with at
+        most 16 coordinates on an linf side (input linf, or output l1 seen through the adjoint) are enumerated over
+        signs, exact up to rounding; others get the smallest of several certified inequalities (`_cheap_hard_bound`).
+    Sound when: the assumptions of `lipverify.linalg` hold.
+
+    Args:
+        matrix: [..., m, n], float64 or complex128 (float32, float16, bfloat16, complex64 convert exactly), any device.
+        norm_in, norm_out: "l1", "l2" or "linf".
+
+    Returns:
+        float64 tensor of the batch shape on the device of `matrix`; 0 for zero and empty matrices.
+
+    Raises:
+        UsageError: unknown norm, a non-finite entry, not a matrix, an l2 problem above `LARGEST_SIDE`.
+        OverflowError: the bound is above the largest float64; `operator_norm_upper` has no such limit.
+    """
+    problem = scaled(validated(matrix, norm_in, norm_out))
+    return _unscaled(_bound(problem.values, norm_in, norm_out), problem.exponent)
+
+
+def operator_norm_upper(matrix: Tensor, norm_in: str, norm_out: str) -> Upper:
+    """The largest bound of the batch, as a number that cannot overflow; see `operator_norm`."""
+    problem = scaled(validated(matrix, norm_in, norm_out))
+    bounds = _bound(problem.values, norm_in, norm_out).reshape(-1).tolist()
+    exponents = problem.exponent.reshape(-1).tolist()
+    return Upper.largest(Upper.of(b).scale(e) for b, e in zip(bounds, exponents, strict=True))
+
+
+def interpolation_bound(matrix: Tensor) -> Tensor:
+    """Cheap l2 upper bound min(|W|_F, sqrt(|W|_1 |W|_inf)): for matrices too large for `operator_norm`.
+
+    Statement: |W x|_2 <= bound |x|_2. Usually several times the norm.
+    Source: Riesz-Thorin interpolation between l1 and linf; Higham, 2nd edition, (6.19).
+    Sound when: the assumptions of `lipverify.linalg` hold.
+    """
+    problem = scaled(validated(matrix, "l2", "l2"))
+    return _unscaled(_interpolation(problem.values), problem.exponent)
+
+
+def gram_norm(matrix: Tensor, steps: int = 10) -> Tensor:
+    """Upper bound of the l2 norm by Gram iteration, without eigenvalues.
+
+    Statement: with A_0 = W and A_{t+1} = A_t' A_t, |W| = |A_t|^(1/2^t) <= |A_t|_F^(1/2^t) at every t.
+    Source: Delattre, Barthelemy, Araujo, Allauzen, "Efficient bound of Lipschitz constant for convolutional layers by
+        Gram iteration", ICML 2023, theorem 1. The float error e_t of A_t is carried: e <- 2 f e + e^2 + gamma f^2.
+    Sound when: the assumptions of `lipverify.linalg` hold. Shapes and errors as for `operator_norm`.
+    """
+    if steps < 0:
+        raise UsageError(f"gram_norm needs a non-negative number of steps, not {steps}")
+    problem = scaled(validated(matrix, "l2", "l2"))
+    return _unscaled(_gram_bound(problem.values, steps), problem.exponent)
+
+
+class _Scaled(NamedTuple):
+    values: Tensor  # [..., m, n], largest entry of each matrix in [1/2, sqrt 2), or all zero
+    exponent: Tensor  # [...] int64: the matrix is values * 2^exponent
+
+
+def validated(matrix: Tensor, norm_in: str, norm_out: str) -> Tensor:
+    for norm in (norm_in, norm_out):
+        if norm not in NORMS:
+            raise UsageError(f"unknown norm {norm!r}; choose one of {', '.join(NORMS)}")
+    if matrix.ndim < 2:
+        raise UsageError(f"an operator norm needs a matrix, not a tensor of shape {tuple(matrix.shape)}")
+    if not (matrix.is_floating_point() or matrix.is_complex()):
+        raise UsageError(
+            f"an operator norm needs a real or complex floating point matrix, not {matrix.dtype}"
+        )
+    if not bool(torch.isfinite(matrix).all()):
+        where = (~torch.isfinite(matrix)).nonzero()[0].tolist()
+        raise UsageError(f"the matrix of shape {tuple(matrix.shape)} has a non-finite entry at {where}")
+    return matrix.detach().to(torch.complex128 if matrix.is_complex() else torch.float64)
+
+
+def scaled(matrix: Tensor) -> _Scaled:
+    """Divides by a power of two; entries below 2^-1022 of the largest may lose digits (a relative 2^-1000, absorbed)."""
+    if matrix.numel() == 0:
+        return _Scaled(matrix, torch.zeros(matrix.shape[:-2], dtype=torch.int64, device=matrix.device))
+    parts = torch.view_as_real(matrix).flatten(-2) if matrix.is_complex() else matrix
+    _, exponent = torch.frexp(parts.abs().amax((-2, -1)))
+    exponent = exponent.to(torch.int64)
+    # Two factors, because 2^1074 is no float64; both are exact.
+    half = torch.div(-exponent, 2, rounding_mode="floor")
+    first, second = _power_of_two(half), _power_of_two(-exponent - half)
+    return _Scaled(matrix * first[..., None, None] * second[..., None, None], exponent)
+
+
+def _power_of_two(exponent: Tensor) -> Tensor:
+    """2^exponent, exact, for exponents of normal numbers: the bits are written, no elementary function is trusted."""
+    return ((exponent + 1023) << 52).view(torch.float64)
+
+
+def _unscaled(bound: Tensor, exponent: Tensor) -> Tensor:
+    """bound 2^exponent, rounded up; OverflowError above the largest float64."""
+    half = torch.div(exponent, 2, rounding_mode="floor")
+    result = bound * _power_of_two(half) * _power_of_two(exponent - half)
+    if not bool(torch.isfinite(result).all()):
+        raise OverflowError("an operator norm is above the largest float64; use operator_norm_upper")
+    # Exact unless the result is subnormal, where one rounding to nearest happened.
+    stepped = torch.nextafter(result, torch.full_like(result, math.inf))
+    return torch.where((result < 2.0**-1021) & (bound > 0), stepped, result)
+
+
+def _bound(a: Tensor, norm_in: str, norm_out: str) -> Tensor:
+    if a.numel() == 0:
+        return torch.zeros(a.shape[:-2], dtype=torch.float64, device=a.device)
+    if norm_in == "l1":
+        return _vector_norms(a.mT, norm_out).amax(-1)
+    if norm_out == "linf":
+        return _vector_norms(a, DUAL[norm_in]).amax(-1)
+    if norm_in == norm_out == "l2":
+        return _spectral(a)
+    return _hard_bound(a, norm_in, norm_out)
+
+
+def _magnitude(a: Tensor) -> Tensor:
+    """Entrywise absolute value, rounded up."""
+    return inflate(a.abs(), 4 * gamma(1)) if a.is_complex() else a.abs()
+
+
+def _vector_norms(a: Tensor, norm: str) -> Tensor:
+    """Upper bounds of the norms of the rows of `a` ([..., m, n] -> [..., m]); exact sums for small real matrices."""
+    size = _magnitude(a)
+    if norm == "linf":
+        return size.amax(-1)
+    if a.ndim == 2 and a.numel() <= _EXACT_ENTRIES and not a.is_complex():
+        rows = size.tolist()
+        exact = [sum_up(r) if norm == "l1" else float(Upper.root_sum_squares(r)) for r in rows]
+        return torch.tensor(exact, dtype=torch.float64, device=a.device)
+    if norm == "l1":
+        return inflate(size.sum(-1), gamma(a.shape[-1]))
+    return inflate(size.square().sum(-1).sqrt(), gamma(a.shape[-1] + 4))
+
+
+def _frobenius(a: Tensor) -> Tensor:
+    return _vector_norms(a.flatten(-2)[..., None, :], "l2")[..., 0]
+
+
+def _interpolation(a: Tensor) -> Tensor:
+    columns, rows = _vector_norms(a.mT, "l1").amax(-1), _vector_norms(a, "l1").amax(-1)
+    if a.ndim == 2 and a.numel() <= _EXACT_ENTRIES:
+        mixed = torch.full_like(rows, float((Upper.of(columns.item()) * rows.item()).sqrt()))
+    else:
+        mixed = inflate((columns * rows).sqrt(), 4 * gamma(1))
+    return torch.minimum(mixed, _frobenius(a))
+
+
+def _product_error(inner: int, is_complex: bool) -> float:
+    """c with |fl(A B) - A B|_F <= c |A|_F |B|_F for a product of inner length `inner`.
+
+    Real: gamma_inner, entrywise (Higham, section 3.5). Complex: each part is a real product of length 2 inner, so
+    sqrt2 gamma_{2 inner}; the three-multiplication variant needs 3 gamma_{inner + 4} in one part: 4 gamma_{2 inner + 4}
+    covers both.
+    """
+    return 4.0 * gamma(2 * inner + 4) if is_complex else gamma(inner)
+
+
+def _spectral(a: Tensor) -> Tensor:
+    """Smallest of the certified l2 bounds; equal to the largest entry when no row or column has two entries."""
+    if max(a.shape[-2:]) > LARGEST_SIDE and min(a.shape[-2:]) > LARGEST_SIDE:
+        raise UsageError(
+            f"the l2 norm of a {a.shape[-2]} x {a.shape[-1]} matrix needs an eigenvalue problem above {LARGEST_SIDE};"
+            " use interpolation_bound for a cheap certified bound"
+        )
+    if min(a.shape[-2:]) == 1:
+        return _frobenius(a)
+    cheap = _interpolation(a)
+    used = a != 0
+    monomial = (used.sum(-1).amax(-1) <= 1) & (used.sum(-2).amax(-1) <= 1)
+    if bool(monomial.all()):
+        return _magnitude(a).amax((-2, -1))
+    bound = torch.minimum(cheap, spectral_residual_bound(a if a.shape[-2] >= a.shape[-1] else a.mH))
+    return torch.where(monomial, _magnitude(a).amax((-2, -1)), bound)
+
+
+def spectral_residual_bound(a: Tensor) -> Tensor:
+    """Upper bound of |W|_2 from an untrusted, nearly orthonormal basis V of eigenvectors of W'W.
+
+    Statement: |W| <= |W V| / sqrt(1 - d) with d >= |I - V'V|, because |V x|^2 >= (1 - d) |x|^2 and V is onto;
+        |W V|^2 <= the largest absolute row sum of (W V)'(W V), which is nearly diagonal.
+    Source: Rump, "Verified bounds for singular values", BIT 51 (2011), in the form for one norm. Every product carries
+        its error `_product_error`.
+    Sound when: entries are scaled to [1/2, 1) and m >= n.
+    """
+    m, n = a.shape[-2:]
+    _, basis = torch.linalg.eigh(a.mH @ a)
+    image = a @ basis
+    size_basis = _frobenius(basis)
+    inner, outer = _product_error(n, a.is_complex()), _product_error(m, a.is_complex())
+    image_error = inner * _frobenius(a) * size_basis
+    squared = _hermitian_norm(image.mH @ image) + outer * _frobenius(image).square()
+    defect = _hermitian_norm(basis.mH @ basis - torch.eye(n, dtype=a.dtype, device=a.device))
+    defect = inflate(defect + inner * size_basis.square(), 8 * gamma(1))
+    if not bool((defect < 0.5).all()):
+        raise InternalError(f"the eigenvectors of a {m} x {n} matrix are not orthonormal")
+    # Each of the sums and products of scalars above and below rounds a few times: 32 roundings are more than there are.
+    return inflate((inflate(squared, 8 * gamma(1)).sqrt() + image_error) / (1.0 - defect).sqrt(), gamma(32))
+
+
+def _hermitian_norm(a: Tensor) -> Tensor:
+    """Upper bound of the l2 norm that is sharp for nearly diagonal matrices."""
+    size = _magnitude(a)
+    product = size.sum(-1).amax(-1) * size.sum(-2).amax(-1)
+    return inflate(product.sqrt(), gamma(a.shape[-1] + 4))
+
+
+def _gram_bound(a: Tensor, steps: int) -> Tensor:
+    """Gram iteration on scaled matrices; see `gram_norm`."""
+    a = a if a.shape[-2] >= a.shape[-1] else a.mH
+    if a.numel() == 0:
+        return torch.zeros(a.shape[:-2], dtype=torch.float64, device=a.device)
+    error = torch.zeros(a.shape[:-2], dtype=torch.float64, device=a.device)
+    zero = (a == 0).all(-1).all(-1)
+    shifts: list[Tensor] = []
+    for _ in range(steps):
+        size = _frobenius(a)
+        error = (
+            size * error * 2.0 + error.square() + _product_error(a.shape[-2], a.is_complex()) * size.square()
+        )
+        a, shift = scaled(a.mH @ a)
+        # 2^-s is exact; the rounding of scaling (underflow) is at most n^2 2^-1022, covered by the floor.
+        error = inflate(error * _power_of_two(-shift), 8 * gamma(1)) + 2.0**-900
+        shifts.append(shift)
+    bound = inflate(_frobenius(a) + error, 2 * gamma(1))
+    for shift in reversed(shifts):
+        bound = inflate((bound * _power_of_two(shift)).sqrt(), 4 * gamma(1))
+    return torch.where(zero, torch.zeros_like(bound), bound)
+
+
+def _hard_bound(a: Tensor, norm_in: str, norm_out: str) -> Tensor:
+    """linf -> l1, linf -> l2, l2 -> l1: signs when a sign side is small, else inequalities."""
+    if norm_in == "l2" or (norm_out == "l1" and a.shape[-2] < a.shape[-1]):
+        # The adjoint maps the dual of the output norm to the dual of the input norm with the same norm.
+        a, norm_in, norm_out = a.mT, DUAL[norm_out], DUAL[norm_in]
+    if a.is_complex() or a.shape[-1] > ENUMERATED_SIDE:
+        return _cheap_hard_bound(a, norm_out)
+    return torch.minimum(_enumerated(a, norm_out), _cheap_hard_bound(a, norm_out))
+
+
+def _enumerated(a: Tensor, norm_out: str) -> Tensor:
+    """max over s in {-1, 1}^n of |W s|: a convex function on the cube is largest at a vertex; s and -s agree."""
+    n = a.shape[-1]
+    codes = torch.arange(1 << (n - 1), device=a.device)
+    result = torch.zeros(a.shape[:-2], dtype=torch.float64, device=a.device)
+    for chunk in codes.split(4096):
+        bits = (chunk[None, :] >> torch.arange(n, device=a.device)[:, None]) & 1
+        signs = 1.0 - 2.0 * bits.to(torch.float64)
+        result = torch.maximum(result, _vector_norms_of_columns(a @ signs, norm_out).amax(-1))
+    # |fl(W s) - W s| <= gamma_n |W| 1 in each row.
+    error = gamma(n) * _vector_norms_of_columns(_magnitude(a).sum(-1, keepdim=True), norm_out)[..., 0]
+    return inflate(result + inflate(error, gamma(n + 4)), 4 * gamma(1))
+
+
+def _vector_norms_of_columns(a: Tensor, norm: str) -> Tensor:
+    rounded = gamma(a.shape[-2] + 4)
+    return inflate(a.abs().sum(-2) if norm == "l1" else a.square().sum(-2).sqrt(), rounded)
+
+
+def _cheap_hard_bound(a: Tensor, norm_out: str) -> Tensor:
+    """Certified inequalities for linf -> l1 and linf -> l2 (never a sampled value).
+
+    |W x|_out <= |(row l1 norms)|_out, since |W x|_i <= row sum i; |W x|_out <= sum of column norms;
+    |W x|_2 <= sqrt(n) |W|_2 |x|_inf, and another sqrt(m) for l1.
+    """
+    m, n = a.shape[-2:]
+    by_rows = _vector_norms(_vector_norms(a, "l1")[..., None, :], norm_out)[..., 0]
+    by_columns = _vector_norms(_vector_norms(a.mT, norm_out)[..., None, :], "l1")[..., 0]
+    entries = n if norm_out == "l2" else m * n
+    by_spectrum = inflate(_spectral(a) * math.sqrt(entries), 4 * gamma(1))
+    return torch.minimum(torch.minimum(by_rows, by_columns), by_spectrum)
