@@ -106,7 +106,11 @@ def _measure(folder: Path, content: bytes) -> Measured:
 def _replace(path: Path, content: bytes) -> None:
     """Writes beside `path` and moves, so that nobody ever reads half a file."""
     handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "wb") as file:
-        file.write(content)
-    os.chmod(scratch, 0o644)
-    os.replace(scratch, path)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.chmod(scratch, 0o644)
+        os.replace(scratch, path)
+    except OSError:
+        os.unlink(scratch)
+        raise
