@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lipverify.ir.op import Op
-from lipverify.rules import forward, linear
+from lipverify.ir.norm import Norm
+from lipverify.ir.op import Op, Shape
+from lipverify.linalg.dense import operator_norm_upper
+from lipverify.ops.embedding import blocks_norm, diagonal_norm, single
+from lipverify.rules import Gain, Unbounded, forward, gain, linear
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,3 +63,29 @@ def _scale_part(op: Scale, x: Tensor) -> Tensor:
 @linear.register(DivideBy)
 def _divide_by(op: DivideBy, x: Tensor) -> Tensor:
     return x / op.divisor
+
+
+@gain.register(Linear)
+def _linear_gain(op: Linear, shapes: tuple[Shape, ...], norm_in: Norm, norm_out: Norm) -> Gain:
+    """The operator norm of the matrix; further axes are blocks. Exact for p <= q up to the dense norm's own slack."""
+    block = operator_norm_upper(op.weight, norm_in.value, norm_out.value)
+    return single(blocks_norm(block, math.prod(shapes[0][:-1]), norm_in, norm_out))
+
+
+@gain.register(Scale)
+def _scale_gain(op: Scale, shapes: tuple[Shape, ...], norm_in: Norm, norm_out: Norm) -> Gain:
+    """A diagonal matrix."""
+    scale = torch.ones((), dtype=torch.float64) if op.scale is None else op.scale.to(torch.float64).abs()
+    return single(diagonal_norm(scale.expand(shapes[0]), norm_in, norm_out))
+
+
+@gain.register(DivideBy)
+def _divide_by_gain(op: DivideBy, shapes: tuple[Shape, ...], norm_in: Norm, norm_out: Norm) -> Gain:
+    """A diagonal matrix of reciprocals, each rounded up."""
+    divisor = op.divisor.to(torch.float64).abs()
+    if not bool((divisor > 0).all()):
+        raise Unbounded("a divisor is zero or not a number")
+    reciprocal = torch.nextafter(1.0 / divisor, torch.full_like(divisor, math.inf))
+    if not bool(reciprocal.isfinite().all()):
+        raise Unbounded("a divisor is so small that its reciprocal is above the largest float64")
+    return single(diagonal_norm(reciprocal.expand(shapes[0]), norm_in, norm_out))

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lipverify.ir.norm import Norm
 from lipverify.ir.op import Op, Shape
-from lipverify.rules import forward, linear
+from lipverify.linalg.convolution import convolution_norm
+from lipverify.ops.embedding import single
+from lipverify.rules import Gain, forward, gain, linear
 
 Pads = tuple[tuple[int, int], ...]
 
@@ -86,3 +89,42 @@ def _conv_transpose(op: ConvTranspose, x: Tensor) -> Tensor:
 @linear.register(ConvTranspose)
 def _conv_transpose_part(op: ConvTranspose, x: Tensor) -> Tensor:
     return _convolve_transposed(op, x, None)
+
+
+@gain.register(Conv)
+def _conv_gain(op: Conv, shapes: tuple[Shape, ...], norm_in: Norm, norm_out: Norm) -> Gain:
+    """`linalg.convolution_norm` for the given input size."""
+    bound = convolution_norm(
+        op.weight,
+        input_size=shapes[0][1:],
+        stride=op.stride,
+        padding=op.padding,
+        dilation=op.dilation,
+        groups=op.groups,
+        norm_in=norm_in.value,
+        norm_out=norm_out.value,
+    )
+    return single(bound)
+
+
+@gain.register(ConvTranspose)
+def _conv_transpose_gain(op: ConvTranspose, shapes: tuple[Shape, ...], norm_in: Norm, norm_out: Norm) -> Gain:
+    """The norm of the convolution it is the adjoint of, between the dual norms, on inputs of the size of the result."""
+    axes = zip(
+        shapes[0][1:], op.weight.shape[2:], op.stride, op.padding, op.output_padding, op.dilation, strict=True
+    )
+    result_size = tuple(
+        (size - 1) * step - before - after + spread * (taps - 1) + extra + 1
+        for size, taps, step, (before, after), extra, spread in axes
+    )
+    bound = convolution_norm(
+        op.weight,
+        input_size=result_size,
+        stride=op.stride,
+        padding=op.padding,
+        dilation=op.dilation,
+        groups=op.groups,
+        norm_in=norm_out.dual.value,
+        norm_out=norm_in.dual.value,
+    )
+    return single(bound)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lipverify.ir.op import Op
-from lipverify.rules import forward, linear
+from lipverify.ir.norm import Norm
+from lipverify.ir.op import Op, Shape
+from lipverify.ops.embedding import embedding, finite
+from lipverify.rules import Gain, Unbounded, forward, gain, linear
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,3 +104,41 @@ def _minimum(op: Minimum, *xs: Tensor) -> Tensor:
 def _concat(op: Concat, *xs: Tensor) -> Tensor:
     batch = max(x.shape[0] for x in xs)
     return torch.cat([x.expand(batch, *x.shape[1:]) for x in xs], dim=op.axis + 1)
+
+
+def _embedded(shapes: tuple[Shape, ...], norm_in: Norm, norm_out: Norm) -> tuple[float, ...]:
+    return tuple(finite(embedding(math.prod(shape), norm_in, norm_out)) for shape in shapes)
+
+
+@gain.register(Add, Sub)
+def _sum_gain(op: Add | Sub, shapes: tuple[Shape, ...], norm_in: Norm, norm_out: Norm) -> Gain:
+    """Triangle inequality; attained by parallel changes."""
+    return Gain(_embedded(shapes, norm_in, norm_out), Norm.L1)
+
+
+@gain.register(Maximum, Minimum)
+def _extremum_gain(op: Maximum | Minimum, shapes: tuple[Shape, ...], norm_in: Norm, norm_out: Norm) -> Gain:
+    """|max_i x_i - max_i y_i| <= max_i |x_i - y_i| in every entry, and max_i d_i <= (sum_i d_i^q)^(1/q)."""
+    return Gain(_embedded(shapes, norm_in, norm_out), norm_out)
+
+
+@gain.register(Concat)
+def _concat_gain(op: Concat, shapes: tuple[Shape, ...], norm_in: Norm, norm_out: Norm) -> Gain:
+    """|(x_1, x_2, ...)|_q^q = sum_i |x_i|_q^q."""
+    return Gain(_embedded(shapes, norm_in, norm_out), norm_out)
+
+
+@gain.register(Mul, MatMul)
+def _product_gain(op: Mul | MatMul, shapes: tuple[Shape, ...], norm_in: Norm, norm_out: Norm) -> Gain:
+    raise Unbounded(
+        "a product of two computed tensors has no finite constant: its slope in one factor is the size of the other; "
+        "give a region, or an analyzer that bounds it there"
+    )
+
+
+@gain.register(Div)
+def _quotient_gain(op: Div, shapes: tuple[Shape, ...], norm_in: Norm, norm_out: Norm) -> Gain:
+    raise Unbounded(
+        "a quotient of two computed tensors has no finite constant: its slope grows without limit where the divisor is "
+        "small; give a region, or an analyzer that bounds it there"
+    )

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 from torch import Tensor
 
+from lipverify.errors import UnsupportedModel
+from lipverify.ir.norm import Norm
 from lipverify.ir.op import Op, Shape
+from lipverify.linalg.dense import operator_norm_upper
+from lipverify.linalg.rounding import Upper
 from lipverify.ops.convolution import Pads, flat_pads
-from lipverify.rules import forward, linear
+from lipverify.ops.embedding import SAME_NORMS, blocks_norm, copies_norm, embedding, single
+from lipverify.rules import Gain, forward, gain, linear
 
 
 @dataclass(frozen=True, eq=False)
 class MaxPool(Op):
-    """Maximum over windows of the last len(kernel) axes. padding (before, after) with -inf; a border that no window reaches is cut."""
+    """Maximum over windows of the last len(kernel) axes; a border that no window reaches is cut.
+
+    padding: (before, after) with -inf for each of these axes.
+    """
 
     kernel: Shape
     stride: Shape
@@ -136,3 +146,107 @@ def _reduce_max(op: ReduceMax, x: Tensor) -> Tensor:
 @forward.register(ReduceMin)
 def _reduce_min(op: ReduceMin, x: Tensor) -> Tensor:
     return x.amin(dim=batched_axes(op.axes), keepdim=op.keepdims)
+
+
+@gain.register(MaxPool)
+def _max_pool_gain(op: MaxPool, shapes: tuple[Shape, ...], norm_in: Norm, norm_out: Norm) -> Gain:
+    """|max over W of x - max over W of y|^s <= sum over W of |x_j - y_j|^s: an entry counts in every window that holds it.
+
+    So the change is at most that of the map that copies entry j into its c_j windows, for s = l1, l2, linf (linf: 1); a
+    change of one dominating entry attains it. Padding with -inf never wins. Mixed norms: the best s, embedded.
+    """
+    lead, spatial = shapes[0][: -len(op.kernel)], shapes[0][-len(op.kernel) :]
+    axes = list(zip(spatial, op.kernel, op.stride, op.padding, op.dilation, strict=True))
+    counts = [torch.ones(size, dtype=torch.int64) for size in lead] + [
+        _windows_holding(*axis) for axis in axes
+    ]
+    outputs = math.prod(lead) * math.prod(_positions(*axis) for axis in axes)
+    bounds = [copies_norm(counts, norm_in, s) * embedding(outputs, s, norm_out) for s in SAME_NORMS]
+    return single(min(bounds))
+
+
+def _positions(size: int, kernel: int, stride: int, padding: tuple[int, int], dilation: int) -> int:
+    return (size + sum(padding) - dilation * (kernel - 1) - 1) // stride + 1
+
+
+def _windows_holding(size: int, kernel: int, stride: int, padding: tuple[int, int], dilation: int) -> Tensor:
+    """How many windows hold each entry of an axis."""
+    starts = torch.arange(_positions(size, kernel, stride, padding, dilation)) * stride - padding[0]
+    entries = (starts[:, None] + torch.arange(kernel) * dilation).reshape(-1)
+    return torch.bincount(entries[(entries >= 0) & (entries < size)], minlength=size)
+
+
+@gain.register(AvgPool)
+def _avg_pool_gain(op: AvgPool, shapes: tuple[Shape, ...], norm_in: Norm, norm_out: Norm) -> Gain:
+    """A Kronecker product of one averaging matrix for each axis and of identities: see `_nonnegative_norm`."""
+    spatial = shapes[0][-len(op.kernel) :]
+    total = embedding(math.prod(shapes[0][: -len(op.kernel)]), norm_in, norm_out)
+    for axis, size in enumerate(spatial):
+        total = total * _nonnegative_norm(_averaging(op, axis, size), norm_in, norm_out)
+    return single(total)
+
+
+def _averaging(op: AvgPool, axis: int, size: int) -> Tensor:
+    """The averaging matrix of one axis [positions, size], entries rounded up."""
+    kernel, stride, (before, after) = op.kernel[axis], op.stride[axis], op.padding[axis]
+    reach = (before, after + op.uncounted[axis])
+    starts = torch.arange(_positions(size, kernel, stride, reach, 1)) * stride - before
+    entry = torch.arange(size)
+    inside = (entry >= starts[:, None]) & (entry < starts[:, None] + kernel)
+    low, high = (-before, size + after) if op.count_include_pad else (0, size)
+    count = (starts + kernel).clamp(max=high) - starts.clamp(min=low)
+    if not bool((count > 0).all()):
+        raise UnsupportedModel("a window of the average holds no entry that counts; it divides zero by zero")
+    matrix = inside.to(torch.float64) / count[:, None]
+    exact = (count & (count - 1)) == 0  # 1 / count is a power of two
+    return torch.where(
+        exact[:, None] | ~inside, matrix, torch.nextafter(matrix, torch.full_like(matrix, math.inf))
+    )
+
+
+def _nonnegative_norm(matrix: Tensor, norm_in: Norm, norm_out: Norm) -> Upper:
+    """Norm of a matrix with non-negative entries, and a factor of the norm of a Kronecker product of such matrices.
+
+    Statement: l2 -> l2, l1 -> q and p -> linf (largest column or row norms) multiply over Kronecker factors. Where entries
+    are non-negative, |A x|_q <= |A |x||_q, so linf -> q is attained by the vector of ones, l2 -> l1 by adjunction: these
+    are norms of row or column sums and multiply too. Larger entries give larger norms.
+    """
+    if (norm_in, norm_out) in ((Norm.LINF, Norm.L1), (Norm.LINF, Norm.L2), (Norm.L2, Norm.L1)):
+        lines = matrix if norm_in is Norm.LINF else matrix.mT
+        sums = [Upper.sum(line) for line in lines.tolist()]
+        return (
+            Upper.sum(sums) if norm_in is Norm.LINF and norm_out is Norm.L1 else Upper.root_sum_squares(sums)
+        )
+    if norm_in is norm_out is Norm.L2 and bool(((matrix > 0).sum(0) <= 1).all()):
+        # No entry lies in two windows: orthogonal rows.
+        return Upper.largest(Upper.root_sum_squares(row) for row in matrix.tolist())
+    return operator_norm_upper(matrix, norm_in.value, norm_out.value)
+
+
+@gain.register(ReduceSum, ReduceMean)
+def _reduce_sum_gain(
+    op: ReduceSum | ReduceMean, shapes: tuple[Shape, ...], norm_in: Norm, norm_out: Norm
+) -> Gain:
+    """Blocks of one row of N equal entries: |sum of x| <= N^(1 - 1/p) |x|_p, attained by constants."""
+    count, blocks = _reduced(shapes[0], op.axes)
+    row = embedding(count, norm_in, Norm.L1)
+    if isinstance(op, ReduceMean):
+        # N^(1 - 1/p) / N = N^(-1/p)
+        inverse = Upper.of(Fraction(1, max(count, 1)))
+        row = {Norm.L1: inverse, Norm.L2: inverse.sqrt(), Norm.LINF: Upper.one()}[norm_in]
+    return single(blocks_norm(row, blocks, norm_in, norm_out))
+
+
+@gain.register(ReduceMax, ReduceMin)
+def _reduce_max_gain(
+    op: ReduceMax | ReduceMin, shapes: tuple[Shape, ...], norm_in: Norm, norm_out: Norm
+) -> Gain:
+    """|max x - max y| <= |x - y|_inf <= |x - y|_p in every block."""
+    _, blocks = _reduced(shapes[0], op.axes)
+    return single(blocks_norm(Upper.one(), blocks, norm_in, norm_out))
+
+
+def _reduced(shape: Shape, axes: Shape) -> tuple[int, int]:
+    """Entries of a block, number of blocks."""
+    count = math.prod(shape[axis] for axis in axes)
+    return count, math.prod(size for axis, size in enumerate(shape) if axis not in axes)

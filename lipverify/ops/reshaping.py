@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from lipverify.ir.norm import Norm
 from lipverify.ir.op import Op, Shape
 from lipverify.ops.convolution import Pads, flat_pads
-from lipverify.rules import forward, linear
+from lipverify.ops.embedding import copies_norm, embedding, single
+from lipverify.rules import Gain, forward, gain, linear
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,11 +119,15 @@ def _padded(op: Pad, x: Tensor, fill: float) -> Tensor:
         return torch.nn.functional.pad(x, flat_pads(op.padding), value=fill)
     for axis, (before, after) in enumerate(op.padding):
         if before or after:
-            x = torch.index_select(x, axis + 1, padded_indices(op.mode, x.shape[axis + 1], before, after, x.device))
+            x = torch.index_select(
+                x, axis + 1, padded_indices(op.mode, x.shape[axis + 1], before, after, x.device)
+            )
     return x
 
 
-def padded_indices(mode: str, size: int, before: int, after: int, device: torch.device | None = None) -> Tensor:
+def padded_indices(
+    mode: str, size: int, before: int, after: int, device: torch.device | None = None
+) -> Tensor:
     """Which entry every position of a padded axis copies. reflect leaves the edge out, replicate repeats it, circular wraps."""
     position = torch.arange(-before, size + after, device=device)
     if mode == "replicate":
@@ -147,11 +154,81 @@ def _depth_to_space(op: DepthToSpace, x: Tensor) -> Tensor:
     batch, channels, height, width = x.shape
     b, kept = op.block, channels // op.block**2
     if op.column_first:
-        return x.reshape(batch, kept, b, b, height, width).permute(0, 1, 4, 2, 5, 3).reshape(batch, kept, height * b, width * b)
-    return x.reshape(batch, b, b, kept, height, width).permute(0, 3, 4, 1, 5, 2).reshape(batch, kept, height * b, width * b)
+        return (
+            x.reshape(batch, kept, b, b, height, width)
+            .permute(0, 1, 4, 2, 5, 3)
+            .reshape(batch, kept, height * b, width * b)
+        )
+    return (
+        x.reshape(batch, b, b, kept, height, width)
+        .permute(0, 3, 4, 1, 5, 2)
+        .reshape(batch, kept, height * b, width * b)
+    )
 
 
 @forward.register(Expand)
 @linear.register(Expand)
 def _expand(op: Expand, x: Tensor) -> Tensor:
     return x.expand(x.shape[0], *op.shape)
+
+
+@gain.register(Reshape, Transpose, DepthToSpace)
+def _permutation_gain(
+    op: Reshape | Transpose | DepthToSpace, shapes: tuple[Shape, ...], norm_in: Norm, norm_out: Norm
+) -> Gain:
+    """Entries change places: an isometry of every norm."""
+    return single(embedding(math.prod(shapes[0]), norm_in, norm_out))
+
+
+@gain.register(Slice)
+def _slice_gain(op: Slice, shapes: tuple[Shape, ...], norm_in: Norm, norm_out: Norm) -> Gain:
+    """Entries are kept once or dropped."""
+    counts = _ones(shapes[0])
+    kept = torch.zeros_like(counts[op.axis])
+    kept[op.start : op.stop : op.step] = 1
+    counts[op.axis] = kept
+    return single(copies_norm(counts, norm_in, norm_out))
+
+
+@gain.register(Gather)
+def _gather_gain(op: Gather, shapes: tuple[Shape, ...], norm_in: Norm, norm_out: Norm) -> Gain:
+    """An entry is copied as often as its index occurs."""
+    counts = _ones(shapes[0])
+    counts[op.axis] = torch.bincount(op.indices, minlength=shapes[0][op.axis])
+    return single(copies_norm(counts, norm_in, norm_out))
+
+
+@gain.register(Pad)
+def _pad_gain(op: Pad, shapes: tuple[Shape, ...], norm_in: Norm, norm_out: Norm) -> Gain:
+    """A constant border adds nothing; the other borders copy entries. Negative constant padding drops entries."""
+    counts = _ones(shapes[0])
+    for axis, (before, after) in enumerate(op.padding):
+        size = shapes[0][axis]
+        if op.mode == "constant":
+            kept = torch.zeros_like(counts[axis])
+            kept[max(0, -before) : max(0, size - max(0, -after))] = 1
+            counts[axis] = kept
+        elif before or after:
+            counts[axis] = torch.bincount(padded_indices(op.mode, size, before, after), minlength=size)
+    return single(copies_norm(counts, norm_in, norm_out))
+
+
+@gain.register(Upsample)
+def _upsample_gain(op: Upsample, shapes: tuple[Shape, ...], norm_in: Norm, norm_out: Norm) -> Gain:
+    """Every entry is copied as often as the product of the factors."""
+    counts = [one * factor for one, factor in zip(_ones(shapes[0]), op.factors, strict=True)]
+    return single(copies_norm(counts, norm_in, norm_out))
+
+
+@gain.register(Expand)
+def _expand_gain(op: Expand, shapes: tuple[Shape, ...], norm_in: Norm, norm_out: Norm) -> Gain:
+    """An axis of size 1 is copied."""
+    counts = [
+        one * (new // old) for one, old, new in zip(_ones(shapes[0]), shapes[0], op.shape, strict=True) if old
+    ]
+    return single(copies_norm(counts, norm_in, norm_out))
+
+
+def _ones(shape: Shape) -> list[Tensor]:
+    """One copy of every entry, axis by axis."""
+    return [torch.ones(size, dtype=torch.int64) for size in shape]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lipverify.ir.op import Op
-from lipverify.rules import forward
+from lipverify.ir.norm import Norm
+from lipverify.ir.op import Op, Shape
+from lipverify.linalg.rounding import Upper, gamma, inflate
+from lipverify.ops.embedding import embedding, single, through_same_norm
+from lipverify.rules import Gain, Unbounded, forward, gain
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +41,8 @@ class Householder(Op):
 @forward.register(GroupSort)
 def _group_sort(op: GroupSort, x: Tensor) -> Tensor:
     axis = op.axis + 1
-    return x.unflatten(axis, (-1, op.group)).sort(dim=axis + 1, descending=op.descending).values.flatten(axis, axis + 1)
+    groups: Tensor = x.unflatten(axis, (-1, op.group))
+    return groups.sort(dim=axis + 1, descending=op.descending).values.flatten(axis, axis + 1)
 
 
 @forward.register(Householder)
@@ -46,3 +51,46 @@ def _householder(op: Householder, x: Tensor) -> Tensor:
     along = (moved * op.vectors).sum(-1, keepdim=True)
     reflected = moved - 2 * op.vectors * along / (op.vectors**2).sum(-1, keepdim=True)
     return torch.where(along > 0, moved, reflected).flatten(-2).movedim(-1, op.axis + 1)
+
+
+@gain.register(GroupSort)
+def _group_sort_gain(op: GroupSort, shapes: tuple[Shape, ...], norm_in: Norm, norm_out: Norm) -> Gain:
+    """Continuous and a permutation on every piece (Anil, Lucas, Grosse, ICML 2019): an isometry piece by piece."""
+    return single(embedding(math.prod(shapes[0]), norm_in, norm_out))
+
+
+@gain.register(Householder)
+def _householder_gain(op: Householder, shapes: tuple[Shape, ...], norm_in: Norm, norm_out: Norm) -> Gain:
+    """Continuous (both pieces agree where w'x = 0), the identity or a reflection on each piece.
+
+    Source: Singla, Singla, Feizi, ICLR 2022, for l2. A reflection H = I - 2 w w' / |w|^2 is symmetric, so its l1 and linf
+    norms are its largest absolute column sum.
+    """
+    size = math.prod(shapes[0])
+    other = _reflection_sum(op)
+
+    def same(norm: Norm) -> Upper:
+        return Upper.one() if norm is Norm.L2 else other
+
+    return single(through_same_norm(same, size, size, norm_in, norm_out))
+
+
+def _reflection_sum(op: Householder) -> Upper:
+    """Largest absolute column sum of the reflections and of the identity: |1 - 2 w_j^2/s| + 2 |w_j| (|w|_1 - |w_j|)/s."""
+    vectors = op.vectors.to(torch.float64)
+    vectors = vectors / vectors.abs().amax(-1, keepdim=True).clamp_min(
+        2.0**-1000
+    )  # H does not change with the length
+    squared = (vectors**2).sum(-1, keepdim=True)
+    if not bool((squared > 0).all()):
+        raise Unbounded("a reflection vector is zero")
+    matrix = 2.0 * vectors[:, :, None] * vectors[:, None, :] / squared[:, :, None]
+    columns = (
+        (torch.eye(vectors.shape[-1], dtype=torch.float64, device=vectors.device) - matrix).abs().sum(-1)
+    )
+    # Every entry carries at most size + 10 roundings relative to entries of I and matrix, which are at most 1 and 2, and
+    # scaling moved w by half an ulp: 4 roundings more.
+    size = vectors.shape[-1]
+    error = (1.0 + matrix.abs().sum(-1)) * gamma(2 * size + 16)
+    bound = inflate(columns + error, 8 * gamma(1))
+    return Upper.of(float(bound.amax())).max(Upper.one())

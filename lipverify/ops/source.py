@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lipverify.ir.op import Constant, Input
-from lipverify.rules import forward
+from lipverify.ir.norm import Norm
+from lipverify.ir.op import Constant, Input, Shape
+from lipverify.rules import Gain, forward, gain
 
 
 @forward.register(Input)
@@ -17,3 +18,9 @@ def _input(op: Input, x: Tensor) -> Tensor:
 def _constant(op: Constant) -> Tensor:
     # Batch size 1: every operator broadcasts over the batch axis.
     return op.value.unsqueeze(0)
+
+
+@gain.register(Input, Constant)
+def _no_gain(op: Input | Constant, shapes: tuple[Shape, ...], norm_in: Norm, norm_out: Norm) -> Gain:
+    """Nothing flows in from another operator."""
+    return Gain(())
