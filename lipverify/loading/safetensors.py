@@ -64,11 +64,16 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def parse_safetensors(data: bytes, path: Path) -> dict[str, Tensor]:
     """Tensors in the bytes of a safetensors file; `path` is only for messages. Raises as read_safetensors."""
-    slots, _ = parse_header(data, path)
-    tensors = {name: _tensor(data, slot, name, path) for name, slot in slots.items()}
+    tensors, _ = parse_tensors(data, path)
     for name, tensor in tensors.items():
         require_finite(tensor, name, path)
     return tensors
+
+
+def parse_tensors(data: bytes, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors, NaN and infinity among them, and metadata in the bytes of a safetensors file."""
+    slots, metadata = parse_header(data, path)
+    return {name: _tensor(data, slot, name, path) for name, slot in slots.items()}, metadata
 
 
 def require_finite(tensor: Tensor, name: str, path: Path) -> None:

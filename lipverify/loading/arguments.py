@@ -1,0 +1,86 @@
+"""Numbers that people type: radii, boxes, durations, pairs of outputs."""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from fractions import Fraction
+from typing import NoReturn
+
+from lipverify.errors import UsageError
+from lipverify.loading.names import display
+
+MAX_LENGTH = 60
+
+_DECIMAL = r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,4})?"
+_NUMBER = re.compile(rf"[+-]?{_DECIMAL}", re.ASCII)
+_FRACTION = re.compile(rf"(?P<over>{_DECIMAL})(?:\s*/\s*(?P<under>{_DECIMAL}))?", re.ASCII)
+_PART = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?P<unit>ms|s|m|h|d|)", re.ASCII)
+_SECONDS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def parse_radius(text: str) -> float:
+    """A radius as a positive decimal (`0.03`, `1e-3`) or fraction (`8/255`): the nearest float64.
+
+    Every claim speaks about the returned number. Raises UsageError for zero, negative, infinite and NaN
+    radii, numbers that float64 cannot hold at full precision, and decimal commas.
+    """
+    found = _FRACTION.fullmatch(text.strip()) if len(text) <= MAX_LENGTH else None
+    if found is None:
+        _fail("radius", text, "a positive decimal or fraction like 0.03 or 8/255")
+    over, under = Fraction(found["over"]), Fraction(found["under"] or 1)
+    if over == 0 or under == 0:
+        _fail("radius", text, "larger than 0")
+    return _float64(over / under, "radius", text)
+
+
+def parse_box(text: str) -> tuple[float, float]:
+    """Limits `LO,HI` of every input coordinate, LO < HI. Raises UsageError."""
+    parts = [part.strip() for part in text.split(",")] if len(text) <= 2 * MAX_LENGTH else []
+    if len(parts) != 2 or not all(_NUMBER.fullmatch(part) for part in parts):
+        _fail("box", text, "two decimals LO,HI like 0,1")
+    low, high = (_float64(Fraction(part), "box", text) for part in parts)
+    if low >= high:
+        _fail("box", text, "LO,HI with LO < HI")
+    return low, high
+
+
+def parse_margin(text: str) -> tuple[int, int]:
+    """Two different outputs `A,B`: the margin is output A minus output B. Raises UsageError."""
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) != 2 or not all(re.fullmatch("[0-9]{1,9}", part, re.ASCII) for part in parts):
+        _fail("margin", text, "two output indices A,B like 3,5")
+    first, second = (int(part) for part in parts)
+    if first == second:
+        _fail("margin", text, "two different outputs")
+    return first, second
+
+
+def parse_duration(text: str) -> float:
+    """Seconds in a duration like `90`, `90s`, `10m`, `1h30m` or `500ms`. Raises UsageError unless positive."""
+    stripped = text.strip() if len(text) <= MAX_LENGTH else ""
+    parts = list(_PART.finditer(stripped))
+    whole = "".join(part[0] for part in parts) == stripped
+    # A number without unit only alone: in "1h30" one reader sees minutes, the next seconds.
+    if not parts or not whole or (len(parts) > 1 and any(not part["unit"] for part in parts)):
+        _fail("duration", text, "a time like 90s, 10m or 1h30m")
+    seconds = math.fsum(float(part["number"]) * _SECONDS[part["unit"]] for part in parts)
+    if not 0 < seconds < math.inf:
+        _fail("duration", text, "a time larger than 0")
+    return seconds
+
+
+def _float64(value: Fraction, what: str, text: str) -> float:
+    if value == 0:
+        return 0.0
+    # Below the smallest normal number float64 loses digits and then everything.
+    if not Fraction(sys.float_info.min) <= abs(value) <= Fraction(sys.float_info.max):
+        _fail(what, text, "of a size that float64 can hold")
+    return float(value)
+
+
+def _fail(what: str, text: str, wanted: str) -> NoReturn:
+    comma = what in ("radius", "duration") and re.fullmatch(r"\s*[0-9]*,[0-9]+\s*", text[:MAX_LENGTH])
+    hint = "; write a decimal point, not a comma" if comma else ""
+    raise UsageError(f'{what} "{display(text, 40)}" must be {wanted}{hint}')
