@@ -5,43 +5,24 @@ The map sends x [in, *size] to y[o, p] = sum_{i,a} K[o,i,a] x[i, stride p + dila
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lipverify.errors import UsageError
 from lipverify.linalg import dense
+from lipverify.linalg.geometry import Convolution, Padding
 from lipverify.linalg.rounding import Upper
-from lipverify.linalg.symbol import Symbol, polyphase, supremum, torus_maximum
-
-Padding = Sequence[tuple[int, int]]
+from lipverify.linalg.symbol import Symbol, circular_maximum, polyphase, supremum, torus_maximum
 
 # A torus is worth a search when its frequencies may miss the supremum by more than this.
 _TORUS_GAIN = 5e-4
-
-
-@dataclass(frozen=True)
-class _Convolution:
-    weight: (
-        Tensor  # [groups, out / groups, in / groups, *taps] float64, largest entry in [1/2, 1) or all zero
-    )
-    exponent: int  # the kernel is weight * 2^exponent
-    stride: tuple[int, ...]
-    dilation: tuple[int, ...]
-    padding: tuple[tuple[int, int], ...] = ()
-    size: tuple[int, ...] = ()
-
-    @property
-    def output_size(self) -> tuple[int, ...]:
-        return tuple(
-            (n + sum(pad) - dil * (taps - 1) - 1) // s + 1
-            for n, pad, dil, taps, s in zip(
-                self.size, self.padding, self.dilation, self.weight.shape[3:], self.stride, strict=True
-            )
-        )
+# Estimated real multiplications of a dense l2 bound: always taken, and taken when the torus may be this far off.
+_QUICK_WORK, _LONG_WORK, _LOOSE = 2e10, 1e11, 1.5e-2
+_LARGEST_MATRIX = 30_000_000
 
 
 def convolution_norm(
@@ -57,108 +38,205 @@ def convolution_norm(
 ) -> Upper:
     """Upper bound of the operator norm of a zero-padded convolution on inputs of one size.
 
+    Statement: |y|_out <= bound |x|_in for every x [in, *input_size].
+    Source: l2 -> l2 is the smallest of: the matrix itself when small (or when no two outputs share an input), the
+        embedding into a torus without wrap-around (`symbol.torus_maximum`), the supremum of the symbol
+        (`symbol.supremum`). l1 -> any and any -> linf are maxima of column or row norms, exact up to rounding.
+        linf -> l1, linf -> l2 and l2 -> l1 are NP-hard and get certified inequalities (`_hard`).
+    Sound when: the assumptions of `lipverify.linalg` hold.
+
     Args:
-        weight: [out, in / groups, *taps], real floating point.
+        weight: [out, in / groups, *taps], real floating point, any device.
         input_size, stride, dilation: one integer per spatial axis; padding: (before, after) per spatial axis.
         norm_in, norm_out: "l1", "l2" or "linf".
 
     Raises:
         UsageError: arguments that do not fit together, a non-finite weight, an empty output.
     """
-    convolution = _convolution(weight, stride, dilation, groups)
-    convolution = _placed(convolution, input_size, padding)
-    return _spectral(convolution).scale(convolution.exponent)
+    convolution = Convolution.of(weight, stride, dilation, groups).placed(input_size, padding)
+    return _bound(convolution, norm_in, norm_out).scale(convolution.exponent)
+
+
+def transposed_convolution_norm(
+    weight: Tensor,
+    *,
+    input_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Padding,
+    dilation: Sequence[int],
+    groups: int,
+    output_padding: Sequence[int] = (),
+    norm_in: str = "l2",
+    norm_out: str = "l2",
+) -> Upper:
+    """Upper bound of the operator norm of a transposed convolution, the adjoint of a strided one.
+
+    Statement: |y|_out <= bound |x|_in; the adjoint has the same norm between the dual norms, in opposite order.
+    Source and errors: as `convolution_norm`, for the convolution that maps the output size back to `input_size`.
+
+    Args:
+        weight: [in, out / groups, *taps], which is the weight of that convolution.
+        input_size: of the transposed convolution. output_padding: extra rows at the end, below the stride.
+    """
+    convolution = Convolution.of(weight, stride, dilation, groups)
+    extra = tuple(output_padding) or (0,) * convolution.axes
+    if not len(extra) == len(input_size) == len(padding) == convolution.axes:
+        raise UsageError(
+            f"a {convolution.axes}-D transposed convolution needs as many sizes, paddings and output paddings"
+        )
+    size = tuple(
+        (m - 1) * s - sum(pad) + dil * (taps - 1) + 1 + more
+        for m, s, pad, dil, taps, more in zip(
+            input_size, stride, padding, dilation, convolution.taps, extra, strict=True
+        )
+    )
+    convolution = convolution.placed(size, padding)
+    if convolution.output_size != tuple(input_size):
+        raise UsageError(
+            f"output padding {extra} does not fit stride {tuple(stride)} on input size {tuple(input_size)}"
+        )
+    return _bound(convolution, dense.dual(norm_out), dense.dual(norm_in)).scale(convolution.exponent)
 
 
 def convolution_norm_any_size(
-    weight: Tensor, *, stride: Sequence[int], dilation: Sequence[int], groups: int
+    weight: Tensor,
+    *,
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    norm_in: str = "l2",
+    norm_out: str = "l2",
 ) -> Upper:
-    """Upper bound of the l2 norm of a zero-padded convolution, whatever the input size and padding: see `supremum`."""
-    convolution = _convolution(weight, stride, dilation, groups)
-    symbol = Symbol(polyphase(convolution.weight, convolution.stride, convolution.dilation))
-    if max(symbol.kernel.shape[3:]) == 1:
-        return dense.operator_norm_upper(symbol.kernel.flatten(2), "l2", "l2").scale(convolution.exponent)
-    return Upper.of(supremum(symbol).upper).scale(convolution.exponent)
+    """Upper bound of the norm of a zero-padded convolution that holds for every input size and padding.
 
+    Statement, Source: as `convolution_norm`; l2 -> l2 by `symbol.supremum`.
 
-def _convolution(weight: Tensor, stride: Sequence[int], dilation: Sequence[int], groups: int) -> _Convolution:
-    axes = weight.ndim - 2
-    if axes < 1:
-        raise UsageError(f"a convolution weight is [out, in / groups, *taps], not {tuple(weight.shape)}")
-    if len(stride) != axes or len(dilation) != axes:
-        raise UsageError(f"stride and dilation of a {axes}-D convolution need {axes} numbers each")
-    if min(*stride, *dilation, groups) < 1:
+    Raises:
+        UsageError: also for linf -> l1, linf -> l2 and l2 -> l1, whose norms grow with the input size.
+    """
+    convolution = Convolution.of(weight, stride, dilation, groups)
+    if norm_in == norm_out == "l2":
+        symbol = _symbol(convolution)
+        upper = _as_matrix(symbol) if symbol.is_constant else Upper.of(supremum(symbol).upper)
+    elif norm_in == "l1" or norm_out == "linf":
+        upper = _rows_or_columns(convolution, norm_in, norm_out)
+    else:
         raise UsageError(
-            f"stride {tuple(stride)}, dilation {tuple(dilation)} and groups {groups} must be positive"
+            f"the {norm_in} -> {norm_out} norm of a convolution grows with the input size: give the size"
         )
-    if weight.numel() == 0 or weight.shape[0] % groups:
+    return upper.scale(convolution.exponent)
+
+
+def circular_convolution_norm(
+    weight: Tensor, *, input_size: Sequence[int], stride: Sequence[int], dilation: Sequence[int], groups: int
+) -> Upper:
+    """Upper bound of the l2 norm of a convolution with circular padding that keeps size / stride positions per axis.
+
+    Statement: the map is block diagonal in the discrete Fourier basis, so its norm is the largest norm of the symbol at
+        the frequencies j / (size / stride), exact up to rounding. It is no bound for zero padding.
+    Source: Sedghi, Gupta, Long, "The singular values of convolutional layers", ICLR 2019, theorem 6.
+
+    Raises:
+        UsageError: a stride that does not divide the size; otherwise as `convolution_norm`.
+    """
+    convolution = Convolution.of(weight, stride, dilation, groups)
+    if len(input_size) != convolution.axes or any(
+        n < 1 or n % s for n, s in zip(input_size, stride, strict=True)
+    ):
         raise UsageError(
-            f"a weight of shape {tuple(weight.shape)} is empty or does not split into {groups} groups"
+            f"stride {tuple(stride)} does not divide the circular input size {tuple(input_size)}"
         )
-    if weight.is_complex():
-        raise UsageError("a convolution weight must be real")
-    flat = dense.scaled(dense.validated(weight.reshape(1, -1), "l2", "l2"))
-    values = flat.values.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
-    return _Convolution(values, int(flat.exponent), tuple(stride), tuple(dilation))
+    sizes = [n // s for n, s in zip(input_size, stride, strict=True)]
+    return Upper.of(circular_maximum(_symbol(convolution), sizes)).scale(convolution.exponent)
 
 
-def _placed(convolution: _Convolution, input_size: Sequence[int], padding: Padding) -> _Convolution:
-    axes = convolution.weight.ndim - 3
-    if len(input_size) != axes or len(padding) != axes or any(len(pad) != 2 for pad in padding):
-        raise UsageError(f"a {axes}-D convolution needs {axes} input sizes and {axes} pairs of padding")
-    if min(input_size) < 1 or min(min(pad) for pad in padding) < 0:
-        raise UsageError(
-            f"input size {tuple(input_size)} must be positive, padding {list(padding)} non-negative"
-        )
-    placed = _Convolution(
-        convolution.weight,
-        convolution.exponent,
-        convolution.stride,
-        convolution.dilation,
-        tuple((int(a), int(b)) for a, b in padding),
-        tuple(input_size),
-    )
-    if min(placed.output_size) < 1:
-        raise UsageError(
-            f"a kernel of {tuple(convolution.weight.shape[3:])} taps leaves no output on {placed.size}"
-        )
-    return placed
+def _symbol(convolution: Convolution) -> Symbol:
+    return Symbol(polyphase(convolution.weight, convolution.stride, convolution.dilation))
 
 
-def _spectral(convolution: _Convolution) -> Upper:
+def _as_matrix(symbol: Symbol) -> Upper:
+    """No two outputs share an input (patch embedding, 1 x 1): the map is copies of one matrix per group."""
+    return dense.operator_norm_upper(symbol.kernel.flatten(2), "l2", "l2")
+
+
+def _bound(convolution: Convolution, norm_in: str, norm_out: str) -> Upper:
+    if norm_in == norm_out == "l2":
+        return _spectral(convolution)
+    if norm_in == "l1" or norm_out == "linf":
+        return _rows_or_columns(convolution, norm_in, norm_out)
+    return _hard(convolution, norm_in, norm_out)
+
+
+def _spectral(convolution: Convolution) -> Upper:
     if not bool(convolution.weight.any()):
         return Upper.zero()
-    symbol = Symbol(polyphase(convolution.weight, convolution.stride, convolution.dilation))
-    if max(symbol.kernel.shape[3:]) == 1:
-        # No two outputs share an input (patch embedding, 1 x 1): the map is copies of one matrix.
-        return dense.operator_norm_upper(symbol.kernel.flatten(2), "l2", "l2")
-    known = supremum(symbol)
-    sizes = embedding_sizes(convolution)
+    symbol = _symbol(convolution)
+    if symbol.is_constant:
+        return _as_matrix(symbol)
+    work = _matrix_work(convolution)
+    if work < _QUICK_WORK:
+        return dense.operator_norm_upper(convolution.matrix(), "l2", "l2")
+    sizes = convolution.embedding_sizes
     gain = sum((math.pi * d / n) ** 2 / 2 for d, n in zip(symbol.degrees, sizes, strict=True))
-    return Upper.of(torus_maximum(symbol, sizes, known) if gain > _TORUS_GAIN else known.upper)
+    known = supremum(symbol)
+    upper = Upper.of(torus_maximum(symbol, sizes, known) if gain > _TORUS_GAIN else known.upper)
+    if gain > _LOOSE and work < _LONG_WORK:
+        upper = min(upper, dense.operator_norm_upper(convolution.matrix(), "l2", "l2"))
+    return upper
 
 
-def embedding_sizes(convolution: _Convolution) -> tuple[int, ...]:
-    """Per axis, the smallest torus on which the polyphase convolution does not wrap around.
+def _matrix_work(convolution: Convolution) -> float:
+    """Real multiplications of the dense l2 bound, a rough count; infinite above the memory limit."""
+    groups, rows, columns = convolution.matrix_shape
+    if groups * rows * columns > _LARGEST_MATRIX:
+        return math.inf
+    short, long = sorted((rows, columns))
+    return groups * (4.0 * short**2 * long + 10.0 * short**3)
 
-    Output p reads the polyphase inputs t = p + b, 0 <= b < taps'. On a torus of N points it also reads t when
-    p + b - t is a non-zero multiple of N; there is none once N > |p + b - t| for all outputs and inputs in use.
+
+def _rows_or_columns(convolution: Convolution, norm_in: str, norm_out: str) -> Upper:
+    """Maxima over columns (input l1) or rows (output linf): exact, one masked kernel per kind of position."""
+    for norm in (norm_in, norm_out):
+        dense.dual(norm)
+    columns = norm_in == "l1"
+    sizes = _line_norms(convolution, norm_out if columns else dense.dual(norm_in), columns=columns)
+    return Upper.of(sizes.max().item())
+
+
+def _line_norms(convolution: Convolution, norm: str, *, columns: bool) -> Tensor:
+    """Largest norm of the rows (columns) that belong to each output (input) channel, over all positions: [channels]."""
+    groups, outputs, inputs = convolution.weight.shape[:3]
+    lines = convolution.weight.transpose(1, 2) if columns else convolution.weight
+    lines = lines.reshape(groups * (inputs if columns else outputs), -1, *convolution.taps)
+    best = torch.zeros(len(lines), dtype=torch.float64, device=lines.device)
+    masks = [convolution.tap_masks(axis, columns=columns) for axis in range(convolution.axes)]
+    for choice in itertools.product(*masks):
+        chosen = lines
+        for axis, taps in enumerate(choice):
+            chosen = chosen.index_select(2 + axis, torch.tensor(taps, device=lines.device))
+        if chosen.numel():
+            best = torch.maximum(best, dense.vector_norms(chosen.flatten(1), norm))
+    return best
+
+
+def _hard(convolution: Convolution, norm_in: str, norm_out: str) -> Upper:
+    """Certified inequalities for linf -> l1, linf -> l2 and l2 -> l1, block by block when the matrix is small.
+
+    |A|_{linf -> out} <= |(row sums)|_out, |A|_{l2 -> l1} <= |(column sums)|_2 (its adjoint), and the l2 norm times the
+    square root of the number of entries of an linf input and of an l1 output.
     """
-    sizes = []
-    for n, (before, _), dil, taps, s, outputs in zip(
-        convolution.size,
-        convolution.padding,
-        convolution.dilation,
-        convolution.weight.shape[3:],
-        convolution.stride,
-        convolution.output_size,
-        strict=True,
-    ):
-        coarse = dil * (taps - 1) // s + 1
-        # Outputs that see padding only are zero rows; inputs behind the last output are zero columns.
-        p_first = max(0, -(-(before - dil * (taps - 1)) // s))
-        p_last = min(outputs - 1, (before + n - 1) // s)
-        t_first = max(before // s, p_first)
-        t_last = min((before + n - 1) // s, p_last + coarse - 1)
-        sizes.append(1 + max(t_last - p_first, p_last + coarse - 1 - t_first, 0))
-    return tuple(sizes)
+    groups, rows, columns = convolution.matrix_shape
+    entries = (groups * columns if norm_in == "linf" else 1) * (groups * rows if norm_out == "l1" else 1)
+    upper = _spectral(convolution) * Upper.of(entries).sqrt()
+    positions = math.prod(convolution.size if norm_in == "l2" else convolution.output_size)
+    sums = _line_norms(convolution, "l1", columns=norm_in == "l2").tolist()
+    if norm_in == "linf" and norm_out == "l1":
+        upper = min(upper, Upper.sum(sums) * positions)
+    else:
+        upper = min(upper, Upper.root_sum_squares(sums) * Upper.of(positions).sqrt())
+    if _matrix_work(convolution) < _QUICK_WORK:
+        # Blocks act on separate inputs and outputs: bounds add up (linf -> l1) or in squares (one side l2).
+        blocks = dense.operator_norm(convolution.matrix(), norm_in, norm_out).tolist()
+        both = norm_in == "linf" and norm_out == "l1"
+        upper = min(upper, Upper.sum(blocks) if both else Upper.root_sum_squares(blocks))
+    return upper

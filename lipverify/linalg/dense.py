@@ -17,7 +17,7 @@ from lipverify.errors import InternalError, UsageError
 from lipverify.linalg.rounding import Upper, gamma, inflate, sum_up
 
 NORMS = ("l1", "l2", "linf")
-DUAL = {"l1": "linf", "l2": "l2", "linf": "l1"}
+_DUAL = {"l1": "linf", "l2": "l2", "linf": "l1"}
 
 # Up to here an unbatched matrix is summed in exact arithmetic; larger ones carry gamma_n.
 _EXACT_ENTRIES = 4096
@@ -90,10 +90,17 @@ class _Scaled(NamedTuple):
     exponent: Tensor  # [...] int64: the matrix is values * 2^exponent
 
 
+def dual(norm: str) -> str:
+    """The dual of a vector norm; UsageError for an unknown name."""
+    if norm not in NORMS:
+        raise UsageError(f"unknown norm {norm!r}; choose one of {', '.join(NORMS)}")
+    return _DUAL[norm]
+
+
 def validated(matrix: Tensor, norm_in: str, norm_out: str) -> Tensor:
+    """The matrix in float64 or complex128, exactly; UsageError for what no norm is defined for."""
     for norm in (norm_in, norm_out):
-        if norm not in NORMS:
-            raise UsageError(f"unknown norm {norm!r}; choose one of {', '.join(NORMS)}")
+        dual(norm)
     if matrix.ndim < 2:
         raise UsageError(f"an operator norm needs a matrix, not a tensor of shape {tuple(matrix.shape)}")
     if not (matrix.is_floating_point() or matrix.is_complex()):
@@ -139,9 +146,9 @@ def _bound(a: Tensor, norm_in: str, norm_out: str) -> Tensor:
     if a.numel() == 0:
         return torch.zeros(a.shape[:-2], dtype=torch.float64, device=a.device)
     if norm_in == "l1":
-        return _vector_norms(a.mT, norm_out).amax(-1)
+        return vector_norms(a.mT, norm_out).amax(-1)
     if norm_out == "linf":
-        return _vector_norms(a, DUAL[norm_in]).amax(-1)
+        return vector_norms(a, _DUAL[norm_in]).amax(-1)
     if norm_in == norm_out == "l2":
         return _spectral(a)
     return _hard_bound(a, norm_in, norm_out)
@@ -152,8 +159,8 @@ def _magnitude(a: Tensor) -> Tensor:
     return inflate(a.abs(), 4 * gamma(1)) if a.is_complex() else a.abs()
 
 
-def _vector_norms(a: Tensor, norm: str) -> Tensor:
-    """Upper bounds of the norms of the rows of `a` ([..., m, n] -> [..., m]); exact sums for small real matrices."""
+def vector_norms(a: Tensor, norm: str) -> Tensor:
+    """Upper bounds of the norms of the rows of `a` ([..., m, n] -> [..., m]), entries scaled as by `scaled`."""
     size = _magnitude(a)
     if norm == "linf":
         return size.amax(-1)
@@ -167,11 +174,11 @@ def _vector_norms(a: Tensor, norm: str) -> Tensor:
 
 
 def _frobenius(a: Tensor) -> Tensor:
-    return _vector_norms(a.flatten(-2)[..., None, :], "l2")[..., 0]
+    return vector_norms(a.flatten(-2)[..., None, :], "l2")[..., 0]
 
 
 def _interpolation(a: Tensor) -> Tensor:
-    columns, rows = _vector_norms(a.mT, "l1").amax(-1), _vector_norms(a, "l1").amax(-1)
+    columns, rows = vector_norms(a.mT, "l1").amax(-1), vector_norms(a, "l1").amax(-1)
     if a.ndim == 2 and a.numel() <= _EXACT_ENTRIES:
         mixed = torch.full_like(rows, float((Upper.of(columns.item()) * rows.item()).sqrt()))
     else:
@@ -265,7 +272,7 @@ def _hard_bound(a: Tensor, norm_in: str, norm_out: str) -> Tensor:
     """linf -> l1, linf -> l2, l2 -> l1: signs when a sign side is small, else inequalities."""
     if norm_in == "l2" or (norm_out == "l1" and a.shape[-2] < a.shape[-1]):
         # The adjoint maps the dual of the output norm to the dual of the input norm with the same norm.
-        a, norm_in, norm_out = a.mT, DUAL[norm_out], DUAL[norm_in]
+        a, norm_in, norm_out = a.mT, _DUAL[norm_out], _DUAL[norm_in]
     if a.is_complex() or a.shape[-1] > ENUMERATED_SIDE:
         return _cheap_hard_bound(a, norm_out)
     return torch.minimum(_enumerated(a, norm_out), _cheap_hard_bound(a, norm_out))
@@ -279,13 +286,13 @@ def _enumerated(a: Tensor, norm_out: str) -> Tensor:
     for chunk in codes.split(4096):
         bits = (chunk[None, :] >> torch.arange(n, device=a.device)[:, None]) & 1
         signs = 1.0 - 2.0 * bits.to(torch.float64)
-        result = torch.maximum(result, _vector_norms_of_columns(a @ signs, norm_out).amax(-1))
+        result = torch.maximum(result, _column_norms(a @ signs, norm_out).amax(-1))
     # |fl(W s) - W s| <= gamma_n |W| 1 in each row.
-    error = gamma(n) * _vector_norms_of_columns(_magnitude(a).sum(-1, keepdim=True), norm_out)[..., 0]
+    error = gamma(n) * _column_norms(_magnitude(a).sum(-1, keepdim=True), norm_out)[..., 0]
     return inflate(result + inflate(error, gamma(n + 4)), 4 * gamma(1))
 
 
-def _vector_norms_of_columns(a: Tensor, norm: str) -> Tensor:
+def _column_norms(a: Tensor, norm: str) -> Tensor:
     rounded = gamma(a.shape[-2] + 4)
     return inflate(a.abs().sum(-2) if norm == "l1" else a.square().sum(-2).sqrt(), rounded)
 
@@ -297,8 +304,8 @@ def _cheap_hard_bound(a: Tensor, norm_out: str) -> Tensor:
     |W x|_2 <= sqrt(n) |W|_2 |x|_inf, and another sqrt(m) for l1.
     """
     m, n = a.shape[-2:]
-    by_rows = _vector_norms(_vector_norms(a, "l1")[..., None, :], norm_out)[..., 0]
-    by_columns = _vector_norms(_vector_norms(a.mT, norm_out)[..., None, :], "l1")[..., 0]
+    by_rows = vector_norms(vector_norms(a, "l1")[..., None, :], norm_out)[..., 0]
+    by_columns = vector_norms(vector_norms(a.mT, norm_out)[..., None, :], "l1")[..., 0]
     entries = n if norm_out == "l2" else m * n
     by_spectrum = inflate(_spectral(a) * math.sqrt(entries), 4 * gamma(1))
     return torch.minimum(torch.minimum(by_rows, by_columns), by_spectrum)

@@ -15,7 +15,6 @@ from decimal import Decimal
 from fractions import Fraction
 from functools import total_ordering
 
-import torch
 from torch import Tensor
 
 from lipverify.errors import InternalError, UsageError

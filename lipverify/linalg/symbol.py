@@ -61,6 +61,10 @@ class Symbol:
     def degrees(self) -> tuple[float, ...]:
         return tuple((taps - 1) / 2 for taps in self.kernel.shape[3:])
 
+    @property
+    def is_constant(self) -> bool:
+        return max(self.kernel.shape[3:]) == 1
+
     def norms(self, frequencies: Tensor, enough: Tensor | None = None) -> Tensor:
         """Upper bounds of |S(f)| at each frequency.
 
@@ -209,6 +213,12 @@ def torus_maximum(symbol: Symbol, sizes: Sequence[int], known: Supremum) -> floa
         if firsts[index] < best:
             best = min(best, _maximum(symbol, candidates[index], ceilings[index], firsts[index]))
     return best
+
+
+def circular_maximum(symbol: Symbol, sizes: Sequence[int]) -> float:
+    """Largest norm of S over the frequencies j / sizes, rounded up: the norm of the circular convolution itself."""
+    points = _torus([(size, 0.0) for size in sizes], symbol)
+    return _maximum(symbol, points, torch.full_like(points[:, 0], math.inf), 0.0)
 
 
 def _torus(choice: Sequence[tuple[int, float]], symbol: Symbol) -> Tensor:
