@@ -103,7 +103,8 @@ interval: Rule[Interval] = Rule(
 )
 slopes: Rule[Slopes] = Rule(
     "slopes",
-    "scalar activations: the proven range of slopes. (op, None, shape) over the whole line, (op, box, shape) over a box [batch, *shape]",
+    "scalar activations: the proven range of slopes. "
+    "(op, None, shape) over the whole line, (op, box, shape) over a box [batch, *shape]",
 )
 gain: Rule[Gain] = Rule(
     "gain",

@@ -1,0 +1,51 @@
+# Two commands do everything on a fresh clone: `make demo` and `make test`.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.PHONY: help demo test check lint types soundness third-party zoo clean
+
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+    command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# One thread for each worker: several small problems at once are faster than one with many threads.
+export OMP_NUM_THREADS ?= 1
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed (set PYTHON=...)"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $(READY)
+
+demo: $(READY) ## install, audit a network of the zoo, write reports/demo/report.html
+	$(BIN)/lipverify audit zoo:digits-cnn --analyzers product --out reports/demo --force
+	@echo "open reports/demo/report.html"
+
+test: lint types $(READY) ## everything that must pass before a change lands
+	$(BIN)/pytest -n auto --dist worksteal tests
+
+check: test
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+soundness: $(READY) ## the long searches for a wrong bound
+	LIPVERIFY_SOUNDNESS=full $(BIN)/pytest -n auto --dist worksteal tests/soundness tests/property
+
+third-party: $(READY) ## audit every network of the sibling folder shared/checkpoints, write reports/third_party
+	$(BIN)/python -m reports.third_party.build
+
+zoo: $(READY) ## train the model zoo again
+	$(BIN)/lipverify zoo build all --force
+
+clean: ## remove the virtual environment and caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,265 @@
+"""Runs of affine layers without anything between them, and certified gains of a whole run.
+
+The norm of a product of matrices is at most the product of their norms, often much less: a BatchNorm behind a convolution, a
+flatten and a dense layer behind an average pool are one linear map and get one norm.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from lipverify import ops
+from lipverify.errors import UnsupportedModel
+from lipverify.ir.graph import Graph, Node
+from lipverify.ir.norm import Norm
+from lipverify.ir.op import Op, Shape
+from lipverify.linalg.dense import interpolation_bound, operator_norm
+from lipverify.linalg.rounding import UNIT_ROUNDOFF, Upper, gamma
+from lipverify.rules import gain, gain_of, linear
+
+DENSE_ENTRIES = 1 << 22
+"""Runs whose matrix has at most this many entries are also bounded through the matrix itself."""
+DENSE_SIDE = 1600
+"""... if the smaller side of the matrix is at most this: the spectral norm costs its cube."""
+
+
+@dataclass(frozen=True)
+class RunGain:
+    """As `rules.Gain`, with factors that may exceed float64, and a note how they were found."""
+
+    factors: tuple[Upper, ...]
+    joint: Norm = Norm.L1
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Nodes of one chain, in order: several affine ones, or a single node of any kind."""
+
+    nodes: tuple[Node, ...]
+    input_shapes: tuple[Shape, ...]
+
+    @property
+    def first(self) -> Node:
+        return self.nodes[0]
+
+    @property
+    def last(self) -> Node:
+        return self.nodes[-1]
+
+
+def runs(graph: Graph) -> Iterator[Run]:
+    """The graph cut into runs, in topological order.
+
+    An affine node joins the run of its only input if nobody else reads that input.
+    """
+    chains: dict[str, list[Node]] = {}
+    for node in graph.nodes:
+        before = chains.get(node.inputs[0]) if len(node.inputs) == 1 else None
+        extends = (
+            before is not None
+            and linear.covers(type(node.op))
+            and linear.covers(type(before[-1].op))
+            and len(before[-1].inputs) == 1
+            and len(graph.consumers[before[-1].name]) == 1
+            and before[-1].name not in graph.outputs
+        )
+        if before is not None and extends:
+            before.append(node)
+            chains[node.name] = chains.pop(before[-2].name)
+        else:
+            chains[node.name] = [node]
+    for chain in chains.values():
+        yield Run(tuple(chain), tuple(graph[name].shape for name in chain[0].inputs))
+
+
+def run_gain(run: Run, norm_in: Norm, norm_out: Norm) -> RunGain:
+    """Certified gain of a run.
+
+    Statement: as `rules.Gain`, for the composition of the run's nodes.
+    Sound when: every node has a gain rule; fused parameters are rounded in float64 and the rounding is added to the gain.
+
+    Raises:
+        UnsupportedModel: a node has no gain rule or is unbounded; the node is named.
+    """
+    if len(run.nodes) == 1:
+        found = gain_of(run.first, run.input_shapes, norm_in, norm_out)
+        return RunGain(tuple(Upper.of(factor) for factor in found.factors), found.joint)
+    shapes = (*run.input_shapes, *(node.shape for node in run.nodes))
+    best = RunGain((_layerwise(run, shapes, norm_in, norm_out),))
+    fused = _fused(run)
+    if len(fused) < len(run.nodes):
+        best = _smaller(best, _fused_gain(fused, norm_in, norm_out), "fused layers")
+    entries = math.prod(shapes[0]) * math.prod(shapes[-1])
+    side = min(math.prod(shapes[0]), math.prod(shapes[-1]))
+    several = sum(_proper(piece.op) for piece in fused) > 1
+    if several and entries <= DENSE_ENTRIES and (side <= DENSE_SIDE or not norm_in is norm_out is Norm.L2):
+        best = _smaller(best, _dense_gain(run, shapes, norm_in, norm_out), "matrix of the whole run")
+    return best
+
+
+def _smaller(best: RunGain, other: Upper | None, note: str) -> RunGain:
+    return RunGain((other,), note=note) if other is not None and other < best.factors[0] else best
+
+
+def _proper(op: Op) -> bool:
+    """Whether the operator does more than move entries."""
+    return not isinstance(op, ops.Reshape | ops.Transpose | ops.DepthToSpace)
+
+
+def _layerwise(run: Run, shapes: tuple[Shape, ...], norm_in: Norm, norm_out: Norm) -> Upper:
+    """The best product over all places where the input norm turns into the output norm."""
+    if norm_in is norm_out:
+        return _product(
+            gain_of(node, (shapes[i],), norm_in, norm_in).factors[0] for i, node in enumerate(run.nodes)
+        )
+    before = [gain_of(n, (shapes[i],), norm_in, norm_in).factors[0] for i, n in enumerate(run.nodes)]
+    after = [gain_of(n, (shapes[i],), norm_out, norm_out).factors[0] for i, n in enumerate(run.nodes)]
+    cross = [gain_of(n, (shapes[i],), norm_in, norm_out).factors[0] for i, n in enumerate(run.nodes)]
+    return min(_product([*before[:i], cross[i], *after[i + 1 :]]) for i in range(len(run.nodes)))
+
+
+def _product(factors: Iterator[float] | list[float]) -> Upper:
+    result = Upper.one()
+    for factor in factors:
+        result = result * factor
+    return result
+
+
+# -- fusing diagonal maps into their neighbours
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """An operator in float64 whose exact parameters differ from the stored ones by at most `relative`, entry by entry."""
+
+    op: Op
+    input_shape: Shape
+    relative: float = 0.0
+
+
+def _fused(run: Run) -> list[_Piece]:
+    """The run with channel-wise scalings multiplied into the kernel or matrix in front of or behind them."""
+    shapes = (*run.input_shapes, *(node.shape for node in run.nodes))
+    pieces: list[_Piece] = []
+    for node, shape in zip(run.nodes, shapes, strict=False):
+        piece = _Piece(node.op.to(dtype=torch.float64), shape)
+        while pieces and (joined := _joined(pieces[-1], piece)) is not None:
+            pieces.pop()
+            piece = joined
+        pieces.append(piece)
+    return pieces
+
+
+def _joined(first: _Piece, second: _Piece) -> _Piece | None:
+    """One operator for two, or None. Only the linear parts count, so zero padding between them does no harm."""
+    for scaling, kernel, before in ((first, second, True), (second, first, False)):
+        if not isinstance(kernel.op, ops.Conv | ops.Linear):
+            continue
+        channels = kernel.op.weight.shape[1] if before else kernel.op.weight.shape[0]
+        if isinstance(kernel.op, ops.Conv) and before and kernel.op.groups != 1:
+            continue
+        axis = 0 if isinstance(kernel.op, ops.Conv) else -1
+        factor = _channel_factor(scaling, axis, channels)
+        if factor is not None:
+            values, relative = factor
+            shape = [1] * kernel.op.weight.ndim
+            shape[1 if before else 0] = -1
+            op = replace(kernel.op, weight=kernel.op.weight * values.reshape(shape), bias=None)
+            # (1 + a)(1 + b)(1 + u) - 1 <= 2 (a + b + u) for a, b, u below 1/4.
+            total = 2 * (relative + kernel.relative + UNIT_ROUNDOFF)
+            return _Piece(op, first.input_shape, total)
+    return None
+
+
+def _channel_factor(piece: _Piece, axis: int, channels: int) -> tuple[Tensor, float] | None:
+    """The factors of a scaling that is constant within each channel of `axis`, and their relative error."""
+    op, rank = piece.op, len(piece.input_shape)
+    where = axis % rank if rank else 0
+    if isinstance(op, ops.BatchNorm):
+        if op.axis != where or piece.relative:
+            return None
+        # One addition, one square root, one division: each within u; 4u leaves room for their products.
+        return op.weight / torch.sqrt(op.var + op.eps), 4 * UNIT_ROUNDOFF
+    if isinstance(op, ops.Scale) and op.scale is not None:
+        values, error = op.scale, 0.0
+    elif isinstance(op, ops.DivideBy):
+        values, error = 1.0 / op.divisor, UNIT_ROUNDOFF
+    else:
+        return None
+    shape = (1,) * (rank - values.ndim) + tuple(values.shape)
+    if any(size != 1 and a != where for a, size in enumerate(shape)):
+        return None
+    return values.reshape(-1).expand(channels), error + piece.relative
+
+
+def _fused_gain(pieces: list[_Piece], norm_in: Norm, norm_out: Norm) -> Upper | None:
+    if norm_in is not norm_out and len(pieces) > 1:
+        return None
+    result = Upper.one()
+    for piece in pieces:
+        factor = Upper.of(gain(piece.op, (piece.input_shape,), norm_in, norm_out).factors[0])
+        if piece.relative:
+            factor = factor + _magnitude(piece, norm_in, norm_out) * piece.relative
+        result = result * factor
+    return result
+
+
+def _magnitude(piece: _Piece, norm_in: Norm, norm_out: Norm) -> Upper:
+    """A bound of the norm of the operator with every parameter replaced by its absolute value."""
+    one, inf = (
+        Upper.of(gain(_absolute(piece.op), (piece.input_shape,), norm, norm).factors[0])
+        for norm in (Norm.L1, Norm.LINF)
+    )
+    if norm_in is norm_out:
+        # Riesz-Thorin between l1 and linf covers l2.
+        return {Norm.L1: one, Norm.LINF: inf, Norm.L2: (one * inf).sqrt()}[norm_in]
+    return Upper.of(gain(_absolute(piece.op), (piece.input_shape,), norm_in, norm_out).factors[0])
+
+
+def _absolute(op: Op) -> Op:
+    changes = {
+        f.name: v.abs()
+        for f in fields(op)
+        if isinstance(v := getattr(op, f.name), Tensor) and v.is_floating_point()
+    }
+    return replace(op, **changes)
+
+
+# -- the matrix of a whole run
+
+
+def _dense_gain(run: Run, shapes: tuple[Shape, ...], norm_in: Norm, norm_out: Norm) -> Upper | None:
+    """Gain through the matrix of the run, the rounding of its computation included."""
+    matrix = run_matrix(run, lambda op: op)
+    magnitude = run_matrix(run, _absolute)
+    # Each operator's sums run over at most its input (a kernel, a row, a window); + 8 for scaling factors and divisions.
+    # Componentwise |computed - exact| <= gamma * |A_k| ... |A_1| (Higham, section 3.5).
+    count = sum(math.prod(shape) + 8 for shape in shapes[:-1])
+    names = str(norm_in), str(norm_out)
+    try:
+        size = Upper.of(float(operator_norm(matrix, *names)))
+        error = (
+            interpolation_bound(magnitude)
+            if norm_in is norm_out is Norm.L2
+            else operator_norm(magnitude, *names)
+        )
+    except (UnsupportedModel, OverflowError):
+        return None
+    # The magnitude itself was computed with the same relative error: twice gamma covers it.
+    return size + Upper.of(float(error)) * (2 * gamma(count))
+
+
+def run_matrix(run: Run, change: Callable[[Op], Op]) -> Tensor:
+    """The matrix [outputs, inputs] of a run's linear part in float64; `change` is applied to every operator first."""
+    shape = run.input_shapes[0]
+    size = math.prod(shape)
+    columns = torch.eye(size, dtype=torch.float64).reshape(size, *shape)
+    for node in run.nodes:
+        columns = linear(change(node.op.to(dtype=torch.float64, device="cpu")), columns)
+    return columns.reshape(size, -1).T.contiguous()

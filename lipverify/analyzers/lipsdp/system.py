@@ -1,0 +1,51 @@
+"""The one form every network takes before LipSDP: linear maps and scalar neurons with slopes in [0, 1]."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lipverify.errors import InternalError
+
+
+@dataclass(frozen=True)
+class BlockSystem:
+    """Neurons in topological blocks.
+
+    v_k = U_k x + sum_{j<k} C_kj w_j + const,   w_k = phi_k(v_k) with slopes in [0, 1],   y = V0 x + sum_k V_k w_k + const.
+
+    Hence the Jacobian is V0 + V Delta (I - C Delta)^-1 U with a diagonal 0 <= Delta <= I. All tensors float64 on one device;
+    an absent entry is zero. Activations with slopes in [a, b] are written a v + (b - a) w beforehand.
+    """
+
+    inputs: int
+    outputs: int
+    sizes: tuple[int, ...]
+    """Neurons of each block."""
+    U: dict[int, Tensor]
+    """k -> [sizes[k], inputs]"""
+    C: dict[tuple[int, int], Tensor]
+    """(k, j) with j < k -> [sizes[k], sizes[j]]"""
+    V: dict[int, Tensor]
+    """k -> [outputs, sizes[k]]"""
+    V0: Tensor | None
+    """[outputs, inputs]"""
+    names: tuple[str, ...]
+    """For each block the graph node its neurons come from."""
+
+    def __post_init__(self) -> None:
+        count = len(self.sizes)
+        shapes = [(m, (self.sizes[k], self.inputs)) for k, m in self.U.items()]
+        shapes += [(m, (self.sizes[k], self.sizes[j])) for (k, j), m in self.C.items()]
+        shapes += [(m, (self.outputs, self.sizes[k])) for k, m in self.V.items()]
+        shapes += [] if self.V0 is None else [(self.V0, (self.outputs, self.inputs))]
+        if any(tuple(matrix.shape) != wanted for matrix, wanted in shapes) or len(self.names) != count:
+            raise InternalError("a block system whose matrices do not fit its sizes")
+        if any(j >= k for k, j in self.C):
+            raise InternalError("a block system that is not in topological order")
+
+    @property
+    def neurons(self) -> int:
+        """All neurons together: the number of multipliers."""
+        return sum(self.sizes)

@@ -1,0 +1,136 @@
+"""The product of layer gains, along every path of the graph at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from lipverify.analyzers.affine_runs import Run, RunGain, run_gain, runs
+from lipverify.analyzers.protocol import Compute
+from lipverify.errors import UnsupportedModel
+from lipverify.ir.certificate import Certificate, Gains, Rigour, Step
+from lipverify.ir.graph import Graph
+from lipverify.ir.norm import Norm
+from lipverify.ir.op import Constant, Input
+from lipverify.ir.region import Ball, Query
+from lipverify.linalg.rounding import Upper
+from lipverify.rules import gain
+
+Reach = dict[Norm, Upper]
+"""Certified constants from the input (in the query's input norm) to one node, for each norm at the node."""
+
+
+@dataclass(frozen=True)
+class Product:
+    """Product of layer gains along paths, joined where paths meet; runs of affine layers are one layer.
+
+    Statement: |f(x) - f(y)|_out <= upper |x - y|_in for all x, y.
+    Source: Szegedy et al. 2014 (arXiv 1312.6199), section 4.3; at merges the triangle inequality, or the joint gain of the
+    merging operator where that is smaller (concatenation in l2: root of the sum of squares).
+    Sound when: every operator has a gain rule for the queried norms.
+    """
+
+    name: ClassVar[str] = "product"
+
+    def reject(self, graph: Graph, query: Query) -> str | None:
+        """Names the nodes without a gain rule."""
+        missing = gain.missing(node for node in graph.nodes if not isinstance(node.op, Input))
+        if missing:
+            return f"no gain rule for {', '.join(node.describe() for node in missing[:3])}"
+        return None
+
+    def bound(self, graph: Graph, query: Query, compute: Compute) -> Certificate:
+        """A bound for the whole input space; for balls the same number holds around every centre."""
+        reason = self.reject(graph, query)
+        if reason:
+            raise UnsupportedModel(reason)
+        norms = (query.norm_in,) if query.norm_in is query.norm_out else tuple(Norm)
+        reach: dict[str, Reach] = {}
+        steps = []
+        for run in runs(graph):
+            compute.report(run.last.name, None)
+            try:
+                step = _advance(run, reach, query.norm_in, norms)
+            except OverflowError:
+                raise UnsupportedModel(
+                    f"the norm of {run.first.describe()} exceeds the largest float64"
+                ) from None
+            if step is not None:
+                steps.append(step)
+        found = reach[graph.output.name][query.norm_out]
+        return _certificate(self, graph, query, found, Gains(tuple(steps)))
+
+
+def _advance(run: Run, reach: dict[str, Reach], norm_in: Norm, norms: tuple[Norm, ...]) -> Step | None:
+    """Constants at the end of a run from those at its inputs."""
+    name = run.last.name
+    if isinstance(run.first.op, Input):
+        # From the input to itself: 1 in its own norm, the embedding constants in the others.
+        reach[name] = {norm: _embedding(run.last.size, norm_in, norm) for norm in norms}
+        return None
+    if isinstance(run.first.op, Constant):
+        reach[name] = {norm: Upper.zero() for norm in norms}
+        return None
+    inputs = [reach[source] for source in run.first.inputs]
+    shown: RunGain | None = None
+    reach[name] = {}
+    for after in norms:
+        totals: list[tuple[Upper, RunGain]] = []
+        for before in norms:
+            found = run_gain(run, before, after)
+            totals.append((_join(found, [source[before] for source in inputs]), found))
+        reach[name][after], shown = min(totals, key=lambda pair: pair[0])
+    assert shown is not None
+    # The waterfall shows the norm that is propagated last: the only one where both norms of the query agree.
+    at_end = reach[name][norms[-1]]
+    single = shown.factors[0] if len(shown.factors) == 1 else None
+    return Step(
+        tuple(node.name for node in run.nodes),
+        None if single is None else _as_float(single),
+        at_end.log10() if at_end else float("-inf"),
+        shown.note,
+    )
+
+
+def _as_float(value: Upper) -> float | None:
+    try:
+        return float(value)
+    except OverflowError:
+        return None
+
+
+def _join(found: RunGain, incoming: list[Upper]) -> Upper:
+    """joint_i(factors[i] * incoming[i])."""
+    terms = [factor * value for factor, value in zip(found.factors, incoming, strict=True)]
+    if found.joint is Norm.LINF:
+        return Upper.largest(terms)
+    return Upper.root_sum_squares(terms) if found.joint is Norm.L2 else Upper.sum(terms)
+
+
+def _embedding(size: int, norm_in: Norm, norm_out: Norm) -> Upper:
+    """|x|_out <= size^max(0, 1/q - 1/p) |x|_in."""
+    exponent = {Norm.L1: 2, Norm.L2: 1, Norm.LINF: 0}
+    halves = max(0, exponent[norm_out] - exponent[norm_in])
+    return {0: Upper.one(), 1: Upper.of(size).sqrt(), 2: Upper.of(size)}[halves]
+
+
+def _certificate(analyzer: Product, graph: Graph, query: Query, found: Upper, evidence: Gains) -> Certificate:
+    log10_upper: float | None = None
+    upper: torch.Tensor | None = None
+    try:
+        upper = torch.tensor(float(found), dtype=torch.float64)
+        if isinstance(query.region, Ball):
+            upper = upper.expand(len(query.region)).clone()
+    except OverflowError:
+        log10_upper = found.log10()
+    return Certificate(
+        upper=upper,
+        log10_upper=log10_upper,
+        query=query,
+        rigour=Rigour.REAL,
+        evidence=evidence,
+        made_by=repr(analyzer),
+        graph_digest=graph.digest,
+    )

@@ -1,0 +1,74 @@
+"""What an analyzer is: a name, a reason to refuse, a bound."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol, runtime_checkable
+
+import torch
+
+from lipverify.ir.certificate import Certificate
+from lipverify.ir.graph import Graph
+from lipverify.ir.region import Query
+
+Report = Callable[[str, float | None], None]
+
+
+def silent(stage: str, best: float | None) -> None:
+    """A report that nobody reads."""
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where and how long to compute; passed explicitly, never global."""
+
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    seed: int = 0
+    deadline: float | None = None
+    """Moment (of `time.monotonic`) after which an anytime method returns its best."""
+    report: Report = silent
+    """Called with a stage name and, where there is one, the best bound so far."""
+
+    def remaining(self) -> float:
+        """Seconds left; infinite without a deadline."""
+        return float("inf") if self.deadline is None else max(self.deadline - time.monotonic(), 0.0)
+
+
+@runtime_checkable
+class Analyzer(Protocol):
+    """A protocol, not a base class. Settings are fields of the analyzer; its `repr` names it with every setting.
+
+    The docstring carries three lines that reports print: `Statement:`, `Source:` and `Sound when:`.
+    """
+
+    name: ClassVar[str]
+
+    def reject(self, graph: Graph, query: Query) -> str | None:
+        """Why this method cannot answer this query on this graph, naming the node; None if it can."""
+        ...
+
+    def bound(self, graph: Graph, query: Query, compute: Compute) -> Certificate:
+        """A valid upper bound.
+
+        Raises:
+            UnsupportedModel: what `reject` would have said.
+            Undecided: no bound within the budget.
+        """
+        ...
+
+
+def docstring_field(analyzer: object, label: str) -> str | None:
+    """The paragraph of the analyzer's docstring that begins with `label:`, as one line."""
+    lines = (type(analyzer).__doc__ or "").splitlines()
+    collected: list[str] = []
+    for line in lines:
+        text = line.strip()
+        if text.startswith(f"{label}:"):
+            collected = [text.removeprefix(f"{label}:").strip()]
+        elif collected:
+            if not text or text.split(":")[0] in {"Statement", "Source", "Sound when"}:
+                break
+            collected.append(text)
+    return " ".join(collected) or None

@@ -1,0 +1,43 @@
+"""Names to analyzers, in one place: the package's own and those of other packages are found through the same entry points."""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+
+from lipverify.analyzers.protocol import Analyzer
+from lipverify.errors import UsageError
+
+GROUP = "lipverify.analyzers"
+
+BUILT_IN = {"product": "lipverify.analyzers.product:Product"}
+"""Also declared as entry points in pyproject.toml; kept here so that a source tree without metadata works."""
+
+
+def names() -> tuple[str, ...]:
+    """Every analyzer that can be asked for by name, built-in ones first."""
+    others = sorted({entry.name for entry in entry_points(group=GROUP)} - set(BUILT_IN))
+    return (*BUILT_IN, *others)
+
+
+def resolve(wanted: str | Analyzer) -> Analyzer:
+    """An analyzer object from a registered name; objects pass through.
+
+    Raises:
+        UsageError: no such name, or the package that registered it does not offer an analyzer.
+    """
+    if not isinstance(wanted, str):
+        return wanted
+    if wanted in BUILT_IN:
+        module, _, attribute = BUILT_IN[wanted].partition(":")
+        return _made(wanted, getattr(__import__(module, fromlist=[attribute]), attribute))
+    for entry in entry_points(group=GROUP):
+        if entry.name == wanted:
+            return _made(wanted, entry.load())
+    raise UsageError(f"there is no analyzer {wanted!r}; choose from {', '.join(names())}")
+
+
+def _made(name: str, kind: type) -> Analyzer:
+    analyzer = kind()
+    if not isinstance(analyzer, Analyzer):
+        raise UsageError(f"the package behind analyzer {name!r} offers {kind!r}, which is not an analyzer")
+    return analyzer

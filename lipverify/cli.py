@@ -1,0 +1,248 @@
+"""The command line: arguments to verbs, errors to exit codes. Nothing heavy is imported before a command runs."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lipverify.errors import LipverifyError, Refuted, UsageError
+from lipverify.loading.arguments import parse_box, parse_duration, parse_margin, parse_radius
+
+app = typer.Typer(
+    name="lipverify",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Certified Lipschitz bounds for trained networks, with a witness beside every bound.",
+)
+zoo_app = typer.Typer(no_args_is_help=True, help="Networks that come with lipverify.")
+app.add_typer(zoo_app, name="zoo")
+
+Model = Annotated[str, typer.Argument(help="an ONNX file, zoo:<name>, or weights together with --arch")]
+Json = Annotated[bool, typer.Option("--json", help="exactly one JSON document on standard output")]
+Arch = Annotated[str | None, typer.Option(help="FILE.py:callable that builds the module for bare weights")]
+Trust = Annotated[bool, typer.Option("--trust-code", help="allow --arch to run that file")]
+InputShape = Annotated[str | None, typer.Option(help="shape of one sample, for example 3,32,32")]
+Output = Annotated[int, typer.Option(help="which output of the model")]
+
+
+@app.command()
+def inspect(
+    model: Model,
+    output: Output = 0,
+    arch: Arch = None,
+    trust_code: Trust = False,
+    input_shape: InputShape = None,
+    as_json: Json = False,
+) -> None:
+    """Show a model's layer graph and which analyzers can answer for it."""
+    from lipverify import pipeline
+    from lipverify.documents import inspect_document
+
+    shape = _shape(input_shape)
+    graph = pipeline.load(model, arch=arch, trust_code=trust_code, input_shape=shape, output=output)
+    document = inspect_document(graph)
+    if as_json:
+        _print_json(document)
+        return
+    from lipverify.reporting.terminal import print_inspection
+
+    print_inspection(document)
+
+
+@app.command()
+def audit(
+    model: Model,
+    norm: Annotated[str, typer.Option(help="norm at the input: l1, l2 or linf")] = "l2",
+    norm_out: Annotated[str | None, typer.Option(help="norm at the output; default: the same")] = None,
+    analyzers: Annotated[
+        str, typer.Option(help="comma-separated names, see `lipverify analyzers`")
+    ] = "product",
+    data: Annotated[Path | None, typer.Option(help=".npz with x (and y): centres of a local region")] = None,
+    radius: Annotated[str | None, typer.Option(help="radius of the balls, for example 0.03 or 8/255")] = None,
+    ball: Annotated[str | None, typer.Option(help="norm of the balls: l2 or linf; default: --norm")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="use only the first N points")] = None,
+    box: Annotated[str | None, typer.Option(help="LO,HI: the input box")] = None,
+    output: Output = 0,
+    margin: Annotated[str | None, typer.Option(help="A,B: bound the difference of two outputs")] = None,
+    budget: Annotated[str | None, typer.Option(help="time for everything, for example 90s or 10m")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    seed: Annotated[int, typer.Option(help="seed of the search for the lower bound")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="folder for result.json, report.html and certificates")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="write into a folder that is not empty")] = False,
+    fail_above: Annotated[float | None, typer.Option(help="exit 3 if the best bound exceeds this")] = None,
+    arch: Arch = None,
+    trust_code: Trust = False,
+    input_shape: InputShape = None,
+    as_json: Json = False,
+) -> None:
+    """Bound a model's Lipschitz constant from above and from below."""
+    names = [name.strip() for name in analyzers.split(",") if name.strip()]
+    if not names:
+        raise UsageError("give at least one analyzer")
+    wanted_margin = None if margin is None else parse_margin(margin)
+    wanted_box = None if box is None else parse_box(box)
+    wanted_budget = None if budget is None else parse_duration(budget)
+    wanted_radius = None if radius is None else parse_radius(radius)
+    shape = _shape(input_shape)
+
+    from contextlib import ExitStack
+    from dataclasses import replace
+
+    from lipverify import pipeline
+    from lipverify.reporting import terminal
+    from lipverify.reporting.writing import OutputFolder
+    from lipverify.selection import choose_device, choose_region
+
+    with ExitStack() as stack:
+        folder = None if out is None else stack.enter_context(OutputFolder(out, force=force))
+        progress = stack.enter_context(terminal.Progress(quiet=as_json))
+        progress.start(f"reading {model}")
+        graph = pipeline.load(model, arch=arch, trust_code=trust_code, input_shape=shape, output=output)
+        region, hints = choose_region(graph, data, wanted_radius, ball or norm, wanted_box, limit)
+        if wanted_margin is not None:
+            graph = pipeline.margin(graph, *wanted_margin)
+        result = pipeline.audit(
+            graph,
+            norm=norm,
+            norm_out=norm_out,
+            region=region,
+            analyzers=names,
+            budget=wanted_budget,
+            device=choose_device(device),
+            seed=seed,
+            box=wanted_box,
+            hints=hints,
+            report=progress.report,
+        )
+        progress.finish()
+        result = replace(result, command=shlex.join(["lipverify", *sys.argv[1:]]))
+        document = result.to_json()
+        if folder is not None:
+            folder.write_audit(result, document)
+    if as_json:
+        _print_json(document)
+    else:
+        terminal.print_audit(document)
+        if folder is not None:
+            typer.echo(f"report: {folder.path / 'report.html'}", err=True)
+    code = pipeline.exit_code(result)
+    if code == 0 and fail_above is not None:
+        _gate(document["best"], fail_above)
+    raise typer.Exit(code)
+
+
+@app.command(name="analyzers")
+def list_analyzers(as_json: Json = False) -> None:
+    """List the analyzers that are installed, with what they state."""
+    from lipverify.analyzers import registry
+    from lipverify.analyzers.protocol import docstring_field
+
+    rows = []
+    for name in registry.names():
+        analyzer = registry.resolve(name)
+        labels = {"statement": "Statement", "source": "Source", "sound_when": "Sound when"}
+        rows.append(
+            {"name": name, **{key: docstring_field(analyzer, label) for key, label in labels.items()}}
+        )
+    if as_json:
+        _print_json({"schema": "lipverify.analyzers/1", "analyzers": rows})
+        return
+    for row in rows:
+        typer.echo(f"{row['name']}\n  states: {row['statement']}\n  source: {row['source']}")
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Show versions, devices and optional parts of this installation."""
+    from lipverify.doctor import findings, print_findings
+
+    found = findings()
+    if as_json:
+        _print_json(found)
+    else:
+        print_findings(found)
+
+
+@zoo_app.command("list")
+def zoo_list(as_json: Json = False) -> None:
+    """List the networks of the model zoo."""
+    from lipverify import zoo
+
+    cards = [zoo.card(name) for name in zoo.names()]
+    if as_json:
+        rows = [
+            {"name": c.name, "description": c.description, "input_shape": list(c.input_shape)} for c in cards
+        ]
+        _print_json({"schema": "lipverify.zoo/1", "networks": rows})
+        return
+    for card in cards:
+        typer.echo(f"zoo:{card.name}  {list(card.input_shape)}  {card.description}")
+
+
+@zoo_app.command("build")
+def zoo_build(
+    name: Annotated[str, typer.Argument(help="a network of the zoo, or all")],
+    force: Annotated[bool, typer.Option("--force", help="also where weights exist already")] = False,
+) -> None:
+    """Train a network of the zoo again and write its weights and card."""
+    from lipverify import zoo
+
+    for card in zoo.build(name, force, lambda line: typer.echo(line, err=True)):
+        typer.echo(f"zoo:{card.name}")
+
+
+def _shape(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        shape = tuple(int(size) for size in text.split(",")) if text.strip() else ()
+    except ValueError:
+        raise UsageError(f"--input-shape takes whole numbers with commas, not {text!r}") from None
+    if any(size < 1 for size in shape):
+        raise UsageError(f"--input-shape takes sizes of at least 1, not {text!r}")
+    return shape
+
+
+def _gate(best: dict[str, Any], limit: float) -> None:
+    """The gate of `--fail-above`: anything but a bound at or below the limit fails."""
+    worst = best.get("upper", float("inf"))
+    worst = max(worst) if isinstance(worst, list) else worst
+    if not worst <= limit:
+        raise Refuted(f"the best bound {best.get('upper', 'beyond float64')} exceeds the limit {limit}")
+
+
+def _print_json(document: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(document, indent=1, allow_nan=False) + "\n")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs a command; ends the process with the exit code of `interface`."""
+    debug = "--debug" in sys.argv
+    if debug:
+        sys.argv.remove("--debug")
+    try:
+        app(args=arguments, standalone_mode=True)
+    except LipverifyError as error:
+        if debug:
+            raise
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(1)
+    except Exception as error:
+        if debug:
+            raise
+        kind = type(error).__name__
+        typer.echo(f"error: internal error ({kind}: {error}); run again with --debug and report it", err=True)
+        sys.exit(1)

@@ -1,0 +1,95 @@
+"""What this installation consists of: versions, devices, optional parts, and what is outside its tested range."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, requires, version
+from typing import Any
+
+from lipverify import __version__
+
+PARTS = {
+    "torch": "evaluates and analyses networks",
+    "numpy": "numbers",
+    "scipy": "linear algebra",
+    "networkx": "graph views",
+    "onnx": "reads ONNX files",
+    "onnxruntime": "faster import check; without it the reference evaluator of onnx is used",
+    "safetensors": "writes weights",
+    "cvxpy": "reference solver of LipSDP",
+    "scs": "cone solver behind cvxpy",
+    "clarabel": "interior-point solver behind cvxpy",
+    "jinja2": "reports",
+    "typer": "command line",
+    "scikit-learn": "retrains the model zoo",
+    "auto_LiRPA": "optional analyzer of other authors",
+}
+
+
+def findings() -> dict[str, Any]:
+    """Everything `lipverify doctor` prints."""
+    import torch
+
+    parts = []
+    for name, purpose in PARTS.items():
+        found = _version(name)
+        parts.append({"name": name, "version": found, "purpose": purpose, "warning": _warning(name, found)})
+    cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "schema": "lipverify.doctor/1",
+        "lipverify": __version__,
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "threads": torch.get_num_threads(),
+        "cuda": cuda,
+        "parts": parts,
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _warning(name: str, found: str | None) -> str | None:
+    """A part outside the range that this package, or the part itself, declares."""
+    from packaging.requirements import Requirement
+
+    for line in requires("lipverify") or ():
+        wanted = Requirement(line)
+        if wanted.name.lower() != name.lower():
+            continue
+        needed = wanted.marker is None
+        if found is None:
+            return f"missing; pip install '{wanted.name}{wanted.specifier}'" if needed else None
+        if not wanted.specifier.contains(found.split("+")[0], prereleases=True):
+            return f"outside the declared range {wanted.specifier}"
+    if name == "auto_LiRPA" and found is not None:
+        for line in requires(name) or ():
+            wanted = Requirement(line)
+            other = _version(wanted.name)
+            if other and not wanted.specifier.contains(other.split("+")[0], prereleases=True):
+                return f"declares {wanted.name}{wanted.specifier}, found {other}: outside its declared range"
+    return None
+
+
+def print_findings(found: dict[str, Any]) -> None:
+    """The findings as lines on standard output."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console()
+    console.print(
+        f"lipverify {found['lipverify']}, Python {found['python']}, {found['platform']}", highlight=False
+    )
+    devices = ", ".join(found["cuda"]) or "none"
+    console.print(f"threads {found['threads']}, CUDA devices: {escape(devices)}", highlight=False)
+    table = Table("part", "version", "for", "remark")
+    for part in found["parts"]:
+        table.add_row(
+            part["name"], part["version"] or "absent", part["purpose"], escape(part["warning"] or "")
+        )
+    console.print(table)

@@ -1,0 +1,291 @@
+"""Lower bounds: a search for two inputs whose outputs differ as much as possible, relative to their distance.
+
+Nothing here is trusted. The search may be as clever or as careless as it likes; what it reports is the slope of a stored pair
+of points, evaluated again in float64.
+
+Legend: J the Jacobian at a point, v an input direction, u an output functional, p and q the exponents of the input and output
+norm, p* and q* their duals.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lipverify.analyzers.protocol import Compute
+from lipverify.interpreter import evaluate
+from lipverify.ir.certificate import Witness
+from lipverify.ir.graph import Graph
+from lipverify.ir.norm import Norm
+from lipverify.ir.region import Ball, Query
+
+Box = tuple[float | Tensor, float | Tensor]
+Pair = tuple[Tensor, Tensor, Tensor]
+"""Slopes [count] and the two points [count, *shape] of each."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """Settings of the search. restarts: points followed at once for each centre; rounds: moves tried for each of them."""
+
+    restarts: int = 48
+    rounds: int = 600
+    power_steps: int = 6
+    seconds: float = 10.0
+    values_per_chunk: int = 1 << 25
+    """Numbers that one chunk of the batch may hold in all activations together; bounds the memory."""
+
+
+def falsify(
+    graph: Graph,
+    query: Query,
+    compute: Compute,
+    search: Search | None = None,
+    *,
+    box: Box | None = None,
+    hints: Tensor | None = None,
+) -> Witness:
+    """The steepest pair of points found, for every centre of the query's region (one for `Everywhere`).
+
+    Statement: value <= L for the Lipschitz constant L over the region, up to the float64 evaluation of the two stored points;
+    the value printed is lowered by 1e-9 relative, and pairs whose difference could drown in rounding are not used.
+
+    Args:
+        box: search only here when the region is `Everywhere`, (low, high) broadcasting to a sample.
+        hints: [n, *input shape] points of the data, good places to start.
+    """
+    search = search or Search()
+    if isinstance(query.region, Ball) and query.region.radius == 0.0:
+        search = Search(1, 1, 30, search.seconds, search.values_per_chunk)
+    climber = _Climber(graph, query, compute, search, box, hints)
+    return climber.run()
+
+
+class _Climber:
+    """State of one search: points x [restarts, count, *shape], directions v of the same shape, slopes [restarts, count]."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        query: Query,
+        compute: Compute,
+        search: Search,
+        box: Box | None,
+        hints: Tensor | None,
+    ) -> None:
+        self.graph = graph.to(dtype=torch.float64, device=compute.device)
+        self.query, self.compute, self.search = query, compute, search
+        self.region = query.region
+        self.count = len(query.region) if isinstance(query.region, Ball) else 1
+        self.shape = graph.input_shape
+        self.box: tuple[Tensor, Tensor] | None = None
+        if box is not None:
+            low, high = (torch.as_tensor(end, dtype=torch.float64, device=compute.device) for end in box)
+            self.box = low, high
+        self.hints = None if hints is None else hints.to(compute.device, torch.float64)
+        self.generator = torch.Generator(device="cpu").manual_seed(compute.seed)
+        per_sample = sum(node.size for node in graph.nodes)
+        self.chunk = max(1, search.values_per_chunk // max(per_sample, 1))
+        limit = max(1, (self.chunk * 4) // self.count)
+        self.restarts = min(search.restarts, limit)
+        self.norms = query.norm_in, query.norm_out
+
+    def function(self, x: Tensor) -> Tensor:
+        return evaluate(self.graph, x).flatten(1)
+
+    def run(self) -> Witness:
+        end = time.monotonic() + min(self.search.seconds, self.compute.remaining())
+        x = self.start()
+        v = self.normal(x.shape)
+        slope, v, gradient = self.ascend(x, v)
+        best = self.measure(x, v)
+        for index in range(self.search.rounds):
+            if time.monotonic() > end:
+                break
+            proposal = self.inside(self.move(x, v, gradient, index))
+            new_slope, new_v, new_gradient = self.ascend(proposal, v)
+            better = new_slope > slope
+            x, v, gradient = (
+                torch.where(self.wide(better), new, old)
+                for new, old in ((proposal, x), (new_v, v), (new_gradient, gradient))
+            )
+            slope = torch.where(better, new_slope, slope)
+            best = self.better(best, self.measure(x, v))
+            self.compute.report("lower bound", float(best[0].max()))
+        value = (best[0] * (1 - 1e-9)).clamp_min(0.0)
+        pair = value > 0
+        return Witness(
+            value=value.cpu(),
+            points=best[1].cpu(),
+            partner=torch.where(self.wide(pair), best[2], best[1]).cpu(),
+            method="gradient-ascent",
+        )
+
+    # -- where to look
+
+    def normal(self, shape: tuple[int, ...] | torch.Size) -> Tensor:
+        noise = torch.randn(shape, generator=self.generator, dtype=torch.float64)
+        return noise.to(self.compute.device)
+
+    def uniform(self, low: float, high: float, shape: tuple[int, ...]) -> Tensor:
+        noise = torch.rand(shape, generator=self.generator, dtype=torch.float64) * (high - low) + low
+        return noise.to(self.compute.device)
+
+    def wide(self, flags: Tensor) -> Tensor:
+        """[...] -> [..., 1, 1], to broadcast against points."""
+        return flags.reshape(*flags.shape, *(1,) * len(self.shape))
+
+    def start(self) -> Tensor:
+        """Starting points of many sizes; the first one is the centre of a ball, or the hints."""
+        shape = (self.restarts, self.count, *self.shape)
+        if isinstance(self.region, Ball):
+            spread = self.normal(shape) * self.wide(self.uniform(0.0, 1.0, shape[:2])) * self.region.radius
+            spread[0] = 0.0
+            return self.region.project(self.region.center.to(spread) + spread)
+        if self.box is not None:
+            x = self.box[0] + (self.box[1] - self.box[0]) * self.uniform(0.0, 1.0, shape)
+        else:
+            x = self.normal(shape) * self.wide(10.0 ** self.uniform(-1.5, 2.5, shape[:2]))
+        if self.hints is not None and len(self.hints):
+            known = self.hints[: max(1, self.restarts // 2)]
+            x[: len(known), 0] = known
+        return self.inside(x)
+
+    def inside(self, x: Tensor) -> Tensor:
+        """Moved into the region (or the search box)."""
+        if isinstance(self.region, Ball):
+            return self.region.project(x)
+        return x if self.box is None else torch.clamp(x, self.box[0].to(x), self.box[1].to(x))
+
+    def move(self, x: Tensor, v: Tensor, gradient: Tensor, index: int) -> Tensor:
+        """A proposal for every point: noise, a step along its steepest direction or gradient, or a mixture with another point."""
+        size = self.reach(x)
+        step = size * self.wide(10.0 ** self.uniform(-3.0, 0.3, x.shape[:2]))
+        kind = index % 4
+        if kind == 0:
+            return x + step * self.unit(self.normal(x.shape))
+        if kind == 1:
+            return x + step * self.unit(v) * torch.sign(self.wide(self.uniform(-1.0, 1.0, x.shape[:2])))
+        if kind == 2:
+            return x + step * self.unit(gradient)
+        other = x[torch.randperm(x.shape[0], generator=self.generator).to(x.device)]
+        return x + (other - x) * self.wide(self.uniform(-0.5, 1.5, x.shape[:2]))
+
+    def reach(self, x: Tensor) -> Tensor:
+        """How far a move may go: the radius of a ball, the diagonal of a box, or the size of the point itself."""
+        if isinstance(self.region, Ball):
+            return torch.full_like(self.wide(x.new_empty(x.shape[:2])), self.region.radius)
+        return self.length(x).clamp_min(1e-3)
+
+    def length(self, x: Tensor) -> Tensor:
+        return self.wide(torch.linalg.vector_norm(x.flatten(2), dim=2))
+
+    def unit(self, x: Tensor) -> Tensor:
+        return x / self.length(x).clamp_min(1e-300)
+
+    # -- how steep it is
+
+    def ascend(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Norm of the Jacobian at every point (from below), its input direction, and the gradient of the norm."""
+        rows, directions = x.flatten(0, 1), v.flatten(0, 1)
+        parts = [
+            self._ascend(rows[i : i + self.chunk], directions[i : i + self.chunk])
+            for i in range(0, len(rows), self.chunk)
+        ]
+        slope, direction, gradient = (torch.cat(column) for column in zip(*parts, strict=True))
+        return slope.reshape(x.shape[:2]), direction.reshape(x.shape), gradient.reshape(x.shape)
+
+    def _ascend(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Power method for the p -> q norm (Boyd 1974; Higham 2002, section 15.2), one Jacobian for each row of x."""
+        p, q = self.norms
+        x = x.detach().requires_grad_(True)
+        y = self.function(x)
+        probe = torch.zeros_like(y, requires_grad=True)
+        # The vector-Jacobian product is linear in its probe: its own derivative along v is the Jacobian-vector product.
+        (pulled,) = torch.autograd.grad(y, x, probe, create_graph=True, materialize_grads=True)
+        slope = torch.zeros(len(x), dtype=x.dtype, device=x.device)
+        for _ in range(self.search.power_steps):
+            pushed = self._push(pulled, probe, _maximiser(v.flatten(1), p).reshape(v.shape))
+            functional = _maximiser(pushed, q.dual)
+            (v,) = torch.autograd.grad(y, x, functional, retain_graph=True, materialize_grads=True)
+            slope = torch.linalg.vector_norm(v.flatten(1), ord=p.dual.order, dim=1)
+        direction = _maximiser(v.flatten(1), p).reshape(v.shape)
+        return slope.detach(), direction.detach(), self._gradient(x, y, functional, direction)
+
+    def _push(self, pulled: Tensor, probe: Tensor, v: Tensor) -> Tensor:
+        if not pulled.requires_grad:
+            return torch.zeros_like(probe)
+        (pushed,) = torch.autograd.grad(pulled, probe, v, retain_graph=True, materialize_grads=True)
+        return pushed.detach()
+
+    def _gradient(self, x: Tensor, y: Tensor, functional: Tensor, direction: Tensor) -> Tensor:
+        """Gradient over x of u'J(x)v for fixed u, v: where a smooth network gets steeper. Zero for piecewise linear ones."""
+        (pulled,) = torch.autograd.grad(y, x, functional, create_graph=True, materialize_grads=True)
+        if not pulled.requires_grad:
+            return torch.zeros_like(x)
+        (gradient,) = torch.autograd.grad((pulled * direction).sum(), x, materialize_grads=True)
+        return gradient.detach()
+
+    def measure(self, x: Tensor, v: Tensor) -> Pair:
+        """The steepest pair (x, x + h v) of each centre, inside the region, over several lengths h."""
+        best = None
+        for exponent in (-5, -4, -3, -2, -1):
+            h = 10.0**exponent * (
+                self.region.radius if isinstance(self.region, Ball) else self.length(x).clamp_min(1e-2)
+            )
+            y = self.inside(x + h * self.unit(v))
+            x0 = torch.where(self.wide((y == x).flatten(2).all(2)), self.inside(x - h * self.unit(v)), x)
+            slope = self.slopes(x0, y)
+            top = slope.argmax(dim=0)
+            column = torch.arange(self.count, device=x.device)
+            found = slope[top, column], x0[top, column], y[top, column]
+            best = found if best is None else self.better(best, found)
+        assert best is not None
+        return best
+
+    def better(self, a: Pair, b: Pair) -> Pair:
+        take = b[0] > a[0]
+        wide = self.wide(take)
+        return torch.where(take, b[0], a[0]), torch.where(wide, b[1], a[1]), torch.where(wide, b[2], a[2])
+
+    def slopes(self, x: Tensor, y: Tensor) -> Tensor:
+        """Slope of every pair; 0 where the difference of the outputs could be mostly rounding."""
+        p, q = self.norms
+        fx, fy = (self.batched(points) for points in (x, y))
+        change = torch.linalg.vector_norm(fy - fx, ord=q.order, dim=-1)
+        distance = torch.linalg.vector_norm((y - x).flatten(2), ord=p.order, dim=-1)
+        size = torch.linalg.vector_norm(fx, ord=q.order, dim=-1)
+        trusted = (distance > 0) & (change > 1e-5 * size) & torch.isfinite(change)
+        return torch.where(trusted, change / distance.clamp_min(1e-300), 0.0)
+
+    def batched(self, x: Tensor) -> Tensor:
+        rows = x.flatten(0, 1)
+        with torch.no_grad():
+            parts = [self.function(rows[i : i + self.chunk]) for i in range(0, len(rows), self.chunk)]
+        return torch.cat(parts).reshape(*x.shape[:2], -1)
+
+
+def _maximiser(z: Tensor, norm: Norm) -> Tensor:
+    """The vector of unit norm whose inner product with z is largest. z [batch, n]."""
+    if norm is Norm.L2:
+        return z / torch.linalg.vector_norm(z, dim=1, keepdim=True).clamp_min(1e-300)
+    if norm is Norm.LINF:
+        return torch.where(z >= 0, 1.0, -1.0).to(z)
+    top = z.abs().argmax(dim=1, keepdim=True)
+    return torch.zeros_like(z).scatter(1, top, torch.where(z.gather(1, top) >= 0, 1.0, -1.0).to(z))
+
+
+def slope_of(graph: Graph, query: Query, witness: Witness) -> Tensor:
+    """The slope of a stored pair, evaluated anew in float64: [count]. What a sceptic computes."""
+    assert witness.partner is not None
+    exact = graph.to(dtype=torch.float64)
+    change = (evaluate(exact, witness.partner) - evaluate(exact, witness.points)).flatten(1)
+    distance = (witness.partner - witness.points).flatten(1)
+    top = torch.linalg.vector_norm(change, ord=query.norm_out.order, dim=1)
+    bottom = torch.linalg.vector_norm(distance, ord=query.norm_in.order, dim=1)
+    slope: Tensor = torch.where(bottom > 0, top / bottom.clamp_min(math.ulp(0.0)), torch.zeros_like(top))
+    return slope

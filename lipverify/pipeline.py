@@ -1,0 +1,305 @@
+"""The steps from a file to a bound, in running order: load, extract, simplify, analyze, falsify, compare.
+
+The public verbs are short compositions of them; arguments and results are those of the command line.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lipverify import loading, zoo
+from lipverify.analyzers import registry
+from lipverify.analyzers.protocol import Analyzer, Compute, Report, silent
+from lipverify.errors import Refuted, Undecided, UnsupportedModel, UsageError
+from lipverify.falsify import Box, Search, falsify
+from lipverify.ir.certificate import Certificate, Witness
+from lipverify.ir.graph import Graph
+from lipverify.ir.norm import Norm
+from lipverify.ir.region import Ball, Everywhere, Query, Region
+from lipverify.ops import Linear, Reshape
+from lipverify.passes import simplify
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+
+DEFAULT_ANALYZERS = ("product",)
+
+
+# -- load, extract, simplify
+
+
+def load(
+    model: str | Path,
+    *,
+    arch: str | None = None,
+    trust_code: bool = False,
+    input_shape: Sequence[int] | None = None,
+    output: int = 0,
+) -> Graph:
+    """A graph from an ONNX file, a network of the model zoo, or weights with an architecture.
+
+    Args:
+        model: a path, `zoo:<name>`, or a folder of the model zoo.
+        arch: `FILE.py:callable` for bare weights; runs that file, so `trust_code` must be true.
+        input_shape: shape of one sample, without the batch axis; for bare weights and for ONNX inputs of open size.
+        output: which output of the model.
+
+    Raises:
+        InvalidFile, UsageError: missing, damaged or invalid (exit 2). UnsupportedModel: no rule covers it (exit 5).
+        UnsafeInput: reading it would run foreign code (exit 6). ExtractionMismatch: the graph computes something else.
+    """
+    graph = _imported(model, arch, trust_code, input_shape)
+    return graph.select(output) if len(graph.outputs) > 1 or output else graph
+
+
+def _imported(
+    model: str | Path, arch: str | None, trust_code: bool, input_shape: Sequence[int] | None
+) -> Graph:
+    folder = zoo.resolve(model)
+    if folder is not None:
+        module, card = zoo.load_module(folder.name)
+        weights = loading.read_regular(folder / "weights.safetensors")
+        graph = extract(module, zoo.example_input(card))
+        return _with_origin(graph, format="zoo", path=f"zoo:{card.name}", sha256=weights.sha256)
+    path = Path(model)
+    file = loading.read_regular(path)
+    if loading.detect(file.data, path) is loading.Format.ONNX:
+        if arch is not None:
+            raise UsageError("an ONNX file holds its own architecture; --arch is for bare weights")
+        from lipverify.frontends.onnx import extract_onnx
+
+        return simplify(extract_onnx(path, input_shape=input_shape))
+    return _from_weights(path, arch, trust_code, input_shape)
+
+
+def _from_weights(path: Path, arch: str | None, trust_code: bool, input_shape: Sequence[int] | None) -> Graph:
+    if arch is None:
+        loading.read_state_dict(
+            path
+        )  # a file that runs code is refused as such, before the architecture is missed
+        remedy = "add --arch FILE.py:callable --trust-code, or export ONNX"
+        raise UsageError(loading.sentence(path, "holds weights without an architecture", remedy))
+    built = loading.load_weights(path, arch, trust_code)
+    if input_shape is None:
+        raise UsageError(
+            "bare weights do not say what goes in: give --input-shape, for example --input-shape 3,32,32"
+        )
+    example = torch.zeros(2, *input_shape, dtype=_dtype(built.module))
+    graph = extract(built.module, example)
+    trusted = f"{loading.display_path(built.code_path)} (sha256 {built.code_sha256})"
+    return _with_origin(
+        graph, format="state dict", path=str(path), sha256=built.weights.sha256, trusted_code=(trusted,)
+    )
+
+
+def _dtype(module: Module) -> torch.dtype:
+    return next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+
+
+def _with_origin(graph: Graph, **changes: Any) -> Graph:
+    return replace(graph, origin=replace(graph.origin, **changes))
+
+
+def extract(module: Module, example: Tensor) -> Graph:
+    """A graph from a torch module in evaluation mode.
+
+    Args:
+        example: an input batch of at least 2 samples; the batch axis is exported as a symbol.
+
+    Raises:
+        UnsupportedModel: an operator that no rule covers, training mode, control flow. ExtractionMismatch: see `load`.
+    """
+    from lipverify.frontends.torch_export import extract as extract_module
+
+    return simplify(extract_module(module, example))
+
+
+def margin(graph: Graph, first: int, second: int) -> Graph:
+    """The network whose single output is the difference of two outputs, f_first - f_second.
+
+    Raises:
+        UsageError: there are no such outputs.
+    """
+    size = graph.output.size
+    if not (0 <= first < size and 0 <= second < size and first != second):
+        raise UsageError(
+            f"the margin needs two different outputs between 0 and {size - 1}, not {first} and {second}"
+        )
+    if len(graph.output_shape) != 1:
+        graph = graph.append(Reshape((size,)), (size,), "flatten")
+    row = torch.zeros(1, size, dtype=graph.dtype)
+    row[0, first], row[0, second] = 1.0, -1.0
+    return graph.append(Linear(row, None), (1,), "margin")
+
+
+# -- analyze, falsify, compare
+
+
+@dataclass(frozen=True)
+class Row:
+    """One analyzer's answer: a certificate, or the reason why there is none."""
+
+    method: Analyzer
+    seconds: float
+    certificate: Certificate | None = None
+    refused: str | None = None
+    undecided: bool = False
+
+    @property
+    def analyzer(self) -> str:
+        """The analyzer's name."""
+        return self.method.name
+
+    @property
+    def upper(self) -> float | Tensor | None:
+        """A number for the whole input space, [count] for balls; None where refused or beyond float64."""
+        if self.certificate is None or self.certificate.upper is None:
+            return None
+        return self.certificate.upper.item() if self.certificate.upper.ndim == 0 else self.certificate.upper
+
+
+@dataclass(frozen=True)
+class Lower:
+    """The lower bound: a number, or [count] for balls, with its witness."""
+
+    value: float | Tensor
+    witness: Witness
+
+
+@dataclass(frozen=True)
+class Audit:
+    """All answers to one query on one graph."""
+
+    graph: Graph
+    query: Query
+    rows: tuple[Row, ...]
+    lower: Lower
+    seconds: float
+    command: str | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def certificates(self) -> dict[str, Certificate]:
+        """The upper bounds that were given, by analyzer."""
+        return {row.analyzer: row.certificate for row in self.rows if row.certificate is not None}
+
+    @property
+    def best(self) -> Row | None:
+        """The analyzer with the smallest bound (for balls: smallest on average); None if every one refused."""
+        answered = [row for row in self.rows if row.certificate is not None]
+        return min(answered, key=_tightness, default=None)
+
+    def to_json(self) -> dict[str, Any]:
+        """The document of `audit --json`."""
+        from lipverify.documents import audit_document
+
+        return audit_document(self)
+
+    def to_html(self, path: str | Path | None = None) -> str:
+        """The self-contained report; also written to `path` when given."""
+        from lipverify.reporting.html import render_audit
+
+        text = render_audit(self.to_json())
+        if path is not None:
+            Path(path).write_text(text, encoding="utf-8")
+        return text
+
+    def _repr_html_(self) -> str:
+        return self.to_html()
+
+
+def _tightness(row: Row) -> float:
+    """For ordering rows only: log10 of the bound, averaged over centres."""
+    certificate = row.certificate
+    assert certificate is not None
+    if certificate.upper is None:
+        assert certificate.log10_upper is not None
+        return certificate.log10_upper
+    return float(certificate.upper.log10().mean())
+
+
+def audit(
+    graph: Graph,
+    *,
+    norm: str | Norm = Norm.L2,
+    norm_out: str | Norm | None = None,
+    region: Region | None = None,
+    analyzers: Sequence[str | Analyzer] = DEFAULT_ANALYZERS,
+    budget: float | None = None,
+    device: str | torch.device = "cpu",
+    seed: int = 0,
+    box: Box | None = None,
+    hints: Tensor | None = None,
+    search: Search | None = None,
+    report: Report | None = None,
+) -> Audit:
+    """Upper bounds by every analyzer and a lower bound with a witness.
+
+    Args:
+        norm, norm_out: at the input and at the output; with one given, both sides use it.
+        region: `Everywhere` (default) or a `Ball`.
+        budget: seconds for everything together.
+        box, hints: where the search for the lower bound looks when the region is everywhere.
+
+    Raises:
+        Refuted: a witness contradicts a bound. The audit ends; such a bound is never reported.
+        UsageError: a name or number that makes no sense.
+    """
+    started = time.monotonic()
+    norm_in = Norm.parse(norm)
+    query = Query(norm_in, norm_in if norm_out is None else Norm.parse(norm_out), region or Everywhere())
+    if isinstance(query.region, Ball) and tuple(query.region.center.shape[1:]) != graph.input_shape:
+        found = list(query.region.center.shape[1:])
+        raise UsageError(f"the centres have shape {found}; the model takes {list(graph.input_shape)}")
+    methods = [registry.resolve(analyzer) for analyzer in analyzers]
+    deadline = None if budget is None else started + budget
+    compute = Compute(torch.device(device), seed, deadline, report or silent)
+    search = search or Search(seconds=10.0 if budget is None else max(0.5, min(10.0, budget / 5)))
+    witness = falsify(graph, query, compute, search, box=box, hints=hints)
+    rows = tuple(_answer(method, graph, query, compute) for method in methods)
+    for row in rows:
+        _contradiction(row, witness)
+    value = witness.value if isinstance(query.region, Ball) else float(witness.value[0])
+    return Audit(graph, query, rows, Lower(value, witness), time.monotonic() - started)
+
+
+def _answer(method: Analyzer, graph: Graph, query: Query, compute: Compute) -> Row:
+    """One analyzer's row. A refusal is a value; anything unexpected is an error of ours and ends the audit."""
+    started = time.monotonic()
+    certificate, reason, undecided = None, None, False
+    compute.report(method.name, None)
+    try:
+        reason = method.reject(graph, query)
+        if reason is None:
+            certificate = method.bound(graph, query, compute)
+    except UnsupportedModel as error:
+        reason = str(error)
+    except Undecided as error:
+        reason, undecided = str(error), True
+    return Row(method, time.monotonic() - started, certificate, reason, undecided)
+
+
+def _contradiction(row: Row, witness: Witness) -> None:
+    if row.certificate is None or row.certificate.upper is None:
+        return
+    upper = row.certificate.upper.expand_as(witness.value)
+    if bool((witness.value > upper).any()):
+        worst = int((witness.value - upper).argmax())
+        raise Refuted(
+            f"the witness of centre {worst} has slope {float(witness.value[worst])!r}, above the bound "
+            f"{float(upper[worst])!r} of {row.analyzer}; this is a bug of lipverify, please report it with the model"
+        )
+
+
+def exit_code(result: Audit) -> int:
+    """0 if some analyzer gave a bound; 4 if at least one only ran out of budget; 5 if all refused."""
+    if any(row.certificate is not None for row in result.rows):
+        return 0
+    return Undecided.exit_code if any(row.undecided for row in result.rows) else UnsupportedModel.exit_code
