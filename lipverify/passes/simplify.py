@@ -1,0 +1,44 @@
+"""The passes in their order, to a fixed point."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from lipverify.errors import InternalError
+from lipverify.ir.graph import Graph
+from lipverify.passes.agreement import check_agreement
+from lipverify.passes.drop_identities import drop_identities
+from lipverify.passes.merge_bias import merge_bias
+from lipverify.passes.merge_duplicates import merge_duplicates
+from lipverify.passes.recognize_sorting import recognize_sorting
+
+PASSES: tuple[Callable[[Graph], Graph], ...] = (
+    drop_identities,
+    merge_duplicates,
+    merge_bias,
+    recognize_sorting,
+)
+"""Cleaning comes first: it shows the recognisers which operands are the same tensor."""
+
+_ROUNDS = 100
+
+
+def simplify(graph: Graph) -> Graph:
+    """The same real function in fewer and better known operators; unneeded nodes are removed.
+
+    Every rewrite is exact over the real numbers: no parameter is rounded. Each pass that changed the graph is checked against
+    its input in float64. A graph that no pass changes comes back with the same digest.
+
+    Raises:
+        InternalError: a pass changed the function, or the passes do not come to an end.
+    """
+    graph = graph.pruned()
+    for _ in range(_ROUNDS):
+        start = graph
+        for run in PASSES:
+            before, graph = graph, run(graph)
+            if graph is not before:
+                check_agreement(before, graph, run.__name__)
+        if graph is start:
+            return graph
+    raise InternalError(f"simplification did not come to an end in {_ROUNDS} rounds")
