@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import types
@@ -66,12 +67,15 @@ def build_module(architecture: str) -> tuple[Module, str, str]:
     # At the end: the file may import its neighbours, and no neighbour can pose as an installed package.
     sys.path.append(folder)
     try:
-        exec(compile(file.data, namespace.__file__, "exec"), namespace.__dict__)
-        if not callable(getattr(namespace, name, None)):
-            defined = [key for key, value in vars(namespace).items() if callable(value) and key[0] != "_"]
-            listed = ", ".join(display(key, 30) for key in defined[:5]) or "none"
-            raise UsageError(sentence(file_name, f"has no callable {display(name, 40)}", f"it has: {listed}"))
-        module = getattr(namespace, name)()
+        # Standard output belongs to our own JSON.
+        with contextlib.redirect_stdout(sys.stderr):
+            exec(compile(file.data, namespace.__file__, "exec"), namespace.__dict__)
+            if not callable(getattr(namespace, name, None)):
+                defined = [key for key, value in vars(namespace).items() if callable(value) and key[0] != "_"]
+                listed = ", ".join(display(key, 30) for key in defined[:5]) or "none"
+                what = f"has no callable {display(name, 40)}"
+                raise UsageError(sentence(file_name, what, f"it has: {listed}"))
+            module = getattr(namespace, name)()
     except UsageError:
         sys.modules.pop(namespace.__name__, None)
         raise

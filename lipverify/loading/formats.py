@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import enum
+import itertools
 import pickletools
 import re
-from collections.abc import Mapping, Set
+from collections.abc import Iterator, Mapping, Set
+from typing import Any
 
 from lipverify.errors import InvalidFile, LipverifyError, UnsafeInput, UnsupportedModel
 from lipverify.loading.files import FileBytes, Path
-from lipverify.loading.names import sentence
+from lipverify.loading.names import display, sentence
 from lipverify.loading.zip_archive import Member, looks_like_zip_end, members
 
 
@@ -101,7 +103,9 @@ def require_format(file: FileBytes, wanted: Set[Format], asked: str) -> Format:
     if found in _REFUSED:
         error, remedy = _REFUSED[found]
         joint = ", which " if error is UnsafeInput else "; "
-        raise error(sentence(file.path, f"is {found.value}{joint}{remedy}"))
+        named = first_global(file.data) if found is Format.PICKLE else None
+        what = f"{found.value} ({display(named, 40)})" if named else found.value
+        raise error(sentence(file.path, f"is {what}{joint}{remedy}"))
     weights = found in WEIGHTS and Format.ONNX in wanted
     remedy = "give the architecture: --arch FILE.py:callable --trust-code" if weights else ""
     raise InvalidFile(sentence(file.path, f"is {found.value}, not {asked}", remedy))
@@ -147,16 +151,31 @@ def _without_magic(data: bytes) -> Format:
     return Format.UNKNOWN
 
 
+def first_global(data: bytes) -> str | None:
+    """The first function or class that a pickle would look up, read from its opcodes; nothing is executed."""
+    texts: list[str] = []
+    for name, argument in _opcodes(data):
+        if name in ("GLOBAL", "INST"):
+            return str(argument).replace(" ", ".")
+        if name == "STACK_GLOBAL":
+            return ".".join(texts[-2:])
+        if isinstance(argument, str):
+            texts.append(argument)
+    return None
+
+
 def _is_text_pickle(data: bytes) -> bool:
-    """True for pickles of protocol 0 and 1, which have no magic number. Nothing is executed."""
+    """True for pickles of protocol 0 and 1, which have no magic number."""
     if data[:1] not in (b"c", b"(", b"]", b"}", b"i", b"I", b"S", b"V", b"P"):
         return False
-    has_global = False
+    names = [name for name, _ in _opcodes(data)]
+    return len(names) >= 3 and (names[-1] == "STOP" or "GLOBAL" in names or "INST" in names)
+
+
+def _opcodes(data: bytes) -> Iterator[tuple[str, Any]]:
+    """Opcodes of the beginning of a pickle, up to its end or the first byte that is none."""
     try:
-        for count, (opcode, _, _) in enumerate(pickletools.genops(data[: 1 << 16])):
-            has_global |= opcode.name in ("GLOBAL", "INST", "STACK_GLOBAL", "REDUCE")
-            if opcode.name == "STOP" or (has_global and count >= 3):
-                return has_global or count >= 3
+        for opcode, argument, _ in itertools.islice(pickletools.genops(data[: 1 << 16]), 10_000):
+            yield opcode.name, argument
     except Exception:  # whatever pickletools says about bytes that are no pickle
-        return False
-    return False
+        return

@@ -108,7 +108,8 @@ def _directory(data: bytes, path: Path) -> tuple[int, int, int]:
     """Start and stop of the directory, and the number of members it lists."""
     end = len(data) - 22
     if end < 0 or data[end : end + 4] != _END or data[-2:] != b"\0\0":
-        if data.rfind(_END, max(0, len(data) - 22 - _FULL16)) >= 0:
+        # A complete end record with something behind it; an incomplete one is only cut off.
+        if data.rfind(_END, max(0, end - _FULL16), max(0, end + 4)) >= 0:
             _unsafe(path, "has bytes after the end of its zip archive")
         _damaged(path, "zip archive is cut off")
     disk, first_disk, here, count, size, offset = struct.unpack_from("<HHHHII", data, end + 4)
