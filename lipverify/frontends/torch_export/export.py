@@ -1,0 +1,234 @@
+"""Extraction of a `torch.nn.Module`: export with a symbolic batch, lower, check against the module itself."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import InputKind, OutputKind
+
+from lipverify.errors import ExtractionMismatch, UnsupportedModel, UsageError
+from lipverify.frontends.builder import Value
+from lipverify.frontends.torch_export import translators as _translators  # registers them
+from lipverify.frontends.torch_export.lowering import Lowerer
+from lipverify.frontends.torch_export.registry import lower
+from lipverify.frontends.torch_export.walk import Walk
+from lipverify.interpreter import evaluate_all
+from lipverify.ir.graph import Graph, ImportCheck, Origin
+from lipverify.loading.names import display
+
+del _translators
+
+_SCALES = (0.1, 1.0, 10.0)
+_BATCHES = (1, 2, 7)
+_EVAL = "call module.eval() first"
+
+
+def extract(module: nn.Module, example: Tensor, *, check: bool = True) -> Graph:
+    """The layer graph of a torch module, in the mode (training or evaluation) the module is in.
+
+    example [batch, *sample shape]: floating point, at least two samples; only its shape, type and device matter. The graph
+    lies on the CPU, whatever the device of the module; parameters keep the module's type. With `check` the graph is compared
+    with the module on random inputs, and the largest difference is stored in `graph.origin.import_check`.
+
+    Raises:
+        UsageError: the example is no floating-point batch of at least two samples.
+        UnsupportedModel: the module is no continuous function of single samples that the operators cover: active dropout or
+            batch statistics, branches on data, results that depend on the batch size, operators without a translation.
+        ExtractionMismatch: the graph does not compute what the module computes.
+    """
+    _require_batch(module, example)
+    lower.load_entry_points()
+    program = _decomposed(_exported(module, example))
+    _refuse_state(program, module)
+    graph = _lowered(program, module, example)
+    return _checked(graph, module, example) if check else graph
+
+
+def _require_batch(module: nn.Module, example: Tensor) -> None:
+    if not isinstance(module, nn.Module):
+        raise UsageError(f"extract needs a torch.nn.Module, not {type(module).__name__}")
+    if isinstance(module, torch.jit.ScriptModule):
+        raise UsageError("extract needs the original torch.nn.Module, not its TorchScript form")
+    if not isinstance(example, Tensor):
+        raise UsageError(f"the example is a tensor [batch, *sample shape], not {type(example).__name__}")
+    if example.ndim == 0 or example.shape[0] < 2:
+        raise UsageError(
+            f"the example has shape {list(example.shape)}; give a batch of at least 2 samples, so that the batch axis "
+            "can be told from the others"
+        )
+    if not example.is_floating_point():
+        raise UsageError(
+            f"the example is of type {example.dtype}; a Lipschitz constant needs a floating-point input "
+            "(for token models, start behind the embedding)"
+        )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the graph listings that torch prints before it raises off the user's screen; the exception says it all."""
+    logger = logging.getLogger("torch")
+    inner = [logging.getLogger(name) for name in ("torch.fx", "torch._dynamo", "torch.export")]
+    levels = [(log, log.level) for log in (logger, *inner)]
+    for log, _ in levels:
+        log.setLevel(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        for log, level in levels:
+            log.setLevel(level)
+
+
+def _exported(module: nn.Module, example: Tensor) -> ExportedProgram:
+    sample = torch.zeros_like(
+        example
+    )  # tracing never sees the user's tensor, nor can the module write into it
+    try:
+        with _quiet(), torch.no_grad():
+            return torch.export.export(module, (sample,), dynamic_shapes=({0: Dim("batch")},), strict=False)
+    except Exception as error:
+        raise UnsupportedModel(_why_not_exported(error)) from error
+
+
+def _why_not_exported(error: Exception) -> str:
+    """torch's refusal in one sentence."""
+    text, kind = str(error), type(error).__name__
+    first = display(text.strip().splitlines()[0] if text.strip() else kind, 200)
+    if "Constraints violated" in text or "ConstraintViolation" in kind:
+        return (
+            "the model treats batch sizes differently (its code branches on the batch size or fixes it), so it is no function "
+            "of one sample; write shapes with x.shape[0] or -1 in place of numbers"
+        )
+    if "DataDependent" in kind or "data-dependent" in text or "data dependent" in text:
+        return (
+            "the model branches on the values of its input (an if, a loop or an index that depends on data), which has no "
+            "layer graph; export the branch you need as a model of its own"
+        )
+    if "higher order op" in text.lower() or "HigherOrder" in kind:
+        return f"control flow inside the model is not covered: {first}; export the branch you need as a model of its own"
+    return f"torch.export cannot trace the model: {kind}: {first}"
+
+
+def _decomposed(program: ExportedProgram) -> ExportedProgram:
+    """Functional form with all operators kept whole; those nobody translates are decomposed as far as torch can."""
+    with _quiet():
+        whole: ExportedProgram = program.run_decompositions({})
+        unknown = {
+            node.target
+            for node in whole.graph.nodes
+            if isinstance(node.target, torch._ops.OpOverload) and lower.find(node.target) is None
+        }
+        table = {op: rule for op, rule in torch.export.default_decompositions().items() if op in unknown}
+        if table:
+            whole = whole.run_decompositions(table)
+        return whole
+
+
+def _refuse_state(program: ExportedProgram, module: nn.Module) -> None:
+    """Refuses a module that changes its buffers while it computes."""
+    changed = sorted(program.graph_signature.buffers_to_mutate.values())
+    if not changed:
+        return
+    shown = ", ".join(display(name) for name in changed[:3]) + (", ..." if len(changed) > 3 else "")
+    remedy = _EVAL if any(part.training for part in module.modules()) else "remove that from forward"
+    raise UnsupportedModel(
+        f"the model updates its buffers ({shown}) whenever it computes, so its outputs depend on earlier calls; {remedy}"
+    )
+
+
+def _lowered(program: ExportedProgram, module: nn.Module, example: Tensor) -> Graph:
+    build = Lowerer(example.dtype)
+    placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    inputs = [spec for spec in program.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT]
+    node = placeholders[inputs[0].arg.name]
+    walk = Walk(build, node.meta["val"].shape[0])
+    walk.env[node] = build.input((1, *example.shape[1:]), 0)
+    for spec in program.graph_signature.input_specs:
+        if spec.kind is not InputKind.USER_INPUT:
+            walk.env[placeholders[spec.arg.name]] = _stored(program, spec)
+    results = walk.run(program.graph, program.graph_module)
+    outputs = []
+    for spec, result in zip(program.graph_signature.output_specs, results, strict=True):
+        if spec.kind is not OutputKind.USER_OUTPUT:
+            continue
+        build.where, build.what = spec.arg.name or "output", "output"
+        if not isinstance(result, Value):
+            raise build.refuse(getattr(result, "reason", "this output does not depend on the input"))
+        outputs.append(result)
+    notes = tuple(_remarks(walk, module, example))
+    return build.graph(outputs, Origin(format="torch", notes=notes)).to(device="cpu")
+
+
+def _stored(program: ExportedProgram, spec: Any) -> Any:
+    """What a parameter, buffer or constant of the program holds."""
+    for table in (program.state_dict, program.constants):
+        if spec.target in table:
+            found = table[spec.target]
+            return found.detach() if isinstance(found, Tensor) else found
+    raise UnsupportedModel(f"the exported program does not hold {display(str(spec.target))}")
+
+
+def _remarks(walk: Walk, module: nn.Module, example: Tensor) -> Iterator[str]:
+    if walk.folded:
+        places = list(dict.fromkeys(walk.folded))
+        shown = ", ".join(places[:3]) + (", ..." if len(places) > 3 else "")
+        dtype = str(example.dtype).removeprefix("torch.")
+        yield (
+            f"operations on parameters alone ({shown}) were carried out in {dtype}, as the module does: the weights they "
+            "give are what is certified"
+        )
+    if module.training:
+        yield "the module was in training mode; nothing in its graph depends on the mode"
+
+
+def _checked(graph: Graph, module: nn.Module, example: Tensor) -> Graph:
+    """The graph with the largest difference to the module on random batches of 1, 2 and 7 samples at several scales.
+
+    Raises:
+        ExtractionMismatch: they differ by more than rounding, or the module gives other shapes or fails on a batch size.
+    """
+    own = graph.to(dtype=example.dtype, device=example.device)
+    generator = torch.Generator().manual_seed(0)
+    worst = largest = 0.0
+    samples = 0
+    for scale, batch in itertools.product(_SCALES, _BATCHES):
+        x = torch.randn(batch, *example.shape[1:], generator=generator).to(example) * scale
+        try:
+            with torch.no_grad():
+                wanted = [
+                    t for t in torch.utils._pytree.tree_leaves(module(x.clone())) if isinstance(t, Tensor)
+                ]
+        except Exception as error:
+            raise ExtractionMismatch(
+                f"the module fails on a batch of {batch}: {display(str(error), 200)}"
+            ) from error
+        values = evaluate_all(own, x)
+        for name, right in zip(graph.outputs, wanted, strict=True):
+            left = values[name]
+            left = left.expand(batch, *left.shape[1:])
+            if left.shape != right.shape:
+                raise ExtractionMismatch(
+                    f"for a batch of {batch} the module returns {list(right.shape)}, its graph {list(left.shape)}"
+                )
+            finite = right.isfinite() & left.isfinite()
+            size = float(right[finite].abs().max()) if bool(finite.any()) else 0.0
+            gap = float((left - right)[finite].abs().max()) if bool(finite.any()) else 0.0
+            allowed = min(1000 * torch.finfo(example.dtype).eps, 0.05) * max(size, 1e-30)
+            if gap > allowed or not bool((right.isfinite() == left.isfinite()).all()):
+                raise ExtractionMismatch(
+                    f"the graph differs from the module by {gap:.3g} (outputs up to {size:.3g}) on a batch of {batch}; "
+                    "the module may depend on more than its input"
+                )
+            worst, largest = max(worst, gap), max(largest, size)
+        samples += batch
+    done = ImportCheck(samples, worst, largest, f"torch {torch.__version__}")
+    return replace(graph, origin=replace(graph.origin, import_check=done))

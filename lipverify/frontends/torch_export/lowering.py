@@ -1,0 +1,106 @@
+"""What translators of torch operators work with: the builder, and the results that are no tensors of a graph."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lipverify.frontends.builder import Builder, Operand, Value
+from lipverify.ir.graph import Node
+from lipverify.ir.op import Shape
+
+
+class BatchSize(int):
+    """A whole number that depends on the batch size, taken for a batch of one."""
+
+
+@dataclass(frozen=True)
+class Forbidden:
+    """A result that must not be used, and why: indices of a maximum, comparisons."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A comparison of a computed tensor with zero: `value` > 0, or `value` >= 0; only a reflection may use it."""
+
+    value: Value
+    positive: bool
+    """True where the comparison holds for positive values, false where it holds for negative ones."""
+
+
+class Lowerer(Builder):
+    """The builder as translators of this front end see it."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__(symbolic_batch=True)
+        self.dtype = dtype
+        """The type the module computes in."""
+        self.reflections: dict[tuple[str, ...], Value] = {}
+
+    def producer(self, v: Value) -> Node:
+        """The node that computes a value."""
+        return next(node for node in reversed(self._nodes) if node.name == v.name)
+
+    def shape_of(self, name: str) -> Shape:
+        """Sample shape of a node."""
+        return next(node.shape for node in reversed(self._nodes) if node.name == name)
+
+    def number(self, value: Any) -> Tensor:
+        """A Python number of the program, kept exactly: float64 whatever the module computes in."""
+        if isinstance(value, BatchSize):
+            raise self.refuse("computes with the batch size", (), "a sample's result must not depend on it")
+        if isinstance(value, complex) or not isinstance(value, (int, float)):
+            raise self.refuse(f"computes with {value!r}, which is not a real number")
+        if not math.isfinite(value):
+            raise self.refuse(f"computes with {value}")
+        return torch.tensor(float(value), dtype=torch.float64)
+
+    def operand(self, value: Any) -> Operand:
+        """An argument of arithmetic: values and stored tensors as they are, numbers and integer tensors as floats."""
+        if isinstance(value, Value):
+            return value
+        if isinstance(value, Tensor):
+            if value.is_complex():
+                raise self.refuse("computes with complex numbers", (value,))
+            return value if value.is_floating_point() else value.to(self.dtype)
+        return self.number(value)
+
+    def cast(self, dtype: torch.dtype) -> None:
+        """Accepts a conversion to a floating-point type at least as precise as the module's; refuses every other one."""
+        if not dtype.is_floating_point:
+            raise self.refuse(f"converts to {dtype}, which jumps or leaves the real numbers")
+        new, own = torch.finfo(dtype), torch.finfo(self.dtype)
+        if new.eps > own.eps or new.max < own.max:
+            raise self.refuse(
+                f"rounds to {dtype} inside a module of type {self.dtype}", (), "export in one type"
+            )
+        if dtype != self.dtype:
+            self.notes.append(f"{self.where} converts to {dtype}; the function in real numbers is the same")
+
+    def value(self, argument: Any) -> Value:
+        """An argument that has to depend on the input.
+
+        Raises:
+            UnsupportedModel: it is stored, so another argument depends on the input.
+        """
+        if isinstance(argument, Value):
+            return argument
+        raise self.refuse(
+            "an argument other than the first one depends on the input", (), "only the first one may"
+        )
+
+    def stored(self, argument: Any, role: str) -> Tensor:
+        """An argument that must not depend on the input, such as a weight."""
+        if isinstance(argument, Tensor):
+            return argument
+        raise self.refuse(f"the {role} depends on the input", (), "only stored numbers are covered there")
+
+    def optional(self, argument: Any, role: str) -> Tensor | None:
+        """`stored`, or None."""
+        return None if argument is None else self.stored(argument, role)

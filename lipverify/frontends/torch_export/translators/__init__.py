@@ -1,0 +1,27 @@
+"""How each operator of torch is lowered, one file for each family. Importing this package registers all of them."""
+
+from lipverify.frontends.torch_export.translators import (
+    activations,
+    arithmetic,
+    indexing,
+    linear_maps,
+    normalization,
+    pooling,
+    reductions,
+    refused,
+    shapes,
+    sorting,
+)
+
+__all__ = [
+    "activations",
+    "arithmetic",
+    "indexing",
+    "linear_maps",
+    "normalization",
+    "pooling",
+    "reductions",
+    "refused",
+    "shapes",
+    "sorting",
+]

@@ -1,0 +1,69 @@
+"""Addition, multiplication, division, powers and maxima of two tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from lipverify import ops
+from lipverify.frontends.builder import Operand, Value
+from lipverify.frontends.torch_export.lowering import Lowerer
+from lipverify.frontends.torch_export.registry import lower
+
+
+def scaled(b: Lowerer, x: Operand, factor: Any) -> Operand:
+    """factor * x for a number of the program."""
+    if factor == 1:
+        return x
+    return x * b.number(factor) if isinstance(x, Tensor) else b.times(x, b.number(factor))
+
+
+@lower.register("aten.add")
+def _add(b: Lowerer, x: Any, other: Any, alpha: Any = 1) -> Value:
+    return b.plus(b.operand(x), scaled(b, b.operand(other), alpha))
+
+
+@lower.register("aten.sub", "aten.subtract")
+def _sub(b: Lowerer, x: Any, other: Any, alpha: Any = 1) -> Value:
+    return b.minus(b.operand(x), scaled(b, b.operand(other), alpha))
+
+
+@lower.register("aten.rsub")
+def _rsub(b: Lowerer, x: Any, other: Any, alpha: Any = 1) -> Value:
+    return b.minus(b.operand(other), scaled(b, b.operand(x), alpha))
+
+
+@lower.register("aten.mul", "aten.multiply")
+def _mul(b: Lowerer, x: Any, other: Any) -> Value:
+    return b.times(b.operand(x), b.operand(other))
+
+
+@lower.register("aten.div", "aten.divide", "aten.true_divide")
+def _div(b: Lowerer, x: Any, other: Any, rounding_mode: str | None = None) -> Value:
+    if rounding_mode is not None:
+        raise b.refuse(f"rounds its quotient ({rounding_mode}), so it is not continuous")
+    return b.over(b.operand(x), b.operand(other))
+
+
+@lower.register("aten.neg", "aten.negative")
+def _neg(b: Lowerer, x: Value) -> Value:
+    return b.negative(x)
+
+
+@lower.register("aten.pow.Tensor_Scalar")
+def _pow(b: Lowerer, x: Value, exponent: Any) -> Value:
+    power = float(b.number(exponent))
+    if power == 0:
+        raise b.refuse("a power 0 does not depend on its input", (x,), "remove it")
+    return x if power == 1 else b.elementwise(ops.Power(power), x)
+
+
+@lower.register("aten.maximum", "aten.max.other")
+def _maximum(b: Lowerer, x: Any, other: Any) -> Value:
+    return b.maximum(b.operand(x), b.operand(other))
+
+
+@lower.register("aten.minimum", "aten.min.other")
+def _minimum(b: Lowerer, x: Any, other: Any) -> Value:
+    return b.minimum(b.operand(x), b.operand(other))

@@ -1,0 +1,144 @@
+"""Matrix products, convolutions and attention."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from lipverify import ops
+from lipverify.frontends.builder import Value
+from lipverify.frontends.torch_export.lowering import Lowerer
+from lipverify.frontends.torch_export.registry import lower
+from lipverify.frontends.torch_export.translators.arithmetic import scaled
+from lipverify.ir.op import Shape
+
+
+def tupled(sizes: int | Sequence[int], rank: int) -> Shape:
+    """One size for each spatial axis."""
+    if isinstance(sizes, int):
+        return (sizes,) * rank
+    return tuple(sizes) * rank if len(sizes) == 1 else tuple(sizes)
+
+
+@lower.register("aten.linear")
+def _linear(b: Lowerer, x: Any, weight: Any, bias: Any = None) -> Value:
+    matrix = b.stored(weight, "weight")
+    if matrix.ndim == 1:  # a weight vector drops the feature axis
+        result = b.matmul(x, matrix)
+        return result if bias is None else b.plus(result, b.operand(bias))
+    return b.linear(x, matrix, b.optional(bias, "bias"))
+
+
+@lower.register("aten.mm", "aten.bmm", "aten.matmul", "aten.mv", "aten.dot")
+def _matmul(b: Lowerer, x: Any, other: Any) -> Value:
+    return b.matmul(x, other)
+
+
+@lower.register("aten.addmm", "aten.baddbmm", "aten.addmv")
+def _addmm(b: Lowerer, bias: Any, x: Any, other: Any, *, beta: Any = 1, alpha: Any = 1) -> Value:
+    plain = isinstance(x, Value) and all(isinstance(t, Tensor) for t in (bias, other))
+    if plain and beta == alpha == 1 and bias.ndim == 1 and other.ndim == 2 and len(bias) == other.shape[1]:
+        return b.linear(x, other.T, bias)
+    stored = isinstance(x, Tensor) and isinstance(other, Tensor)
+    product = scaled(b, x @ other if stored else b.matmul(x, other), alpha)
+    return (
+        product
+        if beta == 0 and isinstance(product, Value)
+        else b.plus(product, scaled(b, b.operand(bias), beta))
+    )
+
+
+@lower.register("aten.conv1d", "aten.conv2d")
+def _conv(
+    b: Lowerer,
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Value:
+    kernel = b.stored(weight, "weight")
+    rank = kernel.ndim - 2
+    spread = tupled(dilation, rank)
+    if padding == "same":  # an odd total puts the extra zero behind
+        totals = [d * (k - 1) for d, k in zip(spread, kernel.shape[2:], strict=True)]
+        pads = tuple((total // 2, total - total // 2) for total in totals)
+    else:
+        pads = tuple((p, p) for p in tupled(0 if padding == "valid" else padding, rank))
+    op = ops.Conv(kernel, b.optional(bias, "bias"), tupled(stride, rank), pads, spread, groups)
+    return b.conv(b.value(x), op)
+
+
+@lower.register("aten.conv_transpose1d", "aten.conv_transpose2d")
+def _conv_transpose(
+    b: Lowerer,
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> Value:
+    kernel = b.stored(weight, "weight")
+    rank = kernel.ndim - 2
+    cut = tuple((p, p) for p in tupled(padding, rank))
+    sizes = (tupled(stride, rank), cut, tupled(output_padding, rank), tupled(dilation, rank))
+    return b.conv(b.value(x), ops.ConvTranspose(kernel, b.optional(bias, "bias"), *sizes, groups))
+
+
+@lower.register("aten.convolution")
+def _convolution(
+    b: Lowerer,
+    x: Any,
+    weight: Any,
+    bias: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    transposed: bool,
+    output_padding: Any,
+    groups: int,
+) -> Value:
+    if b.stored(weight, "weight").ndim not in (3, 4):
+        raise b.refuse("convolutions over one or two spatial axes are covered", (x, weight))
+    if transposed:
+        return _conv_transpose(b, x, weight, bias, stride, padding, output_padding, groups, dilation)
+    return _conv(b, x, weight, bias, stride, padding, dilation, groups)
+
+
+@lower.register("aten.scaled_dot_product_attention")
+def _attention(
+    b: Lowerer,
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Value:
+    operands = (query, key, value)
+    if dropout_p != 0:
+        raise b.refuse("attention with active dropout is random", operands, "call module.eval() first")
+    if attn_mask is not None or is_causal or enable_gqa:
+        raise b.refuse(
+            "attention with a mask or grouped queries is not covered", operands, "leave out the mask"
+        )
+    rank = (key if isinstance(key, Value) else query).rank
+    order = [*range(rank - 2), rank - 1, rank - 2]
+    turned = b.transpose(key, order) if isinstance(key, Value) else key.transpose(-1, -2)
+    shape = query.source_shape if isinstance(query, Value) else query.shape
+    factor = 1 / math.sqrt(shape[-1]) if scale is None else scale
+    if not isinstance(query, Value) and not isinstance(key, Value):
+        raise b.refuse("attention with stored queries and keys is not covered", operands)
+    scores = b.times(b.matmul(query, turned), b.number(factor))
+    return b.matmul(b.along(ops.Softmax, scores, scores.rank - 1), value)

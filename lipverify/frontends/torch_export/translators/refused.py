@@ -1,0 +1,82 @@
+"""Operators that are refused for a reason worth telling."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+from torch import Tensor
+
+from lipverify.frontends.builder import Value
+from lipverify.frontends.torch_export.lowering import Lowerer
+from lipverify.frontends.torch_export.registry import lower
+
+_JUMPS = "it jumps, so it is not continuous and has no Lipschitz constant"
+_RANDOM = "it is random"
+_RECURRENT = "recurrent layers are not covered"
+_JUMPING = (
+    "floor",
+    "ceil",
+    "round",
+    "trunc",
+    "frac",
+    "sign",
+    "sgn",
+    "heaviside",
+    "floor_divide",
+    "remainder",
+    "fmod",
+    "argmax",
+    "argmin",
+    "argsort",
+    "one_hot",
+    "bucketize",
+    "searchsorted",
+    "hardshrink",
+    "bitwise_and",
+    "bitwise_or",
+    "bitwise_not",
+    "logical_and",
+    "logical_or",
+    "logical_not",
+    "nonzero",
+    "count_nonzero",
+    "isnan",
+    "any",
+    "all",
+    "histc",
+    "quantize_per_tensor",
+    "fake_quantize_per_tensor_affine",
+    "item",
+    "_local_scalar_dense",
+    "masked_select",
+)
+_REASONS: dict[str, tuple[str, str]] = {
+    **dict.fromkeys(_JUMPING, (_JUMPS, "")),
+    **dict.fromkeys(
+        ["native_dropout", "bernoulli", "rand_like", "randn_like", "normal"],
+        (_RANDOM, "call module.eval() first"),
+    ),
+    **dict.fromkeys(["lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell"], (_RECURRENT, "")),
+    "embedding": ("token indices are not a continuous input", "start the model behind the embedding"),
+    "instance_norm": (
+        "normalisation by each sample's own statistics is not covered",
+        "use GroupNorm with one group",
+    ),
+    "gather": (
+        "gathering with an index for each entry is not covered",
+        "use x[:, indices] with a stored index list",
+    ),
+    "log": ("the logarithm is not covered: it is unbounded near 0", "return what stands before it"),
+    "cumsum": ("running sums are not covered", "multiply with a stored triangular matrix"),
+}
+
+
+def _register(name: str, reason: str, remedy: str) -> None:
+    @lower.register(f"aten.{name}")
+    def translate(b: Lowerer, *args: Any, **kwargs: Any) -> NoReturn:
+        shown = [x for x in args if isinstance(x, (Value, Tensor))]
+        raise b.refuse(reason, shown, remedy)
+
+
+for _name, (_reason, _remedy) in _REASONS.items():
+    _register(_name, _reason, _remedy)

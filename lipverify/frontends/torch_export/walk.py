@@ -1,0 +1,208 @@
+"""Walks an exported program and lowers it, operator by operator, into a graph for a batch of one."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from lipverify import ops
+from lipverify.errors import InternalError, UnsupportedModel
+from lipverify.frontends.builder import Value
+from lipverify.frontends.torch_export.lowering import BatchSize, Condition, Forbidden, Lowerer
+from lipverify.frontends.torch_export.registry import lower
+from lipverify.ir.op import Shape
+
+_TORCH = str(Path(torch.__file__).parent)
+
+# Stored tensors of a batch size may be built by these and by nothing that tells samples apart.
+_BLIND_TO_SAMPLES = {
+    "zeros", "ones", "full", "new_zeros", "new_ones", "new_full", "scalar_tensor",
+    "view", "reshape", "_unsafe_view", "expand", "repeat", "broadcast_to", "alias", "clone",
+}  # fmt: skip
+# Exact rearrangements: folding them needs no remark.
+_EXACT = _BLIND_TO_SAMPLES | {
+    "t", "transpose", "permute", "unsqueeze", "squeeze", "detach", "contiguous", "slice", "select", "flatten",
+    "lift_fresh_copy", "arange", "cat", "stack", "index", "index_select", "split", "unbind", "chunk", "item",
+    "_local_scalar_dense", "copy", "fill",
+}  # fmt: skip
+_CHECKS_ONLY = ("aten._assert", "aten.sym_constrain", "aten._functional_assert", "aten._functional_sym")
+
+
+class Walk:
+    """One pass over an exported graph. env: what each of its nodes became."""
+
+    def __init__(self, build: Lowerer, batch: torch.SymInt) -> None:
+        self.build = build
+        self.batch_symbol = batch.node.expr
+        self.env: dict[fx.Node, Any] = {}
+        self.folded: list[str] = []
+
+    def run(self, graph: fx.Graph, owner: torch.nn.Module) -> Any:
+        """Lowers all nodes; placeholders must be in `env` already. Returns what the graph returns."""
+        for node in graph.nodes:
+            if node.op == "placeholder":
+                continue
+            if node.op == "get_attr":
+                self.env[node] = operator.attrgetter(str(node.target))(owner)
+            elif node.op == "output":
+                return self._resolve(node.args[0])
+            elif node.op == "call_function":
+                self._locate(node)
+                try:
+                    self.env[node] = self._settle(self._lower(node, owner), node.meta.get("val"))
+                except UnsupportedModel as error:
+                    raise type(error)(f"{error}{_line_of(node)}") from None
+            else:
+                raise InternalError(f"an exported graph holds a node of kind {node.op}")
+        raise InternalError("an exported graph has no output")
+
+    # -- one node
+
+    def _lower(self, node: fx.Node, owner: torch.nn.Module) -> Any:
+        target = node.target
+        if str(target).startswith(_CHECKS_ONLY):
+            return None
+        if isinstance(target, torch._ops.HigherOrderOperator):
+            return self._higher_order(node, owner)
+        args, kwargs = self._resolve(node.args), self._resolve(dict(node.kwargs))
+        if target is operator.getitem:
+            whole, index = args
+            return whole[index] if index < len(whole) else Forbidden("a side result that is not covered")
+        if str(target).startswith("aten.sym_size"):
+            v, axis = args
+            size = v.source_shape[axis] if isinstance(v, Value) else v.shape[axis]
+            return BatchSize(size) if isinstance(node.meta["val"], torch.SymInt) else size
+        leaves = torch.utils._pytree.tree_leaves((args, kwargs))
+        for leaf in leaves:
+            if isinstance(leaf, Forbidden) or (isinstance(leaf, Condition) and "where" not in str(target)):
+                reason = (
+                    leaf.reason
+                    if isinstance(leaf, Forbidden)
+                    else "uses a comparison as a number, which jumps"
+                )
+                raise self.build.refuse(reason, [x for x in leaves if isinstance(x, (Value, Tensor))])
+        if not isinstance(target, torch._ops.OpOverload):
+            return self._whole_number(node, args, leaves)
+        if not any(isinstance(leaf, (Value, Condition)) for leaf in leaves):
+            return self._fold(node, target, args, kwargs, leaves)
+        translate = lower.find(target)
+        if translate is None:
+            raise self.build.refuse(
+                "this operator is not covered",
+                [x for x in leaves if isinstance(x, (Value, Tensor))],
+                f'replace it, or teach it to lipverify with @lower.register("{target}")',
+            )
+        return translate(self.build, *args, **kwargs)
+
+    def _whole_number(self, node: fx.Node, args: Any, leaves: Sequence[Any]) -> Any:
+        """Arithmetic of Python on sizes."""
+        if not callable(node.target) or any(isinstance(leaf, (Value, Tensor)) for leaf in leaves):
+            raise self.build.refuse("this call is not an operator of torch")
+        result = node.target(*args)
+        if not any(isinstance(leaf, BatchSize) for leaf in leaves):
+            return result
+        if type(result) is not int:
+            raise self.build.refuse("computes with the batch size")
+        return BatchSize(result)
+
+    def _fold(
+        self, node: fx.Node, target: torch._ops.OpOverload, args: Any, kwargs: Any, leaves: Sequence[Any]
+    ) -> Any:
+        """Executes an operator whose arguments are all stored, in the module's own type."""
+        name = target._schema.name.partition("::")[2]
+        stored = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        if torch.Tag.nondeterministic_seeded in target.tags or name.startswith("empty"):
+            raise self.build.refuse("draws random or uninitialised numbers", stored)
+        if any(isinstance(leaf, BatchSize) for leaf in leaves) and name not in _BLIND_TO_SAMPLES:
+            raise self.build.refuse("computes with the batch size", stored)
+        symbolic = [_is_symbolic(arg.meta.get("val")) for arg in node.all_input_nodes]
+        if any(symbolic) and not _is_symbolic(node.meta.get("val")):
+            raise self.build.refuse("computes with the batch size", stored)
+        if name not in _EXACT and any(tensor.is_floating_point() for tensor in stored):
+            self.folded.append(self.build.where)
+        with torch.no_grad():
+            return target(*args, **kwargs)
+
+    def _higher_order(self, node: fx.Node, owner: torch.nn.Module) -> Any:
+        name = str(node.target)
+        if name == "wrap_with_set_grad_enabled":
+            _, body, *operands = node.args
+            assert isinstance(body, fx.Node)
+            inner = self.env[body]
+            holes = [n for n in inner.graph.nodes if n.op == "placeholder"]
+            self.env.update(zip(holes, self._resolve(operands), strict=True))
+            return self.run(inner.graph, inner)
+        advice = "export the branch you need as a model of its own" if name == "cond" else ""
+        raise self.build.refuse("control flow and wrapped calls are not covered", (), advice)
+
+    def _resolve(self, argument: Any) -> Any:
+        if isinstance(argument, fx.Node):
+            return self.env[argument]
+        if isinstance(argument, (tuple, list)):
+            return type(argument)(self._resolve(entry) for entry in argument)
+        if isinstance(argument, dict):
+            return {key: self._resolve(entry) for key, entry in argument.items()}
+        return argument
+
+    # -- shapes and names
+
+    def _settle(self, result: Any, expected: Any) -> Any:
+        """The result with its batch axis where the exported program has it.
+
+        A batch of one hides which axis of size 1 is the batch axis and whether a slice picks single samples; the symbolic
+        shape of the exported program does not.
+        """
+        if isinstance(result, (tuple, list)) and isinstance(expected, (tuple, list)):
+            return [self._settle(entry, wanted) for entry, wanted in zip(result, expected, strict=False)]
+        if not isinstance(result, Value) or not isinstance(expected, Tensor):
+            return result
+        axes = [axis for axis, size in enumerate(expected.shape) if isinstance(size, torch.SymInt)]
+        if len(axes) != 1 or expected.shape[axes[0]].node.expr != self.batch_symbol:  # type: ignore[attr-defined]
+            raise self.build.refuse(
+                "picks, mixes or repeats samples of the batch", (result,), "each sample must stand for itself"
+            )
+        batch = axes[0]
+        shape: Shape = tuple(int(size) for axis, size in enumerate(expected.shape) if axis != batch)
+        if result.shape == shape:
+            return Value(result.name, shape, batch)
+        if (*shape[:batch], 1, *shape[batch:]) != result.source_shape:
+            raise InternalError(
+                f"{self.build.what} {self.build.where!r}: lowered to {list(result.source_shape)}, "
+                f"torch has {list(expected.shape)}"
+            )
+        return self.build.add(ops.Reshape(shape), (result,), batch)
+
+    def _locate(self, node: fx.Node) -> None:
+        self.build.what = str(node.target).removeprefix("aten.").removesuffix(".default")
+        if node.target is operator.getitem:
+            return
+        packet = self.build.what.partition(".")[0]
+        stack = node.meta.get("nn_module_stack") or {}
+        path = next((entry[0] for entry in reversed(stack.values()) if isinstance(entry, tuple)), "")
+        self.build.where = f"{path}.{packet}" if path else packet
+
+
+def _is_symbolic(val: Any) -> bool:
+    return isinstance(val, Tensor) and any(isinstance(size, torch.SymInt) for size in val.shape)
+
+
+def _line_of(node: fx.Node) -> str:
+    """The line of the user's program that made a node, if it is known: the innermost one outside torch."""
+    trace = node.meta.get("stack_trace") or ""
+    frames = [line for line in trace.splitlines() if line.lstrip().startswith("File ")]
+    own = [frame for frame in frames if not _path_of(frame).startswith(("torch/", _TORCH))]
+    if not own:
+        return ""
+    lines = trace.splitlines()
+    code = lines[lines.index(own[-1]) + 1].strip() if own[-1] != lines[-1] else ""
+    number = own[-1].partition(", line ")[2].partition(",")[0]
+    return f" (line {number} of {Path(_path_of(own[-1])).name}: {code[:80]})"
+
+
+def _path_of(frame: str) -> str:
+    return frame.partition('"')[2].partition('"')[0]
