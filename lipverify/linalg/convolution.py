@@ -19,9 +19,9 @@ from lipverify.linalg.rounding import Upper
 from lipverify.linalg.symbol import Symbol, circular_maximum, polyphase, supremum, torus_maximum
 
 # A torus is worth a search when its frequencies may miss the supremum by more than this.
-_TORUS_GAIN = 5e-4
+_TORUS_GAIN = 1.5e-3
 # Estimated real multiplications of a dense l2 bound: always taken, and taken when the torus may be this far off.
-_QUICK_WORK, _LONG_WORK, _LOOSE = 2e10, 1e11, 1.5e-2
+_QUICK_WORK, _LONG_WORK, _LOOSE = 2e10, 1e11, 5e-2
 _LARGEST_MATRIX = 30_000_000
 
 
@@ -178,7 +178,8 @@ def _spectral(convolution: Convolution) -> Upper:
         return dense.operator_norm_upper(convolution.matrix(), "l2", "l2")
     sizes = convolution.embedding_sizes
     gain = sum((math.pi * d / n) ** 2 / 2 for d, n in zip(symbol.degrees, sizes, strict=True))
-    known = supremum(symbol)
+    # A torus maximum is never above the supremum, which then only has to rule out frequencies.
+    known = supremum(symbol, refine=gain < _LOOSE)
     upper = Upper.of(torus_maximum(symbol, sizes, known) if gain > _TORUS_GAIN else known.upper)
     if gain > _LOOSE and work < _LONG_WORK:
         upper = min(upper, dense.operator_norm_upper(convolution.matrix(), "l2", "l2"))

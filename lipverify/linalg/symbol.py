@@ -24,6 +24,8 @@ from lipverify.linalg.rounding import UNIT_ROUNDOFF, gamma, inflate
 _CHUNK_ENTRIES = 1 << 22
 # Real multiplications the frequency search may spend beyond its first grid: a second or two on one core.
 _WORK = 3e10
+# Norms known from the first grid that are used to rule out others.
+_RULERS = 512
 # The search stops when the bound is this close to the largest norm seen.
 _TOLERANCE = 1e-4
 
@@ -121,8 +123,8 @@ class Supremum:
     values: Tensor  # [count] certified norms at the points
 
 
-def supremum(symbol: Symbol) -> Supremum:
-    """Upper bound of the norm of S over all frequencies: valid for every input size.
+def supremum(symbol: Symbol, *, refine: bool = True) -> Supremum:
+    """Upper bound of the norm of S over all frequencies: valid for every input size; coarse without `refine`.
 
     Statement: |S(f)| <= upper for all f.
     Source: Bernstein-Szego inequality T'^2 + d^2 T^2 <= d^2 M^2 for real trigonometric polynomials of degree d bounded by M
@@ -142,7 +144,7 @@ def supremum(symbol: Symbol) -> Supremum:
     settled = 0.0
     groups, outputs, inputs = symbol.kernel.shape[:3]
     small = min(outputs, inputs)
-    budget = _WORK / (groups * small * (8 * outputs * inputs + 80 * small * small))
+    budget = _WORK / (groups * small * (8 * outputs * inputs + 80 * small * small)) if refine else 0.0
     while True:
         best = max(v.max().item() for v in values)
         open_ = bounds > best * (1.0 + _TOLERANCE)
@@ -198,11 +200,13 @@ def torus_maximum(symbol: Symbol, sizes: Sequence[int], known: Supremum) -> floa
         bound from `known` (Bernstein-Szego) is below the maximum already found are not evaluated.
     Sound when: see `embedding_sizes`.
     """
-    axes = []
-    for size, degree in zip(sizes, symbol.degrees, strict=True):
-        choices = [(size, 0.0), (size, 0.5), (size + 1, 0.0), (size + 1, 0.5)] if degree > 0 else [(1, 0.0)]
-        axes.append(choices)
-    candidates = [_torus(choice, symbol) for choice in itertools.product(*axes)]
+    candidates = []
+    for more in (0, 1):
+        axes = [
+            [(size + more, 0.0), (size + more, 0.5)] if degree > 0 else [(1, 0.0)]
+            for size, degree in zip(sizes, symbol.degrees, strict=True)
+        ]
+        candidates += [_torus(choice, symbol) for choice in itertools.product(*axes)]
     ceilings = [_ceilings(points, known, symbol) for points in candidates]
     firsts = []
     for points, ceiling in zip(candidates, ceilings, strict=True):
@@ -238,10 +242,12 @@ def _ceilings(points: Tensor, known: Supremum, symbol: Symbol) -> Tensor:
     speed = 2.0 * math.pi * torch.tensor(symbol.degrees, dtype=torch.float64, device=points.device)
     result = torch.full_like(points[:, 0], known.upper)
     # Only differences below 1/2 turn count, and -g is as good as g.
-    angles = torch.arccos((known.values / known.upper).clamp(max=1.0))
+    # The first points are the coarsest boxes and spread over the torus: a few hundred rule out as much as all.
+    centres, values = known.points[:_RULERS], known.values[:_RULERS]
+    angles = torch.arccos((values / known.upper).clamp(max=1.0))
     for sign in (1.0, -1.0):
         for chunk in torch.arange(len(points), device=points.device).split(max(1, (1 << 22) // len(angles))):
-            gap = (points[chunk, None, :] - sign * known.points[None, :, :]).abs()
+            gap = (points[chunk, None, :] - sign * centres[None, :, :]).abs()
             gap = torch.minimum(gap, 1.0 - gap)
             reach = (angles - gap @ speed).clamp(min=0.0)
             result[chunk] = torch.minimum(result[chunk], known.upper * torch.cos(reach.amax(-1)))
