@@ -1,11 +1,13 @@
 """Operators, one file for each family with every rule of its members. Importing this package registers all of them."""
 
 from lipverify.ir.op import Constant, Input, Op, Shape
+from lipverify.ops import powers as _powers
+from lipverify.ops import smooth_curves as _smooth_curves
 from lipverify.ops import source as _source
 from lipverify.ops.affine import DivideBy, Linear, Scale
 from lipverify.ops.convolution import Conv, ConvTranspose
 from lipverify.ops.merge import Add, Concat, Div, MatMul, Maximum, Minimum, Mul, Sub
-from lipverify.ops.normalization import BatchNorm, LayerNorm, LogSoftmax, RMSNorm, Softmax
+from lipverify.ops.normalization import BatchNorm, LayerNorm, RMSNorm
 from lipverify.ops.piecewise import Abs, Clip, Hardsigmoid, Hardswish, LeakyReLU, PReLU, ReLU
 from lipverify.ops.pooling import AvgPool, MaxPool, ReduceMax, ReduceMean, ReduceMin, ReduceSum
 from lipverify.ops.reshaping import DepthToSpace, Expand, Gather, Pad, Reshape, Slice, Transpose, Upsample
@@ -30,6 +32,7 @@ from lipverify.ops.smooth import (
     Tanh,
     Tanhshrink,
 )
+from lipverify.ops.softmax import LogSoftmax, Softmax
 from lipverify.ops.sorting import GroupSort, Householder
 
 __all__ = [
@@ -99,4 +102,4 @@ __all__ = [
     "Upsample",
 ]
 
-del _source
+del _powers, _smooth_curves, _source

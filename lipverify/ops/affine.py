@@ -8,11 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lipverify.ir.interval import Interval
 from lipverify.ir.norm import Norm
 from lipverify.ir.op import Op, Shape
 from lipverify.linalg.dense import operator_norm_upper
 from lipverify.ops.embedding import blocks_norm, diagonal_norm, single
-from lipverify.rules import Gain, Unbounded, forward, gain, linear
+from lipverify.ops.enclosure import Enclosure, linear_box
+from lipverify.rules import Gain, Unbounded, forward, gain, interval, linear
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,3 +91,23 @@ def _divide_by_gain(op: DivideBy, shapes: tuple[Shape, ...], norm_in: Norm, norm
     if not bool(reciprocal.isfinite().all()):
         raise Unbounded("a divisor is so small that its reciprocal is above the largest float64")
     return single(diagonal_norm(reciprocal.expand(shapes[0]), norm_in, norm_out))
+
+
+@interval.register(Linear)
+def _linear_interval(op: Linear, box: Interval) -> Interval:
+    exact = op.to(dtype=torch.float64)
+    size = Linear(exact.weight.abs())
+    return linear_box(
+        lambda x: _linear_part(exact, x), lambda x: _linear_part(size, x), exact.bias, box, op.weight.shape[1]
+    )
+
+
+@interval.register(Scale)
+def _scale_interval(op: Scale, box: Interval) -> Interval:
+    scaled = Enclosure.of(box) if op.scale is None else Enclosure.of(box) * Enclosure.of(op.scale)
+    return scaled if op.shift is None else scaled + Enclosure.of(op.shift)
+
+
+@interval.register(DivideBy)
+def _divide_by_interval(op: DivideBy, box: Interval) -> Interval:
+    return Enclosure.of(box) / Enclosure.of(op.divisor)

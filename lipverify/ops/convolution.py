@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from lipverify.ir.interval import Interval
 from lipverify.ir.norm import Norm
 from lipverify.ir.op import Op, Shape
-from lipverify.linalg.convolution import convolution_norm
+from lipverify.linalg.convolution import convolution_norm, transposed_convolution_norm
 from lipverify.ops.embedding import single
-from lipverify.rules import Gain, forward, gain, linear
+from lipverify.ops.enclosure import linear_box
+from lipverify.rules import Gain, forward, gain, interval, linear
 
 Pads = tuple[tuple[int, int], ...]
 
@@ -110,21 +113,27 @@ def _conv_gain(op: Conv, shapes: tuple[Shape, ...], norm_in: Norm, norm_out: Nor
 @gain.register(ConvTranspose)
 def _conv_transpose_gain(op: ConvTranspose, shapes: tuple[Shape, ...], norm_in: Norm, norm_out: Norm) -> Gain:
     """The norm of the convolution it is the adjoint of, between the dual norms, on inputs of the size of the result."""
-    axes = zip(
-        shapes[0][1:], op.weight.shape[2:], op.stride, op.padding, op.output_padding, op.dilation, strict=True
-    )
-    result_size = tuple(
-        (size - 1) * step - before - after + spread * (taps - 1) + extra + 1
-        for size, taps, step, (before, after), extra, spread in axes
-    )
-    bound = convolution_norm(
+    bound = transposed_convolution_norm(
         op.weight,
-        input_size=result_size,
+        input_size=shapes[0][1:],
         stride=op.stride,
         padding=op.padding,
+        output_padding=op.output_padding,
         dilation=op.dilation,
         groups=op.groups,
-        norm_in=norm_out.dual.value,
-        norm_out=norm_in.dual.value,
+        norm_in=norm_in.value,
+        norm_out=norm_out.value,
     )
     return single(bound)
+
+
+@interval.register(Conv, ConvTranspose)
+def _conv_interval(op: Conv | ConvTranspose, box: Interval) -> Interval:
+    exact = op.to(dtype=torch.float64)
+    size = replace(exact, weight=exact.weight.abs())
+    spatial = op.weight.ndim - 2
+    offset = None if exact.bias is None else exact.bias.reshape(-1, *(1,) * spatial)
+    # A convolution sums over the channels of one group, its adjoint over the channels of the input in one group.
+    channels = op.weight.shape[1] if isinstance(op, Conv) else op.weight.shape[0] // op.groups
+    terms = channels * math.prod(op.weight.shape[2:])
+    return linear_box(lambda x: linear(exact, x), lambda x: linear(size, x), offset, box, terms)

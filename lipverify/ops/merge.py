@@ -8,10 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lipverify.ir.interval import Interval
 from lipverify.ir.norm import Norm
 from lipverify.ir.op import Op, Shape
+from lipverify.linalg.rounding import gamma
 from lipverify.ops.embedding import embedding, finite
-from lipverify.rules import Gain, Unbounded, forward, gain, linear
+from lipverify.ops.enclosure import Enclosure, monotone_box
+from lipverify.rules import Gain, Unbounded, forward, gain, interval, linear
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,3 +145,49 @@ def _quotient_gain(op: Div, shapes: tuple[Shape, ...], norm_in: Norm, norm_out: 
         "a quotient of two computed tensors has no finite constant: its slope grows without limit where the divisor is "
         "small; give a region, or an analyzer that bounds it there"
     )
+
+
+interval.register(Maximum, Minimum, Concat)(monotone_box)
+
+
+@interval.register(Add)
+def _add_interval(op: Add, x: Interval, y: Interval) -> Interval:
+    return Enclosure.of(x) + Enclosure.of(y)
+
+
+@interval.register(Sub)
+def _sub_interval(op: Sub, x: Interval, y: Interval) -> Interval:
+    return Enclosure.of(x) - Enclosure.of(y)
+
+
+@interval.register(Mul)
+def _mul_interval(op: Mul, x: Interval, y: Interval) -> Interval:
+    return Enclosure.of(x) * Enclosure.of(y)
+
+
+@interval.register(Div)
+def _div_interval(op: Div, x: Interval, y: Interval) -> Interval:
+    return Enclosure.of(x) / Enclosure.of(y)
+
+
+@interval.register(MatMul)
+def _matmul_interval(op: MatMul, x: Interval, y: Interval) -> Interval:
+    """(a + [-r, r]) (b + [-s, s]) lies in a b + [-1, 1] (|a| s + r (|b| + s)): Rump, BIT 39 (1999)."""
+    boxes = [Enclosure.of(x), Enclosure.of(y)]
+    if not all(bool((box.lower.isfinite() & box.upper.isfinite()).all()) for box in boxes):
+        raise Unbounded("a product of matrices needs finite boxes")
+    centers = [box.lower / 2 + box.upper / 2 for box in boxes]
+    radii = [
+        torch.nextafter(distance, torch.full_like(distance, math.inf))
+        for box, center in zip(boxes, centers, strict=True)
+        for distance in [torch.maximum(box.upper - center, center - box.lower)]
+    ]
+    terms = centers[0].shape[-1]
+    size = centers[0].abs() @ centers[1].abs()
+    spread = centers[0].abs() @ radii[1] + radii[0] @ (centers[1].abs() + radii[1])
+    # Each of the three products is off by gamma; 4 gamma_{n+8} covers them and this line.
+    error = spread + 4.0 * gamma(terms + 8) * (size + spread) + terms * torch.finfo(torch.float64).tiny
+    if not bool(error.isfinite().all()):
+        raise Unbounded("its values on this box are above the largest float64")
+    product = centers[0] @ centers[1]
+    return Interval(product, product).widened(error)

@@ -1,4 +1,4 @@
-"""Normalisation layers and softmax."""
+"""Normalisation layers."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
+from lipverify.ir.interval import Interval
 from lipverify.ir.norm import Norm
 from lipverify.ir.op import Op, Shape
 from lipverify.linalg.rounding import Upper
 from lipverify.ops.embedding import blocks_norm, diagonal_norm, single, through_same_norm
-from lipverify.rules import Gain, Unbounded, forward, gain, linear
+from lipverify.ops.enclosure import Enclosure
+from lipverify.rules import Gain, Unbounded, forward, gain, interval, linear
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,20 +49,6 @@ class RMSNorm(Op):
     eps: float
 
 
-@dataclass(frozen=True, eq=False)
-class Softmax(Op):
-    """Softmax along one sample axis."""
-
-    axis: int
-
-
-@dataclass(frozen=True, eq=False)
-class LogSoftmax(Op):
-    """Logarithm of softmax along one sample axis."""
-
-    axis: int
-
-
 def _channelwise(op: BatchNorm, values: Tensor, ndim: int) -> Tensor:
     shape = [1] * ndim
     shape[op.axis + 1] = -1
@@ -90,16 +78,6 @@ def _rms_norm(op: RMSNorm, x: Tensor) -> Tensor:
     axes = tuple(range(-len(op.shape), 0))
     scaled = x / torch.sqrt((x * x).mean(dim=axes, keepdim=True) + op.eps)
     return scaled if op.weight is None else scaled * op.weight
-
-
-@forward.register(Softmax)
-def _softmax(op: Softmax, x: Tensor) -> Tensor:
-    return torch.softmax(x, dim=op.axis + 1)
-
-
-@forward.register(LogSoftmax)
-def _log_softmax(op: LogSoftmax, x: Tensor) -> Tensor:
-    return torch.log_softmax(x, dim=op.axis + 1)
 
 
 @gain.register(BatchNorm)
@@ -178,51 +156,62 @@ def _largest_row_sum(start: Upper, slope: Upper) -> Upper:
     return slope * 2.0 * rest * rest.sqrt()
 
 
-@gain.register(Softmax)
-def _softmax_gain(op: Softmax, shapes: tuple[Shape, ...], norm_in: Norm, norm_out: Norm) -> Gain:
-    """J = diag(p) - pp', symmetric. Sharp bounds, attained at p = (1/2, 1/2) or its limits.
+@interval.register(BatchNorm)
+def _batch_norm_interval(op: BatchNorm, box: Interval) -> Interval:
+    ndim = box.lower.ndim
+    weight, bias, mean, var = (
+        Enclosure.of(_channelwise(op, values, ndim)) for values in (op.weight, op.bias, op.mean, op.var)
+    )
+    return (Enclosure.of(box) - mean) * (weight / (var + op.eps).sqrt()) + bias
 
-    Any norm to itself: 1/2 (Nair 2025, arXiv 2510.23012). l1 -> linf: the largest entry p(1-p) <= 1/4. l1 -> l2: a column has
-    squared norm p_j^2 ((1-p_j)^2 + sum of the other p_i^2) <= 2 p_j^2 (1-p_j)^2 <= 1/8; l2 -> linf by symmetry. linf -> q:
-    signs s with plus mass a give entries 2 p_i (1-a) and -2 p_i a: l1 norm 4a(1-a) <= 1, squared l2 norm
-    <= 8 a^2 (1-a)^2 <= 1/2; l2 -> l1 by symmetry.
+
+@interval.register(LayerNorm)
+def _layer_norm_interval(op: LayerNorm, box: Interval) -> Interval:
+    """With d = x - mean and n entries, d_i^2 <= (n - 1) var."""
+    axes = tuple(range(-len(op.shape), 0))
+    n = math.prod(op.shape)
+    x = Enclosure.of(box)
+    # x_i - mean = (1 - 1/n) x_i - (sum of the others)/n: every entry occurs once, so the ends are attained.
+    total = x.sum(axes)
+    others = Enclosure(*_swapped(total, x))
+    centered = (x * float(n - 1) - others) / float(n)
+    found = _normalised(op, centered, n - 1, axes)
+    return found if op.bias is None else found + Enclosure.of(op.bias)
+
+
+def _swapped(total: Enclosure, x: Enclosure) -> tuple[Tensor, Tensor]:
+    """The sum without entry i: the ends of the sum minus the same ends of the entry, rounded outward."""
+    lower = (Enclosure.of(total.lower) - Enclosure.of(x.lower)).lower
+    upper = (Enclosure.of(total.upper) - Enclosure.of(x.upper)).upper
+    return lower, upper
+
+
+@interval.register(RMSNorm)
+def _rms_norm_interval(op: RMSNorm, box: Interval) -> Interval:
+    """x_i^2 <= n times the mean square."""
+    return _normalised(op, Enclosure.of(box), math.prod(op.shape), tuple(range(-len(op.shape), 0)))
+
+
+def _normalised(op: LayerNorm | RMSNorm, d: Enclosure, ratio: int, axes: tuple[int, ...]) -> Enclosure:
+    """weight * d / sqrt(v + eps), v the mean of d^2 over the axes, which is at least d_i^2 / ratio.
+
+    The largest value: d / sqrt(max(v_low, d^2/ratio) + eps) increases for d >= 0; for d < 0 the largest v counts.
     """
-    n = shapes[0][op.axis]
-    if n == 1:
-        return single(Upper.zero())
-    squares = {
-        (Norm.L1, Norm.LINF): Fraction(1, 16),
-        (Norm.L1, Norm.L2): Fraction(1, 8),
-        (Norm.L2, Norm.LINF): Fraction(1, 8),
-        (Norm.LINF, Norm.L2): Fraction(1, 2),
-        (Norm.L2, Norm.L1): Fraction(1, 2),
-        (Norm.LINF, Norm.L1): Fraction(1),
-    }
-    block = Upper.of(squares.get((norm_in, norm_out), Fraction(1, 4))).sqrt()
-    return single(blocks_norm(block, math.prod(shapes[0]) // max(n, 1), norm_in, norm_out))
+    if ratio == 0:
+        found = Enclosure.of(torch.zeros_like(d.lower))
+    else:
+        mean = d.square().sum(axes) / float(math.prod(op.shape))
+        if not op.eps > 0 and not bool((mean.lower > 0).all()):
+            raise Unbounded("without eps it divides by a number that may be zero on this box")
+        low, high = (_quotient(op, Enclosure.of(end), mean, ratio) for end in (d.lower, d.upper))
+        bound = math.sqrt(ratio) * (1 + 2.0**-50)
+        found = Enclosure(low.lower, high.upper).clipped(-bound, bound)
+    return found if op.weight is None else found * Enclosure.of(op.weight)
 
 
-@gain.register(LogSoftmax)
-def _log_softmax_gain(op: LogSoftmax, shapes: tuple[Shape, ...], norm_in: Norm, norm_out: Norm) -> Gain:
-    """J = I - 1p'. Convex in p, so every norm is largest at a vertex p = e_k, where row i is e_i' - e_k'.
-
-    l2: I - 1p' is idempotent, of norm |1| |p| <= sqrt(n). l1 -> q: columns e_j and (for j = k) n - 1 entries of size 1.
-    p -> linf: a row with 1 and -1. linf -> q: n - 1 entries of size 2. l2 -> l1: the adjoint, |J's| with n - 1 entries of
-    size 1 and one of size n - 1.
-    """
-    n = shapes[0][op.axis]
-    if n == 1:
-        return single(Upper.zero())
-    squares = {
-        (Norm.L1, Norm.L1): (n - 1) ** 2,
-        (Norm.L1, Norm.L2): n - 1,
-        (Norm.L1, Norm.LINF): 1,
-        (Norm.L2, Norm.L1): n * (n - 1),
-        (Norm.L2, Norm.L2): n,
-        (Norm.L2, Norm.LINF): 2,
-        (Norm.LINF, Norm.L1): 4 * (n - 1) ** 2,
-        (Norm.LINF, Norm.L2): 4 * (n - 1),
-        (Norm.LINF, Norm.LINF): 4,
-    }
-    block = Upper.of(squares[norm_in, norm_out]).sqrt()
-    return single(blocks_norm(block, math.prod(shapes[0]) // max(n, 1), norm_in, norm_out))
+def _quotient(op: LayerNorm | RMSNorm, d: Enclosure, mean: Enclosure, ratio: int) -> Enclosure:
+    """d / sqrt(v + eps) for single d, over all v from the smallest possible one to the largest of the box."""
+    own = d.square() / float(ratio)
+    smallest = torch.maximum(mean.lower.clamp(min=0.0), own.lower)
+    variance = Enclosure(torch.minimum(smallest, mean.upper), mean.upper.expand_as(smallest))
+    return d / (variance + op.eps).sqrt()

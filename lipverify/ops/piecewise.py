@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lipverify.ir.op import Op
-from lipverify.rules import forward
+from lipverify.ir.interval import Interval
+from lipverify.ir.op import Op, Shape
+from lipverify.ops.enclosure import Enclosure, monotone_box, negative_part, positive_part, two_sided
+from lipverify.ops.scalar import box_slopes, proven, scalar_gain, uniform_slopes
+from lipverify.rules import Slopes, Unbounded, forward, gain, interval, slopes
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,3 +93,115 @@ def _hardsigmoid(op: Hardsigmoid, x: Tensor) -> Tensor:
 @forward.register(Hardswish)
 def _hardswish(op: Hardswish, x: Tensor) -> Tensor:
     return x * torch.clamp(x + 3.0, 0.0, 6.0) / 6.0
+
+
+gain.register(ReLU, LeakyReLU, PReLU, Abs, Clip, Hardsigmoid, Hardswish)(scalar_gain)
+interval.register(ReLU, Clip)(monotone_box)
+
+
+def _kink(left: Tensor | float, right: Tensor | float, box: Interval, shape: Shape) -> Slopes:
+    """Slope `left` below 0 and `right` above; a box that touches 0 has both (Clarke's set)."""
+    ends = [torch.as_tensor(end, dtype=torch.float64, device=box.lower.device) for end in (left, right)]
+    sides = [Enclosure.of(end.expand(box.lower.shape)) for end in ends]
+    return box_slopes(two_sided(box, *sides), shape)
+
+
+@slopes.register(ReLU)
+def _relu_slopes(op: ReLU, box: Interval | None, shape: Shape) -> Slopes:
+    return uniform_slopes(0.0, 1.0, shape) if box is None else _kink(0.0, 1.0, box, shape)
+
+
+@slopes.register(Abs)
+def _abs_slopes(op: Abs, box: Interval | None, shape: Shape) -> Slopes:
+    return uniform_slopes(-1.0, 1.0, shape) if box is None else _kink(-1.0, 1.0, box, shape)
+
+
+@interval.register(Abs)
+def _abs_interval(op: Abs, box: Interval) -> Interval:
+    return Enclosure.of(box).abs()
+
+
+@slopes.register(LeakyReLU)
+def _leaky_relu_slopes(op: LeakyReLU, box: Interval | None, shape: Shape) -> Slopes:
+    if not math.isfinite(op.slope):
+        raise Unbounded(f"its slope {op.slope!r} is not finite")
+    if box is None:
+        return uniform_slopes(min(1.0, op.slope), max(1.0, op.slope), shape)
+    return _kink(op.slope, 1.0, box, shape)
+
+
+@slopes.register(PReLU)
+def _prelu_slopes(op: PReLU, box: Interval | None, shape: Shape) -> Slopes:
+    if box is None:
+        slope = op.slope.to(torch.float64).expand(shape)
+        return proven(slope.clamp(max=1.0), slope.clamp(min=1.0))
+    return _kink(op.slope, 1.0, box, shape)
+
+
+@interval.register(LeakyReLU, PReLU)
+def _leaky_relu_interval(op: LeakyReLU | PReLU, box: Interval) -> Interval:
+    """Monotone on either side of 0; with a negative slope the smallest value is at 0."""
+    return two_sided(box, negative_part(box) * Enclosure.of(op.slope), positive_part(box))
+
+
+@slopes.register(Clip)
+def _clip_slopes(op: Clip, box: Interval | None, shape: Shape) -> Slopes:
+    """1 between the ends, 0 outside, both at an end."""
+    if box is None:
+        endless = math.isinf(op.low) and math.isinf(op.high)
+        return uniform_slopes(1.0 if endless else 0.0, 1.0, shape)
+    return _flat_outside(Enclosure.of(box), op.low, op.high, 1.0, shape)
+
+
+def _flat_outside(x: Enclosure, low: float, high: float, slope: float, shape: Shape) -> Slopes:
+    """Slopes of a function that has this slope where low <= x <= high and is constant elsewhere."""
+    moves = (x.upper >= low) & (x.lower <= high)
+    rests = (x.lower <= low) | (x.upper >= high)
+    steep = torch.where(moves, slope, 0.0).to(torch.float64)
+    flat = torch.where(rests, 0.0, slope).to(torch.float64)
+    return box_slopes(Enclosure(torch.minimum(steep, flat), torch.maximum(steep, flat)), shape)
+
+
+@slopes.register(Hardsigmoid)
+def _hardsigmoid_slopes(op: Hardsigmoid, box: Interval | None, shape: Shape) -> Slopes:
+    """alpha where 0 <= alpha x + beta <= 1, 0 elsewhere."""
+    if not (math.isfinite(op.alpha) and math.isfinite(op.beta)):
+        raise Unbounded(f"its parameters {op.alpha!r}, {op.beta!r} are not finite")
+    if box is None:
+        return uniform_slopes(min(0.0, op.alpha), max(0.0, op.alpha), shape)
+    return _flat_outside(Enclosure.of(box) * op.alpha + op.beta, 0.0, 1.0, op.alpha, shape)
+
+
+@interval.register(Hardsigmoid)
+def _hardsigmoid_interval(op: Hardsigmoid, box: Interval) -> Interval:
+    return (Enclosure.of(box) * op.alpha + op.beta).clipped(0.0, 1.0)
+
+
+@slopes.register(Hardswish)
+def _hardswish_slopes(op: Hardswish, box: Interval | None, shape: Shape) -> Slopes:
+    """(2x + 3)/6 from -1/2 to 3/2 where -3 <= x <= 3, 0 below, 1 above."""
+    if box is None:
+        return uniform_slopes(-0.5, 1.5, shape)
+    x = Enclosure.of(box)
+    found = ((x.clipped(-3.0, 3.0) * 2.0 + 3.0) / 6.0).clipped(-0.5, 1.5)
+    zero, one = (Enclosure.of(torch.full_like(x.lower, value)) for value in (0.0, 1.0))
+    found = found.hull(zero).where(x.lower <= -3.0, found)
+    found = found.hull(one).where(x.upper >= 3.0, found)
+    return box_slopes(zero.where(x.upper < -3.0, one.where(x.lower > 3.0, found)), shape)
+
+
+@interval.register(Hardswish)
+def _hardswish_interval(op: Hardswish, box: Interval) -> Interval:
+    """0 up to -3, falling to -3/8 at -3/2, then rising; x from 3 on."""
+    x = Enclosure.of(box)
+    ends = [_hardswish_at(Enclosure.of(end)) for end in (x.lower, x.upper)]
+    found = ends[0].hull(ends[1])
+    lowest = (x.lower <= -1.5) & (x.upper >= -1.5)
+    return Enclosure(torch.where(lowest, -0.375, found.lower), found.upper).clipped(-0.375, math.inf)
+
+
+def _hardswish_at(x: Enclosure) -> Enclosure:
+    inner = x.clipped(-3.0, 3.0)
+    found = inner * (inner + 3.0) / 6.0
+    zero = Enclosure.of(torch.zeros_like(x.lower))
+    return zero.where(x.upper <= -3.0, x.where(x.lower >= 3.0, found))

@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 
 from lipverify.errors import UnsupportedModel
+from lipverify.ir.interval import Interval
 from lipverify.ir.norm import Norm
 from lipverify.ir.op import Op, Shape
 from lipverify.linalg.dense import operator_norm_upper
 from lipverify.linalg.rounding import Upper
 from lipverify.ops.convolution import Pads, flat_pads
 from lipverify.ops.embedding import SAME_NORMS, blocks_norm, copies_norm, embedding, single
-from lipverify.rules import Gain, forward, gain, linear
+from lipverify.ops.enclosure import Enclosure, linear_box, monotone_box
+from lipverify.rules import Gain, forward, gain, interval, linear
 
 
 @dataclass(frozen=True, eq=False)
@@ -250,3 +252,26 @@ def _reduced(shape: Shape, axes: Shape) -> tuple[int, int]:
     """Entries of a block, number of blocks."""
     count = math.prod(shape[axis] for axis in axes)
     return count, math.prod(size for axis, size in enumerate(shape) if axis not in axes)
+
+
+interval.register(MaxPool, ReduceMax, ReduceMin)(monotone_box)
+
+
+@interval.register(AvgPool)
+def _avg_pool_interval(op: AvgPool, box: Interval) -> Interval:
+    def sums(x: Tensor) -> Tensor:
+        return window_sums(op, x)
+
+    counts = window_counts(op, Enclosure.of(box).lower)
+    return Enclosure.of(linear_box(sums, sums, None, box, math.prod(op.kernel))) / Enclosure.of(counts)
+
+
+@interval.register(ReduceSum)
+def _reduce_sum_interval(op: ReduceSum, box: Interval) -> Interval:
+    return Enclosure.of(box).sum(batched_axes(op.axes), op.keepdims)
+
+
+@interval.register(ReduceMean)
+def _reduce_mean_interval(op: ReduceMean, box: Interval) -> Interval:
+    count = math.prod(box.lower.shape[axis] for axis in batched_axes(op.axes))
+    return Enclosure.of(box).sum(batched_axes(op.axes), op.keepdims) / float(count)

@@ -12,7 +12,8 @@ from lipverify.ir.norm import Norm
 from lipverify.ir.op import Op, Shape
 from lipverify.ops.convolution import Pads, flat_pads
 from lipverify.ops.embedding import copies_norm, embedding, single
-from lipverify.rules import Gain, forward, gain, linear
+from lipverify.ops.enclosure import monotone_box
+from lipverify.rules import Gain, forward, gain, interval, linear
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,3 +233,6 @@ def _expand_gain(op: Expand, shapes: tuple[Shape, ...], norm_in: Norm, norm_out:
 def _ones(shape: Shape) -> list[Tensor]:
     """One copy of every entry, axis by axis."""
     return [torch.ones(size, dtype=torch.int64) for size in shape]
+
+
+interval.register(Reshape, Transpose, Slice, Gather, Pad, Upsample, DepthToSpace, Expand)(monotone_box)

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lipverify.ir.interval import Interval
 from lipverify.ir.norm import Norm
 from lipverify.ir.op import Op, Shape
 from lipverify.linalg.rounding import Upper, gamma, inflate
 from lipverify.ops.embedding import embedding, single, through_same_norm
-from lipverify.rules import Gain, Unbounded, forward, gain
+from lipverify.ops.enclosure import Enclosure, linear_box, monotone_box
+from lipverify.rules import Gain, Unbounded, forward, gain, interval
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,3 +96,37 @@ def _reflection_sum(op: Householder) -> Upper:
     error = (1.0 + matrix.abs().sum(-1)) * gamma(2 * size + 16)
     bound = inflate(columns + error, 8 * gamma(1))
     return Upper.of(float(bound.amax())).max(Upper.one())
+
+
+# Every order statistic is nondecreasing in every entry.
+interval.register(GroupSort)(monotone_box)
+
+
+@interval.register(Householder)
+def _householder_interval(op: Householder, box: Interval) -> Interval:
+    """The box where w'x > 0 is sure, the box of the reflection where it is sure not to be, else the hull of both."""
+    x = Enclosure.of(box)
+    vectors = op.vectors.to(torch.float64)
+    grouped = Enclosure(*(_grouped(op, end) for end in (x.lower, x.upper)))
+    size = vectors.shape[-1]
+    along = linear_box(
+        lambda v: (v * vectors).sum(-1, keepdim=True),
+        lambda v: (v * vectors.abs()).sum(-1, keepdim=True),
+        None,
+        grouped,
+        size,
+    )
+    outer = Enclosure.of(vectors[:, :, None]) * Enclosure.of(vectors[:, None, :]) * 2.0
+    squared = Enclosure.of(vectors).square().sum((-1,))
+    identity = Enclosure.of(torch.eye(size, dtype=torch.float64, device=vectors.device))
+    # [..., groups, 1, size] times [groups, size, size], summed over the last axis.
+    row = Enclosure(grouped.lower.unsqueeze(-2), grouped.upper.unsqueeze(-2))
+    reflection = identity - outer / Enclosure(squared.lower[..., None], squared.upper[..., None])
+    mirrored = (row * reflection).sum((-1,), keepdim=False)
+    found = grouped.where(along.lower > 0, mirrored.where(along.upper <= 0, grouped.hull(mirrored)))
+    return Interval(*(end.flatten(-2).movedim(-1, op.axis + 1) for end in (found.lower, found.upper)))
+
+
+def _grouped(op: Householder, x: Tensor) -> Tensor:
+    groups: Tensor = x.movedim(op.axis + 1, -1).unflatten(-1, op.vectors.shape)
+    return groups

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from lipverify.ir.interval import Interval
 from lipverify.ir.norm import Norm
 from lipverify.ir.op import Constant, Input, Shape
-from lipverify.rules import Gain, forward, gain
+from lipverify.ops.enclosure import Enclosure, monotone_box
+from lipverify.rules import Gain, forward, gain, interval
 
 
 @forward.register(Input)
@@ -24,3 +26,11 @@ def _constant(op: Constant) -> Tensor:
 def _no_gain(op: Input | Constant, shapes: tuple[Shape, ...], norm_in: Norm, norm_out: Norm) -> Gain:
     """Nothing flows in from another operator."""
     return Gain(())
+
+
+interval.register(Constant)(monotone_box)
+
+
+@interval.register(Input)
+def _input_interval(op: Input, box: Interval) -> Interval:
+    return Enclosure.of(box)
