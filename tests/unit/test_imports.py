@@ -1,0 +1,73 @@
+"""Imports point one way, and the light doors stay light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[2] / "lipverify"
+LAYERS = {
+    "errors": set(),
+    "linalg": {"errors"},
+    "loading": {"errors"},
+    "ir": {"errors", "loading"},
+    "rules": {"errors", "ir"},
+    "ops": {"errors", "ir", "rules", "linalg", "loading"},
+    "interpreter": {"errors", "ir", "rules", "ops"},
+    "frontends": {"errors", "ir", "rules", "ops", "interpreter", "loading"},
+    "passes": {"errors", "ir", "rules", "ops", "interpreter", "loading"},
+    "analyzers": {"errors", "ir", "rules", "ops", "linalg", "interpreter", "loading"},
+    "zoo": {"errors", "loading"},
+    "reporting": {"errors", "loading", "ir"},
+}
+
+
+def imported(path: Path) -> set[str]:
+    """The parts of lipverify that a file names in its imports, wherever they stand."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = (
+                [node.module] if node.module != "lipverify" else [f"lipverify.{a.name}" for a in node.names]
+            )
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        found |= {name.split(".")[1] for name in names if name.startswith("lipverify.")}
+    return found
+
+
+@pytest.mark.parametrize("part", sorted(LAYERS))
+def test_imports_point_one_way(part: str) -> None:
+    files = (
+        [PACKAGE / f"{part}.py"]
+        if (PACKAGE / f"{part}.py").exists()
+        else sorted((PACKAGE / part).rglob("*.py"))
+    )
+    assert files
+    for path in files:
+        beyond = imported(path) - LAYERS[part] - {part, "__version__"}
+        assert not beyond, f"{path.relative_to(PACKAGE)} imports {beyond}"
+
+
+@pytest.mark.parametrize("statement", ["import lipverify", "import lipverify.cli"])
+def test_the_light_doors_load_nothing_heavy(statement: str) -> None:
+    heavy = "[m for m in ('torch', 'onnx', 'cvxpy', 'scipy', 'sklearn', 'jinja2') if m in sys.modules]"
+    code = f"import sys; {statement}; print({heavy})"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_only_the_reference_solver_imports_cvxpy() -> None:
+    users = [p for p in PACKAGE.rglob("*.py") if "cvxpy" in p.read_text(encoding="utf-8")]
+    assert {p.relative_to(PACKAGE).parts[0] for p in users} <= {"analyzers", "doctor.py"}
+
+
+def test_nobody_uses_torchvision() -> None:
+    assert not [p for p in PACKAGE.rglob("*.py") if "torchvision" in p.read_text(encoding="utf-8")]
