@@ -6,6 +6,7 @@ from lipverify.ops import smooth_curves as _smooth_curves
 from lipverify.ops import source as _source
 from lipverify.ops.affine import DivideBy, Linear, Scale
 from lipverify.ops.convolution import Conv, ConvTranspose
+from lipverify.ops.gated import ClipGate, ErfGate, SigmoidGate, TanhGate
 from lipverify.ops.merge import Add, Concat, Div, MatMul, Maximum, Minimum, Mul, Sub
 from lipverify.ops.normalization import BatchNorm, LayerNorm, RMSNorm
 from lipverify.ops.piecewise import Abs, Clip, Hardsigmoid, Hardswish, LeakyReLU, PReLU, ReLU
@@ -45,6 +46,7 @@ __all__ = [
     "AvgPool",
     "BatchNorm",
     "Clip",
+    "ClipGate",
     "Concat",
     "Constant",
     "Conv",
@@ -54,6 +56,7 @@ __all__ = [
     "Div",
     "DivideBy",
     "Erf",
+    "ErfGate",
     "Exp",
     "Expand",
     "Gather",
@@ -89,6 +92,7 @@ __all__ = [
     "Shape",
     "SiLU",
     "Sigmoid",
+    "SigmoidGate",
     "Sin",
     "Slice",
     "Softmax",
@@ -97,6 +101,7 @@ __all__ = [
     "Sqrt",
     "Sub",
     "Tanh",
+    "TanhGate",
     "Tanhshrink",
     "Transpose",
     "Upsample",

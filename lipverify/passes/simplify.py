@@ -10,6 +10,7 @@ from lipverify.passes.agreement import check_agreement
 from lipverify.passes.drop_identities import drop_identities
 from lipverify.passes.merge_bias import merge_bias
 from lipverify.passes.merge_duplicates import merge_duplicates
+from lipverify.passes.recognize_activations import recognize_activations
 from lipverify.passes.recognize_sorting import recognize_sorting
 
 PASSES: tuple[Callable[[Graph], Graph], ...] = (
@@ -17,6 +18,7 @@ PASSES: tuple[Callable[[Graph], Graph], ...] = (
     merge_duplicates,
     merge_bias,
     recognize_sorting,
+    recognize_activations,
 )
 """Cleaning comes first: it shows the recognisers which operands are the same tensor."""
 
