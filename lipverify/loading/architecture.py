@@ -76,6 +76,9 @@ def build_module(architecture: str) -> tuple[Module, str, str]:
                 what = f"has no callable {display(name, 40)}"
                 raise UsageError(sentence(file_name, what, f"it has: {listed}"))
             module = getattr(namespace, name)()
+        if not isinstance(module, torch.nn.Module):
+            what = f"{name}() returned {type(module).__name__}, not a torch.nn.Module"
+            raise UsageError(sentence(file_name, what, "return the module, without weights"))
     except UsageError:
         sys.modules.pop(namespace.__name__, None)
         raise
@@ -88,9 +91,6 @@ def build_module(architecture: str) -> tuple[Module, str, str]:
             sys.path.reverse()
             sys.path.remove(folder)
             sys.path.reverse()
-    if not isinstance(module, torch.nn.Module):
-        what = f"{name}() returned {type(module).__name__}, not a torch.nn.Module"
-        raise UsageError(sentence(file_name, what, "return the module, without weights"))
     return module, os.path.abspath(file_name), file.sha256
 
 

@@ -67,8 +67,9 @@ def read_inside(folder: Path, location: str, max_bytes: int, model: Path) -> Fil
     parts = _components(location, model)
     shown = display(location, 60)
     nofollow = getattr(os, "O_NOFOLLOW", 0)
-    descriptor = os.open(os.fspath(folder) or ".", os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
+    descriptor = -1
     try:
+        descriptor = os.open(os.fspath(folder) or ".", os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
         for position, part in enumerate(parts):
             last = position == len(parts) - 1
             status = os.stat(part, dir_fd=descriptor, follow_symlinks=False)
@@ -77,8 +78,8 @@ def read_inside(folder: Path, location: str, max_bytes: int, model: Path) -> Fil
             if not (stat.S_ISREG(status.st_mode) if last else stat.S_ISDIR(status.st_mode)):
                 raise _unsafe(model, f'external data "{shown}" is not a regular file')
             opened = os.open(part, _FLAGS | nofollow, dir_fd=descriptor)
-            os.close(descriptor)
-            descriptor = opened
+            descriptor, parent = opened, descriptor
+            os.close(parent)
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise _unsafe(model, f'external data "{shown}" is not a regular file')
@@ -90,7 +91,8 @@ def read_inside(folder: Path, location: str, max_bytes: int, model: Path) -> Fil
         what = f'external data "{shown}" cannot be read ({_reason(problem)})'
         raise InvalidFile(sentence(model, what, "keep the data file beside the model")) from None
     finally:
-        os.close(descriptor)
+        if descriptor >= 0:
+            os.close(descriptor)
     return FileBytes(location, data, hashlib.sha256(data).hexdigest())
 
 

@@ -86,13 +86,18 @@ def detect(data: bytes, path: Path) -> Format:
     if looks_like_zip_end(data):
         what = "is a zip archive with something else in front of it"
         raise UnsafeInput(sentence(path, what, "save it again from a source you trust"))
+    brace = data[8:9] == b"{"
+    # Before the magic numbers: a header of 640 bytes begins like a pickle, one of 8 like an ONNX file.
+    if brace and int.from_bytes(data[:8], "little") <= len(data) - 8:
+        return Format.SAFETENSORS
     for beginning, kind in _BEGINNINGS:
         if data.startswith(beginning):
             keras = kind is Format.HDF5 and (b"keras_version" in data or b"model_config" in data)
             return Format.KERAS if keras else kind
-    if data[:1] == b"\x80" and data[1:2] <= b"\x05":
+    if data[:1] == b"\x80" and b"\x02" <= data[1:2] <= b"\x05":
         return Format.TORCH_LEGACY if _TORCH_LEGACY.match(data) else Format.PICKLE
-    return _without_magic(data)
+    kind = _without_magic(data)
+    return Format.SAFETENSORS if brace and kind in (Format.UNKNOWN, Format.TEXT) else kind
 
 
 def require_format(file: FileBytes, wanted: Set[Format], asked: str) -> Format:
@@ -134,17 +139,12 @@ def _inside_zip(found: Mapping[str, Member]) -> Format:
 
 
 def _without_magic(data: bytes) -> Format:
-    brace = data[8:9] == b"{"
-    if brace and int.from_bytes(data[:8], "little") <= len(data) - 8:
-        return Format.SAFETENSORS
     if data[4:8] == b"TFL3":
         return Format.TFLITE
     if _is_text_pickle(data):
         return Format.PICKLE
     if data[:1] and data[0] in _ONNX_TAGS:
         return Format.ONNX
-    if brace:
-        return Format.SAFETENSORS
     head = data[:512]
     if head and all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head):
         return Format.TEXT

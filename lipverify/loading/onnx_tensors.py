@@ -168,9 +168,8 @@ def _declared_bytes(tensor: Any, shown: str, path: Path) -> int:
     raw = bool(filled) and filled[0] == "raw_data"
     found = len(tensor.raw_data) if raw else len(getattr(tensor, typed)) * bits // 8
     if found != needed:
-        what = (
-            f'tensor "{shown}" needs {needed} bytes for shape {display(str(dims), 40)}, the file has {found}'
-        )
+        size = f"{needed} bytes" if needed < 1 << 63 else "more than 2^63 bytes"
+        what = f'tensor "{shown}" needs {size} for shape {display(str(dims), 40)}, the file has {found}'
         raise InvalidFile(sentence(path, what))
     return needed
 
