@@ -157,8 +157,8 @@ def _flat_outside(x: Enclosure, low: float, high: float, slope: float, shape: Sh
     """Slopes of a function that has this slope where low <= x <= high and is constant elsewhere."""
     moves = (x.upper >= low) & (x.lower <= high)
     rests = (x.lower <= low) | (x.upper >= high)
-    steep = torch.where(moves, slope, 0.0).to(torch.float64)
-    flat = torch.where(rests, 0.0, slope).to(torch.float64)
+    full = torch.full_like(x.lower, slope)
+    steep, flat = full.masked_fill(~moves, 0.0), full.masked_fill(rests, 0.0)
     return box_slopes(Enclosure(torch.minimum(steep, flat), torch.maximum(steep, flat)), shape)
 
 

@@ -150,7 +150,8 @@ def _selu(op: SELU, x: Tensor) -> Tensor:
 
 @forward.register(CELU)
 def _celu(op: CELU, x: Tensor) -> Tensor:
-    return functional.celu(x, op.alpha)
+    # The derivative of torch's own celu rounds 1 / alpha to float32.
+    return torch.where(x > 0, x, op.alpha * torch.expm1(x.clamp(max=0.0) / op.alpha))
 
 
 @forward.register(GELU)
