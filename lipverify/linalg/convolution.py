@@ -16,10 +16,10 @@ from lipverify.errors import UsageError
 from lipverify.linalg import dense
 from lipverify.linalg.geometry import Convolution, Padding
 from lipverify.linalg.rounding import Upper
-from lipverify.linalg.symbol import Symbol, circular_maximum, polyphase, supremum, torus_maximum
+from lipverify.linalg.symbol import Symbol, circular_maximum, polyphase, supremum, torus_maximum, torus_work
 
 # A torus is worth a search when its frequencies may miss the supremum by more than this.
-_TORUS_GAIN = 1.5e-3
+_TORUS_GAIN = 2.5e-3
 # Estimated real multiplications of a dense l2 bound: always taken, and taken when the torus may be this far off.
 _QUICK_WORK, _LONG_WORK, _LOOSE = 2e10, 1e11, 5e-2
 _LARGEST_MATRIX = 30_000_000
@@ -117,7 +117,7 @@ def convolution_norm_any_size(
     convolution = Convolution.of(weight, stride, dilation, groups)
     if norm_in == norm_out == "l2":
         symbol = _symbol(convolution)
-        upper = _as_matrix(symbol) if symbol.is_constant else Upper.of(supremum(symbol).upper)
+        upper = _as_matrix(symbol) if symbol.is_constant else Upper.of(supremum(symbol))
     elif norm_in == "l1" or norm_out == "linf":
         upper = _rows_or_columns(convolution, norm_in, norm_out)
     else:
@@ -178,9 +178,11 @@ def _spectral(convolution: Convolution) -> Upper:
         return dense.operator_norm_upper(convolution.matrix(), "l2", "l2")
     sizes = convolution.embedding_sizes
     gain = sum((math.pi * d / n) ** 2 / 2 for d, n in zip(symbol.degrees, sizes, strict=True))
-    # A torus maximum is never above the supremum, which then only has to rule out frequencies.
-    known = supremum(symbol, refine=gain < _LOOSE)
-    upper = Upper.of(torus_maximum(symbol, sizes, known) if gain > _TORUS_GAIN else known.upper)
+    # A torus maximum is never above the supremum; it costs more on large images, where it gains nothing.
+    if gain > _TORUS_GAIN and torus_work(symbol, sizes) < _LONG_WORK:
+        upper = Upper.of(torus_maximum(symbol, sizes))
+    else:
+        upper = Upper.of(supremum(symbol))
     if gain > _LOOSE and work < _LONG_WORK:
         upper = min(upper, dense.operator_norm_upper(convolution.matrix(), "l2", "l2"))
     return upper

@@ -13,21 +13,22 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lipverify.linalg.dense import interpolation_bound, operator_norm
+from lipverify.linalg.dense import interpolation_bound, operator_norm, threshold_bound
 from lipverify.linalg.rounding import UNIT_ROUNDOFF, gamma, inflate
 
 # Complex entries of the symbol held at once: 64 MB.
 _CHUNK_ENTRIES = 1 << 22
-# Real multiplications the frequency search may spend beyond its first grid: a second or two on one core.
-_WORK = 3e10
-# Norms known from the first grid that are used to rule out others.
-_RULERS = 512
+# Real multiplications and frequencies that one search may spend: a second or two on one core.
+_WORK, _MOST_FREQUENCIES = 4e10, 8192
 # The search stops when the bound is this close to the largest norm seen.
 _TOLERANCE = 1e-4
+# Thresholds are this much above single precision estimates, so that their proof does not fail by rounding.
+_SLACK = 1.0 + 2.0**-18
 
 
 def polyphase(weight: Tensor, stride: Sequence[int], dilation: Sequence[int]) -> Tensor:
@@ -67,29 +68,58 @@ class Symbol:
     def is_constant(self) -> bool:
         return max(self.kernel.shape[3:]) == 1
 
-    def norms(self, frequencies: Tensor, enough: Tensor | None = None) -> Tensor:
+    @property
+    def work(self) -> float:
+        """Rough count of real multiplications to bound the norm at one frequency."""
+        groups, outputs, inputs = self.kernel.shape[:3]
+        short, long = sorted((outputs, inputs))
+        return 4.0 * groups * (short**2 * long + 8 * short**3) + 100.0
+
+    def norms(self, frequencies: Tensor, enough: Tensor | float = 0.0) -> Tensor:
         """Upper bounds of |S(f)| at each frequency.
 
         Statement: result[j] >= |S(f)| for every f whose coordinates agree with frequencies[j] to relative 2u, so that
             a rounded j / N stands for the exact one.
+
         Args:
             frequencies: [count, axes] float64 in [-1/2, 1/2].
-            enough: [count]; where a cheap certified bound is already below, it is returned instead of a sharp one.
+            enough: one number or [count]; where a bound of about that size is proved, no sharper one is sought.
         """
-        groups, outputs, inputs = self.kernel.shape[:3]
-        size = max(1, _CHUNK_ENTRIES // (groups * outputs * inputs))
-        limits = torch.zeros(len(frequencies)).to(frequencies) if enough is None else enough
-        chunks = zip(frequencies.split(size), limits.split(size), strict=True)
-        return torch.cat([self._chunk(f, limit) for f, limit in chunks])
+        limits = torch.as_tensor(enough, dtype=torch.float64, device=frequencies.device).expand(
+            len(frequencies)
+        )
+        chunks = zip(frequencies.split(self._chunk), limits.split(self._chunk), strict=True)
+        return torch.cat([self._norms(f, limit) for f, limit in chunks])
 
-    def _chunk(self, frequencies: Tensor, enough: Tensor) -> Tensor:
+    def estimates(self, frequencies: Tensor) -> Tensor:
+        """|S(f)| in single precision, proving nothing: to choose frequencies and thresholds."""
+        result = []
+        for chunk in frequencies.split(self._chunk):
+            values = self.evaluate(chunk)[0].to(torch.complex64)
+            values = values if values.shape[-2] >= values.shape[-1] else values.mH
+            largest = torch.linalg.eigvalsh(values.mH @ values)[..., -1].amax(-1)
+            result.append(largest.clamp(min=0.0).sqrt().to(torch.float64))
+        return torch.cat(result)
+
+    @property
+    def _chunk(self) -> int:
+        return max(1, _CHUNK_ENTRIES // math.prod(self.kernel.shape[:3]))
+
+    def _norms(self, frequencies: Tensor, enough: Tensor) -> Tensor:
         values, error = self.evaluate(frequencies)
-        bounds = inflate(interpolation_bound(values).amax(-1) + error, gamma(4))
+        values = values if values.shape[-2] >= values.shape[-1] else values.mH
+        bounds = interpolation_bound(values).amax(-1)
         open_ = bounds > enough
+        tested = open_ & (enough > 0) if values.shape[-1] > 1 else torch.zeros_like(open_)
+        if bool(tested.any()):
+            found, proved = threshold_bound(values[tested], enough[tested, None])
+            proved = proved.all(-1)
+            passed = tested.nonzero()[:, 0][proved]
+            bounds[passed] = found.amax(-1)[proved]
+            open_[passed] = False
         if bool(open_.any()):
-            sharp = operator_norm(values[open_], "l2", "l2").amax(-1)
-            bounds[open_] = torch.minimum(bounds[open_], inflate(sharp + error, gamma(4)))
-        return bounds
+            bounds[open_] = operator_norm(values[open_], "l2", "l2").amax(-1)
+        return inflate(bounds + error, gamma(4))
 
     def evaluate(self, frequencies: Tensor) -> tuple[Tensor, float]:
         """S at each frequency, [count, groups, out, in], and a bound of the l2 norm of its error.
@@ -114,50 +144,56 @@ class Symbol:
         return values.reshape(len(frequencies), *shape[:3]), error
 
 
-@dataclass(frozen=True)
-class Supremum:
-    """A bound of |S| over all frequencies, with the points that were looked at."""
+def supremum(symbol: Symbol) -> float:
+    """Upper bound of the norm of S over all frequencies: valid for every input size.
 
-    upper: float
-    points: Tensor  # [count, axes]
-    values: Tensor  # [count] certified norms at the points
-
-
-def supremum(symbol: Symbol, *, refine: bool = True) -> Supremum:
-    """Upper bound of the norm of S over all frequencies: valid for every input size; coarse without `refine`.
-
-    Statement: |S(f)| <= upper for all f.
+    Statement: |S(f)| <= result for all f.
     Source: Bernstein-Szego inequality T'^2 + d^2 T^2 <= d^2 M^2 for real trigonometric polynomials of degree d bounded by M
         (Borwein, Erdelyi, Polynomials and Polynomial Inequalities, theorem 5.1.3); applied to Re(u* S(f) v) along each
         axis it makes arccos(|S| / M) Lipschitz with constant 2 pi d_i per turn. Hence the box that holds the maximum,
         with centre g and half widths h, has |S(g)| >= M cos(sum_i 2 pi d_i h_i) (M. Riesz's lemma in one axis).
     Sound when: the boxes cover the torus (real kernels: half of it, as S(-f) is the conjugate of S(f)).
+
+    Boxes are split where estimates are high; then the norm at every centre is proved.
     """
-    degrees = symbol.degrees
-    device = symbol.kernel.device
-    centres, widths = _first_boxes(degrees)
-    centres, widths = centres.to(device), widths.to(device)
-    speed = 2.0 * math.pi * torch.tensor(degrees, dtype=torch.float64, device=device)
-    norms = symbol.norms(centres)
-    bounds = _box_bound(norms, widths, speed)
-    points, values = [centres], [norms]
-    settled = 0.0
-    groups, outputs, inputs = symbol.kernel.shape[:3]
-    small = min(outputs, inputs)
-    budget = _WORK / (groups * small * (8 * outputs * inputs + 80 * small * small)) if refine else 0.0
+    speed = 2.0 * math.pi * torch.tensor(symbol.degrees, dtype=torch.float64, device=symbol.kernel.device)
+    boxes = _partition(symbol, speed)
+    target = max((b.estimates / b.shrink).max().item() for b in boxes) * _SLACK
+    upper = 0.0
+    for centres, _, shrink in boxes:
+        # The cosine is at least 1/2 and carries an error of a few u; the box bound is rounded up.
+        norms = symbol.norms(centres, target * shrink)
+        upper = max(upper, inflate(norms / shrink, gamma(8)).max().item())
+    return upper
+
+
+class _Boxes(NamedTuple):
+    centres: Tensor  # [count, axes]
+    estimates: Tensor  # [count] of |S| at the centres, unproved
+    shrink: float  # a lower bound of cos(sum_i 2 pi d_i h_i) for their half widths h
+
+
+def _partition(symbol: Symbol, speed: Tensor) -> list[_Boxes]:
+    """Boxes that cover half the torus, smaller where |S| is large, within the work allowed."""
+    centres, widths = _first_boxes(symbol.degrees)
+    centres, widths = centres.to(speed.device), widths.to(speed.device)
+    splits = 2 ** sum(degree > 0 for degree in symbol.degrees)
+    budget = min(_WORK / symbol.work, _MOST_FREQUENCIES) - len(centres)
+    settled: list[_Boxes] = []
+    best = 0.0
     while True:
-        best = max(v.max().item() for v in values)
-        open_ = bounds > best * (1.0 + _TOLERANCE)
-        settled = max([settled, *bounds[~open_].tolist()])
-        splits = 2 ** sum(d > 0 for d in degrees)
-        if not bool(open_.any()) or budget < int(open_.sum()) * splits:
-            return Supremum(max([settled, *bounds[open_].tolist()]), torch.cat(points), torch.cat(values))
-        centres, widths = _split(centres[open_], widths / 2, degrees)
-        shrink = torch.cos((speed * widths).sum())
-        norms = symbol.norms(centres, torch.full_like(centres[:, 0], best) * shrink)
-        bounds = _box_bound(norms, widths, speed)
-        points.append(centres)
-        values.append(norms)
+        shrink = math.cos(float((speed * widths).sum()) * (1.0 + 2.0**-45)) - 2.0**-50
+        estimates = symbol.estimates(centres)
+        best = max(best, estimates.max().item())
+        open_ = (estimates > best * (1.0 + _TOLERANCE) * shrink).nonzero()[:, 0]
+        open_ = open_[estimates[open_].argsort(descending=True)][: max(0, int(budget / splits))]
+        closed = torch.ones(len(centres), dtype=torch.bool, device=centres.device)
+        closed[open_] = False
+        if bool(closed.any()):
+            settled.append(_Boxes(centres[closed], estimates[closed], shrink))
+        if not len(open_):
+            return settled
+        centres, widths = _split(centres[open_], widths / 2, symbol.degrees)
         budget -= len(centres)
 
 
@@ -184,45 +220,38 @@ def _split(centres: Tensor, widths: Tensor, degrees: Sequence[float]) -> tuple[T
     return (centres[:, None, :] + steps).flatten(0, 1), widths
 
 
-def _box_bound(norms: Tensor, widths: Tensor, speed: Tensor) -> Tensor:
-    """norm / cos(sum of 2 pi d h), rounded up; the cosine is at least 1/2, so a few roundings stay a few."""
-    angle = float((speed * widths).sum()) * (1.0 + 2.0**-45)
-    return inflate(norms / (math.cos(angle) - 2.0**-50), gamma(8))
+def torus_work(symbol: Symbol, sizes: Sequence[int]) -> float:
+    """Rough count of real multiplications of `torus_maximum` for one torus."""
+    return symbol.work * math.prod(sizes) / 2
 
 
-def torus_maximum(symbol: Symbol, sizes: Sequence[int], known: Supremum) -> float:
+def torus_maximum(symbol: Symbol, sizes: Sequence[int]) -> float:
     """Upper bound of the l2 norm of the compression that no torus of `sizes` points or more wraps around.
 
     Statement: for every torus N >= sizes and every twist t in {0, 1/2}, max over f in (Z + t) / N of |S(f)| is a bound:
         multiplying input and output by the unimodular exp(2 pi i t x / N) changes K[a] to K[a] exp(2 pi i t a / N), keeps
-        the norm, and moves the frequencies by t / N. The smallest of these maxima is taken.
-    Source: compressions do not increase the norm; Sedghi, Gupta, Long, ICLR 2019, for the torus itself. Frequencies whose
-        bound from `known` (Bernstein-Szego) is below the maximum already found are not evaluated.
-    Sound when: see `embedding_sizes`.
+        the norm, and moves the frequencies by t / N. The torus with the smallest estimate is proved.
+    Source: compressions do not increase the norm; Sedghi, Gupta, Long, ICLR 2019, for the torus itself.
+    Sound when: see `Convolution.embedding_sizes`.
     """
     candidates = []
     for more in (0, 1):
         axes = [
-            [(size + more, 0.0), (size + more, 0.5)] if degree > 0 else [(1, 0.0)]
+            [(size + more, 0.5), (size + more, 0.0)] if degree > 0 else [(1, 0.0)]
             for size, degree in zip(sizes, symbol.degrees, strict=True)
         ]
         candidates += [_torus(choice, symbol) for choice in itertools.product(*axes)]
-    ceilings = [_ceilings(points, known, symbol) for points in candidates]
-    firsts = []
-    for points, ceiling in zip(candidates, ceilings, strict=True):
-        # The most promising few frequencies rank the tori.
-        firsts.append(symbol.norms(points[ceiling.topk(min(8, len(points))).indices]).max().item())
-    best = known.upper
-    for index in sorted(range(len(firsts)), key=firsts.__getitem__)[:2]:
-        if firsts[index] < best:
-            best = min(best, _maximum(symbol, candidates[index], ceilings[index], firsts[index]))
-    return best
+    count = max(1, min(len(candidates), int(_WORK / 4 / torus_work(symbol, sizes))))
+    peaks = [symbol.estimates(points).max().item() for points in candidates[:count]]
+    chosen = min(range(count), key=peaks.__getitem__)
+    return symbol.norms(candidates[chosen], peaks[chosen] * _SLACK).max().item()
 
 
 def circular_maximum(symbol: Symbol, sizes: Sequence[int]) -> float:
     """Largest norm of S over the frequencies j / sizes, rounded up: the norm of the circular convolution itself."""
     points = _torus([(size, 0.0) for size in sizes], symbol)
-    return _maximum(symbol, points, torch.full_like(points[:, 0], math.inf), 0.0)
+    # Exact where it is attained: the frequencies near the largest estimate are not merely proved to be below a threshold.
+    return symbol.norms(points, symbol.estimates(points).max().item() * (2.0 - _SLACK)).max().item()
 
 
 def _torus(choice: Sequence[tuple[int, float]], symbol: Symbol) -> Tensor:
@@ -235,34 +264,3 @@ def _torus(choice: Sequence[tuple[int, float]], symbol: Symbol) -> Tensor:
     active = next((axis for axis, (size, _) in enumerate(choice) if size > 1), 0)
     axes[active] = axes[active][axes[active] >= 0]
     return torch.cartesian_prod(*axes).reshape(-1, len(axes))
-
-
-def _ceilings(points: Tensor, known: Supremum, symbol: Symbol) -> Tensor:
-    """Upper bounds of |S| at `points` from the norms already known: M cos(arccos(v / M) - sum_i 2 pi d_i |f_i - g_i|)."""
-    speed = 2.0 * math.pi * torch.tensor(symbol.degrees, dtype=torch.float64, device=points.device)
-    result = torch.full_like(points[:, 0], known.upper)
-    # Only differences below 1/2 turn count, and -g is as good as g.
-    # The first points are the coarsest boxes and spread over the torus: a few hundred rule out as much as all.
-    centres, values = known.points[:_RULERS], known.values[:_RULERS]
-    angles = torch.arccos((values / known.upper).clamp(max=1.0))
-    for sign in (1.0, -1.0):
-        for chunk in torch.arange(len(points), device=points.device).split(max(1, (1 << 22) // len(angles))):
-            gap = (points[chunk, None, :] - sign * centres[None, :, :]).abs()
-            gap = torch.minimum(gap, 1.0 - gap)
-            reach = (angles - gap @ speed).clamp(min=0.0)
-            result[chunk] = torch.minimum(result[chunk], known.upper * torch.cos(reach.amax(-1)))
-    # arccos is ill-conditioned near 1: an error of 2^-52 in v / M moves the cosine by at most 2^-25 at angle 2^-26,
-    # and the cosine of the shifted angle by less than 2^-25 in all.
-    return inflate(result + known.upper * 2.0**-24, gamma(8))
-
-
-def _maximum(symbol: Symbol, points: Tensor, ceilings: Tensor, found: float) -> float:
-    order = ceilings.argsort(descending=True)
-    points, ceilings = points[order], ceilings[order]
-    best, start = found, 0
-    while start < len(points) and ceilings[start].item() > best:
-        batch = slice(start, start + 64)
-        limits = torch.full_like(ceilings[batch], best)
-        best = max(best, symbol.norms(points[batch], limits).max().item())
-        start += 64
-    return best

@@ -81,7 +81,12 @@ CLOSED_FORMS = {
     "diagonal": ([[1, 0, 0], [0, -5, 0], [0, 0, 3]], "l2", "l2", 5),
     "cumulative sum 2": (cumulative_sum(2).tolist(), "l2", "l2", 1 / (2 * mpmath.sin(mpmath.pi / 10))),
     "cumulative sum 10": (cumulative_sum(10).tolist(), "l2", "l2", 1 / (2 * mpmath.sin(mpmath.pi / 42))),
-    "forward difference 9 x 10": (forward_difference(10).tolist(), "l2", "l2", 2 * mpmath.cos(mpmath.pi / 20)),
+    "forward difference 9 x 10": (
+        forward_difference(10).tolist(),
+        "l2",
+        "l2",
+        2 * mpmath.cos(mpmath.pi / 20),
+    ),
     "second difference 10": (second_difference(10).tolist(), "l2", "l2", 4 * mpmath.cos(mpmath.pi / 22) ** 2),
 }
 
