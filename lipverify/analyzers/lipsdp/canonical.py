@@ -1,0 +1,387 @@
+"""From a graph to the one form that LipSDP solves: affine maps between blocks of scalar neurons with slopes in [0, 1].
+
+Every value of the graph is followed as an affine function of the input and of all neurons so far (constants do not matter for
+differences and are dropped). A scalar activation with slopes in [a, b] is a v + (b - a) w with one neuron w of slope [0, 1];
+neurons with a = b need none. Maxima and sorting are comparators with one neuron each: r = relu(p - q), max = q + r,
+min = p - r. That is tighter than two ReLUs a pair, and for pairs as tight as the constraints of Pauli et al. (ICLR 2024) with all
+multipliers free (design comparison in `docs/math.md`).
+
+Source of the encoding: Fazlyab et al. 2019 (arXiv 1906.04893) for slopes; the comparator identities are elementary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from lipverify import ops
+from lipverify.analyzers.lipsdp.comparators import Box, sorting_network, tournament
+from lipverify.analyzers.lipsdp.system import BlockSystem
+from lipverify.errors import UnsupportedModel
+from lipverify.ir.graph import Graph, Node
+from lipverify.ir.interval import Interval
+from lipverify.ir.op import Constant, Input
+from lipverify.ops.pooling import windows
+from lipverify.rules import interval, linear, slopes
+
+INPUT = -1
+"""Key of the network's input among the sources of a signal; neuron blocks count from 0."""
+
+MAX_BYTES = 12 << 30
+"""Systems whose dense matrices need more are refused with the size they need."""
+
+
+@dataclass(frozen=True)
+class Signal:
+    """A value of the graph: sum over sources of matrix @ source, without the constant. box: its range, for local slopes."""
+
+    parts: Mapping[int, Tensor]
+    """source -> [size, source size]"""
+    size: int
+    box: Box | None = None
+
+    def rows(self, index: Tensor) -> Signal:
+        """Some entries, in this order."""
+        box = None if self.box is None else (self.box[0][index], self.box[1][index])
+        return Signal({key: matrix[index] for key, matrix in self.parts.items()}, len(index), box)
+
+    def scaled(self, factor: Tensor) -> Signal:
+        """Every entry times its own factor [size]; the range is dropped."""
+        return Signal({key: matrix * factor[:, None] for key, matrix in self.parts.items()}, self.size)
+
+
+def add(*signals: Signal) -> Signal:
+    """Sum of signals of one size; the range is dropped."""
+    parts: dict[int, Tensor] = {}
+    for signal in signals:
+        for key, matrix in signal.parts.items():
+            parts[key] = parts[key] + matrix if key in parts else matrix
+    return Signal(parts, signals[0].size)
+
+
+class Canonical:
+    """A block system under construction."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.blocks: list[Signal] = []
+        self.names: list[str] = []
+
+    def eye(self, size: int) -> Tensor:
+        return torch.eye(size, dtype=torch.float64, device=self.device)
+
+    def neurons(self, v: Signal, name: str) -> Signal:
+        """A new block w = phi(v) with slopes in [0, 1]; returns the signal w."""
+        key = len(self.blocks)
+        self.blocks.append(v)
+        self.names.append(name)
+        return Signal({key: self.eye(v.size)}, v.size)
+
+    def sloped(self, v: Signal, low: Tensor, high: Tensor, name: str) -> Signal:
+        """phi(v) with slopes in [low, high], entry by entry: low v + (high - low) w; no neuron where both agree."""
+        result = v.scaled(low)
+        free = torch.nonzero(high > low).flatten()
+        if len(free) == 0:
+            return result
+        w = self.neurons(v.rows(free), name)
+        key, matrix = next(iter(w.parts.items()))
+        spread = torch.zeros(v.size, len(free), dtype=torch.float64, device=self.device)
+        spread[free] = matrix * (high - low)[free][:, None]
+        return Signal({**result.parts, key: spread}, v.size)
+
+    def relu_difference(self, p: Signal, q: Signal, name: str) -> Signal:
+        """relu(p - q); where the ranges tell the order it is p - q or 0."""
+        low, high = (
+            torch.zeros(p.size, device=self.device).double(),
+            torch.ones(p.size, device=self.device).double(),
+        )
+        if p.box is not None and q.box is not None:
+            low = torch.where(p.box[0] >= q.box[1], 1.0, low)
+            high = torch.where(p.box[1] <= q.box[0], 0.0, high)
+            low = torch.minimum(low, high)
+        minus = q.scaled(torch.full((q.size,), -1.0, dtype=torch.float64, device=self.device))
+        return self.sloped(add(p, minus), low, high, name)
+
+    def compare(self, p: Signal, q: Signal, name: str) -> tuple[Signal, Signal]:
+        """(max, min) of two signals, one neuron an entry."""
+        r = self.relu_difference(p, q, name)
+        minus = r.scaled(torch.full((r.size,), -1.0, dtype=torch.float64, device=self.device))
+        high, low = add(q, r), add(p, minus)
+        if p.box is None or q.box is None:
+            return high, low
+        top = torch.maximum(p.box[0], q.box[0]), torch.maximum(p.box[1], q.box[1])
+        bottom = torch.minimum(p.box[0], q.box[0]), torch.minimum(p.box[1], q.box[1])
+        return replace(high, box=top), replace(low, box=bottom)
+
+
+Encoder = Callable[["Canonical", Node, list[Signal], list[Node]], Signal]
+
+
+def canonical_form(
+    graph: Graph, boxes: Mapping[str, Interval] | None = None, device: torch.device | None = None
+) -> BlockSystem:
+    """The block system of a graph's selected output.
+
+    Args:
+        boxes: range of every node's value for one centre of a region ([1, *shape]); slopes are then those over the region.
+
+    Raises:
+        UnsupportedModel: a node has no such form (softmax, products of computed values, ...), or the matrices are too large.
+    """
+    refuse_unencodable(graph)
+    refuse_too_large(graph)
+    device = device or torch.device("cpu")
+    graph, boxes = commuted(graph, boxes)
+    form = Canonical(device)
+    signals: dict[str, Signal] = {}
+    waiting = {name: len(users) for name, users in graph.consumers.items()}
+    for node in graph.nodes:
+        sources = [graph[name] for name in node.inputs]
+        signal = _encode(form, node, [signals[name] for name in node.inputs], sources)
+        if boxes is not None and node.name in boxes:
+            box = boxes[node.name]
+            signal = replace(signal, box=(box.lower.flatten().to(device), box.upper.flatten().to(device)))
+        signals[node.name] = signal
+        for name in node.inputs:
+            waiting[name] -= 1
+            if waiting[name] == 0 and name != graph.output.name:
+                del signals[name]
+    return _assembled(form, signals[graph.output.name], graph)
+
+
+def encodable(node: Node) -> bool:
+    """Whether the node has a canonical form."""
+    kind = type(node.op)
+    return (
+        isinstance(node.op, Input | Constant)
+        or kind in ENCODERS
+        or linear.covers(kind)
+        or slopes.covers(kind)
+    )
+
+
+def refuse_unencodable(graph: Graph) -> None:
+    """Raises UnsupportedModel naming the first nodes without a canonical form, or without finite slopes."""
+    missing = [node.describe() for node in graph.nodes if not encodable(node)]
+    if missing:
+        raise UnsupportedModel(f"no form as neurons with bounded slopes for {', '.join(missing[:3])}")
+
+
+def refuse_too_large(graph: Graph) -> None:
+    """Raises UnsupportedModel with the size that dense matrices between neighbouring blocks would need."""
+    widths = [node.size for node in graph.nodes if not linear.covers(type(node.op))]
+    needed = 8 * sum(
+        3 * a * a + 2 * a * b for a, b in zip(widths, [*widths[1:], graph.output.size], strict=True)
+    )
+    if needed > MAX_BYTES:
+        raise UnsupportedModel(
+            f"LipSDP needs about {needed / 2**30:.0f} GiB of dense matrices for layers of up to {max(widths)} neurons; "
+            f"the limit is {MAX_BYTES >> 30} GiB"
+        )
+
+
+def commuted(
+    graph: Graph, boxes: Mapping[str, Interval] | None
+) -> tuple[Graph, Mapping[str, Interval] | None]:
+    """ReLU behind max pooling instead of before it: the same function with fewer neurons (both are monotone)."""
+    by_name = {node.name: node for node in graph.nodes}
+    ranges = dict(boxes or {})
+    for pool in graph.nodes:
+        relu = by_name[pool.inputs[0]] if isinstance(pool.op, ops.MaxPool) else pool
+        if not isinstance(relu.op, ops.ReLU) or relu is pool:
+            continue
+        if len(graph.consumers[relu.name]) == 1 and relu.name not in graph.outputs:
+            # The names stay with the places: consumers of the pool now read the ReLU that stands there.
+            by_name[relu.name] = Node(relu.name, pool.op, relu.inputs, pool.shape, pool.source)
+            by_name[pool.name] = Node(pool.name, relu.op, (relu.name,), pool.shape, relu.source)
+            if relu.inputs[0] in ranges:
+                ranges[relu.name] = interval(pool.op, ranges[relu.inputs[0]])
+    moved = replace(graph, nodes=tuple(by_name[node.name] for node in graph.nodes))
+    return moved, None if boxes is None else ranges
+
+
+def _encode(form: Canonical, node: Node, inputs: list[Signal], sources: list[Node]) -> Signal:
+    if isinstance(node.op, Input):
+        return Signal({INPUT: form.eye(node.size)}, node.size)
+    if isinstance(node.op, Constant):
+        value = node.op.value.double().flatten().to(form.device)
+        return Signal({}, node.size, (value, value))
+    encoder = ENCODERS.get(type(node.op))
+    if encoder is not None:
+        return encoder(form, node, inputs, sources)
+    if linear.covers(type(node.op)):
+        return _affine(node, inputs, sources)
+    return _scalar(form, node, inputs[0], sources[0])
+
+
+def _affine(node: Node, inputs: list[Signal], sources: list[Node]) -> Signal:
+    """The linear part applied to every column of every source."""
+    keys = {key for signal in inputs for key in signal.parts}
+    parts = {}
+    for key in keys:
+        width = next(s.parts[key].shape[1] for s in inputs if key in s.parts)
+        arguments = []
+        for signal, source in zip(inputs, sources, strict=True):
+            matrix = signal.parts.get(key)
+            if matrix is None:
+                template = next(s.parts[key] for s in inputs if key in s.parts)
+                arguments.append(template.new_zeros(width, *source.shape))
+            else:
+                arguments.append(matrix.T.reshape(width, *source.shape))
+        op = node.op.to(dtype=torch.float64, device=arguments[0].device)
+        parts[key] = linear(op, *arguments).reshape(width, -1).T.contiguous()
+    return Signal(parts, node.size)
+
+
+def _scalar(form: Canonical, node: Node, v: Signal, source: Node) -> Signal:
+    box = None
+    if v.box is not None:
+        box = Interval(v.box[0].reshape(1, *source.shape), v.box[1].reshape(1, *source.shape))
+    op = node.op.to(dtype=torch.float64, device=form.device)
+    found = slopes(op, box, source.shape)
+    low, high = (end.expand(1, *source.shape).flatten().to(form.device) for end in (found.lower, found.upper))
+    return form.sloped(v, low.double(), high.double(), node.name)
+
+
+def _sort(form: Canonical, node: Node, inputs: list[Signal], sources: list[Node]) -> Signal:
+    op = node.op
+    assert isinstance(op, ops.GroupSort)
+    index = (
+        torch.arange(node.size)
+        .reshape(node.shape)
+        .unflatten(op.axis, (-1, op.group))
+        .movedim(op.axis + 1, -1)
+    )
+    members = index.reshape(-1, op.group)
+    wires = [inputs[0].rows(members[:, place]) for place in range(op.group)]
+    for stage in sorting_network(op.group):
+        low, high = [i for i, _ in stage], [j for _, j in stage]
+        p, q = stacked([wires[i] for i in low]), stacked([wires[j] for j in high])
+        top, bottom = form.compare(p, q, node.name)
+        for place, (i, j) in enumerate(stage):
+            rows = torch.arange(place * len(members), (place + 1) * len(members))
+            wires[i], wires[j] = bottom.rows(rows), top.rows(rows)
+    if op.descending:
+        wires.reverse()
+    order = torch.empty(node.size, dtype=torch.int64)
+    order[members.T.reshape(-1)] = torch.arange(node.size)
+    return stacked(wires).rows(order)
+
+
+def _householder(form: Canonical, node: Node, inputs: list[Signal], sources: list[Node]) -> Signal:
+    """x + 2 w relu(-w'x) / |w|^2 on every group."""
+    op = node.op
+    assert isinstance(op, ops.Householder)
+    vectors = op.vectors.to(form.device, torch.float64)
+    unit = vectors / torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+    index = torch.arange(node.size).reshape(node.shape).movedim(op.axis, -1).reshape(-1, vectors.numel())
+    repeats = len(index)
+    spread = torch.zeros(node.size, repeats * len(vectors), dtype=torch.float64, device=form.device)
+    groups = index.reshape(repeats, *vectors.shape)
+    for repeat in range(repeats):
+        for group in range(len(vectors)):
+            spread[groups[repeat, group], repeat * len(vectors) + group] = unit[group]
+    x = replace(inputs[0], box=None)
+    along = Signal({key: -(spread.T @ matrix) for key, matrix in x.parts.items()}, spread.shape[1])
+    r = form.neurons(along, node.name)
+    return add(x, Signal({key: 2 * spread @ matrix for key, matrix in r.parts.items()}, x.size))
+
+
+def _max_pool(form: Canonical, node: Node, inputs: list[Signal], sources: list[Node]) -> Signal:
+    op = node.op
+    assert isinstance(op, ops.MaxPool)
+    shape = sources[0].shape
+    index = torch.arange(math.prod(shape), dtype=torch.float64).reshape(1, *shape)
+    padded = torch.nn.functional.pad(index, ops.convolution.flat_pads(op.padding), value=-1)
+    members = (
+        windows(padded, op.kernel, op.stride, op.dilation).flatten(-len(op.kernel)).reshape(node.size, -1)
+    )
+    return tournament(form, inputs[0], members.to(torch.int64), node.name)
+
+
+def _reduce_max(form: Canonical, node: Node, inputs: list[Signal], sources: list[Node]) -> Signal:
+    return tournament(form, inputs[0], _members(node, sources[0]), node.name)
+
+
+def _reduce_min(form: Canonical, node: Node, inputs: list[Signal], sources: list[Node]) -> Signal:
+    return _negated(tournament(form, _negated(inputs[0]), _members(node, sources[0]), node.name))
+
+
+def _members(node: Node, source: Node) -> Tensor:
+    """For every entry of a reduction the entries it is taken over: [size, count]."""
+    assert isinstance(node.op, ops.ReduceMax | ops.ReduceMin)
+    index = torch.arange(source.size).reshape(source.shape)
+    kept = [axis for axis in range(len(source.shape)) if axis not in node.op.axes]
+    return index.permute(*kept, *node.op.axes).reshape(node.size, -1)
+
+
+def _maximum(form: Canonical, node: Node, inputs: list[Signal], sources: list[Node]) -> Signal:
+    result = inputs[0]
+    for other in inputs[1:]:
+        result = form.compare(result, other, node.name)[0]
+    return result
+
+
+def _minimum(form: Canonical, node: Node, inputs: list[Signal], sources: list[Node]) -> Signal:
+    result = inputs[0]
+    for other in inputs[1:]:
+        result = form.compare(result, other, node.name)[1]
+    return result
+
+
+def _negated(v: Signal) -> Signal:
+    box = None if v.box is None else (-v.box[1], -v.box[0])
+    return Signal({key: -matrix for key, matrix in v.parts.items()}, v.size, box)
+
+
+def stacked(signals: list[Signal]) -> Signal:
+    """Entries of several signals one after another."""
+    keys = {key: s.parts[key] for s in signals for key in s.parts}
+    parts = {
+        key: torch.cat([s.parts.get(key, some.new_zeros(s.size, some.shape[1])) for s in signals])
+        for key, some in keys.items()
+    }
+    boxes = [s.box for s in signals]
+    box = None
+    if all(found is not None for found in boxes):
+        lows, highs = zip(*(found for found in boxes if found is not None), strict=True)
+        box = torch.cat(lows), torch.cat(highs)
+    return Signal(parts, sum(s.size for s in signals), box)
+
+
+ENCODERS: dict[type, Encoder] = {
+    ops.GroupSort: _sort,
+    ops.Householder: _householder,
+    ops.MaxPool: _max_pool,
+    ops.ReduceMax: _reduce_max,
+    ops.ReduceMin: _reduce_min,
+    ops.Maximum: _maximum,
+    ops.Minimum: _minimum,
+}
+
+
+def _assembled(form: Canonical, output: Signal, graph: Graph) -> BlockSystem:
+    U, C = {}, {}
+    for k, block in enumerate(form.blocks):
+        for key, matrix in block.parts.items():
+            if not bool(matrix.any()):
+                continue
+            if key == INPUT:
+                U[k] = matrix
+            else:
+                C[k, key] = matrix
+    V = {key: matrix for key, matrix in output.parts.items() if key != INPUT and bool(matrix.any())}
+    return BlockSystem(
+        inputs=graph.input.size,
+        outputs=output.size,
+        sizes=tuple(block.size for block in form.blocks),
+        U=U,
+        C=C,
+        V=V,
+        V0=output.parts.get(INPUT),
+        names=tuple(form.names),
+    )
