@@ -115,6 +115,10 @@ def convolution_norm_any_size(
         UsageError: also for linf -> l1, linf -> l2 and l2 -> l1, whose norms grow with the input size.
     """
     convolution = Convolution.of(weight, stride, dilation, groups)
+    for norm in (norm_in, norm_out):
+        dense.dual(norm)  # refuses unknown names
+    if not bool(convolution.weight.any()):
+        return Upper.zero()
     if norm_in == norm_out == "l2":
         symbol = _symbol(convolution)
         upper = _as_matrix(symbol) if symbol.is_constant else Upper.of(supremum(symbol))
@@ -146,6 +150,8 @@ def circular_convolution_norm(
         raise UsageError(
             f"stride {tuple(stride)} does not divide the circular input size {tuple(input_size)}"
         )
+    if not bool(convolution.weight.any()):
+        return Upper.zero()
     sizes = [n // s for n, s in zip(input_size, stride, strict=True)]
     return Upper.of(circular_maximum(_symbol(convolution), sizes)).scale(convolution.exponent)
 
@@ -160,6 +166,8 @@ def _as_matrix(symbol: Symbol) -> Upper:
 
 
 def _bound(convolution: Convolution, norm_in: str, norm_out: str) -> Upper:
+    for norm in (norm_in, norm_out):
+        dense.dual(norm)  # refuses unknown names
     if norm_in == norm_out == "l2":
         return _spectral(convolution)
     if norm_in == "l1" or norm_out == "linf":
@@ -199,8 +207,6 @@ def _matrix_work(convolution: Convolution) -> float:
 
 def _rows_or_columns(convolution: Convolution, norm_in: str, norm_out: str) -> Upper:
     """Maxima over columns (input l1) or rows (output linf): exact, one masked kernel per kind of position."""
-    for norm in (norm_in, norm_out):
-        dense.dual(norm)
     columns = norm_in == "l1"
     sizes = _line_norms(convolution, norm_out if columns else dense.dual(norm_in), columns=columns)
     return Upper.of(sizes.max().item())
