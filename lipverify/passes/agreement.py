@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -60,7 +62,7 @@ def _compare_outputs(before: Graph, after: Graph, x: Tensor, name: str) -> float
     worst = 0.0
     for sample in x.split(1):
         old, new = evaluate(before, sample), evaluate(after, sample)
-        scale = old.flatten(1).abs().amax(1)
+        scale = _rows(old.abs().nan_to_num(posinf=0.0)).amax(1)
         worst = max(worst, _difference(old, new, scale, f"{name} changed {before.output.describe()}"))
     return worst
 
@@ -69,7 +71,7 @@ def _magnitudes(graph: Graph, values: dict[str, Tensor]) -> dict[str, Tensor]:
     """For every node the largest finite number in it and in everything it is computed from: [batch] or [1]."""
     reach: dict[str, Tensor] = {}
     for node in graph.nodes:
-        found = values[node.name].abs().nan_to_num(posinf=0.0).flatten(1)
+        found = _rows(values[node.name].abs().nan_to_num(posinf=0.0))
         largest = found.amax(1) if found.shape[1] else found.new_zeros(found.shape[0])
         for name in node.inputs:
             largest = torch.maximum(largest, reach[name])
@@ -81,7 +83,7 @@ def _difference(old: Tensor, new: Tensor, scale: Tensor, what: str) -> float:
     if old.shape[1:] != new.shape[1:]:
         raise InternalError(f"{what}: its shape is now {list(new.shape[1:])}")
     # Where the original itself overflows or is undefined there is nothing to compare.
-    gap = torch.where(old.isfinite(), (old - new).abs(), 0.0).flatten(1)
+    gap = _rows(torch.where(old.isfinite(), (old - new).abs(), 0.0))
     gap = torch.where(gap.isnan(), torch.inf, gap) / scale.clamp_min(1e-300).unsqueeze(1)
     worst = float(gap.max()) if gap.numel() else 0.0
     if not worst <= TOLERANCE:
@@ -89,3 +91,8 @@ def _difference(old: Tensor, new: Tensor, scale: Tensor, what: str) -> float:
             f"{what}: relative difference {worst:.3g} in float64; this is a bug of lipverify, please report it"
         )
     return worst
+
+
+def _rows(values: Tensor) -> Tensor:
+    """One row of numbers for each sample, also where a sample is a single number or empty."""
+    return values.reshape(values.shape[0], math.prod(values.shape[1:]))

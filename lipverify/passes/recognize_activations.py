@@ -1,4 +1,4 @@
-"""Recognises scalar activations that exporters took apart: GELU, SiLU, Mish, Hardswish, Softsign, Tanhshrink.
+"""Recognises scalar activations that exporters took apart: GELU, SiLU, Mish, Hardswish, Softsign, clips and others.
 
 Every constant is compared or carried over as an exact fraction: 0.70710678 in float32 is not 1/sqrt 2, and a chain with it
 becomes a gate with that very number, whose range of slopes does not depend on it (`lipverify.ops.gated`).
@@ -153,7 +153,7 @@ def _of_sigmoid(op: Op, argument: Polynomial, value: Expression) -> _Found | Non
 
 
 def _sigmoid_gate(inner: Fraction, outer: Fraction) -> _Found:
-    if outer == 1 and abs(inner) < 10**60 and Fraction(float(inner)) == inner:
+    if outer == 1 and _is_float(inner):
         return _Found(ops.SiLU(float(inner)))
     return _Found(ops.SigmoidGate(inner, outer), outer == 1)
 
@@ -181,6 +181,31 @@ def _of_clip(op: Op, argument: Polynomial, value: Expression) -> _Found | None:
     return _Found(ops.ClipGate(inner, offset, outer), outer == 1)
 
 
+def _of_relu(op: Op, argument: Polynomial, value: Expression) -> _Found | None:
+    """x or a number plus a ReLU of their difference; x and its ReLU with factors that add up to 1; 2 relu(x) - x."""
+    if len(value.factor) != 1 or len(argument) != 2:
+        return None
+    slope = _linear(value.plain)
+    if argument == polynomial(0, 1) and slope is not None and slope + value.factor[0] == 1:
+        if slope == -1:
+            return _Found(ops.Abs())
+        return _Found(ops.LeakyReLU(float(slope))) if _is_float(slope) else None
+    start, direction = argument
+    number = -start * direction
+    if abs(direction) != 1 or abs(value.factor[0]) != 1 or not _is_float(number):
+        return None
+    # The base a ReLU of the difference is added to: what is subtracted for a maximum, what it is subtracted from for a minimum.
+    largest = value.factor[0] == 1
+    base = polynomial(number) if largest == (direction == 1) else polynomial(0, 1)
+    if value.plain != base:
+        return None
+    return _Found(ops.Clip(float(number), math.inf) if largest else ops.Clip(-math.inf, float(number)))
+
+
+def _is_float(number: Fraction) -> bool:
+    return abs(number) < 10**60 and Fraction(float(number)) == number
+
+
 def _softsign(algebra: Algebra, root: Node, gate: Node, argument: Polynomial) -> _Found | None:
     """x / (1 + |x|)."""
     above, below = (algebra.expression(name) for name in root.inputs)
@@ -200,5 +225,6 @@ _FORMS: dict[type[Op], Callable[[Op, Polynomial, Expression], _Found | None]] = 
     ops.Sigmoid: _of_sigmoid,
     ops.Clip: _of_clip,
     ops.Hardsigmoid: _of_clip,
+    ops.ReLU: _of_relu,
     ops.Abs: _nothing,
 }

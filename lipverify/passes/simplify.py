@@ -11,14 +11,18 @@ from lipverify.passes.drop_identities import drop_identities
 from lipverify.passes.merge_bias import merge_bias
 from lipverify.passes.merge_duplicates import merge_duplicates
 from lipverify.passes.recognize_activations import recognize_activations
+from lipverify.passes.recognize_extrema import recognize_extrema
+from lipverify.passes.recognize_normalization import recognize_normalization
 from lipverify.passes.recognize_sorting import recognize_sorting
 
 PASSES: tuple[Callable[[Graph], Graph], ...] = (
     drop_identities,
     merge_duplicates,
     merge_bias,
+    recognize_extrema,
     recognize_sorting,
     recognize_activations,
+    recognize_normalization,
 )
 """Cleaning comes first: it shows the recognisers which operands are the same tensor."""
 
