@@ -146,7 +146,7 @@ def _refuse_state(program: ExportedProgram, module: nn.Module) -> None:
 
 
 def _lowered(program: ExportedProgram, module: nn.Module, example: Tensor) -> Graph:
-    build = Lowerer(example.dtype)
+    build = Lowerer(example.dtype, example.device)
     placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
     inputs = [spec for spec in program.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT]
     node = placeholders[inputs[0].arg.name]
@@ -173,7 +173,8 @@ def _stored(program: ExportedProgram, spec: Any) -> Any:
     for table in (program.state_dict, program.constants):
         if spec.target in table:
             found = table[spec.target]
-            return found.detach() if isinstance(found, Tensor) else found
+            # A copy: later training of the module must not change what was certified.
+            return found.detach().clone() if isinstance(found, Tensor) else found
     raise UnsupportedModel(f"the exported program does not hold {display(str(spec.target))}")
 
 

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from lipverify.frontends.builder import Builder, Operand, Value
 from lipverify.ir.graph import Node
-from lipverify.ir.op import Shape
 
 
 class BatchSize(int):
@@ -34,22 +33,29 @@ class Condition:
     """True where the comparison holds for positive values, false where it holds for negative ones."""
 
 
+@dataclass(frozen=True)
+class Gated:
+    """A tensor times a comparison read as 0 or 1; only a sum of two opposite ones may use it."""
+
+    value: Operand
+    condition: Condition
+
+
 class Lowerer(Builder):
     """The builder as translators of this front end see it."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__(symbolic_batch=True)
         self.dtype = dtype
         """The type the module computes in."""
-        self.reflections: dict[tuple[str, ...], Value] = {}
+        self.device = device
+        """Where the module's tensors lie."""
+        self.reflections: dict[tuple[Any, ...], Value] = {}
+        """Reflections already in the graph, for the other member of each pair."""
 
-    def producer(self, v: Value) -> Node:
-        """The node that computes a value."""
-        return next(node for node in reversed(self._nodes) if node.name == v.name)
-
-    def shape_of(self, name: str) -> Shape:
-        """Sample shape of a node."""
-        return next(node.shape for node in reversed(self._nodes) if node.name == name)
+    def node(self, name: str) -> Node:
+        """A node built so far."""
+        return next(node for node in reversed(self._nodes) if node.name == name)
 
     def number(self, value: Any) -> Tensor:
         """A Python number of the program, kept exactly: float64 whatever the module computes in."""
@@ -65,6 +71,8 @@ class Lowerer(Builder):
         """An argument of arithmetic: values and stored tensors as they are, numbers and integer tensors as floats."""
         if isinstance(value, Value):
             return value
+        if isinstance(value, (Condition, Gated)):
+            raise self.refuse("uses a comparison of computed numbers, which jumps")
         if isinstance(value, Tensor):
             if value.is_complex():
                 raise self.refuse("computes with complex numbers", (value,))

@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from lipverify import ops
 from lipverify.errors import InternalError, UnsupportedModel
 from lipverify.frontends.builder import Value
-from lipverify.frontends.torch_export.lowering import BatchSize, Condition, Forbidden, Lowerer
+from lipverify.frontends.torch_export.lowering import BatchSize, Condition, Forbidden, Gated, Lowerer
 from lipverify.frontends.torch_export.registry import lower
 from lipverify.ir.op import Shape
 
@@ -30,6 +30,17 @@ _EXACT = _BLIND_TO_SAMPLES | {
     "lift_fresh_copy", "arange", "cat", "stack", "index", "index_select", "split", "unbind", "chunk", "item",
     "_local_scalar_dense", "copy", "fill",
 }  # fmt: skip
+_TAKE_CONDITIONS = {
+    "where",
+    "mul",
+    "to",
+    "_to_copy",
+    "logical_not",
+    "bitwise_not",
+    "clone",
+    "alias",
+    "detach",
+}
 _CHECKS_ONLY = ("aten._assert", "aten.sym_constrain", "aten._functional_assert", "aten._functional_sym")
 
 
@@ -76,19 +87,12 @@ class Walk:
         if str(target).startswith("aten.sym_size"):
             v, axis = args
             size = v.source_shape[axis] if isinstance(v, Value) else v.shape[axis]
-            return BatchSize(size) if isinstance(node.meta["val"], torch.SymInt) else size
+            return BatchSize(size) if self._of_batch(node.meta["val"]) else size
         leaves = torch.utils._pytree.tree_leaves((args, kwargs))
-        for leaf in leaves:
-            if isinstance(leaf, Forbidden) or (isinstance(leaf, Condition) and "where" not in str(target)):
-                reason = (
-                    leaf.reason
-                    if isinstance(leaf, Forbidden)
-                    else "uses a comparison as a number, which jumps"
-                )
-                raise self.build.refuse(reason, [x for x in leaves if isinstance(x, (Value, Tensor))])
+        self._refuse_jumps(target, leaves)
         if not isinstance(target, torch._ops.OpOverload):
             return self._whole_number(node, args, leaves)
-        if not any(isinstance(leaf, (Value, Condition)) for leaf in leaves):
+        if not any(isinstance(leaf, (Value, Condition, Gated)) for leaf in leaves):
             return self._fold(node, target, args, kwargs, leaves)
         translate = lower.find(target)
         if translate is None:
@@ -99,6 +103,20 @@ class Walk:
             )
         return translate(self.build, *args, **kwargs)
 
+    def _refuse_jumps(self, target: Any, leaves: Sequence[Any]) -> None:
+        """Refuses to use positions of maxima and the like, and comparisons outside the few places that take them."""
+        name = str(target).removeprefix("aten.").partition(".")[0]
+        for leaf in leaves:
+            if isinstance(leaf, Forbidden):
+                reason = leaf.reason
+            elif (isinstance(leaf, Condition) and name not in _TAKE_CONDITIONS) or (
+                isinstance(leaf, Gated) and name != "add"
+            ):
+                reason = "uses a comparison of computed numbers, which jumps"
+            else:
+                continue
+            raise self.build.refuse(reason, [x for x in leaves if isinstance(x, (Value, Tensor))])
+
     def _whole_number(self, node: fx.Node, args: Any, leaves: Sequence[Any]) -> Any:
         """Arithmetic of Python on sizes."""
         if not callable(node.target) or any(isinstance(leaf, (Value, Tensor)) for leaf in leaves):
@@ -106,9 +124,7 @@ class Walk:
         result = node.target(*args)
         if not any(isinstance(leaf, BatchSize) for leaf in leaves):
             return result
-        if type(result) is not int:
-            raise self.build.refuse("computes with the batch size")
-        return BatchSize(result)
+        return BatchSize(result) if type(result) is int else Forbidden("computes with the batch size")
 
     def _fold(
         self, node: fx.Node, target: torch._ops.OpOverload, args: Any, kwargs: Any, leaves: Sequence[Any]
@@ -117,7 +133,8 @@ class Walk:
         name = target._schema.name.partition("::")[2]
         stored = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         if torch.Tag.nondeterministic_seeded in target.tags or name.startswith("empty"):
-            raise self.build.refuse("draws random or uninitialised numbers", stored)
+            remedy = "call module.eval() first, or leave the noise out"
+            raise self.build.refuse("draws random or uninitialised numbers", stored, remedy)
         if any(isinstance(leaf, BatchSize) for leaf in leaves) and name not in _BLIND_TO_SAMPLES:
             raise self.build.refuse("computes with the batch size", stored)
         symbolic = [_is_symbolic(arg.meta.get("val")) for arg in node.all_input_nodes]
@@ -161,13 +178,18 @@ class Walk:
             return [self._settle(entry, wanted) for entry, wanted in zip(result, expected, strict=False)]
         if not isinstance(result, Value) or not isinstance(expected, Tensor):
             return result
-        axes = [axis for axis, size in enumerate(expected.shape) if isinstance(size, torch.SymInt)]
+        axes = [axis for axis, size in enumerate(expected.shape) if self._of_batch(size)]
         if len(axes) != 1 or expected.shape[axes[0]].node.expr != self.batch_symbol:  # type: ignore[attr-defined]
             raise self.build.refuse(
                 "picks, mixes or repeats samples of the batch", (result,), "each sample must stand for itself"
             )
         batch = axes[0]
-        shape: Shape = tuple(int(size) for axis, size in enumerate(expected.shape) if axis != batch)
+        # A size that torch does not know, such as the count of a stored mask, is the one that was computed.
+        sizes = [
+            known if isinstance(size, torch.SymInt) else int(size)
+            for size, known in zip(expected.shape, result.source_shape, strict=True)
+        ]
+        shape: Shape = tuple(size for axis, size in enumerate(sizes) if axis != batch)
         if result.shape == shape:
             return Value(result.name, shape, batch)
         if (*shape[:batch], 1, *shape[batch:]) != result.source_shape:
@@ -177,11 +199,19 @@ class Walk:
             )
         return self.build.add(ops.Reshape(shape), (result,), batch)
 
+    def _of_batch(self, size: Any) -> bool:
+        return isinstance(size, torch.SymInt) and self.batch_symbol in size.node.expr.free_symbols
+
     def _locate(self, node: fx.Node) -> None:
-        self.build.what = str(node.target).removeprefix("aten.").removesuffix(".default")
         if node.target is operator.getitem:
             return
-        packet = self.build.what.partition(".")[0]
+        name = str(node.target)
+        packet = (
+            name.removeprefix("aten.").rpartition(".")[0]
+            if isinstance(node.target, torch._ops.OpOverload)
+            else name
+        )
+        self.build.what = packet
         stack = node.meta.get("nn_module_stack") or {}
         path = next((entry[0] for entry in reversed(stack.values()) if isinstance(entry, tuple)), "")
         self.build.where = f"{path}.{packet}" if path else packet

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from lipverify.errors import UnsupportedModel
 from lipverify.frontends.torch_export import extract
 from lipverify.interpreter import evaluate
 
@@ -59,3 +60,234 @@ def test_cnn_with_batch_norm_and_dropout():
         "Reshape": 1,
         "Linear": 1,
     }
+
+
+class Block(nn.Module):
+    """A residual block with in-place ReLU and `+=`."""
+
+    def __init__(self, width, stride):
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, 2 * width, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(2 * width)
+        self.conv2 = nn.Conv2d(2 * width, 2 * width, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(2 * width)
+        self.short = nn.Sequential(
+            nn.Conv2d(width, 2 * width, 1, stride, bias=False), nn.BatchNorm2d(2 * width)
+        )
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        out += self.short(x)
+        return self.relu(out)
+
+
+def test_resnet():
+    stem = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(inplace=True))
+    module = nn.Sequential(
+        stem, Block(4, 2), Block(8, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 3)
+    )
+    graph = agrees(module.eval(), 3, 9, 8)
+    assert graph.operators()["Add"] == 2
+    assert graph.operators()["Conv"] == 7
+    assert any(node.name.startswith("1.conv1") for node in graph)
+
+
+class MaxMinByView(nn.Module):
+    def forward(self, x):
+        pairs = x.view(x.shape[0], -1, 2)
+        return torch.stack([pairs.max(-1)[0], pairs.min(-1)[0]], -1).view(x.shape[0], -1)
+
+
+class MaxMinBySplit(nn.Module):
+    def forward(self, x):
+        a, b = x.split(x.shape[1] // 2, 1)
+        return torch.cat([torch.max(a, b), torch.min(a, b)], 1)
+
+
+class GroupSort(nn.Module):
+    def forward(self, x):
+        return x.reshape(x.shape[0], -1, 3).sort(dim=-1)[0].reshape(x.shape)
+
+
+@pytest.mark.parametrize(
+    ("activation", "kinds"),
+    [
+        (MaxMinByView(), {"ReduceMax", "ReduceMin"}),
+        (MaxMinBySplit(), {"Maximum", "Minimum"}),
+        (GroupSort(), {"GroupSort"}),
+    ],
+    ids=["view", "split", "sort"],
+)
+def test_sorting_activation(activation, kinds):
+    graph = agrees(nn.Sequential(nn.Linear(5, 6), activation, nn.Linear(6, 2)).eval(), 5)
+    assert kinds <= set(graph.operators())
+
+
+class Mirror(nn.Module):
+    """Householder activation of pairs (one from each half), in the two spellings of certified-robustness code."""
+
+    def __init__(self, width, gated):
+        super().__init__()
+        self.theta = nn.Parameter(torch.randn(width // 2))
+        self.gated = gated
+
+    def forward(self, z):
+        x, y = z.split(z.shape[1] // 2, 1)
+        theta = self.theta.view(1, -1, *(1,) * (z.ndim - 2))
+        side = x * torch.sin(0.5 * theta) - y * torch.cos(0.5 * theta)
+        a = x * torch.cos(theta) + y * torch.sin(theta)
+        b = x * torch.sin(theta) - y * torch.cos(theta)
+        if self.gated:
+            halves = [x * (side <= 0) + a * (side > 0), y * (side <= 0) + b * (side > 0)]
+        else:
+            halves = [torch.where(side <= 0, x, a), torch.where(side <= 0, y, b)]
+        return torch.cat(halves, 1)
+
+
+@pytest.mark.parametrize("gated", [False, True], ids=["where", "gated"])
+@pytest.mark.parametrize("sample", [(6,), (6, 2, 3)], ids=str)
+def test_reflection(gated, sample):
+    graph = agrees(Mirror(6, gated), *sample)
+    assert graph.operators() == {"Gather": 2, "Householder": 1}
+    assert any("exact reflection" in note for note in graph.origin.notes)
+
+
+class BrokenMirror(Mirror):
+    """A coefficient is off, so the branches do not meet."""
+
+    def forward(self, z):
+        x, y = z.split(z.shape[1] // 2, 1)
+        side = x * torch.sin(0.5 * self.theta) - y * torch.cos(0.5 * self.theta)
+        a = x * torch.cos(self.theta) * 1.001 + y * torch.sin(self.theta)
+        return torch.where(side <= 0, x, a)
+
+
+def test_choice_that_jumps_is_refused():
+    with pytest.raises(UnsupportedModel, match=r"where .* jumps unless it is a reflection"):
+        extract(BrokenMirror(6, False), torch.zeros(2, 6))
+
+
+def parametrised(name, layer):
+    if name == "weight_norm, old":
+        return torch.nn.utils.weight_norm(layer)
+    if name == "spectral_norm, old":
+        return torch.nn.utils.spectral_norm(layer)
+    return getattr(nn.utils.parametrizations, name)(layer)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "name", ["weight_norm", "weight_norm, old", "spectral_norm", "spectral_norm, old", "orthogonal"]
+)
+def test_parametrisation_folds(name):
+    first, second = parametrised(name, nn.Linear(5, 4)), parametrised(name, nn.Conv1d(1, 3, 2))
+    module = nn.Sequential(first, nn.Unflatten(1, (1, 4)), second).eval()
+    module(torch.randn(2, 5))
+    graph = agrees(module, 5)
+    assert graph.operators() == {"Linear": 1, "Reshape": 1, "Conv": 1}
+    weight = next(node.op.weight for node in graph if node.op.kind() == "Linear")
+    assert torch.equal(weight, first.weight.detach())
+    assert any("what is certified" in note for note in graph.origin.notes)
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(4, 4)
+        self.again = nn.Linear(4, 4)
+        self.again.weight = self.inner.weight
+
+    def forward(self, x):
+        return self.again(self.inner(torch.tanh(self.inner(x))))
+
+
+def test_reused_module_and_tied_weights_count_each_use():
+    graph = agrees(Tied(), 4)
+    assert graph.operators() == {"Linear": 3, "Tanh": 1}
+    assert [node.name for node in graph][1:] == ["inner.linear", "tanh", "inner.linear.1", "again.linear"]
+
+
+class InPlace(nn.Module):
+    """Writes into tensors that are used again."""
+
+    def forward(self, x):
+        y = x * 2
+        z = y
+        y.relu_()
+        y[:, 1:3] = y[:, :2] * 3
+        y[:, 0].add_(1)
+        x.mul_(0.5)
+        return z + y + x
+
+
+def test_in_place_operations_on_reused_tensors():
+    agrees(InPlace(), 4)
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.LayerNorm(8)
+        self.qkv = nn.Linear(8, 24)
+        self.out = nn.Linear(8, 8)
+
+    def forward(self, x):
+        b, t, d = x.shape
+        q, k, v = self.qkv(self.norm(x)).reshape(b, t, 3, 2, d // 2).permute(2, 0, 3, 1, 4)
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v)
+        return x + self.out(mixed.transpose(1, 2).reshape(b, t, d))
+
+
+def test_attention_block():
+    graph = agrees(nn.Sequential(Attention(), nn.GELU()), 3, 8)
+    assert graph.operators()["MatMul"] == 2
+    assert graph.operators()["Softmax"] == 1
+
+
+class WithoutGradients(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(3, 3)
+
+    def forward(self, x):
+        with torch.no_grad():
+            x = self.fc(x)
+        return x.relu()
+
+
+def test_no_grad_inside_forward():
+    assert agrees(WithoutGradients(), 3).operators() == {"Linear": 1, "ReLU": 1}
+
+
+class Several(nn.Module):
+    def forward(self, x):
+        return {"a": x.relu(), "b": (x.tanh(), x.sum(1))}
+
+
+def test_several_outputs():
+    graph = extract(Several(), torch.zeros(2, 3))
+    assert [graph[name].shape for name in graph.outputs] == [(3,), (3,), ()]
+    assert graph.select(1).operators() == {"Tanh": 1}
+
+
+def test_training_mode_without_consequence_is_kept_and_noted():
+    module = nn.Sequential(nn.Linear(3, 2), nn.ReLU()).train()
+    graph = agrees(module, 3)
+    assert module.training
+    assert any("training mode" in note for note in graph.origin.notes)
+
+
+def test_the_graph_owns_what_it_certifies():
+    module = nn.Sequential(nn.Linear(3, 2))
+    before = [p.clone() for p in module.parameters()]
+    example = torch.ones(2, 3)
+    graph = extract(module, example)
+    assert all(torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True))
+    assert torch.equal(example, torch.ones(2, 3))
+    digest = graph.digest
+    with torch.no_grad():
+        module[0].weight.zero_()
+    assert extract(module, example).digest != digest
+    assert float(graph["0.linear"].op.weight.abs().max()) > 0

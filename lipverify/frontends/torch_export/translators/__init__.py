@@ -3,6 +3,7 @@
 from lipverify.frontends.torch_export.translators import (
     activations,
     arithmetic,
+    choices,
     indexing,
     linear_maps,
     normalization,
@@ -16,6 +17,7 @@ from lipverify.frontends.torch_export.translators import (
 __all__ = [
     "activations",
     "arithmetic",
+    "choices",
     "indexing",
     "linear_maps",
     "normalization",

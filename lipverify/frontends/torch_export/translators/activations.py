@@ -151,11 +151,6 @@ def _threshold(b: Lowerer, x: Value, threshold: float, value: float) -> Value:
     return b.elementwise(ops.Clip(float(threshold), math.inf), x)
 
 
-@lower.register("aten.softshrink")
-def _softshrink(b: Lowerer, x: Value, lambd: float = 0.5) -> Value:
-    return b.minus(x, b.elementwise(ops.Clip(-float(lambd), float(lambd)), x))
-
-
 @lower.register("aten.rsqrt")
 def _rsqrt(b: Lowerer, x: Value) -> Value:
     return b.elementwise(ops.Reciprocal(), b.elementwise(ops.Sqrt(), x))

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from lipverify import ops
 from lipverify.frontends.builder import Operand, Value
-from lipverify.frontends.torch_export.lowering import Lowerer
+from lipverify.frontends.torch_export.lowering import Condition, Gated, Lowerer
 from lipverify.frontends.torch_export.registry import lower
+from lipverify.frontends.torch_export.translators.choices import gated, ungated
 
 
 def scaled(b: Lowerer, x: Operand, factor: Any) -> Operand:
@@ -21,6 +22,8 @@ def scaled(b: Lowerer, x: Operand, factor: Any) -> Operand:
 
 @lower.register("aten.add")
 def _add(b: Lowerer, x: Any, other: Any, alpha: Any = 1) -> Value:
+    if isinstance(x, Gated) and isinstance(other, Gated) and alpha == 1:
+        return ungated(b, x, other)
     return b.plus(b.operand(x), scaled(b, b.operand(other), alpha))
 
 
@@ -35,7 +38,11 @@ def _rsub(b: Lowerer, x: Any, other: Any, alpha: Any = 1) -> Value:
 
 
 @lower.register("aten.mul", "aten.multiply")
-def _mul(b: Lowerer, x: Any, other: Any) -> Value:
+def _mul(b: Lowerer, x: Any, other: Any) -> Value | Gated:
+    if isinstance(x, Condition):
+        x, other = other, x
+    if isinstance(other, Condition):
+        return gated(b, x, other)
     return b.times(b.operand(x), b.operand(other))
 
 

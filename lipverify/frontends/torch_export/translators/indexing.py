@@ -140,7 +140,7 @@ def _undone(b: Lowerer, parts: Sequence[Value], dim: int) -> Value | None:
     sample = b.axis(parts[0], dim)
     position, sources = 0, set()
     for part in parts:
-        node = b.producer(part)
+        node = b.node(part.name)
         op = node.op
         if not isinstance(op, ops.Slice) or (op.axis, op.start, op.step) != (sample, position, 1):
             return None
@@ -149,7 +149,7 @@ def _undone(b: Lowerer, parts: Sequence[Value], dim: int) -> Value | None:
     if len(sources) != 1:
         return None
     name, batch = sources.pop()
-    shape = b.shape_of(name)
+    shape = b.node(name).shape
     return Value(name, shape, batch) if shape[sample] == position else None
 
 

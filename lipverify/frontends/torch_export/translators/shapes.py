@@ -33,7 +33,7 @@ def _dropout(b: Lowerer, x: Value, p: float, train: bool) -> Value:
 
 
 @lower.register("aten.to.dtype", "aten._to_copy", "aten.to.dtype_layout", "aten.to.device", "aten.to.other")
-def _convert(b: Lowerer, x: Value, *args: Any, **kwargs: Any) -> Value:
+def _convert(b: Lowerer, x: Any, *args: Any, **kwargs: Any) -> Any:
     for found in (*args, *kwargs.values()):
         if isinstance(found, Tensor):
             b.cast(found.dtype)
@@ -216,7 +216,7 @@ def _upsample_nearest(b: Lowerer, x: Value, output_size: Any, *scales: Any) -> V
 
 
 def _filled(b: Lowerer, x: Value, number: float) -> Tensor:
-    return torch.full(x.source_shape, number, dtype=b.dtype)
+    return torch.full(x.source_shape, number, dtype=b.dtype, device=b.device)
 
 
 @lower.register("aten.zeros_like")
@@ -236,12 +236,12 @@ def _full_like(b: Lowerer, x: Value, number: Any, **_: Any) -> Tensor:
 
 @lower.register("aten.new_zeros")
 def _new_zeros(b: Lowerer, x: Value, size: Sequence[int], **_: Any) -> Tensor:
-    return torch.zeros(list(size), dtype=b.dtype)
+    return torch.zeros(list(size), dtype=b.dtype, device=b.device)
 
 
 @lower.register("aten.new_ones")
 def _new_ones(b: Lowerer, x: Value, size: Sequence[int], **_: Any) -> Tensor:
-    return torch.ones(list(size), dtype=b.dtype)
+    return torch.ones(list(size), dtype=b.dtype, device=b.device)
 
 
 @lower.register("aten.new_full")

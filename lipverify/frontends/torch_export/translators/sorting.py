@@ -1,4 +1,4 @@
-"""Sorting, and the choices that are reflections in disguise."""
+"""Sorting."""
 
 from __future__ import annotations
 
