@@ -312,10 +312,53 @@ def test_duplicate_and_overlapping_members(tmp_path: Path) -> None:
     refused(6, loading.read_points, put(tmp_path / "overlap.npz", overlapping), seconds=1.0)
 
 
+def test_member_inside_another(tmp_path: Path) -> None:
+    # The data of `a` are a whole member `x`, and the directory lists both: how small bombs unpack to petabytes.
+    inner = archive({"x.npy": npy(np.ones((2, 2)))})
+    local, listing = inner[: inner.index(b"PK\x01\x02")], inner[inner.index(b"PK\x01\x02") : -22]
+    outer = archive({"a.npy": local})
+    start = outer.index(b"PK\x01\x02")
+    inside = outer.index(b"PK\x03\x04", 4)
+    listing = outer[start:-22] + listing[:42] + struct.pack("<I", inside) + listing[46:]
+    end = b"PK\x05\x06" + struct.pack("<HHHHIIH", 0, 0, 2, 2, len(listing), start, 0)
+    path = put(tmp_path / "x.npz", outer[:start] + listing + end)
+    assert np.load(path)["x"].shape == (2, 2), "a lenient reader accepts the file"
+    assert "overlap" in refused(6, loading.read_points, path, seconds=1.0)
+
+
+def test_bytes_hidden_between_members(tmp_path: Path) -> None:
+    data = archive({"x.npy": npy(np.ones((2, 2)))})
+    start = data.index(b"PK\x01\x02")
+    end = data[-22:-6] + struct.pack("<IH", start + 9, 0)
+    path = put(tmp_path / "x.npz", data[:start] + b"#!/bin/sh" + data[start:-22] + end)
+    assert np.load(path)["x"].shape == (2, 2), "a lenient reader accepts the file"
+    assert "hidden bytes" in refused(6, loading.read_points, path, seconds=1.0)
+    two = archive({"x.npy": npy(np.ones((2, 2))), "y.npy": npy(np.arange(2))})
+    second, start = two.index(b"PK\x03\x04", 4), two.index(b"PK\x01\x02")
+    last = two.rindex(b"PK\x01\x02")
+    listing = two[start : last + 42] + struct.pack("<I", second + 4) + two[last + 46 : -22]
+    end = two[-22:-6] + struct.pack("<IH", start + 4, 0)
+    path = put(tmp_path / "x.npz", two[:second] + b"evil" + two[second:start] + listing + end)
+    assert np.load(path)["y"].shape == (2,), "a lenient reader accepts the file"
+    assert "hidden bytes between" in refused(6, loading.read_points, path, seconds=1.0)
+
+
+def test_small_bomb(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "x.npz", x=np.zeros(1 << 20))
+    message = refused(6, loading.read_points, tmp_path / "x.npz", seconds=1.0)
+    assert '"x.npy" unpacks to more than 20 times' in message
+
+
 def test_directory_that_contradicts_its_members(tmp_path: Path) -> None:
     data = archive({"x.npy": npy(np.ones((2, 2)))})
     renamed = data.replace(b"x.npy", b"z.npy", 1)
-    assert "contradicts" in refused(6, loading.read_points, put(tmp_path / "x.npz", renamed), seconds=1.0)
+    # The sizes and the CRC of the header before the data lie at bytes 14 to 26.
+    other_crc, other_size = bytearray(data), bytearray(data)
+    other_crc[14] ^= 1
+    other_size[22] ^= 1
+    for changed in (renamed, other_crc, other_size):
+        message = refused(6, loading.read_points, put(tmp_path / "x.npz", bytes(changed)), seconds=1.0)
+        assert "contradicts" in message
 
 
 def test_damaged_archive(tmp_path: Path) -> None:
