@@ -79,7 +79,9 @@ def _power_slopes(op: Power, box: Interval | None, shape: Shape) -> Slopes:
     if Fraction(op.exponent) - 1 == Fraction(op.exponent - 1.0):
         found = _power(x, op.exponent - 1.0)
     else:
-        found = _power(x, op.exponent) / x
+        # Only for exponents below 1/2: x^exponent / x falls on x > 0, so its range is that of both ends.
+        ends = [_power(Enclosure.of(end), op.exponent) / Enclosure.of(end) for end in (x.lower, x.upper)]
+        found = ends[0].hull(ends[1])
     return box_slopes(found * op.exponent, shape)
 
 

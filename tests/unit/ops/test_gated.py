@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lipverify import ops
+from lipverify.errors import UsageError
 from lipverify.ir.interval import Interval
 from lipverify.ir.norm import Norm
 from lipverify.ir.op import Op
@@ -104,6 +105,21 @@ def test_clip_gate_is_hardswish() -> None:
         mine, theirs = rule(op), rule(known)
         torch.testing.assert_close(mine.lower, theirs.lower, rtol=0, atol=1e-12)
         torch.testing.assert_close(mine.upper, theirs.upper, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: ops.ErfGate(Fraction(0), HALF),
+        lambda: ops.SigmoidGate(Fraction(0), HALF),
+        lambda: ops.ClipGate(Fraction(0), HALF, HALF),
+        lambda: ops.TanhGate(Fraction(0), HALF, HALF),
+        lambda: ops.TanhGate(HALF, -HALF, HALF),
+    ],
+)
+def test_constants_outside_the_proof_are_refused(make) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(UsageError, match="Gate"):
+        make()
 
 
 def test_tanh_gate_follows_its_cubic_no_faster_than_claimed() -> None:
