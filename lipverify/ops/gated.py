@@ -13,6 +13,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
+from lipverify.errors import UsageError
 from lipverify.ir.interval import Interval
 from lipverify.ir.op import Op, Shape
 from lipverify.linalg.rounding import down, up
@@ -30,6 +31,9 @@ class ErfGate(Op):
     inner: Fraction
     outer: Fraction
 
+    def __post_init__(self) -> None:
+        _require(self, self.inner != 0)
+
 
 @dataclass(frozen=True, eq=False)
 class TanhGate(Op):
@@ -42,6 +46,9 @@ class TanhGate(Op):
     cubic: Fraction
     outer: Fraction
 
+    def __post_init__(self) -> None:
+        _require(self, self.linear != 0 and self.linear * self.cubic >= 0)
+
 
 @dataclass(frozen=True, eq=False)
 class SigmoidGate(Op):
@@ -49,6 +56,9 @@ class SigmoidGate(Op):
 
     inner: Fraction
     outer: Fraction
+
+    def __post_init__(self) -> None:
+        _require(self, self.inner != 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +68,14 @@ class ClipGate(Op):
     inner: Fraction
     offset: Fraction
     outer: Fraction
+
+    def __post_init__(self) -> None:
+        _require(self, self.inner != 0)
+
+
+def _require(op: Op, holds: bool) -> None:
+    if not holds:
+        raise UsageError(f"the constants of {op!r} are outside the range for which its rules are proven")
 
 
 @forward.register(ErfGate)

@@ -13,7 +13,7 @@ from lipverify.ir.graph import Graph
 from lipverify.passes.rewriting import graph_device
 
 SCALES = (0.05, 1.0, 20.0)
-"""Sizes of the random inputs."""
+"""Sizes of the random inputs: curved, usual and saturated parts of activations."""
 
 TOLERANCE = 1e-10
 """Largest difference, as a part of the largest number met on the way to a node in the same sample. Both graphs compute the
@@ -21,7 +21,7 @@ same real function in float64; reordering a few operations changes it by some 1e
 between amplify that no more than they amplify the inputs' own rounding."""
 
 _EVERY_NODE = 1 << 24
-"""Up to so many numbers in all, every common node is compared; beyond, only the outputs, on fewer samples."""
+"""Up to so many numbers in all, every common node is compared; beyond, only the selected output, on one sample a size."""
 
 
 def check_agreement(before: Graph, after: Graph, name: str, seed: int = 0) -> float:
@@ -30,18 +30,14 @@ def check_agreement(before: Graph, after: Graph, name: str, seed: int = 0) -> fl
     Raises:
         InternalError: the pass called `name` changed what some node computes.
     """
-    device = graph_device(before)
-    size = sum(node.size for node in before.nodes)
-    samples = 2 if 2 * len(SCALES) * size <= _EVERY_NODE else 1
+    every = compares_every_node(before)
+    samples = 2 if every else 1
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn((len(SCALES), samples, *before.input_shape), generator=generator, dtype=torch.float64)
-    x = (
-        (x * torch.tensor(SCALES, dtype=torch.float64).reshape(-1, *(1,) * (x.ndim - 1)))
-        .flatten(0, 1)
-        .to(device)
-    )
+    x = x * torch.tensor(SCALES, dtype=torch.float64).reshape(-1, *(1,) * (x.ndim - 1))
+    x = x.flatten(0, 1).to(graph_device(before))
     graphs = [graph.to(dtype=torch.float64) for graph in (before, after)]
-    if len(SCALES) * size > _EVERY_NODE:
+    if not every:
         return _compare_outputs(graphs[0], graphs[1], x, name)
     values = [evaluate_all(graph, x) for graph in graphs]
     reach = _magnitudes(graphs[0], values[0])
@@ -55,6 +51,11 @@ def check_agreement(before: Graph, after: Graph, name: str, seed: int = 0) -> fl
             worst, _difference(values[0][old], values[1][new], reach[old], f"{name} changed output {old!r}")
         )
     return worst
+
+
+def compares_every_node(graph: Graph) -> bool:
+    """Whether the graph is small enough to keep the values of all its nodes for all samples."""
+    return 2 * len(SCALES) * sum(node.size for node in graph.nodes) <= _EVERY_NODE
 
 
 def _compare_outputs(before: Graph, after: Graph, x: Tensor, name: str) -> float:

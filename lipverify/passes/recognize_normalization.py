@@ -1,7 +1,7 @@
 """Layer and RMS normalisation from means, squares, a root and a quotient.
 
-The mean and the root are broadcast back by views; that they land on the entries they were computed from is compared as
-integers (`lipverify.passes.wiring`).
+The mean and the root are broadcast back by views; that they land on the entries they were computed from is compared exactly
+(`lipverify.passes.reductions`).
 """
 
 from __future__ import annotations
@@ -12,15 +12,14 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from lipverify import ops
 from lipverify.ir.graph import Graph, Node
 from lipverify.ir.op import Op, Shape
+from lipverify.passes.reductions import broadcast_reduction
 from lipverify.passes.rewriting import Draft, Replacement, substitute
 from lipverify.passes.scalar_algebra import number
-from lipverify.rules import forward
 
 
 def recognize_normalization(graph: Graph) -> Graph:
@@ -90,39 +89,16 @@ def _centered(graph: Graph, node: Node, axes: Shape) -> str | None:
 
 def _mean(graph: Graph, name: str, shape: Shape) -> _Mean | None:
     """The mean that a node broadcasts to `shape`, with the scalar functions between the mean and the node."""
-    views: list[Op] = []
-    steps: list[Op] = []
-    node = graph[name]
-    while isinstance(
-        node.op, ops.Expand | ops.Reshape | ops.Sqrt | ops.Power | ops.Reciprocal | ops.Scale | ops.DivideBy
-    ):
-        (views if isinstance(node.op, ops.Expand | ops.Reshape) else steps).append(node.op)
-        node = graph[node.inputs[0]]
-    if not isinstance(node.op, ops.ReduceMean | ops.ReduceSum):
+    found = broadcast_reduction(graph, name, shape)
+    if found is None or not isinstance(found.reduce.op, ops.ReduceMean | ops.ReduceSum):
         return None
-    of, axes = graph[node.inputs[0]], node.op.axes
-    if of.shape != shape or not _broadcasts(node, views[::-1], shape, axes):
-        return None
-    functions = steps[::-1]
-    if isinstance(node.op, ops.ReduceSum):
+    steps, axes = found.steps, found.reduce.op.axes
+    if isinstance(found.reduce.op, ops.ReduceSum):
         count = math.prod(shape[axis] for axis in axes)
-        divides = (
-            functions and isinstance(functions[0], ops.DivideBy) and number(functions[0].divisor, 1) == count
-        )
-        if not divides:
+        if not (steps and isinstance(steps[0], ops.DivideBy) and number(steps[0].divisor, 1) == count):
             return None
-        functions = functions[1:]
-    return _Mean(of, axes, tuple(functions))
-
-
-def _broadcasts(node: Node, views: Sequence[Op], shape: Shape, axes: Shape) -> bool:
-    """Whether the views copy every result of a reduction to exactly the entries it was computed from."""
-    positions = torch.arange(node.size).reshape(1, *node.shape)
-    for view in views:
-        positions = forward(view, positions)
-    kept = tuple(1 if axis in axes else size for axis, size in enumerate(shape))
-    wanted = torch.arange(node.size).reshape(kept).expand(shape)
-    return torch.equal(positions.squeeze(0), wanted)
+        steps = steps[1:]
+    return _Mean(graph[found.reduce.inputs[0]], axes, steps)
 
 
 def _eps(steps: Sequence[Op], exponent: Fraction) -> float | None:

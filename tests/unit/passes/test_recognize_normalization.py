@@ -173,9 +173,23 @@ def sum_for_mean(b: Builder, v: Value) -> Value:
     return b.over(v, b.elementwise(ops.Sqrt(), b.plus(total, EPS)))
 
 
+def eps_for_each_token(b: Builder, v: Value) -> Value:
+    variance = _mean(b, b.times(v, v))
+    return b.over(v, b.elementwise(ops.Sqrt(), b.plus(variance, torch.tensor([[1.0], [2.0], [3.0]]))))
+
+
 @pytest.mark.parametrize(
     "spelling",
-    [no_eps, negative_eps, eps_outside_the_root, root_of_another_tensor, no_root, cubed, sum_for_mean],
+    [
+        eps_for_each_token,
+        no_eps,
+        negative_eps,
+        eps_outside_the_root,
+        root_of_another_tensor,
+        no_root,
+        cubed,
+        sum_for_mean,
+    ],
 )
 def test_near_misses_stay(spelling: Spelling) -> None:
     before = _build(spelling, 3, 6)

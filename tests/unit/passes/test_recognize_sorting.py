@@ -217,3 +217,28 @@ def test_another_reader_of_the_maximum_keeps_it() -> None:
     assert after.operators()["Maximum"] == 1
     assert "Minimum" not in after.operators()
     _same(before, after)
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_any_wiring_of_disjoint_pairs_is_one_sort(seed: int) -> None:
+    """Random pairs of a random part of the entries, read and written in random order through a random view."""
+    rng = torch.Generator().manual_seed(seed)
+    shape = [(12,), (3, 4), (4, 1, 3), (2, 2, 3)][seed % 4]
+    pairs = int(torch.randint(1, 7, (), generator=rng))
+    chosen = torch.randperm(12, generator=rng)[: 2 * pairs]
+
+    def spelling(b: Builder, v: Value) -> Value:
+        flat = b.reshape(v, (1, 12))
+        first, second = b.gather(flat, 1, chosen[:pairs]), b.gather(flat, 1, chosen[pairs:])
+        shuffle = torch.randperm(2 * pairs, generator=rng)
+        return b.gather(b.concat([b.minimum(first, second), b.maximum(second, first)], 1), 1, shuffle)
+
+    before = _build(spelling, *shape)
+    after = simplify(before)
+    assert after.operators()["GroupSort"] == 1
+    assert not {"Maximum", "Minimum", "Concat", "Slice"} & set(after.operators())
+    indices = [node.op.indices for node in after if isinstance(node.op, ops.Gather)]
+    assert all(len(index.unique()) == len(index) for index in indices), (
+        "an entry is copied: the gain would grow"
+    )
+    _same(before, after)
