@@ -1,0 +1,143 @@
+"""What the search minimises: a smoothed largest eigenvalue of Y(D) plus a barrier of random probes, in theta = log d.
+
+Legend: rows of b and c are worst-case trajectories, c = A^-1 B and b = V' + C'c (design: A, B, V as in `Pencil`), extended
+by the probes; S are the weights of the smoothed eigenvalue, tr S = 1. All values are relative to `Smoothing.reference`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lipverify.analyzers.lipsdp.factor import Factor
+
+
+@dataclass(frozen=True)
+class Smoothed:
+    """min_g g - mu logdet(g I - Y), a smooth majorant of lmax(Y) up to a constant."""
+
+    value: float
+    level: float
+    """The minimising g."""
+    weights: Tensor
+    """S = mu (g I - Y)^-1, the gradient with respect to Y."""
+
+    @classmethod
+    def of(cls, y: Tensor, mu: float) -> Smoothed:
+        values, vectors = torch.linalg.eigh(y)
+        count, top = len(values), float(values[-1])
+        # Newton on sum mu / (g - l_i) = 1 from the left of its root rises monotonically: the sum is convex in g.
+        level = top + mu
+        for _ in range(60):
+            inverse = mu / (level - values)
+            excess = float(inverse.sum()) - 1.0
+            slope = float((inverse * inverse).sum()) / mu
+            step = excess / slope
+            if not step > 1e-15 * abs(level):
+                break
+            level = min(level + step, top + mu * count)
+        weights = mu / (level - values)
+        weights = weights / weights.sum()
+        value = level - mu * float(torch.log(level - values).sum())
+        return cls(value, level, (vectors * weights) @ vectors.T)
+
+
+@dataclass(frozen=True)
+class Model:
+    """The parameters of the smooth model, fixed during one stage."""
+
+    probes: Tensor
+    """[q, N]: weighted random rows that enter every block as pseudo-outputs."""
+    mu: float
+    reference: float
+    hessian_probes: int
+
+
+def weighted_probes(raw: Tensor, factor: Factor, strength: float, generator: torch.Generator) -> Tensor:
+    """Scales each block of the probes so that all of them together add `strength` to the objective.
+
+    Adds tr(P D A^-1 D P'), a sampled inverse barrier of the feasible set: without it steps run into S_k singular in
+    directions that do not reach the output yet, and the search jams on deep networks.
+    """
+    pencil = factor.pencil
+    weighted = raw.clone()
+    for j, here in enumerate(pencil.part):
+        trace = max(factor.diagonal_weight(j, generator), 1e-300)
+        weighted[:, here] *= (strength / (len(pencil.part) * len(raw) * trace)) ** 0.5
+    return weighted
+
+
+class Point:
+    """The objective at D. `prepare` adds gradient, preconditioner and Hessian products in log d."""
+
+    def __init__(self, factor: Factor, model: Model) -> None:
+        self.factor, self.model, self.d = factor, model, factor.d
+        pencil = factor.pencil
+        rows = pencil.border(self.d)
+        if len(model.probes):
+            rows = torch.cat([rows, model.probes * self.d])
+        self.half = factor.forward(rows)
+        outputs = self.half[: pencil.outputs]
+        self.y = torch.addmm(pencil.Y0, outputs, outputs.T)
+        self.smoothed = Smoothed.of(self.y / model.reference, model.mu)
+        self.barrier = float(self.half[pencil.outputs :].square().sum()) / model.reference
+        self.value = self.smoothed.value + self.barrier
+
+    def prepare(self) -> None:
+        """Gradient dPhi/dlog d_i = 2 d_i [(c S) o (b - c)]_i summed over rows, and the diagonal d/2 (b S b + (2c-b) S (2c-b))."""
+        pencil, model, d = self.factor.pencil, self.model, self.d
+        m = pencil.outputs
+        weights = self.smoothed.weights / model.reference
+        c = self.factor.backward(self.half)
+        self.half = c[:0]
+        b = pencil.times_c(c)
+        b[:m] += pencil.V
+        b[m:] += model.probes
+        gap = b - c
+        probe_weight = 1.0 / model.reference
+        self.gradient = (
+            2.0 * d * (((weights @ c[:m]) * gap[:m]).sum(0) + probe_weight * (c[m:] * gap[m:]).sum(0))
+        )
+        bend = gap - c
+        size = ((weights @ b[:m]) * b[:m] + (weights @ bend[:m]) * bend[:m]).sum(0)
+        size += probe_weight * (b[m:].square() + bend[m:].square()).sum(0)
+        diagonal = 0.5 * d * size
+        self.diagonal = diagonal + 1e-10 * diagonal.amax()
+        # Hessian products see a few of the probes, reweighted.
+        used = min(len(model.probes), model.hessian_probes)
+        rows = slice(0, m + used)
+        self.c, self.bend = c[rows].clone(), bend[rows].clone()
+        self.weighted_c, self.weighted_bend = self.c.clone(), self.bend.clone()
+        self.weighted_c[:m], self.weighted_bend[:m] = weights @ c[:m], weights @ bend[:m]
+        if used:
+            share = probe_weight * len(model.probes) / used
+            self.weighted_c[m:] *= share
+            self.weighted_bend[m:] *= share
+        self.output_gap = gap[:m].clone()
+        identity = torch.eye(m, dtype=d.dtype, device=d.device)
+        inverse = torch.linalg.inv(self.smoothed.level * identity - self.y / model.reference)
+        self.inverse = 0.5 * (inverse + inverse.T)
+        self.inverse_squared = self.inverse @ self.inverse
+        self.inverse_trace = float(self.inverse_squared.trace())
+
+    def hessian_times(self, direction: Tensor) -> Tensor:
+        """Second derivative in d, in units of log d: add gradient o direction for the Hessian in log d.
+
+        With eta = d o p: J = eta o (b - 2c) + C (eta o c), E = A^-1 J S, and 2 d o rowsum[(b - 2c) o E + c o C'E], plus the
+        change of S. Multiplying J by S first saves the product with S afterwards.
+        """
+        pencil, m = self.factor.pencil, self.factor.pencil.outputs
+        eta = self.d * direction
+        rows = pencil.times_c_transposed(eta * self.weighted_c).addcmul_(self.weighted_bend, eta)
+        solved = self.factor.solve(rows)
+        result = (self.bend * solved + self.c * pencil.times_c(solved)).sum(0)
+        outputs = self.c[:m]
+        change = (outputs * eta) @ self.output_gap.T
+        change = self.inverse @ ((change + change.T) / self.model.reference) @ self.inverse
+        spectral = self.model.mu * (
+            change - (float(change.trace()) / self.inverse_trace) * self.inverse_squared
+        )
+        result += ((spectral @ outputs) * self.output_gap).sum(0) / self.model.reference
+        return 2.0 * self.d * result

@@ -1,0 +1,261 @@
+"""LipSDP on a block system, from the closed form to the optimum: what the analyzers call."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lipverify.analyzers.lipsdp.bound import certified_upper, combination
+from lipverify.analyzers.lipsdp.factor import Factor, fill_pattern
+from lipverify.analyzers.lipsdp.newton import Record, Tuning, search
+from lipverify.analyzers.lipsdp.reduction import Multipliers, Reduced, reduce
+from lipverify.analyzers.lipsdp.start import scalar_start
+from lipverify.analyzers.lipsdp.system import BlockSystem
+from lipverify.analyzers.protocol import Compute
+from lipverify.errors import InternalError, UnsupportedModel
+from lipverify.linalg.dense import operator_norm_upper
+from lipverify.linalg.rounding import Upper
+
+# Shares of the closed-form multipliers that repair borderline ones, tried in this order.
+_REPAIRS = (0.0, 1e-11, 1e-9, 1e-7, 1e-5, 1e-3, 1e-1)
+_DEEP = 24
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How long and how hard to search; no setting touches the validity of a bound."""
+
+    tol: float = 1e-4
+    """Relative, on the square of the bound."""
+    beta: float | None = None
+    """Strength of the barrier; by default 0.3 up to 24 blocks, 2 for deeper systems."""
+    shrink: float | None = None
+    """Factor between stages; by default 0.3 up to 24 blocks, 0.5 for deeper systems."""
+    probes: int | None = None
+    """Random columns of the barrier; by default 0.6 of the widest block, at least 16."""
+    hessian_probes: int = 16
+    seed: int = 0
+    max_iterations: int = 200
+    restart: bool | None = None
+    """Searches again with a stronger barrier; by default where the gap leaves room for a jammed search."""
+    memory: int | None = None
+    """Bytes the search may use; by default three quarters of what the device has."""
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Multipliers of the given system and the bound certified from them alone.
+
+    `upper` is None when the bound is above the largest float64: `log10_upper` always holds (-inf for zero).
+    """
+
+    multipliers: Multipliers
+    """D, one vector per block; 0 for neurons without influence. Each is to be multiplied by 4^exponent of its block."""
+    exponents: tuple[int, ...]
+    upper: float | None
+    log10_upper: float
+    trace: tuple[tuple[float, float], ...]
+    """(seconds, bound): evaluated in float64 from the multipliers of that moment and raised by the relative excess of the
+    certified value, which is the last entry. Moments whose bound is above the largest float64 are left out."""
+    iterations: int
+    gap: float | None
+    """upper / (lower bound of the optimum of the program) - 1; None where none was computed."""
+    message: str
+    interrupted: bool = False
+
+
+def estimate(system: BlockSystem) -> tuple[int, float]:
+    """Bytes that the search needs, and real multiplications of one Newton step; rough."""
+    later = fill_pattern(system)
+    cells, work = 0.0, 0.0
+    for size, touched in zip(system.sizes, later, strict=True):
+        behind = sum(system.sizes[k] for k in touched)
+        # The Gram or fill blocks, the Cholesky block and its solve, with one spare copy of the largest.
+        cells += 2.0 * size * size + 2.0 * size * behind
+        work += size**3 / 3 + size * size * behind + size * behind * behind
+    widest = max(system.sizes, default=0)
+    rows = min(system.inputs, system.outputs) + default_probes(widest)
+    cells += 2.0 * widest * widest + 8.0 * rows * system.neurons
+    given = [*system.U.values(), *system.C.values(), *system.V.values()]
+    cells += sum(m.numel() for m in given)
+    products = sum(m.numel() for m in given) + sum(s * s for s in system.sizes)
+    work += 2.0 * rows * products + 20.0 * (rows + 16) * products
+    return int(8 * cells), 2.0 * work
+
+
+def default_probes(widest: int) -> int:
+    return max(16, int(0.6 * widest))
+
+
+def require_memory(system: BlockSystem, limit: int | None, device: torch.device) -> None:
+    """Raises:
+    UnsupportedModel: the search needs more memory than the limit, with both sizes.
+    """
+    needed, _ = estimate(system)
+    available = _available(device) if limit is None else limit
+    if needed > available:
+        widest = max(range(len(system.sizes)), key=system.sizes.__getitem__)
+        raise UnsupportedModel(
+            f"LipSDP on {system.neurons} neurons (widest {system.sizes[widest]}, {system.names[widest]}) needs about "
+            f"{needed / 1e9:.1f} GB but {available / 1e9:.1f} GB may be used; split the network or use a larger device"
+        )
+
+
+def _available(device: torch.device) -> int:
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free * 3 // 4
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 3 // 4
+
+
+def fast(system: BlockSystem, compute: Compute, memory: int | None = None) -> Solution:
+    """One pass: the closed-form multipliers D_j = lmax(R_j) I, certified.
+
+    Statement, Source, Sound when: `bound.certified_upper`; the multipliers are those of `start.scalar_start`.
+
+    Raises:
+        UnsupportedModel: not enough memory.
+        InternalError: the closed form could not be certified.
+    """
+    with torch.inference_mode():
+        return _Run(system, compute, memory).finish(None)
+
+
+def solve(system: BlockSystem, compute: Compute, settings: Settings | None = None) -> Solution:
+    """Multipliers near the optimum of the program, at any moment the best so far.
+
+    Statement, Source, Sound when: `bound.certified_upper`. The search (`newton.search`) starts from the closed form and
+    stops at the tolerance, at the deadline of `compute`, or at an interrupt, which is recorded in the solution.
+
+    Raises:
+        UnsupportedModel: not enough memory.
+        InternalError: not even the closed form could be certified.
+    """
+    chosen = settings or Settings()
+    with torch.inference_mode():
+        run = _Run(system, compute, chosen.memory)
+        return run.finish(chosen)
+
+
+class _Run:
+    """One call of `solve` or `fast`."""
+
+    def __init__(self, system: BlockSystem, compute: Compute, memory: int | None) -> None:
+        self.system, self.compute = system, compute
+        self.reduced: Reduced = reduce(system)
+        require_memory(self.reduced.system, memory, _device_of(system))
+        self.notes: list[str] = []
+        self.interrupted = False
+
+    def finish(self, settings: Settings | None) -> Solution:
+        record = Record(self.compute, 1.0)
+        if not self.reduced.system.sizes:
+            return self._linear(record)
+        begun = time.monotonic()
+        self.reduced, factor, y = scalar_start(self.reduced)
+        record.report_scale = 2.0 ** min(self.reduced.output_exponent, 1000)
+        record.reserve = 3.0 * (time.monotonic() - begun)
+        record.offer(factor.d, float(torch.linalg.eigvalsh(y)[-1]), "lipsdp-fast")
+        try:
+            if settings is not None and not record.expired and record.rho > 0.0:
+                self._search(settings, factor, y, record)
+        except KeyboardInterrupt:
+            self.interrupted = True
+            self.notes.append("interrupted: the best bound so far")
+        return self._certify(factor.d, record)
+
+    def _search(self, settings: Settings, factor: Factor, y: Tensor, record: Record) -> None:
+        tuning = tuning_of(settings, self.reduced.system)
+        search(self.reduced.system, factor, y, tuning, record)
+
+    def _linear(self, record: Record) -> Solution:
+        direct = self.system.V0
+        upper = Upper.zero() if direct is None else operator_norm_upper(direct, "l2", "l2")
+        zeros = tuple(
+            torch.zeros(n, dtype=torch.float64, device=_device_of(self.system)) for n in self.system.sizes
+        )
+        return self._solution(
+            zeros, (0,) * len(zeros), upper, record, "no neuron has an influence: the norm of the linear part"
+        )
+
+    def _certify(self, start: Tensor, record: Record) -> Solution:
+        """The smallest certified bound: the best multipliers, repaired by a share of the closed form where borderline."""
+        if record.d is None:
+            raise InternalError("a search without multipliers")
+        best: tuple[Upper, Multipliers, tuple[int, ...]] | None = None
+        target = (
+            record.rho * 4.0**self.reduced.output_exponent
+            if abs(self.reduced.output_exponent) < 250
+            else math.inf
+        )
+        goal = Upper.of(target).sqrt() * (1.0 + 1e-6) if target < math.inf else None
+        for share in _REPAIRS:
+            (d,) = combination((record.d,), (start,), share)
+            multipliers, exponents = self.reduced.lift(d, record.rho * (1.0 + 1e-9))
+            upper = certified_upper(self.system, multipliers, exponents)
+            if upper is None:
+                continue
+            if best is None or upper < best[0]:
+                best = (upper, multipliers, exponents)
+            if goal is None or best[0] <= goal or share >= 1e-5:
+                break
+        if best is None:
+            raise InternalError("no multipliers of the search could be certified")
+        upper, multipliers, exponents = best
+        return self._solution(multipliers, exponents, upper, record, "; ".join(self.notes))
+
+    def _solution(
+        self, multipliers: Multipliers, exponents: tuple[int, ...], upper: Upper, record: Record, message: str
+    ) -> Solution:
+        seconds = time.monotonic() - record.started
+        log10 = upper.log10() if upper else -math.inf
+        gap = None
+        shift = self.reduced.output_exponent * math.log10(2.0)
+        logs = [(t, 0.5 * math.log10(rho) + shift) for t, rho in record.trace if rho > 0.0]
+        excess = max(log10 - logs[-1][1], 0.0) if logs else 0.0
+        trace = [(t, 10.0 ** (value + excess)) for t, value in logs if value < 300.0]
+        if record.lower > 0.0 and upper:
+            gap = 10.0 ** (log10 - shift - 0.5 * math.log10(record.lower)) - 1.0
+        value: float | None = None
+        with contextlib.suppress(OverflowError):
+            value = float(upper)
+            # Converting logarithms back rounds: the certified value is never above an earlier entry.
+            trace = [(t, max(bound, value)) for t, bound in trace] + [(seconds, value)]
+        return Solution(
+            multipliers=multipliers,
+            exponents=exponents,
+            upper=value,
+            log10_upper=log10,
+            trace=tuple(trace),
+            iterations=record.iterations,
+            gap=gap,
+            message=message,
+            interrupted=self.interrupted,
+        )
+
+
+def tuning_of(settings: Settings, system: BlockSystem) -> Tuning:
+    """The parameters of the search, with the defaults for this depth and width."""
+    deep = len(system.sizes) > _DEEP
+    return Tuning(
+        tol=settings.tol,
+        beta=settings.beta if settings.beta is not None else 2.0 if deep else 0.3,
+        shrink=settings.shrink if settings.shrink is not None else 0.5 if deep else 0.3,
+        probes=settings.probes if settings.probes is not None else default_probes(max(system.sizes)),
+        hessian_probes=settings.hessian_probes,
+        seed=settings.seed,
+        max_iterations=settings.max_iterations,
+    )
+
+
+def _device_of(system: BlockSystem) -> torch.device:
+    for matrix in (*system.U.values(), *system.V.values(), system.V0):
+        if matrix is not None:
+            return matrix.device
+    return torch.device("cpu")

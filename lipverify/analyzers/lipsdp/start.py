@@ -1,0 +1,108 @@
+"""The closed-form feasible point D_j = lmax(R_j) I, and the block scaling that very deep networks need before it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from lipverify.analyzers.lipsdp.factor import Factor, Pencil, largest_eigenvalue
+from lipverify.analyzers.lipsdp.reduction import Reduced, scaled
+from lipverify.analyzers.lipsdp.system import BlockSystem
+from lipverify.errors import InternalError
+
+# Multipliers between 2^-120 and 2^120 need no scaling: Cholesky factors are then far from overflow.
+_RANGE = 120
+_TINY = 1e-290
+
+
+def scalar_start(reduced: Reduced) -> tuple[Reduced, Factor, Tensor]:
+    """One multiplier per block, D_j = lmax(R_j) I in topological order; the system scaled so that they are near 1.
+
+    Statement: A(D) > 0, so D is feasible.
+    Source: ECLipsE-Fast (Xu, Sivaranjani, NeurIPS 2024, arXiv 2404.04375) in its recursion form, on any block system.
+    Sound when: always: S_j = 2 D_j - R_j >= D_j > 0 (an estimated eigenvalue above lmax / 2 is enough).
+
+    Returns:
+        The scaled system, the factor of A(D), and Y(D).
+    """
+    exponents, output = _estimated_exponents(reduced.system)
+    while True:
+        candidate = _scaled(reduced, exponents, output)
+        pencil = Pencil(candidate.system)
+        drift = _Drift()
+        factor = pencil.eliminate(drift.choose)
+        if drift.block is not None:
+            # The estimate drifted from the recursion by this block: shift it and everything behind it.
+            for k in range(drift.block, len(exponents)):
+                exponents[k] += drift.exponent
+            output += drift.exponent
+            continue
+        if factor is None:
+            raise InternalError("the closed-form multipliers are not feasible")
+        border = factor.forward(pencil.border(factor.d))
+        y = torch.addmm(pencil.Y0, border, border.T)
+        shift = _half_log2(largest_eigenvalue(y))
+        if abs(shift) <= _RANGE:
+            return candidate, factor, y
+        output += shift
+
+
+def _scaled(reduced: Reduced, exponents: list[int], output: int) -> Reduced:
+    system = scaled(reduced.system, exponents, output)
+    return replace(reduced, system=system, exponents=tuple(exponents), output_exponent=output)
+
+
+class _Drift:
+    """Chooses scalar multipliers until one leaves the range."""
+
+    def __init__(self) -> None:
+        self.block: int | None = None
+        self.exponent = 0
+
+    def choose(self, j: int, r: Tensor) -> Tensor:
+        largest = largest_eigenvalue(r)
+        shift = _half_log2(largest)
+        if abs(shift) > _RANGE and self.block is None:
+            self.block, self.exponent = j, shift
+        return torch.full((r.shape[0],), max(largest, _TINY), dtype=r.dtype, device=r.device)
+
+
+def _half_log2(value: float) -> int:
+    if not math.isfinite(value):
+        raise InternalError("the closed-form multipliers overflow")
+    return round(math.log2(value) / 2) if value > _TINY else 0
+
+
+def _estimated_exponents(system: BlockSystem) -> tuple[list[int], int]:
+    """Powers of two near the size of every block's pre-activations, by average gains; zeros when all are moderate."""
+    logs: list[float] = []
+    for k in range(len(system.sizes)):
+        incoming = [_log_gain(system.U[k])] if k in system.U else []
+        incoming += [_log_gain(m) + logs[j] for (i, j), m in system.C.items() if i == k]
+        logs.append(_log_sum(incoming))
+    outgoing = [_log_gain(m) + logs[k] for k, m in system.V.items()]
+    outgoing += [] if system.V0 is None else [_log_gain(system.V0)]
+    logs.append(_log_sum(outgoing))
+    if max((abs(value) for value in logs), default=0.0) < _RANGE / 2:
+        return [0] * len(system.sizes), 0
+    rounded = [round(value) for value in logs]
+    return rounded[:-1], rounded[-1]
+
+
+def _log_gain(matrix: Tensor) -> float:
+    largest = float(matrix.abs().amax()) if matrix.numel() else 0.0
+    if largest == 0.0:
+        return -math.inf
+    ratio = float(torch.linalg.matrix_norm(matrix / largest))
+    return math.log2(largest) + math.log2(ratio / math.sqrt(min(matrix.shape)))
+
+
+def _log_sum(logs: list[float]) -> float:
+    """log2 of the root of the sum of squares, 0 for nothing."""
+    top = max(logs, default=-math.inf)
+    if top == -math.inf:
+        return 0.0
+    return top + 0.5 * math.log2(sum(4.0 ** (value - top) for value in logs))
