@@ -46,8 +46,8 @@ def _affine() -> list[OperatorCase]:
         _case(ops.Scale(torch.tensor(-2.5), None), (4,), label="one"),
         _case(ops.DivideBy(_numbers(4, low=0.2)), (3, 4)),
         _case(ops.DivideBy(torch.tensor(-3.0)), (3,), label="negative"),
-        _case(_batch_norm(3, 0), (3, 2, 2)),
-        _case(_batch_norm(4, 1), (2, 4), label="last-axis"),
+        _case(_batch_norm(3, 0, 0.05), (3, 2, 2)),
+        _case(_batch_norm(4, 1, 3.0), (2, 4), label="last-axis"),
         _case(ops.LayerNorm((6,), None, None, 0.25), (6,), label="plain"),
         _case(ops.LayerNorm((2, 4), _numbers(2, 4), _numbers(2, 4), 0.5), (3, 2, 4), label="two-axes"),
         _case(ops.LayerNorm((2,), None, None, 1e-5), (2,), label="pair"),
@@ -58,9 +58,10 @@ def _affine() -> list[OperatorCase]:
     ]
 
 
-def _batch_norm(channels: int, axis: int) -> ops.BatchNorm:
+def _batch_norm(channels: int, axis: int, low: float) -> ops.BatchNorm:
     weight, bias, mean = (_numbers(channels, seed=s) for s in (3, 4, 5))
-    return ops.BatchNorm(weight, bias, mean, _numbers(channels, seed=6, low=0.05), 1e-3, axis)
+    # Variances on both sides of 1: below it a root enlarges, above it it reduces.
+    return ops.BatchNorm(weight, bias, mean, _numbers(channels, seed=6, low=low), 1e-3, axis)
 
 
 def _convolutions() -> list[OperatorCase]:
@@ -198,6 +199,7 @@ def _pooling() -> list[OperatorCase]:
         _case(pool((3,), (1,), ((1, 1),), (1,)), (2, 6), label="overlapping"),
         _case(pool((3, 3), (2, 2), ((1, 1), (1, 1)), (1, 1)), (1, 6, 5), label="stem"),
         _case(pool((3,), (1,), ((0, 0),), (2,)), (1, 8), label="dilated"),
+        _case(pool((3,), (2,), ((0, 0),), (2,)), (1, 9), label="dilated-stride"),
         _case(pool((2, 3), (1, 2), ((0, 1), (1, 0)), (2, 1)), (2, 4, 5), label="uneven"),
         _case(pool((2,), (3,), ((0, 0),), (1,)), (1, 8), label="gaps"),
         _case(ops.AvgPool((2, 2), (2, 2), none, True, (0, 0)), (2, 4, 4), label="disjoint"),
