@@ -9,7 +9,12 @@ from lipverify.errors import UsageError
 
 GROUP = "lipverify.analyzers"
 
-BUILT_IN = {"product": "lipverify.analyzers.product:Product"}
+BUILT_IN = {
+    "product": "lipverify.analyzers.product:Product",
+    "lipsdp": "lipverify.analyzers.lipsdp.analyzer:LipSDP",
+    "lipsdp-fast": "lipverify.analyzers.lipsdp.analyzer:LipSDPFast",
+    "lipsdp-cvxpy": "lipverify.analyzers.lipsdp.analyzer:LipSDPReference",
+}
 """Also declared as entry points in pyproject.toml; kept here so that a source tree without metadata works."""
 
 
