@@ -202,6 +202,8 @@ def _matrix_work(convolution: Convolution) -> float:
     if groups * rows * columns > _LARGEST_MATRIX:
         return math.inf
     short, long = sorted((rows, columns))
+    if groups == 1 and short >= dense.LANCZOS_SIDE:
+        return 2.0 * short**2 * long + 1.5 * short**3 + 300.0 * short * long
     return groups * (4.0 * short**2 * long + 10.0 * short**3)
 
 

@@ -24,7 +24,9 @@ _EXACT_ENTRIES = 4096
 # Sign vectors are enumerated up to this many coordinates: 2^15 products.
 ENUMERATED_SIDE = 16
 # From here on a threshold near a Lanczos estimate is tried before eigenvectors.
-_LANCZOS_SIDE = 256
+LANCZOS_SIDE = 256
+# Above, a bound 1e-6 too large is preferred to minutes of eigenvectors.
+_LONG_SIDE = 1500
 # The eigenvector basis of a larger Gram matrix takes minutes; `interpolation_bound` is the caller's explicit choice.
 LARGEST_SIDE = 8192
 
@@ -215,12 +217,13 @@ def _spectral(a: Tensor) -> Tensor:
     if bool(monomial.all()):
         return _magnitude(a).amax((-2, -1))
     tall = a if a.shape[-2] >= a.shape[-1] else a.mH
-    if a.ndim == 2 and tall.shape[-1] >= _LANCZOS_SIDE:
-        # Five times cheaper than eigenvectors when the largest singular value stands apart enough to be found.
-        threshold = _lanczos_estimate(tall) * (1.0 + tall.shape[-1] * 2.0**-49)
-        bound, proved = threshold_bound(tall, threshold)
-        if bool(proved):
-            return torch.minimum(cheap, bound)
+    if a.ndim == 2 and tall.shape[-1] >= LANCZOS_SIDE:
+        # Several times cheaper than eigenvectors, as long as Lanczos finds the largest singular value.
+        estimate, side = _lanczos_estimate(tall), tall.shape[-1]
+        for slack in (side * 2.0**-49, 5e-10, *((1e-6,) if side > _LONG_SIDE else ())):
+            bound, proved = threshold_bound(tall, estimate * (1.0 + slack))
+            if bool(proved):
+                return torch.minimum(cheap, bound)
     bound = torch.minimum(cheap, spectral_residual_bound(tall))
     return torch.where(monomial, _magnitude(a).amax((-2, -1)), bound)
 
