@@ -202,6 +202,14 @@ class Audit:
 
         return audit_document(self)
 
+    def certificate_documents(self) -> dict[str, dict[str, Any]]:
+        """The certificates as JSON documents, by analyzer."""
+        from lipverify.documents import certificate_document
+
+        return {
+            name: certificate_document(c, self.graph, self.query) for name, c in self.certificates.items()
+        }
+
     def to_html(self, path: str | Path | None = None) -> str:
         """The self-contained report; also written to `path` when given."""
         from lipverify.reporting.html import render_audit

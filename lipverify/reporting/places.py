@@ -1,0 +1,9 @@
+"""Where an audit's files lie in its folder. No name from a model file takes part."""
+
+from __future__ import annotations
+
+import re
+
+RESULT, REPORT, WITNESS, CERTIFICATES = "result.json", "report.html", "witness.npz", "certificates"
+CERTIFICATE = re.compile(r"certificates/[a-z0-9]+(-[a-z0-9]+)*\.json")
+"""The only form of a certificate's place: made from the name of an installed analyzer, never from a file."""

@@ -1,0 +1,278 @@
+"""The folder an audit is written to: locked against a second run, every file complete or not there at all."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import json
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol
+
+from lipverify.errors import LipverifyError, UsageError
+from lipverify.loading.names import display, display_path
+from lipverify.reporting.html import render_audit
+from lipverify.reporting.places import CERTIFICATE, CERTIFICATES, REPORT, RESULT, WITNESS
+
+if TYPE_CHECKING:
+    from lipverify.ir.certificate import Witness
+
+LOCK = ".lipverify.lock"
+_PART = ".part-"
+_MARKER = re.compile(rb'\s*\{\s*"schema"\s*:\s*"lipverify\.')
+_LARGEST_RESULT = 1 << 28
+
+
+class _Lower(Protocol):
+    @property
+    def witness(self) -> Witness: ...
+
+
+class WrittenAudit(Protocol):
+    """What is written beside the document: certificates and witness."""
+
+    @property
+    def lower(self) -> _Lower: ...
+
+    def certificate_documents(self) -> Mapping[str, dict[str, Any]]:
+        """The certificates as JSON documents, by analyzer."""
+        ...
+
+
+class OutputFolder:
+    """A folder that only this run writes to. A context manager.
+
+    Entering creates the folder and locks it; leaving unlocks it and, when nothing was written, removes a folder that
+    was created here. Files are written under temporary names, flushed to disk and renamed together at the end, so a
+    full disk leaves what was there before.
+
+    Args:
+        force: also write into a folder that holds something else. Nothing that we did not write is ever removed.
+
+    Raises:
+        UsageError: the path is no folder, is a symbolic link, holds something else, or another run is writing to it.
+        LipverifyError: the disk refuses; names the folder.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], force: bool = False) -> None:
+        self.path = Path(path)
+        self.force = force
+        self._folder: int | None = None
+        self._lock: int | None = None
+        self._created = False
+        self._earlier: set[str] = set()
+        """Certificates that an earlier result in this folder lists."""
+
+    def __enter__(self) -> OutputFolder:
+        try:
+            with self._disk():
+                self._open()
+                self._lock = self._locked()
+                self._accept()
+        except BaseException:
+            self._close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close()
+
+    def write_audit(self, audit: WrittenAudit, document: dict[str, Any]) -> None:
+        """Writes result, report, witness and certificates of an audit; replaces those of an earlier run.
+
+        Raises:
+            LipverifyError: the disk refuses; what was there before is intact.
+        """
+        files = _certificates(audit, document)
+        files[WITNESS] = _witness(audit.lower.witness)
+        files[REPORT] = render_audit(document).encode("utf-8")
+        files[RESULT] = _json(document)  # last: its presence says that the others are complete
+        self.write(files)
+
+    def write(self, files: Mapping[str, bytes]) -> None:
+        """Writes files under plain names, or under `certificates/`; all of them are renamed only once all are on disk.
+
+        Certificates of an earlier run of ours that are not among `files` are removed.
+        """
+        assert self._folder is not None, "the folder is entered before it is written to"
+        staged: list[tuple[int, str, str]] = []
+        with self._disk("; what was there before is intact"), self._certificates() as certificates:
+            try:
+                for index, (name, data) in enumerate(files.items()):
+                    parent = certificates if "/" in name else self._folder
+                    part = f"{_PART}{index}"
+                    staged.append((parent, part, name.rpartition("/")[2]))
+                    _write(parent, part, data)
+                for parent, part, name in staged:
+                    os.rename(part, name, src_dir_fd=parent, dst_dir_fd=parent)
+            finally:
+                for parent, part, _ in staged:
+                    with suppress(FileNotFoundError):
+                        os.unlink(part, dir_fd=parent)
+            for name in self._earlier - set(files):
+                with suppress(FileNotFoundError):
+                    os.unlink(name.rpartition("/")[2], dir_fd=certificates)
+            os.fsync(certificates)
+            os.fsync(self._folder)
+        self._created, self._earlier = False, {name for name in files if CERTIFICATE.fullmatch(name)}
+
+    # -- opening and locking
+
+    def _open(self) -> None:
+        if self.path.is_symlink():
+            raise UsageError(f"{display_path(self.path)} is a symbolic link; give the folder it points to")
+        try:
+            self.path.mkdir(parents=True)
+            self._created = True
+        except FileExistsError:
+            if not self.path.is_dir():
+                raise UsageError(f"{display_path(self.path)} is not a folder; give another one") from None
+        self._folder = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+    def _locked(self) -> int:
+        """An exclusive lock that the system releases when the process ends, however it ends."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        while True:
+            lock = os.open(LOCK, flags, 0o600, dir_fd=self._folder)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(lock)
+                raise UsageError(
+                    f"another run is writing to {display_path(self.path)}; wait for it or give another folder"
+                ) from None
+            # A run that ended meanwhile may have removed the file that was locked here.
+            with suppress(FileNotFoundError):
+                if os.path.samestat(
+                    os.fstat(lock), os.stat(LOCK, dir_fd=self._folder, follow_symlinks=False)
+                ):
+                    return lock
+            os.close(lock)
+
+    def _accept(self) -> None:
+        """Refuses a folder with something else in it; sweeps what a killed run left."""
+        assert self._folder is not None
+        names = set(os.listdir(self._folder)) - {LOCK}
+        earlier = self._earlier_result()
+        foreign = {name for name in names if not name.startswith(_PART)}
+        if foreign and earlier is None and not self.force:
+            raise UsageError(
+                f"{display_path(self.path)} holds {display(min(foreign), 40)}, which is no result of lipverify; "
+                "give an empty folder, or --force to write beside it"
+            )
+        for name in names:
+            if name.startswith(_PART):
+                os.unlink(name, dir_fd=self._folder)
+        self._earlier = set() if earlier is None else _listed_certificates(earlier)
+
+    def _earlier_result(self) -> bytes | None:
+        """The result of an earlier run of ours in this folder; None when there is none."""
+        try:
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            file = os.open(RESULT, flags, dir_fd=self._folder)
+        except OSError:
+            return None
+        with open(file, "rb") as stream:
+            if not stat.S_ISREG(os.fstat(file).st_mode):
+                return None
+            data = stream.read(_LARGEST_RESULT)
+        return data if _MARKER.match(data) else None
+
+    @contextmanager
+    def _certificates(self) -> Iterator[int]:
+        with suppress(FileExistsError):
+            os.mkdir(CERTIFICATES, dir_fd=self._folder)
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        folder = os.open(CERTIFICATES, flags, dir_fd=self._folder)
+        try:
+            for name in os.listdir(folder):
+                if name.startswith(_PART):
+                    os.unlink(name, dir_fd=folder)
+            yield folder
+        finally:
+            os.close(folder)
+
+    @contextmanager
+    def _disk(self, state: str = "") -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            raise LipverifyError(f"cannot write to {display_path(self.path)}: {reason}{state}") from error
+
+    def _close(self) -> None:
+        if self._lock is not None:
+            with suppress(OSError):
+                os.unlink(LOCK, dir_fd=self._folder)
+            os.close(self._lock)
+            self._lock = None
+        if self._folder is not None:
+            os.close(self._folder)
+            self._folder = None
+        if self._created:
+            with suppress(OSError):
+                self.path.rmdir()
+            self._created = False
+
+
+def _write(folder: int, name: str, data: bytes) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with open(os.open(name, flags, 0o644, dir_fd=folder), "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _listed_certificates(result: bytes) -> set[str]:
+    """The certificates that a result lists; none of a result that cannot be read, so that nothing of it is removed."""
+    try:
+        rows = json.loads(result)["results"]
+        names = {str(row.get("certificate")) for row in rows}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return set()
+    return {name for name in names if CERTIFICATE.fullmatch(name)}
+
+
+def _certificates(audit: WrittenAudit, document: Mapping[str, Any]) -> dict[str, bytes]:
+    certificates = audit.certificate_documents()
+    files: dict[str, bytes] = {}
+    owners: dict[str, str] = {}
+    for row in document["results"]:
+        name = row.get("certificate")
+        if name is None:
+            continue
+        if not CERTIFICATE.fullmatch(name):
+            raise LipverifyError(f"no certificate is written to {display(name)}")
+        if owners.setdefault(name, row["analyzer"]) != row["analyzer"]:
+            both = f"{display(owners[name])} and {display(row['analyzer'])}"
+            raise UsageError(
+                f"the certificates of {both} would share one file; audit them one after the other"
+            )
+        files[name] = _json(certificates[row["analyzer"]])
+    return files
+
+
+def _json(document: Mapping[str, Any]) -> bytes:
+    return (json.dumps(document, indent=1, allow_nan=False) + "\n").encode("utf-8")
+
+
+def _witness(witness: Witness) -> bytes:
+    """The points as float64, so that the slope is found again exactly."""
+    import numpy as np
+
+    arrays = {"value": witness.value, "points": witness.points}
+    if witness.partner is not None:
+        arrays["partner"] = witness.partner
+    if witness.direction is not None:
+        arrays["direction"] = witness.direction
+    buffer = io.BytesIO()
+    numbers: dict[str, Any] = {name: tensor.detach().cpu().numpy() for name, tensor in arrays.items()}
+    np.savez(buffer, method=np.array(witness.method), **numbers)
+    return buffer.getvalue()
