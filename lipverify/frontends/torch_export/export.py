@@ -19,6 +19,7 @@ from lipverify.errors import ExtractionMismatch, UnsupportedModel, UsageError
 from lipverify.frontends.builder import Value
 from lipverify.frontends.torch_export import translators as _translators  # registers them
 from lipverify.frontends.torch_export.lowering import Lowerer
+from lipverify.frontends.torch_export.merged import Merged
 from lipverify.frontends.torch_export.registry import lower
 from lipverify.frontends.torch_export.walk import Walk
 from lipverify.interpreter import evaluate_all
@@ -146,11 +147,11 @@ def _refuse_state(program: ExportedProgram, module: nn.Module) -> None:
 
 
 def _lowered(program: ExportedProgram, module: nn.Module, example: Tensor) -> Graph:
-    build = Lowerer(example.dtype, example.device)
     placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
     inputs = [spec for spec in program.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT]
     node = placeholders[inputs[0].arg.name]
-    walk = Walk(build, node.meta["val"].shape[0])
+    build = Lowerer(example.dtype, example.device, node.meta["val"].shape[0])
+    walk = Walk(build)
     walk.env[node] = build.input((1, *example.shape[1:]), 0)
     for spec in program.graph_signature.input_specs:
         if spec.kind is not InputKind.USER_INPUT:
@@ -161,6 +162,8 @@ def _lowered(program: ExportedProgram, module: nn.Module, example: Tensor) -> Gr
         if spec.kind is not OutputKind.USER_OUTPUT:
             continue
         build.where, build.what = spec.arg.name or "output", "output"
+        if isinstance(result, Merged):
+            raise build.refuse("this output merges the batch axis with others", (result.inner,))
         if not isinstance(result, Value):
             raise build.refuse(getattr(result, "reason", "this output does not depend on the input"))
         outputs.append(result)

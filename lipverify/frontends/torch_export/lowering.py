@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lipverify.frontends.builder import Builder, Operand, Value
 from lipverify.ir.graph import Node
+from lipverify.ir.op import Shape
 
 
 class BatchSize(int):
@@ -44,18 +45,34 @@ class Gated:
 class Lowerer(Builder):
     """The builder as translators of this front end see it."""
 
-    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, dtype: torch.dtype, device: torch.device, batch: torch.SymInt) -> None:
         super().__init__(symbolic_batch=True)
         self.dtype = dtype
         """The type the module computes in."""
         self.device = device
         """Where the module's tensors lie."""
+        self.batch_symbol: Any = batch.node.expr
+        """The batch size as the exported program writes it."""
+        self.expected: Any = None
+        """What the exported program knows of the result of the node in work: a tensor without data, or several."""
         self.reflections: dict[tuple[Any, ...], Value] = {}
         """Reflections already in the graph, for the other member of each pair."""
 
     def node(self, name: str) -> Node:
         """A node built so far."""
         return next(node for node in reversed(self._nodes) if node.name == name)
+
+    def counts_samples(self, size: Any) -> bool:
+        """Whether a size in the exported program depends on the batch size."""
+        return isinstance(size, torch.SymInt) and self.batch_symbol in size.node.expr.free_symbols
+
+    def sizes(self) -> list[int]:
+        """The expected shape; -1 where it is not a plain number."""
+        return [-1 if isinstance(size, torch.SymInt) else int(size) for size in self.expected.shape]
+
+    def relabel(self, v: Value, shape: Shape, batch: int) -> Value:
+        """The same entries in the same order under another sample shape, with the batch axis at `batch`."""
+        return self._view(v, shape, batch)
 
     def number(self, value: Any) -> Tensor:
         """A Python number of the program, kept exactly: float64 whatever the module computes in."""

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from lipverify import ops
 from lipverify.errors import InternalError, UnsupportedModel
 from lipverify.frontends.builder import Value
 from lipverify.frontends.torch_export.lowering import BatchSize, Condition, Forbidden, Gated, Lowerer
+from lipverify.frontends.torch_export.merged import Merged, batch_axis, lowered
 from lipverify.frontends.torch_export.registry import lower
 from lipverify.ir.op import Shape
 
@@ -47,9 +47,8 @@ _CHECKS_ONLY = ("aten._assert", "aten.sym_constrain", "aten._functional_assert",
 class Walk:
     """One pass over an exported graph. env: what each of its nodes became."""
 
-    def __init__(self, build: Lowerer, batch: torch.SymInt) -> None:
+    def __init__(self, build: Lowerer) -> None:
         self.build = build
-        self.batch_symbol = batch.node.expr
         self.env: dict[fx.Node, Any] = {}
         self.folded: list[str] = []
 
@@ -86,13 +85,13 @@ class Walk:
             return whole[index] if index < len(whole) else Forbidden("a side result that is not covered")
         if str(target).startswith("aten.sym_size"):
             v, axis = args
-            size = v.source_shape[axis] if isinstance(v, Value) else v.shape[axis]
-            return BatchSize(size) if self._of_batch(node.meta["val"]) else size
+            size = v.source_shape[axis] if isinstance(v, (Value, Merged)) else v.shape[axis]
+            return BatchSize(size) if self.build.counts_samples(node.meta["val"]) else size
         leaves = torch.utils._pytree.tree_leaves((args, kwargs))
         self._refuse_jumps(target, leaves)
         if not isinstance(target, torch._ops.OpOverload):
             return self._whole_number(node, args, leaves)
-        if not any(isinstance(leaf, (Value, Condition, Gated)) for leaf in leaves):
+        if not any(isinstance(leaf, (Value, Merged, Condition, Gated)) for leaf in leaves):
             return self._fold(node, target, args, kwargs, leaves)
         translate = lower.find(target)
         if translate is None:
@@ -101,6 +100,9 @@ class Walk:
                 [x for x in leaves if isinstance(x, (Value, Tensor))],
                 f'replace it, or teach it to lipverify with @lower.register("{target}")',
             )
+        self.build.expected = node.meta.get("val")
+        if any(isinstance(leaf, Merged) for leaf in leaves):
+            return lowered(self.build, translate, args, kwargs)
         return translate(self.build, *args, **kwargs)
 
     def _refuse_jumps(self, target: Any, leaves: Sequence[Any]) -> None:
@@ -178,29 +180,22 @@ class Walk:
             return [self._settle(entry, wanted) for entry, wanted in zip(result, expected, strict=False)]
         if not isinstance(result, Value) or not isinstance(expected, Tensor):
             return result
-        axes = [axis for axis, size in enumerate(expected.shape) if self._of_batch(size)]
-        if len(axes) != 1 or expected.shape[axes[0]].node.expr != self.batch_symbol:  # type: ignore[attr-defined]
-            raise self.build.refuse(
-                "picks, mixes or repeats samples of the batch", (result,), "each sample must stand for itself"
-            )
-        batch = axes[0]
+        build = self.build
+        build.expected = expected
+        batch, times = batch_axis(build, result)
+        if times != 1 or len(expected.shape) != result.rank:
+            raise build.refuse("picks, mixes or repeats samples of the batch", (result,))
         # A size that torch does not know, such as the count of a stored mask, is the one that was computed.
         sizes = [
-            known if isinstance(size, torch.SymInt) else int(size)
-            for size, known in zip(expected.shape, result.source_shape, strict=True)
+            known if wanted == -1 else wanted
+            for wanted, known in zip(build.sizes(), result.source_shape, strict=True)
         ]
         shape: Shape = tuple(size for axis, size in enumerate(sizes) if axis != batch)
-        if result.shape == shape:
-            return Value(result.name, shape, batch)
         if (*shape[:batch], 1, *shape[batch:]) != result.source_shape:
             raise InternalError(
-                f"{self.build.what} {self.build.where!r}: lowered to {list(result.source_shape)}, "
-                f"torch has {list(expected.shape)}"
+                f"{build.what} {build.where!r}: lowered to {list(result.source_shape)}, torch has {list(expected.shape)}"
             )
-        return self.build.add(ops.Reshape(shape), (result,), batch)
-
-    def _of_batch(self, size: Any) -> bool:
-        return isinstance(size, torch.SymInt) and self.batch_symbol in size.node.expr.free_symbols
+        return build.relabel(result, shape, batch)
 
     def _locate(self, node: fx.Node) -> None:
         if node.target is operator.getitem:

@@ -291,3 +291,52 @@ def test_the_graph_owns_what_it_certifies():
         module[0].weight.zero_()
     assert extract(module, example).digest != digest
     assert float(graph["0.linear"].op.weight.abs().max()) > 0
+
+
+class SelfAttention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
+
+    def forward(self, x):
+        return x + self.attention(x, x, x)[0]
+
+
+def test_multihead_attention_merges_heads_into_the_batch():
+    graph = agrees(SelfAttention().eval(), 3, 6)
+    assert graph.operators()["MatMul"] == 2
+
+
+def test_transformer_encoder():
+    layer = nn.TransformerEncoderLayer(6, 2, 8, batch_first=True)
+    graph = agrees(nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval(), 3, 6)
+    assert graph.operators()["LayerNorm"] == 4
+
+
+class EachFrame(nn.Module):
+    """The same small network on every frame of a sequence, frames counted with the batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.ReLU(), nn.Linear(5, 3))
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, x):
+        flat = self.body(x.reshape(-1, 4)) + 1
+        return self.head(flat.view(x.shape[0], x.shape[1], 3)).softmax(-1)
+
+
+def test_frames_counted_with_the_batch():
+    agrees(EachFrame().eval(), 5, 4)
+
+
+class FramesConfused(nn.Module):
+    """Cuts the merged axis at another place than where it was joined."""
+
+    def forward(self, x):
+        return x.reshape(-1, 4).view(3, -1, 4).transpose(0, 1)
+
+
+def test_samples_torn_apart_are_refused():
+    with pytest.raises(UnsupportedModel, match="batch"):
+        extract(FramesConfused(), torch.zeros(2, 3, 4))

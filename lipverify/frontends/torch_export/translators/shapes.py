@@ -45,32 +45,6 @@ def _convert(b: Lowerer, x: Any, *args: Any, **kwargs: Any) -> Any:
 # -- reshapes
 
 
-@lower.register("aten.view", "aten.reshape", "aten._unsafe_view", "aten.view_copy")
-def _view(b: Lowerer, x: Value, shape: Any) -> Value:
-    if isinstance(shape, torch.dtype):
-        raise b.refuse("reinterprets the bits of its input", (x,))
-    return b.reshape(x, shape)
-
-
-@lower.register("aten.view_as", "aten.reshape_as")
-def _view_as(b: Lowerer, x: Value, other: Any) -> Value:
-    return b.reshape(x, other.source_shape if isinstance(other, Value) else other.shape)
-
-
-@lower.register("aten.flatten.using_ints")
-def _flatten(b: Lowerer, x: Value, start_dim: int = 0, end_dim: int = -1) -> Value:
-    return b.flatten(x, start_dim, end_dim) if x.rank else b.unsqueeze(x, [0])
-
-
-@lower.register("aten.unflatten.int")
-def _unflatten(b: Lowerer, x: Value, dim: int, sizes: Sequence[int]) -> Value:
-    axis = dim % x.rank
-    shape = x.source_shape
-    known = -math.prod(sizes)
-    full = [shape[axis] // known if size == -1 else size for size in sizes]
-    return b.reshape(x, [*shape[:axis], *full, *shape[axis + 1 :]])
-
-
 @lower.register("aten.squeeze")
 def _squeeze(b: Lowerer, x: Value, dim: Any = None) -> Value:
     if dim is None:
@@ -231,7 +205,7 @@ def _ones_like(b: Lowerer, x: Value, **_: Any) -> Tensor:
 
 @lower.register("aten.full_like", "aten.fill.Scalar")
 def _full_like(b: Lowerer, x: Value, number: Any, **_: Any) -> Tensor:
-    return b.number(number).expand(x.source_shape)
+    return _filled(b, x, float(b.number(number)))
 
 
 @lower.register("aten.new_zeros")
@@ -246,4 +220,4 @@ def _new_ones(b: Lowerer, x: Value, size: Sequence[int], **_: Any) -> Tensor:
 
 @lower.register("aten.new_full")
 def _new_full(b: Lowerer, x: Value, size: Sequence[int], number: Any, **_: Any) -> Tensor:
-    return b.number(number).expand(list(size))
+    return torch.full(list(size), float(b.number(number)), dtype=b.dtype, device=b.device)

@@ -1,0 +1,157 @@
+"""Tensors whose batch axis is merged with others, as in `x.view(-1, features)` or the heads of nn.MultiheadAttention.
+
+Such a tensor is kept as the value before merging: axes [before, batch, behind] stand for its one merged axis. Operators that
+leave the merged axis alone act on that value, with their axis arguments renumbered.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lipverify.frontends.builder import Value
+from lipverify.frontends.torch_export.lowering import Lowerer
+from lipverify.frontends.torch_export.registry import lower
+from lipverify.ir.op import Shape
+
+
+@dataclass(frozen=True)
+class Merged:
+    """inner: a value whose source axes axis, axis + 1 (the batch), axis + 2 are one axis of the program's tensor."""
+
+    inner: Value
+    axis: int
+
+    @property
+    def rank(self) -> int:
+        """Axes of the program's tensor."""
+        return self.inner.rank - 2
+
+    @property
+    def source_shape(self) -> Shape:
+        """Shape of the program's tensor for a batch of one."""
+        shape, m = self.inner.source_shape, self.axis
+        return (*shape[:m], math.prod(shape[m : m + 3]), *shape[m + 3 :])
+
+
+def batch_axis(b: Lowerer, result: Value | Merged) -> tuple[int, int]:
+    """Which axis of the program's result counts samples, and how many entries it has for each of them.
+
+    Raises:
+        UnsupportedModel: no axis or several axes do, or not in proportion to the batch.
+    """
+    axes = [a for a, size in enumerate(b.expected.shape) if b.counts_samples(size)]
+    if len(axes) == 1:
+        times = b.expected.shape[axes[0]].node.expr / b.batch_symbol
+        if times.is_Integer and times >= 1:
+            return axes[0], int(times)
+    shown = [result if isinstance(result, Value) else result.inner]
+    raise b.refuse("picks, mixes or repeats samples of the batch", shown, "each sample must stand for itself")
+
+
+def viewed(b: Lowerer, x: Value | Merged) -> Value | Merged:
+    """A row-major reshape to the shape the exported program has; the batch axis stays between the same entries."""
+    v = x.inner if isinstance(x, Merged) else x
+    axis, times = batch_axis(b, x)
+    assert v.batch is not None
+    sizes = b.sizes()
+    total = math.prod(v.shape)
+    unknown = [a for a, size in enumerate(sizes) if size == -1 and a != axis]
+    known = times * math.prod(size for a, size in enumerate(sizes) if a != axis and a not in unknown)
+    if len(unknown) == 1 and known:
+        sizes[unknown[0]] = total // known
+    lead, tail = math.prod(sizes[:axis]), math.prod(sizes[axis + 1 :])
+    before = math.prod(v.source_shape[: v.batch])
+    if lead * times * tail != total or before % lead or times % (before // lead):
+        raise b.refuse(f"mixes the batch axis with others: reshape to {_words(b.expected.shape)}", (v,))
+    if times == 1:
+        return b.relabel(v, (*sizes[:axis], *sizes[axis + 1 :]), axis)
+    first = before // lead
+    inner = b.relabel(v, (*sizes[:axis], first, times // first, *sizes[axis + 1 :]), axis + 1)
+    return Merged(inner, axis)
+
+
+def _words(shape: Sequence[Any]) -> list[Any]:
+    return ["batch" if isinstance(size, torch.SymInt) else size for size in shape]
+
+
+@lower.register(
+    "aten.view.default", "aten.reshape", "aten._unsafe_view", "aten.view_copy.default", "aten.flatten.using_ints",
+    "aten.unflatten.int", "aten.view_as", "aten.reshape_as",
+)  # fmt: skip
+def _view(b: Lowerer, x: Value | Merged, *_: Any, **__: Any) -> Value | Merged:
+    return viewed(b, x)
+
+
+# Which positional arguments of an operator are axes; None: all its axes are the last ones or there are none.
+_AXES: dict[str, Sequence[int]] = {
+    "transpose": (1, 2), "softmax": (1,), "_softmax": (1,), "log_softmax": (1,), "select": (1,), "slice": (1,),
+}  # fmt: skip
+_ALONG_LAST = {"linear": 1, "layer_norm": 1, "rms_norm": 1}
+_ENTRYWISE = {
+    "relu", "gelu", "silu", "tanh", "sigmoid", "elu", "leaky_relu", "softplus", "mish", "hardtanh", "clone", "contiguous",
+    "alias", "detach", "dropout", "mul", "div", "add", "sub", "neg", "abs", "to", "_to_copy", "selu", "hardswish",
+}  # fmt: skip
+_VIEWS = {"view", "reshape", "_unsafe_view", "view_copy", "flatten", "unflatten", "view_as", "reshape_as"}
+
+
+def lowered(b: Lowerer, translate: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Value | Merged:
+    """An operator with a merged argument, on the values before merging.
+
+    Raises:
+        UnsupportedModel: the operator would act along the merged axis, or is not known to leave it alone.
+    """
+    if b.what in _VIEWS:
+        return viewed(b, args[0])
+    x = args[0]
+    merged = [a for a in args if isinstance(a, Merged)]
+    inner = [a.inner if isinstance(a, Merged) else a for a in args]
+    alike = isinstance(x, Merged) and all(_same_split(a, x) for a in merged)
+    if b.what == "bmm" and len(merged) == 2 and all(a.axis == 0 for a in merged):
+        return Merged(translate(b, *inner), 0)
+    if b.what == "permute" and isinstance(x, Merged):
+        order = [a % x.rank for a in args[1]]
+        return Merged(translate(b, x.inner, _spread(order, x.axis)), order.index(x.axis))
+    if b.what == "transpose" and isinstance(x, Merged):
+        order = list(range(x.rank))
+        order[args[1]], order[args[2]] = order[args[2]], order[args[1]]
+        return Merged(b.transpose(x.inner, _spread(order, x.axis)), order.index(x.axis))
+    behind = x.rank - 1 - x.axis if isinstance(x, Merged) else 0
+    others = [a for a in args[1:] if isinstance(a, (Value, Tensor))]
+    if alike and b.what in _ENTRYWISE and all(isinstance(a, Tensor) and a.ndim <= behind for a in others):
+        return Merged(translate(b, *inner, **kwargs), x.axis)
+    if alike and b.what in _ALONG_LAST and behind >= (len(args[1]) if isinstance(args[1], list) else 1):
+        return Merged(translate(b, *inner, **kwargs), x.axis)
+    if alike and b.what in _AXES:
+        axes = [args[i] % x.rank for i in _AXES[b.what] if i < len(args)]
+        if axes and x.axis not in axes:
+            for i, axis in zip(_AXES[b.what], axes, strict=False):
+                inner[i] = axis + 2 if axis > x.axis else axis
+            removed = b.what == "select" and axes[0] < x.axis
+            return Merged(translate(b, *inner, **kwargs), x.axis - removed)
+    raise b.refuse(
+        "is not covered where the batch axis is merged with another one",
+        [a.inner for a in merged],
+        "keep the batch axis separate",
+    )
+
+
+def _same_split(a: Merged, other: Merged) -> bool:
+    return (a.axis, a.inner.source_shape, a.inner.batch) == (
+        other.axis,
+        other.inner.source_shape,
+        other.inner.batch,
+    )
+
+
+def _spread(order: Sequence[int], axis: int) -> list[int]:
+    """A permutation of the program's axes as one of the axes before merging."""
+    spread: list[int] = []
+    for a in order:
+        spread += [a, a + 1, a + 2] if a == axis else [a + 2 if a > axis else a]
+    return spread
