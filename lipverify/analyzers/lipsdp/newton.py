@@ -58,7 +58,8 @@ class Record:
     trace: list[tuple[float, float]] = field(default_factory=list)
 
     def offer(self, d: Tensor, rho: float, stage: str) -> None:
-        if rho < self.rho:
+        # A difference of a few roundings is no improvement.
+        if rho < self.rho * (1.0 - 1e-13):
             self.rho, self.d = rho, d
             self.trace.append((time.monotonic() - self.started, rho))
             self.compute.report(stage, self.report_scale * math.sqrt(max(rho, 0.0)))
