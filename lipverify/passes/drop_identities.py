@@ -1,6 +1,8 @@
-"""Removes what computes nothing: identities, and chains of views that are one view."""
+"""Removes what computes nothing: identities, and chains of views or of clips that are one."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -12,7 +14,7 @@ from lipverify.passes.rewriting import Draft, Replacement, substitute
 
 
 def drop_identities(graph: Graph) -> Graph:
-    """Without operators that return their input, and with runs of Reshape, Transpose or Gather made one."""
+    """Without operators that return their input, and with runs of Reshape, Transpose, Gather or clips made one."""
     found: dict[str, Replacement] = {}
     for node in graph.nodes:
         if not node.inputs:
@@ -66,9 +68,22 @@ def _merged(node: Node, below: Node, graph: Graph) -> tuple[Op, str] | None:
             return ops.Transpose(tuple(first[axis] for axis in order)), below.inputs[0]
         case ops.Gather(axis=axis, indices=indices), ops.Gather(axis=before, indices=first) if axis == before:
             return ops.Gather(axis, first[indices]), below.inputs[0]
+        case ((ops.Clip() | ops.ReLU()), (ops.Clip() | ops.ReLU())):
+            return _clip(_limits(below.op), *_limits(node.op)), below.inputs[0]
         case ops.Transpose(order=order), _ if _keeps_row_major(order, below):
             return ops.Reshape(node.shape), below.name
     return None
+
+
+def _limits(op: Op) -> tuple[float, float]:
+    return (op.low, op.high) if isinstance(op, ops.Clip) else (0.0, math.inf)
+
+
+def _clip(first: tuple[float, float], low: float, high: float) -> Op:
+    """A clip of a clip has the first one's ends, clipped: the second is monotone."""
+    start, stop = (min(max(end, low), high) for end in first)
+    # Ends in the wrong order mean the upper one everywhere.
+    return ops.ReLU() if (start, stop) == (0.0, math.inf) else ops.Clip(min(start, stop), stop)
 
 
 def _keeps_row_major(order: tuple[int, ...], below: Node) -> bool:

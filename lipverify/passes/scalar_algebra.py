@@ -19,7 +19,8 @@ Polynomial = tuple[Fraction, ...]
 """Coefficients of 1, x, x^2, ..., without trailing zeros."""
 
 _DEGREE = 4
-_DEPTH = 24
+_DEPTH, _NODES = 24, 64
+"""How far an expression is followed: the longest known spelling has some ten nodes, and hostile graphs have any number."""
 
 _ARITHMETIC = (ops.Scale, ops.DivideBy, ops.Add, ops.Sub, ops.Mul, ops.Power)
 
@@ -71,7 +72,8 @@ class Algebra:
         """What a node computes; None where it needs anything else than base, gate and stored numbers."""
         if name not in self._known:
             node = self._graph[name]
-            usable = depth > 0 and is_arithmetic(node) and node.shape == self._shape
+            small = depth > 0 and len(self._known) < _NODES
+            usable = small and is_arithmetic(node) and node.shape == self._shape
             self._known[name] = self._combined(node, depth) if usable else None
         return self._known[name]
 

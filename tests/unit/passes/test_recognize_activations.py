@@ -134,6 +134,11 @@ def hardswish_divided_first(b: Builder, v: Value) -> Value:
     return b.times(v, b.over(gate, _number(6.0)))
 
 
+def hardswish_by_two_limits(b: Builder, v: Value) -> Value:
+    gate = b.minimum(b.elementwise(ops.ReLU(), b.plus(v, _number(3.0))), _number(6.0))
+    return b.over(b.times(v, gate), _number(6.0))
+
+
 def hardswish_by_hardsigmoid(b: Builder, v: Value) -> Value:
     return b.times(v, b.elementwise(ops.Hardsigmoid(float(_number(1 / 6)), 0.5), v))
 
@@ -181,6 +186,7 @@ _TANH_GELU = ops.TanhGate(
         (mish, ops.Mish()),
         (hardswish_clip, ops.Hardswish()),
         (hardswish_divided_first, ops.Hardswish()),
+        (hardswish_by_two_limits, ops.Hardswish()),
         (hardswish_by_hardsigmoid, ops.ClipGate(_stored(1 / 6), HALF, Fraction(1))),
         (hardswish_rounded_sixth, ops.ClipGate(Fraction(1, 6), HALF, 6 * _stored(1 / 6))),
         (clip_between_other_ends, ops.ClipGate(Fraction(1, 4), Fraction(1, 4), Fraction(4))),

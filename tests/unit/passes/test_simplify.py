@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -91,6 +92,28 @@ def test_two_transposes_are_one() -> None:
     before = _line(ops.Transpose((1, 2, 0)), ops.Transpose((1, 0, 2)), shape=(2, 3, 4))
     after = simplify(before)
     assert after.operators() == {"Sin": 1, "Transpose": 1, "Tanh": 1}
+    _same(before, after)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        (ops.ReLU(), ops.ReLU(), ops.ReLU()),
+        (ops.ReLU(), ops.Clip(-math.inf, 0.5), ops.Clip(0.0, 0.5)),
+        (ops.Clip(-math.inf, 0.5), ops.ReLU(), ops.Clip(0.0, 0.5)),
+        (ops.Clip(-0.5, math.inf), ops.ReLU(), ops.ReLU()),
+        (ops.Clip(-0.5, 0.2), ops.Clip(-0.1, 0.7), ops.Clip(-0.1, 0.2)),
+        (ops.Clip(-0.5, -0.2), ops.Clip(0.1, 0.7), ops.Clip(0.1, 0.1)),
+        (ops.Clip(0.3, -0.3), ops.Clip(-0.1, 0.7), ops.Clip(-0.1, -0.1)),
+    ],
+    ids=repr,
+)
+def test_two_clips_are_one(first: Op, second: Op, expected: Op) -> None:
+    before = _line(first, second)
+    after = simplify(before)
+    (found,) = [node.op for node in after if isinstance(node.op, ops.Clip | ops.ReLU)]
+    assert type(found) is type(expected)
+    assert vars(found) == vars(expected)
     _same(before, after)
 
 
