@@ -101,7 +101,13 @@ interval.register(ReLU, Clip)(monotone_box)
 
 def _kink(left: Tensor | float, right: Tensor | float, box: Interval, shape: Shape) -> Slopes:
     """Slope `left` below 0 and `right` above; a box that touches 0 has both (Clarke's set)."""
-    ends = [torch.as_tensor(end, dtype=torch.float64, device=box.lower.device) for end in (left, right)]
+    device = box.lower.device
+    ends = [
+        end.to(torch.float64)
+        if isinstance(end, Tensor)
+        else torch.tensor(end, dtype=torch.float64, device=device)
+        for end in (left, right)
+    ]
     sides = [Enclosure.of(end.expand(box.lower.shape)) for end in ends]
     return box_slopes(two_sided(box, *sides), shape)
 

@@ -12,10 +12,10 @@ from torch import Tensor
 from lipverify.ir.interval import Interval
 from lipverify.ir.norm import Norm
 from lipverify.ir.op import Op, Shape
-from lipverify.linalg.rounding import Upper
+from lipverify.linalg.rounding import Upper, gamma
 from lipverify.ops.embedding import blocks_norm, single
-from lipverify.ops.enclosure import Enclosure
-from lipverify.rules import Gain, forward, gain, interval
+from lipverify.ops.enclosure import Enclosure, rounded
+from lipverify.rules import Gain, Unbounded, forward, gain, interval
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,27 +96,45 @@ def _log_softmax_gain(op: LogSoftmax, shapes: tuple[Shape, ...], norm_in: Norm, 
 def _softmax_interval(op: Softmax | LogSoftmax, box: Interval) -> Interval:
     """p_i = 1 / (1 + sum over j != i of exp(x_j - x_i)) grows with x_i and falls with every other x_j."""
     x = Enclosure.of(box)
+    if not bool((x.lower.isfinite() & x.upper.isfinite()).all()):
+        raise Unbounded("a softmax needs a finite box")
     lower, upper = x.lower.movedim(op.axis + 1, -1), x.upper.movedim(op.axis + 1, -1)
-    ends: tuple[list[Enclosure], list[Enclosure]] = ([], [])
-    for i in range(lower.shape[-1]):  # one entry at a time: memory stays that of the box
-        for found, others, own in ((ends[0], upper, lower), (ends[1], lower, upper)):
-            rest = torch.cat((others[..., :i], others[..., i + 1 :]), dim=-1)
-            found.append(_entry(op, Enclosure.of(rest), Enclosure.of(own[..., i : i + 1])))
-    stacked = Interval(
-        torch.cat([entry.lower for entry in ends[0]], dim=-1),
-        torch.cat([entry.upper for entry in ends[1]], dim=-1),
+    smallest, largest = _entries(op, lower, upper).lower, _entries(op, upper, lower).upper
+    return Interval(smallest.movedim(-1, op.axis + 1), largest.movedim(-1, op.axis + 1))
+
+
+def _entries(op: Softmax | LogSoftmax, own: Tensor, others: Tensor) -> Enclosure:
+    """Entry i at the point with x_i = own_i and x_j = others_j, for all i: along the last axis."""
+    if own.shape[-1] == 1:
+        return Enclosure.of(torch.full_like(own, float(isinstance(op, Softmax))))
+    top, rest = _others(others)
+    # A shift of all entries by one number changes nothing: the largest exponential below is 1, and the total at least 1.
+    shift = torch.maximum(own, top)
+    gap = Enclosure.of(own) - Enclosure.of(shift)
+    total = (rest * (Enclosure.of(top) - Enclosure.of(shift)).exp() + gap.exp()).clipped(0.5, math.inf)
+    return (
+        (gap.exp() / total).clipped(0.0, 1.0)
+        if isinstance(op, Softmax)
+        else (gap - total.log()).clipped(-math.inf, 0.0)
     )
-    return Interval(stacked.lower.movedim(-1, op.axis + 1), stacked.upper.movedim(-1, op.axis + 1))
 
 
-def _entry(op: Softmax | LogSoftmax, others: Enclosure, own: Enclosure) -> Enclosure:
-    """The entry for points of both: others [..., n - 1], own [..., 1]."""
-    gap = others - own
-    # exp(t) + sum of exp(gap - t) with t = max(0, largest gap): nothing overflows; t is exact, any number would do.
-    count = gap.upper.shape[-1]
-    largest = gap.upper.clamp(min=0.0).amax(-1, keepdim=True) if count else torch.zeros_like(own.lower)
-    shift = Enclosure.of(largest.clamp(max=torch.finfo(torch.float64).max))
-    total = (gap - shift).exp().sum((-1,)) + (-shift).exp()
-    if isinstance(op, Softmax):
-        return ((-shift).exp() / total).clipped(0.0, 1.0)
-    return -(shift + (total - 1.0).log1p()).clipped(0.0, math.inf)
+def _others(x: Tensor) -> tuple[Tensor, Enclosure]:
+    """For each i the largest x_j, j != i, and the sum over j != i of exp(x_j - largest), which is at least 1."""
+    (first, second), places = x.topk(2, dim=-1).values.split(1, dim=-1), x.argmax(-1, keepdim=True)
+    mine = torch.zeros_like(x, dtype=torch.bool).scatter(-1, places, True)
+    common = _sums_of_others((Enclosure.of(x) - Enclosure.of(first)).exp())
+    without = (Enclosure.of(x.masked_fill(mine, -math.inf)) - Enclosure.of(second)).exp().sum((-1,))
+    wide = Enclosure(without.lower.expand_as(x), without.upper.expand_as(x))
+    return torch.where(mine, second, first), wide.where(mine, common)
+
+
+def _sums_of_others(terms: Enclosure) -> Enclosure:
+    """Sums over j != i of non-negative terms, without cancellation: what comes before i plus what comes after."""
+    slack = 4.0 * gamma(terms.lower.shape[-1] + 2)
+    found = []
+    for end in (terms.lower, terms.upper):
+        before = torch.nn.functional.pad(end, (1, -1)).cumsum(-1)
+        after = torch.nn.functional.pad(end, (-1, 1)).flip(-1).cumsum(-1).flip(-1)
+        found.append(before + after)
+    return rounded(found[0] * (1.0 - slack), found[1] * (1.0 + slack)).clipped(0.0, math.inf)

@@ -8,6 +8,7 @@ from fractions import Fraction
 
 import pytest
 import torch
+from mpmath import mp, mpf
 from torch import Tensor
 
 from lipverify import ops, rules
@@ -161,3 +162,21 @@ def test_copies_are_a_diagonal_matrix(norm_in: Norm, norm_out: Norm) -> None:
     diagonal = multiplicity.clamp(max=1.0) if norm_out is Norm.LINF else multiplicity ** (1 / norm_out.order)
     expected = float(diagonal_norm(diagonal, norm_in, norm_out))
     assert float(copies_norm(counts, norm_in, norm_out)) == pytest.approx(expected, rel=1e-14)
+
+
+@pytest.mark.parametrize("scale", [0.1, 3.0, 50.0, 500.0, 5000.0])
+@pytest.mark.parametrize("op", [ops.Softmax(0), ops.LogSoftmax(0)], ids=lambda op: op.kind())
+def test_softmax_boxes_hold_and_reach_the_exact_ends(op: Op, scale: float) -> None:
+    rng = torch.Generator().manual_seed(5)
+    lower = torch.randn(24, 5, generator=rng, dtype=torch.float64) * scale
+    width = torch.rand(24, 5, generator=rng, dtype=torch.float64) * scale * (torch.arange(24) % 3)[:, None]
+    upper = lower + width
+    found = rules.interval(op, Interval(lower, upper))
+    for row, i in itertools.product(range(24), range(5)):
+        for own, others, end, sign in ((lower, upper, found.lower, 1), (upper, lower, found.upper, -1)):
+            gaps = [mpf(others[row, j].item()) - mpf(own[row, i].item()) for j in range(5) if j != i]
+            with mp.workdps(50):
+                total = mp.fsum(mp.exp(gap) for gap in gaps)
+                exact = 1 / (1 + total) if isinstance(op, ops.Softmax) else -mp.log1p(total)
+                distance = sign * (exact - mpf(end[row, i].item()))
+                assert 0 <= distance <= mpf("1e-12") * (1 + abs(exact))
