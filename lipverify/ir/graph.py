@@ -186,13 +186,17 @@ class Graph:
 
     @cached_property
     def dtype(self) -> torch.dtype:
-        """The widest floating-point type among the parameters: the type the file computes in; float32 if there are none."""
-        found: torch.dtype | None = None
+        """The widest floating-point type among the parameters: the type the file computes in; float32 if there are none.
+
+        A single number written in a program has no say, as in torch's type promotion, unless there is nothing else.
+        """
+        found: dict[bool, torch.dtype] = {}
         for node in self.nodes:
             for value in vars(node.op).values():
                 if isinstance(value, torch.Tensor) and value.is_floating_point():
-                    found = value.dtype if found is None else torch.promote_types(found, value.dtype)
-        return found or torch.float32
+                    known = found.get(value.ndim > 0)
+                    found[value.ndim > 0] = torch.promote_types(known, value.dtype) if known else value.dtype
+        return found.get(True) or found.get(False) or torch.float32
 
     def operators(self) -> dict[str, int]:
         """How often each operator occurs (the input is not counted), most frequent first."""

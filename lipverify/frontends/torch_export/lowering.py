@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,6 +12,8 @@ from torch import Tensor
 from lipverify.frontends.builder import Builder, Operand, Value
 from lipverify.ir.graph import Node
 from lipverify.ir.op import Shape
+
+_COMPARES = "uses a comparison of computed numbers, which jumps"
 
 
 class BatchSize(int):
@@ -32,6 +34,7 @@ class Condition:
     value: Value
     positive: bool
     """True where the comparison holds for positive values, false where it holds for negative ones."""
+    reason: ClassVar[str] = _COMPARES
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class Gated:
 
     value: Operand
     condition: Condition
+    reason: ClassVar[str] = _COMPARES
 
 
 class Lowerer(Builder):
@@ -89,7 +93,7 @@ class Lowerer(Builder):
         if isinstance(value, Value):
             return value
         if isinstance(value, (Condition, Gated)):
-            raise self.refuse("uses a comparison of computed numbers, which jumps")
+            raise self.refuse(value.reason)
         if isinstance(value, Tensor):
             if value.is_complex():
                 raise self.refuse("computes with complex numbers", (value,))

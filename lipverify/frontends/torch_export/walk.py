@@ -109,15 +109,13 @@ class Walk:
         """Refuses to use positions of maxima and the like, and comparisons outside the few places that take them."""
         name = str(target).removeprefix("aten.").partition(".")[0]
         for leaf in leaves:
-            if isinstance(leaf, Forbidden):
-                reason = leaf.reason
-            elif (isinstance(leaf, Condition) and name not in _TAKE_CONDITIONS) or (
-                isinstance(leaf, Gated) and name != "add"
-            ):
-                reason = "uses a comparison of computed numbers, which jumps"
-            else:
-                continue
-            raise self.build.refuse(reason, [x for x in leaves if isinstance(x, (Value, Tensor))])
+            misused = (
+                isinstance(leaf, Forbidden)
+                or (isinstance(leaf, Condition) and name not in _TAKE_CONDITIONS)
+                or (isinstance(leaf, Gated) and name != "add")
+            )
+            if misused:
+                raise self.build.refuse(leaf.reason, [x for x in leaves if isinstance(x, (Value, Tensor))])
 
     def _whole_number(self, node: fx.Node, args: Any, leaves: Sequence[Any]) -> Any:
         """Arithmetic of Python on sizes."""

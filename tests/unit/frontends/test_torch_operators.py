@@ -356,6 +356,25 @@ def test_number_of_the_program_is_kept_exactly():
     assert math.prod(graph.output.op.scale.shape) == 1
 
 
+@pytest.mark.parametrize(
+    ("function", "kind"),
+    [
+        (lambda m, x: x * (x > 0), "ReLU"),
+        (lambda m, x: torch.where(x <= 0, torch.zeros_like(x), x), "ReLU"),
+        (lambda m, x: torch.where(x > 0, x, 0.2 * x), "LeakyReLU"),
+        (lambda m, x: torch.where(x >= 0, x, m.c * x), "PReLU"),
+        (lambda m, x: (x < 0).float() * x, "Clip"),
+    ],
+)
+def test_relu_written_as_a_choice(function, kind):
+    assert kind in check(function, (4,)).operators()
+
+
+def test_a_number_does_not_change_the_type_of_the_graph():
+    graph = extract(nn.Sequential(nn.Linear(3, 2), Function(lambda m, x: 0.1 * x)).eval(), torch.zeros(2, 3))
+    assert graph.dtype is torch.float32
+
+
 def test_upsampling_by_whole_factors_is_one_operator():
     check(lambda m, x: F.interpolate(x, scale_factor=(2, 3)), (2, 3, 4), operators={"Upsample": 1})
 

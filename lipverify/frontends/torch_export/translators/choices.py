@@ -1,11 +1,13 @@
-"""Comparisons and what may be done with them: masks that are stored, and reflections.
+"""Comparisons and what may be done with them: stored masks, leaky ReLU by hand, and reflections.
 
-A choice between two branches by the sign of a computed number jumps in general. It does not where the branches are the two
-sides of a mirror: with w the normal vector of the mirror, x -> x where w'x > 0 and x - 2 w (w'x) / |w|^2 elsewhere.
+A choice between two branches by the sign of a computed number jumps in general. It does not where both branches are
+multiples of that number (a leaky ReLU), nor where they are the two sides of a mirror: with w the normal vector of the
+mirror, x -> x where w'x > 0 and x - 2 w (w'x) / |w|^2 elsewhere.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +19,7 @@ from lipverify.frontends.builder import Value
 from lipverify.frontends.torch_export.lowering import Condition, Forbidden, Gated, Lowerer
 from lipverify.frontends.torch_export.registry import lower
 
-_COMPARES = Forbidden("uses a comparison of computed numbers, which jumps")
+_COMPARES = Forbidden(Condition.reason)
 _ADVICE = "write the choice as relu, maximum, abs or as a reflection of pairs"
 
 # -- comparisons
@@ -82,11 +84,18 @@ def _masked(b: Lowerer, mask: Tensor, on: Any, off: Any) -> Value:
 
 
 def chosen(b: Lowerer, condition: Condition, on: Any, off: Any) -> Value:
-    """`on` where the condition holds, `off` elsewhere, if that is one half of a reflection of pairs.
+    """`on` where the condition holds, `off` elsewhere, if that is a leaky ReLU or one half of a reflection of pairs.
 
     Raises:
         UnsupportedModel: it is anything else.
     """
+    upper, below = (on, off) if condition.positive else (off, on)
+    if isinstance(upper, Value) and upper.name == condition.value.name:
+        slope = _multiple(b, upper, below)
+        if slope is not None and slope.ndim == 0:
+            return b.elementwise(ops.LeakyReLU(float(slope)) if slope else ops.ReLU(), upper)
+        if slope is not None:
+            return b.elementwise(ops.PReLU(slope), upper)
     if isinstance(on, Value) and isinstance(off, Value):
         half = _mirrored_half(b, condition, on, off) or _mirrored_half(
             b, Condition(condition.value, not condition.positive), off, on
@@ -94,10 +103,21 @@ def chosen(b: Lowerer, condition: Condition, on: Any, off: Any) -> Value:
         if half is not None:
             return half
     raise b.refuse(
-        "chooses between branches by the sign of a computed number, which jumps unless it is a reflection",
+        "chooses between branches by the sign of a computed number, which jumps unless it is a leaky ReLU or a reflection",
         [x for x in (condition.value, on, off) if isinstance(x, (Value, Tensor))],
         _ADVICE,
     )
+
+
+def _multiple(b: Lowerer, x: Value, branch: Any) -> Tensor | None:
+    """c where the branch is c x with stored c; None otherwise."""
+    if not isinstance(branch, Value):
+        zero = bool((torch.as_tensor(branch) == 0).all())
+        return torch.zeros((), dtype=b.dtype) if zero else None
+    node = b.node(branch.name)
+    if isinstance(node.op, ops.Scale) and node.op.shift is None and node.inputs == (x.name,):
+        return node.op.scale
+    return None
 
 
 @dataclass(frozen=True)
@@ -201,8 +221,10 @@ def _along(coefficient: Tensor, shape: tuple[int, ...], axis: int) -> Tensor | N
     return rows[:, 0] if bool((rows == rows[:, :1]).all()) else None
 
 
-def gated(b: Lowerer, x: Any, condition: Condition) -> Gated:
-    """x times a comparison read as 0 or 1; only the sum with the opposite case is a choice."""
+def gated(b: Lowerer, x: Any, condition: Condition) -> Value | Gated:
+    """x times a comparison read as 0 or 1: ReLU if x is what is compared, else one half of a choice."""
+    if isinstance(x, Value) and x.name == condition.value.name:
+        return b.elementwise(ops.ReLU() if condition.positive else ops.Clip(-math.inf, 0.0), x)
     return Gated(b.operand(x), condition)
 
 
