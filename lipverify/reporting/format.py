@@ -12,6 +12,7 @@ from lipverify.errors import InternalError
 DIGITS = 6
 _EXACT = Context(prec=60)
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_TIMES = "\u00a0×\u00a0"  # without a line break
 _FIXED = range(-4, 6)  # decimal exponents that are printed without a power of ten
 
 
@@ -95,7 +96,7 @@ def decimal_text(value: float | Decimal, rounding: str = ROUND_HALF_EVEN, digits
     exponent = rounded.adjusted()
     if exponent in _FIXED:
         return _trimmed(rounded)
-    return f"{_trimmed(rounded.scaleb(-exponent))} × 10{superscript(exponent)}"
+    return f"{_trimmed(rounded.scaleb(-exponent))}{_TIMES}10{superscript(exponent)}"
 
 
 def superscript(exponent: int) -> str:
@@ -105,7 +106,7 @@ def superscript(exponent: int) -> str:
 
 def factor_text(value: float) -> str:
     """A factor of a bound, rounded up to four digits; the exact one is in the certificate."""
-    return f"× {decimal_text(value, ROUND_CEILING, 4)}"
+    return f"×\u00a0{decimal_text(value, ROUND_CEILING, 4)}"
 
 
 def seconds_text(seconds: float) -> str:

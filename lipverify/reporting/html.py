@@ -7,15 +7,17 @@ attribute, a style or an address. Places and sizes in figures are numbers comput
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from lipverify.errors import InternalError
-from lipverify.loading.names import display, display_path
+from lipverify.loading.names import display
 from lipverify.reporting import centres, layers, words
 from lipverify.reporting.answers import RIGOUR, Answer, Answers, Document, read
 from lipverify.reporting.format import (
+    Magnitude,
     count_text,
     lower_text,
     plural,
@@ -115,8 +117,9 @@ def _template() -> Template:
 
 
 def _model_name(model: Document) -> str:
-    name = model.get("name") or model.get("path")
-    return "a model in memory" if not name else display_path(str(name))
+    """The name, or the last part of the path: the folders of the auditor's machine are nobody's business."""
+    name = model.get("name") or os.path.basename(str(model.get("path") or "").rstrip("/"))
+    return display(str(name)) if name else "a model in memory"
 
 
 def _tool(document: Document) -> str:
@@ -178,8 +181,6 @@ def _bound_row(answer: Answer, answers: Answers) -> BoundRow:
 
 def _trace_words(trace: Any) -> str:
     """How an anytime bound fell over time: at most six moments."""
-    from lipverify.reporting.format import Magnitude
-
     moments = [(float(seconds), Magnitude(float(upper))) for seconds, upper in trace]
     if len(moments) > 6:
         pick = sorted({round(i * (len(moments) - 1) / 5) for i in range(6)})

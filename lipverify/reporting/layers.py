@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from lipverify.loading.names import display
@@ -79,12 +79,15 @@ def picture(nodes: Sequence[Document]) -> Picture | None:
     # A straight line between neighbouring rows meets no box; everything longer goes around.
     long = [(a, b) for a, b in edges if rows[b] - rows[a] > 1]
     lanes = _lanes([(rows[a], rows[b]) for a, b in long])
-    wide = max(column for column, _ in places.values()) + 1
-    right = _MARGIN + wide * _COLUMN - (_COLUMN - BOX_WIDTH)
     wires = [Wire(_straight(places[a], places[b]), False) for a, b in edges if rows[b] - rows[a] == 1]
+    beside = _right_edges(places.values())
+    right = max(beside)
     for (a, b), lane in zip(long, lanes, strict=True):
-        wires.append(Wire(_around(places[a], places[b], right + (lane + 1) * _LANE), True))
-    width = right + (max(lanes, default=-1) + 1) * _LANE + _MARGIN
+        # Beside the widest row on its way.
+        at = max(beside[rows[a] : rows[b] + 1]) + (lane + 1) * _LANE
+        wires.append(Wire(_around(places[a], places[b], at), True))
+        right = max(right, at)
+    width = right + _MARGIN
     height = 2 * _MARGIN + max(rows.values()) * _ROW + BOX_HEIGHT
     return Picture(width, height, tuple(_box(node, places[node["name"]]) for node in nodes), tuple(wires))
 
@@ -110,6 +113,14 @@ def _columns(nodes: Sequence[Document], rows: dict[str, int]) -> dict[str, int]:
         for column, node in enumerate(sorted(members, key=key)):
             columns[node["name"]] = column
     return columns
+
+
+def _right_edges(places: Iterable[tuple[int, int]]) -> list[int]:
+    """For every row the right edge of its last box."""
+    widest: dict[int, int] = {}
+    for column, row in places:
+        widest[row] = max(column, widest.get(row, 0))
+    return [_MARGIN + widest[row] * _COLUMN + BOX_WIDTH for row in range(len(widest))]
 
 
 def _lanes(spans: Sequence[tuple[int, int]]) -> list[int]:

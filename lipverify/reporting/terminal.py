@@ -50,7 +50,9 @@ def print_audit(document: Document, file: TextIO | None = None) -> None:
     if answers.answers:
         console.print(table)
     if answers.local:
-        console.print(Text(f"the largest over {plural(answers.count, 'centre')} is shown", style="dim"))
+        console.print(
+            Text(f"each column shows its largest value over {plural(answers.count, 'centre')}", style="dim")
+        )
     for refusal in answers.refusals:
         console.print(Text.assemble((f"{refusal.analyzer} refused: ", "yellow"), refusal.reason))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lipverify.loading.names import display
@@ -13,6 +13,7 @@ from lipverify.reporting.format import Magnitude, factor_text, plural, upper_tex
 
 SHOWN = 24  # rows of the figure; longer networks are folded between their largest stages
 LISTED = 2000  # stages in the full list
+_TELLING = 0.05  # share of the largest change from which a stage stands alone in a folded figure
 _NOTHING = 1e-9  # a change of the logarithm that is nothing to look at
 
 
@@ -26,13 +27,8 @@ class Stage:
     after: float | None
     gain: float | None
     note: str
-
-    @property
-    def change(self) -> float:
-        """How much the logarithm grows in this stage; infinite where a zero begins."""
-        if self.before is None:
-            return 0.0
-        return -math.inf if self.after is None else self.after - self.before
+    closes: bool
+    """Whether everything computed later depends on the earlier network only through this stage."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +41,8 @@ class Bar:
     width: float
     kind: str
     factor: str
+    effective: bool
+    """Whether the factor is reached over entering constant: the stage has no single gain of its own."""
     reach: str
     note: str
 
@@ -77,91 +75,122 @@ def waterfall(steps: Sequence[Document], nodes: Sequence[Document]) -> Waterfall
 
 def read_stages(steps: Sequence[Document], nodes: Sequence[Document]) -> list[Stage]:
     """The stages with the constant that enters each: the largest one among the stages it reads from."""
-    inputs = {node["name"]: tuple(node["inputs"]) for node in nodes}
-    operators = {node["name"]: node["op"] for node in nodes}
+    by_name = {node["name"]: node for node in nodes}
+    closing = _closing(steps, by_name)
     reached: dict[str, float | None] = {}
     stages: list[Stage] = []
     previous: float | None = 0.0
-    for step in steps:
+    for step, closes in zip(steps, closing, strict=True):
         names = tuple(step["nodes"])
         after = _logarithm(step["log10_reach"])
-        sources = [name for node in names for name in inputs.get(node, ()) if name in reached]
-        entering = (
-            [reached[name] for name in sources]
-            if sources
-            else [0.0 if names and names[0] in inputs else previous]
-        )
+        known = [name for name in names if name in by_name]
+        sources = [name for own in known for name in by_name[own]["inputs"] if name in reached]
+        # Without a stage before it, a stage reads the input; without a graph, stages form a chain.
+        entering = [reached[name] for name in sources] or [0.0 if known else previous]
         before = max(entering, key=lambda value: -math.inf if value is None else value)
-        words = " + ".join(display(operators[name]) for name in names[:4] if name in operators)
-        if len(names) > 4:
-            words += f" + {len(names) - 4} more"
-        stages.append(Stage(names, words, before, after, step.get("gain"), step.get("note") or ""))
+        operators = " + ".join(display(by_name[name]["op"]) for name in known[:4])
+        if len(known) > 4:
+            operators += f" + {len(known) - 4} more"
+        stages.append(
+            Stage(names, operators, before, after, step.get("gain"), step.get("note") or "", closes)
+        )
         reached.update(dict.fromkeys(names, after))
         previous = after
     return stages
 
 
+def _closing(steps: Sequence[Document], by_name: Mapping[str, Document]) -> list[bool]:
+    """For every stage whether no earlier stage and no input is read after it."""
+    place = {name: i for i, step in enumerate(steps) for name in step["nodes"]}
+    last_use = [0] * (len(steps) + 1)  # by stage; the last entry is the input's
+    for name, i in place.items():
+        for source in by_name[name]["inputs"] if name in by_name else ():
+            if source in place:
+                last_use[place[source]] = max(last_use[place[source]], i)
+            elif source in by_name and not by_name[source]["inputs"] and by_name[source]["op"] == "Input":
+                last_use[-1] = max(last_use[-1], i)
+    open_until = last_use[-1]
+    found = []
+    for i in range(len(steps)):
+        found.append(open_until <= i)
+        open_until = max(open_until, last_use[i])
+    return found
+
+
 def fold(stages: Sequence[Stage], shown: int = SHOWN) -> list[tuple[Stage, ...]]:
-    """At most `shown` groups of consecutive stages; the stages that change the bound most stand alone."""
+    """At most `shown` groups of consecutive stages; those that change the bound most stand alone.
+
+    A group ends only where everything later depends on the network through its last stage alone: there the constants
+    that enter and leave it have a meaning, whatever paths run inside.
+    """
     if len(stages) <= shown:
         return [(stage,) for stage in stages]
-    # k stages alone leave at most k + 1 folded runs between them.
-    alone = (shown - 1) // 2
-    largest = sorted(range(len(stages)), key=lambda i: -abs(stages[i].change))[:alone]
-    kept = {i for i in largest if abs(stages[i].change) > _NOTHING}
+    blocks: list[list[Stage]] = [[]]
+    for stage in stages:
+        blocks[-1].append(stage)
+        if stage.closes:
+            blocks.append([])
+    blocks = [block for block in blocks if block]
+    if len(blocks) <= shown:
+        return [tuple(block) for block in blocks]
+    # k blocks alone leave at most k + 1 folded runs between them.
+    sizes = [abs(_change(block)) for block in blocks]
+    largest = sorted(range(len(blocks)), key=lambda i: -sizes[i])[: (shown - 1) // 2]
+    alone = {i for i in largest if sizes[i] > max(_NOTHING, _TELLING * max(sizes))}
     groups: list[list[Stage]] = []
-    for i, stage in enumerate(stages):
-        if i in kept or i - 1 in kept or not groups:
-            groups.append([stage])
+    for i, block in enumerate(blocks):
+        if i in alone or i - 1 in alone or not groups:
+            groups.append(list(block))
         else:
-            groups[-1].append(stage)
+            groups[-1].extend(block)
     return [tuple(group) for group in groups]
+
+
+def _change(group: Sequence[Stage]) -> float:
+    """How much the logarithm grows from the first to the last stage; infinite where a zero begins."""
+    before, after = group[0].before, group[-1].after
+    if before is None:
+        return 0.0
+    return -math.inf if after is None else after - before
 
 
 def _group_bar(group: tuple[Stage, ...], axis: LogAxis) -> Bar:
     first, last = group[0], group[-1]
     start, end = axis.at(first.before), axis.at(last.after)
-    change = 0.0 if first.before is None else (-1.0 if last.after is None else last.after - first.before)
+    change = _change(group)
     kind = "still" if abs(change) <= _NOTHING else "up" if change > 0 else "down"
     if len(group) == 1:
         title = display(first.names[-1], 60) if first.names else "stage"
-        detail = first.operators
-        factor = _factor(first)
+        detail, note = first.operators, display(first.note, 200)
     else:
-        title = plural(len(group), "stage")
-        detail = (
-            f"{display(first.names[0], 28)} to {display(last.names[-1], 28)}"
-            if first.names and last.names
-            else ""
-        )
-        factor = _power_of(change, "together ")
-    note = display(first.note, 200) if len(group) == 1 else ""
-    return Bar(title, detail, min(start, end), abs(end - start), kind, factor, _reach(last.after), note)
+        title, note = plural(len(group), "stage"), ""
+        ends = [display(name, 28) for name in (*first.names[:1], *last.names[-1:])]
+        detail = " to ".join(ends)
+    factor, effective = _factor(change, first.gain if len(group) == 1 else None)
+    left, width = min(start, end), round(abs(end - start), 3)
+    return Bar(title, detail, left, width, kind, factor, effective, _reach(last.after), note)
 
 
-def _factor(stage: Stage) -> str:
-    if stage.gain is not None:
-        return factor_text(Magnitude(stage.gain).value or 0.0)
-    if stage.before is None or stage.after is None:
-        return "× 0" if stage.after is None else "-"
-    return _power_of(stage.change, "in effect ")
-
-
-def _power_of(change: float, words: str) -> str:
+def _factor(change: float, gain: float | None) -> tuple[str, bool]:
+    """The stage's own gain where it has one, otherwise what it does to the constant, and which of the two it is."""
+    if gain is not None:
+        return factor_text(Magnitude(gain).value or 0.0), False
+    if math.isinf(change):
+        return "×\u00a00", True
     if abs(change) <= _NOTHING:
-        return f"{words}× 1"
+        return "×\u00a01", True
     if abs(change) > 300:
-        return f"{words}× {upper_text(Magnitude(log10=change))}"
-    return words + factor_text(10.0**change)
+        return f"×\u00a0{upper_text(Magnitude(log10=change))}", True
+    return factor_text(10.0**change), True
 
 
 def _reach(after: float | None) -> str:
     if after is None:
         return "0"
     if abs(after) > 300:
-        return upper_text(Magnitude(log10=after), 4)
+        return upper_text(Magnitude(log10=after))
     # A hair up: the power of a rounded logarithm must not fall below the constant that it stands for.
-    return upper_text(Magnitude(10.0**after * (1 + 1e-12)), 4)
+    return upper_text(Magnitude(10.0**after * (1 + 1e-12)))
 
 
 def _logarithm(value: float | None) -> float | None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from lipverify.loading.names import display
 from lipverify.reporting.answers import Answers, Document
-from lipverify.reporting.format import count_text, decimal_text, lower_text, plural, upper_text
+from lipverify.reporting.format import Magnitude, count_text, decimal_text, lower_text, plural, upper_text
 
 
 def headline(answers: Answers, query: Document) -> str:
     """The whole answer in one sentence."""
     where = region_words(query["region"])
     norms = f"{display(query['norm_in'])} to {display(query['norm_out'])}"
-    found = "" if answers.lower is None else f"at least {lower_text(answers.lower)} was found"
+    at_one = " at one of them" if answers.local and answers.count > 1 else ""
+    found = "" if answers.lower is None else f"at least {lower_text(answers.lower)} was found{at_one}"
     if answers.best is None:
         rest = f"; {found}" if found else ""
         return f"No analyzer gave an upper bound ({norms}, {where}){rest}."
@@ -41,19 +42,12 @@ def import_check_words(check: Document | None) -> str:
     if check is None:
         return "The import was not compared with its source."
     reference = f" and {display(check['reference'])}" if check.get("reference") else " and its source"
-    difference = upper_text_of(float(check["max_abs_difference"]))
+    difference = upper_text(Magnitude(float(check["max_abs_difference"])), 3)
     largest = check.get("max_abs_output")
     scale = "" if largest is None else f"; the largest output was {decimal_text(float(largest), digits=4)}"
     samples = plural(int(check["samples"]), "input")
     verdict = "agree exactly" if difference == "0" else f"differ by at most {difference}"
     return f"On {samples} the graph{reference} {verdict}{scale}. This is a test, not a proof."
-
-
-def upper_text_of(value: float) -> str:
-    """A measured difference, rounded up to three digits."""
-    from lipverify.reporting.format import Magnitude
-
-    return upper_text(Magnitude(value), 3)
 
 
 def operator_words(operators: Document) -> str:
