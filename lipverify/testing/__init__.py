@@ -6,11 +6,10 @@
 A rule that passes is not proven; a rule that fails is wrong.
 """
 
+from lipverify.testing.case import OperatorCase
 from lipverify.testing.cases import operator_cases
 from lipverify.testing.checks import (
-    OperatorCase,
     check_forward_shape,
-    check_gain_not_below,
     check_interval_encloses,
     check_linear,
     check_operator,
@@ -18,6 +17,7 @@ from lipverify.testing.checks import (
     checks_for,
     replaced_rule,
 )
+from lipverify.testing.gains import check_gain_not_below
 
 __all__ = [
     "OperatorCase",

@@ -11,7 +11,7 @@ from torch import Tensor
 from lipverify import ops
 from lipverify.ir.op import Op, Shape
 from lipverify.ops.convolution import Pads
-from lipverify.testing.checks import OperatorCase
+from lipverify.testing.case import OperatorCase
 
 
 def operator_cases() -> list[OperatorCase]:
@@ -68,7 +68,8 @@ def _convolutions() -> list[OperatorCase]:
     def conv(weight: Tensor, bias: bool = False, **settings: object) -> ops.Conv:
         axes = weight.ndim - 2
         plain = {"stride": (1,) * axes, "padding": ((0, 0),) * axes, "dilation": (1,) * axes, "groups": 1}
-        return ops.Conv(weight, _numbers(weight.shape[0], seed=9) if bias else None, **{**plain, **settings})  # type: ignore[arg-type]
+        shift = _numbers(weight.shape[0], seed=9) if bias else None
+        return ops.Conv(weight, shift, **{**plain, **settings})  # type: ignore[arg-type]
 
     def transposed(weight: Tensor, **settings: object) -> ops.ConvTranspose:
         axes = weight.ndim - 2
