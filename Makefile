@@ -42,7 +42,7 @@ soundness: $(READY) ## the long searches for a wrong bound
 	LIPVERIFY_SOUNDNESS=full $(BIN)/pytest -n auto --dist worksteal tests/soundness tests/property
 
 third-party: $(READY) ## audit every network of the sibling folder shared/checkpoints, write reports/third_party
-	$(BIN)/python -m reports.third_party.build
+	$(BIN)/python reports/third_party/build.py
 
 zoo: $(READY) ## train the model zoo again
 	$(BIN)/lipverify zoo build all --force

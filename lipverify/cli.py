@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from lipverify.errors import LipverifyError, Refuted, UsageError
+from lipverify.ir.norm import Norm
 from lipverify.loading.arguments import parse_box, parse_duration, parse_margin, parse_radius
 
 app = typer.Typer(
@@ -92,15 +93,21 @@ def audit(
     wanted_budget = None if budget is None else parse_duration(budget)
     wanted_radius = None if radius is None else parse_radius(radius)
     shape = _shape(input_shape)
+    Norm.parse(norm), Norm.parse(norm_out or norm), Norm.parse(ball or norm)
+    if wanted_radius is not None and data is None:
+        raise UsageError("--radius needs --data: the balls are around the points of a file")
 
     from contextlib import ExitStack
     from dataclasses import replace
 
     from lipverify import pipeline
+    from lipverify.analyzers import registry
     from lipverify.reporting import terminal
     from lipverify.reporting.writing import OutputFolder
     from lipverify.selection import choose_device, choose_region
 
+    methods = [registry.resolve(name) for name in names]
+    where = choose_device(device)
     with ExitStack() as stack:
         folder = None if out is None else stack.enter_context(OutputFolder(out, force=force))
         progress = stack.enter_context(terminal.Progress(quiet=as_json))
@@ -114,9 +121,9 @@ def audit(
             norm=norm,
             norm_out=norm_out,
             region=region,
-            analyzers=names,
+            analyzers=methods,
             budget=wanted_budget,
-            device=choose_device(device),
+            device=where,
             seed=seed,
             box=wanted_box,
             hints=hints,

@@ -25,11 +25,9 @@ def choose_region(
     """The region of the query, and the data points as hints for the search when the region is everywhere.
 
     Raises:
-        UsageError: a radius without data, or data that does not fit the model.
+        UsageError: data that does not fit the model.
     """
     if data is None:
-        if radius is not None:
-            raise UsageError("--radius needs --data: the balls are around the points of a file")
         return Everywhere(), None
     points = read_points(data)
     points.require(graph.input_shape, graph.output.size)
