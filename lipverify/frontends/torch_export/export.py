@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import itertools
 import logging
@@ -47,6 +48,7 @@ def extract(module: nn.Module, example: Tensor, *, check: bool = True) -> Graph:
         ExtractionMismatch: the graph does not compute what the module computes.
     """
     _require_batch(module, example)
+    module = getattr(module, "_orig_mod", module)  # what torch.compile wraps
     lower.load_entry_points()
     program = _decomposed(_exported(module, example))
     _refuse_state(program, module)
@@ -90,12 +92,16 @@ def _quiet() -> Iterator[None]:
 
 
 def _exported(module: nn.Module, example: Tensor) -> ExportedProgram:
+    axes: Any = {0: Dim("batch")}
+    parameters = list(inspect.signature(module.forward).parameters.values())
+    if parameters and parameters[0].kind is inspect.Parameter.VAR_POSITIONAL:
+        axes = (axes,)  # forward(self, *inputs)
     sample = torch.zeros_like(
         example
     )  # tracing never sees the user's tensor, nor can the module write into it
     try:
         with _quiet(), torch.no_grad():
-            return torch.export.export(module, (sample,), dynamic_shapes=({0: Dim("batch")},), strict=False)
+            return torch.export.export(module, (sample,), dynamic_shapes=(axes,), strict=False)
     except Exception as error:
         raise UnsupportedModel(_why_not_exported(error)) from error
 
@@ -159,7 +165,7 @@ def _lowered(program: ExportedProgram, module: nn.Module, example: Tensor) -> Gr
     results = walk.run(program.graph, program.graph_module)
     outputs = []
     for spec, result in zip(program.graph_signature.output_specs, results, strict=True):
-        if spec.kind is not OutputKind.USER_OUTPUT:
+        if spec.kind is not OutputKind.USER_OUTPUT or result is None:
             continue
         build.where, build.what = spec.arg.name or "output", "output"
         if isinstance(result, Merged):
@@ -167,6 +173,8 @@ def _lowered(program: ExportedProgram, module: nn.Module, example: Tensor) -> Gr
         if not isinstance(result, Value):
             raise build.refuse(getattr(result, "reason", "this output does not depend on the input"))
         outputs.append(result)
+    if not outputs:
+        raise UnsupportedModel("the model returns no tensor; return what is to be bounded")
     notes = tuple(_remarks(walk, module, example))
     return build.graph(outputs, Origin(format="torch", notes=notes)).to(device="cpu")
 

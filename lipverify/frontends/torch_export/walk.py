@@ -24,6 +24,11 @@ _BLIND_TO_SAMPLES = {
     "zeros", "ones", "full", "new_zeros", "new_ones", "new_full", "scalar_tensor",
     "view", "reshape", "_unsafe_view", "expand", "repeat", "broadcast_to", "alias", "clone",
 }  # fmt: skip
+# Further operators that give every sample the same result where all samples are the same.
+_SAMPLE_BY_SAMPLE = {
+    "add", "sub", "mul", "div", "neg", "linear", "to", "_to_copy", "unsqueeze", "squeeze", "transpose", "permute", "detach",
+    "contiguous", "cat", "slice", "lift_fresh_copy",
+}  # fmt: skip
 # Exact rearrangements: folding them needs no remark.
 _EXACT = _BLIND_TO_SAMPLES | {
     "t", "transpose", "permute", "unsqueeze", "squeeze", "detach", "contiguous", "slice", "select", "flatten",
@@ -137,8 +142,9 @@ class Walk:
             raise self.build.refuse("draws random or uninitialised numbers", stored, remedy)
         if any(isinstance(leaf, BatchSize) for leaf in leaves) and name not in _BLIND_TO_SAMPLES:
             raise self.build.refuse("computes with the batch size", stored)
-        symbolic = [_is_symbolic(arg.meta.get("val")) for arg in node.all_input_nodes]
-        if any(symbolic) and not _is_symbolic(node.meta.get("val")):
+        if any(self._samples(arg.meta.get("val")) for arg in node.all_input_nodes) and (
+            name not in _BLIND_TO_SAMPLES | _SAMPLE_BY_SAMPLE or self._samples(node.meta.get("val")) != 1
+        ):
             raise self.build.refuse("computes with the batch size", stored)
         if name not in _EXACT and any(tensor.is_floating_point() for tensor in stored):
             self.folded.append(self.build.where)
@@ -195,6 +201,10 @@ class Walk:
             )
         return build.relabel(result, shape, batch)
 
+    def _samples(self, val: Any) -> int:
+        """How many axes of a tensor count samples."""
+        return sum(self.build.counts_samples(size) for size in val.shape) if isinstance(val, Tensor) else 0
+
     def _locate(self, node: fx.Node) -> None:
         if node.target is operator.getitem:
             return
@@ -210,15 +220,11 @@ class Walk:
         self.build.where = f"{path}.{packet}" if path else packet
 
 
-def _is_symbolic(val: Any) -> bool:
-    return isinstance(val, Tensor) and any(isinstance(size, torch.SymInt) for size in val.shape)
-
-
 def _line_of(node: fx.Node) -> str:
     """The line of the user's program that made a node, if it is known: the innermost one outside torch."""
     trace = node.meta.get("stack_trace") or ""
     frames = [line for line in trace.splitlines() if line.lstrip().startswith("File ")]
-    own = [frame for frame in frames if not _path_of(frame).startswith(("torch/", _TORCH))]
+    own = [frame for frame in frames if not _path_of(frame).startswith(("torch/", "<", _TORCH))]
     if not own:
         return ""
     lines = trace.splitlines()

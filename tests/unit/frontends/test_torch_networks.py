@@ -261,6 +261,19 @@ def test_no_grad_inside_forward():
     assert agrees(WithoutGradients(), 3).operators() == {"Linear": 1, "ReLU": 1}
 
 
+class Starred(nn.Module):
+    def forward(self, *inputs):
+        return inputs[0].relu(), None
+
+
+def test_inputs_as_a_list_and_outputs_that_are_none():
+    assert extract(Starred(), torch.zeros(2, 3)).operators() == {"ReLU": 1}
+
+
+def test_compiled_module_is_unwrapped():
+    assert extract(torch.compile(nn.Linear(3, 2)), torch.zeros(2, 3)).operators() == {"Linear": 1}
+
+
 class Several(nn.Module):
     def forward(self, x):
         return {"a": x.relu(), "b": (x.tanh(), x.sum(1))}

@@ -130,7 +130,8 @@ REFUSED = {
         lambda x: F.avg_pool2d(x.reshape(-1, 1, 2, 2), 2, divisor_override=3),
         "divisor of its own",
     ),
-    "bilinear": (lambda x: F.interpolate(x.unsqueeze(1), 7, mode="linear"), "not covered"),
+    "bicubic": (lambda x: F.interpolate(x.view(-1, 1, 2, 2), 7, mode="bicubic"), "not covered"),
+    "sum over equal samples": (lambda x: x + torch.ones(x.shape[0], 1).cumsum(0), "batch size"),
 }
 
 

@@ -107,7 +107,7 @@ def _convolution(
     groups: int,
 ) -> Value:
     if b.stored(weight, "weight").ndim not in (3, 4):
-        raise b.refuse("convolutions over one or two spatial axes are covered", (x, weight))
+        raise b.refuse("only convolutions over one or two spatial axes are covered", (x, weight))
     if transposed:
         return _conv_transpose(b, x, weight, bias, stride, padding, output_padding, groups, dilation)
     return _conv(b, x, weight, bias, stride, padding, dilation, groups)

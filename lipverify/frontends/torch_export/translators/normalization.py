@@ -105,6 +105,24 @@ def _group_norm(
     return result
 
 
+@lower.register("aten.instance_norm")
+def _instance_norm(
+    b: Lowerer,
+    x: Any,
+    weight: Any,
+    bias: Any,
+    mean: Any,
+    var: Any,
+    use_input_stats: bool,
+    momentum: float,
+    eps: float,
+    *_: Any,
+) -> Value:
+    if use_input_stats:  # one group for each channel
+        return _group_norm(b, x, b.value(x).source_shape[1], weight, bias, eps)
+    return _batch_norm(b, x, weight, bias, mean, var, False, momentum, eps)
+
+
 def _softmax_dtype(b: Lowerer, dtype: Any) -> None:
     if dtype is not None and dtype is not b.dtype and not isinstance(dtype, bool):
         b.cast(dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,3 +48,43 @@ def _register_with_positions(name: str, kind: type[Op]) -> None:
 
 _register_with_positions("max", ops.ReduceMax)
 _register_with_positions("min", ops.ReduceMin)
+
+
+@lower.register("aten.var.correction")
+def _var(b: Lowerer, x: Value, dim: Any = None, *, correction: Any = None, keepdim: bool = False) -> Value:
+    axes = _axes(b, x, dim)
+    deviation = b.minus(x, b.reduce(ops.ReduceMean, x, axes, True))
+    mean = b.reduce(ops.ReduceMean, b.elementwise(ops.Power(2.0), deviation), axes, keepdim)
+    count = math.prod(x.source_shape[axis] for axis in axes)
+    lost = 1 if correction is None else correction
+    if count <= lost:
+        raise b.refuse(f"the variance of {count} numbers with correction {lost} divides by nothing", (x,))
+    return mean if lost == 0 else b.times(mean, b.number(count / (count - lost)))
+
+
+@lower.register("aten.std.correction")
+def _std(b: Lowerer, x: Value, dim: Any = None, *, correction: Any = None, keepdim: bool = False) -> Value:
+    return b.elementwise(ops.Sqrt(), _var(b, x, dim, correction=correction, keepdim=keepdim))
+
+
+@lower.register("aten.linalg_vector_norm")
+def _vector_norm(
+    b: Lowerer, x: Value, ord: float = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
+) -> Value:
+    if dtype is not None:
+        b.cast(dtype)
+    axes = _axes(b, x, dim)
+    if ord == 2:
+        squares = b.reduce(ops.ReduceSum, b.elementwise(ops.Power(2.0), x), axes, keepdim)
+        return b.elementwise(ops.Sqrt(), squares)
+    if ord not in (1, math.inf):
+        raise b.refuse(f"a vector norm of order {ord} is not covered", (x,), "use order 1, 2 or inf")
+    return b.reduce(ops.ReduceSum if ord == 1 else ops.ReduceMax, b.elementwise(ops.Abs(), x), axes, keepdim)
+
+
+def _axes(b: Lowerer, x: Value, dim: Any) -> list[int]:
+    """The axes of a reduction; none of them may be the batch axis."""
+    axes = list(range(x.rank)) if dim is None or dim == [] else [dim] if isinstance(dim, int) else list(dim)
+    for axis in axes:
+        b.axis(x, axis)
+    return axes

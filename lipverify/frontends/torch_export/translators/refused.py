@@ -55,10 +55,6 @@ _REASONS: dict[str, tuple[str, str]] = {
     ),
     **dict.fromkeys(["lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell"], (_RECURRENT, "")),
     "embedding": ("token indices are not a continuous input", "start the model behind the embedding"),
-    "instance_norm": (
-        "normalisation by each sample's own statistics is not covered",
-        "use GroupNorm with one group",
-    ),
     "gather": (
         "gathering with an index for each entry is not covered",
         "use x[:, indices] with a stored index list",

@@ -186,6 +186,23 @@ def _upsample_nearest(b: Lowerer, x: Value, output_size: Any, *scales: Any) -> V
     return v if max(repeats) == 1 else b.add(ops.Upsample(tuple(repeats)), (v,), v.batch)
 
 
+@lower.register("aten.upsample_linear1d.vec", "aten.upsample_bilinear2d.vec")
+def _upsample_linear(
+    b: Lowerer, x: Value, output_size: Any, align_corners: bool, scale_factors: Any = None
+) -> Value:
+    """Linear interpolation, one axis after the other, as a matrix on each: torch itself gives the weights."""
+    v = x
+    for i, size in enumerate(x.source_shape[2:]):
+        unit = torch.eye(size, dtype=b.dtype, device=b.device).unsqueeze(1)
+        new = None if output_size is None else [output_size[i]]
+        scale = None if scale_factors is None else [scale_factors[i]]
+        matrix = torch.ops.aten.upsample_linear1d.vec(unit, new, align_corners, scale).squeeze(1).T
+        order = [axis for axis in range(x.rank) if axis != i + 2] + [i + 2]
+        v = b.linear(b.transpose(v, order), matrix.contiguous())
+        v = b.transpose(v, [order.index(axis) for axis in range(x.rank)])
+    return v
+
+
 # -- stored tensors in the shape of computed ones
 
 
