@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "lipverify.pipeline": ("Audit", "audit", "extract", "load", "margin"),
+    "lipverify.pipeline": ("audit", "extract", "load", "margin"),
+    "lipverify.results": ("Audit",),
     "lipverify.ir.region": ("Ball", "Everywhere", "Query"),
     "lipverify.ir.norm": ("Norm",),
     "lipverify.ir.graph": ("Graph", "Node"),
@@ -60,7 +61,8 @@ if TYPE_CHECKING:
     from lipverify.ir.graph import Graph, Node
     from lipverify.ir.norm import Norm
     from lipverify.ir.region import Ball, Everywhere, Query
-    from lipverify.pipeline import Audit, audit, extract, load, margin
+    from lipverify.pipeline import audit, extract, load, margin
+    from lipverify.results import Audit
 
 
 def __getattr__(name: str) -> Any:

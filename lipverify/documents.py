@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import platform
 import re
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from lipverify import __version__
 from lipverify.analyzers import registry
-from lipverify.analyzers.protocol import docstring_field
-from lipverify.ir.certificate import Certificate, Gains
+from lipverify.ir.certificate import Certificate
 from lipverify.ir.graph import Graph
 from lipverify.ir.region import Query
-
-if TYPE_CHECKING:
-    from lipverify.pipeline import Audit, Row
 
 NOT_COVERED = (
     "the execution in floating point: the bound is about the real-valued function of the stored weights",
@@ -78,64 +72,6 @@ def inspect_document(graph: Graph) -> dict[str, Any]:
     }
 
 
-def audit_document(audit: Audit) -> dict[str, Any]:
-    """The document of `audit --json`."""
-    best = audit.best
-    value = audit.lower.value
-    document: dict[str, Any] = {
-        "schema": "lipverify.audit/1",
-        "tool": {"name": "lipverify", "version": __version__},
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": audit.command,
-        "model": {**model_document(audit.graph), "nodes": nodes_document(audit.graph)},
-        "query": {**audit.query.to_json(), "words": audit.query.words()},
-        "results": [row_document(row) for row in audit.rows],
-        "lower": {
-            "value": value.tolist() if isinstance(value, torch.Tensor) else value,
-            "method": audit.lower.witness.method,
-            "witness": "witness.npz",
-        },
-        "best": None if best is None else {"analyzer": best.analyzer, **_bound(best)},
-        "assumptions": sorted({text for c in audit.certificates.values() for text in c.assumptions}),
-        "not_covered": list(NOT_COVERED),
-        "environment": environment(),
-        "seconds": audit.seconds,
-    }
-    return document
-
-
-def row_document(row: Row) -> dict[str, Any]:
-    """One row of `results`."""
-    found: dict[str, Any] = {"analyzer": row.analyzer}
-    if row.certificate is None:
-        found["refused"] = row.refused
-        return found
-    certificate = row.certificate
-    found |= _bound(row)
-    found |= {
-        "rigour": str(certificate.rigour),
-        "seconds": row.seconds,
-        "certificate": f"certificates/{slug(row.analyzer)}.json",
-        "statement": docstring_field(row.method, "Statement"),
-        "source": docstring_field(row.method, "Source"),
-        "sound_when": docstring_field(row.method, "Sound when"),
-        "made_by": certificate.made_by,
-        "assumptions": list(certificate.assumptions),
-    }
-    if certificate.trace:
-        found["trace"] = [list(pair) for pair in certificate.trace]
-    if isinstance(certificate.evidence, Gains):
-        found["steps"] = certificate.evidence.to_json()["steps"]
-    return found
-
-
-def _bound(row: Row) -> dict[str, Any]:
-    assert row.certificate is not None
-    if row.certificate.upper is None:
-        return {"log10_upper": row.certificate.log10_upper}
-    return {"upper": row.certificate.upper.tolist()}
-
-
 def certificate_document(certificate: Certificate, graph: Graph, query: Query) -> dict[str, Any]:
     """A certificate as JSON: what is claimed, of which graph, and the evidence."""
     upper = certificate.upper
@@ -175,12 +111,3 @@ def environment() -> dict[str, Any]:
 def slug(name: str) -> str:
     """An analyzer's name as a file name: letters, digits and dashes."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "analyzer"
-
-
-def finite(document: Any) -> bool:
-    """Whether no number in a document is infinite or NaN; such a document is never printed."""
-    if isinstance(document, dict):
-        return all(finite(value) for value in document.values())
-    if isinstance(document, list | tuple):
-        return all(finite(value) for value in document)
-    return not isinstance(document, float) or math.isfinite(document)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +19,13 @@ from lipverify.analyzers import registry
 from lipverify.analyzers.protocol import Analyzer, Compute, Report, silent
 from lipverify.errors import Refuted, Undecided, UnsupportedModel, UsageError
 from lipverify.falsify import Box, Search, falsify
-from lipverify.ir.certificate import Certificate, Witness
+from lipverify.ir.certificate import Witness
 from lipverify.ir.graph import Graph
 from lipverify.ir.norm import Norm
 from lipverify.ir.region import Ball, Everywhere, Query, Region
 from lipverify.ops import Linear, Reshape
 from lipverify.passes import simplify
+from lipverify.results import Audit, Lower, Row
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -140,97 +141,6 @@ def margin(graph: Graph, first: int, second: int) -> Graph:
 
 
 # -- analyze, falsify, compare
-
-
-@dataclass(frozen=True)
-class Row:
-    """One analyzer's answer: a certificate, or the reason why there is none."""
-
-    method: Analyzer
-    seconds: float
-    certificate: Certificate | None = None
-    refused: str | None = None
-    undecided: bool = False
-
-    @property
-    def analyzer(self) -> str:
-        """The analyzer's name."""
-        return self.method.name
-
-    @property
-    def upper(self) -> float | Tensor | None:
-        """A number for the whole input space, [count] for balls; None where refused or beyond float64."""
-        if self.certificate is None or self.certificate.upper is None:
-            return None
-        return self.certificate.upper.item() if self.certificate.upper.ndim == 0 else self.certificate.upper
-
-
-@dataclass(frozen=True)
-class Lower:
-    """The lower bound: a number, or [count] for balls, with its witness."""
-
-    value: float | Tensor
-    witness: Witness
-
-
-@dataclass(frozen=True)
-class Audit:
-    """All answers to one query on one graph."""
-
-    graph: Graph
-    query: Query
-    rows: tuple[Row, ...]
-    lower: Lower
-    seconds: float
-    command: str | None = None
-    extra: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def certificates(self) -> dict[str, Certificate]:
-        """The upper bounds that were given, by analyzer."""
-        return {row.analyzer: row.certificate for row in self.rows if row.certificate is not None}
-
-    @property
-    def best(self) -> Row | None:
-        """The analyzer with the smallest bound (for balls: smallest on average); None if every one refused."""
-        answered = [row for row in self.rows if row.certificate is not None]
-        return min(answered, key=_tightness, default=None)
-
-    def to_json(self) -> dict[str, Any]:
-        """The document of `audit --json`."""
-        from lipverify.documents import audit_document
-
-        return audit_document(self)
-
-    def certificate_documents(self) -> dict[str, dict[str, Any]]:
-        """The certificates as JSON documents, by analyzer."""
-        from lipverify.documents import certificate_document
-
-        return {
-            name: certificate_document(c, self.graph, self.query) for name, c in self.certificates.items()
-        }
-
-    def to_html(self, path: str | Path | None = None) -> str:
-        """The self-contained report; also written to `path` when given."""
-        from lipverify.reporting.html import render_audit
-
-        text = render_audit(self.to_json())
-        if path is not None:
-            Path(path).write_text(text, encoding="utf-8")
-        return text
-
-    def _repr_html_(self) -> str:
-        return self.to_html()
-
-
-def _tightness(row: Row) -> float:
-    """For ordering rows only: log10 of the bound, averaged over centres."""
-    certificate = row.certificate
-    assert certificate is not None
-    if certificate.upper is None:
-        assert certificate.log10_upper is not None
-        return certificate.log10_upper
-    return float(certificate.upper.log10().mean())
 
 
 def audit(

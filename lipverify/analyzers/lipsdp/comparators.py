@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from lipverify.analyzers.lipsdp.canonical import Canonical, Signal
-
-Box = tuple[Tensor, Tensor]
+from lipverify.analyzers.lipsdp.neurons import Canonical, Signal, stacked
 
 # Fewest comparators for the small sizes (Knuth, The Art of Computer Programming, volume 3, section 5.3.4).
 _SMALL: dict[int, list[list[tuple[int, int]]]] = {
@@ -42,13 +37,13 @@ def sorting_network(size: int) -> list[list[tuple[int, int]]]:
 
 def tournament(form: Canonical, v: Signal, members: Tensor, name: str) -> Signal:
     """The maximum of v over each row of `members` [size, count]; -1 stands for a padded entry that never wins."""
-    from lipverify.analyzers.lipsdp.canonical import stacked
-
     # Pools that differ in length (borders) are worked on together, one neuron a comparison that really happens.
     pool = [[int(entry) for entry in row if entry >= 0] for row in members.tolist()]
     current, entries = v, pool
     while max(len(row) for row in entries) > 1:
-        left, right, kept = [], [], []
+        left: list[int] = []
+        right: list[int] = []
+        kept: list[int] = []
         slots: list[list[tuple[bool, int]]] = []
         for row in entries:
             slot = []

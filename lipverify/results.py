@@ -1,0 +1,159 @@
+"""What an audit found: rows of bounds, a lower bound, and the documents made of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lipverify import __version__
+from lipverify.analyzers.protocol import Analyzer, docstring_field
+from lipverify.documents import (
+    NOT_COVERED,
+    certificate_document,
+    environment,
+    model_document,
+    nodes_document,
+    slug,
+)
+from lipverify.ir.certificate import Certificate, Gains, Witness
+from lipverify.ir.graph import Graph
+from lipverify.ir.region import Query
+
+
+@dataclass(frozen=True)
+class Row:
+    """One analyzer's answer: a certificate, or the reason why there is none."""
+
+    method: Analyzer
+    seconds: float
+    certificate: Certificate | None = None
+    refused: str | None = None
+    undecided: bool = False
+
+    @property
+    def analyzer(self) -> str:
+        """The analyzer's name."""
+        return self.method.name
+
+    @property
+    def upper(self) -> float | Tensor | None:
+        """A number for the whole input space, [count] for balls; None where refused or beyond float64."""
+        if self.certificate is None or self.certificate.upper is None:
+            return None
+        return self.certificate.upper.item() if self.certificate.upper.ndim == 0 else self.certificate.upper
+
+    def to_json(self) -> dict[str, Any]:
+        """One row of `results`."""
+        if self.certificate is None:
+            return {"analyzer": self.analyzer, "refused": self.refused}
+        certificate = self.certificate
+        found: dict[str, Any] = {
+            "analyzer": self.analyzer,
+            **self.bound_document(),
+            "rigour": str(certificate.rigour),
+            "seconds": self.seconds,
+            "certificate": f"certificates/{slug(self.analyzer)}.json",
+            "statement": docstring_field(self.method, "Statement"),
+            "source": docstring_field(self.method, "Source"),
+            "sound_when": docstring_field(self.method, "Sound when"),
+            "made_by": certificate.made_by,
+            "assumptions": list(certificate.assumptions),
+        }
+        if certificate.trace:
+            found["trace"] = [list(pair) for pair in certificate.trace]
+        if isinstance(certificate.evidence, Gains):
+            found["steps"] = certificate.evidence.to_json()["steps"]
+        return found
+
+    def bound_document(self) -> dict[str, Any]:
+        """`upper`, or `log10_upper` where the bound exceeds float64."""
+        assert self.certificate is not None
+        if self.certificate.upper is None:
+            return {"log10_upper": self.certificate.log10_upper}
+        return {"upper": self.certificate.upper.tolist()}
+
+
+@dataclass(frozen=True)
+class Lower:
+    """The lower bound: a number, or [count] for balls, with its witness."""
+
+    value: float | Tensor
+    witness: Witness
+
+
+@dataclass(frozen=True)
+class Audit:
+    """All answers to one query on one graph."""
+
+    graph: Graph
+    query: Query
+    rows: tuple[Row, ...]
+    lower: Lower
+    seconds: float
+    command: str | None = None
+
+    @property
+    def certificates(self) -> dict[str, Certificate]:
+        """The upper bounds that were given, by analyzer."""
+        return {row.analyzer: row.certificate for row in self.rows if row.certificate is not None}
+
+    @property
+    def best(self) -> Row | None:
+        """The analyzer with the smallest bound (for balls: smallest on average); None if every one refused."""
+        answered = [row for row in self.rows if row.certificate is not None]
+        return min(answered, key=_tightness, default=None)
+
+    def to_json(self) -> dict[str, Any]:
+        """The document of `audit --json`."""
+        best, value = self.best, self.lower.value
+        return {
+            "schema": "lipverify.audit/1",
+            "tool": {"name": "lipverify", "version": __version__},
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": self.command,
+            "model": {**model_document(self.graph), "nodes": nodes_document(self.graph)},
+            "query": {**self.query.to_json(), "words": self.query.words()},
+            "results": [row.to_json() for row in self.rows],
+            "lower": {
+                "value": value.tolist() if isinstance(value, Tensor) else value,
+                "method": self.lower.witness.method,
+                "witness": "witness.npz",
+            },
+            "best": None if best is None else {"analyzer": best.analyzer, **best.bound_document()},
+            "assumptions": sorted({text for c in self.certificates.values() for text in c.assumptions}),
+            "not_covered": list(NOT_COVERED),
+            "environment": environment(),
+            "seconds": self.seconds,
+        }
+
+    def certificate_documents(self) -> dict[str, dict[str, Any]]:
+        """The certificates as JSON documents, by analyzer."""
+        return {
+            name: certificate_document(c, self.graph, self.query) for name, c in self.certificates.items()
+        }
+
+    def to_html(self, path: str | Path | None = None) -> str:
+        """The self-contained report; also written to `path` when given."""
+        from lipverify.reporting.html import render_audit
+
+        text = render_audit(self.to_json())
+        if path is not None:
+            Path(path).write_text(text, encoding="utf-8")
+        return text
+
+    def _repr_html_(self) -> str:
+        return self.to_html()
+
+
+def _tightness(row: Row) -> float:
+    """For ordering rows only: log10 of the bound, averaged over centres."""
+    certificate = row.certificate
+    assert certificate is not None
+    if certificate.upper is None:
+        assert certificate.log10_upper is not None
+        return certificate.log10_upper
+    return float(certificate.upper.log10().mean())
