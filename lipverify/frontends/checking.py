@@ -1,0 +1,140 @@
+"""The check that ends every import: the graph computes what its source computes, on random inputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lipverify.errors import ExtractionMismatch
+from lipverify.interpreter import evaluate_all
+from lipverify.ir.graph import Graph, ImportCheck
+from lipverify.loading.names import display
+
+SCALES = (0.1, 1.0, 10.0)
+"""Standard deviations of the random inputs, which have both signs; each size also occurs with positive entries alone."""
+
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+"""Largest difference allowed, as a part of the largest output over the inputs of one size and sign. Both sides round in the
+same type, in another order; a wrong rule or wiring differs by parts of order 1."""
+
+_BUDGET = 1 << 28
+"""Numbers computed in all samples of the check together."""
+
+Reference = Callable[[NDArray[Any]], Sequence[NDArray[Any]]]
+"""The source: a batch [batch, *input shape] to its outputs, each [batch, *output shape]."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The largest difference found in one output, and the largest output beside it."""
+
+    output: str
+    gap: float
+    largest: float
+    allowed: float
+    finite: bool
+    """Whether any number could be compared."""
+
+    @property
+    def agrees(self) -> bool:
+        """Whether rounding explains it."""
+        return self.gap <= self.allowed
+
+
+def check_import(
+    graph: Graph, reference: Reference, *, name: str, dtype: torch.dtype, samples: int = 4, seed: int = 0
+) -> ImportCheck:
+    """Compares all outputs of a graph with its source on random inputs of several sizes and signs.
+
+    dtype: the type the source computes in; the graph is evaluated in it too (16-bit types in float32). The difference is the
+    largest absolute one, relative to the largest output over the inputs of the same size and sign. `samples` of each are
+    taken, fewer where the graph is large.
+
+    Raises:
+        ExtractionMismatch: they differ by more than `TOLERANCE`, in shape, or in where they are finite.
+    """
+    worst = largest = 0.0
+    count = 0
+    finite = False
+    for x in inputs(graph, samples, seed):
+        for found in differences(graph, reference, x, dtype):
+            if not found.agrees:
+                raise ExtractionMismatch(_mismatch(found, name))
+            worst, largest = max(worst, found.gap), max(largest, found.largest)
+            finite = finite or found.finite
+        count += len(x)
+    if not finite:
+        raise ExtractionMismatch(
+            f"{name} gives no finite number on random inputs, so the import cannot be checked"
+        )
+    return ImportCheck(count, worst, largest, name)
+
+
+def inputs(graph: Graph, samples: int, seed: int) -> Iterator[Tensor]:
+    """Batches [samples, *input shape] in float64, one for each size and sign; fewer samples where the graph is large."""
+    numbers = max(1, sum(node.size for node in graph.nodes))
+    groups = 2 * len(SCALES)
+    count = max(1, min(samples, _BUDGET // (groups * numbers)))
+    generator = torch.Generator().manual_seed(seed)
+    for scale in SCALES:
+        for positive in (False, True):
+            x = scale * torch.randn((count, *graph.input_shape), generator=generator, dtype=torch.float64)
+            yield x.abs() if positive else x
+
+
+def differences(graph: Graph, reference: Reference, x: Tensor, dtype: torch.dtype) -> Iterator[Difference]:
+    """How far graph and source differ on one batch, output by output.
+
+    Raises:
+        ExtractionMismatch: shapes differ, or where the outputs are finite.
+    """
+    own = dtype if dtype in (torch.float32, torch.float64) else torch.float32
+    rounded = x.to(dtype)
+    values = evaluate_all(graph.to(dtype=own), rounded.to(own))
+    source = reference(as_numpy(rounded))
+    for output, wanted in zip(graph.outputs, source, strict=True):
+        value = values[output]
+        left = value.expand(len(x), *value.shape[1:]).double().numpy()
+        right = np.asarray(wanted, np.float64)
+        if left.shape != right.shape:
+            raise ExtractionMismatch(
+                f'output "{display(output)}" has shape {list(right.shape[1:])} in the source, {list(left.shape[1:])} in the graph'
+            )
+        yield compare(output, left, right, TOLERANCE[dtype])
+
+
+def compare(
+    output: str, left: NDArray[np.float64], right: NDArray[np.float64], tolerance: float
+) -> Difference:
+    """Two computations of the same tensor. Where one is infinite or undefined, the other has to be as well."""
+    both = np.isfinite(left) & np.isfinite(right)
+    largest = float(np.abs(right[both]).max(initial=0.0))
+    gap = float(np.abs(left[both] - right[both]).max(initial=0.0))
+    if bool((np.isfinite(left) != np.isfinite(right)).any()):
+        gap = math.inf
+    return Difference(output, gap, largest, tolerance * largest, bool(both.any()))
+
+
+def _mismatch(found: Difference, name: str) -> str:
+    return (
+        f'output "{display(found.output)}" differs from {name} by {found.gap:.3g} (largest output {found.largest:.3g}); '
+        "the imported graph is wrong or the model is unstable in its own type: please report it with the model"
+    )
+
+
+def as_numpy(x: Tensor) -> NDArray[Any]:
+    """The same numbers in numpy, bfloat16 included."""
+    if x.dtype is torch.bfloat16:
+        import ml_dtypes
+
+        found: NDArray[Any] = x.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+        return found
+    array: NDArray[Any] = x.numpy()
+    return array

@@ -1,0 +1,176 @@
+"""The check of an imported graph against a reader of the ONNX model, one sample at a time and several at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor
+
+from lipverify.errors import ExtractionMismatch, UnsupportedModel
+from lipverify.frontends.builder import Value
+from lipverify.frontends.checking import TOLERANCE, as_numpy, check_import, compare, inputs
+from lipverify.frontends.onnx.inputs import Layout
+from lipverify.frontends.onnx.lowering import Stored
+from lipverify.frontends.onnx.references import Runner, reason, runners
+from lipverify.interpreter import evaluate_all
+from lipverify.ir.graph import Graph
+from lipverify.loading.names import display
+
+_BATCH = 3
+_LOCATED = 1 << 25
+"""Up to so many numbers in a graph, the first node that differs is looked for."""
+
+
+@dataclass(frozen=True)
+class Import:
+    """A graph before its check.
+
+    batches: where the outputs have the batch axis in the source's tensors; values: what the source's tensors became, in order.
+    """
+
+    graph: Graph
+    batches: tuple[int | None, ...]
+    values: dict[str, Value]
+
+
+def checked(
+    model: Any, found: Import, layout: Layout, names: list[str], refused: UnsupportedModel | None
+) -> Graph:
+    """The graph with its import check, made by the first reader that runs the model.
+
+    refused: why the graph was not lowered for batches of any size, where the file leaves the size open.
+
+    Raises:
+        ExtractionMismatch: the graph computes something else, or no reader runs the model.
+        UnsupportedModel: the samples of a batch influence each other.
+    """
+    failures = []
+    positions = [[value.name for value in model.graph.output].index(name) for name in names]
+    for reader, start in runners(model, layout.name):
+        try:
+            run = start()
+            run(as_numpy(_batch(torch.zeros((1, *layout.sample_shape), dtype=layout.dtype), layout)))
+        except Exception as error:
+            failures.append(f"{reader}: {reason(error)}")
+            continue
+        reference = _one_by_one(run, found, layout, positions)
+        try:
+            done = check_import(found.graph, reference, name=reader, dtype=layout.dtype)
+        except ExtractionMismatch as error:
+            raise ExtractionMismatch(f"{error}{_first_difference(model, found, layout, reader)}") from None
+        notes = () if not layout.symbolic else _batch_notes(run, reference, found, layout, positions, refused)
+        origin = found.graph.origin
+        return replace(found.graph, origin=replace(origin, import_check=done, notes=(*origin.notes, *notes)))
+    raise ExtractionMismatch(
+        f"no reader runs the model, so the import cannot be checked ({'; '.join(failures)}); export it again"
+    )
+
+
+def _batch(x: Tensor, layout: Layout) -> Tensor:
+    """Samples in the axes of the source: as they are, or the only one without its batch axis."""
+    return x if layout.batch is not None else x[0]
+
+
+def _one_by_one(
+    run: Runner, found: Import, layout: Layout, positions: list[int]
+) -> Callable[[Stored], list[Stored]]:
+    """The model as a function of a batch, one sample after the other, in the axes of the graph."""
+
+    def reference(x: Stored) -> list[Stored]:
+        rows = [run(x[i : i + 1] if layout.batch is not None else x[i]) for i in range(len(x))]
+        return [
+            np.stack([_sample(row[p], batch) for row in rows])
+            for p, batch in zip(positions, found.batches, strict=True)
+        ]
+
+    return reference
+
+
+def _sample(result: Stored, batch: int | None) -> Stored:
+    """One sample of a result for a batch of one."""
+    result = np.asarray(result)
+    if batch is None:
+        return result
+    if result.ndim <= batch or result.shape[batch] != 1:
+        raise ExtractionMismatch(f"an output has shape {list(result.shape)} for a batch of one")
+    return np.squeeze(result, batch)
+
+
+def _batch_notes(
+    run: Runner,
+    reference: Callable[[Stored], list[Stored]],
+    found: Import,
+    layout: Layout,
+    positions: list[int],
+    refused: UnsupportedModel | None,
+) -> tuple[str, ...]:
+    """What the model does with several samples at once.
+
+    Raises:
+        UnsupportedModel: a sample's result depends on the other samples, or on how many there are.
+    """
+    generator = torch.Generator().manual_seed(1)
+    x = as_numpy(torch.randn((_BATCH, *layout.sample_shape), generator=generator).to(layout.dtype))
+    try:
+        together = run(x)
+    except Exception as error:
+        remark = "the file takes batches of one sample only, although it leaves the batch size open"
+        return (f"{remark} ({reason(error)})",)
+    for single, position, batch in zip(reference(x), positions, found.batches, strict=True):
+        same = _rows(np.asarray(together[position]), single, batch)
+        if same is None or not _agree(same, single, TOLERANCE[layout.dtype]):
+            raise refused or UnsupportedModel(
+                "a sample's result depends on the other samples of its batch, or on how many there are; export in evaluation "
+                "mode, or with a fixed batch of one"
+            )
+    if refused is None:
+        return ()
+    remark = f"on random batches of {_BATCH} the samples did not influence each other"
+    return (f"holds for a batch of one sample ({refused}); {remark}",)
+
+
+def _rows(joint: Stored, single: Stored, batch: int | None) -> Stored | None:
+    """A result for several samples as one row for each, if it has such a form."""
+    if batch is not None and joint.ndim == single.ndim and joint.shape[batch] == len(single):
+        rows = np.moveaxis(joint, batch, 0)
+        return rows if rows.shape == single.shape else None
+    if joint.shape == single.shape[1:]:  # it does not depend on the input at all
+        return np.broadcast_to(joint, single.shape)
+    # The samples may stand one after the other along the first axis.
+    return joint.reshape(single.shape) if joint.size == single.size else None
+
+
+def _agree(left: Stored, right: Stored, tolerance: float) -> bool:
+    return compare("", left.astype(np.float64), right.astype(np.float64), tolerance).agrees
+
+
+def _first_difference(model: Any, found: Import, layout: Layout, reader: str) -> str:
+    """Which tensor of the source is the first that differs, as the end of a sentence; empty if that cannot be told."""
+    if sum(node.size for node in found.graph.nodes) > _LOCATED:
+        return ""
+    kept = {node.name for node in found.graph.nodes}
+    values = {name: v for name, v in found.values.items() if v.name in kept and name != layout.name}
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    del probe.graph.output[:]
+    probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in values)
+    start = dict(runners(probe, layout.name))[reader]
+    own = layout.dtype if layout.dtype is torch.float64 else torch.float32
+    graph = found.graph.to(dtype=own)
+    try:
+        run = start()
+        for batch in islice(inputs(found.graph, 1, 0), 4):
+            x = batch[:1].to(layout.dtype)
+            mine, source = evaluate_all(graph, x.to(own)), run(as_numpy(_batch(x, layout)))
+            for (name, v), wanted in zip(values.items(), source, strict=True):
+                if not _agree(mine[v.name][0].numpy(), _sample(wanted, v.batch), TOLERANCE[layout.dtype]):
+                    return f'; the first tensor that differs is "{display(name, 60)}"'
+    except Exception:  # a reader's own; the difference itself is reported in any case
+        return ""
+    return ""

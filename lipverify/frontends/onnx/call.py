@@ -1,0 +1,114 @@
+"""One ONNX node as translators see it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from lipverify.errors import InvalidFile, UnsupportedModel
+from lipverify.frontends.builder import Operand, Value
+from lipverify.frontends.onnx.lowering import OnnxBuilder, Stored
+
+_MAX_LIST = 1 << 16
+"""Entries of a stored list of sizes, axes or pads."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """A node with its inputs looked up. `version`: of the operator set; `used`: which outputs anything reads."""
+
+    build: OnnxBuilder
+    op: str
+    version: int
+    inputs: tuple[Value | Stored | None, ...]
+    used: tuple[bool, ...]
+    attributes: dict[str, Any] = field(default_factory=dict)
+
+    def attribute(self, name: str, default: Any = None) -> Any:
+        """A setting: int, float, str, list of these, or a stored tensor."""
+        return self.attributes.get(name, default)
+
+    def raw(self, position: int) -> Value | Stored | None:
+        """An input as it is; None where it is left out."""
+        return self.inputs[position] if position < len(self.inputs) else None
+
+    def operand(self, position: int) -> Operand:
+        """An input that takes part in real arithmetic: a computed value or a stored tensor of finite numbers."""
+        found = self.raw(position)
+        if found is None:
+            raise self.build.invalid(f"its input {position} is missing")
+        return found if isinstance(found, Value) else self.build.tensor(found)
+
+    def operands(self) -> list[Operand]:
+        """All inputs of an operator that takes any number of them."""
+        return [self.operand(position) for position in range(len(self.inputs))]
+
+    def value(self, position: int = 0) -> Value:
+        """An input that has to depend on the graph's input."""
+        found = self.raw(position)
+        if isinstance(found, Value):
+            return found
+        raise self.refuse("an input other than the first one depends on the graph's input")
+
+    def stored(self, position: int, role: str) -> Tensor:
+        """An input that has to be stored, such as a weight; finite numbers."""
+        return self.build.tensor(self.array(position, role))
+
+    def optional(self, position: int, role: str) -> Tensor | None:
+        """`stored`, or None where the input is left out."""
+        return None if self.raw(position) is None else self.stored(position, role)
+
+    def array(self, position: int, role: str) -> Stored:
+        """An input that has to be stored, as it is in the file."""
+        found = self.raw(position)
+        if found is None:
+            raise self.build.invalid(f"its {role} is missing")
+        if isinstance(found, Value):
+            raise self.refuse(f"its {role} depends on the graph's input", "only stored numbers are covered")
+        return found
+
+    def ints(self, position: int, role: str) -> list[int] | None:
+        """A stored list of whole numbers, or None where the input is left out."""
+        if self.raw(position) is None:
+            return None
+        array = self.array(position, role)
+        if array.dtype.kind not in "iu" or array.size > _MAX_LIST or array.ndim > 1:
+            raise self.build.invalid(
+                f"its {role} is no list of whole numbers ({array.dtype} {list(array.shape)})"
+            )
+        return [int(n) for n in array.reshape(-1)]
+
+    def scalar(self, position: int, role: str) -> float | None:
+        """A stored single number, infinity allowed, or None where the input is left out."""
+        if self.raw(position) is None:
+            return None
+        array = self.array(position, role)
+        if array.size != 1:
+            raise self.build.invalid(f"its {role} has shape {list(array.shape)}, not one number")
+        return float(array.reshape(()).astype(np.float64))
+
+    def flag(self, name: str, default: int = 0) -> bool:
+        """A setting that is 0 or 1."""
+        found = self.attribute(name, default)
+        if found not in (0, 1):
+            raise self.build.invalid(f"its {name} is {found}, not 0 or 1")
+        return bool(found)
+
+    def choice(self, name: str, default: str, *allowed: str) -> str:
+        """A setting that is one of a few words."""
+        found: str = self.attribute(name, default)
+        if found not in allowed:
+            raise self.refuse(f"{name} {found[:40]!r} is not covered", f"use one of {', '.join(allowed)}")
+        return found
+
+    def refuse(self, reason: str, remedy: str = "") -> UnsupportedModel:
+        """The error to raise for a node that no rule covers."""
+        shapes: Any = [x for x in self.inputs if x is not None]
+        return self.build.refuse(reason, shapes, remedy)
+
+    def invalid(self, what: str) -> InvalidFile:
+        """The error to raise for a node that contradicts the operator's definition."""
+        return self.build.invalid(what)

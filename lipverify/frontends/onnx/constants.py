@@ -1,0 +1,224 @@
+"""Constant folding: nodes whose inputs are all stored are computed, in the file's own type, within fixed limits.
+
+The size of a result is known before anything is allocated. Common operators of shape arithmetic are computed by numpy,
+the others by the reference evaluator of onnx.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from lipverify.frontends.onnx import forms
+from lipverify.frontends.onnx.call import Call
+from lipverify.frontends.onnx.fold_sizes import MOVES, SIZES, common, contracted
+from lipverify.frontends.onnx.lowering import Stored
+from lipverify.loading.names import display
+
+MAX_BYTES = 64 << 20
+"""Bytes of one folded result."""
+MAX_TOTAL_BYTES = 1 << 30
+"""Bytes of all folded results together."""
+MAX_WORK = 1 << 32
+"""Numbers read, written and multiplied in all folded nodes together."""
+
+
+class Folder:
+    """Computes nodes without computed inputs; keeps the account of what that has cost."""
+
+    def __init__(self) -> None:
+        self.computed: list[str] = []
+        """Nodes that computed with real numbers, not only moved them."""
+        self._bytes = 0
+        self._work = 0
+
+    def fold(self, call: Call, domain: str, node: Any) -> list[Stored]:
+        """The results of one node of the file.
+
+        Raises:
+            UnsupportedModel: the operator is not folded, or the result is too large.
+            InvalidFile: the node contradicts itself.
+        """
+        arrays = [x for x in call.inputs if isinstance(x, np.ndarray)]
+        if domain or call.op not in SIZES:
+            raise call.refuse(
+                "this operator is not covered where all inputs are stored", "fold constants before exporting"
+            )
+        try:
+            self._account(call, arrays)
+            with np.errstate(all="ignore"):
+                found = _computed(call, node)
+        except (
+            ValueError,
+            TypeError,
+            IndexError,
+            RuntimeError,
+            KeyError,
+            AssertionError,
+            OverflowError,
+        ) as error:
+            reason = display(str(error).strip().splitlines()[0] if str(error).strip() else "", 80)
+            raise call.invalid(f"it cannot be computed from its stored inputs ({reason})") from None
+        if call.op not in MOVES and any(a.dtype.kind not in "iub" for a in (*arrays, *found)):
+            self.computed.append(call.build.where)
+        return found
+
+    def _account(self, call: Call, arrays: list[Stored]) -> None:
+        numbers = SIZES[call.op](call, arrays)
+        width = max([a.dtype.itemsize for a in arrays] + [8 if not arrays else 1])
+        if call.op == "Cast":
+            width = 8
+        if numbers * width > MAX_BYTES:
+            raise call.refuse(
+                f"computes a stored tensor of {numbers} numbers, more than {MAX_BYTES} bytes",
+                "export a smaller constant",
+            )
+        self._bytes += numbers * width
+        self._work += numbers * contracted(call, arrays)
+        if call.op not in MOVES:
+            self._work += sum(a.size for a in arrays)
+        if self._bytes > MAX_TOTAL_BYTES or self._work > MAX_WORK:
+            raise call.refuse("stored tensors take too much to compute", "fold constants before exporting")
+
+
+def _computed(call: Call, node: Any) -> list[Stored]:
+    arrays = [x for x in call.inputs if isinstance(x, np.ndarray)]
+    quick = _QUICK.get(call.op)
+    results = quick(call, *arrays) if quick else _by_reference(call, node)
+    return [np.asarray(result) for result in (results if isinstance(results, (list, tuple)) else [results])]
+
+
+def _by_reference(call: Call, node: Any) -> list[Stored]:
+    """One node, evaluated by onnx."""
+    import onnx
+    from onnx.reference import ReferenceEvaluator
+
+    names = [name for name in node.input if name]
+    value_info = onnx.helper.make_empty_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [node],
+        "fold",
+        [value_info(n) for n in dict.fromkeys(names)],
+        [value_info(n) for n in node.output if n],
+    )
+    opset = onnx.helper.make_opsetid("", call.version)
+    model = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=10)
+    feeds = dict(zip(node.input, call.inputs, strict=False))
+    return list(ReferenceEvaluator(model).run(None, {name: feeds[name] for name in names}))
+
+
+def _cast(call: Call, x: Stored) -> Stored:
+    import onnx
+
+    try:
+        kind = onnx.helper.tensor_dtype_to_np_dtype(call.attribute("to"))
+    except (KeyError, TypeError):
+        kind = np.dtype(object)
+    if kind.kind not in "biuf" and kind.name != "bfloat16":
+        raise call.refuse(f"converts to {kind}", "export real numbers of 16, 32 or 64 bits")
+    return x.astype(kind)
+
+
+def _divide(call: Call, a: Any, b: Any) -> Any:
+    if a.dtype.kind not in "iu":
+        return a / b
+    if bool((b == 0).any()):
+        raise call.invalid("divides by a stored zero")
+    # Whole numbers are divided towards zero.
+    quotient = np.abs(a) // np.abs(b)
+    return np.where((a < 0) != (b < 0), -quotient, quotient).astype(a.dtype)
+
+
+def _gather(call: Call, data: Stored, indices: Stored) -> Stored:
+    axis = forms.normalised(call, call.attribute("axis", 0), data.ndim)
+    size = data.shape[axis]
+    if bool(((indices < -size) | (indices >= size)).any()):
+        raise call.invalid(f"indices outside an axis of size {size}")
+    return np.take(data, indices, axis=axis)
+
+
+def _squeeze(call: Call, data: Stored, *_: Stored) -> Stored:
+    axes = forms.axes(call, 13)
+    return np.squeeze(data, None if axes is None else tuple(forms.all_normalised(call, axes, data.ndim)))
+
+
+def _unsqueeze(call: Call, data: Stored, *_: Stored) -> Stored:
+    axes = forms.axes(call, 13)
+    if axes is None:
+        raise call.invalid("it has no axes")
+    return np.expand_dims(data, tuple(forms.all_normalised(call, axes, data.ndim + len(axes))))
+
+
+def _slice(call: Call, data: Stored, *_: Stored) -> Stored:
+    index = [slice(None)] * data.ndim
+    for cut in forms.cuts(call, data.shape):
+        index[cut.axis] = slice(cut.start, cut.stop, cut.step)
+    return data[tuple(index)]
+
+
+def _split(call: Call, data: Stored, *_: Stored) -> list[Stored]:
+    axis = forms.normalised(call, call.attribute("axis", 0), data.ndim)
+    sizes = forms.split_sizes(call, data.shape[axis], len(call.used))
+    return list(np.split(data, np.cumsum(sizes)[:-1], axis=axis))
+
+
+def _constant_of_shape(call: Call, shape: Stored) -> Stored:
+    fill = call.attribute("value")
+    value = np.zeros(1, np.float32) if fill is None else fill
+    if value.size != 1:
+        raise call.invalid("its value is not one number")
+    return np.full([int(n) for n in shape], value.reshape(()), value.dtype)
+
+
+def _range(call: Call, start: Stored, limit: Stored, delta: Stored) -> Stored:
+    return np.arange(start.item(), limit.item(), delta.item()).astype(start.dtype)
+
+
+def _shape(call: Call, data: Stored) -> Stored:
+    return shape_of(call, data.shape)
+
+
+def shape_of(call: Call, shape: Sequence[int]) -> Stored:
+    """What Shape gives for a tensor of this shape; since operator set 15 it may take a part of it."""
+    return np.asarray(shape[call.attribute("start", 0) : call.attribute("end", len(shape))], np.int64)
+
+
+def size_of(call: Call, shape: Sequence[int]) -> Stored:
+    """What Size gives for a tensor of this shape."""
+    return np.asarray(math.prod(shape), np.int64)
+
+
+_Quick = Callable[..., Any]
+_QUICK: dict[str, _Quick] = {
+    "Identity": lambda call, x: x,
+    "Cast": _cast,
+    "Add": lambda call, a, b: a + b,
+    "Sub": lambda call, a, b: a - b,
+    "Mul": lambda call, a, b: a * b,
+    "Div": _divide,
+    "Neg": lambda call, x: -x,
+    "Sqrt": lambda call, x: np.sqrt(x),
+    "Equal": lambda call, a, b: a == b,
+    "Less": lambda call, a, b: a < b,
+    "Greater": lambda call, a, b: a > b,
+    "Not": lambda call, x: ~x,
+    "Where": lambda call, c, a, b: np.where(c, a, b),
+    "MatMul": lambda call, a, b: np.matmul(a, b),
+    "Concat": lambda call, *xs: np.concatenate(xs, axis=call.attribute("axis")),
+    "Expand": lambda call, x, shape: np.broadcast_to(x, common(call, x.shape, [int(n) for n in shape])),
+    "Tile": lambda call, x, repeats: np.tile(x, [int(n) for n in repeats]),
+    "Range": _range,
+    "ConstantOfShape": _constant_of_shape,
+    "Gather": _gather,
+    "Squeeze": _squeeze,
+    "Unsqueeze": _unsqueeze,
+    "Reshape": lambda call, x, shape: x.reshape(forms.reshaped(call, x.shape, [int(n) for n in shape])),
+    "Transpose": lambda call, x: np.transpose(x, call.attribute("perm")),
+    "Slice": _slice,
+    "Split": _split,
+    "Shape": _shape,
+    "Size": lambda call, x: size_of(call, x.shape),
+}

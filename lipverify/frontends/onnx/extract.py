@@ -1,0 +1,191 @@
+"""Extraction of an ONNX model: lower it for a batch of one, check it against a reader of the original."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+from torch import Tensor
+
+from lipverify.errors import InvalidFile, UnsupportedModel, UsageError
+from lipverify.frontends.builder import Value
+from lipverify.frontends.onnx import translators as _translators  # registers them
+from lipverify.frontends.onnx.agreement import Import, checked
+from lipverify.frontends.onnx.inputs import Layout, input_layout
+from lipverify.frontends.onnx.lowering import OnnxBuilder, Stored
+from lipverify.frontends.onnx.references import reason
+from lipverify.frontends.onnx.registry import STANDARD_DOMAINS, lower
+from lipverify.frontends.onnx.walk import Walk
+from lipverify.ir.graph import Graph, Origin
+from lipverify.loading import read_onnx
+from lipverify.loading.names import display
+
+del _translators
+
+OPSETS = range(7, 22)
+_MEMORY = "the model in memory"
+_BATCH = 3
+
+
+def extract_onnx(
+    source: str | Path | onnx.ModelProto,
+    *,
+    input_shape: Sequence[int] | None = None,
+    output: int | None = None,
+    check: bool = True,
+) -> Graph:
+    """The layer graph of an ONNX model, for a batch of one sample.
+
+    source: a path, read under the loader's policy, or a model in memory without external data. input_shape: sizes of one
+    sample, where the file leaves them open. output: which output alone to import; all of them without it. With `check` the
+    graph is compared with the model on random inputs, and the largest difference is stored in `graph.origin.import_check`.
+
+    Raises:
+        InvalidFile: a damaged or contradictory model. UsageError: an input shape or output the model does not have.
+        UnsupportedModel: several inputs, integer inputs, open sizes, an operator without a translation, samples of a batch
+            that influence each other. ExtractionMismatch: the graph computes something else than the model.
+        UnsafeInput: external data outside the model's folder.
+    """
+    lower.load_entry_points()
+    model, origin = _read(source)
+    model = _inlined(model)
+    _refuse_foreign(model.graph)
+    names = _outputs(model.graph, output)
+    layout = input_layout(model.graph, input_shape)
+    versions = _versions(model)
+    refused: UnsupportedModel | None = None
+    try:
+        found = _lowered(model, layout, names, versions, origin)
+    except UnsupportedModel as error:
+        if not layout.symbolic:
+            raise
+        # The function of a single sample may be there although the file mixes the samples of a larger batch.
+        found = _lowered(model, replace(layout, symbolic=False), names, versions, origin)
+        refused = error
+    if not check:
+        if refused is not None:
+            raise refused
+        return found.graph
+    return checked(model, found, layout, names, refused)
+
+
+def _read(source: str | Path | onnx.ModelProto) -> tuple[Any, Origin]:
+    if isinstance(source, onnx.ModelProto):
+        return _policed(source), Origin(format="onnx")
+    file = read_onnx(Path(source))
+    notes = tuple(f"external data {display(name)} (sha256 {digest})" for name, digest in file.external_files)
+    return file.model, Origin(format="onnx", path=file.path, sha256=file.sha256, notes=notes)
+
+
+def _policed(model: onnx.ModelProto) -> Any:
+    """A copy of a model in memory, held to the rules for files."""
+    from lipverify.loading.onnx_scan import scan
+    from lipverify.loading.onnx_structure import check_structure
+    from lipverify.loading.onnx_tensors import ExternalData, check_tensors, tensors
+
+    try:
+        data = model.SerializeToString()
+    except ValueError as error:
+        raise InvalidFile(f"{_MEMORY} cannot be serialised ({reason(error)})") from None
+    scan(data, Path(_MEMORY))
+    copy = onnx.ModelProto.FromString(data)
+    copy.ClearField("training_info")
+    named = [pair for scope in (copy.graph, *copy.functions) for pair in tensors(scope)]
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for _, tensor in named):
+        raise UsageError(f"{_MEMORY} has external data; load it with its data, or give the path of the file")
+    check_structure(copy, Path(_MEMORY))
+    check_tensors(named, ExternalData(Path(_MEMORY)))
+    return copy
+
+
+def _inlined(model: Any) -> Any:
+    """The model with calls of its own functions replaced by their bodies."""
+    if not model.functions:
+        return model
+    import onnx.inliner
+
+    try:
+        flat = onnx.inliner.inline_local_functions(model)
+    except Exception as error:
+        raise UnsupportedModel(
+            f"the model's own functions cannot be expanded ({reason(error)}); export a flat graph"
+        ) from None
+    return flat
+
+
+def _refuse_foreign(graph: Any) -> None:
+    """Refuses operators of other domains that nobody translates, before anything else is asked of the model."""
+    for node in graph.node:
+        if node.domain not in STANDARD_DOMAINS and lower.find(node.domain, node.op_type) is None:
+            name = f"{display(node.domain, 40)}::{display(node.op_type, 40)}"
+            where = node.name or next((name for name in node.output if name), "")
+            raise UnsupportedModel(
+                f'{name} "{display(where)}": operators of this domain are not covered; export with standard ONNX operators '
+                f"alone, or teach it to lipverify with @lower.register({name!r})"
+            )
+
+
+def _outputs(graph: Any, output: int | None) -> list[str]:
+    names = [value.name for value in graph.output]
+    if output is None:
+        return names
+    if not 0 <= output < len(names):
+        listed = ", ".join(f'{i}: "{display(name, 30)}"' for i, name in enumerate(names[:8]))
+        raise UsageError(f"there is no output {output}; the model has {listed}")
+    return [names[output]]
+
+
+def _versions(model: Any) -> dict[str, int]:
+    """Operator set versions by domain; both spellings of the standard domain are one.
+
+    Raises:
+        UnsupportedModel: a version of the standard operators outside `OPSETS`.
+    """
+    found: dict[str, int] = {}
+    for entry in model.opset_import:
+        domain = "" if entry.domain in STANDARD_DOMAINS else entry.domain
+        if found.setdefault(domain, entry.version) != entry.version:
+            raise InvalidFile(
+                f'the model imports operator set "{display(domain, 40)}" in two versions; export it again'
+            )
+    version = found.get("")
+    if version is None:
+        raise InvalidFile(
+            "the model does not say which version of the ONNX operators it uses; export it again"
+        )
+    if version not in OPSETS:
+        raise UnsupportedModel(
+            f"the model uses version {version} of the ONNX operators; versions {OPSETS.start} to {OPSETS.stop - 1} are "
+            "covered: export with such an opset_version"
+        )
+    return found
+
+
+def _lowered(
+    model: Any, layout: Layout, names: list[str], versions: dict[str, int], origin: Origin
+) -> Import:
+    build = OnnxBuilder(layout.dtype, symbolic_batch=layout.symbolic)
+    walk = Walk(build, versions)
+    entry: dict[str, Value | Stored] = {
+        layout.name: build.input(layout.source_shape, layout.batch, layout.name)
+    }
+    scope = walk.run(model.graph, entry, names)
+    values: list[Value | Tensor] = []
+    for name in names:
+        build.where, build.what = name, "output"
+        result = scope[name]
+        values.append(result if isinstance(result, Value) else build.tensor(result))
+    batches = tuple(value.batch if isinstance(value, Value) else None for value in values)
+    notes = [*origin.notes, *layout.notes]
+    if walk.folder.computed:
+        places = ", ".join(display(name, 40) for name in walk.folder.computed[:3])
+        more = ", ..." if len(walk.folder.computed) > 3 else ""
+        notes.append(
+            f"operations on stored numbers alone ({places}{more}) were carried out in the file's own types, as its readers "
+            "do: what they give is what is certified"
+        )
+    known = {name: value for name, value in scope.items() if isinstance(value, Value)}
+    return Import(build.graph(values, replace(origin, notes=tuple(notes))), batches, known)

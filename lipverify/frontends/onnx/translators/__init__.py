@@ -1,0 +1,13 @@
+"""Translators of ONNX operators, by family. Importing this package registers all of them."""
+
+from lipverify.frontends.onnx.translators import activations as _activations
+from lipverify.frontends.onnx.translators import arithmetic as _arithmetic
+from lipverify.frontends.onnx.translators import indexing as _indexing
+from lipverify.frontends.onnx.translators import linear_maps as _linear_maps
+from lipverify.frontends.onnx.translators import normalization as _normalization
+from lipverify.frontends.onnx.translators import pooling as _pooling
+from lipverify.frontends.onnx.translators import refused as _refused
+from lipverify.frontends.onnx.translators import resizing as _resizing
+from lipverify.frontends.onnx.translators import shapes as _shapes
+
+del _activations, _arithmetic, _indexing, _linear_maps, _normalization, _pooling, _refused, _resizing, _shapes
