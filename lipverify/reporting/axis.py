@@ -68,21 +68,22 @@ class LogAxis:
         return round(self.start + min(max(share, 0.0), 1.0) * (RIGHT - self.start), 3)
 
     def ticks(self) -> tuple[Tick, ...]:
-        """Between one and seven numbers whose labels do not meet even in a narrow figure; the finest such choice."""
+        """Between one and seven numbers (and zero) whose labels do not meet even in a narrow figure; the finest such choice."""
         zero = (Tick(_ZERO, "0"),) if self.zero else ()
+        alone: Tick | None = None
         for marks in self._ladders():
             ticks = [Tick(self.at(position), text) for position, text in marks]
             if 2 <= len(ticks) <= 7 and _fit([*zero, *ticks]):
                 return (*zero, *ticks)
-        middle = round((self.low + self.high) / 2)
-        single = Tick(self.at(middle), _power(middle)) if self.low <= middle <= self.high else None
-        return zero if single is None else (*zero, single)
+            if ticks and alone is None:
+                alone = min(ticks, key=lambda tick: abs(tick.at - 50.0))
+        return zero if alone is None else (*zero, alone)
 
     def _ladders(self) -> Iterator[list[tuple[float, str]]]:
-        span = self.high - self.low
-        if span < 1.5 and max(abs(self.high), abs(self.low)) < _LARGEST_EVEN + 2:
+        span, size = self.high - self.low, max(abs(self.high), abs(self.low))
+        if span < 1.5 and size < _LARGEST_EVEN + 2:
             yield from self._even_steps()
-        if span < 4:
+        if span < 4 and size < _LARGEST_EVEN + 2:
             yield self._digits((1, 2, 5))
             yield self._digits((1, 3))
         for exponent in range(max(len(str(math.ceil(span))), 1) + 1):

@@ -10,8 +10,9 @@ from lipverify.reporting.answers import Document
 from lipverify.reporting.format import count_text, plural, shape_text
 
 DRAWN = 60  # nodes up to which the graph is drawn; larger ones are listed in groups
-BOX_WIDTH, BOX_HEIGHT = 208, 40
-_ROW, _COLUMN, _LANE, _MARGIN = 62, 226, 12, 10
+BOX_WIDTH, BOX_HEIGHT = 224, 46
+_ROW, _COLUMN, _LANE, _MARGIN = 70, 244, 12, 10
+_BOLD, _LIGHT = 8, 7  # pixels of one character, measured wide
 _GROUP = 60  # nodes of a group in the list
 _LISTED = 3000
 
@@ -23,7 +24,8 @@ class Box:
     x: int
     y: int
     title: str
-    detail: str
+    shape: str
+    name: str
     full: str
     kind: str
 
@@ -176,11 +178,14 @@ def _box(node: Document, place: tuple[int, int]) -> Box:
         if len(node["inputs"]) > 1
         else "plain"
     )
-    title, size = display(node["op"], 18), shape_text(node["shape"])
-    full = f"{display(node['name'])}: {display(node['op'])}, {size}"
+    title, shape = display(node["op"], 24), "×".join(map(str, node["shape"]))
+    room = (BOX_WIDTH - 28 - _BOLD * len(title)) // _LIGHT
+    if len(shape) > room:
+        shape = shape[: room - 1] + "…" if room > 3 else ""
+    full = f"{display(node['name'])}: {display(node['op'])}, {shape_text(node['shape'])}"
     if parameters:
         full += f", {plural(parameters, 'parameter')}"
-    return Box(x, y, title, size if len(size) <= 18 else size[:17] + "…", full, kind)
+    return Box(x, y, title, shape, display(node["name"], 28), full, kind)
 
 
 def groups(nodes: Sequence[Document]) -> tuple[tuple[Group, ...], int]:
