@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import io
 import logging
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -79,14 +80,19 @@ def _require_batch(module: nn.Module, example: Tensor) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps the graph listings that torch prints before it raises off the user's screen; the exception says it all."""
+    """Keeps torch's graph listings and notices about its own insides off the user's screen; the exception says it all."""
     logger = logging.getLogger("torch")
     inner = [logging.getLogger(name) for name in ("torch.fx", "torch._dynamo", "torch.export")]
     levels = [(log, log.level) for log in (logger, *inner)]
     for log, _ in levels:
         log.setLevel(logging.CRITICAL)
     try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
             yield
     finally:
         for log, level in levels:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from lipverify.errors import ExtractionMismatch, InternalError, UnsupportedModel, UsageError
-from lipverify.frontends.torch_export import extract, lower
+from lipverify.frontends.torch_export import extract, lower, registry
 
 
 class Function(nn.Module):
@@ -247,3 +249,40 @@ def test_foreign_operator_is_learned(monkeypatch):
     assert graph.operators() == {"Tanh": 1}
     with pytest.raises(ExtractionMismatch):
         extract(Function(torch.special.bessel_j0), torch.zeros(2, 4))
+
+
+class Announced:
+    """An entry point of another package."""
+
+    value = "other_package.operators"
+
+    def __init__(self, load):
+        self.load = load
+
+
+def test_operators_of_other_packages_are_loaded_once(monkeypatch):
+    calls = []
+    monkeypatch.setattr(registry, "entry_points", lambda group: [Announced(lambda: calls.append(group))])
+    table = registry.Lowering()
+    table.load_entry_points()
+    table.load_entry_points()
+    assert calls == ["lipverify.operators"]
+
+
+def test_operators_that_cannot_be_loaded_are_named(monkeypatch):
+    def broken():
+        raise ImportError("no such thing")
+
+    monkeypatch.setattr(registry, "entry_points", lambda group: [Announced(broken)])
+    with pytest.raises(UsageError, match=r"other_package\.operators.*no such thing"):
+        registry.Lowering().load_entry_points()
+
+
+def test_extraction_is_silent_and_leaves_logging_as_it_was(capfd):
+    level = logging.getLogger("torch").level
+    with pytest.raises(UnsupportedModel):
+        extract(Function(branch_on_data), torch.zeros(2, 4))
+    assert logging.getLogger("torch").level == level
+    shown = capfd.readouterr()
+    assert shown.out == ""
+    assert shown.err == ""
