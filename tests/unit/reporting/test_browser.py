@@ -1,0 +1,134 @@
+"""Reports in a real browser: something is visible, nothing is complained about, nothing overflows or overlaps."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lipverify.reporting.html import render_audit
+from tests.unit.reporting import documents
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+
+DOCUMENTS = {
+    "mlp": documents.mlp(),
+    "residual": documents.residual_cnn(),
+    "local": documents.local(60),
+    "extreme": documents.extreme(),
+    "hostile": documents.hostile(),
+    "twelve": documents.of_bounds([1.3 * 1.35**i for i in range(11)] + [1e20], 1.0),
+}
+
+# The reports sit in frames, with their own policy in force; only the page around them runs a script.
+PROBE = """<!DOCTYPE html><body>%s<script>
+addEventListener('load', () => {
+  const found = [...document.querySelectorAll('iframe')].map(frame => {
+    const page = frame.contentDocument, root = page.documentElement;
+    const boxes = [...page.querySelectorAll('svg.plot')].map(plot => [...plot.querySelectorAll('text')].map(text => {
+      const r = text.getBoundingClientRect();
+      return [r.left, r.top, r.right, r.bottom, text.textContent];
+    }));
+    const fall = page.querySelector('.fall td.bar svg');
+    return {width: root.clientWidth, needed: root.scrollWidth, boxes,
+            scripts: page.scripts.length, paper: frame.contentWindow.getComputedStyle(page.body).backgroundColor,
+            bar: fall ? fall.getBoundingClientRect().width : null};
+  });
+  document.body.id = 'found';
+  document.body.textContent = JSON.stringify(found);
+});
+</script></body>"""
+
+
+def browse(page: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    assert CHROMIUM is not None
+    fixed = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--enable-logging=stderr"]
+    # Any request would fail here and be complained about.
+    offline = ["--host-resolver-rules=MAP * ~NOTFOUND", "--disable-background-networking"]
+    command = [
+        CHROMIUM,
+        *fixed,
+        *offline,
+        f"--user-data-dir={page.parent / 'profile'}",
+        *options,
+        page.as_uri(),
+    ]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+
+
+def probe(folder: Path, width: int, *options: str) -> list[dict[str, Any]]:
+    frames = [
+        f'<iframe style="border:0;width:{width}px;height:2000px" srcdoc="{html.escape(render_audit(document))}"></iframe>'
+        for document in DOCUMENTS.values()
+    ]
+    page = folder / "probe.html"
+    page.write_text(PROBE % "".join(frames), encoding="utf-8")
+    done = browse(page, "--window-size=1400,900", "--dump-dom", *options)
+    match = re.search(r'<body id="found">(.*?)</body>', done.stdout, re.DOTALL)
+    assert match, done.stderr[-2000:]
+    found = json.loads(html.unescape(match[1]))
+    assert len(found) == len(DOCUMENTS)
+    return found
+
+
+@pytest.mark.parametrize("width", [360, 1200])
+def test_nothing_overflows_and_no_labels_meet(tmp_path: Path, width: int) -> None:
+    for name, page in zip(DOCUMENTS, probe(tmp_path, width), strict=True):
+        assert page["needed"] <= page["width"] <= width, name
+        assert page["scripts"] == 0
+        assert page["bar"] is None or page["bar"] > 150, name
+        for boxes in page["boxes"]:
+            assert boxes
+            for i, a in enumerate(boxes):
+                assert a[0] >= 0
+                assert a[2] <= page["width"], a[4]
+                for b in boxes[i + 1 :]:
+                    meets = min(a[2], b[2]) > max(a[0], b[0]) and min(a[3], b[3]) - max(a[1], b[1]) > 1
+                    assert not meets, (name, a[4], b[4])
+
+
+def test_the_dark_scheme_is_dark(tmp_path: Path) -> None:
+    def brightness(page: dict[str, Any]) -> float:
+        return sum(map(int, re.findall(r"\d+", page["paper"])[:3])) / 3
+
+    light = probe(tmp_path, 800, "--blink-settings=preferredColorScheme=1")
+    dark = probe(tmp_path, 800, "--blink-settings=preferredColorScheme=0")
+    assert all(brightness(page) > 240 for page in light)
+    assert all(brightness(page) < 40 for page in dark)
+
+
+@pytest.mark.parametrize("name", ["mlp", "hostile"])
+def test_a_screenshot_shows_something_and_the_console_is_silent(tmp_path: Path, name: str) -> None:
+    report, blank = tmp_path / "report.html", tmp_path / "blank.html"
+    report.write_text(render_audit(DOCUMENTS[name]), encoding="utf-8")
+    blank.write_text("<!DOCTYPE html><title>blank</title>", encoding="utf-8")
+    sizes = []
+    for page in (report, blank):
+        picture = page.with_suffix(".png")
+        done = browse(page, "--window-size=1000,1600", f"--screenshot={picture}")
+        assert "CONSOLE" not in done.stderr
+        sizes.append(picture.stat().st_size)
+    assert sizes[0] > 5 * sizes[1]
+
+
+def test_the_console_would_not_be_silent_about_a_broken_policy(tmp_path: Path) -> None:
+    page = tmp_path / "bad.html"
+    text = render_audit(DOCUMENTS["mlp"]).replace("</body>", "<script>document.title = 1</script></body>")
+    page.write_text(text, encoding="utf-8")
+    assert "CONSOLE" in browse(page, "--dump-dom").stderr
+
+
+def test_it_prints_to_pdf(tmp_path: Path) -> None:
+    page, paper = tmp_path / "report.html", tmp_path / "report.pdf"
+    page.write_text(render_audit(DOCUMENTS["residual"]), encoding="utf-8")
+    browse(page, f"--print-to-pdf={paper}", "--no-pdf-header-footer")
+    data = paper.read_bytes()
+    assert data.startswith(b"%PDF")
+    assert 3 <= len(re.findall(rb"/Type\s*/Page\b", data)) <= 20
