@@ -272,7 +272,8 @@ class _Climber:
 def _maximiser(z: Tensor, norm: Norm) -> Tensor:
     """The vector of unit norm whose inner product with z is largest. z [batch, n]."""
     if norm is Norm.L2:
-        return z / torch.linalg.vector_norm(z, dim=1, keepdim=True).clamp_min(1e-300)
+        length: Tensor = torch.linalg.vector_norm(z, dim=1, keepdim=True)
+        return z / length.clamp_min(1e-300)
     if norm is Norm.LINF:
         return torch.where(z >= 0, 1.0, -1.0).to(z)
     top = z.abs().argmax(dim=1, keepdim=True)

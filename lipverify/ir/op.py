@@ -47,7 +47,8 @@ class Op:
             value = getattr(self, field.name)
             digest.update(f"|{field.name}=".encode())
             if isinstance(value, Tensor):
-                value = value.detach().cpu().contiguous()
+                # A fresh copy: an expanded tensor of one entry counts as contiguous but has no byte view.
+                value = value.detach().cpu().clone(memory_format=torch.contiguous_format)
                 digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
                 digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b"")
             else:
