@@ -8,7 +8,7 @@ from typing import Any
 
 from lipverify.errors import InternalError
 from lipverify.loading.names import display
-from lipverify.reporting.format import Magnitude, upper_text
+from lipverify.reporting.format import Magnitude, ratio_text, upper_text
 
 Document = Mapping[str, Any]
 
@@ -58,6 +58,18 @@ class Answers:
     def lower(self) -> float | None:
         """The largest lower bound found."""
         return max(self.lowers, default=None)
+
+    def ratios(self, answer: Answer) -> list[str]:
+        """Upper over lower of every centre (of the whole input space: one), in print, from small to large.
+
+        Centres whose lower bound is zero have no ratio and are left out, unless the upper bound is zero too.
+        """
+        found = []
+        for upper, lower in zip(answer.uppers, self.lowers, strict=False):
+            text = ratio_text(upper, lower)
+            if text is not None:
+                found.append((upper.order - Magnitude(lower).order if lower else 0.0, text))
+        return [text for _, text in sorted(found, key=lambda pair: pair[0])]
 
 
 def read(document: Document) -> Answers:

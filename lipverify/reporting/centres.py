@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lipverify.reporting.answers import Answer, Answers
-from lipverify.reporting.format import Magnitude, lower_text, ratio_text, upper_text
+from lipverify.reporting.format import lower_text, ratio_text, upper_text
 
 SHOWN = 50
 """Centres that are shown one by one; the others are part of the distribution only."""
@@ -36,31 +36,19 @@ class Centre:
 
 def spreads(answers: Answers) -> tuple[Spread, ...]:
     """The distribution of every analyzer's bounds; the median of an even count is the larger middle one."""
-    return tuple(_spread(answer, answers.lowers) for answer in answers.answers)
+    return tuple(_spread(answer, answers.ratios(answer)) for answer in answers.answers)
 
 
-def _spread(answer: Answer, lowers: tuple[float, ...]) -> Spread:
+def _spread(answer: Answer, ratios: list[str]) -> Spread:
     bounds = sorted(answer.uppers, key=lambda bound: bound.order)
-    pairs = list(zip(answer.uppers, lowers, strict=False))
-    ratios = [(upper.order - Magnitude(low).order, upper, low) for upper, low in pairs if low > 0]
-    ratios.sort(key=lambda triple: triple[0])
-    middle = ratio_of(ratios, len(ratios) // 2)
     return Spread(
         answer.analyzer,
         upper_text(bounds[0]),
         upper_text(bounds[len(bounds) // 2]),
         upper_text(bounds[-1]),
-        middle,
-        ratio_of(ratios, -1),
+        ratios[len(ratios) // 2] if ratios else "-",
+        ratios[-1] if ratios else "-",
     )
-
-
-def ratio_of(ratios: list[tuple[float, Magnitude, float]], index: int) -> str:
-    """A ratio out of a sorted list; a dash where no centre has one."""
-    if not ratios:
-        return "-"
-    _, upper, low = ratios[index]
-    return ratio_text(upper, low) or "-"
 
 
 def centres(answers: Answers) -> tuple[Centre, ...]:

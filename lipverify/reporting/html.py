@@ -21,7 +21,6 @@ from lipverify.reporting.format import (
     count_text,
     lower_text,
     plural,
-    ratio_text,
     seconds_text,
     shape_text,
     upper_text,
@@ -146,12 +145,11 @@ def _key_figures(answers: Answers) -> list[tuple[str, str, str]]:
 
 
 def _ratio(answer: Answer, answers: Answers) -> str:
-    if answers.local:
-        spread = next(s for s in centres.spreads(answers) if s.analyzer == answer.analyzer)
-        return spread.ratio_largest
-    if answers.lower is None:
-        return "-"
-    return ratio_text(answer.largest, answers.lower) or "none, the lower bound is 0"
+    """The largest ratio over the centres, or why there is none."""
+    ratios = answers.ratios(answer)
+    if ratios:
+        return ratios[-1]
+    return "none, the lower bound is 0" if answers.lowers else "-"
 
 
 def _bound_row(answer: Answer, answers: Answers) -> BoundRow:

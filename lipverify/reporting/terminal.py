@@ -13,7 +13,6 @@ from lipverify.reporting.format import (
     Magnitude,
     count_text,
     plural,
-    ratio_text,
     seconds_text,
     shape_text,
     upper_text,
@@ -59,24 +58,10 @@ def print_audit(document: Document, file: TextIO | None = None) -> None:
 
 def _cells(answer: Answer, answers: Answers) -> tuple[str, ...]:
     lower = "-" if answers.lower is None else lower_number(answers.lower)
-    pairs = list(zip(answer.uppers, answers.lowers, strict=False))
-    ratios = [ratio_text(upper, low) for upper, low in pairs if low > 0 or upper.position is None]
-    ratio = ratios[0] or "-" if ratios and not answers.local else _largest_ratio(pairs)
+    ratio = next(reversed(answers.ratios(answer)), "-")
     seconds = answer.row.get("seconds")
     time_text = "-" if seconds is None else seconds_text(seconds)
     return answer.analyzer, upper_text(answer.largest), lower, ratio, answer.rigour, time_text
-
-
-def _largest_ratio(pairs: list[tuple[Magnitude, float]]) -> str:
-    worst: tuple[float, str] | None = None
-    for upper, low in pairs:
-        text = ratio_text(upper, low)
-        if text is None:
-            return "-"
-        size = upper.order - (Magnitude(low).order if low else upper.order)
-        if worst is None or size > worst[0]:
-            worst = (size, text)
-    return "-" if worst is None else worst[1]
 
 
 def print_inspection(document: Document, file: TextIO | None = None) -> None:

@@ -27,6 +27,11 @@ FIGURES = {
     "beyond float64": documents.of_bounds([], 0.5, [12345.6, 12345.7]),
     "denormal": documents.of_bounds([5e-324, 1.7e308], 5e-324),
     "mlp": documents.mlp(),
+    "long names": documents.document(
+        documents.chain([4, 3, 2]),
+        [documents.bound("analyzer-" * 12 + str(i), 1.25e-300) for i in range(2)],
+        1e-300,
+    ),
     "local": documents.local(20),
     "many centres": documents.local(120),
 }
