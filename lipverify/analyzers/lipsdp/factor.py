@@ -189,6 +189,11 @@ class Factor:
         """Rows r become (A^-1 r)'."""
         return self.backward(self.forward(rows))
 
+    def output_form(self) -> Tensor:
+        """Y(D) = V0V0' + B'A^-1B."""
+        border = self.forward(self.pencil.border(self.d))
+        return torch.addmm(self.pencil.Y0, border, border.T)
+
     def diagonal_weight(self, j: int, generator: torch.Generator) -> float:
         """About tr(D_j S_j^-1 D_j), exact for small blocks, from 16 random signs for large ones."""
         d = self.d[self.pencil.part[j]]

@@ -21,6 +21,11 @@ from lipverify.analyzers.lipsdp.objective import Model, Point, weighted_probes
 from lipverify.analyzers.lipsdp.system import BlockSystem
 from lipverify.analyzers.protocol import Compute
 
+VERBOSE = False
+
+# A short CG run only leaves the stiff directions of the barrier; its small slope then passes for a finished stage.
+_LEAST_PRODUCTS = 8
+
 
 @dataclass(frozen=True)
 class Tuning:
@@ -205,7 +210,7 @@ def truncated_cg(
     p = scaled.clone()
     energy = first = float(residual @ scaled)
     pp, xp, xx = energy, 0.0, 0.0
-    for _ in range(limit):
+    for count in range(limit):
         if not energy > 0.0:
             break
         product = times_hessian(p)
@@ -219,7 +224,7 @@ def truncated_cg(
         residual = residual - alpha * product
         scaled = residual / diagonal
         new = float(residual @ scaled)
-        if new <= tol * tol * first or expired():
+        if (new <= tol * tol * first and count >= _LEAST_PRODUCTS) or expired():
             break
         ratio, energy = new / energy, new
         xx, xp = grown, ratio * (xp + alpha * pp)

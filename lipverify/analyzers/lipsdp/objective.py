@@ -53,6 +53,8 @@ class Model:
     mu: float
     reference: float
     hessian_probes: int
+    negligible: float = 1e-3
+    """Output directions below this share of the largest weight are left out of Hessian products (not of gradients)."""
 
 
 def weighted_probes(raw: Tensor, factor: Factor, strength: float, generator: torch.Generator) -> Tensor:
@@ -105,22 +107,27 @@ class Point:
         size += probe_weight * (b[m:].square() + bend[m:].square()).sum(0)
         diagonal = 0.5 * d * size
         self.diagonal = diagonal + 1e-10 * diagonal.amax()
-        # Hessian products see a few of the probes, reweighted.
-        used = min(len(model.probes), model.hessian_probes)
-        rows = slice(0, m + used)
-        self.c, self.bend = c[rows].clone(), bend[rows].clone()
-        self.weighted_c, self.weighted_bend = self.c.clone(), self.bend.clone()
-        self.weighted_c[:m], self.weighted_bend[:m] = weights @ c[:m], weights @ bend[:m]
-        if used:
-            share = probe_weight * len(model.probes) / used
-            self.weighted_c[m:] *= share
-            self.weighted_bend[m:] *= share
-        self.output_gap = gap[:m].clone()
+        self._keep_for_products(c, bend)
+        self.outputs, self.output_gap = c[:m].clone(), gap[:m].clone()
         identity = torch.eye(m, dtype=d.dtype, device=d.device)
         inverse = torch.linalg.inv(self.smoothed.level * identity - self.y / model.reference)
         self.inverse = 0.5 * (inverse + inverse.T)
         self.inverse_squared = self.inverse @ self.inverse
         self.inverse_trace = float(self.inverse_squared.trace())
+
+    def _keep_for_products(self, c: Tensor, bend: Tensor) -> None:
+        """Rows that Hessian products use: output directions that carry weight, and a few of the probes, reweighted."""
+        model, m = self.model, self.factor.pencil.outputs
+        values, vectors = torch.linalg.eigh(self.smoothed.weights)
+        chosen = values > model.negligible * values[-1]
+        basis, values = vectors[:, chosen].T, values[chosen]
+        used = min(len(model.probes), model.hessian_probes)
+        share = len(model.probes) / max(used, 1)
+        rows = slice(m, m + used)
+        self.c = torch.cat([basis @ c[:m], c[rows]])
+        self.bend = torch.cat([basis @ bend[:m], bend[rows]])
+        weights = torch.cat([values, torch.full_like(c[rows, 0], share)]) / model.reference
+        self.weighted_c, self.weighted_bend = weights[:, None] * self.c, weights[:, None] * self.bend
 
     def hessian_times(self, direction: Tensor) -> Tensor:
         """Second derivative in d, in units of log d: add gradient o direction for the Hessian in log d.
@@ -128,12 +135,12 @@ class Point:
         With eta = d o p: J = eta o (b - 2c) + C (eta o c), E = A^-1 J S, and 2 d o rowsum[(b - 2c) o E + c o C'E], plus the
         change of S. Multiplying J by S first saves the product with S afterwards.
         """
-        pencil, m = self.factor.pencil, self.factor.pencil.outputs
+        pencil = self.factor.pencil
         eta = self.d * direction
         rows = pencil.times_c_transposed(eta * self.weighted_c).addcmul_(self.weighted_bend, eta)
         solved = self.factor.solve(rows)
         result = (self.bend * solved + self.c * pencil.times_c(solved)).sum(0)
-        outputs = self.c[:m]
+        outputs = self.outputs
         change = (outputs * eta) @ self.output_gap.T
         change = self.inverse @ ((change + change.T) / self.model.reference) @ self.inverse
         spectral = self.model.mu * (

@@ -42,8 +42,7 @@ def scalar_start(reduced: Reduced) -> tuple[Reduced, Factor, Tensor]:
             continue
         if factor is None:
             raise InternalError("the closed-form multipliers are not feasible")
-        border = factor.forward(pencil.border(factor.d))
-        y = torch.addmm(pencil.Y0, border, border.T)
+        y = factor.output_form()
         shift = _half_log2(largest_eigenvalue(y))
         if abs(shift) <= _RANGE:
             return candidate, factor, y

@@ -33,7 +33,7 @@ def gaussian(*shape, seed=0):
 def feasible_point(system, probes=5):
     pencil = Pencil(system)
     d = torch.cat(fast(system, Compute()).multipliers) * torch.exp(0.2 * gaussian(pencil.neurons).abs())
-    model = Model(0.1 * gaussian(probes, pencil.neurons, seed=1), 0.03, 2.0, probes)
+    model = Model(0.1 * gaussian(probes, pencil.neurons, seed=1), 0.03, 2.0, probes, negligible=0.0)
     return pencil, d, model
 
 
