@@ -24,6 +24,7 @@ _HOMES = {
     "lipverify.ir.graph": ("Graph", "Node"),
     "lipverify.ir.certificate": ("Certificate", "Rigour", "Witness"),
     "lipverify.interpreter": ("evaluate",),
+    "lipverify.propagation": ("Bounds", "bounds"),
     "lipverify.errors": (
         "ExtractionMismatch",
         "InternalError",
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from lipverify.ir.norm import Norm
     from lipverify.ir.region import Ball, Everywhere, Query
     from lipverify.pipeline import audit, extract, load, margin
+    from lipverify.propagation import Bounds, bounds
     from lipverify.results import Audit
 
 

@@ -91,12 +91,42 @@ class Slopes:
     upper: Tensor
 
 
+@dataclass(frozen=True)
+class Plane:
+    """An affine function of terms: sum over i of slopes[i] * term i, plus the offset; all elementwise.
+
+    Slopes and offset are float64 and broadcast to [batch, *shape of the result].
+    """
+
+    slopes: tuple[Tensor, ...]
+    offset: Tensor
+
+
+@dataclass(frozen=True)
+class Relaxation:
+    """Affine functions below and above an operator: lower(x) <= op(x) <= upper(x) for every x in the boxes.
+
+    Statement: holds in real arithmetic for exactly the stored numbers.
+    Term i is input i where `entries` is None. Otherwise the operator has one input, and term i of a result is the input's
+    entry `entries[i]` there: entries [terms, *shape of the result], row-major positions in a sample.
+    """
+
+    lower: Plane
+    upper: Plane
+    entries: Tensor | None = None
+
+
 forward: Rule[Tensor] = Rule(
     "forward", "what does it compute? (op, *inputs [batch, *shape]) -> [batch, *shape]"
 )
 linear: Rule[Tensor] = Rule(
     "linear",
     "for affine operators only: the part without the constant, same signature as forward; forward(x) = linear(x) + forward(0)",
+)
+magnitude: Rule[Tensor] = Rule(
+    "magnitude",
+    "for affine operators: |A| |x| + |constants|, same signature as forward, for x >= 0; a computed forward, linear or adjoint "
+    "result of sums over n terms is off by at most gamma_(n+8) times this, entry by entry or in any inner product",
 )
 interval: Rule[Interval] = Rule(
     "interval", "which box holds all results? (op, *boxes) -> Interval, rounded outward"
@@ -105,6 +135,10 @@ slopes: Rule[Slopes] = Rule(
     "slopes",
     "scalar activations: the proven range of slopes. "
     "(op, None, shape) over the whole line, (op, box, shape) over a box [batch, *shape]",
+)
+relax: Rule[Relaxation] = Rule(
+    "relax",
+    "for operators that are not affine: affine functions below and above it. (op, *boxes [batch, *shape]) -> Relaxation",
 )
 gain: Rule[Gain] = Rule(
     "gain",

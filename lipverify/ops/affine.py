@@ -14,7 +14,7 @@ from lipverify.ir.op import Op, Shape
 from lipverify.linalg.dense import operator_norm_upper
 from lipverify.ops.embedding import blocks_norm, diagonal_norm, single
 from lipverify.ops.enclosure import Enclosure, linear_box
-from lipverify.rules import Gain, Unbounded, forward, gain, interval, linear
+from lipverify.rules import Gain, Unbounded, forward, gain, interval, linear, magnitude
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +65,22 @@ def _scale_part(op: Scale, x: Tensor) -> Tensor:
 @linear.register(DivideBy)
 def _divide_by(op: DivideBy, x: Tensor) -> Tensor:
     return x / op.divisor
+
+
+@magnitude.register(Linear)
+def _linear_size(op: Linear, x: Tensor) -> Tensor:
+    return torch.nn.functional.linear(x, op.weight.abs(), None if op.bias is None else op.bias.abs())
+
+
+@magnitude.register(Scale)
+def _scale_size(op: Scale, x: Tensor) -> Tensor:
+    scaled = x if op.scale is None else x * op.scale.abs()
+    return scaled if op.shift is None else scaled + op.shift.abs()
+
+
+@magnitude.register(DivideBy)
+def _divide_by_size(op: DivideBy, x: Tensor) -> Tensor:
+    return x / op.divisor.abs()
 
 
 @gain.register(Linear)

@@ -14,7 +14,7 @@ from lipverify.ir.op import Op, Shape
 from lipverify.linalg.convolution import convolution_norm, transposed_convolution_norm
 from lipverify.ops.embedding import single
 from lipverify.ops.enclosure import linear_box
-from lipverify.rules import Gain, forward, gain, interval, linear
+from lipverify.rules import Gain, forward, gain, interval, linear, magnitude
 
 Pads = tuple[tuple[int, int], ...]
 
@@ -92,6 +92,12 @@ def _conv_transpose(op: ConvTranspose, x: Tensor) -> Tensor:
 @linear.register(ConvTranspose)
 def _conv_transpose_part(op: ConvTranspose, x: Tensor) -> Tensor:
     return _convolve_transposed(op, x, None)
+
+
+@magnitude.register(Conv, ConvTranspose)
+def _conv_size(op: Conv | ConvTranspose, x: Tensor) -> Tensor:
+    bias = None if op.bias is None else op.bias.abs()
+    return forward(replace(op, weight=op.weight.abs(), bias=bias), x)
 
 
 @gain.register(Conv)

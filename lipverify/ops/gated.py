@@ -19,9 +19,10 @@ from lipverify.ir.op import Op, Shape
 from lipverify.linalg.rounding import down, up
 from lipverify.ops.curves import Curve, curve
 from lipverify.ops.enclosure import Enclosure
+from lipverify.ops.planes import scalar_planes
 from lipverify.ops.scalar import box_slopes, scalar_gain, uniform_slopes
 from lipverify.ops.smooth import GELU, SiLU
-from lipverify.rules import Slopes, forward, gain, interval, slopes
+from lipverify.rules import Slopes, forward, gain, interval, relax, slopes
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +101,7 @@ def _clip_gate(op: ClipGate, x: Tensor) -> Tensor:
 
 
 gain.register(ErfGate, TanhGate, SigmoidGate, ClipGate)(scalar_gain)
+relax.register(ErfGate, TanhGate, SigmoidGate, ClipGate)(scalar_planes)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,19 @@ from lipverify.ir.op import Op, Shape
 from lipverify.linalg.rounding import gamma
 from lipverify.ops.embedding import embedding, finite
 from lipverify.ops.enclosure import Enclosure, monotone_box
-from lipverify.rules import Gain, Unbounded, forward, gain, interval, linear
+from lipverify.ops.planes import largest_planes, smallest_planes
+from lipverify.rules import (
+    Gain,
+    Plane,
+    Relaxation,
+    Unbounded,
+    forward,
+    gain,
+    interval,
+    linear,
+    magnitude,
+    relax,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +119,43 @@ def _minimum(op: Minimum, *xs: Tensor) -> Tensor:
 def _concat(op: Concat, *xs: Tensor) -> Tensor:
     batch = max(x.shape[0] for x in xs)
     return torch.cat([x.expand(batch, *x.shape[1:]) for x in xs], dim=op.axis + 1)
+
+
+magnitude.register(Add, Sub)(_add)
+magnitude.register(Concat)(_concat)
+
+
+@relax.register(Maximum, Minimum)
+def _extremum_planes(op: Maximum | Minimum, *boxes: Interval) -> Relaxation:
+    ends = zip(*((box.lower, box.upper) for box in boxes), strict=True)
+    lower, upper = (torch.stack(torch.broadcast_tensors(*end)) for end in ends)
+    return largest_planes(lower, upper) if isinstance(op, Maximum) else smallest_planes(lower, upper)
+
+
+@relax.register(Mul)
+def _product_planes(op: Mul, x: Interval, y: Interval) -> Relaxation:
+    """(x - x_end)(y - y_end) has a known sign at each corner of the box: McCormick, Mathematical Programming 10 (1976).
+
+    Of the two planes on either side the one closer to the centre's product is taken; signs: low-low and high-high from
+    below, low-high and high-low from above.
+    """
+    ends = torch.broadcast_tensors(x.lower, x.upper, y.lower, y.upper)
+    low_x, high_x, low_y, high_y = ends
+    x_mid, y_mid = low_x / 2 + high_x / 2, low_y / 2 + high_y / 2
+
+    def plane(corners: tuple[tuple[Tensor, Tensor], ...], sign: float) -> Plane:
+        parts = []
+        for a, b in corners:  # x y ~ b x + a y - a b
+            corner = Enclosure.of(a) * Enclosure.of(b)
+            offset = -corner.upper if sign < 0 else -corner.lower
+            parts.append((b, a, offset, sign * (b * x_mid + a * y_mid + offset)))
+        take = parts[0][3] <= parts[1][3]
+        slope_x, slope_y, offset = (torch.where(take, parts[0][i], parts[1][i]) for i in range(3))
+        return Plane((slope_x, slope_y), offset)
+
+    return Relaxation(
+        plane(((low_x, low_y), (high_x, high_y)), -1.0), plane(((low_x, high_y), (high_x, low_y)), 1.0)
+    )
 
 
 def _embedded(shapes: tuple[Shape, ...], norm_in: Norm, norm_out: Norm) -> tuple[float, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import torch
@@ -15,7 +15,7 @@ from lipverify.ir.op import Op, Shape
 from lipverify.linalg.rounding import Upper
 from lipverify.ops.embedding import blocks_norm, diagonal_norm, single, through_same_norm
 from lipverify.ops.enclosure import Enclosure
-from lipverify.rules import Gain, Unbounded, forward, gain, interval, linear
+from lipverify.rules import Gain, Unbounded, forward, gain, interval, linear, magnitude
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +66,11 @@ def _batch_norm(op: BatchNorm, x: Tensor) -> Tensor:
 @linear.register(BatchNorm)
 def _batch_norm_part(op: BatchNorm, x: Tensor) -> Tensor:
     return x * _channelwise(op, op.weight / torch.sqrt(op.var + op.eps), x.ndim)
+
+
+@magnitude.register(BatchNorm)
+def _batch_norm_size(op: BatchNorm, x: Tensor) -> Tensor:
+    return _batch_norm(replace(op, weight=op.weight.abs(), bias=op.bias.abs(), mean=-op.mean.abs()), x)
 
 
 @forward.register(LayerNorm)

@@ -11,8 +11,9 @@ from torch import Tensor
 from lipverify.ir.interval import Interval
 from lipverify.ir.op import Op, Shape
 from lipverify.ops.enclosure import Enclosure, monotone_box, negative_part, positive_part, two_sided
+from lipverify.ops.planes import kinked_planes, scalar_planes
 from lipverify.ops.scalar import box_slopes, proven, scalar_gain, uniform_slopes
-from lipverify.rules import Slopes, Unbounded, forward, gain, interval, slopes
+from lipverify.rules import Relaxation, Slopes, Unbounded, forward, gain, interval, relax, slopes
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +98,15 @@ def _hardswish(op: Hardswish, x: Tensor) -> Tensor:
 
 gain.register(ReLU, LeakyReLU, PReLU, Abs, Clip, Hardsigmoid, Hardswish)(scalar_gain)
 interval.register(ReLU, Clip)(monotone_box)
+relax.register(Clip, Hardsigmoid, Hardswish)(scalar_planes)
+
+
+@relax.register(ReLU, Abs, LeakyReLU, PReLU)
+def _kinked_planes(op: ReLU | Abs | LeakyReLU | PReLU, box: Interval) -> Relaxation:
+    """Two straight pieces that meet at 0."""
+    if isinstance(op, ReLU | Abs):
+        return kinked_planes(0.0 if isinstance(op, ReLU) else -1.0, 1.0, box)
+    return kinked_planes(op.slope, 1.0, box)
 
 
 def _kink(left: Tensor | float, right: Tensor | float, box: Interval, shape: Shape) -> Slopes:

@@ -18,7 +18,8 @@ from lipverify.linalg.rounding import Upper
 from lipverify.ops.convolution import Pads, flat_pads
 from lipverify.ops.embedding import SAME_NORMS, blocks_norm, copies_norm, embedding, single
 from lipverify.ops.enclosure import Enclosure, linear_box, monotone_box
-from lipverify.rules import Gain, forward, gain, interval, linear
+from lipverify.ops.planes import largest_planes, smallest_planes
+from lipverify.rules import Gain, Relaxation, forward, gain, interval, linear, magnitude, relax
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,6 +149,43 @@ def _reduce_max(op: ReduceMax, x: Tensor) -> Tensor:
 @forward.register(ReduceMin)
 def _reduce_min(op: ReduceMin, x: Tensor) -> Tensor:
     return x.amin(dim=batched_axes(op.axes), keepdim=op.keepdims)
+
+
+# No coefficient is negative.
+magnitude.register(AvgPool)(_avg_pool)
+magnitude.register(ReduceSum)(_reduce_sum)
+magnitude.register(ReduceMean)(_reduce_mean)
+
+
+@relax.register(MaxPool)
+def _max_pool_planes(op: MaxPool, box: Interval) -> Relaxation:
+    """The maximum of one entry a place in the window; a place outside repeats an entry of the window."""
+    shape = box.lower.shape[1:]
+    index = torch.arange(math.prod(shape), dtype=torch.float64, device=box.lower.device).reshape(1, *shape)
+    padded = torch.nn.functional.pad(index, flat_pads(op.padding), value=-1.0)
+    held = windows(padded, op.kernel, op.stride, op.dilation)[0].flatten(-len(op.kernel)).to(torch.int64)
+    held = torch.where(held < 0, held.amax(-1, keepdim=True), held)
+    return largest_planes(*_members(held.movedim(-1, 0), box))
+
+
+@relax.register(ReduceMax, ReduceMin)
+def _reduce_max_planes(op: ReduceMax | ReduceMin, box: Interval) -> Relaxation:
+    """The maximum (minimum) of the entries along the axes."""
+    shape = tuple(box.lower.shape[1:])
+    index = torch.arange(math.prod(shape), device=box.lower.device).reshape(shape)
+    kept = [axis for axis in range(len(shape)) if axis not in op.axes]
+    result = [
+        1 if axis in op.axes else size for axis, size in enumerate(shape) if op.keepdims or axis in kept
+    ]
+    held = index.permute(*op.axes, *kept).reshape(-1, *result)
+    planes = largest_planes if isinstance(op, ReduceMax) else smallest_planes
+    return planes(*_members(held, box))
+
+
+def _members(held: Tensor, box: Interval) -> tuple[Tensor, Tensor, Tensor]:
+    """Ends of the boxes of the entries `held` [terms, *shape of the result], each [terms, batch, ...], and `held` itself."""
+    lower, upper = (end.flatten(1)[:, held].movedim(1, 0) for end in (box.lower, box.upper))
+    return lower, upper, held
 
 
 @gain.register(MaxPool)

@@ -11,11 +11,13 @@ from lipverify.errors import UnsupportedModel
 from lipverify.ir.interval import Interval
 from lipverify.ir.op import Shape
 from lipverify.ops.enclosure import Enclosure, rounded
+from lipverify.ops.planes import scalar_planes
 from lipverify.ops.scalar import box_slopes, scalar_gain, uniform_slopes
 from lipverify.ops.smooth import Exp, Power, Reciprocal, Sqrt
-from lipverify.rules import Slopes, Unbounded, gain, interval, slopes
+from lipverify.rules import Slopes, Unbounded, gain, interval, relax, slopes
 
 gain.register(Exp, Power, Sqrt, Reciprocal)(scalar_gain)
+relax.register(Exp, Power, Sqrt, Reciprocal)(scalar_planes)
 
 
 @slopes.register(Exp)

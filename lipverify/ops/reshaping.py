@@ -13,7 +13,7 @@ from lipverify.ir.op import Op, Shape
 from lipverify.ops.convolution import Pads, flat_pads
 from lipverify.ops.embedding import copies_norm, embedding, single
 from lipverify.ops.enclosure import monotone_box
-from lipverify.rules import Gain, forward, gain, interval, linear
+from lipverify.rules import Gain, forward, gain, interval, linear, magnitude
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,6 +171,21 @@ def _depth_to_space(op: DepthToSpace, x: Tensor) -> Tensor:
 @linear.register(Expand)
 def _expand(op: Expand, x: Tensor) -> Tensor:
     return x.expand(x.shape[0], *op.shape)
+
+
+# No coefficient is negative.
+magnitude.register(Reshape)(_reshape)
+magnitude.register(Transpose)(_transpose)
+magnitude.register(Slice)(_slice)
+magnitude.register(Gather)(_gather)
+magnitude.register(Upsample)(_upsample)
+magnitude.register(DepthToSpace)(_depth_to_space)
+magnitude.register(Expand)(_expand)
+
+
+@magnitude.register(Pad)
+def _pad_size(op: Pad, x: Tensor) -> Tensor:
+    return _padded(op, x, abs(op.fill))
 
 
 @gain.register(Reshape, Transpose, DepthToSpace)

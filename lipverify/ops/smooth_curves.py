@@ -18,6 +18,7 @@ from lipverify.ir.op import Shape
 from lipverify.linalg.rounding import down, up
 from lipverify.ops.curves import Branch, Curve, Turn, curve, curve_interval, curve_slopes
 from lipverify.ops.enclosure import Enclosure, negative_part, positive_part, two_sided
+from lipverify.ops.planes import scalar_planes
 from lipverify.ops.scalar import box_slopes, scalar_gain, uniform_slopes
 from lipverify.ops.smooth import (
     CELU,
@@ -36,12 +37,13 @@ from lipverify.ops.smooth import (
     Tanh,
     Tanhshrink,
 )
-from lipverify.rules import Slopes, Unbounded, gain, interval, slopes
+from lipverify.rules import Slopes, Unbounded, gain, interval, relax, slopes
 
 _CURVES = (Sigmoid, Tanh, Softplus, GELU, SiLU, Mish, Softsign, Tanhshrink, LogSigmoid, Erf)
 slopes.register(*_CURVES)(curve_slopes)
 interval.register(*_CURVES)(curve_interval)
 gain.register(*_CURVES, ELU, SELU, CELU, Sin, Cos)(scalar_gain)
+relax.register(*_CURVES, ELU, SELU, CELU, Sin, Cos)(scalar_planes)
 
 
 def _bell(x: Enclosure) -> Enclosure:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,7 +14,8 @@ from lipverify.ir.op import Op, Shape
 from lipverify.linalg.rounding import Upper, gamma, inflate
 from lipverify.ops.embedding import embedding, single, through_same_norm
 from lipverify.ops.enclosure import Enclosure, linear_box, monotone_box
-from lipverify.rules import Gain, Unbounded, forward, gain, interval
+from lipverify.ops.planes import largest_planes, smallest_planes
+from lipverify.rules import Gain, Plane, Relaxation, Unbounded, forward, gain, interval, relax
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +101,34 @@ def _reflection_sum(op: Householder) -> Upper:
 
 # Every order statistic is nondecreasing in every entry.
 interval.register(GroupSort)(monotone_box)
+
+
+@relax.register(GroupSort)
+def _group_sort_planes(op: GroupSort, box: Interval) -> Relaxation:
+    """Ends of a group are its minimum and maximum; what lies between gets its interval."""
+    shape = tuple(box.lower.shape[1:])
+    index = torch.arange(math.prod(shape), device=box.lower.device).reshape(shape)
+    members = index.unflatten(op.axis, (-1, op.group)).movedim(op.axis + 1, 0)  # [group, ..., groups, ...]
+    lower, upper = (end.flatten(1)[:, members].movedim(1, 0) for end in (box.lower, box.upper))
+    planes = [smallest_planes(lower, upper, members), largest_planes(lower, upper, members)]
+    image = monotone_box(replace(op, descending=False), box)
+    parts = []
+    for side in ("lower", "upper"):
+        end: Tensor = getattr(image, side).unflatten(op.axis + 1, (-1, op.group)).movedim(op.axis + 2, 0)
+        zero = torch.zeros_like(end[0])
+        found: list[Plane] = [getattr(planes[0], side)]
+        found += [Plane((zero,) * op.group, end[place]) for place in range(1, op.group - 1)]
+        found += [getattr(planes[1], side)] if op.group > 1 else []
+        if op.descending:
+            found.reverse()
+        rows = [torch.stack([plane.slopes[term] for plane in found]) for term in range(op.group)]
+        rows.append(torch.stack([plane.offset for plane in found]))
+        *slopes, offset = (row.movedim(0, op.axis + 2).flatten(op.axis + 1, op.axis + 2) for row in rows)
+        parts.append(Plane(tuple(slopes), offset))
+    entries = members.unsqueeze(op.axis + 2).expand(
+        *members.shape[: op.axis + 2], op.group, *members.shape[op.axis + 2 :]
+    )
+    return Relaxation(parts[0], parts[1], entries.flatten(op.axis + 1, op.axis + 2))
 
 
 @interval.register(Householder)

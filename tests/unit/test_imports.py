@@ -20,8 +20,8 @@ LAYERS = {
     "interpreter": {"errors", "ir", "rules", "ops"},
     "frontends": {"errors", "ir", "rules", "ops", "interpreter", "loading"},
     "passes": {"errors", "ir", "rules", "ops", "interpreter", "loading"},
-    "bounds": {"errors", "ir", "rules", "ops", "linalg", "interpreter", "loading"},
-    "analyzers": {"errors", "ir", "rules", "ops", "linalg", "interpreter", "loading", "bounds"},
+    "propagation": {"errors", "ir", "rules", "ops", "linalg"},
+    "analyzers": {"errors", "ir", "rules", "ops", "linalg", "interpreter", "loading", "propagation"},
     "zoo": {"errors", "loading"},
     "reporting": {"errors", "loading", "ir"},
 }

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lipverify.analyzers.lipsdp.bound import certified_upper
 from lipverify.analyzers.lipsdp.canonical import canonical_form, refuse_too_large, refuse_unencodable
+from lipverify.analyzers.lipsdp.published import Constraints, bound_published, sorting_chain
 from lipverify.analyzers.lipsdp.reference import solve_reference
 from lipverify.analyzers.lipsdp.solver import Settings, Solution, fast, solve
 from lipverify.analyzers.lipsdp.system import BlockSystem
@@ -19,11 +20,10 @@ from lipverify.analyzers.protocol import Compute
 from lipverify.errors import UnsupportedModel
 from lipverify.ir.certificate import Certificate, Rigour
 from lipverify.ir.graph import Graph
-from lipverify.ir.interval import Interval
 from lipverify.ir.norm import Norm
 from lipverify.ir.region import Ball, Query
 from lipverify.linalg.rounding import Upper
-from lipverify.ranges import interval_ranges
+from lipverify.propagation import bounds
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,10 @@ def _systems(graph: Graph, query: Query, compute: Compute) -> Iterator[BlockSyst
     if not isinstance(query.region, Ball):
         yield canonical_form(graph, None, compute.device)
         return
-    box = query.region.enclosure()
-    for index in range(len(query.region)):
-        row = slice(index, index + 1)
-        ranges = interval_ranges(graph, Interval(box.lower[row], box.upper[row]))
+    ball = query.region
+    for index in range(len(ball)):
+        around = Ball(ball.center[index : index + 1], ball.radius, ball.norm, ball.box)
+        ranges = bounds(graph, around, device=compute.device)
         yield canonical_form(graph, ranges, compute.device)
 
 
@@ -173,10 +173,15 @@ class LipSDPReference:
     solver: str = "CLARABEL"
     largest: int = 400
     """Neurons beyond which a cone solver does not finish in minutes."""
+    constraints: Constraints = "neurons"
+    """What is said of sorting and reflecting layers: one neuron a comparison, as `lipsdp`, or the constraints of
+    Pauli et al. (ICLR 2024, arXiv 2401.14033) for whole groups with all multipliers, or those with S = P = 0."""
 
     def reject(self, graph: Graph, query: Query) -> str | None:
         """As `lipsdp`, and networks too large for a cone solver."""
         reason = _reject(graph, query)
+        if reason is None and self.constraints != "neurons":
+            reason = self._reject_published(graph, query)
         if reason is None:
             count = canonical_form(graph).neurons + graph.input.size
             if count > self.largest:
@@ -185,7 +190,39 @@ class LipSDPReference:
 
     def bound(self, graph: Graph, query: Query, compute: Compute) -> Certificate:
         """Valid whatever the solver said; its objective is kept as a note."""
+        if self.constraints != "neurons":
+            return self._bound_published(graph, query)
         return _bound(self, graph, query, compute, self._solve, Rigour.REAL)
+
+    def _reject_published(self, graph: Graph, query: Query) -> str | None:
+        if self.constraints not in ("group", "group-diagonal"):
+            return f'knows the constraints "neurons", "group" and "group-diagonal", not {self.constraints!r}'
+        if isinstance(query.region, Ball):
+            return "the published group constraints do not depend on a region; ask for the whole space"
+        try:
+            sorting_chain(graph)
+        except UnsupportedModel as error:
+            return str(error)
+        return None
+
+    def _bound_published(self, graph: Graph, query: Query) -> Certificate:
+        reason = self.reject(graph, query)
+        if reason is not None:
+            raise UnsupportedModel(reason)
+        found, evidence = bound_published(graph, self.constraints, self.solver)
+        try:
+            upper: Tensor | None = torch.tensor(float(found), dtype=torch.float64)
+        except OverflowError:
+            upper = None
+        return Certificate(
+            upper=upper,
+            log10_upper=found.log10() if upper is None else None,
+            query=query,
+            rigour=Rigour.REAL,
+            evidence=evidence,
+            made_by=repr(self),
+            graph_digest=graph.digest,
+        )
 
     def _solve(self, system: BlockSystem, compute: Compute) -> Solution:
         found = solve_reference(system, self.solver)

@@ -1,0 +1,152 @@
+"""Linear functionals of a graph's values, pushed back node by node towards the input.
+
+Legend: every row is an inequality, valid for all inputs of one ball (the row's owner),
+    <functional asked for> <= sum over frontier nodes n of <A_n, y_n> + constant + error.
+Source: Zhang et al., NeurIPS 2018 (arXiv 1811.00866), CROWN; on DAGs Xu et al., NeurIPS 2020 (arXiv 2002.12920).
+
+Rounding: a computed coefficient differs from the one that makes the inequality exact. The difference, times the value it
+belongs to, is at most gamma times |coefficients| times the sum of the absolute terms of that node (`Knowledge.sizes`), because
+every value stays inside its known range; `error` adds these up. Higham, section 3.1, for the inner products.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lipverify.ir.graph import Node
+from lipverify.ir.norm import Norm
+from lipverify.ir.op import Constant, Input
+from lipverify.linalg.rounding import UNIT_ROUNDOFF, gamma
+from lipverify.propagation.adjoint import adjoint
+from lipverify.propagation.knowledge import Knowledge, is_affine
+
+
+@dataclass
+class Functionals:
+    """Rows of inequalities. coefficients: frontier node -> [rows, *shape]; owner [rows]: index of the ball."""
+
+    known: Knowledge
+    coefficients: dict[str, Tensor]
+    owner: Tensor
+    constant: Tensor
+    error: Tensor
+
+    @classmethod
+    def start(cls, known: Knowledge, coefficients: dict[str, Tensor], owner: Tensor) -> Functionals:
+        """Functionals of any nodes, without a constant; the coefficients are taken as exact."""
+        zeros = known.box.lower.new_zeros(len(owner))
+        return cls(known, dict(coefficients), owner, zeros, zeros.clone())
+
+    def keep(self, rows: Tensor) -> None:
+        """Only these rows."""
+        self.coefficients = {name: a[rows] for name, a in self.coefficients.items()}
+        self.owner, self.constant, self.error = self.owner[rows], self.constant[rows], self.error[rows]
+
+    def step(self, node: Node) -> None:
+        """Replaces a frontier node, none of whose consumers is in the frontier, by its inputs."""
+        a = self.coefficients.pop(node.name, None)
+        if a is None:
+            return
+        # Twice: the sum of absolute values is computed too. 16: products, offsets and their addition.
+        error = 2.0 * gamma(node.size + 16) * self._dot(a.abs(), self.known.sizes(node))
+        if isinstance(node.op, Constant):
+            self.constant = self.constant + self._dot(a, self.known.ranges[node.name].lower)
+        elif is_affine(node):
+            shift = self.known.shift(node)
+            if bool(shift.any()):
+                self.constant = self.constant + self._dot(a, shift)
+            for name, back in zip(node.inputs, adjoint(node.op, a, self.known.shapes(node)), strict=True):
+                self._add(name, back)
+        else:
+            self._relax(node, a)
+        self._charge(error)
+
+    def _relax(self, node: Node, a: Tensor) -> None:
+        """Positive coefficients take the plane above, negative ones the plane below."""
+        found = self.known.planes(node)
+        above = a >= 0
+        offset = torch.where(above, self._rows(found.upper.offset), self._rows(found.lower.offset))
+        self.constant = self.constant + (a * offset).flatten(1).sum(1)
+        terms = list(zip(found.lower.slopes, found.upper.slopes, strict=False))
+        if len(found.lower.slopes) != len(found.upper.slopes):
+            raise AssertionError("planes of one operator have the same terms")
+        for index, (low, high) in enumerate(terms):
+            back = a * torch.where(above, self._rows(high), self._rows(low))
+            if found.entries is None:
+                self._add(node.inputs[index], back)
+                continue
+            source = self.known.graph[node.inputs[0]]
+            spread = back.new_zeros(len(back), source.size)
+            spread.index_add_(1, found.entries[index].reshape(-1), back.flatten(1))
+            self._add(source.name, spread.reshape(len(back), *source.shape))
+
+    def _add(self, name: str, more: Tensor) -> None:
+        have = self.coefficients.get(name)
+        if have is None:
+            self.coefficients[name] = more
+            return
+        total = have + more
+        self._charge(2.0 * UNIT_ROUNDOFF * self._dot(total.abs(), self.known.largest(name)))
+        self.coefficients[name] = total
+
+    def _charge(self, error: Tensor) -> None:
+        """Also the rounding of the running sums themselves."""
+        self.error = (self.error + error + 2.0 * UNIT_ROUNDOFF * self.constant.abs()) * (
+            1.0 + 4.0 * UNIT_ROUNDOFF
+        )
+
+    def _rows(self, facts: Tensor) -> Tensor:
+        """Facts about balls [count or 1, ...] for every row; a view where all rows share one ball."""
+        if facts.shape[0] == 1:
+            return facts
+        if self._single():
+            return facts[self.owner[:1]]
+        return facts[self.owner]
+
+    def _single(self) -> bool:
+        return self.known.count == 1 or bool((self.owner == self.owner[0]).all())
+
+    def _dot(self, a: Tensor, facts: Tensor) -> Tensor:
+        """Inner product of every row with the facts of its ball: [rows]."""
+        if len(a) == 0:
+            return a.new_zeros(0)
+        rows = self._rows(facts)
+        if rows.shape[0] == 1:
+            return a.flatten(1) @ rows.flatten()
+        return (a * rows).flatten(1).sum(1)
+
+    def upper(self) -> Tensor:
+        """Upper bound of every row from the ranges of the frontier, or from the ball itself at the input: [rows]."""
+        total, error = self.constant, self.error
+        for name, a in self.coefficients.items():
+            node = self.known.graph[name]
+            if isinstance(node.op, Input):
+                value = self._over_ball(a)
+            else:
+                value = self._over_box(a, self.known.ranges[name].lower, self.known.ranges[name].upper)
+            slack = 4.0 * gamma(node.size + 16) * self._dot(a.abs(), self.known.largest(name))
+            total = total + value
+            error = error + slack + 4.0 * UNIT_ROUNDOFF * (total.abs() + value.abs())
+        found = total + error * (1.0 + 16.0 * UNIT_ROUNDOFF)
+        return torch.nextafter(found, torch.full_like(found, torch.inf))
+
+    def _over_box(self, a: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+        """<a, middle> + <|a|, radius>; the radius is rounded so that the box is held."""
+        middle = lower / 2 + upper / 2
+        radius = torch.maximum(upper - middle, middle - lower)
+        radius = torch.nextafter(radius, torch.full_like(radius, torch.inf))
+        return self._dot(a, middle) + self._dot(a.abs(), radius)
+
+    def _over_ball(self, a: Tensor) -> Tensor:
+        """The support function of the ball, cut by the input box. For l2 the smaller of ball and box."""
+        ball, box = self.known.ball, self.known.box
+        if ball.norm is Norm.LINF:
+            return self._over_box(a, box.lower, box.upper)
+        length = torch.linalg.vector_norm(a.flatten(1), dim=1)
+        # The norm is off by gamma_(n+2) relative; the slack of `upper` is at least that of |a| |center|, not of the radius.
+        length = length * (1.0 + 2.0 * gamma(a[0].numel() + 4 if len(a) else 4))
+        value = self._dot(a, ball.center.to(a)) + ball.radius * length
+        return value if ball.box is None else torch.minimum(value, self._over_box(a, box.lower, box.upper))

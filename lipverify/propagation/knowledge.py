@@ -1,0 +1,134 @@
+"""What is known about every node over the balls: its range, the affine functions around it, and how large its terms are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from lipverify.errors import UnsupportedModel
+from lipverify.ir.graph import Graph, Node
+from lipverify.ir.interval import Interval
+from lipverify.ir.op import Constant, Input, Shape
+from lipverify.ir.region import Ball
+from lipverify.ops.planes import constant_planes
+from lipverify.rules import Relaxation, forward, interval, linear, magnitude, relax
+
+
+@dataclass
+class Knowledge:
+    """Facts about the nodes of a float64 graph over a ball; ranges grow node by node in topological order.
+
+    Everything is [count of centres, *shape]. A node without a range is not known yet.
+    """
+
+    graph: Graph
+    ball: Ball
+    box: Interval
+    """The balls' boxes, on the device of the graph."""
+    ranges: dict[str, Interval] = field(default_factory=dict)
+    _planes: dict[str, Relaxation] = field(default_factory=dict)
+    _sizes: dict[str, Tensor] = field(default_factory=dict)
+    _shifts: dict[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, graph: Graph, ball: Ball, device: torch.device) -> Knowledge:
+        """Nothing known yet but the input's box.
+
+        Raises:
+            UnsupportedModel: a node without an interval rule; it is named.
+        """
+        missing = interval.missing(node for node in graph.nodes if not isinstance(node.op, Input))
+        if missing:
+            listed = ", ".join(node.describe() for node in missing[:3])
+            raise UnsupportedModel(f"no interval rule for {listed}")
+        box = ball.enclosure()
+        ends = Interval(box.lower.to(device), box.upper.to(device))
+        return cls(graph.to(dtype=torch.float64, device=device), ball, ends)
+
+    @property
+    def count(self) -> int:
+        """How many centres."""
+        return len(self.ball)
+
+    def shapes(self, node: Node) -> tuple[Shape, ...]:
+        """Sample shapes of a node's inputs."""
+        return tuple(self.graph[name].shape for name in node.inputs)
+
+    def image(self, node: Node) -> Interval:
+        """The node's box from the ranges of its inputs, by its interval rule: [count, *shape].
+
+        Raises:
+            UnsupportedModel: the operator is not bounded on these ranges; the node is named.
+        """
+        if isinstance(node.op, Input):
+            return self.box
+        try:
+            found = interval(node.op, *(self.ranges[name] for name in node.inputs))
+        except UnsupportedModel as error:
+            raise type(error)(f"{node.describe()}: {error}") from None
+        size = (self.count, *node.shape)
+        return Interval(found.lower.expand(size), found.upper.expand(size))
+
+    def largest(self, name: str) -> Tensor:
+        """Upper bound of the absolute values of a node."""
+        box = self.ranges[name]
+        return torch.maximum(box.lower.abs(), box.upper.abs())
+
+    def planes(self, node: Node) -> Relaxation:
+        """Affine functions around a node that is not affine; its range where there is no `relax` rule or no finite plane."""
+        if node.name not in self._planes:
+            box, found = self.ranges[node.name], None
+            if relax.covers(type(node.op)):
+                try:
+                    found = relax(node.op, *(self.ranges[name] for name in node.inputs))
+                except UnsupportedModel:
+                    found = None
+            if found is None or not _finite(found):
+                found = constant_planes(box)
+            self._planes[node.name] = found
+        return self._planes[node.name]
+
+    def shift(self, node: Node) -> Tensor:
+        """The constant part of an affine node, [1, *shape]; computed with the rounding that `sizes` covers."""
+        if node.name not in self._shifts:
+            zeros = [self.box.lower.new_zeros(1, *shape) for shape in self.shapes(node)]
+            self._shifts[node.name] = forward(node.op, *zeros)
+        return self._shifts[node.name]
+
+    def sizes(self, node: Node) -> Tensor:
+        """Sum of the absolute values of all terms of a node's affine form (or of either of its planes), [count, *shape].
+
+        What one rounding of every coefficient can change the node by, relative to the unit roundoff.
+        """
+        if node.name not in self._sizes:
+            self._sizes[node.name] = self._terms(node)
+        return self._sizes[node.name]
+
+    def _terms(self, node: Node) -> Tensor:
+        if isinstance(node.op, Input | Constant):
+            return self.largest(node.name)
+        if is_affine(node):
+            found = magnitude(node.op, *(self.largest(name) for name in node.inputs))
+            return found.expand(self.count, *node.shape)
+        around = self.planes(node)
+        if around.entries is None:
+            terms = [self.largest(name) for name in node.inputs]
+        else:
+            terms = list(self.largest(node.inputs[0]).flatten(1)[:, around.entries].unbind(1))
+        total = torch.maximum(around.lower.offset.abs(), around.upper.offset.abs())
+        for plane in (around.lower, around.upper):
+            for slope, term in zip(plane.slopes, terms, strict=False):
+                total = total + slope.abs() * term
+        return total.expand(self.count, *node.shape)
+
+
+def is_affine(node: Node) -> bool:
+    """Whether linear bounds pass through the node exactly. Operators without a `magnitude` rule count as any other."""
+    return linear.covers(type(node.op)) and magnitude.covers(type(node.op))
+
+
+def _finite(found: Relaxation) -> bool:
+    tensors = (found.lower.offset, found.upper.offset, *found.lower.slopes, *found.upper.slopes)
+    return all(bool(t.isfinite().all()) for t in tensors)

@@ -1,0 +1,190 @@
+"""Ranges by linear bounds: each value that a non-affine operator reads is bounded as an affine function of the input."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lipverify import ops
+from lipverify.errors import UnsupportedModel, UsageError
+from lipverify.ir.graph import Graph, Node
+from lipverify.ir.interval import Interval
+from lipverify.ir.norm import Norm
+from lipverify.ir.op import Constant, Input
+from lipverify.ir.region import Ball
+from lipverify.propagation.functionals import Functionals
+from lipverify.propagation.knowledge import Knowledge, is_affine
+from lipverify.rules import slopes
+
+MEMORY = 512 << 20
+"""Bytes that the coefficients of one chunk of rows may take."""
+_ENTRYWISE = (ops.Scale, ops.BatchNorm, ops.DivideBy, ops.Reshape, ops.Transpose)
+"""Affine operators whose entries depend on one entry each, and on another one each: interval arithmetic loses nothing."""
+_COPIES = (ops.Slice, ops.Gather, ops.Pad, ops.Upsample, ops.DepthToSpace, ops.Expand, ops.Concat)
+
+
+@dataclass(frozen=True)
+class Bounds(Mapping[str, Interval]):
+    """Ranges of all nodes: node name -> Interval of [count of centres, *shape]; `output` is the selected output's."""
+
+    known: Knowledge
+
+    def __getitem__(self, name: str) -> Interval:
+        return self.known.ranges[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.known.ranges)
+
+    def __len__(self) -> int:
+        return len(self.known.ranges)
+
+    @property
+    def output(self) -> Interval:
+        """The range of the selected output, [count, *output shape]."""
+        return self[self.known.graph.output.name]
+
+    def of_centre(self, index: int) -> dict[str, Interval]:
+        """The ranges around one centre, [1, *shape] each."""
+        row = slice(index, index + 1)
+        return {name: Interval(box.lower[row], box.upper[row]) for name, box in self.items()}
+
+
+def bounds(
+    graph: Graph,
+    ball: Ball,
+    *,
+    method: str = "linear",
+    device: str | torch.device = "cpu",
+    memory: int = MEMORY,
+) -> Bounds:
+    """The range of every node's value over every ball.
+
+    Statement: for every x in the ball around centre c (cut by its box), node n's value lies in bounds[n] at row c, entry by
+        entry, rounding included.
+    Source: CROWN, Zhang et al., NeurIPS 2018 (arXiv 1811.00866), on DAGs as Xu et al., NeurIPS 2020 (arXiv 2002.12920);
+        intersected with interval arithmetic (Moore 1966). Rounding as in `propagation.functionals`.
+    Sound when: `forward` of the affine operators and the `interval`, `slopes` and `relax` rules of the others are right.
+
+    Args:
+        method: `linear`, or `interval` for interval arithmetic alone.
+        device: where to compute; float64 everywhere.
+        memory: bytes that the coefficients of one chunk of rows may take.
+
+    Raises:
+        UnsupportedModel: an operator without an interval rule, or not bounded on its range; the node is named.
+        UsageError: the centres have another shape than the input.
+    """
+    if tuple(ball.center.shape[1:]) != graph.input_shape:
+        found = list(ball.center.shape[1:])
+        raise UsageError(f"the centres have shape {found}; the model takes {list(graph.input_shape)}")
+    if method not in {"linear", "interval"}:
+        raise UsageError(f"unknown method {method!r}; choose linear or interval")
+    with torch.no_grad():
+        known = Knowledge.of(graph, ball, torch.device(device))
+        targets = _targets(known.graph, ball.norm) if method == "linear" else set()
+        for node in known.graph.nodes:
+            known.ranges[node.name] = known.image(node)
+            if node.name in targets:
+                known.ranges[node.name] = _tightened(known, node, memory)
+    return Bounds(known)
+
+
+def _targets(graph: Graph, norm: Norm) -> set[str]:
+    """Nodes worth a backward pass: affine ones with a loose interval that a non-affine operator (or nobody) reads.
+
+    Interval arithmetic is exact on a box while entries do not meet: through entrywise maps, and through one sum of
+    independent entries. It is loose behind a second sum, and behind any sum over an l2 ball.
+    """
+    independent, loose, chosen = set[str](), set[str](), set[str]()
+    for node in graph.nodes:
+        if isinstance(node.op, Input):
+            independent.update({node.name} if norm is Norm.LINF else ())
+        elif isinstance(node.op, Constant) or not is_affine(node):
+            continue
+        elif isinstance(node.op, _ENTRYWISE):
+            independent.update({node.name} if node.inputs[0] in independent else ())
+            loose.update({node.name} if node.inputs[0] in loose else ())
+        elif isinstance(node.op, _COPIES):
+            loose.update({node.name} if any(name in loose for name in node.inputs) else ())
+        elif not (len(node.inputs) == 1 and node.inputs[0] in independent):
+            loose.add(node.name)
+        readers = [graph[name] for name in graph.consumers[node.name]]
+        read = not readers or node.name == graph.output.name or any(not is_affine(r) for r in readers)
+        if read and node.name in loose:
+            chosen.add(node.name)
+            loose.discard(node.name)
+    return chosen
+
+
+def _tightened(known: Knowledge, node: Node, memory: int) -> Interval:
+    """The node's range intersected with linear bounds of the entries that need it."""
+    box = known.ranges[node.name]
+    lower, upper = box.lower.clone().flatten(1), box.upper.clone().flatten(1)
+    rows = torch.nonzero(_unsettled(known, node, lower, upper))
+    widest = max(n.size for n in known.graph.nodes)
+    chunk = max(1, memory // (2 * 8 * 6 * widest))
+    before = known.graph.nodes[: [n.name for n in known.graph.nodes].index(node.name) + 1]
+    for start in range(0, len(rows), chunk):
+        _push(known, node, before, rows[start : start + chunk], lower, upper)
+    shape = (known.count, *node.shape)
+    return Interval(lower.reshape(shape), upper.reshape(shape))
+
+
+def _push(
+    known: Knowledge, node: Node, before: tuple[Node, ...], rows: Tensor, lower: Tensor, upper: Tensor
+) -> None:
+    """Bounds of the entries `rows` [n, 2] (centre, entry), from both sides, written into lower and upper.
+
+    At each non-affine node on the way the ranges of the frontier already give a bound: what it settles goes no further.
+    """
+    owner, entry = rows[:, 0], rows[:, 1]
+    start = lower.new_zeros(2 * len(rows), node.size)
+    place = torch.arange(len(rows), device=rows.device)
+    start[2 * place, entry], start[2 * place + 1, entry] = 1.0, -1.0
+    walk = Functionals.start(known, {node.name: start.reshape(-1, *node.shape)}, owner.repeat_interleave(2))
+    for step in reversed(before):
+        if step.name not in walk.coefficients or isinstance(step.op, Input):
+            continue
+        early = step.name != node.name and not is_affine(step)
+        walk.step(step)
+        if not early:
+            continue
+        _write(walk.upper(), owner, entry, lower, upper)
+        open_rows = _unsettled(known, node, lower, upper)[owner, entry]
+        if int(open_rows.sum()) < 0.9 * len(owner):
+            walk.keep(open_rows.repeat_interleave(2).nonzero().flatten())
+            owner, entry = owner[open_rows], entry[open_rows]
+            if len(owner) == 0:
+                return
+    _write(walk.upper(), owner, entry, lower, upper)
+
+
+def _write(found: Tensor, owner: Tensor, entry: Tensor, lower: Tensor, upper: Tensor) -> None:
+    """Intersects with found [2n]: upper bounds of an entry and of its negative. What overflowed is left out."""
+    found = torch.where(found.isfinite(), found, torch.full_like(found, torch.inf))
+    upper[owner, entry] = torch.minimum(upper[owner, entry], found[0::2])
+    lower[owner, entry] = torch.maximum(lower[owner, entry], -found[1::2])
+
+
+def _unsettled(known: Knowledge, node: Node, lower: Tensor, upper: Tensor) -> Tensor:
+    """Entries [count, size] whose range matters: those where some reader is not yet affine on the range."""
+    readers = [known.graph[name] for name in known.graph.consumers[node.name]]
+    everything = torch.ones_like(lower, dtype=torch.bool)
+    if node.name == known.graph.output.name or not readers:
+        return everything
+    needed = torch.zeros_like(everything)
+    box = Interval(lower.reshape(-1, *node.shape), upper.reshape(-1, *node.shape))
+    for reader in readers:
+        if is_affine(reader):
+            continue
+        if not slopes.covers(type(reader.op)):
+            return everything
+        try:
+            found = slopes(reader.op, box, node.shape)
+        except UnsupportedModel:
+            return everything
+        needed |= (found.lower < found.upper).expand(box.lower.shape).flatten(1)
+    return needed
