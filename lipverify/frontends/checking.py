@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lipverify.errors import ExtractionMismatch
-from lipverify.interpreter import evaluate_all
+from lipverify.interpreter import evaluate, evaluate_all
 from lipverify.ir.graph import Graph, ImportCheck
 from lipverify.loading.names import display
 
@@ -26,6 +26,9 @@ same type, in another order; a wrong rule or wiring differs by parts of order 1.
 
 _BUDGET = 1 << 28
 """Numbers computed in all samples of the check together."""
+
+_AT_ONCE = 1 << 26
+"""Numbers of all nodes kept in memory together."""
 
 Reference = Callable[[NDArray[Any]], Sequence[NDArray[Any]]]
 """The source: a batch [batch, *input shape] to its outputs, each [batch, *output shape]."""
@@ -62,18 +65,19 @@ def check_import(
     """
     worst = largest = 0.0
     count = 0
-    finite = False
+    finite: set[str] = set()
     for x in inputs(graph, samples, seed):
         for found in differences(graph, reference, x, dtype):
             if not found.agrees:
                 raise ExtractionMismatch(_mismatch(found, name))
             worst, largest = max(worst, found.gap), max(largest, found.largest)
-            finite = finite or found.finite
+            finite |= {found.output} if found.finite else set()
         count += len(x)
-    if not finite:
-        raise ExtractionMismatch(
-            f"{name} gives no finite number on random inputs, so the import cannot be checked"
-        )
+    for output in graph.outputs:
+        if output not in finite:
+            raise ExtractionMismatch(
+                f'output "{display(output)}" of {name} has no finite number on random inputs, so it cannot be checked'
+            )
     return ImportCheck(count, worst, largest, name)
 
 
@@ -97,7 +101,7 @@ def differences(graph: Graph, reference: Reference, x: Tensor, dtype: torch.dtyp
     """
     own = dtype if dtype in (torch.float32, torch.float64) else torch.float32
     rounded = x.to(dtype)
-    values = evaluate_all(graph.to(dtype=own), rounded.to(own))
+    values = _outputs(graph.to(dtype=own), rounded.to(own))
     source = reference(as_numpy(rounded))
     for output, wanted in zip(graph.outputs, source, strict=True):
         value = values[output]
@@ -108,6 +112,13 @@ def differences(graph: Graph, reference: Reference, x: Tensor, dtype: torch.dtyp
                 f'output "{display(output)}" has shape {list(right.shape[1:])} in the source, {list(left.shape[1:])} in the graph'
             )
         yield compare(output, left, right, TOLERANCE[dtype])
+
+
+def _outputs(graph: Graph, x: Tensor) -> dict[str, Tensor]:
+    """The outputs of a graph for a batch; one after the other where all nodes together would take much memory."""
+    if len(x) * sum(node.size for node in graph.nodes) <= _AT_ONCE:
+        return evaluate_all(graph, x)
+    return {name: evaluate(graph.select(i), x) for i, name in enumerate(graph.outputs)}
 
 
 def compare(

@@ -17,7 +17,7 @@ from lipverify.frontends.builder import Value
 from lipverify.frontends.checking import TOLERANCE, as_numpy, check_import, compare, inputs
 from lipverify.frontends.onnx.inputs import Layout
 from lipverify.frontends.onnx.lowering import Stored
-from lipverify.frontends.onnx.references import Runner, reason, runners
+from lipverify.frontends.onnx.references import Runner, advice, reason, runners
 from lipverify.interpreter import evaluate_all
 from lipverify.ir.graph import Graph
 from lipverify.loading.names import display
@@ -63,12 +63,15 @@ def checked(
         try:
             done = check_import(found.graph, reference, name=reader, dtype=layout.dtype)
         except ExtractionMismatch as error:
-            raise ExtractionMismatch(f"{error}{_first_difference(model, found, layout, reader)}") from None
+            raise ExtractionMismatch(
+                f"{error}{_first_difference(model, found, layout, reader)}{advice(reader)}"
+            ) from None
         notes = () if not layout.symbolic else _batch_notes(run, reference, found, layout, positions, refused)
         origin = found.graph.origin
         return replace(found.graph, origin=replace(origin, import_check=done, notes=(*origin.notes, *notes)))
+    tried = "; ".join(failures) + advice(failures[-1])
     raise ExtractionMismatch(
-        f"no reader runs the model, so the import cannot be checked ({'; '.join(failures)}); export it again"
+        f"no reader runs the model, so the import cannot be checked ({tried}); export it again"
     )
 
 

@@ -22,7 +22,7 @@ MAX_NUMBERS = 1 << 27
 MAX_TOTAL_NUMBERS = 1 << 31
 """Numbers in all computed tensors of one sample together."""
 MAX_NODES = 100_000
-MAX_PRODUCTS = 1 << 38
+MAX_PRODUCTS = 1 << 36
 """Multiplications that one sample needs in matrix products and convolutions."""
 
 Stored = NDArray[Any]

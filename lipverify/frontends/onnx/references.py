@@ -59,3 +59,16 @@ def reason(error: Exception) -> str:
     """A foreign error in a few words."""
     text = str(error).strip()
     return display(text.splitlines()[0] if text else type(error).__name__, 120)
+
+
+def advice(reader: str) -> str:
+    """What to do where the reader is the evaluator of onnx, which lacks a few forms of old operator sets."""
+    if reader.startswith("onnxruntime") or _has_onnxruntime():
+        return ""
+    return "; onnxruntime reads more models: install lipverify[runtime]"
+
+
+def _has_onnxruntime() -> bool:
+    from importlib.util import find_spec
+
+    return find_spec("onnxruntime") is not None

@@ -54,6 +54,18 @@ _REASONS: dict[str, tuple[str, str]] = {
 }  # fmt: skip
 
 
+_RANDOM_OPERATORS = (
+    "RandomNormal",
+    "RandomNormalLike",
+    "RandomUniform",
+    "RandomUniformLike",
+    "Bernoulli",
+    "Multinomial",
+)
+REFUSED = (*_REASONS, *_RANDOM_OPERATORS)
+"""All operators that this file answers for."""
+
+
 def _register(name: str, reason: str, remedy: str, *, refuses: bool) -> None:
     @lower.register(name)
     def translate(c: Call) -> NoReturn:
@@ -65,12 +77,5 @@ def _register(name: str, reason: str, remedy: str, *, refuses: bool) -> None:
 
 for _name, (_reason, _remedy) in _REASONS.items():
     _register(_name, _reason, _remedy, refuses=False)
-for _name in (
-    "RandomNormal",
-    "RandomNormalLike",
-    "RandomUniform",
-    "RandomUniformLike",
-    "Bernoulli",
-    "Multinomial",
-):
+for _name in _RANDOM_OPERATORS:
     _register(_name, *_RANDOM, refuses=True)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import torch
 
 from lipverify import ops
@@ -93,10 +94,14 @@ def _resized(
             if not (math.isfinite(scales[axis]) and scales[axis] > 0):
                 raise c.invalid(f"a scale of {scales[axis]}")
             scale = Fraction(scales[axis])
-            length = math.floor(size * scale)
+            length = math.floor(np.float32(size) * np.float32(scales[axis]))  # readers multiply in float32
         else:
             assert sizes is not None
             length, scale = sizes[axis], Fraction(sizes[axis], size)
+        if place == "align_corners" and abs(length - size * scale) > 1e-4:
+            raise c.refuse(
+                f"readers disagree how align_corners reads a scale of {float(scale):g} here", "give sizes"
+            )
         if not 1 <= length <= MAX_NUMBERS // max(1, x.source_shape[0]) or length > 1 << 20:
             raise c.refuse(f"resizes an axis of size {size} to {length}")
         if length != size or scale != 1:
