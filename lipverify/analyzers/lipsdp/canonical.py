@@ -129,11 +129,11 @@ def _encode(form: Canonical, node: Node, inputs: list[Signal], sources: list[Nod
     if encoder is not None:
         return encoder(form, node, inputs, sources)
     if linear.covers(type(node.op)):
-        return _affine(node, inputs, sources)
+        return affine_signal(node, inputs, sources)
     return _scalar(form, node, inputs[0], sources[0])
 
 
-def _affine(node: Node, inputs: list[Signal], sources: list[Node]) -> Signal:
+def affine_signal(node: Node, inputs: list[Signal], sources: list[Node]) -> Signal:
     """The linear part applied to every column of every source."""
     keys = {key for signal in inputs for key in signal.parts}
     parts = {}
