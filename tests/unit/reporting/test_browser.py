@@ -37,7 +37,9 @@ addEventListener('load', () => {
       return [r.left, r.top, r.right, r.bottom, text.textContent];
     }));
     const fall = page.querySelector('.fall td.bar svg');
-    return {width: root.clientWidth, needed: root.scrollWidth, boxes,
+    const hidden = [...page.querySelectorAll('.bounds, .fall, .headline, .key')].filter(
+      e => e.scrollWidth > e.clientWidth + 1 || e.getBoundingClientRect().right > root.clientWidth).length;
+    return {hidden, width: root.clientWidth, needed: root.scrollWidth, boxes,
             scripts: page.scripts.length, paper: frame.contentWindow.getComputedStyle(page.body).backgroundColor,
             bar: fall ? fall.getBoundingClientRect().width : null};
   });
@@ -82,6 +84,7 @@ def probe(folder: Path, width: int, *options: str) -> list[dict[str, Any]]:
 def test_nothing_overflows_and_no_labels_meet(tmp_path: Path, width: int) -> None:
     for name, page in zip(DOCUMENTS, probe(tmp_path, width), strict=True):
         assert page["needed"] <= page["width"] <= width, name
+        assert page["hidden"] == 0, name
         assert page["scripts"] == 0
         assert page["bar"] is None or page["bar"] > 150, name
         for boxes in page["boxes"]:
