@@ -22,6 +22,11 @@ from lipverify.ir.certificate import Witness
 from lipverify.ir.graph import Graph
 from lipverify.ir.norm import Norm
 from lipverify.ir.region import Ball, Query
+from lipverify.ops import Conv, ConvTranspose, Linear
+
+MULTIPLICATIONS_A_SECOND = 1e9
+EVALUATIONS_A_ROUND = 40
+MIN_ROUNDS = 20
 
 Box = tuple[float | Tensor, float | Tensor]
 Pair = tuple[Tensor, Tensor, Tensor]
@@ -90,8 +95,9 @@ class _Climber:
         self.generator = torch.Generator(device="cpu").manual_seed(compute.seed)
         per_sample = sum(node.size for node in graph.nodes)
         self.chunk = max(1, search.values_per_chunk // max(per_sample, 1))
-        limit = max(1, (self.chunk * 4) // self.count)
-        self.restarts = min(search.restarts, limit)
+        # Large networks get fewer restarts, so that there is time for some rounds; counted, not timed: a seed decides the result.
+        affordable = int(search.seconds / (MIN_ROUNDS * EVALUATIONS_A_ROUND * seconds_of(graph) * self.count))
+        self.restarts = min(search.restarts, max(1, (self.chunk * 4) // self.count), max(1, affordable))
         self.norms = query.norm_in, query.norm_out
 
     def function(self, x: Tensor) -> Tensor:
@@ -114,14 +120,14 @@ class _Climber:
                 for new, old in ((proposal, x), (new_v, v), (new_gradient, gradient))
             )
             slope = torch.where(better, new_slope, slope)
-            best = self.better(best, self.measure(x, v))
-            self.compute.report("lower bound", float(best[0].max()))
+            if bool((better & (new_slope > best[0])).any()):
+                best = self.better(best, self.measure(x, v))
+                self.compute.report("lower bound", float(best[0].max()))
         value = (best[0] * (1 - 1e-9)).clamp_min(0.0)
-        pair = value > 0
         return Witness(
             value=value.cpu(),
             points=best[1].cpu(),
-            partner=torch.where(self.wide(pair), best[2], best[1]).cpu(),
+            partner=torch.where(self.wide(value > 0), best[2], best[1]).cpu(),
             method="gradient-ascent",
         )
 
@@ -233,16 +239,16 @@ class _Climber:
     def measure(self, x: Tensor, v: Tensor) -> Pair:
         """The steepest pair (x, x + h v) of each centre, inside the region, over several lengths h."""
         best = None
+        fx = self.batched(x)
+        size = self.region.radius if isinstance(self.region, Ball) else self.length(x).clamp_min(1e-2)
         for exponent in (-5, -4, -3, -2, -1):
-            h = 10.0**exponent * (
-                self.region.radius if isinstance(self.region, Ball) else self.length(x).clamp_min(1e-2)
-            )
-            y = self.inside(x + h * self.unit(v))
-            x0 = torch.where(self.wide((y == x).flatten(2).all(2)), self.inside(x - h * self.unit(v)), x)
-            slope = self.slopes(x0, y)
+            step = 10.0**exponent * size * self.unit(v)
+            y = self.inside(x + step)
+            y = torch.where(self.wide((y == x).flatten(2).all(2)), self.inside(x - step), y)
+            slope = self.slopes(x, fx, y)
             top = slope.argmax(dim=0)
             column = torch.arange(self.count, device=x.device)
-            found = slope[top, column], x0[top, column], y[top, column]
+            found = slope[top, column], x[top, column], y[top, column]
             best = found if best is None else self.better(best, found)
         assert best is not None
         return best
@@ -252,10 +258,10 @@ class _Climber:
         wide = self.wide(take)
         return torch.where(take, b[0], a[0]), torch.where(wide, b[1], a[1]), torch.where(wide, b[2], a[2])
 
-    def slopes(self, x: Tensor, y: Tensor) -> Tensor:
+    def slopes(self, x: Tensor, fx: Tensor, y: Tensor) -> Tensor:
         """Slope of every pair; 0 where the difference of the outputs could be mostly rounding."""
         p, q = self.norms
-        fx, fy = (self.batched(points) for points in (x, y))
+        fy = self.batched(y)
         change = torch.linalg.vector_norm(fy - fx, ord=q.order, dim=-1)
         distance = torch.linalg.vector_norm((y - x).flatten(2), ord=p.order, dim=-1)
         size = torch.linalg.vector_norm(fx, ord=q.order, dim=-1)
@@ -267,6 +273,22 @@ class _Climber:
         with torch.no_grad():
             parts = [self.function(rows[i : i + self.chunk]) for i in range(0, len(rows), self.chunk)]
         return torch.cat(parts).reshape(*x.shape[:2], -1)
+
+
+def seconds_of(graph: Graph) -> float:
+    """A rough count of one evaluation of one sample in float64, in seconds of one core."""
+    work = 0.0
+    for node in graph.nodes:
+        match node.op:
+            case Conv(weight=weight):
+                work += node.size * weight[0].numel()
+            case ConvTranspose(weight=weight):
+                work += graph[node.inputs[0]].size * weight[0].numel()
+            case Linear(weight=weight):
+                work += node.size * weight.shape[1]
+            case _:
+                work += node.size
+    return work / MULTIPLICATIONS_A_SECOND
 
 
 def _maximiser(z: Tensor, norm: Norm) -> Tensor:
