@@ -9,12 +9,15 @@ import pytest
 import torch
 
 from lipverify import ops
+from lipverify.analyzers.affine_runs import run_matrix, runs
 from lipverify.analyzers.product import Product
 from lipverify.analyzers.protocol import Compute
 from lipverify.falsify import Search, falsify
-from lipverify.ir.graph import Graph
+from lipverify.frontends.builder import Builder
+from lipverify.ir.graph import Graph, Origin
 from lipverify.ir.norm import Norm
 from lipverify.ir.region import Ball, Query
+from lipverify.rules import linear
 from tests.networks import chain, random_graph, tensor
 
 COUNT = 3000 if os.environ.get("LIPVERIFY_SOUNDNESS") == "full" else 150
@@ -86,3 +89,22 @@ def test_within_two_percent_of_exact_norms_on_dense_chains(rng: np.random.Genera
     weights = [tensor(rng, 40, 30), tensor(rng, 50, 40), tensor(rng, 10, 50)]
     exact = np.prod([np.linalg.norm(w.double().numpy(), 2) for w in weights])
     assert exact <= product(chain(weights, ops.ReLU())) <= 1.0001 * exact
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [8, 12, 16])
+def test_within_two_percent_of_exact_norms_on_convolutional_chains(size: int, stride: int) -> None:
+    rng = np.random.default_rng([size, stride])
+    b = Builder(symbolic_batch=True)
+    v = b.input((1, 2, size, size), 0)
+    for index, channels in enumerate((4, 4)):
+        b.where = f"conv{index}"
+        kernel = tensor(rng, channels, v.shape[0], 3, 3)
+        v = b.conv(v, ops.Conv(kernel, None, (stride, stride), ((1, 1), (1, 1)), (1, 1)))
+        v = b.elementwise(ops.ReLU(), v)
+    graph = b.graph([b.linear(b.flatten(v, 1, -1), tensor(rng, 5, int(np.prod(v.shape))))], Origin())
+    exact = 1.0
+    for run in runs(graph):
+        if all(linear.covers(type(node.op)) for node in run.nodes):
+            exact *= np.linalg.norm(run_matrix(run, lambda op: op).numpy(), 2)
+    assert exact * (1 - 1e-12) <= product(graph) <= 1.02 * exact
