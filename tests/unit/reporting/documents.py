@@ -246,6 +246,16 @@ def deep(count: int = 200) -> Document:
     return document(nodes, [bound("product", 10.0 ** trail[-1]["log10_reach"], steps=trail)], 0.5)
 
 
+def exploding() -> Document:
+    """A chain whose constant reaches 10^250 and comes back: every number is long."""
+    nodes = chain([64] * 9)
+    gains = {f"fc{i}": 1.23456e31 for i in range(8)} | {"fc7": 1.9876e-260}
+    trail = steps(nodes, gains)
+    return document(
+        nodes, [bound("product", 1.000001 * 10.0 ** trail[-1]["log10_reach"], steps=trail)], 1e-300
+    )
+
+
 def of_bounds(uppers: Sequence[float], lower: float | None, beyond: Sequence[float] = ()) -> Document:
     """A small network with any bounds; `beyond` are decimal logarithms."""
     rows = [bound(f"analyzer-{i}", upper) for i, upper in enumerate(uppers)]

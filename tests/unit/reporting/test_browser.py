@@ -24,6 +24,7 @@ DOCUMENTS = {
     "local": documents.local(60),
     "extreme": documents.extreme(),
     "hostile": documents.hostile(),
+    "exploding": documents.exploding(),
     "twelve": documents.of_bounds([1.3 * 1.35**i for i in range(11)] + [1e20], 1.0),
 }
 
@@ -37,7 +38,7 @@ addEventListener('load', () => {
       return [r.left, r.top, r.right, r.bottom, text.textContent];
     }));
     const fall = page.querySelector('.fall td.bar svg');
-    const hidden = [...page.querySelectorAll('.bounds, .fall, .headline, .key')].filter(
+    const hidden = [...page.querySelectorAll('.bounds, .fall, .bounds td.n, .fall td.n, .headline, .key, .figure')].filter(
       e => e.scrollWidth > e.clientWidth + 1 || e.getBoundingClientRect().right > root.clientWidth).length;
     return {hidden, width: root.clientWidth, needed: root.scrollWidth, boxes,
             scripts: page.scripts.length, paper: frame.contentWindow.getComputedStyle(page.body).backgroundColor,
