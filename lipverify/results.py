@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -146,7 +147,9 @@ class Audit:
         return text
 
     def _repr_html_(self) -> str:
-        return self.to_html()
+        # A frame of its own keeps the page's styles away from the notebook's.
+        page = html.escape(self.to_html(), quote=True)
+        return f'<iframe srcdoc="{page}" style="width: 100%; height: 48rem; border: 0"></iframe>'
 
 
 def _tightness(row: Row) -> float:
