@@ -59,7 +59,24 @@ def certified_upper(
     prepared = _prepared(small, values, powers)
     if prepared is None:
         return None
-    proved = _prove(prepared.system, prepared.d)
+    proved = _prove(prepared.system, prepared.d, weighted=False)
+    return None if proved is None else proved.scale(prepared.output_exponent)
+
+
+def certified_weighted(
+    system: BlockSystem, multipliers: Sequence[Tensor], exponents: Sequence[int]
+) -> Upper | None:
+    """As `certified_upper` for a system whose block 0 is its input, D_0 the squares of the input scales (see `linf`).
+
+    Statement: |J diag(D_0)^(1/2)|_2 <= bound for every admissible Jacobian J.
+    Source: |t|^2 in the norm of D_0 is the maximum of 2 e'D_0 t - e'D_0 e over e; with e as block 0 of c and U as its
+        couplings, A gets the diagonal block D_0 and the rest of the argument is that of `certified_upper`.
+    Sound when: as there; every multiplier is positive.
+    """
+    prepared = _prepared(system, list(multipliers), list(exponents))
+    if prepared is None:
+        return None
+    proved = _prove(prepared.system, prepared.d, weighted=True)
     return None if proved is None else proved.scale(prepared.output_exponent)
 
 
@@ -117,13 +134,14 @@ class _Dominance:
     """Upper bounds of sum_i |F_gi|."""
 
 
-def _prove(system: BlockSystem, d: Tensor) -> Upper | None:
-    pencil = Pencil(system)
+def _prove(system: BlockSystem, d: Tensor, weighted: bool) -> Upper | None:
+    pencil = Pencil(system, weighted)
     if not all(
         bool(torch.isfinite(t).all()) for t in (pencil.V, pencil.direct, pencil.Y0, *pencil.C.values())
     ):
         return None
-    shift = 2.0 * _unit(system, pencil) * _magnitude(system, pencil, d)
+    # Large enough for |L||L|' in nearly all cases (a second round costs as much again), small beside the margin of A.
+    shift = 32.0 * _unit(system, pencil) * _magnitude(system, pencil, d)
     direct = [] if system.V0 is None else [system.V0]
     for _ in range(4):
         factor = pencil.eliminate(lambda j, _: d[pencil.part[j]], shift)
@@ -222,7 +240,7 @@ class _Residual:
         if weight is not None:
             block.addcmul_(weight, self.d[pencil.part[l]], value=-1.0)
         if k == l:
-            block.diagonal().add_(2.0 * self.d[pencil.part[k]] - self.shift[pencil.part[k]])
+            block.diagonal().add_(pencil.leading[k] * self.d[pencil.part[k]] - self.shift[pencil.part[k]])
         self.blocks[k, l] = block
         return block
 

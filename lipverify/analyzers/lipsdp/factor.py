@@ -34,9 +34,12 @@ class Pencil:
     """A(D), B(D) and Y(D) of one block system, prepared for many D.
 
     A = 2D - DC' - CD - UU', B = DV' + UV0', Y = V0V0' + B'A^-1B; A > 0 implies |J|^2 <= lmax(Y) (`bound` has the proof).
+    With `weighted`, block 0 is the input itself (see `linf`) and enters A as D_0 instead of 2 D_0.
     """
 
-    def __init__(self, system: BlockSystem) -> None:
+    def __init__(self, system: BlockSystem, weighted: bool = False) -> None:
+        self.leading = [1.0 if weighted and k == 0 else 2.0 for k in range(len(system.sizes))]
+        self.weighted = weighted
         some = next(iter((*system.U.values(), *system.V.values(), system.V0)), None)
         self.device = torch.device("cpu") if some is None else some.device
         self.sizes = system.sizes
@@ -95,7 +98,7 @@ class Pencil:
             r = self.zeros(size, size) if r is None else r
             d = choose(j, r)
             s = r.neg_() if (j, j) in owned else -r
-            s.diagonal().add_(d, alpha=2.0)
+            s.diagonal().add_(d, alpha=self.leading[j])
             if shift is not None:
                 s.diagonal().sub_(shift[self.part[j]])
             lower, info = torch.linalg.cholesky_ex(s)

@@ -103,7 +103,7 @@ class _Search:
         point = self._stage(factor, y, raw)
         for count in range(tuning.max_iterations):
             record.iterations += 1
-            gradient, diagonal = point.gradient / point.value, point.diagonal / point.value
+            gradient, diagonal = point.log_gradient(), point.log_diagonal()
             step = self._direction(point, gradient, diagonal)
             if record.expired:
                 return
@@ -111,12 +111,12 @@ class _Search:
             predicted = -(slope + 0.5 * float(step.direction @ step.image))
             length, found = self._line_search(point, step.direction, slope)
             self._adapt(step, diagonal, length)
-            if count % 3 == 2:
+            if count % 3 == 2 and not pencil.weighted:
                 lower = optimum_lower_bound(self.system, point.factor, point.smoothed)
                 record.lower = max(record.lower, lower)
             if found is not None:
                 top = float(torch.linalg.eigvalsh(found.y)[-1])
-                record.offer(found.d, top, f"lipsdp step {record.iterations}")
+                record.offer(found.d, top * found.price, f"lipsdp step {record.iterations}")
             if record.expired or predicted < 1e-13 or record.closed(tuning.tol):
                 return
             if self.smoothing <= tuning.tol * 1.0001:
@@ -149,10 +149,8 @@ class _Search:
 
     def _direction(self, point: Point, gradient: Tensor, diagonal: Tensor) -> _Step:
         def times_hessian(p: Tensor) -> Tensor:
-            # Hessian of log f in log d.
             self.record.hessian_products += 1
-            product = (point.hessian_times(p) + point.gradient * p) / point.value
-            return product - gradient * (gradient @ p)
+            return point.log_hessian_times(p)
 
         return truncated_cg(
             times_hessian,
@@ -172,7 +170,7 @@ class _Search:
             if factor is not None:
                 candidate = Point(factor, point.model)
                 if 0.0 < candidate.value < math.inf:
-                    decrease = math.log(point.value / candidate.value)
+                    decrease = point.log_value - candidate.log_value
                     if decrease >= -0.05 * length * slope:
                         return length, candidate
             if self.record.expired:

@@ -6,6 +6,7 @@ by the probes; S are the weights of the smoothed eigenvalue, tr S = 1. All value
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -86,6 +87,10 @@ class Point:
         self.smoothed = Smoothed.of(self.y / model.reference, model.mu)
         self.barrier = float(self.half[pencil.outputs :].square().sum()) / model.reference
         self.value = self.smoothed.value + self.barrier
+        inputs = pencil.part[0] if pencil.weighted else slice(0, 0)
+        self.inverse_weights = 1.0 / self.d[inputs]
+        self.price = float(self.inverse_weights.sum()) if pencil.weighted else 1.0
+        """The factor of rho that the input weights cost; 1 without weights."""
 
     def prepare(self) -> None:
         """Gradient dPhi/dlog d_i = 2 d_i [(c S) o (b - c)]_i summed over rows, and the diagonal d/2 (b S b + (2c-b) S (2c-b))."""
@@ -97,12 +102,12 @@ class Point:
         b = pencil.times_c(c)
         b[:m] += pencil.V
         b[m:] += model.probes
-        gap = b - c
+        gap = b - self._lead(c, 0.5)
         probe_weight = 1.0 / model.reference
         self.gradient = (
             2.0 * d * (((weights @ c[:m]) * gap[:m]).sum(0) + probe_weight * (c[m:] * gap[m:]).sum(0))
         )
-        bend = gap - c
+        bend = b - self._lead(c, 1.0)
         size = ((weights @ b[:m]) * b[:m] + (weights @ bend[:m]) * bend[:m]).sum(0)
         size += probe_weight * (b[m:].square() + bend[m:].square()).sum(0)
         diagonal = 0.5 * d * size
@@ -114,6 +119,43 @@ class Point:
         self.inverse = 0.5 * (inverse + inverse.T)
         self.inverse_squared = self.inverse @ self.inverse
         self.inverse_trace = float(self.inverse_squared.trace())
+
+    def _lead(self, c: Tensor, share: float) -> Tensor:
+        """Half of the derivative of the diagonal of A, times 2 share: c, with c / 2 on an input block."""
+        result = c * (2.0 * share)
+        if self.factor.pencil.weighted:
+            result[:, self.factor.pencil.part[0]] *= 0.5
+        return result
+
+    @property
+    def log_value(self) -> float:
+        """log f, plus the log of the price of the input weights."""
+        return math.log(self.value * self.price)
+
+    def log_gradient(self) -> Tensor:
+        """Of `log_value` in log d."""
+        result = self.gradient / self.value
+        if self.factor.pencil.weighted:
+            result[self.factor.pencil.part[0]] -= self.inverse_weights / self.price
+        return result
+
+    def log_diagonal(self) -> Tensor:
+        """The preconditioner for `log_hessian_times`."""
+        result = self.diagonal / self.value
+        if self.factor.pencil.weighted:
+            result[self.factor.pencil.part[0]] += self.inverse_weights / self.price
+        return result
+
+    def log_hessian_times(self, direction: Tensor) -> Tensor:
+        """Of `log_value` in log d."""
+        relative = self.gradient / self.value
+        result = self.hessian_times(direction) / self.value
+        result += relative * direction - relative * (relative @ direction)
+        if self.factor.pencil.weighted:
+            inputs = self.factor.pencil.part[0]
+            share = self.inverse_weights / self.price
+            result[inputs] += share * direction[inputs] - share * (share @ direction[inputs])
+        return result
 
     def _keep_for_products(self, c: Tensor, bend: Tensor) -> None:
         """Rows that Hessian products use: output directions that carry weight, and a few of the probes, reweighted."""

@@ -148,6 +148,8 @@ class Reduced:
     exponents: tuple[int, ...]
     """Of the blocks of `system`."""
     output_exponent: int
+    weighted: bool = False
+    """Block 0 is the input with its own weights (see `linf`)."""
 
     def lift(self, d: Tensor, bound: float) -> tuple[Multipliers, tuple[int, ...]]:
         """Multipliers of the original system, and an exponent e of each block: the multiplier is value 4^e.

@@ -31,8 +31,8 @@ def scalar_start(reduced: Reduced) -> tuple[Reduced, Factor, Tensor]:
     exponents, output = _estimated_exponents(reduced.system)
     while True:
         candidate = _scaled(reduced, exponents, output)
-        pencil = Pencil(candidate.system)
-        drift = _Drift()
+        pencil = Pencil(candidate.system, reduced.weighted)
+        drift = _Drift(reduced.weighted)
         factor = pencil.eliminate(drift.choose)
         if drift.block is not None:
             # The estimate drifted from the recursion by this block: shift it and everything behind it.
@@ -57,12 +57,14 @@ def _scaled(reduced: Reduced, exponents: list[int], output: int) -> Reduced:
 class _Drift:
     """Chooses scalar multipliers until one leaves the range."""
 
-    def __init__(self) -> None:
+    def __init__(self, weighted: bool) -> None:
+        self.weighted = weighted
         self.block: int | None = None
         self.exponent = 0
 
     def choose(self, j: int, r: Tensor) -> Tensor:
-        largest = largest_eigenvalue(r)
+        # Weights of the input are free: all one to begin with.
+        largest = 1.0 if self.weighted and j == 0 else largest_eigenvalue(r)
         shift = _half_log2(largest)
         if abs(shift) > _RANGE and self.block is None:
             self.block, self.exponent = j, shift
