@@ -76,7 +76,7 @@ class Lowerer(Builder):
 
     def relabel(self, v: Value, shape: Shape, batch: int) -> Value:
         """The same entries in the same order under another sample shape, with the batch axis at `batch`."""
-        return self._view(v, shape, batch)
+        return self.view(v, shape, batch)
 
     def number(self, value: Any) -> Tensor:
         """A Python number of the program, kept exactly: float64 whatever the module computes in."""

@@ -1,0 +1,1 @@
+"""The layers of the builder: nodes, shapes, arithmetic. Front ends use `frontends.builder`."""
