@@ -54,7 +54,7 @@ class Product:
         for run in runs(graph):
             compute.report(run.last.name, None)
             try:
-                step = _advance(run, reach, query, norms)
+                step = advance(run, reach, query, norms)
             except OverflowError:
                 raise UnsupportedModel(
                     f"the norm of {run.first.describe()} exceeds the largest float64"
@@ -65,7 +65,7 @@ class Product:
         return _certificate(self, graph, query, found, Gains(tuple(steps)))
 
 
-def _advance(run: Run, reach: dict[str, Reach], query: Query, norms: tuple[Norm, ...]) -> Step | None:
+def advance(run: Run, reach: dict[str, Reach], query: Query, norms: tuple[Norm, ...]) -> Step | None:
     """Constants at the end of a run from those at its inputs."""
     name, norm_out = run.last.name, query.norm_out
     if isinstance(run.first.op, Input):

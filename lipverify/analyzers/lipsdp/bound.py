@@ -80,6 +80,41 @@ def certified_weighted(
     return None if proved is None else proved.scale(prepared.output_exponent)
 
 
+def certified_functionals(
+    system: BlockSystem,
+    multipliers: Sequence[Tensor],
+    exponents: Sequence[int],
+    functionals: Tensor,
+) -> list[Upper] | None:
+    """A certified bound for each functional of the outputs (rows of `functionals` [m, outputs]) from one and the same D.
+
+    Statement, Source, Sound when: `certified_upper`, whose inequality holds for every output direction g: the square of the
+        bound of g is |(V0, y)'g|^2 + max_g' sum_i |F_g'i| |g|^2.
+    """
+    live = live_neurons(system)
+    values = [d[chosen] for d, chosen in zip(multipliers, live, strict=True) if len(chosen)]
+    powers = [e for e, chosen in zip(exponents, live, strict=True) if len(chosen)]
+    small = restricted(system, live)
+    if not small.sizes:
+        direct = small.V0 if small.V0 is not None else functionals.new_zeros(small.outputs, small.inputs)
+        return [_length(row, direct) for row in functionals]
+    prepared = _prepared(small, values, powers)
+    found = None if prepared is None else _evidence(prepared.system, prepared.d, weighted=False)
+    if prepared is None or found is None:
+        return None
+    squares = [Upper.root_sum_squares(row.abs().tolist()) for row in functionals]
+    return [
+        _length(row, found.border).hypot(size * found.defect.sqrt()).scale(prepared.output_exponent)
+        for row, size in zip(functionals, squares, strict=True)
+    ]
+
+
+def _length(row: Tensor, matrix: Tensor) -> Upper:
+    """|row @ matrix|_2, rounding included: gamma times |row| |matrix| for the product, the sum of squares exactly."""
+    error = 2.0 * gamma(len(row) + 4) * (row.abs() @ matrix.abs())
+    return Upper.root_sum_squares(inflate((row @ matrix).abs() + error, 0.0).tolist())
+
+
 class _Prepared(NamedTuple):
     """The same system with multipliers in [1/2, 2), outputs in units of 2^output_exponent."""
 
@@ -134,7 +169,22 @@ class _Dominance:
     """Upper bounds of sum_i |F_gi|."""
 
 
+class _Evidence(NamedTuple):
+    """(V0, y) and a bound of max_g sum_i |F_gi| for a D whose A(D) > 0 was proved."""
+
+    border: Tensor
+    defect: Upper
+
+
 def _prove(system: BlockSystem, d: Tensor, weighted: bool) -> Upper | None:
+    found = _evidence(system, d, weighted)
+    if found is None:
+        return None
+    norm = _norm(found.border)
+    return (norm * norm + found.defect).sqrt()
+
+
+def _evidence(system: BlockSystem, d: Tensor, weighted: bool) -> _Evidence | None:
     pencil = Pencil(system, weighted)
     if not all(
         bool(torch.isfinite(t).all()) for t in (pencil.V, pencil.direct, pencil.Y0, *pencil.C.values())
@@ -150,13 +200,14 @@ def _prove(system: BlockSystem, d: Tensor, weighted: bool) -> Upper | None:
         border = factor.forward(pencil.border(d))
         if not bool(torch.isfinite(border).all()):
             return None
-        norm = _norm(torch.cat([*direct, border], 1))
+        stacked = torch.cat([*direct, border], 1)
+        norm = _norm(stacked)
         exponent = round(norm.log10() / math.log10(2.0)) if norm else 0
         need = _dominance(system, factor, border, shift, exponent)
         # Comparisons with NaN are false, so that a NaN never passes.
         if bool((shift >= need.neurons).all()) and bool(torch.isfinite(need.outputs).all()):
             defect = float(need.outputs.amax()) if len(need.outputs) else 0.0
-            return (norm * norm + Upper.of(defect).scale(2 * exponent)).sqrt()
+            return _Evidence(stacked, Upper.of(defect).scale(2 * exponent))
         shift = torch.maximum(shift, 2.0 * need.neurons)
     return None
 
