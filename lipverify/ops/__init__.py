@@ -7,6 +7,7 @@ from lipverify.ops import source as _source
 from lipverify.ops.affine import DivideBy, Linear, Scale
 from lipverify.ops.convolution import Conv, ConvTranspose
 from lipverify.ops.gated import ClipGate, ErfGate, SigmoidGate, TanhGate
+from lipverify.ops.implicit import Implicit
 from lipverify.ops.merge import Add, Concat, Div, MatMul, Maximum, Minimum, Mul, Sub
 from lipverify.ops.normalization import BatchNorm, LayerNorm, RMSNorm
 from lipverify.ops.piecewise import Abs, Clip, Hardsigmoid, Hardswish, LeakyReLU, PReLU, ReLU
@@ -64,6 +65,7 @@ __all__ = [
     "Hardsigmoid",
     "Hardswish",
     "Householder",
+    "Implicit",
     "Input",
     "LayerNorm",
     "LeakyReLU",

@@ -243,9 +243,27 @@ def _other() -> list[OperatorCase]:
         _case(ops.GroupSort(4, 1), (2, 4), label="full"),
         _case(ops.Householder(_numbers(3, 2)), (6,), label="pairs"),
         _case(ops.Householder(_numbers(2, 3), 1), (2, 6), label="triples"),
+        *_implicit(),
         _case(ops.Softmax(0), (5,)),
         _case(ops.Softmax(1), (2, 2), label="pairs"),
         _case(ops.Softmax(0), (1, 3), label="single"),
         _case(ops.LogSoftmax(0), (5,)),
         _case(ops.LogSoftmax(0), (2, 3), label="pairs"),
+    ]
+
+
+def _implicit() -> list[OperatorCase]:
+    """A contraction, monotone layers that are none, and one whose proof needs unequal weights."""
+    inner = _numbers(4, 4, seed=3)
+    contraction = 0.6 * inner / torch.linalg.matrix_norm(inner, 2)
+    first, second = 0.4 * _numbers(5, 5, seed=1), 0.8 * _numbers(5, 5, seed=2)
+    monotone = 0.7 * torch.eye(5) - first.T @ first + second - second.T
+    triangular = torch.tensor([[0.0, 3.0], [0.0, 0.5]])
+    return [
+        _case(ops.Implicit(contraction, _numbers(4, 3), _numbers(4)), (3,), label="contraction"),
+        _case(ops.Implicit(monotone, _numbers(5, 3), _numbers(5)), (3,), label="monotone"),
+        _case(ops.Implicit(monotone, _numbers(5, 2), None, ops.Tanh()), (2,), label="tanh"),
+        _case(ops.Implicit(0.7 * contraction, _numbers(4, 3), None, ops.GELU()), (3,), label="gelu"),
+        _case(ops.Implicit(triangular, _numbers(2, 3), None), (3,), label="triangular"),
+        _case(ops.Implicit(0.3 * triangular, _numbers(2, 3), None, ops.LeakyReLU(2.5)), (3,), label="steep"),
     ]

@@ -11,13 +11,19 @@ import torch
 from torch import Tensor
 
 from lipverify.analyzers.lipsdp.bound import certified_upper
-from lipverify.analyzers.lipsdp.canonical import canonical_form, refuse_too_large, refuse_unencodable
+from lipverify.analyzers.lipsdp.canonical import (
+    canonical_form,
+    looped_form,
+    refuse_loops,
+    refuse_too_large,
+    refuse_unencodable,
+)
 from lipverify.analyzers.lipsdp.published import Constraints, bound_published, sorting_chain
-from lipverify.analyzers.lipsdp.reference import solve_reference
+from lipverify.analyzers.lipsdp.reference import certified_dense, solve_reference
 from lipverify.analyzers.lipsdp.solver import Settings, Solution, fast, solve
-from lipverify.analyzers.lipsdp.system import BlockSystem
+from lipverify.analyzers.lipsdp.system import BlockSystem, LoopedSystem
 from lipverify.analyzers.protocol import Compute
-from lipverify.errors import UnsupportedModel
+from lipverify.errors import Undecided, UnsupportedModel
 from lipverify.ir.certificate import Certificate, Rigour
 from lipverify.ir.graph import Graph
 from lipverify.ir.norm import Norm
@@ -51,45 +57,56 @@ class Multipliers:
         }
 
 
-Method = Callable[[BlockSystem, Compute], Solution]
+Method = Callable[[Any, Compute], Solution]
+Form = Callable[..., BlockSystem] | Callable[..., LoopedSystem]
 
 
-def _reject(graph: Graph, query: Query) -> str | None:
+def _reject(graph: Graph, query: Query, loops: bool = False) -> str | None:
     if query.norm_in is not Norm.L2 or query.norm_out is not Norm.L2:
         return f"answers l2 to l2, not {query.norm_in} to {query.norm_out}"
     try:
         refuse_unencodable(graph)
+        if not loops:
+            refuse_loops(graph)
         refuse_too_large(graph)
     except UnsupportedModel as error:
         return str(error)
     return None
 
 
-def _systems(graph: Graph, query: Query, compute: Compute) -> Iterator[BlockSystem]:
+def _systems(
+    graph: Graph, query: Query, compute: Compute, form: Form
+) -> Iterator[BlockSystem | LoopedSystem]:
     """One block system for the whole space, or one with the slopes of its ball for every centre."""
     if not isinstance(query.region, Ball):
-        yield canonical_form(graph, None, compute.device)
+        yield form(graph, None, compute.device)
         return
     ball = query.region
     for index in range(len(ball)):
         around = Ball(ball.center[index : index + 1], ball.radius, ball.norm, ball.box)
         ranges = bounds(graph, around, device=compute.device)
-        yield canonical_form(graph, ranges, compute.device)
+        yield form(graph, ranges, compute.device)
 
 
 def _bound(
-    analyzer: object, graph: Graph, query: Query, compute: Compute, method: Method, rigour: Rigour
+    analyzer: object,
+    graph: Graph,
+    query: Query,
+    compute: Compute,
+    method: Method,
+    rigour: Rigour,
+    form: Form = canonical_form,
 ) -> Certificate:
-    reason = _reject(graph, query)
+    reason = _reject(graph, query, form is looped_form)
     if reason is not None:
         raise UnsupportedModel(reason)
     centres = len(query.region) if isinstance(query.region, Ball) else 1
     solutions, names = [], []
-    for index, system in enumerate(_systems(graph, query, compute)):
+    for index, system in enumerate(_systems(graph, query, compute, form)):
         # What is left of the budget is shared evenly by the centres still to come.
         share = replace(compute, deadline=compute.share(centres - index))
         solutions.append(method(system, share))
-        names = [*system.names]
+        names = [*(system.causal if isinstance(system, LoopedSystem) else system).names]
     evidence = Multipliers(
         blocks=tuple(names),
         diagonals=tuple(s.multipliers for s in solutions),
@@ -179,11 +196,11 @@ class LipSDPReference:
 
     def reject(self, graph: Graph, query: Query) -> str | None:
         """As `lipsdp`, and networks too large for a cone solver."""
-        reason = _reject(graph, query)
+        reason = _reject(graph, query, loops=True)
         if reason is None and self.constraints != "neurons":
             reason = self._reject_published(graph, query)
         if reason is None:
-            count = canonical_form(graph).neurons + graph.input.size
+            count = looped_form(graph).causal.neurons + graph.input.size
             if count > self.largest:
                 reason = f"a cone solver does not finish on {count} inputs and neurons; the limit is {self.largest}"
         return reason
@@ -192,7 +209,7 @@ class LipSDPReference:
         """Valid whatever the solver said; its objective is kept as a note."""
         if self.constraints != "neurons":
             return self._bound_published(graph, query)
-        return _bound(self, graph, query, compute, self._solve, Rigour.REAL)
+        return _bound(self, graph, query, compute, self._solve, Rigour.REAL, looped_form)
 
     def _reject_published(self, graph: Graph, query: Query) -> str | None:
         if self.constraints not in ("group", "group-diagonal"):
@@ -224,21 +241,27 @@ class LipSDPReference:
             graph_digest=graph.digest,
         )
 
-    def _solve(self, system: BlockSystem, compute: Compute) -> Solution:
+    def _solve(self, system: LoopedSystem, compute: Compute) -> Solution:
         found = solve_reference(system, self.solver)
-        closed = fast(system, compute)
         said = f"{found.solver}: status {found.status}, objective {found.objective!r}"
-        best = replace(closed, message=f"{said}; its multipliers could not be repaired")
-        if found.objective == 0.0:
+        causal = not system.loops
+        best = fast(system.causal, compute) if causal else None
+        if best is not None:
+            best = replace(best, message=f"{said}; its multipliers could not be repaired")
+        if found.objective == 0.0 and best is not None:
             return best
         for floor in FLOORS:
             diagonals = reciprocal(found.multipliers, found.objective**2, floor)
             for factor in FACTORS:
-                upper = certified_upper(system, [d * factor for d in diagonals])
-                if upper is None or (best.upper is not None and not upper < Upper.of(best.upper)):
-                    continue
                 scaled = tuple(d * factor for d in diagonals)
-                best = _solution(closed, scaled, upper, f"{said}; multipliers evaluated again")
+                upper = certified_upper(system.causal, scaled) if causal else certified_dense(system, scaled)
+                if upper is None or (best is not None and best.upper is not None and not upper < best.upper):
+                    continue
+                best = _solution(scaled, upper, f"{said}; multipliers evaluated again")
+        if best is None:
+            raise Undecided(
+                f"{said}; its multipliers could not be repaired, and implicit layers have no closed form"
+            )
         return best
 
 
@@ -258,19 +281,18 @@ def reciprocal(weights: tuple[Tensor, ...], rho: float, floor: float) -> list[Te
     return result
 
 
-def _solution(closed: Solution, diagonals: tuple[Tensor, ...], upper: Upper, message: str) -> Solution:
+def _solution(diagonals: tuple[Tensor, ...], upper: Upper, message: str) -> Solution:
     try:
         value: float | None = float(upper)
     except OverflowError:
         value = None
-    log = upper.log10() if upper else -math.inf
-    zeros = (0,) * len(diagonals)
-    return replace(
-        closed,
+    return Solution(
         multipliers=diagonals,
-        exponents=zeros,
+        exponents=(0,) * len(diagonals),
         upper=value,
-        log10_upper=log,
+        log10_upper=upper.log10() if upper else -math.inf,
         trace=(),
+        iterations=0,
+        gap=None,
         message=message,
     )

@@ -21,13 +21,14 @@ from torch import Tensor
 from lipverify import ops
 from lipverify.analyzers.lipsdp.comparators import sorting_network, tournament
 from lipverify.analyzers.lipsdp.neurons import INPUT, Canonical, Signal, add, stacked
-from lipverify.analyzers.lipsdp.system import BlockSystem
+from lipverify.analyzers.lipsdp.system import BlockSystem, LoopedSystem
 from lipverify.errors import UnsupportedModel
 from lipverify.ir.graph import Graph, Node
 from lipverify.ir.interval import Interval
 from lipverify.ir.op import Constant, Input
+from lipverify.ops.implicit import response, slope_range
 from lipverify.ops.pooling import windows
-from lipverify.rules import interval, linear, slopes
+from lipverify.rules import Unbounded, interval, linear, slopes
 
 MAX_BYTES = 12 << 30
 """Systems whose dense matrices need more are refused with the size they need."""
@@ -47,6 +48,14 @@ def canonical_form(
     Raises:
         UnsupportedModel: a node has no such form (softmax, products of computed values, ...), or the matrices are too large.
     """
+    refuse_loops(graph)
+    return looped_form(graph, boxes, device).causal
+
+
+def looped_form(
+    graph: Graph, boxes: Mapping[str, Interval] | None = None, device: torch.device | None = None
+) -> LoopedSystem:
+    """As `canonical_form`, for graphs with implicit layers too."""
     refuse_unencodable(graph)
     refuse_too_large(graph)
     device = device or torch.device("cpu")
@@ -84,6 +93,13 @@ def refuse_unencodable(graph: Graph) -> None:
     missing = [node.describe() for node in graph.nodes if not encodable(node)]
     if missing:
         raise UnsupportedModel(f"no form as neurons with bounded slopes for {', '.join(missing[:3])}")
+
+
+def refuse_loops(graph: Graph) -> None:
+    """Raises UnsupportedModel naming the first implicit layer: its neurons feed themselves."""
+    for node in graph.nodes:
+        if isinstance(node.op, ops.Implicit):
+            raise UnsupportedModel(f"{node.describe()} feeds its own neurons; use the analyzer lipsdp-cvxpy")
 
 
 def refuse_too_large(graph: Graph) -> None:
@@ -206,6 +222,28 @@ def _householder(form: Canonical, node: Node, inputs: list[Signal], sources: lis
     return add(x, Signal({key: 2 * spread @ matrix for key, matrix in r.parts.items()}, x.size))
 
 
+def _implicit(form: Canonical, node: Node, inputs: list[Signal], sources: list[Node]) -> Signal:
+    """z = s w, w = phi(v) / s with slopes in [0, 1], v = s W w + U x: a block that feeds itself.
+
+    The proof of a unique z is not needed for the bound, but without one there is no function to bound.
+    """
+    op = node.op.to(dtype=torch.float64, device=form.device)
+    assert isinstance(op, ops.Implicit)
+    try:
+        response(op)
+    except Unbounded as error:
+        raise UnsupportedModel(f"{node.describe()}: {error}") from None
+    low, high = slope_range(op)
+    if low < 0.0:
+        raise UnsupportedModel(
+            f"{node.describe()} has an activation with negative slopes; only slopes from 0 have a form here"
+        )
+    key = len(form.blocks)
+    parts = {source: op.inputs @ matrix for source, matrix in inputs[0].parts.items()}
+    w = form.neurons(Signal({**parts, key: high * op.recurrent}, node.size), node.name)
+    return w.scaled(torch.full((node.size,), high, dtype=torch.float64, device=form.device))
+
+
 def _max_pool(form: Canonical, node: Node, inputs: list[Signal], sources: list[Node]) -> Signal:
     op = node.op
     assert isinstance(op, ops.MaxPool)
@@ -256,6 +294,7 @@ def _negated(v: Signal) -> Signal:
 ENCODERS: dict[type, Encoder] = {
     ops.GroupSort: _sort,
     ops.Householder: _householder,
+    ops.Implicit: _implicit,
     ops.MaxPool: _max_pool,
     ops.ReduceMax: _reduce_max,
     ops.ReduceMin: _reduce_min,
@@ -264,18 +303,20 @@ ENCODERS: dict[type, Encoder] = {
 }
 
 
-def _assembled(form: Canonical, output: Signal, graph: Graph) -> BlockSystem:
-    U, C = {}, {}
+def _assembled(form: Canonical, output: Signal, graph: Graph) -> LoopedSystem:
+    U, C, loops = {}, {}, {}
     for k, block in enumerate(form.blocks):
         for key, matrix in block.parts.items():
             if not bool(matrix.any()):
                 continue
             if key == INPUT:
                 U[k] = matrix
+            elif key == k:
+                loops[k] = matrix
             else:
                 C[k, key] = matrix
     V = {key: matrix for key, matrix in output.parts.items() if key != INPUT and bool(matrix.any())}
-    return BlockSystem(
+    causal = BlockSystem(
         inputs=graph.input.size,
         outputs=output.size,
         sizes=tuple(block.size for block in form.blocks),
@@ -285,3 +326,4 @@ def _assembled(form: Canonical, output: Signal, graph: Graph) -> BlockSystem:
         V0=output.parts.get(INPUT),
         names=tuple(form.names),
     )
+    return LoopedSystem(causal, loops)

@@ -5,14 +5,17 @@ Legend: z = (x, w) all inputs and neurons, c_j the row of neuron j in v = C z, a
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lipverify.analyzers.lipsdp.system import BlockSystem
+from lipverify.analyzers.lipsdp.system import BlockSystem, LoopedSystem
 from lipverify.errors import Undecided, UsageError
+from lipverify.linalg.definite import corner_upper
+from lipverify.linalg.rounding import Upper, gamma, inflate
 
 Matrix = NDArray[np.float64]
 
@@ -29,8 +32,10 @@ class ReferenceSolution:
     solver: str
 
 
-def solve_reference(system: BlockSystem, solver: str = "CLARABEL", **options: float) -> ReferenceSolution:
-    """LipSDP-Neuron by CVXPY.
+def solve_reference(
+    system: BlockSystem | LoopedSystem, solver: str = "CLARABEL", **options: float
+) -> ReferenceSolution:
+    """LipSDP-Neuron by CVXPY; implicit layers are blocks of C on the diagonal.
 
     Statement: min rho subject to rho E_0 + sum_j lambda_j (e_j a_j' + a_j e_j') - Out' Out >= 0, lambda >= 0.
     Source: Fazlyab, Robey, Hassani, Morari, Pappas, NeurIPS 2019 (arXiv 1906.04893), Theorem 2 with slopes [0, 1].
@@ -44,7 +49,9 @@ def solve_reference(system: BlockSystem, solver: str = "CLARABEL", **options: fl
         raise UsageError(
             f"CVXPY has no solver {solver!r} here; installed: {', '.join(cvxpy.installed_solvers())}"
         )
-    rows, out = dense_system(system)
+    whole = system if isinstance(system, LoopedSystem) else LoopedSystem(system, {})
+    system = whole.causal
+    rows, out = dense_system(system, whole.loops)
     n, count = rows.shape[1], system.neurons
     pick = np.zeros((n, count))
     pick[system.inputs :] = np.eye(count)
@@ -66,7 +73,9 @@ def solve_reference(system: BlockSystem, solver: str = "CLARABEL", **options: fl
     return ReferenceSolution(tuple(values.split(list(system.sizes))), found, str(problem.status), solver)
 
 
-def dense_system(system: BlockSystem) -> tuple[Matrix, Matrix]:
+def dense_system(
+    system: BlockSystem, loops: Mapping[int, torch.Tensor] | None = None
+) -> tuple[Matrix, Matrix]:
     """(rows of v over z [neurons, inputs + neurons], rows of y over z [outputs, inputs + neurons])."""
     starts = np.cumsum([system.inputs, *system.sizes])
     rows = np.zeros((system.neurons, starts[-1]))
@@ -75,6 +84,8 @@ def dense_system(system: BlockSystem) -> tuple[Matrix, Matrix]:
         here = slice(starts[k] - system.inputs, starts[k + 1] - system.inputs)
         if k in system.U:
             rows[here, : system.inputs] = system.U[k].cpu().numpy()
+        if loops and k in loops:
+            rows[here, starts[k] : starts[k + 1]] = loops[k].cpu().numpy()
         for j in range(k):
             if (k, j) in system.C:
                 rows[here, starts[j] : starts[j + 1]] = system.C[k, j].cpu().numpy()
@@ -83,3 +94,38 @@ def dense_system(system: BlockSystem) -> tuple[Matrix, Matrix]:
     if system.V0 is not None:
         out[:, : system.inputs] = system.V0.cpu().numpy()
     return rows, out
+
+
+def certified_dense(system: LoopedSystem, multipliers: Sequence[torch.Tensor]) -> Upper | None:
+    """A certified l2 bound from the diagonal D by one dense proof, or None; for small systems, loops included.
+
+    Statement, Source: as `bound.certified_upper`, which proves the same inequality block by block; with a loop W of a block,
+        C has W on its diagonal. A > 0 also proves that I - C Delta is invertible for all 0 <= Delta <= I: c = Delta C'c gives
+        c'Ac = -2 sum_i D_i c_i (b_i - c_i) - |U'c|^2 <= 0 with b = C'c, hence c = 0.
+    Sound when: the assumptions of `lipverify.linalg` hold.
+    """
+    rows, out = (torch.as_tensor(m) for m in dense_system(system.causal, system.loops))
+    inputs, outputs = system.causal.inputs, system.causal.outputs
+    d = torch.cat([m.cpu() for m in multipliers]) if multipliers else torch.zeros(0, dtype=torch.float64)
+    if not bool(((d > 0) & torch.isfinite(d)).all()):
+        return None
+    drive, direct = rows[:, :inputs], out[:, :inputs]
+
+    def bordered(
+        u: torch.Tensor, c: torch.Tensor, v: torch.Tensor, v0: torch.Tensor, sign: float
+    ) -> torch.Tensor:
+        """[[V0 V0', B'], [B, DC' + CD + UU']] times sign, without 2D."""
+        weighted = c * d
+        inner = sign * (weighted + weighted.T) + sign * (u @ u.T)
+        border = sign * (d[:, None] * v.T + u @ v0.T)
+        return torch.cat([torch.cat([sign * (v0 @ v0.T), border.T], 1), torch.cat([border, inner], 1)])
+
+    plain = bordered(drive, rows[:, inputs:], out[:, inputs:], direct, -1.0)
+    size = bordered(drive.abs(), rows[:, inputs:].abs(), out[:, inputs:].abs(), direct.abs(), 1.0)
+    twice = torch.diag(torch.cat([torch.zeros(outputs, dtype=torch.float64), 2.0 * d]))
+    lower = torch.tril(plain + twice)
+    matrix, size = lower + torch.tril(lower, -1).T, torch.maximum(size, size.T) + twice
+    # An entry is an inner product over the inputs and at most four further roundings.
+    error = inflate(size, gamma(inputs + 16)) * gamma(inputs + 16)
+    rho = corner_upper(matrix, error, outputs)
+    return None if rho is None else Upper.of(rho).sqrt()

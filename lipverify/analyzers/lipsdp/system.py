@@ -49,3 +49,20 @@ class BlockSystem:
     def neurons(self) -> int:
         """All neurons together: the number of multipliers."""
         return sum(self.sizes)
+
+
+@dataclass(frozen=True)
+class LoopedSystem:
+    """A block system whose blocks may feed themselves, as those of implicit layers do: v_k = .. + loops[k] w_k.
+
+    A type of its own, because the elimination of `factor` takes blocks that depend on earlier ones only.
+    """
+
+    causal: BlockSystem
+    loops: dict[int, Tensor]
+    """k -> [sizes[k], sizes[k]]"""
+
+    def __post_init__(self) -> None:
+        sizes = self.causal.sizes
+        if any(k >= len(sizes) or tuple(m.shape) != (sizes[k], sizes[k]) for k, m in self.loops.items()):
+            raise InternalError("a loop that does not fit its block")
