@@ -84,6 +84,7 @@ def by_onnxruntime(source: Any, x: Array) -> list[Array]:
     runtime = pytest.importorskip("onnxruntime")
     options = runtime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 4
+    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = runtime.InferenceSession(
         source.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )

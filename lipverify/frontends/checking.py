@@ -66,8 +66,9 @@ def check_import(
     worst = largest = 0.0
     count = 0
     finite: set[str] = set()
+    own = graph.to(dtype=evaluated_in(dtype))
     for x in inputs(graph, samples, seed):
-        for found in differences(graph, reference, x, dtype):
+        for found in differences(own, reference, x, dtype):
             if not found.agrees:
                 raise ExtractionMismatch(_mismatch(found, name))
             worst, largest = max(worst, found.gap), max(largest, found.largest)
@@ -79,6 +80,11 @@ def check_import(
                 f'output "{display(output)}" of {name} has no finite number on random inputs, so it cannot be checked'
             )
     return ImportCheck(count, worst, largest, name)
+
+
+def evaluated_in(dtype: torch.dtype) -> torch.dtype:
+    """The type a graph is evaluated in beside a source of this type: the same, but float32 for 16-bit types."""
+    return torch.float64 if dtype is torch.float64 else torch.float32
 
 
 def inputs(graph: Graph, samples: int, seed: int) -> Iterator[Tensor]:
@@ -94,14 +100,15 @@ def inputs(graph: Graph, samples: int, seed: int) -> Iterator[Tensor]:
 
 
 def differences(graph: Graph, reference: Reference, x: Tensor, dtype: torch.dtype) -> Iterator[Difference]:
-    """How far graph and source differ on one batch, output by output.
+    """How far a graph and its source, which computes in `dtype`, differ on one batch, output by output.
+
+    The graph's parameters are of the type `evaluated_in(dtype)`.
 
     Raises:
         ExtractionMismatch: shapes differ, or where the outputs are finite.
     """
-    own = dtype if dtype in (torch.float32, torch.float64) else torch.float32
     rounded = x.to(dtype)
-    values = _outputs(graph.to(dtype=own), rounded.to(own))
+    values = _outputs(graph, rounded.to(evaluated_in(dtype)))
     source = reference(as_numpy(rounded))
     for output, wanted in zip(graph.outputs, source, strict=True):
         value = values[output]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lipverify.errors import ExtractionMismatch, UnsupportedModel
 from lipverify.frontends.builder import Value
-from lipverify.frontends.checking import TOLERANCE, as_numpy, check_import, compare, inputs
+from lipverify.frontends.checking import TOLERANCE, as_numpy, check_import, compare, evaluated_in, inputs
 from lipverify.frontends.onnx.inputs import Layout
 from lipverify.frontends.onnx.lowering import Stored
 from lipverify.frontends.onnx.references import Runner, advice, reason, runners
@@ -164,7 +164,7 @@ def _first_difference(model: Any, found: Import, layout: Layout, reader: str) ->
     del probe.graph.output[:]
     probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in values)
     start = dict(runners(probe, layout.name))[reader]
-    own = layout.dtype if layout.dtype is torch.float64 else torch.float32
+    own = evaluated_in(layout.dtype)
     graph = found.graph.to(dtype=own)
     try:
         run = start()

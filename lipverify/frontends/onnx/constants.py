@@ -132,6 +132,20 @@ def _divide(call: Call, a: Any, b: Any) -> Any:
     return np.where((a < 0) != (b < 0), -quotient, quotient).astype(a.dtype)
 
 
+def _dequantize(call: Call, x: Stored, scale: Stored, zero: Stored | None = None) -> Stored:
+    """(x - zero) * scale, with one scale for all or one for each entry of an axis."""
+    if x.dtype.kind not in "iu" or call.attribute("block_size", 0):
+        raise call.refuse(
+            "dequantises in blocks or from other types than integers", "export floating-point weights"
+        )
+    if scale.size > 1:
+        shape = [1] * x.ndim
+        shape[forms.normalised(call, call.attribute("axis", 1), x.ndim)] = -1
+        scale, zero = scale.reshape(shape), None if zero is None else zero.reshape(shape)
+    offset = x.astype(np.int64) - (0 if zero is None else zero.astype(np.int64))
+    return offset.astype(scale.dtype) * scale
+
+
 def _gather(call: Call, data: Stored, indices: Stored) -> Stored:
     axis = forms.normalised(call, call.attribute("axis", 0), data.ndim)
     size = data.shape[axis]
@@ -199,6 +213,7 @@ _QUICK: dict[str, _Quick] = {
     "Sub": lambda call, a, b: a - b,
     "Mul": lambda call, a, b: a * b,
     "Div": _divide,
+    "DequantizeLinear": _dequantize,
     "Neg": lambda call, x: -x,
     "Sqrt": lambda call, x: np.sqrt(x),
     "Equal": lambda call, a, b: a == b,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -11,9 +13,14 @@ from lipverify.frontends.onnx.call import Call
 from lipverify.frontends.onnx.registry import lower
 from lipverify.frontends.onnx.translators.windows import explicit_pads, positive, window
 
+_MAX_STACK = 4096
+
 
 @lower.register("MatMul")
 def _matmul(c: Call) -> Value:
+    for x in (c.raw(0), c.raw(1)):
+        if x is not None and not isinstance(x, Value) and math.prod(x.shape[:-2]) > _MAX_STACK:
+            raise c.refuse(f"product with more than {_MAX_STACK} stored matrices", "use fewer")
     return c.build.matmul(c.operand(0), c.operand(1))
 
 
