@@ -220,7 +220,6 @@ def largest_eigenvalue(matrix: Tensor) -> float:
         return float(torch.linalg.eigvalsh(matrix)[-1])
     generator = torch.Generator().manual_seed(size)
     basis = torch.randn(size, 8, generator=generator, dtype=torch.float64).to(matrix)
-    values = basis
     for _ in range(15):
         basis, _ = torch.linalg.qr(matrix @ (matrix @ basis))
     values = torch.linalg.eigvalsh(basis.T @ (matrix @ basis))

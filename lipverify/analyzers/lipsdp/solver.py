@@ -18,7 +18,7 @@ from lipverify.analyzers.lipsdp.reduction import Multipliers, Reduced, reduce
 from lipverify.analyzers.lipsdp.start import scalar_start
 from lipverify.analyzers.lipsdp.system import BlockSystem
 from lipverify.analyzers.protocol import Compute
-from lipverify.errors import InternalError, UnsupportedModel
+from lipverify.errors import InternalError, UnsupportedModel, UsageError
 from lipverify.linalg.dense import operator_norm_upper
 from lipverify.linalg.rounding import Upper
 
@@ -153,6 +153,9 @@ class _Run:
         self.system, self.compute = system, compute
         self.reduced: Reduced = reduce(system)
         require_memory(self.reduced.system, memory, _device_of(system))
+        given = (*system.U.values(), *system.C.values(), *system.V.values(), system.V0)
+        if not all(bool(torch.isfinite(m).all()) for m in given if m is not None):
+            raise UsageError("a weight of the network is infinite or not a number: no bound exists")
         self.notes: list[str] = []
         self.interrupted = False
 
@@ -163,7 +166,7 @@ class _Run:
         begun = time.monotonic()
         self.reduced, factor, y = scalar_start(self.reduced)
         record.report_scale = 2.0 ** min(self.reduced.output_exponent, 1000)
-        record.reserve = 3.0 * (time.monotonic() - begun)
+        record.reserve = 2.0 * (time.monotonic() - begun)
         record.offer(factor.d, float(torch.linalg.eigvalsh(y)[-1]), "lipsdp-fast")
         try:
             if settings is not None and not record.expired and record.rho > 0.0:

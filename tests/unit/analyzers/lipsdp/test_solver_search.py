@@ -2,6 +2,7 @@
 
 import math
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from lipverify.analyzers.lipsdp.reduction import transposed
 from lipverify.analyzers.lipsdp.solver import Settings, estimate, fast, solve
 from lipverify.analyzers.lipsdp.system import BlockSystem
 from lipverify.analyzers.protocol import Compute
-from lipverify.errors import UnsupportedModel
+from lipverify.errors import UnsupportedModel, UsageError
 from tests.unit.analyzers.lipsdp.systems import (
     bordered,
     chain,
@@ -206,6 +207,31 @@ def test_memory_limit_names_both_sizes():
     assert work > 30**3
     with pytest.raises(UnsupportedModel, match="GB"):
         solve(system, Compute(), Settings(memory=needed // 2))
+
+
+def test_weights_that_are_no_numbers_are_refused():
+    for bad in (math.nan, math.inf):
+        with pytest.raises(UsageError, match="not a number"):
+            solve(
+                chain([torch.full((2, 2), bad, dtype=torch.float64), torch.ones(1, 2, dtype=torch.float64)]),
+                Compute(),
+            )
+
+
+def test_weak_barrier_is_searched_again_with_a_stronger_one():
+    """With almost no barrier the first search jams far above the optimum, 825.21, and the second one does not."""
+    system = he_chain(64, 50, 10, 10)
+    weak = Settings(beta=1e-7, probes=1, hessian_probes=1, max_iterations=30)
+    jammed = solve(system, Compute(), replace(weak, restart=False))
+    repaired = solve(system, Compute(), replace(weak, restart=True))
+    assert repaired.upper < jammed.upper
+    assert "a second search with barrier" in repaired.message
+    assert repaired.iterations > jammed.iterations
+
+
+def test_healthy_search_says_that_the_second_one_found_nothing():
+    solution = solve(he_chain(64, 50, 10, 10), Compute(), Settings(restart=True))
+    assert "lowered the bound by 0.0e+00" in solution.message
 
 
 @pytest.mark.cuda
