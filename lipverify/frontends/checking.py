@@ -43,7 +43,7 @@ class Difference:
     largest: float
     allowed: float
     finite: bool
-    """Whether any number could be compared."""
+    """Whether some number could be compared, or there is none."""
 
     @property
     def agrees(self) -> bool:
@@ -137,7 +137,7 @@ def compare(
     gap = float(np.abs(left[both] - right[both]).max(initial=0.0))
     if bool((np.isfinite(left) != np.isfinite(right)).any()):
         gap = math.inf
-    return Difference(output, gap, largest, tolerance * largest, bool(both.any()))
+    return Difference(output, gap, largest, tolerance * largest, bool(both.any()) or right.size == 0)
 
 
 def _mismatch(found: Difference, name: str) -> str:

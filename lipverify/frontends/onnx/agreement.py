@@ -20,6 +20,7 @@ from lipverify.frontends.onnx.lowering import Stored
 from lipverify.frontends.onnx.references import Runner, advice, reason, runners
 from lipverify.interpreter import evaluate_all
 from lipverify.ir.graph import Graph
+from lipverify.ir.op import Shape
 from lipverify.loading.names import display
 
 _BATCH = 3
@@ -88,17 +89,18 @@ def _one_by_one(
     def reference(x: Stored) -> list[Stored]:
         rows = [run(x[i : i + 1] if layout.batch is not None else x[i]) for i in range(len(x))]
         return [
-            np.stack([_sample(row[p], batch) for row in rows])
-            for p, batch in zip(positions, found.batches, strict=True)
+            np.stack([_sample(row[p], batch, found.graph[output].shape) for row in rows])
+            for p, batch, output in zip(positions, found.batches, found.graph.outputs, strict=True)
         ]
 
     return reference
 
 
-def _sample(result: Stored, batch: int | None) -> Stored:
-    """One sample of a result for a batch of one."""
+def _sample(result: Stored, batch: int | None, shape: Shape) -> Stored:
+    """One sample, of this shape, of a result for a batch of one."""
     result = np.asarray(result)
-    if batch is None:
+    # Squeeze without axes drops the batch axis too where there is one sample alone.
+    if batch is None or result.shape == shape:
         return result
     if result.ndim <= batch or result.shape[batch] != 1:
         raise ExtractionMismatch(f"an output has shape {list(result.shape)} for a batch of one")
@@ -172,7 +174,9 @@ def _first_difference(model: Any, found: Import, layout: Layout, reader: str) ->
             x = batch[:1].to(layout.dtype)
             mine, source = evaluate_all(graph, x.to(own)), run(as_numpy(_batch(x, layout)))
             for (name, v), wanted in zip(values.items(), source, strict=True):
-                if not _agree(mine[v.name][0].numpy(), _sample(wanted, v.batch), TOLERANCE[layout.dtype]):
+                if not _agree(
+                    mine[v.name][0].numpy(), _sample(wanted, v.batch, v.shape), TOLERANCE[layout.dtype]
+                ):
                     return f'; the first tensor that differs is "{display(name, 60)}"'
     except Exception:  # a reader's own; the difference itself is reported in any case
         return ""

@@ -61,7 +61,7 @@ def extract_onnx(
         found = _lowered(model, layout, names, versions, origin)
     except UnsupportedModel as error:
         if not layout.symbolic:
-            raise
+            raise UnsupportedModel(f"{error}{_about_batches(layout)}") from None
         # The function of a single sample may be there although the file mixes the samples of a larger batch.
         found = _lowered(model, replace(layout, symbolic=False), names, versions, origin)
         refused = error
@@ -70,6 +70,16 @@ def extract_onnx(
             raise refused
         return found.graph
     return checked(model, found, layout, names, refused)
+
+
+def _about_batches(layout: Layout) -> str:
+    """What a refusal may come from where the file fixes a batch of several samples."""
+    if layout.batch is not None or len(layout.source_shape) < 2:
+        return ""
+    return (
+        f" (the first axis of the input is fixed at {layout.source_shape[0]}, so all of it counts as one sample: if it is the "
+        "batch, export with a batch of one or of open size)"
+    )
 
 
 def _read(source: str | Path | onnx.ModelProto) -> tuple[Any, Origin]:

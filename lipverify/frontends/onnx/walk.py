@@ -164,9 +164,13 @@ def check_schema(build: OnnxBuilder, node: Any, version: int) -> None:
     try:
         schema = onnx.defs.get_schema(node.op_type, version, "")
     except onnx.defs.SchemaError:
-        raise build.refuse(f"operator set {version} of ONNX has no such operator") from None
+        raise build.refuse(
+            f"operator set {version} of ONNX has no such operator", (), "export the model again"
+        ) from None
     if schema.deprecated:
-        raise build.refuse(f"this operator was removed from operator set {version}", (), "export it again")
+        raise build.refuse(
+            f"this operator was removed from operator set {version}", (), "export the model again"
+        )
     if not schema.min_input <= len(node.input) <= schema.max_input:
         raise build.invalid(f"it has {len(node.input)} inputs")
     if not schema.min_output <= len(node.output) <= schema.max_output:

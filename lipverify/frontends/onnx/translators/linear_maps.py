@@ -18,10 +18,18 @@ _MAX_STACK = 4096
 
 @lower.register("MatMul")
 def _matmul(c: Call) -> Value:
-    for x in (c.raw(0), c.raw(1)):
-        if x is not None and not isinstance(x, Value) and math.prod(x.shape[:-2]) > _MAX_STACK:
+    b, (left, right) = c.build, (c.operand(0), c.operand(1))
+    for x in (left, right):
+        if isinstance(x, Tensor) and math.prod(x.shape[:-2]) > _MAX_STACK:
             raise c.refuse(f"product with more than {_MAX_STACK} stored matrices", "use fewer")
-    return c.build.matmul(c.operand(0), c.operand(1))
+    # A vector beside a stack of matrices is a row on the left and a column on the right.
+    if isinstance(left, Value) and left.rank == 1 and isinstance(right, Tensor) and right.ndim > 2:
+        product = b.matmul(b.unsqueeze(left, [0]), right)
+        return b.squeeze(product, [product.rank - 2])
+    if isinstance(right, Value) and right.rank == 1 and isinstance(left, Tensor) and left.ndim > 2:
+        product = b.matmul(left, b.unsqueeze(right, [1]))
+        return b.squeeze(product, [product.rank - 1])
+    return b.matmul(left, right)
 
 
 @lower.register("Gemm")

@@ -9,8 +9,10 @@ import torch
 
 from lipverify import ops
 from lipverify.frontends.builder import Value
+from lipverify.frontends.checking import as_numpy
 from lipverify.frontends.onnx import forms
 from lipverify.frontends.onnx.call import Call
+from lipverify.frontends.onnx.lowering import Stored
 from lipverify.frontends.onnx.registry import lower
 
 _FLOATS: dict[int, torch.dtype] = {1: torch.float32, 10: torch.float16, 11: torch.float64, 16: torch.bfloat16}
@@ -36,10 +38,10 @@ def _cast(c: Call) -> Value:
 
 
 @lower.register("CastLike")
-def _cast_like(c: Call) -> Value:
-    like = c.raw(1)
-    if isinstance(like, Value):
-        return c.value()
+def _cast_like(c: Call) -> Value | Stored:
+    x, like = c.raw(0), c.raw(1)
+    if isinstance(like, Value):  # of the graph's own type
+        return x if isinstance(x, Value) else as_numpy(c.stored(0, "number").to(c.build.dtype))
     kind = (
         None
         if like is None
