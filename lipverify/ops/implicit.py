@@ -77,7 +77,8 @@ def _equilibrium(op: Implicit, x: Tensor) -> Tensor:
     if not drive.requires_grad:
         return z
     defect = forward(op.activation, torch.nn.functional.linear(z, op.recurrent) + drive) - z
-    return z + _newton_step(op, z, drive.detach(), defect)
+    slope = derivative(op, torch.nn.functional.linear(z, op.recurrent) + drive)
+    return z + _newton_step(op, slope, defect)
 
 
 def derivative(op: Implicit, v: Tensor) -> Tensor:
@@ -88,10 +89,11 @@ def derivative(op: Implicit, v: Tensor) -> Tensor:
     return found
 
 
-def _newton_step(op: Implicit, z: Tensor, drive: Tensor, defect: Tensor) -> Tensor:
-    """(I - phi'(v) W)^-1 defect, for every sample."""
-    slope = derivative(op, torch.nn.functional.linear(z, op.recurrent) + drive)
-    matrix = torch.eye(len(op.recurrent), dtype=z.dtype, device=z.device) - slope[..., None] * op.recurrent
+def _newton_step(op: Implicit, slope: Tensor, defect: Tensor) -> Tensor:
+    """(I - diag(slope) W)^-1 defect, for every sample."""
+    matrix = (
+        torch.eye(len(op.recurrent), dtype=slope.dtype, device=slope.device) - slope[..., None] * op.recurrent
+    )
     solved: Tensor = torch.linalg.solve_ex(matrix, defect[..., None])[0][..., 0]
     return solved
 
@@ -109,7 +111,7 @@ def _fixed_point(op: Implicit, drive: Tensor) -> Tensor:
         if index % 25 == 24:
             moved = z
             for _ in range(4):
-                moved = moved + _newton_step(op, moved, drive, step.defect(moved))
+                moved = moved + _newton_step(op, step.slope(moved), step.defect(moved))
             candidates.append(moved)
         for candidate in candidates:
             found = step.error(candidate)
@@ -154,6 +156,13 @@ class _Splitting:
     def defect(self, z: Tensor) -> Tensor:
         """phi(W z + U x + b) - z."""
         return forward(self.op.activation, torch.nn.functional.linear(z, self.op.recurrent) + self.drive) - z
+
+    def slope(self, z: Tensor) -> Tensor:
+        """phi'(v), by a difference quotient: the search also runs where torch records no derivatives."""
+        v = torch.nn.functional.linear(z, self.op.recurrent) + self.drive
+        h = torch.finfo(z.dtype).eps ** 0.5 * (1.0 + v.abs())
+        above, below = forward(self.op.activation, v + h), forward(self.op.activation, v - h)
+        return (above - below) / (2.0 * h)
 
     def error(self, z: Tensor) -> Tensor:
         """How far the defect exceeds the rounding of its own evaluation, for every sample; not a number counts as infinite."""

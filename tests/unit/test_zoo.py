@@ -22,6 +22,7 @@ from lipverify.zoo.card import read_card, with_measured
 EXPECTED = {
     "cancer-gelu",
     "digits-cnn",
+    "digits-deq",
     "digits-groupsort",
     "digits-maxmin-orthogonal",
     "digits-relu-mlp",

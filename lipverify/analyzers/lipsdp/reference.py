@@ -52,12 +52,19 @@ def solve_reference(
     whole = system if isinstance(system, LoopedSystem) else LoopedSystem(system, {})
     system = whole.causal
     rows, out = dense_system(system, whole.loops)
+    inputs = system.inputs
+    # The program of the transposed Jacobian has the same value, and lambda is rho / lambda. For causal systems the textbook's
+    # own side is kept: it is what others run.
+    flipped = bool(whole.loops) and system.outputs < inputs
+    if flipped:
+        rows, out = _transposed(rows, out, inputs)
+        inputs = system.outputs
     n, count = rows.shape[1], system.neurons
     pick = np.zeros((n, count))
-    pick[system.inputs :] = np.eye(count)
+    pick[inputs:] = np.eye(count)
     a = pick - rows.T
     first = np.zeros((n, n))
-    first[: system.inputs, : system.inputs] = np.eye(system.inputs)
+    first[:inputs, :inputs] = np.eye(inputs)
     rho, weights = cvxpy.Variable(nonneg=True), cvxpy.Variable(count, nonneg=True)
     half = pick @ cvxpy.diag(weights) @ a.T if count else np.zeros((n, n))
     matrix = rho * first + half + half.T - out.T @ out
@@ -69,8 +76,19 @@ def solve_reference(
     if rho.value is None or (count and weights.value is None):
         raise Undecided(f"{solver} ended with status {problem.status} and no multipliers")
     values = torch.as_tensor(np.asarray(weights.value) if count else np.zeros(0), dtype=torch.float64)
+    if flipped:
+        middle = float(values[values > 0].median()) if bool((values > 0).any()) else 1.0
+        values = float(rho.value) / values.clamp_min(1e-12 * middle)
     found = float(np.sqrt(max(float(rho.value), 0.0)))
     return ReferenceSolution(tuple(values.split(list(system.sizes))), found, str(problem.status), solver)
+
+
+def _transposed(rows: Matrix, out: Matrix, inputs: int) -> tuple[Matrix, Matrix]:
+    """U <-> V', C -> C', V0 -> V0'."""
+    return (
+        np.concatenate([out[:, inputs:].T, rows[:, inputs:].T], 1),
+        np.concatenate([out[:, :inputs].T, rows[:, :inputs].T], 1),
+    )
 
 
 def dense_system(

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import lipverify as lv
 from lipverify import ops
 from lipverify.analyzers.lipsdp.analyzer import LipSDP, LipSDPFast, LipSDPReference
 from lipverify.analyzers.lipsdp.bound import certified_upper
@@ -143,3 +144,12 @@ def test_a_loop_has_to_fit_its_block() -> None:
         LoopedSystem(plain, {0: torch.ones(3, 3)})
     with pytest.raises(InternalError):
         LoopedSystem(plain, {1: torch.ones(2, 2)})
+
+
+@pytest.mark.slow
+def test_the_trained_network_of_the_zoo() -> None:
+    graph = lv.load("zoo:digits-deq")
+    witness = float(falsify(graph, Query(), Compute(), Search(16, 60, seconds=4.0)).value[0])
+    found = upper(graph, LipSDPReference())
+    assert witness <= found <= 1.03 * witness
+    assert found < upper(graph, Product())
