@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help demo test check lint types soundness third-party zoo clean
+.PHONY: help demo test check lint types soundness bench-lipsdp third-party zoo clean
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
     command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
@@ -40,6 +40,9 @@ types: $(READY)
 
 soundness: $(READY) ## the long searches for a wrong bound
 	LIPVERIFY_SOUNDNESS=full $(BIN)/pytest -n auto --dist worksteal tests/soundness tests/property
+
+bench-lipsdp: $(READY) ## LipSDP against cone solvers, half an hour; writes reports/bench-lipsdp
+	$(BIN)/python benchmarks/lipsdp.py
 
 third-party: $(READY) ## audit every network of the sibling folder shared/checkpoints, write reports/third_party
 	$(BIN)/python reports/third_party/build.py

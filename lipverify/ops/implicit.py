@@ -162,7 +162,8 @@ class _Splitting:
         v = torch.nn.functional.linear(z, self.op.recurrent) + self.drive
         h = torch.finfo(z.dtype).eps ** 0.5 * (1.0 + v.abs())
         above, below = forward(self.op.activation, v + h), forward(self.op.activation, v - h)
-        return (above - below) / (2.0 * h)
+        quotient: Tensor = (above - below) / (2.0 * h)
+        return quotient
 
     def error(self, z: Tensor) -> Tensor:
         """How far the defect exceeds the rounding of its own evaluation, for every sample; not a number counts as infinite."""

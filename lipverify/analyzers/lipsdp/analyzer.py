@@ -19,7 +19,7 @@ from lipverify.analyzers.lipsdp.canonical import (
     refuse_unencodable,
 )
 from lipverify.analyzers.lipsdp.published import Constraints, bound_published, sorting_chain
-from lipverify.analyzers.lipsdp.reference import certified_dense, solve_reference
+from lipverify.analyzers.lipsdp.reference import ReferenceSolution, certified_dense, solve_reference
 from lipverify.analyzers.lipsdp.solver import Settings, Solution, fast, solve
 from lipverify.analyzers.lipsdp.system import BlockSystem, LoopedSystem
 from lipverify.analyzers.protocol import Compute
@@ -242,27 +242,7 @@ class LipSDPReference:
         )
 
     def _solve(self, system: LoopedSystem, compute: Compute) -> Solution:
-        found = solve_reference(system, self.solver)
-        said = f"{found.solver}: status {found.status}, objective {found.objective!r}"
-        causal = not system.loops
-        best = fast(system.causal, compute) if causal else None
-        if best is not None:
-            best = replace(best, message=f"{said}; its multipliers could not be repaired")
-        if found.objective == 0.0 and best is not None:
-            return best
-        for floor in FLOORS:
-            diagonals = reciprocal(found.multipliers, found.objective**2, floor)
-            for factor in FACTORS:
-                scaled = tuple(d * factor for d in diagonals)
-                upper = certified_upper(system.causal, scaled) if causal else certified_dense(system, scaled)
-                if upper is None or (best is not None and best.upper is not None and not upper < best.upper):
-                    continue
-                best = _solution(scaled, upper, f"{said}; multipliers evaluated again")
-        if best is None:
-            raise Undecided(
-                f"{said}; its multipliers could not be repaired, and implicit layers have no closed form"
-            )
-        return best
+        return evaluated_again(system, solve_reference(system, self.solver), compute)
 
 
 FLOORS = (1e-9, 1e-6, 1e-4, 1e-2)
@@ -296,3 +276,31 @@ def _solution(diagonals: tuple[Tensor, ...], upper: Upper, message: str) -> Solu
         gap=None,
         message=message,
     )
+
+
+def evaluated_again(system: LoopedSystem, found: ReferenceSolution, compute: Compute) -> Solution:
+    """The best certified bound from a cone solver's multipliers; the closed form where it is better.
+
+    Raises:
+        Undecided: nothing could be certified; only for systems with loops, which have no closed form.
+    """
+    said = f"{found.solver}: status {found.status}, objective {found.objective!r}"
+    causal = not system.loops
+    best = fast(system.causal, compute) if causal else None
+    if best is not None:
+        best = replace(best, message=f"{said}; its multipliers could not be repaired")
+    if found.objective == 0.0 and best is not None:
+        return best
+    for floor in FLOORS:
+        diagonals = reciprocal(found.multipliers, found.objective**2, floor)
+        for factor in FACTORS:
+            scaled = tuple(d * factor for d in diagonals)
+            upper = certified_upper(system.causal, scaled) if causal else certified_dense(system, scaled)
+            if upper is None or (best is not None and best.upper is not None and not upper < best.upper):
+                continue
+            best = _solution(scaled, upper, f"{said}; multipliers evaluated again")
+    if best is None:
+        raise Undecided(
+            f"{said}; its multipliers could not be repaired, and implicit layers have no closed form"
+        )
+    return best

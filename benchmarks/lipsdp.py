@@ -1,0 +1,430 @@
+"""LipSDP against a cone solver, one thread, everything in one run.
+
+    python benchmarks/lipsdp.py [--quick] [--out reports/bench-lipsdp]
+
+Every method runs in a process of its own with a time limit. Ours is timed from the graph to the certified bound, several
+times before and after its peers; the cone solvers by the time they report themselves, without CVXPY's modelling, which
+favours them. A solver's objective is not a bound: beside it stands what its multipliers prove.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
+REPEATS = 5
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network `he-inputs-width x depth-outputs` or `digits-width x depth`, and the seconds a peer gets (0: not run)."""
+
+    name: str
+    clarabel: float = 0.0
+    scs: float = 0.0
+
+
+QUICK = (
+    Case("he-10-10x2-5", 20, 20),
+    Case("he-10-20x3-5", 20, 20),
+    Case("he-64-50x10-10"),
+)
+FULL = (
+    Case("he-10-10x2-5", 60, 60),
+    Case("he-10-20x3-5", 60, 60),
+    Case("he-20-30x4-10", 900, 120),
+    Case("he-64-50x10-10", 0, 120),
+    Case("he-64-50x20-10"),
+    Case("he-64-200x3-10", 0, 150),
+    Case("he-64-1000x3-10"),
+    Case("he-64-50x50-10"),
+    Case("digits-100x4", 0, 240),
+    Case("he-20-50x3-10", 900, 120),
+    Case("digits-50x2", 900, 120),
+)
+TARGETS = {"he-20-30x4-10": 100.0, "he-20-50x3-10": 1000.0, "digits-50x2": 5000.0}
+"""Least ratio of Clarabel's time to ours; the bound may exceed its optimum by a thousandth."""
+METHODS = ("lipsdp", "lipsdp-fast", "product", "clarabel", "scs")
+
+
+# -- networks
+
+
+def he_weights(name: str) -> list[np.ndarray]:
+    """N(0, 2 / fan-in), layer by layer from default_rng(0)."""
+    _, inputs, hidden, outputs = name.split("-")
+    width, depth = map(int, hidden.split("x"))
+    rng = np.random.default_rng(0)
+    widths = [int(inputs), *[width] * depth, int(outputs)]
+    return [rng.standard_normal((o, i)) * np.sqrt(2.0 / i) for i, o in itertools.pairwise(widths)]
+
+
+def digits_weights(name: str) -> list[np.ndarray]:
+    """A ReLU network on the 8x8 digits of scikit-learn (ink / 16), Adam, 60 epochs, seed 0."""
+    import torch
+    from sklearn.datasets import load_digits
+
+    width, depth = map(int, name.split("-")[1].split("x"))
+    torch.manual_seed(0)
+    data = load_digits()
+    x, y = torch.tensor(data.data / 16, dtype=torch.float32), torch.tensor(data.target)
+    widths = [64, *[width] * depth, 10]
+    layers: list[torch.nn.Module] = []
+    for i, o in itertools.pairwise(widths):
+        layers += [torch.nn.Linear(i, o), torch.nn.ReLU()]
+    network = torch.nn.Sequential(*layers[:-1])
+    optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
+    for _ in range(60):
+        for rows in torch.randperm(len(x)).split(64):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(network(x[rows]), y[rows]).backward()
+            optimizer.step()
+    return [layer.weight.detach().double().numpy() for layer in network if isinstance(layer, torch.nn.Linear)]
+
+
+def graph_of(weights: list[np.ndarray]) -> Any:
+    """The chain of dense layers and ReLUs as a graph; biases do not matter to a bound for the whole space."""
+    import torch
+
+    from lipverify import ops
+    from lipverify.frontends.builder import Builder
+    from lipverify.ir.graph import Origin
+
+    b = Builder(symbolic_batch=True)
+    v = b.input((1, weights[0].shape[1]), 0)
+    for index, weight in enumerate(weights):
+        b.where = f"layer{index}"
+        v = b.linear(v, torch.from_numpy(weight))
+        if index < len(weights) - 1:
+            v = b.elementwise(ops.ReLU(), v)
+    return b.graph([v], Origin())
+
+
+# -- one method on one network, in a process of its own
+
+
+def run_method(method: str, weights: list[np.ndarray]) -> dict[str, Any]:
+    import torch
+
+    torch.set_num_threads(1)
+    from lipverify.analyzers.lipsdp.analyzer import evaluated_again
+    from lipverify.analyzers.lipsdp.canonical import canonical_form, looped_form
+    from lipverify.analyzers.lipsdp.reference import solve_reference
+    from lipverify.analyzers.lipsdp.solver import fast, solve
+    from lipverify.analyzers.product import Product
+    from lipverify.analyzers.protocol import Compute
+    from lipverify.ir.region import Query
+
+    graph, compute = graph_of(weights), Compute()
+    if method in ("clarabel", "scs"):
+        begun, worked = time.perf_counter(), time.process_time()
+        found = solve_reference(canonical_form(graph), method.upper())
+        seconds, cpu = time.perf_counter() - begun, time.process_time() - worked
+        again = evaluated_again(looped_form(graph), found, compute)
+        return {
+            "upper": again.upper,
+            "objective": found.objective,
+            "status": found.status,
+            "seconds": found.seconds if found.seconds is not None else seconds,
+            "seconds_with_modelling": seconds,
+            "cpu_seconds_with_modelling": cpu,
+        }
+    # The first call of every kernel is slower than all others.
+    solve(canonical_form(graph_of(he_weights("he-4-6x2-3"))), compute)
+    times: list[float] = []
+    cpu_times: list[float] = []
+    result: dict[str, Any] = {}
+    started = time.perf_counter()
+    for _ in range(REPEATS):
+        begun, worked = time.perf_counter(), time.process_time()
+        if method == "product":
+            certificate = Product().bound(graph, Query(), compute)
+            result = {"upper": float(certificate.upper)}
+        else:
+            solution = (solve if method == "lipsdp" else fast)(canonical_form(graph), compute)
+            result = {"upper": solution.upper, "gap": solution.gap, "iterations": solution.iterations}
+        times.append(time.perf_counter() - begun)
+        cpu_times.append(time.process_time() - worked)
+        if time.perf_counter() - started > 60:
+            break
+    return {**result, "times": times, "cpu_times": cpu_times}
+
+
+def measured(method: str, weights: Path, limit: float) -> dict[str, Any]:
+    """What a child process prints, or why there is nothing."""
+    environment = {**os.environ, **dict.fromkeys(THREADS, "1")}
+    command = [sys.executable, __file__, "--child", method, str(weights)]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=limit, env=environment, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return {"failed": f"not finished after {limit:.0f} s", "limit": limit}
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines() or ["no message"]
+        return {"failed": lines[-1][:200]}
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+def run_case(case: Case, folder: Path) -> dict[str, Any]:
+    weights = digits_weights(case.name) if case.name.startswith("digits") else he_weights(case.name)
+    path = folder / f".{case.name}.npz"
+    np.savez(path, *weights)
+    try:
+        results: dict[str, Any] = {}
+        for method in ("lipsdp", "lipsdp-fast", "product"):
+            results[method] = measured(method, path, 600)
+        for method, limit in (("clarabel", case.clarabel), ("scs", case.scs)):
+            # Imports and modelling are not the solver's.
+            results[method] = (
+                measured(method, path, limit + 60) if limit else {"failed": "not run at this size"}
+            )
+        again = measured("lipsdp", path, 600)
+        for kind in ("times", "cpu_times"):
+            results["lipsdp"].setdefault(kind, []).extend(again.get(kind, []))
+    finally:
+        path.unlink()
+    for found in results.values():
+        if found.get("times"):
+            found["seconds"] = statistics.median(found["times"])
+            found["cpu_seconds"] = statistics.median(found["cpu_times"])
+    return {
+        "network": case.name,
+        "neurons": sum(len(w) for w in weights[:-1]),
+        "methods": results,
+        **ratios(results),
+    }
+
+
+def ratios(results: dict[str, Any]) -> dict[str, Any]:
+    """Bounds and times relative to ours."""
+    ours = results["lipsdp"]
+    found: dict[str, Any] = {"bound_ratio": {}, "time_ratio": {}}
+    for method, theirs in results.items():
+        if method == "lipsdp" or theirs.get("upper") is None or ours.get("upper") is None:
+            continue
+        found["bound_ratio"][method] = theirs["upper"] / ours["upper"]
+        found["time_ratio"][method] = theirs["seconds"] / ours["seconds"]
+        if "objective" in theirs:
+            found["bound_ratio"][f"{method}-objective"] = theirs["objective"] / ours["upper"]
+    return found
+
+
+# -- what is written
+
+
+def hardware() -> dict[str, Any]:
+    """Processor and versions; nothing that names the machine."""
+    model = platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [
+            line.partition(":")[2].strip()
+            for line in info.read_text().splitlines()
+            if line.startswith("model name")
+        ]
+        model = names[0] if names else model
+    packages = ("lipverify", "torch", "numpy", "scipy", "cvxpy", "clarabel", "scs")
+    return {
+        "processor": model,
+        "cores": os.cpu_count(),
+        "threads": 1,
+        "load_at_start": round(os.getloadavg()[0], 2),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in packages},
+    }
+
+
+def targets(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The promises of this benchmark, and whether they were kept."""
+    found = []
+    for row in rows:
+        least = TARGETS.get(row["network"])
+        if least is None:
+            continue
+        clarabel = row["methods"]["clarabel"]
+        if "objective" not in clarabel:
+            found.append({"network": row["network"], "kept": None, "why": clarabel["failed"]})
+            continue
+        excess = row["methods"]["lipsdp"]["upper"] / clarabel["objective"]
+        speed = row["time_ratio"]["clarabel"]
+        kept = excess <= 1.001 and speed >= least
+        found.append(
+            {
+                "network": row["network"],
+                "bound_over_optimum": excess,
+                "time_ratio": speed,
+                "least": least,
+                "kept": kept,
+            }
+        )
+    return found
+
+
+def number(value: float | None, digits: int = 6) -> str:
+    return "-" if value is None else f"{value:.{digits}g}"
+
+
+def readme(result: dict[str, Any]) -> str:
+    machine = result["hardware"]
+    lines = [
+        "# LipSDP against cone solvers",
+        "",
+        "Generated by `make bench-lipsdp`. One thread; bounds are l2 to l2 for the whole space. `lipsdp` is timed from the graph",
+        "to the certified bound (median of several runs before and after its peers), the cone solvers by the time they report",
+        "themselves, without modelling. `said` is a solver's own objective, `proved` what its multipliers prove.",
+        "",
+        f"{machine['processor']}, {machine['cores']} cores, load {machine['load_at_start']} at the start; "
+        f"Python {machine['python']}, {', '.join(f'{k} {v}' for k, v in machine['versions'].items())}.",
+        "",
+        "| network | lipsdp | s | lipsdp-fast | product | Clarabel said | proved | s | SCS said | proved | s |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in result["networks"]:
+        found = row["methods"]
+        ours, fast, product = (found[name] for name in METHODS[:3])
+        cells = [row["network"], number(ours.get("upper"), 7), number(ours.get("seconds"), 3)]
+        cells += [number(fast.get("upper")), number(product.get("upper"), 4)]
+        for name in ("clarabel", "scs"):
+            theirs = found[name]
+            if "failed" in theirs:
+                cells += ["-", "-", theirs["failed"]]
+            else:
+                cells += [
+                    number(theirs["objective"], 7),
+                    number(theirs["upper"], 7),
+                    number(theirs["seconds"], 3),
+                ]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "| network | bound / Clarabel's optimum (at most 1.001) | Clarabel's time / ours | wanted | kept |",
+        "|---|---|---|---|---|",
+    ]
+    for row in result["targets"]:
+        if row["kept"] is None:
+            lines.append(f"| {row['network']} | - | - | - | {row['why']} |")
+        else:
+            shown = f"{row['bound_over_optimum']:.6f} | {row['time_ratio']:.0f} | {row['least']:.0f}"
+            lines.append(f"| {row['network']} | {shown} | {'yes' if row['kept'] else 'no'} |")
+    return "\n".join([*lines, "", "![times](plot.svg)", ""])
+
+
+COLOURS = {
+    "lipsdp": "#0b6e4f",
+    "lipsdp-fast": "#7fb069",
+    "product": "#999999",
+    "clarabel": "#b23a48",
+    "scs": "#e09f3e",
+}
+
+
+def plot(result: dict[str, Any]) -> str:
+    """Seconds (logarithmic) for every network and method, the bound relative to ours beside each point."""
+    left, right, top, step = 150, 60, 50, 34
+    rows = result["networks"]
+    low, high, width = -4, 3, 560
+    height = top + step * len(rows) + 50
+
+    def across(seconds: float) -> float:
+        return left + (min(max(np.log10(seconds), low), high) - low) / (high - low) * width
+
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + width + right} {height}" '
+        'font-family="sans-serif" font-size="12">',
+        '<rect width="100%" height="100%" fill="white"/>',
+    ]
+    for power in range(low, high + 1):
+        x = across(10.0**power)
+        parts.append(f'<line x1="{x:.1f}" y1="{top - 8}" x2="{x:.1f}" y2="{height - 45}" stroke="#dddddd"/>')
+        label = f"{10.0**power:g} s"
+        parts.append(f'<text x="{x:.1f}" y="{height - 28}" text-anchor="middle">{label}</text>')
+    for place, method in enumerate(METHODS):
+        x = left + 115 * place
+        parts.append(
+            f'<circle cx="{x}" cy="18" r="5" fill="{COLOURS[method]}"/><text x="{x + 10}" y="22">{method}</text>'
+        )
+    for index, row in enumerate(rows):
+        y = top + step * index + 10
+        parts.append(f'<text x="{left - 12}" y="{y + 4}" text-anchor="end">{row["network"]}</text>')
+        for method in METHODS:
+            found = row["methods"][method]
+            if "seconds" not in found:
+                continue
+            x = across(found["seconds"])
+            title = f"{method}: {found['seconds']:.3g} s, bound {number(found.get('upper'))}"
+            parts.append(
+                f'<circle cx="{x:.1f}" cy="{y}" r="5" fill="{COLOURS[method]}"><title>{title}</title></circle>'
+            )
+            ratio = row["bound_ratio"].get(method)
+            if ratio is not None:
+                shown = f"{ratio:.4f}" if ratio < 1.1 else f"{ratio:.3g}"
+                parts.append(
+                    f'<text x="{x:.1f}" y="{y - 8}" text-anchor="middle" font-size="9" fill="#555555">{shown}</text>'
+                )
+    caption = "Seconds on one thread; beside each point its bound relative to lipsdp's"
+    parts.append(f'<text x="{left}" y="{height - 8}" fill="#555555">{caption}</text></svg>')
+    return "\n".join(parts) + "\n"
+
+
+def write(result: dict[str, Any], folder: Path) -> None:
+    (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+    (folder / "README.md").write_text(readme(result))
+    (folder / "plot.svg").write_text(plot(result))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="a minute instead of half an hour")
+    parser.add_argument("--out", type=Path, default=Path("reports/bench-lipsdp"))
+    parser.add_argument("--child", nargs=2, metavar=("METHOD", "WEIGHTS"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        method, path = options.child
+        with np.load(path) as stored:
+            print(json.dumps(run_method(method, [stored[name] for name in stored.files])))
+        return 0
+    for name in THREADS:
+        os.environ[name] = "1"
+    options.out.mkdir(parents=True, exist_ok=True)
+    result: dict[str, Any] = {
+        "schema": "lipverify.bench-lipsdp/1",
+        "hardware": hardware(),
+        "networks": [],
+        "targets": [],
+    }
+    for case in QUICK if options.quick else FULL:
+        row = run_case(case, options.out)
+        result["networks"].append(row)
+        result["targets"] = targets(result["networks"])
+        write(result, options.out)
+        ours = row["methods"]["lipsdp"]
+        print(
+            f"{case.name}: {number(ours.get('upper'))} in {number(ours.get('seconds'), 3)} s; {ours.get('failed', '')}",
+            flush=True,
+        )
+    missed = [row for row in result["targets"] if row["kept"] is False]
+    for row in missed:
+        print(f"target missed: {row}", file=sys.stderr)
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
