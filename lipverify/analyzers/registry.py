@@ -11,6 +11,9 @@ GROUP = "lipverify.analyzers"
 
 BUILT_IN = {
     "product": "lipverify.analyzers.product:Product",
+    "local": "lipverify.analyzers.local.analyzer:Local",
+    "local:recurjac": "lipverify.analyzers.local.analyzer:LocalRecurJac",
+    "local:interval": "lipverify.analyzers.local.analyzer:LocalInterval",
     "lipsdp": "lipverify.analyzers.lipsdp.analyzer:LipSDP",
     "lipsdp-fast": "lipverify.analyzers.lipsdp.analyzer:LipSDPFast",
     "lipsdp-cvxpy": "lipverify.analyzers.lipsdp.analyzer:LipSDPReference",

@@ -20,6 +20,8 @@ from lipverify.rules import Plane, Relaxation, interval, slopes
 
 PIECES = 16
 """Pieces a box is cut into; between the ends of a piece only the slopes are known."""
+SLOPE_PIECES = 16 * PIECES
+"""Derivatives are followed to first order only: more pieces."""
 MARGIN = 32 * UNIT_ROUNDOFF
 """Above the relative rounding of every formula of this file: each has fewer than 16 operations."""
 _TINY = torch.finfo(torch.float64).tiny
@@ -103,9 +105,38 @@ def scalar_planes(op: Op, box: Interval) -> Relaxation:
     )
 
 
-def _points(x: Enclosure) -> list[Tensor]:
+def slope_planes(op: Op, box: Interval) -> Relaxation:
+    """Two parallel lines around the derivative (or the Clarke slopes) of a scalar function: lower(x) <= f'(x) <= upper(x).
+
+    Statement: on a piece [p, q] slopes lie in [a, b], so they exceed k x by at most b - k p or b - k q.
+
+    Raises:
+        UnsupportedModel: the slopes are not bounded on the box.
+    """
+    x, shape = Enclosure.of(box), tuple(box.lower.shape[1:])
+    ends = [slopes(op, Interval(point, point), shape) for point in (x.lower, x.upper)]
+    k = ((ends[1].lower + ends[1].upper) - (ends[0].lower + ends[0].upper)) / (2.0 * (x.upper - x.lower))
+    k = torch.where(k.isfinite(), k, torch.zeros_like(k)).expand_as(x.lower)
+    points = _points(x, SLOPE_PIECES)
+    above, below = torch.full_like(k, -torch.inf), torch.full_like(k, torch.inf)
+    for start in range(
+        0, SLOPE_PIECES, PIECES
+    ):  # a few pieces at a time: the memory of all is 256 times the box
+        block = points[start : start + PIECES + 1]
+        steep = slopes(op, _pieces(block), shape)
+        size = (PIECES, *x.lower.shape)
+        a, b = (end.expand(PIECES * len(x.lower), *shape).reshape(size) for end in (steep.lower, steep.upper))
+        change = k * torch.stack(block)
+        size_of = a.abs() + b.abs() + change.abs()[:-1] + change.abs()[1:]
+        margin = MARGIN * size_of + _TINY
+        above = torch.maximum(above, (b - torch.minimum(change[:-1], change[1:]) + margin).amax(0))
+        below = torch.minimum(below, (a - torch.maximum(change[:-1], change[1:]) - margin).amin(0))
+    return Relaxation(Plane((k,), below), Plane((k,), above))
+
+
+def _points(x: Enclosure, pieces: int = PIECES) -> list[Tensor]:
     """Ends of the pieces, in order; the first and the last are the ends of the box."""
-    inner = [x.lower + (x.upper - x.lower) * (i / PIECES) for i in range(1, PIECES)]
+    inner = [x.lower + (x.upper - x.lower) * (i / pieces) for i in range(1, pieces)]
     inner = [torch.minimum(torch.maximum(point, x.lower), x.upper) for point in inner]
     return [x.lower, *inner, x.upper]
 

@@ -59,6 +59,7 @@ def bounds(
     method: str = "linear",
     device: str | torch.device = "cpu",
     memory: int = MEMORY,
+    within: Mapping[str, Interval] | None = None,
 ) -> Bounds:
     """The range of every node's value over every ball.
 
@@ -72,6 +73,7 @@ def bounds(
         method: `linear`, or `interval` for interval arithmetic alone.
         device: where to compute; float64 everywhere.
         memory: bytes that the coefficients of one chunk of rows may take.
+        within: ranges already known for some nodes, on the same device; the result is inside them.
 
     Raises:
         UnsupportedModel: an operator without an interval rule, or not bounded on its range; the node is named.
@@ -86,10 +88,18 @@ def bounds(
         known = Knowledge.of(graph, ball, torch.device(device))
         targets = _targets(known.graph, ball.norm) if method == "linear" else set()
         for node in known.graph.nodes:
-            known.ranges[node.name] = known.image(node)
+            box = known.image(node)
+            if within is not None and node.name in within:
+                box = _intersection(box, within[node.name])
+            known.ranges[node.name] = box
             if node.name in targets:
                 known.ranges[node.name] = _tightened(known, node, memory)
     return Bounds(known)
+
+
+def _intersection(first: Interval, second: Interval) -> Interval:
+    """Both hold the same values, so they meet."""
+    return Interval(torch.maximum(first.lower, second.lower), torch.minimum(first.upper, second.upper))
 
 
 def _targets(graph: Graph, norm: Norm) -> set[str]:

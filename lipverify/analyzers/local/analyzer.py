@@ -1,0 +1,254 @@
+"""The analyzers `local`, `local:recurjac` and `local:interval`: norms of all Jacobians over balls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from lipverify.analyzers.local.comparators import elementary
+from lipverify.analyzers.local.coupled import slope_lines
+from lipverify.analyzers.local.gradients import derivative_ranges, reason_to_refuse
+from lipverify.analyzers.local.jacobian import Tier, jacobian_ranges, row_norms
+from lipverify.analyzers.local.norms import from_matrix, from_rows
+from lipverify.analyzers.product import Product
+from lipverify.analyzers.protocol import Compute
+from lipverify.errors import UnsupportedModel
+from lipverify.ir.certificate import Certificate, Rigour
+from lipverify.ir.graph import Graph
+from lipverify.ir.interval import Interval
+from lipverify.ir.norm import Norm
+from lipverify.ir.op import Input
+from lipverify.ir.region import Ball, Query
+from lipverify.propagation import Bounds, bounds
+from lipverify.rules import interval
+
+MEMORY = 1 << 30
+"""Bytes for the gradients of one chunk of centres and output rows."""
+
+
+@dataclass(frozen=True)
+class JacobianRows:
+    """Evidence of a local bound: what bounded each centre, and how many unknown slopes there were."""
+
+    method: str
+    unknown: tuple[int, ...]
+    """Values around each centre whose slope is not known exactly."""
+    from_product: tuple[bool, ...]
+    """Centres where the global product was smaller."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "kind": "jacobian-rows",
+            "method": self.method,
+            "unknown_slopes": list(self.unknown),
+            "from_product": list(self.from_product),
+        }
+
+
+def _reject(graph: Graph, query: Query) -> str | None:
+    if not isinstance(query.region, Ball):
+        return "needs a ball: give --data and --radius"
+    missing = interval.missing(node for node in graph.nodes if not isinstance(node.op, Input))
+    if missing:
+        return f"no interval rule for {', '.join(node.describe() for node in missing[:3])}"
+    return reason_to_refuse(elementary(graph))
+
+
+@dataclass(frozen=True)
+class _Result:
+    upper: Tensor
+    unknown: Tensor
+
+
+def local_upper(graph: Graph, query: Query, compute: Compute, method: str) -> _Result:
+    """Upper bounds for every ball of the query, [count]. method: `chord`, `recurjac` or `interval`."""
+    ball = query.region
+    assert isinstance(ball, Ball)
+    written = elementary(graph).to(dtype=torch.float64, device=compute.device)
+    rows = written.output.size
+    per_row = 8 * 8 * sum(node.size for node in written.nodes)
+    at_once = max(1, MEMORY // (per_row * min(rows, 64)))
+    found, unknown = [], []
+    with torch.no_grad():
+        for start in range(0, len(ball), at_once):
+            part = Ball(ball.center[start : start + at_once], ball.radius, ball.norm, ball.box)
+            ranges = _ranges(graph, written, part, compute)
+            chunk = max(1, MEMORY // (per_row * len(part)))
+            found.append(_one_chunk(written, ranges, query, method, chunk))
+            unknown.append(_unknown(written, ranges))
+            compute.report(f"local {start + len(part)}/{len(ball)}", float(found[-1].max()))
+    return _Result(torch.cat(found), torch.cat(unknown))
+
+
+def _ranges(graph: Graph, written: Graph, ball: Ball, compute: Compute) -> Bounds:
+    """Ranges of the written-out graph; nodes that both graphs have are at least as tight as in the original one."""
+    if len(written.nodes) == len(graph.nodes):
+        return bounds(written, ball, device=compute.device)
+    return bounds(written, ball, device=compute.device, within=bounds(graph, ball, device=compute.device))
+
+
+def _one_chunk(graph: Graph, ranges: Bounds, query: Query, method: str, chunk: int) -> Tensor:
+    factors = derivative_ranges(graph, ranges)
+    size, count = graph.output.size, ranges.known.count
+    identity = torch.eye(size, dtype=torch.float64, device=ranges.output.lower.device)
+    seeds = identity.reshape(size, *graph.output_shape)
+    tier = _tier(graph, ranges, method)
+    rows, entries = [], []
+    for some in _slices(size, chunk):
+        jacobian = jacobian_ranges(graph, factors, seeds[some], count, tier)
+        rows.append(row_norms(jacobian, query.norm_in.dual, tier))
+        entries.append(jacobian.boxes[graph.input.name])
+    found = from_rows(torch.cat(rows, 1), query.norm_out)
+    matrix = Interval(
+        torch.cat([box.lower.flatten(2) for box in entries], 1),
+        torch.cat([box.upper.flatten(2) for box in entries], 1),
+    )
+    other = from_matrix(matrix, query.norm_in, query.norm_out)
+    return found if other is None else torch.minimum(found, other)
+
+
+def _slices(size: int, chunk: int) -> Iterator[slice]:
+    for start in range(0, size, chunk):
+        yield slice(start, start + chunk)
+
+
+def _tier(graph: Graph, ranges: Bounds, method: str) -> Tier:
+    if method == "interval":
+        return Tier(refine=False, joint=False)
+    if method == "recurjac":
+        return Tier(recurjac=True, joint=False)
+    return Tier(lines=slope_lines(graph, ranges.known), known=ranges.known)
+
+
+def _unknown(graph: Graph, ranges: Bounds) -> Tensor:
+    """How many derivatives are not known exactly, for each centre."""
+    total = torch.zeros(ranges.known.count, dtype=torch.int64, device=ranges.output.lower.device)
+    for parts in derivative_ranges(graph, ranges).values():
+        for part in parts:
+            total += (part.lower < part.upper).flatten(1).sum(1)
+    return total
+
+
+def _certificate(
+    analyzer: object, graph: Graph, query: Query, compute: Compute, method: str, with_product: bool
+) -> Certificate:
+    reason = _reject(graph, query)
+    if reason is not None:
+        raise UnsupportedModel(reason)
+    found = local_upper(graph, query, compute, method)
+    upper = found.upper.cpu()
+    product = _product(graph, query, compute) if with_product else None
+    better = torch.zeros(len(upper), dtype=torch.bool)
+    if product is not None:
+        better = product < upper
+        upper = torch.minimum(upper, product)
+    if not bool(upper.isfinite().all()):
+        raise UnsupportedModel("the bound of some centre exceeds the largest float64")
+    return Certificate(
+        upper=upper,
+        query=query,
+        rigour=Rigour.REAL,
+        evidence=JacobianRows(method, tuple(found.unknown.tolist()), tuple(better.tolist())),
+        made_by=repr(analyzer),
+        graph_digest=graph.digest,
+    )
+
+
+def _product(graph: Graph, query: Query, compute: Compute) -> Tensor | None:
+    """The global product of gains, where it is finite: [count]. Kept for the next ball on the same graph."""
+    norms = query.norm_in, query.norm_out
+    kept = _PRODUCTS.setdefault(graph, {})
+    if norms not in kept:
+        kept[norms] = _global_product(graph, Query(*norms), compute)
+    value = kept[norms]
+    region = query.region
+    assert isinstance(region, Ball)
+    return None if value is None else torch.full((len(region),), value, dtype=torch.float64)
+
+
+_PRODUCTS: WeakKeyDictionary[Graph, dict[tuple[Norm, Norm], float | None]] = WeakKeyDictionary()
+
+
+def _global_product(graph: Graph, query: Query, compute: Compute) -> float | None:
+    method = Product()
+    if method.reject(graph, query) is not None:
+        return None
+    try:
+        upper = method.bound(graph, query, compute).upper
+    except UnsupportedModel:
+        return None
+    return None if upper is None else float(upper)
+
+
+@dataclass(frozen=True)
+class Local:
+    """Norms of all Jacobians over each ball, by linear bounds of the forward and the backward pass.
+
+    Statement: |f(x) - f(y)|_out <= upper |x - y|_in for all x, y of one ball.
+    Source: Shi et al., NeurIPS 2022 (arXiv 2210.07394), with the tight chord of slope times gradient, all entries of a row
+    bounded as one functional, planes in the activations' arguments for smooth ones, and one slope for each comparison of a
+    maximum or sort; the minimum with the global product.
+    Sound when: every operator is affine, scalar with proven slopes on boxes, a product or quotient, a maximum, a sort or a
+    reflection.
+    """
+
+    name: ClassVar[str] = "local"
+    with_product: bool = True
+    """Also compute the global product, and take the smaller bound."""
+
+    def reject(self, graph: Graph, query: Query) -> str | None:
+        """Asks for a ball, and names the nodes without a range of derivatives."""
+        return _reject(graph, query)
+
+    def bound(self, graph: Graph, query: Query, compute: Compute) -> Certificate:
+        """One number for each centre."""
+        return _certificate(self, graph, query, compute, "chord", self.with_product)
+
+
+@dataclass(frozen=True)
+class LocalRecurJac:
+    """As `local`, with the coarser product rule of RecurJac and norms taken entry by entry; for comparison.
+
+    Statement: |f(x) - f(y)|_out <= upper |x - y|_in for all x, y of one ball.
+    Source: Zhang, Zhang, Hsieh, AAAI 2019 (arXiv 1810.11783), on ranges by linear bounds.
+    Sound when: as `local`.
+    """
+
+    name: ClassVar[str] = "local:recurjac"
+    with_product: bool = False
+    """As in `local`; off, so that comparisons show this method alone."""
+
+    def reject(self, graph: Graph, query: Query) -> str | None:
+        """As `local`."""
+        return _reject(graph, query)
+
+    def bound(self, graph: Graph, query: Query, compute: Compute) -> Certificate:
+        """One number for each centre."""
+        return _certificate(self, graph, query, compute, "recurjac", self.with_product)
+
+
+@dataclass(frozen=True)
+class LocalInterval:
+    """Interval arithmetic through the backward pass, on ranges by linear bounds; for comparison.
+
+    Statement: |f(x) - f(y)|_out <= upper |x - y|_in for all x, y of one ball.
+    Source: Hein, Andriushchenko, NeurIPS 2017 (arXiv 1705.08475); Weng et al., ICML 2018 (arXiv 1804.09699).
+    Sound when: as `local`.
+    """
+
+    name: ClassVar[str] = "local:interval"
+    with_product: bool = False
+    """As in `local`; off, so that comparisons show this method alone."""
+
+    def reject(self, graph: Graph, query: Query) -> str | None:
+        """As `local`."""
+        return _reject(graph, query)
+
+    def bound(self, graph: Graph, query: Query, compute: Compute) -> Certificate:
+        """One number for each centre."""
+        return _certificate(self, graph, query, compute, "interval", self.with_product)

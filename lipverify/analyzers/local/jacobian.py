@@ -1,0 +1,193 @@
+"""Ranges of all gradients refined by linear functionals, and bounds of the norms of Jacobian rows.
+
+Only gradients that meet an unknown slope with an unknown sign need a functional of their own: elsewhere slope times gradient is
+linear already. Norms are bounded twice, entry by entry and as one functional of all entries: the smaller bound counts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from lipverify.analyzers.local.coupled import CoupledWalk
+from lipverify.analyzers.local.gradients import Gradients, gradient_of
+from lipverify.analyzers.local.spread import input_ranges
+from lipverify.analyzers.local.walk import Walk
+from lipverify.ir.graph import Graph, Node
+from lipverify.ir.interval import Interval
+from lipverify.ir.norm import Norm
+from lipverify.linalg.rounding import UNIT_ROUNDOFF, gamma
+from lipverify.ops.planes import chord
+from lipverify.propagation.knowledge import Knowledge
+from lipverify.rules import Relaxation
+
+MEMORY = 512 << 20
+"""Bytes that the coefficients of one chunk of rows may take."""
+MANY = 1 << 20
+"""Coefficients from which on centres are worked on one after another: beyond the caches, copies of facts cost most."""
+INPUT_WORK = 5e7
+"""Coefficients of input gradients are bounded one by one if that takes at most about so many numbers per centre."""
+
+
+@dataclass(frozen=True)
+class Tier:
+    """How gradients are bounded.
+
+    refine: by functionals, else by intervals alone; recurjac: constants in place of chords; joint: norms also as one
+    functional; lines: around the slopes of smooth activations, for a second bound of every functional, `known` with them.
+    """
+
+    refine: bool = True
+    recurjac: bool = False
+    joint: bool = True
+    lines: Mapping[str, Relaxation] = field(default_factory=dict)
+    known: Knowledge | None = None
+
+    def upper(self, found: Gradients, name: str, coefficients: Tensor, owner: Tensor) -> Tensor:
+        """Upper bounds of functionals of one node's gradient; infinite where a number overflowed."""
+        value = Walk(found, {name: coefficients}, owner, self.recurjac).upper()
+        if self.lines:
+            coupled = CoupledWalk(
+                found, {name: coefficients}, owner, lines=dict(self.lines), known=self.known
+            ).upper()
+            value = torch.fmin(value, coupled)
+        return torch.where(value.isfinite(), value, torch.full_like(value, math.inf))
+
+
+def jacobian_ranges(
+    graph: Graph, factors: dict[str, tuple[Interval, ...]], seeds: Tensor, count: int, tier: Tier
+) -> Gradients:
+    """All gradients' ranges, the input's among them: those are the entries of the Jacobian."""
+    found = Gradients(graph, seeds, factors)
+    for node in reversed(graph.nodes):
+        gradient_of(found, node, count)
+        if not tier.refine:
+            continue
+        if node.name in factors:
+            refine(found, node, _meets_unknown_slope(found, node), tier)
+        elif node.name == graph.input.name:
+            _around_middle(found, node)
+            if _affordable(found):
+                refine(found, node, _sign_unknown(found, node), tier)
+    return found
+
+
+def _around_middle(found: Gradients, node: Node) -> None:
+    """Intersects the ranges of the Jacobian's entries with those around the middle of all slopes."""
+    box = found.boxes[node.name]
+    parts = [input_ranges(found, index) for index in range(len(box.lower))]
+    ends = [
+        (box.lower[i : i + 1], box.upper[i : i + 1])
+        if part is None
+        else (
+            torch.maximum(box.lower[i : i + 1], part.lower),
+            torch.minimum(box.upper[i : i + 1], part.upper),
+        )
+        for i, part in enumerate(parts)
+    ]
+    lower, upper = (torch.cat(end) for end in zip(*ends, strict=True))
+    found.boxes[node.name] = Interval(lower, upper)
+
+
+def _sign_unknown(found: Gradients, node: Node) -> Tensor:
+    """[count, size]: entries whose gradient may have both signs for some output row."""
+    box = found.boxes[node.name]
+    return ((box.lower < 0) & (box.upper > 0)).any(1).flatten(1)
+
+
+def _meets_unknown_slope(found: Gradients, node: Node) -> Tensor:
+    free = torch.stack([(f.lower < f.upper).flatten(1) for f in found.factors[node.name]]).any(0)
+    return _sign_unknown(found, node) & free
+
+
+def _affordable(found: Gradients) -> bool:
+    return found.graph.input.size * found.rows * sum(node.size for node in found.graph.nodes) <= INPUT_WORK
+
+
+def refine(found: Gradients, node: Node, wanted: Tensor, tier: Tier) -> None:
+    """Intersects the range of these entries [count, size] of a node's gradient with linear bounds from both sides."""
+    rows = torch.nonzero(wanted)
+    box = found.boxes[node.name]
+    lower, upper = (
+        end.flatten(2).movedim(1, 2).contiguous() for end in (box.lower, box.upper)
+    )  # [count, size, rows]
+    widest = max(n.size for n in found.graph.nodes)
+    chunk = max(1, MEMORY // (2 * 8 * 6 * widest * found.rows))
+    for some in _blocks(rows, chunk, widest * found.rows):
+        owner, entry = some.T
+        one = torch.zeros(2 * len(owner), node.size, dtype=torch.float64, device=owner.device)
+        place = torch.arange(len(owner), device=owner.device)
+        one[2 * place, entry], one[2 * place + 1, entry] = 1.0, -1.0
+        first = one.reshape(-1, 1, *node.shape)
+        value = tier.upper(found, node.name, first, owner.repeat_interleave(2))
+        upper[owner, entry] = torch.minimum(upper[owner, entry], value[0::2])
+        lower[owner, entry] = torch.maximum(lower[owner, entry], -value[1::2])
+    size = box.lower.shape
+    found.boxes[node.name] = Interval(*(end.movedim(2, 1).reshape(size) for end in (lower, upper)))
+
+
+def _blocks(rows: Tensor, chunk: int, width: int) -> Iterator[Tensor]:
+    """Rows [n, 2], sorted by centre, a chunk at a time; one centre at a time where that is much work, to share its facts."""
+    parts = [rows]
+    if len(rows) * width > MANY:
+        parts = list(rows.split(torch.unique_consecutive(rows[:, 0], return_counts=True)[1].tolist()))
+    for part in parts:
+        yield from part.split(chunk) if len(part) else ()
+
+
+def row_norms(found: Gradients, dual: Norm, tier: Tier) -> Tensor:
+    """Upper bounds of the `dual` norm of every Jacobian row over every ball: [count, rows].
+
+    Statement: for J_j in [l_j, u_j], |J_j| <= kappa_j J_j + q_j (chord of the absolute value) and J_j^2 <= (l_j + u_j) J_j -
+        l_j u_j (chord of the square); both right sides are functionals of all entries together.
+    """
+    box = found.boxes[found.graph.input.name]
+    lower, upper = box.lower, box.upper
+    largest = torch.maximum(lower.abs(), upper.abs()).flatten(2)
+    if dual is Norm.LINF:
+        return largest.amax(2)
+    slack = 1.0 + 4.0 * gamma(largest.shape[2] + 8)
+    if dual is Norm.L1:
+        best = largest.sum(2) * slack
+        if tier.joint:
+            t, w = chord(lower, upper)
+            kappa = t - (1.0 - t)
+            rest = (2.0 * w + 8.0 * UNIT_ROUNDOFF * largest.reshape(w.shape)).flatten(2).sum(2) * slack
+            best = torch.minimum(best, _joint(found, kappa, tier) + rest)
+        return _up(best)
+    best = torch.linalg.vector_norm(largest, dim=2) * slack
+    if tier.joint:
+        total = lower + upper
+        # -l u, and what rounding l + u changes times the largest entry.
+        rest = -lower * upper + 8.0 * UNIT_ROUNDOFF * (largest * largest).reshape(lower.shape)
+        square = (
+            _joint(found, total, tier)
+            + rest.flatten(2).sum(2)
+            + 4.0 * gamma(largest.shape[2] + 8) * (largest * largest).sum(2)
+        )
+        best = torch.minimum(best, square.clamp(min=0.0).sqrt() * slack)
+    return _up(best)
+
+
+def _joint(found: Gradients, coefficients: Tensor, tier: Tier) -> Tensor:
+    """Upper bound of <coefficients[b, k], J[b, k]>: [count, rows]."""
+    owner = torch.arange(len(coefficients), device=coefficients.device)
+    return tier.upper(found, found.graph.input.name, coefficients, owner)
+
+
+def _up(value: Tensor) -> Tensor:
+    return torch.nextafter(value * (1.0 + 4.0 * UNIT_ROUNDOFF), torch.full_like(value, math.inf))
+
+
+def of_rows(found: Gradients, rows: slice) -> Gradients:
+    """The part of some output rows."""
+    return replace(
+        found,
+        seeds=found.seeds[rows],
+        boxes={name: Interval(b.lower[:, rows], b.upper[:, rows]) for name, b in found.boxes.items()},
+        sizes={name: s[:, rows] for name, s in found.sizes.items()},
+    )

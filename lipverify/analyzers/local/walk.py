@@ -1,0 +1,141 @@
+"""Linear functionals of gradients, pushed from a node towards the output.
+
+The gradient graph runs backwards: g_n = sum over readers c of A_c' g_c (affine c) or s_c g_c (a slope s_c in its range). A
+functional of g_n therefore becomes one of the g_c by the readers' forward linear maps, and a number at the output.
+
+Statement: every row is an inequality  <functional asked for> <= sum over n of <A_n, g_n> + constant + error,  for all slopes
+in their ranges. A product s g with s in [a, b], weighed by A, is at most max(p g, q g), p = max(a A, b A), q = min(a A, b A):
+convex in g, so its chord over the range of g is above it (`ops.planes.chord`); exact where the sign of g is known.
+Source: Shi et al., NeurIPS 2022 (arXiv 2210.07394), linear bounds of Clarke Jacobians; RecurJac, Zhang et al., AAAI 2019, is
+the coarser rule with constants where slope and sign are unknown.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lipverify.analyzers.local.gradients import Gradients
+from lipverify.ir.graph import Node
+from lipverify.ir.interval import Interval
+from lipverify.linalg.rounding import UNIT_ROUNDOFF, gamma
+from lipverify.ops.planes import chord
+from lipverify.propagation.knowledge import is_affine
+from lipverify.rules import linear
+
+
+@dataclass
+class Walk:
+    """Rows of inequalities. coefficients: node -> [rows, 1 or output rows, *shape]; owner [rows]: the centre.
+
+    The second axis is 1 until a slope tells the output rows apart.
+    """
+
+    gradients: Gradients
+    coefficients: dict[str, Tensor]
+    owner: Tensor
+    recurjac: bool = False
+
+    def __post_init__(self) -> None:
+        zeros = self.gradients.seeds.new_zeros(len(self.owner), self.gradients.rows)
+        self.constant, self.error = zeros, zeros.clone()
+
+    def upper(self) -> Tensor:
+        """Upper bound of every row for every output functional: [rows, output rows]."""
+        graph = self.gradients.graph
+        for node in graph.nodes:
+            if any(name in self.coefficients for name in node.inputs):
+                self._through(node)
+        a = self.coefficients.get(graph.output.name)
+        if a is not None:
+            seeds = self.gradients.seeds
+            self.constant = self.constant + self._dot(a, seeds.unsqueeze(0))
+            self._charge(2.0 * gamma(graph.output.size + 16) * self._dot(a.abs(), seeds.abs().unsqueeze(0)))
+        found = self.constant + self.error * (1.0 + 16.0 * UNIT_ROUNDOFF)
+        return torch.nextafter(found, torch.full_like(found, torch.inf))
+
+    def _through(self, node: Node) -> None:
+        """From the gradients of a node's inputs to its own."""
+        inputs = [self.coefficients.get(name) for name in node.inputs]
+        for name, a in zip(node.inputs, inputs, strict=True):
+            if a is not None and self.gradients.graph.consumers[name][-1] == node.name:
+                # Every reader has been passed: what rounding did to these coefficients is charged once.
+                size = self.gradients.graph[name].size + node.size + 16
+                self._charge(2.0 * gamma(size) * self._dot(a.abs(), self.gradients.sizes[name]))
+        widest = max(a.shape[1] for a in inputs if a is not None)
+        if is_affine(node):
+            self.coefficients[node.name] = self._affine(node, inputs, widest)
+        else:
+            self.coefficients[node.name] = self._product(node, inputs)
+        for name in node.inputs:
+            if self.gradients.graph.consumers[name][-1] == node.name:
+                self.coefficients.pop(name, None)
+
+    def _affine(self, node: Node, inputs: list[Tensor | None], widest: int) -> Tensor:
+        rows = len(self.owner)
+        arguments = []
+        for name, a in zip(node.inputs, inputs, strict=True):
+            shape = self.gradients.graph[name].shape
+            if a is None:
+                arguments.append(self.constant.new_zeros(1, *shape).expand(rows * widest, *shape))
+            else:
+                arguments.append(a.expand(rows, widest, *shape).reshape(rows * widest, *shape))
+        return linear(node.op, *arguments).reshape(rows, widest, *node.shape)
+
+    def _product(self, node: Node, inputs: list[Tensor | None]) -> Tensor:
+        """p t + q (1 - t) and the constant (p - q) w of the chord, over all inputs that have coefficients."""
+        box = self.gradients.boxes[node.name]
+        if self.recurjac:
+            return self._constant_ends(node, inputs, box)
+        t, w = chord(box.lower, box.upper)
+        total: Tensor | None = None
+        for a, factor in zip(inputs, self.gradients.factors[node.name], strict=True):
+            if a is None:
+                continue
+            low, high = factor.lower.unsqueeze(1), factor.upper.unsqueeze(1)
+            # For a >= 0 the larger slope is p's, for a < 0 it is q's; p - q = |a| (high - low).
+            rising, falling = high * t + low * (1.0 - t), low * t + high * (1.0 - t)
+            part = a * torch.where(a >= 0, self._rows(rising), self._rows(falling))
+            self.constant = self.constant + self._dot(a.abs(), (high - low) * w)
+            total = part if total is None else total + part
+        assert total is not None
+        return total
+
+    def _constant_ends(self, node: Node, inputs: list[Tensor | None], box: Interval) -> Tensor:
+        """RecurJac: where slope and sign are unknown the product is replaced by its largest value."""
+        lower, upper = self._rows(box.lower), self._rows(box.upper)
+        total: Tensor | None = None
+        for a, factor in zip(inputs, self.gradients.factors[node.name], strict=True):
+            if a is None:
+                continue
+            ends = a * self._rows(factor.lower.unsqueeze(1)), a * self._rows(factor.upper.unsqueeze(1))
+            p, q = torch.maximum(*ends), torch.minimum(*ends)
+            unknown = (lower < 0) & (upper > 0) & (p > q)
+            largest = torch.where(unknown, torch.maximum(p * upper, q * lower), torch.zeros_like(p))
+            self.constant = self.constant + largest.flatten(2).sum(2)
+            part = torch.where(unknown, torch.zeros_like(p), torch.where(lower >= 0, p, q))
+            total = part if total is None else total + part
+        assert total is not None
+        return total
+
+    def _charge(self, error: Tensor) -> None:
+        self.error = (self.error + error + 2.0 * UNIT_ROUNDOFF * self.constant.abs()) * (
+            1.0 + 4.0 * UNIT_ROUNDOFF
+        )
+
+    def _rows(self, facts: Tensor) -> Tensor:
+        """Facts [count or 1, ...] of every row's centre; a view where all rows share one."""
+        if facts.shape[0] == 1:
+            return facts
+        if bool((self.owner == self.owner[0]).all()):
+            return facts[self.owner[:1]]
+        return facts[self.owner]
+
+    def _dot(self, a: Tensor, facts: Tensor) -> Tensor:
+        """Inner products over the sample axes: [rows, output rows]."""
+        rows = self._rows(facts)
+        if a.shape[1] == 1 and rows.shape[0] == 1:
+            return a.flatten(1) @ rows[0].flatten(1).T
+        return (a * rows).flatten(2).sum(2)

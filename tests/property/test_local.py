@@ -1,0 +1,77 @@
+"""Local bounds over random networks: never below a witness, independent of batching, tighter in smaller balls."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from lipverify import ops
+from lipverify.analyzers.local.analyzer import Local
+from lipverify.analyzers.protocol import Compute
+from lipverify.analyzers.registry import resolve
+from lipverify.falsify import Search, falsify
+from lipverify.ir.norm import Norm
+from lipverify.ir.region import Ball, Query
+from tests.networks import chain, random_graph, tensor
+
+FULL = os.environ.get("LIPVERIFY_SOUNDNESS") == "full"
+COUNT = 2000 if FULL else 40
+PAIRS = [(p, q) for p in Norm for q in Norm]
+
+
+@pytest.mark.parametrize("block", range(4))
+def test_never_below_a_witness(block: int) -> None:
+    answered = 0
+    for index in range(COUNT // 4):
+        seed = block * 1_000_000 + index
+        rng = np.random.default_rng(seed)
+        graph = random_graph(rng)
+        center = torch.tensor(rng.standard_normal((2, *graph.input_shape)))
+        box = (float(center.min()) - 0.01, float(center.max()) + 0.02) if seed % 3 == 0 else None
+        ball = Ball(center, 10.0 ** rng.uniform(-4, 0.3), "l2" if seed % 2 else "linf", box)
+        query = Query(*PAIRS[seed % len(PAIRS)], ball)
+        names = ["local", "local:recurjac", "local:interval"][: 1 + 2 * (seed % 2)]
+        if resolve(names[0]).reject(graph, query) is not None:
+            continue
+        witness = falsify(graph, query, Compute(seed=seed), Search(restarts=10, rounds=10, seconds=1))
+        for name in names:
+            found = resolve(name).bound(graph, query, Compute()).upper
+            assert found is not None
+            assert bool((found >= witness.value).all()), f"seed {seed}, {name}"
+        answered += 1
+    assert answered > COUNT // 10
+
+
+@pytest.mark.parametrize("op", [ops.ReLU(), ops.Tanh(), ops.GroupSort(2)], ids=str)
+def test_a_batch_of_64_equals_64_single_runs(op: ops.Op, rng: np.random.Generator) -> None:
+    graph = chain([tensor(rng, 16, 6), tensor(rng, 16, 16, scale=0.3), tensor(rng, 4, 16)], op)
+    center = torch.tensor(rng.standard_normal((64, 6)))
+    some = range(0, 64, 1 if FULL else 13)
+    for norm in (Norm.LINF, Norm.L2):
+        whole = Local().bound(graph, Query(norm, norm, Ball(center, 0.1, norm)), Compute()).upper
+        single = [
+            Local().bound(graph, Query(norm, norm, Ball(center[i : i + 1], 0.1, norm)), Compute()).upper
+            for i in some
+        ]
+        assert whole is not None
+        assert whole[list(some)].tolist() == pytest.approx(
+            [float(s) for s in single if s is not None], rel=1e-10
+        )
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_smaller_radius_is_never_looser(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    op = (ops.ReLU(), ops.Tanh(), ops.GroupSort(2))[seed % 3]
+    graph = chain([tensor(rng, 16, 6), tensor(rng, 16, 16, scale=0.3), tensor(rng, 4, 16)], op)
+    center = torch.tensor(rng.standard_normal((4, 6)))
+    for norm in (Norm.LINF, Norm.L2):
+        before = None
+        for radius in (1.6, 0.4, 0.2, 0.1, 0.025, 0.0):
+            found = Local().bound(graph, Query(norm, norm, Ball(center, radius, norm)), Compute()).upper
+            assert found is not None
+            assert before is None or bool((found <= before * (1 + 1e-9)).all()), f"radius {radius}"
+            before = found
