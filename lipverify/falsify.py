@@ -58,6 +58,7 @@ def falsify(
 
     Statement: value <= L for the Lipschitz constant L over the region, up to the float64 evaluation of the two stored points;
     the value printed is lowered by 1e-9 relative, and pairs whose difference could drown in rounding are not used.
+    A ball of radius 0 has no pairs: there the witness is the norm of the Jacobian at the centre, with the input direction.
 
     Args:
         box: search only here when the region is `Everywhere`, (low, high) broadcasting to a sample.
@@ -65,9 +66,9 @@ def falsify(
     """
     search = search or Search()
     if isinstance(query.region, Ball) and query.region.radius == 0.0:
-        search = Search(1, 1, 30, search.seconds, search.values_per_chunk)
-    climber = _Climber(graph, query, compute, search, box, hints)
-    return climber.run()
+        search = Search(8, 1, 30, search.seconds, search.values_per_chunk)
+        return _Climber(graph, query, compute, search, box, hints).at_centre()
+    return _Climber(graph, query, compute, search, box, hints).run()
 
 
 class _Climber:
@@ -129,6 +130,22 @@ class _Climber:
             points=best[1].cpu(),
             partner=torch.where(self.wide(value > 0), best[2], best[1]).cpu(),
             method="gradient-ascent",
+        )
+
+    def at_centre(self) -> Witness:
+        """The norm of the Jacobian at every centre, from below: the best of several starts of the power method."""
+        assert isinstance(self.region, Ball)
+        center = self.region.center.to(self.compute.device)
+        x = center.expand(self.restarts, *center.shape)
+        slope, direction, _ = self.ascend(x, self.normal(x.shape))
+        top = slope.argmax(dim=0)
+        column = torch.arange(self.count, device=x.device)
+        value = slope[top, column] * (1 - 1e-9)
+        return Witness(
+            value=torch.where(value.isfinite(), value, torch.zeros_like(value)).cpu(),
+            points=center.cpu(),
+            direction=direction[top, column].cpu(),
+            method="gradient-norm",
         )
 
     # -- where to look

@@ -10,6 +10,7 @@ from lipverify import ops
 from lipverify.analyzers.protocol import Compute
 from lipverify.falsify import Search, falsify, slope_of
 from lipverify.frontends.builder import Builder
+from lipverify.interpreter import evaluate
 from lipverify.ir.graph import Graph, Origin
 from lipverify.ir.norm import Norm
 from lipverify.ir.region import Ball, Query
@@ -90,6 +91,21 @@ def test_the_same_seed_finds_the_same_witness(rng: np.random.Generator) -> None:
     assert torch.equal(first.points, again.points)
 
 
-def test_an_empty_ball_gives_zero_and_no_error(rng: np.random.Generator) -> None:
-    graph = chain([tensor(rng, 3, 2)])
-    assert float(falsify(graph, Query(region=Ball(torch.zeros(1, 2), 0.0)), Compute()).value) == 0.0
+def test_a_ball_of_radius_zero_has_the_norm_of_its_jacobian(rng: np.random.Generator) -> None:
+    """There are no pairs in it; the witness is a direction, and the change along it per unit is the value."""
+    graph = chain([tensor(rng, 8, 5), tensor(rng, 6, 8), tensor(rng, 4, 6)], ops.Tanh())
+    center = torch.tensor(rng.standard_normal((3, 5)))
+    exact = graph.to(dtype=torch.float64)
+    for norm in Norm:
+        query = Query(norm, norm, Ball(center, 0.0))
+        witness = falsify(graph, query, Compute(), Search(seconds=2))
+        assert witness.partner is None
+        assert witness.direction is not None
+        for i in range(3):
+            jacobian = torch.autograd.functional.jacobian(lambda z: evaluate(exact, z[None])[0], center[i])
+            change = torch.linalg.vector_norm(jacobian @ witness.direction[i], ord=norm.order)
+            length = torch.linalg.vector_norm(witness.direction[i], ord=norm.order)
+            assert float(change / length) >= float(witness.value[i])
+            order = {Norm.L1: 1, Norm.L2: 2, Norm.LINF: float("inf")}[norm]
+            truth = torch.linalg.matrix_norm(jacobian, order)
+            assert float(witness.value[i]) == pytest.approx(float(truth), rel=1e-3)
