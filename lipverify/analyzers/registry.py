@@ -13,6 +13,7 @@ BUILT_IN = {
     "product": "lipverify.analyzers.product:Product",
     "local": "lipverify.analyzers.local.analyzer:Local",
     "local:recurjac": "lipverify.analyzers.local.analyzer:LocalRecurJac",
+    "local-sdp": "lipverify.analyzers.local.sdp:LocalSDP",
     "local:interval": "lipverify.analyzers.local.analyzer:LocalInterval",
     "lipsdp": "lipverify.analyzers.lipsdp.analyzer:LipSDP",
     "lipsdp-fast": "lipverify.analyzers.lipsdp.analyzer:LipSDPFast",

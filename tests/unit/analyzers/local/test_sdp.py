@@ -1,0 +1,49 @@
+"""Semidefinite local bounds: below `local` and the global optimum, above every sampled Jacobian."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from lipverify import ops
+from lipverify.analyzers.local.analyzer import Local
+from lipverify.analyzers.local.sdp import LocalSDP
+from lipverify.analyzers.protocol import Compute
+from lipverify.analyzers.registry import resolve
+from lipverify.interpreter import evaluate
+from lipverify.ir.norm import Norm
+from lipverify.ir.op import Op
+from lipverify.ir.region import Ball, Query
+from tests.networks import chain, tensor
+
+
+@pytest.mark.parametrize("op", [ops.ReLU(), ops.Tanh(), ops.GroupSort(2)], ids=str)
+def test_between_samples_and_both_parts(op: Op, rng: np.random.Generator) -> None:
+    graph = chain([tensor(rng, 10, 5), tensor(rng, 10, 10, scale=0.4), tensor(rng, 3, 10)], op)
+    exact = graph.to(dtype=torch.float64)
+    center = torch.tensor(rng.standard_normal((2, 5)))
+    query = Query(region=Ball(center, 0.2, Norm.L2))
+    found = LocalSDP().bound(graph, query, Compute())
+    assert found.upper is not None
+    parts = [
+        Local().bound(graph, query, Compute()).upper,
+        resolve("lipsdp").bound(graph, query, Compute()).upper,
+    ]
+    for part in parts:
+        assert part is not None
+        assert bool((found.upper <= part).all())
+    assert found.evidence.to_json()["names"] == ["local", "lipsdp"]
+    for i in range(2):
+        step = torch.tensor(rng.standard_normal((100, 5)))
+        points = query.region.project((center[i : i + 1] + 0.2 * step)[:, None].expand(100, 2, 5))[:, i]
+        for x in points:
+            j = torch.autograd.functional.jacobian(lambda z: evaluate(exact, z[None])[0], x)
+            assert float(found.upper[i]) >= float(torch.linalg.matrix_norm(j, 2)) * (1 - 1e-12)
+
+
+def test_refusals_are_those_of_its_parts(rng: np.random.Generator) -> None:
+    graph = chain([tensor(rng, 4, 4), tensor(rng, 2, 4)], ops.ReLU())
+    assert "ball" in (LocalSDP().reject(graph, Query()) or "")
+    linf = Query(Norm.LINF, Norm.LINF, Ball(torch.zeros(1, 4), 0.1))
+    assert "l2 to l2" in (LocalSDP().reject(graph, linf) or "")
