@@ -24,6 +24,7 @@ _HOMES = {
     "lipverify.ir.graph": ("Graph", "Node"),
     "lipverify.ir.certificate": ("Certificate", "Rigour", "Witness"),
     "lipverify.interpreter": ("evaluate",),
+    "lipverify.robustness": ("Radii", "radii"),
     "lipverify.propagation": ("Bounds", "bounds"),
     "lipverify.errors": (
         "ExtractionMismatch",
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
     from lipverify.pipeline import audit, extract, load, margin
     from lipverify.propagation import Bounds, bounds
     from lipverify.results import Audit
+    from lipverify.robustness import Radii, radii
 
 
 def __getattr__(name: str) -> Any:

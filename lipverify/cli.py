@@ -146,6 +146,87 @@ def audit(
     raise typer.Exit(code)
 
 
+@app.command()
+def radius(
+    model: Model,
+    data: Annotated[Path, typer.Option(help=".npz with x and y: the points")],
+    norm: Annotated[str, typer.Option(help="norm of the perturbation: l2 or linf")] = "linf",
+    method: Annotated[str, typer.Option(help="auto, global, local, crown or smoothing")] = "auto",
+    limit: Annotated[int | None, typer.Option(min=1, help="use only the first N points")] = None,
+    box: Annotated[str | None, typer.Option(help="LO,HI: inputs stay in this box")] = None,
+    budget: Annotated[str | None, typer.Option(help="time for everything, for example 90s or 10m")] = None,
+    looks: Annotated[int, typer.Option(min=1, help="balls to look at for each point")] = 16,
+    attack: Annotated[bool, typer.Option(help="also search for adversarial examples")] = True,
+    sigma: Annotated[float, typer.Option(help="smoothing: standard deviation of the noise")] = 0.25,
+    samples: Annotated[int, typer.Option(min=2, help="smoothing: samples of estimation")] = 10_000,
+    alpha: Annotated[
+        float, typer.Option(help="smoothing: probability of a wrong radius, for each point")
+    ] = 0.001,
+    simplex: Annotated[str, typer.Option(help="smoothing: hardmax, softmax or sparsemax")] = "hardmax",
+    temperatures: Annotated[str, typer.Option(help="smoothing: factors of the logits to choose from")] = "1",
+    jobs: Annotated[int, typer.Option(min=1, help="processes")] = 1,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with the run in --out")] = False,
+    output: Output = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    seed: Annotated[int, typer.Option(min=0, help="seed of attacks and noise")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="folder for result.json, report.html and the journal")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="write into a folder that is not empty")] = False,
+    arch: Arch = None,
+    trust_code: Trust = False,
+    input_shape: InputShape = None,
+    as_json: Json = False,
+) -> None:
+    """Certify for each point how far its input may move before the label can change."""
+    wanted_box = None if box is None else parse_box(box)
+    wanted_budget = None if budget is None else parse_duration(budget)
+    shape = _shape(input_shape)
+    if resume and out is None:
+        raise UsageError("--resume needs --out: the folder of the run to go on with")
+    from lipverify.robustness.command import Options, run_radius
+    from lipverify.robustness.smoothing.settings import Smoothing, parse_temperatures
+
+    bound = "clopper-pearson" if simplex == "hardmax" else "bernstein"
+    smoothing = Smoothing(
+        sigma, samples, max(100, samples // 100), alpha, bound, simplex, parse_temperatures(temperatures)
+    )
+    document = run_radius(
+        Options(
+            model=model,
+            data=data,
+            norm=norm,
+            method=method,
+            limit=limit,
+            box=wanted_box,
+            budget=wanted_budget,
+            looks=looks,
+            attack=attack,
+            smoothing=smoothing,
+            jobs=jobs,
+            resume=resume,
+            output=output,
+            device=device,
+            seed=seed,
+            out=out,
+            force=force,
+            arch=arch,
+            trust_code=trust_code,
+            input_shape=shape,
+            quiet=as_json,
+            command=shlex.join(["lipverify", *sys.argv[1:]]),
+        )
+    )
+    if as_json:
+        _print_json(document)
+        return
+    from lipverify.reporting.radii import print_radii
+
+    print_radii(document)
+    if out is not None:
+        typer.echo(f"report: {out / 'report.html'}", err=True)
+
+
 @app.command(name="analyzers")
 def list_analyzers(as_json: Json = False) -> None:
     """List the analyzers that are installed, with what they state."""

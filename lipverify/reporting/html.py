@@ -67,9 +67,9 @@ def render_audit(document: Document) -> str:
     model, query = document["model"], document["query"]
     nodes = model.get("nodes") or []
     listed, left_out = layers.groups(nodes)
-    return _template().render(
-        name=_model_name(model),
-        tool=_tool(document),
+    return template("audit.html.j2").render(
+        name=model_name(model),
+        tool=tool_text(document),
         headline=words.headline(answers, query),
         key=_key_figures(answers),
         answers=answers,
@@ -84,9 +84,9 @@ def render_audit(document: Document) -> str:
         centres=centres.centres(answers) if answers.local else (),
         centres_left_out=max(answers.count - centres.SHOWN, 0) if answers.local else 0,
         falls=_falls(answers, nodes),
-        model=_model_facts(model),
-        notes=_texts(model.get("notes")),
-        trusted=_texts(model.get("trusted_code")),
+        model=model_facts(model),
+        notes=texts(model.get("notes")),
+        trusted=texts(model.get("trusted_code")),
         import_check=words.import_check_words(model.get("import_check")),
         picture=layers.picture(nodes),
         box=(layers.BOX_WIDTH, layers.BOX_HEIGHT),
@@ -96,15 +96,16 @@ def render_audit(document: Document) -> str:
         query=display(query.get("words") or words.region_words(query["region"]), 400),
         region=words.region_words(query["region"]),
         norms=(display(query["norm_in"]), display(query["norm_out"])),
-        assumptions=_texts(document.get("assumptions")),
-        not_covered=_texts(document.get("not_covered")),
+        assumptions=texts(document.get("assumptions")),
+        not_covered=texts(document.get("not_covered")),
         command=None if document.get("command") is None else display(document["command"], 2000),
-        environment=_environment(document),
+        environment=environment_facts(document),
     )
 
 
 @cache
-def _template() -> Template:
+def template(name: str) -> Template:
+    """A template of this package."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     # A template of this package only; a document never chooses one.
@@ -112,16 +113,17 @@ def _template() -> Template:
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.get_template("audit.html.j2")
+    return environment.get_template(name)
 
 
-def _model_name(model: Document) -> str:
+def model_name(model: Document) -> str:
     """The name, or the last part of the path: the folders of the auditor's machine are nobody's business."""
     name = model.get("name") or os.path.basename(str(model.get("path") or "").rstrip("/"))
     return display(str(name)) if name else "a model in memory"
 
 
-def _tool(document: Document) -> str:
+def tool_text(document: Document) -> str:
+    """Name and version of the tool that made a document."""
     tool = document.get("tool")
     return "lipverify" if tool is None else f"{display(tool['name'], 40)} {display(tool['version'], 40)}"
 
@@ -161,7 +163,7 @@ def _bound_row(answer: Answer, answers: Answers) -> BoundRow:
         ("Settings", "made_by"),
     )
     facts = [(label, display(row[key], 600)) for label, key in labels if row.get(key)]
-    facts += [("Assumes", text) for text in _texts(row.get("assumptions"))]
+    facts += [("Assumes", text) for text in texts(row.get("assumptions"))]
     seconds = row.get("seconds")
     place = row.get("certificate")
     return BoundRow(
@@ -206,9 +208,9 @@ def _falls(answers: Answers, nodes: list[Document]) -> list[Fall]:
     return falls
 
 
-def _model_facts(model: Document) -> list[tuple[str, str, bool]]:
+def model_facts(model: Document) -> list[tuple[str, str, bool]]:
     """Title, text, and whether the text is a digest."""
-    facts = [("File", _model_name(model), False)]
+    facts = [("File", model_name(model), False)]
     if model.get("format"):
         facts.append(("Format", display(model["format"]), False))
     digests = (("SHA-256 of the file", "sha256"), ("Digest of the graph", "graph_digest"))
@@ -220,7 +222,8 @@ def _model_facts(model: Document) -> list[tuple[str, str, bool]]:
     return facts
 
 
-def _environment(document: Document) -> list[tuple[str, str]]:
+def environment_facts(document: Document) -> list[tuple[str, str]]:
+    """Versions and settings that produced the numbers."""
     facts = []
     if document.get("created"):
         facts.append(("Created", display(document["created"])))
@@ -235,5 +238,6 @@ def _environment(document: Document) -> list[tuple[str, str]]:
     return facts
 
 
-def _texts(texts: Any) -> list[str]:
+def texts(texts: Any) -> list[str]:
+    """Texts of a document, made fit for printing."""
     return [display(str(text), 600) for text in texts or ()]

@@ -35,7 +35,7 @@ def print_audit(document: Document, file: TextIO | None = None) -> None:
     from rich.text import Text
 
     answers = read(document)
-    console = _console(file)
+    console = console_for(file)
     console.print(Text(headline(answers, document["query"]), style="bold"))
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     table.add_column("analyzer", overflow="fold")
@@ -69,7 +69,7 @@ def print_inspection(document: Document, file: TextIO | None = None) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    console, model = _console(file), document["model"]
+    console, model = console_for(file), document["model"]
     path = "a module in memory" if model.get("path") is None else display_path(model["path"])
     console.print(Text(path, style="bold"))
     size = f"{shape_text(model['input_shape'])} to {shape_text(model['output_shape'])}"
@@ -184,7 +184,8 @@ def _best_words(best: float | None, stage: str) -> str:
     return f", at most {upper_text(Magnitude(best))} so far"
 
 
-def _console(file: TextIO | None) -> Console:
+def console_for(file: TextIO | None) -> Console:
+    """Where text for people goes: standard output unless told otherwise."""
     from rich.console import Console
 
     return Console(file=sys.stdout if file is None else file, highlight=False, soft_wrap=False)

@@ -93,8 +93,12 @@ class OutputFolder:
         files = _certificates(audit, document)
         files[WITNESS] = _witness(audit.lower.witness)
         files[REPORT] = render_audit(document).encode("utf-8")
-        files[RESULT] = _json(document)  # last: its presence says that the others are complete
+        files[RESULT] = document_bytes(document)  # last: its presence says that the others are complete
         self.write(files)
+
+    def keep(self) -> None:
+        """The folder holds something of ours from now on, even if the run ends early."""
+        self._created = False
 
     def write(self, files: Mapping[str, bytes]) -> None:
         """Writes files under plain names, or under `certificates/`; all of them are renamed only once all are on disk.
@@ -255,11 +259,12 @@ def _certificates(audit: WrittenAudit, document: Mapping[str, Any]) -> dict[str,
             raise UsageError(
                 f"the certificates of {both} would share one file; audit them one after the other"
             )
-        files[name] = _json(certificates[row["analyzer"]])
+        files[name] = document_bytes(certificates[row["analyzer"]])
     return files
 
 
-def _json(document: Mapping[str, Any]) -> bytes:
+def document_bytes(document: Mapping[str, Any]) -> bytes:
+    """A JSON document as it is written to disk."""
     return (json.dumps(document, indent=1, allow_nan=False) + "\n").encode("utf-8")
 
 

@@ -1,0 +1,263 @@
+"""Radii for people: the report with its curves and points, and the summary at a terminal. Radii are printed rounded down."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import ROUND_CEILING, Decimal
+from typing import Any, TextIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lipverify.errors import InternalError
+from lipverify.loading.names import display
+from lipverify.reporting.answers import RIGOUR, Document
+from lipverify.reporting.format import decimal_text, lower_text, plural, seconds_text
+from lipverify.reporting.html import environment_facts, model_facts, model_name, template, texts, tool_text
+from lipverify.reporting.png import image_of, png_address
+
+SHOWN = 8
+"""Points in each of the two tables of single points."""
+_UNBOUNDED = 1e300
+_LEFT, _RIGHT, _TOP, _HEIGHT = 9.0, 97.0, 12, 260
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A number on an axis."""
+
+    at: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Curves:
+    """A figure: paths in a square of 100 by 100, marks in per cent of the width and pixels of the height."""
+
+    certified: str
+    attacked: str | None
+    band: str | None
+    horizontal: tuple[Mark, ...]
+    vertical: tuple[Mark, ...]
+    left: float
+    width: float
+    top: int
+    height: int
+
+
+@dataclass(frozen=True)
+class PointRow:
+    """One point in a table."""
+
+    index: int
+    label: str
+    radius: str
+    attack: str
+    method: str
+    note: str
+    picture: str | None
+
+
+def render_radii(document: Document, inputs: NDArray[Any] | None = None) -> str:
+    """The report of a radius document as one self-contained HTML file.
+
+    Args:
+        inputs: the points [points, *input shape]; those shaped like images are shown.
+
+    Raises:
+        InternalError: the document holds a radius that is none, or one above an adversarial example.
+    """
+    points = list(document["points"])
+    for point in points:
+        _require(point)
+    correct = [p for p in points if p["label"] == p["predicted"]]
+    order = sorted(correct, key=lambda p: (p["radius"], p["index"]))
+    pictures = _Pictures(document, inputs)
+    return template("radii.html.j2").render(
+        name=model_name(document["model"]),
+        tool=tool_text(document),
+        headline=headline(document),
+        key=key_figures(document),
+        plot=curves(document["curve"], any(p["attack_radius"] is not None for p in points)),
+        norm=display(document["norm"]),
+        method=display(document["method"]),
+        robust=_robust_rows(document),
+        comparison=_comparison_rows(document),
+        weakest=[_row(p, pictures) for p in order[:SHOWN]],
+        strongest=[_row(p, pictures) for p in reversed(order[-SHOWN:])] if len(order) > SHOWN else [],
+        images=pictures.shown,
+        refused=[(display(k), display(v, 600)) for k, v in document.get("refused", {}).items()],
+        claim=display(document["claim"], 600),
+        rigour=(document["rigour"], RIGOUR[document["rigour"]]),
+        assumptions=texts(document.get("assumptions")),
+        not_covered=texts(document.get("not_covered")),
+        model=model_facts(document["model"]),
+        command=None if document.get("command") is None else display(document["command"], 2000),
+        environment=environment_facts(document),
+    )
+
+
+def _require(point: Document) -> None:
+    radius, size = point["radius"], point["attack_radius"]
+    if not (math.isfinite(radius) and radius >= 0):
+        raise InternalError(f"point {point['index']} has a radius that is none: {radius!r}")
+    if size is not None and not radius <= size:
+        raise InternalError(f"the radius of point {point['index']} lies above an adversarial example")
+
+
+def headline(document: Document) -> str:
+    """The whole answer in one sentence."""
+    points = document["points"]
+    certified = [p["radius"] for p in points if p["radius"] > 0]
+    size = f"{len(certified)} of {plural(len(points), 'point')}"
+    if not certified:
+        return f"No radius above zero was certified ({display(document['norm'])}, {size})."
+    middle = sorted(certified)[(len(certified) - 1) // 2]
+    return (
+        f"{size} keep their label: half of these for every {display(document['norm'])} perturbation below "
+        f"{radius_text(middle)}, all of them below {radius_text(min(certified))}."
+    )
+
+
+def key_figures(document: Document) -> list[tuple[str, str, str]]:
+    """Title, number and remark of the figures at the top."""
+    correct = [p for p in document["points"] if p["label"] == p["predicted"]]
+    figures = [
+        ("Clean accuracy", share_text(document["clean_accuracy"]), "labels predicted without perturbation")
+    ]
+    bounded = [p["radius"] for p in correct if p["radius"] < _UNBOUNDED]
+    if bounded:
+        mean = math.fsum(bounded) / len(bounded) * (1 - 1e-12)
+        figures.append(("Mean certified radius", radius_text(mean), "over points classified correctly"))
+    attacked = [p["attack_radius"] for p in correct if p["attack_radius"] is not None]
+    if attacked:
+        mean = math.fsum(attacked) / len(attacked)
+        remark = f"adversarial examples of {plural(len(attacked), 'point')}"
+        figures.append(("Mean attack radius", decimal_text(mean, ROUND_CEILING, 4), remark))
+    figures.append(("Rigour", document["rigour"], RIGOUR[document["rigour"]]))
+    return figures
+
+
+def radius_text(radius: float) -> str:
+    """A radius rounded down; one without any limit in words."""
+    return "no limit" if radius >= _UNBOUNDED else lower_text(radius, 4)
+
+
+def share_text(share: float) -> str:
+    """A share in per cent, rounded down."""
+    return f"{math.floor(share * 1000 + 1e-9) / 10:g}\u00a0%"
+
+
+def curves(document: Document, with_attack: bool) -> Curves:
+    """Step curves of certified and attacked accuracy; what lies between is undecided."""
+    radii = document["radii"]
+    largest = radii[-1] or 1.0
+    certified = _steps(radii, document["certified_accuracy"], largest)
+    attacked = _steps(radii, document["attack_accuracy"], largest) if with_attack else None
+    path = "M" + " L".join(_place(p) for p in certified)
+    other = band = None
+    if attacked is not None:
+        other = "M" + " L".join(_place(p) for p in attacked)
+        band = "M" + " L".join(_place(p) for p in [*certified, *reversed(attacked)]) + " Z"
+    width = _RIGHT - _LEFT
+    horizontal = tuple(Mark(_LEFT + width * value / largest, text) for value, text in _ticks(largest))
+    vertical = tuple(Mark(_TOP + _HEIGHT * (1 - s / 4), f"{25 * s} %") for s in range(5))
+    return Curves(path, other, band, horizontal, vertical, _LEFT, width, _TOP, _HEIGHT)
+
+
+def _steps(radii: Sequence[float], shares: Sequence[float], largest: float) -> list[tuple[float, float]]:
+    return [(100 * r / largest, 100 * (1 - s)) for r, s in zip(radii, shares, strict=True)]
+
+
+def _place(point: tuple[float, float]) -> str:
+    return f"{point[0]:.3f} {point[1]:.3f}"
+
+
+def _ticks(largest: float) -> list[tuple[float, str]]:
+    """Between three and six round numbers from 0 to the end of the axis."""
+    scale = Decimal(1).scaleb(Decimal(largest).adjusted())
+    for factor in (Decimal("0.2"), Decimal("0.5"), Decimal(1), Decimal(2), Decimal(5)):
+        step = scale * factor
+        count = int(Decimal(largest) / step)
+        if count <= 5:
+            return [(float(step * k), decimal_text(step * k)) for k in range(count + 1)]
+    return [(0.0, "0")]
+
+
+def _robust_rows(document: Document) -> list[tuple[str, str, str]]:
+    rows = document.get("robust_accuracy", {})
+    return [
+        (display(name), share_text(row["certified"]), share_text(row["attacked"]))
+        for name, row in rows.items()
+    ]
+
+
+def _comparison_rows(document: Document) -> list[tuple[str, str, str, str]]:
+    return [
+        (
+            display(row["method"]),
+            radius_text(row["mean_radius"]),
+            radius_text(row["median_radius"]),
+            f"{row['largest_on']} of {row['points']}",
+        )
+        for row in document.get("comparison", ())
+    ]
+
+
+class _Pictures:
+    """The inputs as images, on one scale: the input box, or the range of all inputs."""
+
+    def __init__(self, document: Document, inputs: NDArray[Any] | None) -> None:
+        self.inputs = inputs
+        self.low, self.high = 0.0, 1.0
+        if document.get("box") is not None:
+            self.low, self.high = document["box"]
+        elif inputs is not None:
+            self.low, self.high = float(np.min(inputs)), float(np.max(inputs))
+        self.shown = inputs is not None and image_of(inputs[0], self.low, self.high) is not None
+
+    def of(self, index: int) -> str | None:
+        if not self.shown or self.inputs is None:
+            return None
+        image = image_of(self.inputs[index], self.low, self.high)
+        return None if image is None else png_address(image)
+
+
+def _row(point: Document, pictures: _Pictures) -> PointRow:
+    size = point["attack_radius"]
+    return PointRow(
+        int(point["index"]),
+        str(int(point["label"])),
+        radius_text(point["radius"]),
+        "-" if size is None else decimal_text(size, ROUND_CEILING, 4),
+        display(point["method"]),
+        display(point.get("note", "")),
+        pictures.of(int(point["index"])),
+    )
+
+
+def print_radii(document: Document, file: TextIO | None = None) -> None:
+    """The summary at a terminal."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from lipverify.reporting.terminal import console_for
+
+    console = console_for(file)
+    console.print(Text(headline(document), style="bold"))
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    for index, title in enumerate(("method", "mean radius", "median radius", "largest on")):
+        table.add_column(title, justify="right" if index else "left")
+    for row in _comparison_rows(document):
+        table.add_row(*map(Text, row))
+    if table.row_count:
+        console.print(table)
+    for title, number, remark in key_figures(document)[:-1]:
+        console.print(Text(f"{title.lower()} {number} ({remark})"))
+    for name, certified, attacked in _robust_rows(document):
+        console.print(Text(f"accuracy at {name}: certified {certified}, not fooled by the attack {attacked}"))
+    for name, reason in document.get("refused", {}).items():
+        console.print(Text.assemble((f"{display(name)} refused: ", "yellow"), display(reason, 600)))
+    console.print(Text(f"rigour {document['rigour']}, {seconds_text(document['seconds'])}", style="dim"))

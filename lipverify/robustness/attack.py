@@ -1,0 +1,225 @@
+"""Adversarial examples: the upper side of a radius. The search is not trusted; what it reports is shown by interval arithmetic.
+
+Legend: x the point, y its predicted class, d a perturbation of size r in the norm asked for, m_j = f_y - f_j.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lipverify.analyzers.protocol import Compute
+from lipverify.interpreter import evaluate
+from lipverify.ir.graph import Graph
+from lipverify.ir.norm import Norm
+from lipverify.robustness.arithmetic import length_up
+from lipverify.robustness.pairs import differences, enclosed
+
+Box = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Attack:
+    """Settings of the search.
+
+    restarts: perturbations followed at once; steps: gradient steps at one radius; halvings: how often the gap between a
+    radius without and one with a found example is halved; doublings: how far beyond the first guess to look.
+    """
+
+    restarts: int = 12
+    steps: int = 25
+    halvings: int = 7
+    doublings: int = 12
+
+
+@dataclass(frozen=True)
+class Example:
+    """An input with another label. size: its distance from the point, rounded up."""
+
+    point: Tensor
+    size: float
+    label: int
+
+
+def attack(
+    graph: Graph, x: Tensor, label: int, norm: Norm, box: Box | None, settings: Attack, compute: Compute
+) -> Example | None:
+    """The nearest adversarial example that projected gradient descent finds.
+
+    Statement: the label of `point` differs from `label` in real arithmetic (its margin is negative with every rounding accounted
+        for), it lies in the box, and |point - x| <= size.
+    Source: Madry et al., ICLR 2018 (arXiv 1706.06083), with restarts and one target for each restart, inside a bisection.
+
+    Args:
+        x: one sample [*input shape]; label: its predicted class.
+    """
+    return _Search(graph, x, label, norm, box, settings, compute).run()
+
+
+class _Search:
+    def __init__(
+        self,
+        graph: Graph,
+        x: Tensor,
+        label: int,
+        norm: Norm,
+        box: Box | None,
+        settings: Attack,
+        compute: Compute,
+    ) -> None:
+        exact = differences(graph, label).to(dtype=torch.float64, device=compute.device)
+        self.exact, self.label, self.norm, self.box = exact, label, norm, box
+        # The search may be careless: single precision is twice as fast.
+        self.rough = exact.to(dtype=torch.float32)
+        self.x = x.to(compute.device, torch.float64)
+        self.center = self.x.float()
+        self.settings, self.compute = settings, compute
+        self.generator = torch.Generator(device="cpu").manual_seed(compute.seed)
+        self.best: Example | None = None
+        self.batch = settings.restarts
+
+    def run(self) -> Example | None:
+        low, high = 0.0, self.first_guess()
+        farthest = self.farthest()
+        for _ in range(self.settings.doublings):
+            if self.compute.remaining() <= 0 or self.at(min(high, farthest)) or high >= farthest:
+                break
+            low, high = high, 2.0 * high
+        if self.best is None:
+            return None
+        for _ in range(self.settings.halvings):
+            high = self.best.size
+            if self.compute.remaining() <= 0 or high - low <= 1e-3 * high:
+                break
+            middle = 0.5 * (low + high)
+            if not self.at(middle):
+                low = middle
+        return self.best
+
+    def first_guess(self) -> float:
+        """Where the margins would vanish if the network were affine: twice the smallest m_j / |grad m_j|."""
+        x = self.center[None].requires_grad_(True)
+        margins = evaluate(self.rough, x)[0]
+        smallest = math.inf
+        chosen = margins.detach().argsort()[:10].tolist()
+        for j in chosen:
+            (gradient,) = torch.autograd.grad(margins[j], x, retain_graph=True, materialize_grads=True)
+            steepness = float(torch.linalg.vector_norm(gradient.flatten(), ord=self.norm.dual.order))
+            if steepness > 0:
+                smallest = min(smallest, float(margins[j].detach()) / steepness)
+        scale = max(float(self.center.abs().max()), 1e-3)
+        return 2.0 * max(smallest, 1e-6 * scale) if math.isfinite(smallest) else scale
+
+    def farthest(self) -> float:
+        """No input of the box is farther away."""
+        if self.box is None:
+            return math.inf
+        reach = torch.maximum(self.x - self.box[0], self.box[1] - self.x).flatten()
+        return float(torch.linalg.vector_norm(reach, ord=self.norm.order))
+
+    def at(self, radius: float) -> bool:
+        """Whether an example was found within the radius; remembers it where it is the nearest so far."""
+        while True:
+            try:
+                return self.descend(radius)
+            except (MemoryError, torch.OutOfMemoryError):
+                if self.batch == 1:
+                    raise
+                self.batch = (self.batch + 1) // 2
+
+    def descend(self, radius: float) -> bool:
+        count = self.settings.restarts
+        margins = evaluate(self.rough, self.center[None])[0]
+        order = margins.argsort()
+        # The first restart follows the smallest margin at each step; the others one rival each, nearest first.
+        targets = order[torch.arange(count, device=order.device) % len(order)]
+        d = self.start(count, radius)
+        steps = self.settings.steps
+        for index in range(steps + 1):
+            d, gradient, value = self.slope(d, targets)
+            hits = (value < 0).nonzero().flatten()
+            if len(hits) and any(self.offer(d[hit]) for hit in hits[:3]):
+                return True
+            if index == steps or self.compute.remaining() <= 0:
+                break
+            size = radius * (0.5 if index < steps // 2 else 0.125)
+            d = self.project(d - size * self.direction(gradient), radius)
+        return False
+
+    def start(self, count: int, radius: float) -> Tensor:
+        noise = torch.rand(count, *self.x.shape, generator=self.generator) * 2.0 - 1.0
+        noise[0] = 0.0
+        if self.best is not None and count > 1:
+            noise[1] = (self.best.point - self.x.cpu()).float() / max(self.best.size, 1e-30)
+        noise = noise.to(self.center)
+        if self.norm is Norm.L2:
+            length = torch.linalg.vector_norm(noise.flatten(1), dim=1).clamp_min(1e-30)
+            noise = noise / length.clamp_min(1.0).reshape(-1, *(1,) * self.x.ndim)
+        return self.project(noise * radius, radius)
+
+    def slope(self, d: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of the margins followed, and the smallest margin of every restart."""
+        gradients, values = [], []
+        for begin in range(0, len(d), self.batch):
+            piece = d[begin : begin + self.batch].detach().requires_grad_(True)
+            margins = evaluate(self.rough, self.center + piece)
+            followed = margins.gather(1, targets[begin : begin + self.batch, None])[:, 0]
+            smallest = margins.min(dim=1).values
+            if begin == 0:
+                followed = torch.cat([smallest[:1], followed[1:]])
+            (gradient,) = torch.autograd.grad(followed.sum(), piece, materialize_grads=True)
+            gradients.append(gradient)
+            values.append(smallest.detach())
+        return d, torch.cat(gradients), torch.cat(values)
+
+    def direction(self, gradient: Tensor) -> Tensor:
+        if self.norm is Norm.LINF:
+            return gradient.sign()
+        length = torch.linalg.vector_norm(gradient.flatten(1), dim=1).clamp_min(1e-30)
+        unit: Tensor = gradient / length.reshape(-1, *(1,) * self.x.ndim)
+        return unit
+
+    def project(self, d: Tensor, radius: float) -> Tensor:
+        if self.norm is Norm.LINF:
+            d = d.clamp(-radius, radius)
+        if self.box is not None:
+            d = (self.center + d).clamp(*self.box) - self.center
+        if self.norm is Norm.L2:
+            # Scaling towards the centre keeps the point in the box.
+            length = torch.linalg.vector_norm(d.flatten(1), dim=1).clamp_min(1e-30)
+            d = d * (radius / length).clamp(max=1.0).reshape(-1, *(1,) * self.x.ndim)
+        return d
+
+    def offer(self, d: Tensor) -> bool:
+        """Shortens the perturbation while it still fools the network, and keeps it where that is shown."""
+        step = d.double()
+        point = self.inside(self.x + step)
+        if not self.fools(point):
+            return False
+        low, high = 0.0, 1.0
+        for _ in range(12):
+            middle = 0.5 * (low + high)
+            shorter = self.inside(self.x + middle * step)
+            if self.fools(shorter):
+                high, point = middle, shorter
+            else:
+                low = middle
+        margins = enclosed(self.exact, point)
+        worst = int(margins.upper.argmin())
+        if not float(margins.upper[worst]) < 0.0:
+            return False
+        size = length_up(point, self.x, self.norm)
+        if self.best is None or size < self.best.size:
+            rival = worst if worst < self.label else worst + 1
+            self.best = Example(point.cpu(), size, rival)
+        return True
+
+    def inside(self, point: Tensor) -> Tensor:
+        return point if self.box is None else point.clamp(*self.box)
+
+    def fools(self, point: Tensor) -> bool:
+        with torch.no_grad():
+            return bool((evaluate(self.exact, point[None])[0] < 0).any())

@@ -1,0 +1,93 @@
+"""What is asked of every point, and what is answered."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from lipverify.errors import UsageError
+from lipverify.ir.norm import Norm
+from lipverify.robustness.attack import Attack, Box
+from lipverify.robustness.smoothing.settings import Smoothing
+
+METHODS = ("auto", "global", "local", "crown", "smoothing")
+PARTS = {
+    "auto": ("global", "crown", "local"),
+    "global": ("global",),
+    "local": ("local",),
+    "crown": ("crown",),
+    "smoothing": ("smoothing",),
+}
+"""What each method consists of."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The question: one norm and one method for all points. Two plans that are equal give equal numbers.
+
+    box: limits of every input coordinate; perturbations stay inside. looks: balls that `local`, `crown` and `auto` may
+    look at for each point. resolution: relative width at which a bisection ends. seconds: for one point; None: no limit, and
+    numbers that do not depend on the machine's speed.
+    """
+
+    norm: Norm
+    method: str = "auto"
+    box: Box | None = None
+    looks: int = 16
+    resolution: float = 2e-3
+    attack: Attack | None = field(default_factory=Attack)
+    smoothing: Smoothing = field(default_factory=Smoothing)
+    seed: int = 0
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.norm is Norm.L1:
+            raise UsageError("radii are measured in l2 or linf")
+        if self.method not in METHODS:
+            raise UsageError(f"unknown method {self.method!r}; choose {', '.join(METHODS)}")
+        if self.method == "smoothing" and self.norm is not Norm.L2:
+            raise UsageError("randomised smoothing certifies l2 radii; give --norm l2")
+        if self.looks < 1 or not 0 < self.resolution < 1:
+            raise UsageError("looks are at least 1, the resolution lies between 0 and 1")
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The single methods that are asked."""
+        return PARTS[self.method]
+
+    def seconds_for_attack(self) -> float:
+        """A third of the time of a point."""
+        return float("inf") if self.seconds is None else self.seconds / 3
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything that decides the numbers."""
+        return {**asdict(self), "norm": str(self.norm), "box": None if self.box is None else list(self.box)}
+
+
+@dataclass(frozen=True)
+class Record:
+    """The answer for one point. by_method holds every single method's radius; `note` says why a radius is 0."""
+
+    index: int
+    label: int
+    predicted: int
+    radius: float
+    method: str
+    attack_radius: float | None
+    seconds: float
+    margin: float
+    by_method: dict[str, float] = field(default_factory=dict)
+    attack_label: int | None = None
+    note: str = ""
+    statistics: dict[str, Any] = field(default_factory=dict)
+    """Of smoothing: samples, counts, bounds of probabilities, confidence, seed."""
+
+    def to_json(self) -> dict[str, Any]:
+        """One element of `points`."""
+        found = {k: v for k, v in asdict(self).items() if v not in ("", {}) or k in ("label", "predicted")}
+        return {"index": found.pop("index"), **found}
+
+    @staticmethod
+    def from_json(document: dict[str, Any]) -> Record:
+        """What `to_json` wrote."""
+        return Record(**document)

@@ -1,0 +1,179 @@
+"""The unit of work: everything about one point, independent of all other points."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lipverify.analyzers.protocol import Compute
+from lipverify.errors import InternalError, UnsupportedModel
+from lipverify.ir.graph import Graph
+from lipverify.robustness.arithmetic import LARGEST
+from lipverify.robustness.attack import Example, attack
+from lipverify.robustness.balls import Balls, refuses_gradients, refuses_ranges
+from lipverify.robustness.constants import EFFORT, PairConstants, pair_constants
+from lipverify.robustness.pairs import differences, enclosed, predict
+from lipverify.robustness.plan import Plan, Record
+from lipverify.robustness.shells import Shells, refuse
+
+SIDE_EFFORT = EFFORT / 50
+"""Effort for global constants where they are one part of `auto`."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a worker needs to answer for any point; can be sent to another process."""
+
+    graph: Graph
+    plan: Plan
+    constants: PairConstants | None
+    refused: dict[str, str]
+    """Methods of the plan that cannot answer for this network, and why."""
+    device: str = "cpu"
+
+
+def prepare(graph: Graph, plan: Plan, compute: Compute, constants: PairConstants | None = None) -> Work:
+    """Asks every method of the plan once, and computes what all points share.
+
+    Args:
+        constants: of an earlier run, instead of computing them.
+
+    Raises:
+        UnsupportedModel: no method of the plan covers the network.
+    """
+    refused: dict[str, str] = {}
+    reason = refuses_ranges(graph)
+    if reason is not None:
+        refused = {
+            name: f"margins need interval arithmetic: {reason}" for name in plan.parts if name != "smoothing"
+        }
+    if "local" in plan.parts and "local" not in refused:
+        reason = refuses_gradients(graph, plan.norm)
+        if reason is not None:
+            refused["local"] = reason
+    if "global" in plan.parts and "global" not in refused and constants is None:
+        try:
+            effort = EFFORT if plan.method == "global" else SIDE_EFFORT
+            constants = pair_constants(graph, plan.norm, compute, effort)
+        except UnsupportedModel as error:
+            refused["global"] = str(error)
+    if plan.method == "smoothing" and plan.smoothing.simplex_map != "hardmax" and constants is None:
+        try:
+            constants = pair_constants(graph, plan.norm, compute, SIDE_EFFORT)
+        except UnsupportedModel as error:
+            refused["constants of the maps"] = str(error)
+    elif len(refused) == len(plan.parts):
+        raise refuse(refused)
+    return Work(graph, plan, constants, refused, str(compute.device))
+
+
+def answer(work: Work, index: int, x: Tensor, label: int | None) -> Record:
+    """The record of one point x [*input shape]; label None: the predicted one.
+
+    Raises:
+        InternalError: an adversarial example lies inside a certified radius; one of the two is wrong.
+    """
+    started, plan = time.monotonic(), work.plan
+    deadline = None if plan.seconds is None else started + plan.seconds
+    seed = (plan.seed * 1_000_003 + index) % (1 << 62)
+    compute = Compute(torch.device(work.device), seed, deadline)
+    if plan.method == "smoothing":
+        from lipverify.robustness.smoothing.points import smoothed_record
+
+        return smoothed_record(work.graph, plan, work.constants, index, x, label, compute)
+    predicted = predict(work.graph, x)
+    wanted = predicted if label is None else label
+    empty: dict[str, Any] = {"index": index, "label": wanted, "predicted": predicted, "attack_radius": None}
+    if predicted != wanted:
+        return Record(
+            **empty,
+            radius=0.0,
+            method=plan.method,
+            seconds=time.monotonic() - started,
+            margin=0.0,
+            note="misclassified",
+        )
+    graph = differences(work.graph, predicted)
+    margin = enclosed(graph.to(dtype=torch.float64), x).lower
+    found = None
+    if plan.attack is not None:
+        # An attack takes at most a third of a limited time.
+        share = replace(
+            compute, deadline=None if deadline is None else time.monotonic() + plan.seconds_for_attack()
+        )
+        found = attack(work.graph, x, predicted, plan.norm, plan.box, plan.attack, share)
+    if not bool((margin > 0).all()):
+        by_method, note = (
+            {name: 0.0 for name in plan.parts if name not in work.refused},
+            "two outputs are equal up to rounding",
+        )
+        radius, method = 0.0, plan.method
+    else:
+        shells = _shells(work, graph, x, predicted, margin, found, compute)
+        radius, method, by_method = _radii(work, shells)
+        note = "" if radius > 0 else "undecided"
+    if found is not None and radius > found.size:
+        raise InternalError(
+            f"point {index}: the certified radius {radius!r} ({method}) exceeds {found.size!r}, the distance of an "
+            "adversarial example; this is a bug of lipverify, please report it with the model"
+        )
+    return Record(
+        index=index,
+        label=wanted,
+        predicted=predicted,
+        radius=radius,
+        method=method,
+        attack_radius=None if found is None else found.size,
+        attack_label=None if found is None else found.label,
+        seconds=time.monotonic() - started,
+        margin=float(margin.min()),
+        by_method=by_method,
+        note=note,
+    )
+
+
+def _shells(
+    work: Work, graph: Graph, x: Tensor, label: int, margin: Tensor, found: Example | None, compute: Compute
+) -> Shells:
+    plan = work.plan
+    parts = set(plan.parts) - set(work.refused)
+    constants = work.constants.rows(label) if "global" in parts and work.constants is not None else None
+    local, crown = "local" in parts, "crown" in parts
+    balls = Balls(graph, x, plan.norm, plan.box, crown, local, compute.device)
+    shells = Shells(margin.cpu(), constants, balls.look)
+    if not (local or crown):
+        return shells
+    certain = shells.radius()
+    farthest = LARGEST if found is None else found.size
+    if certain >= LARGEST:
+        return shells
+    first = max(0.7 * farthest, certain * 1.01) if found is not None else max(2.0 * certain, _guess(x))
+    shells.search(first, farthest, plan.looks, plan.resolution, local, compute)
+    return shells
+
+
+def _guess(x: Tensor) -> float:
+    """A first radius where nothing is known: a hundredth of the largest coordinate."""
+    return 0.01 * max(float(x.abs().max()), 1e-3)
+
+
+def _radii(work: Work, shells: Shells) -> tuple[float, str, dict[str, float]]:
+    """The radius, the method it is due to, and what every single method gives."""
+    plan, single = work.plan, {}
+    if "global" in plan.parts and shells.constants is not None:
+        single["global"] = Shells(shells.margin, shells.constants, shells.look).radius()
+    if "crown" in plan.parts and "crown" not in work.refused:
+        single["crown"] = shells.linear()
+    if "local" in plan.parts and "local" not in work.refused:
+        single["local"] = Shells(shells.margin, None, shells.look, list(shells.known)).integral()
+    if plan.method != "auto":
+        return single[plan.method], plan.method, single
+    together = shells.radius()
+    best = max(single, key=lambda name: single[name])
+    if together > single[best]:
+        return together, "auto", {**single, "auto": together}
+    return single[best], best, {**single, "auto": single[best]}

@@ -1,0 +1,172 @@
+"""What a run over points found: radii, curves, and the documents made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lipverify import __version__
+from lipverify.documents import NOT_COVERED, environment, model_document
+from lipverify.ir.graph import Graph
+from lipverify.ir.norm import Norm
+from lipverify.robustness.constants import PairConstants
+from lipverify.robustness.curve import PUBLISHED, Curve, attacked_at, certified_at, curve
+from lipverify.robustness.plan import Plan, Record
+
+
+@dataclass(frozen=True)
+class Radii:
+    """One record for each point, in the order of the data."""
+
+    graph: Graph
+    plan: Plan
+    records: tuple[Record, ...]
+    seconds: float
+    constants: PairConstants | None = None
+    refused: Mapping[str, str] = field(default_factory=dict)
+    rigour: str = "real"
+    inputs: Tensor | None = None
+    """The points [points, *input shape], for pictures."""
+    command: str | None = None
+
+    def _column(self, name: str) -> list[Any]:
+        return [getattr(record, name) for record in self.records]
+
+    @property
+    def radius(self) -> Tensor:
+        """Certified radii [points], float64; 0 where misclassified or undecided."""
+        return torch.tensor(self._column("radius"), dtype=torch.float64)
+
+    @property
+    def label(self) -> Tensor:
+        """Labels given, or predicted where none were [points]."""
+        return torch.tensor(self._column("label"))
+
+    @property
+    def predicted(self) -> Tensor:
+        """Predicted classes [points]."""
+        return torch.tensor(self._column("predicted"))
+
+    @property
+    def method(self) -> tuple[str, ...]:
+        """The method each radius is due to."""
+        return tuple(self._column("method"))
+
+    @property
+    def attack_radius(self) -> Tensor:
+        """Sizes of adversarial examples [points], NaN where none was found."""
+        found = [float("nan") if r is None else r for r in self._column("attack_radius")]
+        return torch.tensor(found, dtype=torch.float64)
+
+    @property
+    def clean_accuracy(self) -> float:
+        """Share of points whose prediction is the label."""
+        return fmean(float(r.label == r.predicted) for r in self.records)
+
+    def curve(self) -> Curve:
+        """Certified and attacked accuracy over radii."""
+        return curve(self.records)
+
+    def certified_accuracy(self, radius: float) -> float:
+        """Share of points certified at this radius."""
+        return certified_at(self.records, radius)
+
+    def robust_accuracy(self) -> dict[str, dict[str, float]]:
+        """Certified and attacked accuracy at the l2 radii that the literature prints; empty in linf."""
+        if self.plan.norm is not Norm.L2:
+            return {}
+        return {
+            name: {
+                "radius": radius,
+                "certified": certified_at(self.records, radius),
+                "attacked": attacked_at(self.records, radius),
+            }
+            for name, radius in PUBLISHED.items()
+        }
+
+    def comparison(self) -> list[dict[str, Any]]:
+        """Each single method over the points classified correctly: mean, median, how often nothing else is larger."""
+        correct = [r for r in self.records if r.label == r.predicted and r.by_method]
+        names = list(dict.fromkeys(name for r in correct for name in r.by_method))
+        rows = []
+        for name in names:
+            values = [r.by_method.get(name, 0.0) for r in correct]
+            best = [v >= max(r.by_method.values()) and v > 0 for v, r in zip(values, correct, strict=True)]
+            rows.append(
+                {
+                    "method": name,
+                    "mean_radius": fmean(values),
+                    "median_radius": median(values),
+                    "largest_on": sum(best),
+                    "points": len(values),
+                }
+            )
+        return rows
+
+    def to_json(self) -> dict[str, Any]:
+        """The document of `radius --json`."""
+        return {
+            "schema": "lipverify.radius/1",
+            "tool": {"name": "lipverify", "version": __version__},
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": self.command,
+            "model": model_document(self.graph),
+            "norm": str(self.plan.norm),
+            "method": self.plan.method,
+            "box": None if self.plan.box is None else list(self.plan.box),
+            "claim": self.claim(),
+            "points": [record.to_json() for record in self.records],
+            "curve": self.curve().to_json(),
+            "clean_accuracy": self.clean_accuracy,
+            "robust_accuracy": self.robust_accuracy(),
+            "comparison": self.comparison(),
+            "rigour": self.rigour,
+            "refused": dict(self.refused),
+            "settings": self.plan.to_json(),
+            "constants": None if self.constants is None else self.constants.to_json(),
+            "assumptions": self.assumptions(),
+            "not_covered": list(NOT_COVERED),
+            "environment": environment(),
+            "seconds": self.seconds,
+        }
+
+    def claim(self) -> str:
+        """What a radius says, in one sentence."""
+        inside = (
+            ""
+            if self.plan.box is None
+            else f" that stays in the input box [{self.plan.box[0]:g}, {self.plan.box[1]:g}]"
+        )
+        if self.plan.method == "smoothing":
+            s = self.plan.smoothing
+            return (
+                f"for each point, with probability at least {1 - s.alpha:g} over the noise drawn, no perturbation of "
+                f"{self.plan.norm} size below its radius changes the label of the smoothed classifier (sigma {s.sigma:g})"
+            )
+        return f"no perturbation of {self.plan.norm} size below a point's radius{inside} changes its label"
+
+    def assumptions(self) -> list[str]:
+        """What the radii rest on beyond their rigour."""
+        if self.plan.method != "smoothing":
+            return []
+        return [
+            "the pseudo-random noise behaves as independent Gaussian noise; it is generated in finite precision",
+            "the confidence holds for each point on its own, not for all points at once",
+        ]
+
+    def to_html(self, path: str | Path | None = None) -> str:
+        """The self-contained report; also written to `path` when given."""
+        from lipverify.reporting.radii import render_radii
+
+        pictures = None if self.inputs is None else self.inputs.cpu().numpy()
+        text = render_radii(self.to_json(), pictures)
+        if path is not None:
+            Path(path).write_text(text, encoding="utf-8")
+        return text

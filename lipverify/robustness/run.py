@@ -1,0 +1,158 @@
+"""Runs over points: one after another, or in a pool of processes; with a journal, the ones already done are not repeated."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lipverify.analyzers.protocol import Compute, Report, silent
+from lipverify.errors import InternalError, UsageError
+from lipverify.ir.graph import Graph
+from lipverify.ir.norm import Norm
+from lipverify.robustness.attack import Box
+from lipverify.robustness.constants import PairConstants
+from lipverify.robustness.journal import Journal
+from lipverify.robustness.plan import Plan, Record
+from lipverify.robustness.points import Work, answer, prepare
+from lipverify.robustness.results import Radii
+
+Advance = Callable[[int, int], None]
+
+
+def radii(
+    graph: Graph,
+    x: Tensor,
+    y: Tensor | None = None,
+    norm: str | Norm = Norm.LINF,
+    method: str = "auto",
+    *,
+    box: Box | None = None,
+    budget: float | None = None,
+    device: str | torch.device = "cpu",
+    seed: int = 0,
+    plan: Plan | None = None,
+    jobs: int = 1,
+    journal: Journal | None = None,
+    report: Report | None = None,
+    advance: Advance | None = None,
+) -> Radii:
+    """For every point the largest perturbation certified not to change its label, and an adversarial example above it.
+
+    Statement: for a point with radius r > 0, every x' with |x' - x| < r (in the box) has the same largest output, which is the
+        label's; for `smoothing` with the confidence stated, about the smoothed classifier.
+    Source: `global`: Tsuzuku et al., NeurIPS 2018 (arXiv 1802.04034), with a constant for each logit difference; `crown`: Zhang
+        et al., NeurIPS 2018; `local`: integral of the local constants of the differences over shells; `smoothing`: Cohen et
+        al., ICML 2019 (arXiv 1902.02918), Delattre et al., ICLR 2024 (arXiv 2309.16883).
+    Sound when: the constants and linear bounds used are; margins at the point are enclosed with every rounding.
+
+    Args:
+        x: [points, *input shape]; y: labels [points], by default the predicted ones.
+        box: limits LO, HI of every input coordinate; perturbations stay inside.
+        budget: seconds for everything; without it numbers do not depend on the machine's speed.
+        plan: all settings at once, instead of norm, method, box, seed and budget.
+        jobs: processes.
+
+    Raises:
+        UsageError: points of another shape, outside the box, or labels that are none. UnsupportedModel: no method covers
+        the network. InternalError: an adversarial example inside a certified radius.
+    """
+    started = time.monotonic()
+    if plan is None:
+        plan = Plan(Norm.parse(norm), method, box, seed=seed)
+    x = torch.as_tensor(x).detach().cpu().double()
+    labels = None if y is None else [int(label) for label in torch.as_tensor(y).tolist()]
+    _require(graph, x, labels, plan)
+    report = report or silent
+    compute = Compute(torch.device(device), seed, None, report)
+    stored = None if journal is None or journal.shared is None else journal.shared.get("constants")
+    constants = None if stored is None else PairConstants.from_json(stored)
+    work = prepare(graph, plan, compute, constants)
+    if journal is not None and journal.shared is None:
+        journal.share({"constants": None if work.constants is None else work.constants.to_json()})
+    done = {} if journal is None else {i: Record.from_json(r) for i, r in journal.records.items()}
+    waiting = [index for index in range(len(x)) if index not in done]
+    if budget is not None and waiting:
+        left = max(budget - (time.monotonic() - started), 0.0)
+        work = replace(work, plan=replace(plan, seconds=left * max(jobs, 1) / len(waiting)))
+    for record in _answers(work, x, labels, waiting, jobs):
+        if journal is not None:
+            journal.add(record.to_json())
+        done[record.index] = record
+        if advance is not None:
+            advance(len(done), len(x))
+    records = tuple(done[index] for index in range(len(x)))
+    return Radii(graph, plan, records, time.monotonic() - started, work.constants, work.refused, inputs=x)
+
+
+def _require(graph: Graph, x: Tensor, labels: list[int] | None, plan: Plan) -> None:
+    if tuple(x.shape[1:]) != graph.input_shape or len(x) < 1:
+        raise UsageError(
+            f"the points have shape {list(x.shape)}; the model takes samples of {list(graph.input_shape)}"
+        )
+    if not bool(x.isfinite().all()):
+        raise UsageError("a point is not finite")
+    if labels is not None and (len(labels) != len(x) or not all(0 <= y < graph.output.size for y in labels)):
+        raise UsageError(
+            f"labels are one number from 0 to {graph.output.size - 1} for each of the {len(x)} points"
+        )
+    if plan.box is not None:
+        low, high = plan.box
+        outside = ((x < low) | (x > high)).flatten(1).any(1)
+        if not low < high or bool(outside.any()):
+            index = int(outside.double().argmax())
+            raise UsageError(f"point {index} lies outside the input box [{low:g}, {high:g}]")
+
+
+def _answers(
+    work: Work, x: Tensor, labels: list[int] | None, waiting: list[int], jobs: int
+) -> Iterator[Record]:
+    """Records as they are ready, in any order."""
+    if jobs <= 1 or len(waiting) <= 1:
+        for index in waiting:
+            yield answer(work, index, x[index], None if labels is None else labels[index])
+        return
+    # Spawned, not forked: threads and CUDA do not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(
+        min(jobs, len(waiting)), context, _begin, (work, torch.get_num_threads() // jobs or 1)
+    ) as pool:
+        running: set[Future[Record]] = set()
+        upcoming = iter(waiting)
+        try:
+            while True:
+                while len(running) < 2 * jobs and (place := next(upcoming, None)) is not None:
+                    label = None if labels is None else labels[place]
+                    running.add(pool.submit(_unit, place, x[place].numpy(), label))
+                if not running:
+                    return
+                ready, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in ready:
+                    yield future.result()
+        except BaseException:
+            for process in list((pool._processes or {}).values()):
+                process.terminate()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+_WORK: list[Work] = []
+"""What a worker process was started with."""
+
+
+def _begin(work: Work, threads: int) -> None:
+    torch.set_num_threads(threads)
+    _WORK[:] = [work]
+
+
+def _unit(index: int, x: np.ndarray[Any, Any], label: int | None) -> Record:
+    if not _WORK:
+        raise InternalError("a worker was asked before it was prepared")
+    return answer(_WORK[0], index, torch.from_numpy(x), label)

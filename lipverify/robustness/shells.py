@@ -1,0 +1,171 @@
+"""Lower bounds of the margins on growing balls: linear bounds on a ball, and constants of the differences integrated outward.
+
+Legend: m_j = f_y - f_j; shells 0 = r_0 < r_1 < ...; L_j(r) >= constant of m_j over the ball of radius r; C_j(r) <= min of m_j
+over it (CROWN); M_j(r) the bound in use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from lipverify.analyzers.protocol import Compute
+from lipverify.errors import UnsupportedModel
+from lipverify.linalg.rounding import down, up
+from lipverify.robustness.arithmetic import LARGEST, quotient_down
+
+
+@dataclass(frozen=True)
+class Shell:
+    """What is known on the ball of one radius: margins [rivals] from below, constants [rivals] from above."""
+
+    radius: float
+    margins: Tensor | None = None
+    constants: Tensor | None = None
+
+
+Look = Callable[[float], Shell]
+
+
+@dataclass
+class Shells:
+    """Shells around one point.
+
+    margin: m_j at the point, rounded down [rivals]; constants: of the whole input space, or None.
+    """
+
+    margin: Tensor
+    constants: Tensor | None
+    look: Look
+    known: list[Shell] = field(default_factory=list)
+
+    def add(self, radius: float) -> Shell:
+        """Looks at one more ball."""
+        found = self.look(radius)
+        self.known.append(found)
+        self.known.sort(key=lambda shell: shell.radius)
+        return found
+
+    def radius(self) -> float:
+        """The largest radius that the shells together certify.
+
+        Statement: no x' with |x' - x| < radius (and in the box) has another label.
+        Source: for x' in the ball of r_i outside that of r_(i-1) the segment from x to x' leaves the smaller ball at a point
+            with m_j >= M_j(r_(i-1)), and the rest of it, at most r_i - r_(i-1) long, lies in the ball of r_i:
+            m_j(x') >= M_j(r_(i-1)) - (r_i - r_(i-1)) L_j(r_i). The larger of that and C_j(r_i) is M_j(r_i); both are valid.
+        Sound when: balls, cut by the box, are convex; L_j(r) and C_j(r) are valid on the whole ball.
+        """
+        return self._walk(use_margins=True)[0]
+
+    def integral(self) -> float:
+        """As `radius`, without the linear bounds of the margins."""
+        return self._walk(use_margins=False)[0]
+
+    def linear(self) -> float:
+        """The largest ball on which linear bounds alone keep the label."""
+        kept = [s.radius for s in self.known if s.margins is not None and bool((s.margins > 0).all())]
+        return max(kept, default=0.0)
+
+    def _walk(self, use_margins: bool) -> tuple[float, list[tuple[float, float, float]]]:
+        """The radius, and (start, end, excess of L at the end over L at the start) of the shells that still matter."""
+        margin, before = self.margin, 0.0
+        slope_before: Tensor | None = None
+        pieces: list[tuple[float, float, float]] = []
+        for shell in self.known:
+            slope = self._constants(shell)
+            after = self._after(margin, before, shell, slope, use_margins)
+            if slope is not None:
+                tightest = int((after if after is not None else margin).argmin())
+                start = slope_before[tightest] if slope_before is not None else 0.5 * slope[tightest]
+                pieces.append((before, shell.radius, float(slope[tightest] - start)))
+            if after is None or not bool((after > 0).all()):
+                reached = before if slope is None else self._reach(margin, before, slope, shell.radius)
+                return reached, pieces
+            if use_margins and shell.margins is not None and bool((after <= shell.margins).all()):
+                pieces = []  # what came before no longer matters
+            margin, before, slope_before = after, shell.radius, slope
+        if self.constants is None:
+            return before, pieces
+        return self._reach(margin, before, self.constants, LARGEST), pieces
+
+    def _constants(self, shell: Shell) -> Tensor | None:
+        if shell.constants is None:
+            return self.constants
+        return shell.constants if self.constants is None else torch.minimum(shell.constants, self.constants)
+
+    def _after(
+        self, margin: Tensor, before: float, shell: Shell, slope: Tensor | None, use_margins: bool
+    ) -> Tensor | None:
+        known = shell.margins if use_margins else None
+        if slope is None:
+            return known
+        infinity = torch.full_like(margin, torch.inf)
+        fall = torch.nextafter(up(shell.radius - before) * slope, infinity)
+        found = torch.nextafter(margin - fall, -infinity)
+        return found if known is None else torch.maximum(found, known)
+
+    def _reach(self, margin: Tensor, before: float, slope: Tensor, end: float) -> float:
+        """How far the margins last when they fall with these constants, which are valid up to `end`."""
+        step = min(quotient_down(float(m), float(s)) for m, s in zip(margin, slope, strict=True))
+        if step >= LARGEST:
+            return end
+        total = down(before + step) if before else step
+        return min(max(total, before), end)
+
+    # -- where to look
+
+    def search(
+        self, first: float, farthest: float, looks: int, resolution: float, local: bool, compute: Compute
+    ) -> None:
+        """Looks at `looks` balls at most, where the certified radius gains most; stops at the deadline.
+
+        Args:
+            first: radius of the first ball; farthest: no radius beyond can be certified (an example lies there).
+        """
+        low, high, radius = 0.0, farthest, first
+        bisecting = max(looks // 2, 3) if local else looks
+        for _ in range(bisecting):
+            if not 0.0 < radius < LARGEST or (self.known and compute.remaining() <= 0):
+                return
+            shell = self.add(radius)
+            # Bisect where linear bounds end, if there are any: the integral goes on from there.
+            certified = self.radius() if shell.margins is None else self.linear()
+            low = max(low, certified)
+            if certified < radius:
+                high = min(high, radius)
+            if high - low <= resolution * high:
+                break
+            radius = 0.5 * (low + high) if high < LARGEST else 2.0 * radius
+        if local:
+            for _ in range(looks - len(self.known)):
+                place = self._where(resolution)
+                if place is None or compute.remaining() <= 0:
+                    return
+                self.add(place)
+
+    def _where(self, resolution: float) -> float | None:
+        """The middle of the shell whose halving promises most, or a place just beyond the radius reached."""
+        reached, pieces = self._walk(use_margins=True)
+        if not reached > 0.0:
+            return self.known[0].radius / 4 if self.known else None
+        best, place = 0.0, None
+        for start, end, excess in pieces:
+            stop = min(end, reached * 1.03)
+            if stop <= start or stop - start <= resolution * reached:
+                continue
+            gain = (stop - start) * max(excess, 0.0)
+            # The shell in which the bound ends is cut close to where it ends.
+            if gain > best:
+                best, place = gain, (stop if end > stop * 1.01 else 0.5 * (start + stop))
+        if place is None or any(abs(s.radius - place) <= 1e-6 * place for s in self.known):
+            return None
+        return place
+
+
+def refuse(reasons: dict[str, str]) -> UnsupportedModel:
+    """The error when no method answers."""
+    listed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+    return UnsupportedModel(f"no method certifies a radius for this network: {listed}")
