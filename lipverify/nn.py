@@ -43,6 +43,8 @@ def implicit(x: Tensor, recurrent: Tensor, inputs: Tensor, bias: Tensor | None, 
     Raises:
         Undecided: no fixed point was found. UsageError: shapes that do not fit, or an unknown activation.
     """
+    if x.ndim != 2:
+        raise UsageError(f"an implicit layer takes [batch, inputs], not a tensor of shape {list(x.shape)}")
     return forward(_operator(recurrent, inputs, bias, activation), x)
 
 

@@ -23,7 +23,7 @@ from lipverify.linalg.definite import corner_upper
 from lipverify.linalg.dense import operator_norm_upper, vector_norms
 from lipverify.linalg.rounding import Upper, gamma, inflate
 from lipverify.ops.affine import Linear
-from lipverify.ops.embedding import embedding, single, through_same_norm
+from lipverify.ops.embedding import blocks_norm, embedding, single, through_same_norm
 from lipverify.ops.enclosure import Enclosure
 from lipverify.ops.piecewise import ReLU
 from lipverify.rules import Gain, Unbounded, forward, gain, interval, slopes
@@ -36,7 +36,7 @@ _ROUNDS = 5000
 
 @dataclass(frozen=True, eq=False)
 class Implicit(Op):
-    """The z with z = phi(W z + U x + b): x [batch, in] -> z [batch, n].
+    """The z with z = phi(W z + U x + b), on the last axis: x [batch, ..., in] -> z [batch, ..., n].
 
     recurrent W [n, n], inputs U [n, in], bias b [n] or None; activation phi: a scalar activation without stored tensors.
 
@@ -108,9 +108,9 @@ def _fixed_point(op: Implicit, drive: Tensor) -> Tensor:
             return z
         step.advance()
         candidates = [step.z]
-        if index % 25 == 24:
+        if index % 25 == 0:
             moved = z
-            for _ in range(4):
+            for _ in range(6):
                 moved = moved + _newton_step(op, step.slope(moved), step.defect(moved))
             candidates.append(moved)
         for candidate in candidates:
@@ -292,7 +292,7 @@ def response(op: Implicit, through_inputs: bool = True) -> Upper:
 
 @gain.register(Implicit)
 def _implicit_gain(op: Implicit, shapes: tuple[Shape, ...], norm_in: Norm, norm_out: Norm) -> Gain:
-    """The smallest of contraction and monotone bounds; norms without a contraction go through l2."""
+    """The smallest of contraction and monotone bounds; norms without a contraction go through l2; further axes are blocks."""
     size, inputs = op.inputs.shape
     exact, whole = op.to(dtype=torch.float64), response(op)
 
@@ -303,7 +303,8 @@ def _implicit_gain(op: Implicit, shapes: tuple[Shape, ...], norm_in: Norm, norm_
         direct = contraction(exact, norm, exact.inputs)
         return around if direct is None else min(around, direct)
 
-    return single(through_same_norm(same, inputs, size, norm_in, norm_out))
+    block = through_same_norm(same, inputs, size, norm_in, norm_out)
+    return single(blocks_norm(block, math.prod(shapes[0][:-1]), norm_in, norm_out))
 
 
 @interval.register(Implicit)
@@ -339,13 +340,13 @@ def _image(op: Implicit, whole: Linear, z: Interval, x: Interval) -> Interval:
 
 
 def _reach(op: Implicit, exact: Implicit, radius: Tensor, defect: Tensor) -> Tensor:
-    """g | |U| r |_2 + (1 + g |W|) |e|_2, rounded up, [batch, 1]."""
+    """g | |U| r |_2 + (1 + g |W|) |e|_2, rounded up, [batch, ..., 1]."""
     g = float(response(op, False))
     more = float(response(op, False) * operator_norm_upper(exact.recurrent, "l2", "l2") + 1.0)
     inputs = exact.inputs.shape[1]
     spread = inflate(torch.nn.functional.linear(radius, exact.inputs.abs()), gamma(inputs + 4))
     far, off = (_lengths(part) for part in (spread, defect))
-    return inflate(g * far + more * off, 8 * gamma(1))[:, None] + torch.finfo(torch.float64).tiny
+    return inflate(g * far + more * off, 8 * gamma(1))[..., None] + torch.finfo(torch.float64).tiny
 
 
 def _lengths(rows: Tensor) -> Tensor:

@@ -263,6 +263,7 @@ def _implicit() -> list[OperatorCase]:
         _case(ops.Implicit(contraction, _numbers(4, 3), _numbers(4)), (3,), label="contraction"),
         _case(ops.Implicit(monotone, _numbers(5, 3), _numbers(5)), (3,), label="monotone"),
         _case(ops.Implicit(monotone, _numbers(5, 2), None, ops.Tanh()), (2,), label="tanh"),
+        _case(ops.Implicit(contraction, _numbers(4, 2), None), (3, 2), label="last-axis"),
         _case(ops.Implicit(0.7 * contraction, _numbers(4, 3), None, ops.GELU()), (3,), label="gelu"),
         _case(ops.Implicit(triangular, _numbers(2, 3), None), (3,), label="triangular"),
         _case(ops.Implicit(0.3 * triangular, _numbers(2, 3), None, ops.LeakyReLU(2.5)), (3,), label="steep"),

@@ -229,6 +229,8 @@ def _implicit(form: Canonical, node: Node, inputs: list[Signal], sources: list[N
     """
     op = node.op.to(dtype=torch.float64, device=form.device)
     assert isinstance(op, ops.Implicit)
+    if len(node.shape) != 1:
+        raise UnsupportedModel(f"{node.describe()} has a form for single vectors only; flatten its input")
     try:
         response(op)
     except Unbounded as error:

@@ -122,6 +122,8 @@ def _groups(op: ops.GroupSort | ops.Householder, shape: tuple[int, ...]) -> Grou
         vectors = op.vectors.double()
         # The length of w does not matter to the activation; a power of two keeps the squares in range, exactly.
         largest = vectors.abs().amax(1, keepdim=True)
+        if not bool((largest > 0).all()):
+            raise UnsupportedModel("a reflection vector is zero")
         vectors = vectors / torch.exp2(torch.frexp(largest)[1].double())
         members = index.reshape(-1, vectors.shape[1])
         repeats = len(members) // len(vectors)

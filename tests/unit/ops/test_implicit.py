@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lipverify import ops, rules
+from lipverify import ops, rules, testing
 from lipverify.errors import Undecided, UnsupportedModel, UsageError
 from lipverify.ir.interval import Interval
 from lipverify.ir.norm import Norm
@@ -142,3 +142,15 @@ def test_boxes_with_an_infinite_side_end_where_the_activation_ends() -> None:
 def test_what_does_not_fit_is_refused(build) -> None:
     with pytest.raises(UsageError):
         build()
+
+
+@pytest.mark.parametrize("wrong", [lambda g: 1.0, lambda g: g / 2], ids=["one", "half"])
+def test_a_wrong_gain_is_refuted(wrong) -> None:
+    case = testing.OperatorCase(Implicit(torch.tensor([[0.9, 0.0], [0.0, -0.2]]), torch.eye(2)), ((2,),))
+    testing.check_gain_not_below(case)
+
+    def mutant(op: Implicit, *args: object) -> rules.Gain:
+        return rules.Gain(tuple(wrong(g) for g in present(op, *args).factors))
+
+    with testing.replaced_rule(rules.gain, Implicit, mutant) as present, pytest.raises(AssertionError):
+        testing.check_gain_not_below(case)
