@@ -15,7 +15,7 @@ from lipverify.analyzers.lipsdp.bound import certified_upper, combination
 from lipverify.analyzers.lipsdp.factor import Factor, fill_pattern
 from lipverify.analyzers.lipsdp.newton import Record, Tuning, search
 from lipverify.analyzers.lipsdp.reduction import Multipliers, Reduced, reduce
-from lipverify.analyzers.lipsdp.start import scalar_start
+from lipverify.analyzers.lipsdp.start import SHARES, scalar_start
 from lipverify.analyzers.lipsdp.system import BlockSystem
 from lipverify.analyzers.protocol import Compute
 from lipverify.errors import InternalError, UnsupportedModel, UsageError
@@ -23,8 +23,9 @@ from lipverify.linalg.dense import operator_norm_upper
 from lipverify.linalg.rounding import Upper
 
 # Shares of the closed-form multipliers that repair borderline ones, tried in this order.
-_REPAIRS = (0.0, 1e-11, 1e-9, 1e-7, 1e-5, 1e-3, 1e-1)
+_REPAIRS = (0.0, 1e-11, 1e-9, 1e-7, 1e-5, 1e-3, 1e-1, 1.0)
 _DEEP = 24
+_SEVERAL_STARTS = 3000
 # Jamming is known from about ten blocks on; a small gap (of rho) rules it out.
 _JAMMING, _OPEN = 8, 0.2
 
@@ -117,8 +118,10 @@ def _available(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 3 // 4
 
 
-def fast(system: BlockSystem, compute: Compute, memory: int | None = None) -> Solution:
-    """One pass: the closed-form multipliers D_j = lmax(R_j) I, certified.
+def fast(
+    system: BlockSystem, compute: Compute, memory: int | None = None, shares: tuple[float, ...] = SHARES
+) -> Solution:
+    """Closed-form multipliers D_j = share lmax(R_j) I, certified; the best share. `shares=(1.0,)` is ECLipsE-Fast itself.
 
     Statement, Source, Sound when: `bound.certified_upper`; the multipliers are those of `start.scalar_start`.
 
@@ -127,7 +130,7 @@ def fast(system: BlockSystem, compute: Compute, memory: int | None = None) -> So
         InternalError: the closed form could not be certified.
     """
     with torch.inference_mode():
-        return _Run(system, compute, memory).finish(None)
+        return _Run(system, compute, memory, shares).finish(None)
 
 
 def solve(system: BlockSystem, compute: Compute, settings: Settings | None = None) -> Solution:
@@ -149,8 +152,10 @@ def solve(system: BlockSystem, compute: Compute, settings: Settings | None = Non
 class _Run:
     """One call of `solve` or `fast`."""
 
-    def __init__(self, system: BlockSystem, compute: Compute, memory: int | None) -> None:
-        self.system, self.compute = system, compute
+    def __init__(
+        self, system: BlockSystem, compute: Compute, memory: int | None, shares: tuple[float, ...] = SHARES
+    ) -> None:
+        self.system, self.compute, self.shares = system, compute, shares
         self.reduced: Reduced = reduce(system)
         require_memory(self.reduced.system, memory, _device_of(system))
         given = (*system.U.values(), *system.C.values(), *system.V.values(), system.V0)
@@ -168,6 +173,7 @@ class _Run:
         record.report_scale = 2.0 ** min(self.reduced.output_exponent, 1000)
         record.reserve = 2.0 * (time.monotonic() - begun)
         record.offer(factor.d, float(torch.linalg.eigvalsh(y)[-1]), "lipsdp-fast")
+        self._offer_closed_forms(factor, record)
         try:
             if settings is not None and not record.expired and record.rho > 0.0:
                 self._search(settings, factor, y, record)
@@ -175,6 +181,20 @@ class _Run:
             self.interrupted = True
             self.notes.append("interrupted: the best bound so far")
         return self._certify(factor.d, record)
+
+    def _offer_closed_forms(self, factor: Factor, record: Record) -> None:
+        """The closed forms near the edge of the feasible set: kept when they are better, never the start of the search."""
+        if sum(self.reduced.system.sizes) > _SEVERAL_STARTS:
+            return  # each costs a factorisation
+        for share in self.shares[1:]:
+            with contextlib.suppress(InternalError):  # too close to the edge for float64
+                found, other, y = scalar_start(self.reduced, share)
+                same = (
+                    found.exponents == self.reduced.exponents
+                    and found.output_exponent == self.reduced.output_exponent
+                )
+                if same and other.d.shape == factor.d.shape:
+                    record.offer(other.d, float(torch.linalg.eigvalsh(y)[-1]), "lipsdp-fast")
 
     def _search(self, settings: Settings, factor: Factor, y: Tensor, record: Record) -> None:
         system, tuning = self.reduced.system, tuning_of(settings, self.reduced.system)

@@ -18,12 +18,18 @@ _RANGE = 120
 _TINY = 1e-290
 
 
-def scalar_start(reduced: Reduced) -> tuple[Reduced, Factor, Tensor]:
-    """One multiplier per block, D_j = lmax(R_j) I in topological order; the system scaled so that they are near 1.
+SHARES = (1.0, 0.6, 0.52, 0.5 + 1e-6)
+"""Shares of lmax(R_j) that a multiplier may have; near one half they suit comparators, whose slopes are symmetric about 1/2."""
+
+
+def scalar_start(reduced: Reduced, share: float = 1.0) -> tuple[Reduced, Factor, Tensor]:
+    """One multiplier per block, D_j = share lmax(R_j) I in topological order; the system scaled so that they are near 1.
 
     Statement: A(D) > 0, so D is feasible.
-    Source: ECLipsE-Fast (Xu, Sivaranjani, NeurIPS 2024, arXiv 2404.04375) in its recursion form, on any block system.
-    Sound when: always: S_j = 2 D_j - R_j >= D_j > 0 (an estimated eigenvalue above lmax / 2 is enough).
+    Source: ECLipsE-Fast (Xu, Sivaranjani, NeurIPS 2024, arXiv 2404.04375) in its recursion form, on any block system; there
+    the share is 1. For networks of orthogonal maps and comparators every share gives 1 + O(share - 1/2).
+    Sound when: share > 1/2: S_j = 2 D_j - R_j >= (2 share - 1) lmax(R_j) I > 0 (with share 1 an estimated eigenvalue above
+    lmax / 2 is enough).
 
     Returns:
         The scaled system, the factor of A(D), and Y(D).
@@ -32,7 +38,7 @@ def scalar_start(reduced: Reduced) -> tuple[Reduced, Factor, Tensor]:
     while True:
         candidate = _scaled(reduced, exponents, output)
         pencil = Pencil(candidate.system, reduced.weighted)
-        drift = _Drift(reduced.weighted)
+        drift = _Drift(reduced.weighted, share)
         factor = pencil.eliminate(drift.choose)
         if drift.block is not None:
             # The estimate drifted from the recursion by this block: shift it and everything behind it.
@@ -57,17 +63,22 @@ def _scaled(reduced: Reduced, exponents: list[int], output: int) -> Reduced:
 class _Drift:
     """Chooses scalar multipliers until one leaves the range."""
 
-    def __init__(self, weighted: bool) -> None:
+    def __init__(self, weighted: bool, share: float) -> None:
         self.weighted = weighted
+        self.share = share
         self.block: int | None = None
         self.exponent = 0
 
     def choose(self, j: int, r: Tensor) -> Tensor:
         # Weights of the input are free: all one to begin with.
-        largest = 1.0 if self.weighted and j == 0 else largest_eigenvalue(r)
+        first = self.weighted and j == 0
+        largest = 1.0 if first else largest_eigenvalue(r)
         shift = _half_log2(largest)
         if abs(shift) > _RANGE and self.block is None:
             self.block, self.exponent = j, shift
+        if self.share != 1.0 and not first and self.block is None:
+            # Near the edge of the feasible set an estimate is not enough.
+            largest = self.share * float(torch.linalg.eigvalsh(r)[-1]) * (1.0 + 1e-12)
         return torch.full((r.shape[0],), max(largest, _TINY), dtype=r.dtype, device=r.device)
 
 
