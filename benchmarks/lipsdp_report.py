@@ -112,7 +112,8 @@ def plot(result: dict[str, Any]) -> str:
                 f'<circle cx="{x:.1f}" cy="{y}" r="5" fill="{COLOURS[method]}"><title>{title}</title></circle>'
             )
             ratio = row["bound_ratio"].get(method)
-            if ratio is not None:
+            # Labels of 1.0000 would only cover each other.
+            if ratio is not None and abs(ratio - 1.0) > 5e-4:
                 shown = f"{ratio:.4f}" if ratio < 1.1 else f"{ratio:.3g}"
                 parts.append(
                     f'<text x="{x:.1f}" y="{y - 8}" text-anchor="middle" font-size="9" fill="#555555">{shown}</text>'
