@@ -34,7 +34,7 @@ _JAMMING, _OPEN = 8, 0.2
 class Settings:
     """How long and how hard to search; no setting touches the validity of a bound."""
 
-    tol: float = 1e-4
+    tol: float = 2e-5
     """Relative, on the square of the bound."""
     beta: float | None = None
     """Strength of the barrier; by default 0.3 up to 24 blocks, 2 for deeper systems."""

@@ -149,7 +149,7 @@ def test_a_loop_has_to_fit_its_block() -> None:
 @pytest.mark.slow
 def test_the_trained_network_of_the_zoo() -> None:
     graph = lv.load("zoo:digits-deq")
-    witness = float(falsify(graph, Query(), Compute(), Search(16, 60, seconds=60)).value[0])
+    witness = float(falsify(graph, Query(), Compute(), Search(32, 150, seconds=60)).value[0])
     found = upper(graph, LipSDPReference())
     assert witness <= found <= 1.03 * witness
     assert found < upper(graph, Product())

@@ -47,7 +47,7 @@ def upper(graph: Graph, constraints: str) -> float:
 
 
 def neurons(graph: Graph) -> float:
-    found = LipSDP(Settings(tol=1e-6)).bound(graph, Query(), Compute()).upper
+    found = LipSDP(Settings(tol=1e-8)).bound(graph, Query(), Compute()).upper
     assert found is not None
     return float(found)
 
