@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "lipverify.pipeline": ("audit", "extract", "load", "margin"),
+    "lipverify.certificates": ("verify",),
     "lipverify.results": ("Audit",),
     "lipverify.ir.region": ("Ball", "Everywhere", "Query"),
     "lipverify.ir.norm": ("Norm",),
@@ -45,6 +46,7 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = ["__version__", *sorted(_HOME_OF)]
 
 if TYPE_CHECKING:
+    from lipverify.certificates import verify
     from lipverify.errors import (
         ExtractionMismatch,
         InternalError,

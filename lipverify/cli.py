@@ -147,6 +147,35 @@ def audit(
 
 
 @app.command()
+def verify(
+    certificate: Annotated[
+        Path, typer.Argument(help="certificate.json of an audit; its arrays lie beside it")
+    ],
+    model: Annotated[str, typer.Option(help="the model file, or zoo:<name>")],
+    exact: Annotated[bool, typer.Option("--exact", help="integers alone, for networks small enough")] = False,
+    as_json: Json = False,
+) -> None:
+    """Prove a certificate again: numpy alone, no torch, no solver, nothing of the analyzers."""
+    from lipverify import checkers
+    from lipverify.errors import UnreadableCertificate
+    from lipverify.zoo.location import WEIGHTS, resolve
+
+    folder = resolve(model)
+    try:
+        verdict = checkers.verify_file(
+            certificate, Path(model) if folder is None else folder / WEIGHTS, exact
+        )
+    except (Refuted, UnreadableCertificate) as error:
+        if as_json:
+            _print_json({"schema": "lipverify.verify/1", "valid": False, "reason": str(error)})
+        raise
+    if as_json:
+        _print_json(verdict.to_json())
+    else:
+        typer.echo(f"valid: {verdict.claim} ({verdict.seconds:.2f} s)")
+
+
+@app.command()
 def radius(
     model: Model,
     data: Annotated[Path, typer.Option(help=".npz with x and y: the points")],

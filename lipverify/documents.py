@@ -8,9 +8,7 @@ from typing import Any
 
 import torch
 
-from lipverify import __version__
 from lipverify.analyzers import registry
-from lipverify.ir.certificate import Certificate
 from lipverify.ir.graph import Graph
 from lipverify.ir.region import Query
 
@@ -69,28 +67,6 @@ def inspect_document(graph: Graph) -> dict[str, Any]:
         "model": model_document(graph),
         "nodes": nodes_document(graph),
         "analyzers": reasons,
-    }
-
-
-def certificate_document(certificate: Certificate, graph: Graph, query: Query) -> dict[str, Any]:
-    """A certificate as JSON: what is claimed, of which graph, and the evidence."""
-    upper = certificate.upper
-    value: dict[str, Any]
-    if upper is None:
-        value = {"log10_upper": certificate.log10_upper}
-    else:
-        numbers = upper.reshape(-1).tolist()
-        value = {"upper": upper.tolist(), "upper_hex": [float(number).hex() for number in numbers]}
-    return {
-        "schema": "lipverify.certificate/1",
-        "subject": {key: model_document(graph)[key] for key in ("path", "sha256", "graph_digest", "format")},
-        "claim": {**query.to_json(), "words": query.words(), **value},
-        "analyzer": {"made_by": certificate.made_by, "version": __version__},
-        "proof": certificate.evidence.to_json(),
-        "rigour": str(certificate.rigour),
-        "assumptions": list(certificate.assumptions),
-        "not_covered": list(NOT_COVERED),
-        "environment": environment(),
     }
 
 

@@ -14,7 +14,6 @@ from lipverify import __version__
 from lipverify.analyzers.protocol import Analyzer, docstring_field
 from lipverify.documents import (
     NOT_COVERED,
-    certificate_document,
     environment,
     model_document,
     nodes_document,
@@ -64,6 +63,10 @@ class Row:
             "made_by": certificate.made_by,
             "assumptions": list(certificate.assumptions),
         }
+        if certificate.unchecked:
+            found["unchecked"] = certificate.unchecked
+        if certificate.unchecked:
+            found["unchecked"] = certificate.unchecked
         if certificate.trace:
             found["trace"] = [list(pair) for pair in certificate.trace]
         if isinstance(certificate.evidence, Gains):
@@ -131,11 +134,18 @@ class Audit:
             "seconds": self.seconds,
         }
 
-    def certificate_documents(self) -> dict[str, dict[str, Any]]:
-        """The certificates as JSON documents, by analyzer."""
-        return {
-            name: certificate_document(c, self.graph, self.query) for name, c in self.certificates.items()
-        }
+    def certificate_files(self) -> dict[str, dict[str, bytes]]:
+        """The files of every certificate by name, by analyzer."""
+        from lipverify.certificates import unproved
+
+        found = {}
+        for row in self.rows:
+            if row.certificate is not None:
+                issued = row.certificate.issued or unproved(
+                    row.certificate, self.graph, self.query, row.method
+                )
+                found[row.analyzer] = issued.files(f"{slug(row.analyzer)}.json")
+        return found
 
     def to_html(self, path: str | Path | None = None) -> str:
         """The self-contained report; also written to `path` when given."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum
+from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
 
+from lipverify.errors import UsageError
 from lipverify.ir.region import Query
 
 
@@ -64,6 +66,14 @@ class Gains:
         return {"kind": "gains", "steps": rows}
 
 
+class Written(Protocol):
+    """A certificate as files."""
+
+    def save(self, path: str | Path) -> None: ...
+
+    def files(self, name: str) -> dict[str, bytes]: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Certificate:
     """An upper bound. `upper` is float64: a scalar for `Everywhere`, [count] for balls.
@@ -81,6 +91,22 @@ class Certificate:
     assumptions: tuple[str, ...] = ()
     trace: tuple[tuple[float, float], ...] = field(default=())
     """(seconds, bound) pairs of an anytime analyzer; each was a valid bound at its moment."""
+    issued: Written | None = field(default=None, compare=False)
+    """The certificate in its written form; only where the checker has proved it."""
+    unchecked: str = ""
+    """Why the checker has no proof, where it was asked."""
+
+    def save(self, path: str | Path) -> None:
+        """Writes the certificate as JSON, large arrays beside it.
+
+        Raises:
+            UsageError: the checker has no proof of this bound, so that there is nothing to hand on.
+        """
+        if self.issued is None:
+            raise UsageError(
+                f"this bound has no certificate that can be checked: {self.unchecked or 'not audited yet'}"
+            )
+        self.issued.save(path)
 
     def __post_init__(self) -> None:
         if (self.upper is None) == (self.log10_upper is None):

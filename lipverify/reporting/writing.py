@@ -39,8 +39,8 @@ class WrittenAudit(Protocol):
     @property
     def lower(self) -> _Lower: ...
 
-    def certificate_documents(self) -> Mapping[str, dict[str, Any]]:
-        """The certificates as JSON documents, by analyzer."""
+    def certificate_files(self) -> Mapping[str, Mapping[str, bytes]]:
+        """The files of every certificate by name, by analyzer."""
         ...
 
 
@@ -241,25 +241,27 @@ def _listed_certificates(result: bytes) -> set[str]:
         names = {str(row.get("certificate")) for row in rows}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return set()
-    return {name for name in names if CERTIFICATE.fullmatch(name)}
+    beside = {name.removesuffix(".json") + ".safetensors" for name in names}
+    return {name for name in names | beside if CERTIFICATE.fullmatch(name)}
 
 
 def _certificates(audit: WrittenAudit, document: Mapping[str, Any]) -> dict[str, bytes]:
-    certificates = audit.certificate_documents()
+    certificates = audit.certificate_files()
     files: dict[str, bytes] = {}
     owners: dict[str, str] = {}
     for row in document["results"]:
         name = row.get("certificate")
         if name is None:
             continue
-        if not CERTIFICATE.fullmatch(name):
+        if not CERTIFICATE.fullmatch(name) or not name.endswith(".json"):
             raise LipverifyError(f"no certificate is written to {display(name)}")
         if owners.setdefault(name, row["analyzer"]) != row["analyzer"]:
             both = f"{display(owners[name])} and {display(row['analyzer'])}"
             raise UsageError(
                 f"the certificates of {both} would share one file; audit them one after the other"
             )
-        files[name] = document_bytes(certificates[row["analyzer"]])
+        folder = name.rpartition("/")[0]
+        files |= {f"{folder}/{file}": data for file, data in certificates[row["analyzer"]].items()}
     return files
 
 

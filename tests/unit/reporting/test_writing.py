@@ -46,8 +46,11 @@ class Audit:
         self.lower = Lower(Witness(value, points, "ascent", partner=points + 1))
         self.analyzers = analyzers
 
-    def certificate_documents(self) -> dict[str, dict[str, Any]]:
-        return {name: {"schema": "lipverify.certificate/1", "of": name} for name in self.analyzers}
+    def certificate_files(self) -> dict[str, dict[str, bytes]]:
+        return {
+            name: {f"{name}.json": f'{{"schema": "lipverify.certificate/1", "of": "{name}"}}'.encode()}
+            for name in self.analyzers
+        }
 
 
 def write(folder: OutputFolder, document: documents.Document | None = None) -> None:

@@ -1,0 +1,190 @@
+"""The arithmetic a proof rests on: exact rationals, norms and definiteness with every rounding accounted for, exact integers.
+
+Assumptions of the float64 tier: IEEE round-to-nearest, matrix products and Cholesky made of ordinary inner products in any order,
+cos and sin within 2 units in the last place. The exact tier rests on integers alone. Eigenvalue and singular value routines are
+never trusted; nothing here searches.
+
+Legend: u = 2^-53; gamma_n = n u / (1 - n u) bounds n roundings (Higham, Accuracy and Stability, 2nd edition, Lemma 3.1).
+"""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+TINY = 2.0**-300
+"""Covers every underflow: matrices are scaled near 1 first."""
+_BITS = 192
+_LIMB = 20
+
+
+def above(value: Fraction | int) -> float:
+    """The smallest float64 >= value; OverflowError above the largest."""
+    nearest = float(value)
+    return nearest if Fraction(nearest) >= value else math.nextafter(nearest, math.inf)
+
+
+def below(value: Fraction | int) -> float:
+    """The largest float64 <= value."""
+    return -above(-value)
+
+
+def trimmed(value: Fraction) -> Fraction:
+    """A dyadic number >= value >= 0 of at most 192 bits, so that long products stay short."""
+    excess = value.numerator.bit_length() - value.denominator.bit_length() - _BITS
+    scaled = value / Fraction(2) ** excess
+    return Fraction(math.ceil(scaled)) * Fraction(2) ** excess
+
+
+def root_above(value: Fraction) -> Fraction:
+    """A rational >= the square root of value >= 0, within 2^-90 relatively."""
+    if value == 0:
+        return Fraction(0)
+    shift = (_BITS - value.numerator.bit_length() + value.denominator.bit_length()) // 2
+    scaled = math.ceil(value * Fraction(4) ** shift)
+    root = math.isqrt(scaled)
+    return Fraction(root if root * root == scaled else root + 1) / Fraction(2) ** shift
+
+
+def gamma(count: int) -> float:
+    """gamma_count, rounded up."""
+    if not 0 <= count < 1 << 40:
+        raise ValueError(f"{count} roundings are too many to control")
+    return above(Fraction(count, (1 << 53) - count))
+
+
+def sums(values: Array, axis: int | tuple[int, ...] | None = None) -> Array:
+    """Upper bounds of sums of absolute values along axes."""
+    size = values.size if axis is None else math.prod(values.shape[a] for a in np.atleast_1d(np.array(axis)))
+    return np.asarray(np.abs(values).sum(axis=axis) * (1.0 + 2.0 * gamma(int(size) + 4)) + TINY * TINY)
+
+
+def interpolated(values: Array) -> Array:
+    """Upper bound of the l2 norm of matrices with these absolute values: root of largest row sum times largest column sum."""
+    product = sums(values, -1).max(-1) * sums(values, -2).max(-1)
+    return np.asarray(np.sqrt(product) * (1.0 + gamma(8)))
+
+
+def exponent_of(values: Array) -> int:
+    """e with the largest absolute value in [2^(e-1), 2^e); 0 for zeros."""
+    return int(np.frexp(np.abs(values).max(initial=0.0))[1])
+
+
+def positive_definite(a: Array, slack: Array) -> bool:
+    """Proves a + P positive semidefinite for every symmetric P with P + diag(slack) positive semidefinite.
+
+    Statement: Cholesky of a - diag(t) that runs to its end is exact for a matrix off by at most g sqrt(a_ii a_jj) in entry ij,
+        g = gamma / (1 - gamma). With t_i >= slack_i + g sqrt(a_ii) sum_j sqrt(a_jj) diagonal dominance absorbs both.
+    Source: Demmel (LAPACK Working Note 14, 1989); Rump, BIT 46 (2006), theorem 2.3; Higham, theorem 10.5, with 2n + 20 in place
+        of n + 1 for blocked triangular solves.
+
+    Args:
+        a: [..., n, n], symmetric, diagonal scaled near 1. slack: [..., n] or anything that broadcasts to it.
+    """
+    diagonal = np.diagonal(a, axis1=-2, axis2=-1)
+    if not bool(np.isfinite(a).all() and (diagonal > 0).all() and np.isfinite(slack).all()):
+        return False
+    unit = gamma(2 * a.shape[-1] + 20)
+    root = np.sqrt(diagonal)
+    # u |a_ii| twice for the subtraction; the factor covers the roundings of this line.
+    shift = (slack + 1.01 * unit * root * sums(root, -1)[..., None] + gamma(4) * diagonal) * (1 + 2.0**-30)
+    shifted = np.array(a, dtype=np.float64)
+    places = np.arange(a.shape[-1])
+    shifted[..., places, places] -= shift + TINY
+    try:
+        factor = np.linalg.cholesky(shifted)
+    except np.linalg.LinAlgError:
+        return False
+    return bool(np.isfinite(factor).all())
+
+
+def norms_at_most(w: Array, error: float, limits: Array) -> bool:
+    """Proves |W|_2 <= limit for real W [..., m, n] that are within `error` of w in the l2 norm, one limit for each.
+
+    Statement: (c - error)^2 I - w'w >= 0. The product w'w is off by at most gamma_m |w|_F^2.
+    """
+    w = w if w.shape[-2] >= w.shape[-1] else np.swapaxes(w, -1, -2)
+    power = exponent_of(limits)
+    w, error, limits = np.ldexp(w, -power), math.ldexp(error, -power), np.ldexp(limits, -power)
+    reduced = (limits - error) * (1.0 - gamma(4)) - TINY
+    if not bool((reduced > TINY).all()):
+        return bool((limits >= error).all()) and not w.any()
+    square = reduced * reduced * (1.0 - gamma(2))
+    gram = -(np.swapaxes(w, -1, -2) @ w)
+    places = np.arange(gram.shape[-1])
+    gram[..., places, places] += square[..., None]
+    frobenius = sums(w * w, (-2, -1))
+    slack = (gamma(w.shape[-2] + 4) * frobenius + gamma(4) * square) * 1.01 + TINY
+    return positive_definite(gram, slack[..., None])
+
+
+# -- exact integers
+
+
+def integers(values: Array) -> tuple[Array, int]:
+    """Float64 numbers as exact integers (dtype object) times 2^-scale."""
+    mantissa, exponent = np.frexp(values)
+    whole = np.ldexp(mantissa, 53).astype(np.int64)
+    lowest = int(exponent[whole != 0].min(initial=0))
+    spread = np.where(whole != 0, exponent - lowest, 0).astype(object)
+    return whole.astype(object) * 2**spread, 53 - lowest
+
+
+def _limbs(whole: Array) -> list[Array]:
+    sign = np.where(whole < 0, -1, 1)
+    rest: Any = abs(whole)
+    found = []
+    while rest.any():
+        found.append((rest % (1 << _LIMB)).astype(np.float64) * sign.astype(np.float64))
+        rest = rest >> _LIMB
+    return found
+
+
+def exact_gram(whole: Array) -> Array:
+    """Z'Z of an integer matrix, exactly: float64 products of 20-bit limbs stay below 2^53, whatever their order."""
+    if whole.shape[0] > 1 << 12:
+        raise ValueError("exact products are limited to 4096 rows")
+    limbs = _limbs(whole)
+    total = np.zeros((whole.shape[1], whole.shape[1]), dtype=object)
+    for i, first in enumerate(limbs):
+        for j, second in enumerate(limbs):
+            product = (first.T @ second).astype(np.int64).astype(object)
+            total = total + product * (1 << _LIMB * (i + j))
+    return total
+
+
+def exactly_definite(a: Array) -> bool:
+    """Proves an integer matrix positive semidefinite: any R on a dyadic grid, a - R'R diagonally dominant.
+
+    Statement: R'R >= 0, and a symmetric matrix with a_ii >= sum over j != i of |a_ij| is positive semidefinite. R comes from a
+        float64 Cholesky factor and needs no trust.
+    """
+    top = max(int(v).bit_length() for v in np.diagonal(a))
+    guess = np.array(
+        [[float(int(v) >> top - 60 if top > 60 else int(v) << 60 - top) for v in row] for row in a]
+    )
+    guess = np.ldexp(guess, -60)
+    mean = float(np.diagonal(guess).mean())
+    for shift in (2.0**-42, 2.0**-36, 2.0**-30):
+        try:
+            lower = np.linalg.cholesky(guess - shift * mean * np.eye(len(a)))
+        except np.linalg.LinAlgError:
+            continue
+        whole = np.rint(np.ldexp(lower.T, 50)).astype(np.int64).astype(object)
+        # guess is about a 2^-top, so that R'R is about a 2^(100 - top).
+        error = a * 2 ** max(0, 100 - top) - exact_gram(whole) * 2 ** max(0, top - 100)
+        if bool((2 * np.diagonal(error) >= abs(error).sum(1)).all()):
+            return True
+    return False
+
+
+def exact_norm_at_most(w: Array, limit: float) -> bool:
+    """|W|_2 <= limit for exactly these float64 entries, in integers."""
+    whole, scale = integers(w if w.shape[0] >= w.shape[1] else w.T)
+    square = math.floor(Fraction(limit) ** 2 * Fraction(4) ** scale)
+    return exactly_definite(np.eye(whole.shape[1], dtype=int).astype(object) * square - exact_gram(whole))
