@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from lipverify.analyzers.lipsdp.canonical import commuted
 from lipverify.analyzers.local.comparators import elementary
 from lipverify.analyzers.local.coupled import slope_lines
 from lipverify.analyzers.local.gradients import derivative_ranges, reason_to_refuse
@@ -69,6 +70,7 @@ def local_upper(graph: Graph, query: Query, compute: Compute, method: str) -> _R
     """Upper bounds for every ball of the query, [count]. method: `chord`, `recurjac` or `interval`."""
     ball = query.region
     assert isinstance(ball, Ball)
+    graph = commuted(graph, None)[0]
     written = elementary(graph).to(dtype=torch.float64, device=compute.device)
     rows = written.output.size
     per_row = 8 * 8 * sum(node.size for node in written.nodes)
@@ -86,10 +88,15 @@ def local_upper(graph: Graph, query: Query, compute: Compute, method: str) -> _R
 
 
 def _ranges(graph: Graph, written: Graph, ball: Ball, compute: Compute) -> Bounds:
-    """Ranges of the written-out graph; nodes that both graphs have are at least as tight as in the original one."""
+    """Ranges of the written-out graph; nodes that both graphs have lie inside the intervals of the original one."""
     if len(written.nodes) == len(graph.nodes):
         return bounds(written, ball, device=compute.device)
-    return bounds(written, ball, device=compute.device, within=bounds(graph, ball, device=compute.device))
+    return bounds(written, ball, device=compute.device, within=_intervals(graph, ball, compute))
+
+
+def _intervals(graph: Graph, ball: Ball, compute: Compute) -> Bounds:
+    """The box of a maximum or a sort is exact for its own operator, not for the comparators it is written out as."""
+    return bounds(graph, ball, method="interval", device=compute.device)
 
 
 def _one_chunk(graph: Graph, ranges: Bounds, query: Query, method: str, chunk: int) -> Tensor:

@@ -29,6 +29,8 @@ MEMORY = 512 << 20
 """Bytes that the coefficients of one chunk of rows may take."""
 MANY = 1 << 20
 """Coefficients from which on centres are worked on one after another: beyond the caches, copies of facts cost most."""
+REFINE_WORK = 6e8
+"""Numbers that the functionals of one node may take for each centre; beyond, only the entries that matter most get one."""
 INPUT_WORK = 5e7
 """Coefficients of input gradients are bounded one by one if that takes at most about so many numbers per centre."""
 
@@ -110,7 +112,7 @@ def _affordable(found: Gradients) -> bool:
 
 def refine(found: Gradients, node: Node, wanted: Tensor, tier: Tier) -> None:
     """Intersects the range of these entries [count, size] of a node's gradient with linear bounds from both sides."""
-    rows = torch.nonzero(wanted)
+    rows = torch.nonzero(_most_telling(found, node, wanted))
     box = found.boxes[node.name]
     lower, upper = (
         end.flatten(2).movedim(1, 2).contiguous() for end in (box.lower, box.upper)
@@ -128,6 +130,22 @@ def refine(found: Gradients, node: Node, wanted: Tensor, tier: Tier) -> None:
         lower[owner, entry] = torch.maximum(lower[owner, entry], -value[1::2])
     size = box.lower.shape
     found.boxes[node.name] = Interval(*(end.movedim(2, 1).reshape(size) for end in (lower, upper)))
+
+
+def _most_telling(found: Gradients, node: Node, wanted: Tensor) -> Tensor:
+    """As many of the wanted entries of every centre as the work allows: those whose unknown slope changes most."""
+    later = sum(n.size for n in found.graph.nodes)
+    limit = max(1, int(REFINE_WORK / (2 * found.rows * later)))
+    if int(wanted.sum(1).max()) <= limit:
+        return wanted
+    spread = found.largest(node.name).sum(1).flatten(1)
+    if node.name in found.factors:
+        spread = spread * torch.stack(
+            [(f.upper - f.lower).flatten(1) for f in found.factors[node.name]]
+        ).amax(0)
+    spread = torch.where(wanted, spread, torch.full_like(spread, -1.0))
+    chosen = torch.zeros_like(wanted).scatter(1, spread.topk(limit, dim=1).indices, True)
+    return chosen & wanted
 
 
 def _blocks(rows: Tensor, chunk: int, width: int) -> Iterator[Tensor]:
