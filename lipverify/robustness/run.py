@@ -20,6 +20,7 @@ from lipverify.ir.norm import Norm
 from lipverify.robustness.attack import Box
 from lipverify.robustness.constants import PairConstants
 from lipverify.robustness.journal import Journal
+from lipverify.robustness.pairs import classes
 from lipverify.robustness.plan import Plan, Record
 from lipverify.robustness.points import Work, answer, prepare
 from lipverify.robustness.results import Radii
@@ -93,16 +94,15 @@ def radii(
 
 
 def _require(graph: Graph, x: Tensor, labels: list[int] | None, plan: Plan) -> None:
+    count = classes(graph)
     if tuple(x.shape[1:]) != graph.input_shape or len(x) < 1:
         raise UsageError(
             f"the points have shape {list(x.shape)}; the model takes samples of {list(graph.input_shape)}"
         )
     if not bool(x.isfinite().all()):
         raise UsageError("a point is not finite")
-    if labels is not None and (len(labels) != len(x) or not all(0 <= y < graph.output.size for y in labels)):
-        raise UsageError(
-            f"labels are one number from 0 to {graph.output.size - 1} for each of the {len(x)} points"
-        )
+    if labels is not None and (len(labels) != len(x) or not all(0 <= y < count for y in labels)):
+        raise UsageError(f"labels are one number from 0 to {count - 1} for each of the {len(x)} points")
     if plan.box is not None:
         low, high = plan.box
         outside = ((x < low) | (x > high)).flatten(1).any(1)

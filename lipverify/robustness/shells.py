@@ -140,6 +140,12 @@ class Shells:
                 break
             radius = 0.5 * (low + high) if high < LARGEST else 2.0 * radius
         if local:
+            if (
+                farthest < LARGEST
+                and self.known[-1].radius < farthest
+                and self.radius() <= self.known[-1].radius
+            ):
+                self.add(farthest)  # the constants there carry on from the last ball
             for _ in range(looks - len(self.known)):
                 place = self._where(resolution)
                 if place is None or compute.remaining() <= 0:

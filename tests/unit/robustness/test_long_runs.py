@@ -1,0 +1,187 @@
+"""Journals, interrupted runs and the command line."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lipverify import ops, zoo
+from lipverify.errors import UsageError
+from lipverify.ir.norm import Norm
+from lipverify.robustness import Plan, radii
+from lipverify.robustness.journal import NAME, Journal
+from tests.networks import chain, tensor
+
+KILLS = 20 if os.environ.get("LIPVERIFY_SOUNDNESS") == "full" else 3
+OPTIONS = ["zoo:digits-relu-mlp", "--box", "0,1", "--looks", "3", "--norm", "linf", "--method", "crown"]
+
+
+@pytest.fixture(scope="module")
+def points(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    x, y = zoo.points("digits-relu-mlp", 10)
+    path = tmp_path_factory.mktemp("data") / "points.npz"
+    np.savez(path, x=x.numpy(), y=y.numpy())
+    return path
+
+
+def command(points: Path, out: Path, *more: str) -> list[str]:
+    return [
+        sys.executable,
+        "-m",
+        "lipverify",
+        "radius",
+        *OPTIONS,
+        "--data",
+        str(points),
+        "--out",
+        str(out),
+        *more,
+    ]
+
+
+def timeless(path: Path) -> dict[str, Any]:
+    """The document without moments and durations."""
+    document: dict[str, Any] = json.loads(path.read_text())
+    for key in ("created", "seconds", "command"):
+        del document[key]
+    for point in document["points"]:
+        del point["seconds"]
+    return document
+
+
+def killed_after(
+    process: BaseProcess | subprocess.Popen[bytes], journal: Path, points: int, delay: float
+) -> None:
+    """Kills the process a moment after the journal has grown by this many points; it may end before."""
+    pid, start = process.pid, lines(journal)
+    limit = time.monotonic() + 120
+    while lines(journal) < start + points and time.monotonic() < limit:
+        if isinstance(process, BaseProcess) and not process.is_alive():
+            return
+        time.sleep(0.002)
+    time.sleep(delay)
+    assert pid is not None
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def run_points(folder: Path, journal: str) -> None:
+    """All points of a small network, with a journal; the document without durations at the end."""
+    torch.set_num_threads(1)
+    rng = np.random.default_rng(3)
+    graph = chain([tensor(rng, 24, 6), tensor(rng, 16, 24), tensor(rng, 4, 16)], ops.ReLU())
+    x = torch.tensor(rng.random((3 * KILLS + 4, 6)))
+    with Journal(folder / journal, {"graph": graph.digest}, resume=True) as book:
+        found = radii(graph, x, plan=Plan(Norm.LINF, looks=8), journal=book)
+    document = found.to_json()
+    (folder / f"{journal}.json").write_text(json.dumps(document))
+
+
+def test_a_run_killed_again_and_again_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    choice, killed = random.Random(0), 0
+    for attempt in range(KILLS):
+        process = context.Process(target=run_points, args=(tmp_path, "broken"))
+        process.start()
+        killed_after(process, tmp_path / "broken", choice.randint(0, 3), choice.uniform(0.0, 0.1))
+        process.join()
+        killed += process.exitcode == -signal.SIGKILL
+        if attempt % 2:
+            with (tmp_path / "broken").open("ab") as stream:
+                stream.write(b"0badc0de {")
+    assert killed == KILLS
+    assert not (tmp_path / "broken.json").exists()
+    for name in ("broken", "whole"):
+        process = context.Process(target=run_points, args=(tmp_path, name))
+        process.start()
+        process.join()
+        assert process.exitcode == 0
+    assert timeless(tmp_path / "broken.json") == timeless(tmp_path / "whole.json")
+
+
+def test_the_command_goes_on_where_it_was_killed(points: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = subprocess.Popen(command(points, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    killed_after(process, out / NAME, 4, 0.0)
+    assert process.wait() == -signal.SIGKILL
+    before = (out / NAME).read_bytes()
+    subprocess.run(command(points, out, "--resume"), check=True, capture_output=True, timeout=120)
+    assert (out / NAME).read_bytes().startswith(before[: before.rindex(b"\n") + 1])
+    assert len(json.loads((out / "result.json").read_text())["points"]) == 10
+
+
+def test_an_unfinished_run_is_not_thrown_away_unasked(points: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / NAME).write_bytes(b"")
+    done = subprocess.run(command(points, out), capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "--resume" in done.stderr
+
+
+def test_json_and_report(points: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    done = subprocess.run(
+        command(points, out, "--limit", "2", "--json"),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    document = json.loads(done.stdout)
+    assert document["schema"] == "lipverify.radius/1"
+    assert len(document["points"]) == 2
+    for point in document["points"]:
+        assert 0 < point["radius"] <= point["attack_radius"]
+    assert json.loads((out / "result.json").read_text())["points"] == document["points"]
+    assert "Certified radii" in (out / "report.html").read_text()
+
+
+def test_a_journal_keeps_whole_lines_and_drops_cut_ones(tmp_path: Path) -> None:
+    path = tmp_path / NAME
+    question = {"graph": "a", "sizes": (1, 2)}
+    with Journal(path, question) as journal:
+        journal.share({"constants": None})
+        for index in range(3):
+            journal.add({"index": index, "radius": 0.1 * index})
+    data = path.read_bytes()
+    for cut in range(1, 40, 7):
+        path.write_bytes(data[:-cut])
+        with Journal(path, question, resume=True) as journal:
+            assert sorted(journal.records) == [0, 1]
+            assert journal.shared == {"constants": None}
+            journal.add({"index": 2, "radius": 0.2})
+        assert path.read_bytes() == data
+    flipped = bytearray(data)
+    flipped[-10] ^= 1
+    path.write_bytes(bytes(flipped))
+    with Journal(path, question, resume=True) as journal:
+        assert sorted(journal.records) == [0, 1]
+
+
+def test_a_journal_of_another_question_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / NAME
+    with Journal(path, {"graph": "a", "norm": "l2"}) as journal:
+        journal.add({"index": 0})
+    with pytest.raises(UsageError, match="graph"), Journal(path, {"graph": "b", "norm": "l2"}, resume=True):
+        pass
+    with Journal(path, {"graph": "b", "norm": "l2"}) as journal:
+        assert journal.records == {}

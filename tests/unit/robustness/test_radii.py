@@ -1,0 +1,218 @@
+"""Radii of small networks: exact where they are known, below every adversarial example everywhere, reproducible."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import lipverify as lv
+from lipverify import ops
+from lipverify.analyzers.protocol import Compute
+from lipverify.errors import InternalError, UnsupportedModel, UsageError
+from lipverify.ir.norm import Norm
+from lipverify.robustness import Attack, Plan, Smoothing
+from lipverify.robustness.arithmetic import LARGEST, length_up, quotient_down
+from lipverify.robustness.attack import attack
+from lipverify.robustness.constants import PairConstants, pair_constants
+from lipverify.robustness.curve import curve
+from lipverify.robustness.plan import Record
+from lipverify.robustness.points import answer, prepare
+from tests.networks import chain, tensor
+
+IDENTITY = torch.eye(2)
+
+
+@pytest.mark.parametrize(("norm", "exact"), [("l2", 0.70710678118654752), ("linf", 0.5)])
+@pytest.mark.parametrize("method", ["global", "crown", "local", "auto"])
+def test_linear_classifiers_are_exact(norm: str, exact: float, method: str) -> None:
+    found = lv.radii(chain([IDENTITY]), torch.tensor([[2.0, 1.0]]), torch.tensor([0]), norm, method)
+    radius = float(found.radius[0])
+    assert exact * (1 - (5e-3 if method == "crown" else 1e-9)) <= radius <= exact
+    assert radius <= float(found.attack_radius[0]) <= exact * 1.01
+    assert found.records[0].attack_label == 1
+
+
+def test_misclassified_points_and_ties_have_radius_zero() -> None:
+    x = torch.tensor([[2.0, 1.0], [2.0, 1.0], [1.0, 1.0]])
+    found = lv.radii(chain([IDENTITY]), x, torch.tensor([0, 1, 0]), "l2", "global")
+    assert found.radius.tolist()[1:] == [0.0, 0.0]
+    assert [r.note for r in found.records] == ["", "misclassified", "two outputs are equal up to rounding"]
+    assert found.clean_accuracy == pytest.approx(2 / 3)
+    assert found.certified_accuracy(0.5) == pytest.approx(1 / 3)
+
+
+def test_an_orthogonal_network_has_the_closed_form(rng: np.random.Generator) -> None:
+    """1-Lipschitz networks: margin over the norm of the difference of the last rows, sqrt(2)."""
+    weights = [torch.linalg.qr(torch.tensor(rng.standard_normal((8, 8))))[0].float() for _ in range(3)]
+    graph = chain(weights, ops.GroupSort(2, 0))
+    x = torch.tensor(rng.standard_normal((6, 8)), dtype=torch.float32)
+    found = lv.radii(graph, x, norm="l2", method="global", plan=Plan(Norm.L2, "global", attack=None))
+    logits = lv.evaluate(graph.to(dtype=torch.float64), x.double()).sort(dim=1, descending=True).values
+    expected = (logits[:, 0] - logits[:, 1]) / 2**0.5
+    assert torch.allclose(found.radius, expected, rtol=1e-4)
+    assert set(found.robust_accuracy()) == {"36/255", "72/255", "108/255", "1"}
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_methods_agree_with_attacks_and_auto_is_the_best(norm: str, rng: np.random.Generator) -> None:
+    graph = chain([tensor(rng, 12, 5), tensor(rng, 10, 12), tensor(rng, 4, 10)], ops.ReLU())
+    x = torch.tensor(rng.random((4, 5)), dtype=torch.float32)
+    found = lv.radii(graph, x, norm=norm, box=(0.0, 1.0))
+    for record in found.records:
+        single = {k: v for k, v in record.by_method.items() if k != "auto"}
+        assert set(single) == {"global", "crown", "local"}
+        assert record.radius >= max(single.values()) > 0
+        if record.attack_radius is not None:
+            assert record.radius <= record.attack_radius
+
+
+def test_constants_of_all_pairs_never_fall_below_sampled_slopes(rng: np.random.Generator) -> None:
+    graph = chain([tensor(rng, 9, 4), tensor(rng, 4, 9)], ops.Tanh())
+    x = torch.tensor(rng.standard_normal((3000, 4)))
+    y = x + torch.tensor(rng.standard_normal((3000, 4))) * 1e-2
+    f = graph.to(dtype=torch.float64)
+    change = lv.evaluate(f, x) - lv.evaluate(f, y)
+    for norm in (Norm.L2, Norm.LINF):
+        alone = pair_constants(graph, norm, Compute())
+        # So little effort that all pairs share the multipliers of one search.
+        shared = pair_constants(graph, norm, Compute(), effort=2e5)
+        size = torch.linalg.vector_norm(x - y, ord=norm.order, dim=1)
+        for a in range(4):
+            for b in range(4):
+                steepest = float(((change[:, a] - change[:, b]).abs() / size).max())
+                assert steepest <= alone.upper[a, b]
+                assert steepest <= shared.upper[a, b]
+        assert bool((alone.upper <= shared.upper * (1 + 1e-3)).all())
+        assert PairConstants.from_json(json.loads(json.dumps(alone.to_json()))).upper.equal(alone.upper)
+
+
+def test_adversarial_examples_are_real(rng: np.random.Generator) -> None:
+    graph = chain([tensor(rng, 12, 5), tensor(rng, 3, 12)], ops.ReLU())
+    for index in range(6):
+        x = torch.tensor(rng.random(5))
+        label = int(lv.evaluate(graph.to(dtype=torch.float64), x[None]).argmax())
+        for norm in (Norm.L2, Norm.LINF):
+            found = attack(graph, x, label, norm, (0.0, 1.0), Attack(), Compute(seed=index))
+            if found is None:
+                continue
+            assert bool(((found.point >= 0) & (found.point <= 1)).all())
+            assert int(lv.evaluate(graph.to(dtype=torch.float64), found.point[None]).argmax()) == found.label
+            assert found.label != label
+            distance = float(torch.linalg.vector_norm(found.point - x, ord=norm.order))
+            assert distance <= found.size <= distance * (1 + 1e-12)
+
+
+def test_the_attack_goes_on_in_smaller_batches_when_memory_is_short(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import lipverify.robustness.attack as module
+
+    graph = chain([tensor(rng, 12, 5), tensor(rng, 3, 12)], ops.ReLU())
+    x, settings = torch.tensor(rng.random(5)), Attack()
+    label = int(lv.evaluate(graph.to(dtype=torch.float64), x[None]).argmax())
+    reference = attack(graph, x, label, Norm.L2, None, settings, Compute())
+    assert reference is not None
+    whole = module.evaluate
+
+    def short(network: lv.Graph, batch: torch.Tensor) -> torch.Tensor:
+        if len(batch) > 4:
+            raise MemoryError
+        return whole(network, batch)
+
+    monkeypatch.setattr(module, "evaluate", short)
+    found = attack(graph, x, label, Norm.L2, None, settings, Compute())
+    assert found is not None
+    assert found.size == pytest.approx(reference.size, rel=0.05)
+
+
+def test_a_radius_above_an_example_is_an_error_of_ours() -> None:
+    graph = chain([IDENTITY])
+    work = prepare(graph, Plan(Norm.L2, "global"), Compute())
+    assert work.constants is not None
+    wrong = dataclasses.replace(
+        work, constants=PairConstants(work.constants.upper / 2, work.constants.source)
+    )
+    with pytest.raises(InternalError, match="adversarial example"):
+        answer(wrong, 0, torch.tensor([2.0, 1.0]).double(), 0)
+
+
+def test_order_and_processes_change_nothing(rng: np.random.Generator) -> None:
+    graph = chain([tensor(rng, 10, 4), tensor(rng, 3, 10)], ops.ReLU())
+    x = torch.tensor(rng.random((5, 4)))
+    plan = Plan(Norm.LINF, "auto", looks=6)
+
+    def numbers(found: lv.Radii) -> list[Record]:
+        return [dataclasses.replace(r, seconds=0.0) for r in found.records]
+
+    reference = numbers(lv.radii(graph, x, plan=plan))
+    assert numbers(lv.radii(graph, x, plan=plan, jobs=2)) == reference
+    alone = [answer(prepare(graph, plan, Compute()), i, x[i], None) for i in reversed(range(5))]
+    assert [dataclasses.replace(r, seconds=0.0) for r in reversed(alone)] == reference
+
+
+def test_smoothing_of_a_graph(rng: np.random.Generator) -> None:
+    graph = chain([tensor(rng, 10, 4), tensor(rng, 3, 10)], ops.ReLU())
+    x = torch.tensor(rng.random((2, 4)))
+    soft = Smoothing(0.05, 2000, 200, 1e-3, "bernstein", "softmax", (1.0, 10.0))
+    found = lv.radii(graph, x, plan=Plan(Norm.L2, "smoothing", smoothing=soft))
+    for record in found.records:
+        assert record.statistics["confidence"] == 0.999
+        assert record.statistics["seed"] is not None
+        assert record.radius >= record.statistics["radius_without_constant"]
+        assert record.attack_radius is None
+    with pytest.raises(UsageError, match="l2"):
+        Plan(Norm.LINF, "smoothing")
+
+
+def test_curves_keep_the_undecided_band_in_order(rng: np.random.Generator) -> None:
+    graph = chain([tensor(rng, 10, 4), tensor(rng, 3, 10)], ops.ReLU())
+    x = torch.tensor(rng.random((8, 4)))
+    found = lv.radii(graph, x, torch.tensor([0] * 8), "linf")
+    line = curve(found.records)
+    assert list(line.certified_accuracy) == sorted(line.certified_accuracy, reverse=True)
+    assert all(a <= b for a, b in zip(line.certified_accuracy, line.attack_accuracy, strict=True))
+    document = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    assert document["schema"] == "lipverify.radius/1"
+    assert {"index", "label", "predicted", "radius", "method", "attack_radius", "seconds"} <= set(
+        document["points"][0]
+    )
+    assert set(document["curve"]) == {"radii", "certified_accuracy", "attack_accuracy"}
+    page = found.to_html()
+    assert page.startswith("<!DOCTYPE html>")
+    assert "default-src 'none'" in page
+
+
+def test_what_makes_no_sense_is_said() -> None:
+    graph = chain([IDENTITY])
+    x = torch.tensor([[2.0, 1.0]])
+    for bad in (
+        lambda: lv.radii(graph, x, norm="l1"),
+        lambda: lv.radii(graph, x, method="magic"),
+        lambda: lv.radii(graph, x, torch.tensor([2])),
+        lambda: lv.radii(graph, x, box=(0.0, 1.0)),
+        lambda: lv.radii(graph, torch.zeros(1, 3)),
+        lambda: lv.radii(graph, x * float("nan")),
+    ):
+        with pytest.raises(UsageError):
+            bad()
+    with pytest.raises(UnsupportedModel, match="two outputs"):
+        lv.radii(chain([torch.ones(1, 2)]), x)
+
+
+def test_arithmetic_rounds_to_the_safe_side(rng: np.random.Generator) -> None:
+    from fractions import Fraction
+
+    for _ in range(200):
+        m, c = (float(v) for v in 10.0 ** rng.uniform(-5, 5, 2))
+        assert Fraction(quotient_down(m, c)) * Fraction(c) <= Fraction(m)
+    assert quotient_down(1.0, 0.0) == LARGEST
+    assert quotient_down(-1.0, 0.0) == 0.0
+    assert quotient_down(float("nan"), 1.0) == 0.0
+    x = torch.zeros(7).double()
+    step = torch.tensor(rng.standard_normal(7))
+    exact = sum(Fraction(v) ** 2 for v in step.tolist())
+    assert Fraction(length_up(step, x, Norm.L2)) ** 2 >= exact
