@@ -30,6 +30,8 @@ from lipverify.rules import Gain, Unbounded, forward, gain, interval, slopes
 
 _FACTORS = (1.05, 1.2, 1.5, 2.0, 3.0, 6.0)
 """Sizes of K that are tried, above the smallest possible one."""
+_LARGE = 200
+"""Beyond this width the first K that works is taken: further ones cost hundreds of eigenvalue problems."""
 _ROUNDS = 5000
 """Steps of the fixed-point search before it admits that it failed."""
 
@@ -214,6 +216,8 @@ def monotone(op: Implicit, drive: Tensor) -> Upper | None:
     w, b = op.recurrent.double(), drive.double()
     best: float | None = None
     for weight in _weights(w):
+        if best is not None and len(w) > _LARGE:
+            break
         curvature = 2.0 * torch.diag(weight) - high * (weight[:, None] * w + w.T * weight)
         smallest = float(torch.linalg.eigvalsh(curvature)[0])
         if not smallest > 0.0:

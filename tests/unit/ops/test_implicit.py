@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 
 import numpy as np
 import pytest
@@ -154,3 +155,11 @@ def test_a_wrong_gain_is_refuted(wrong) -> None:
 
     with testing.replaced_rule(rules.gain, Implicit, mutant) as present, pytest.raises(AssertionError):
         testing.check_gain_not_below(case)
+
+
+def test_a_wide_layer_takes_seconds() -> None:
+    op = monotone_layer(0, 300, 20, 0.5)
+    begun = time.monotonic()
+    assert float(response(op)) > 0
+    # Eigenvalue problems of a long descent would take minutes.
+    assert time.monotonic() - begun < 60
