@@ -246,7 +246,7 @@ def _proof(
             raise NotCovered("slopes of a region are not covered by the checker")
         blocks = _multipliers(certificate.evidence, graph)
         named = {name: torch.from_numpy(d) for name, d in blocks.items()}
-        return {"kind": "multipliers", "blocks": list(blocks)}, named, certificate.upper
+        return {"kind": "lipsdp", "blocks": list(blocks)}, named, certificate.upper
     raise NotCovered(
         f"evidence of the kind {type(certificate.evidence).__name__} is not covered by the checker"
     )

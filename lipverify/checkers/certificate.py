@@ -180,6 +180,7 @@ def _graph(document: Any, tensors: Any, model: Model, beside: Mapping[str, Array
     known: dict[str, Array] = {}
     for digest, entry in tensors.items():
         entry = _table(entry, "tensor")
+        need(entry["source"] in ("model", "sidecar"), "the source of a tensor")
         if digest in model.tensors:
             known[digest] = model.tensors[digest]
         else:
@@ -228,7 +229,7 @@ def _prove(proof: Mapping[str, Any], graph: Graph, norms: tuple[str, str], regio
         found = prove_product(graph, norms[0], stages, exact)
         if found > Fraction(upper):
             raise RefutedCertificate(f"its evidence proves {outward(-below(-found))}, not {outward(upper)}")
-    elif kind == "multipliers":
+    elif kind == "lipsdp":
         need(proof.keys() == {"kind", "blocks"}, "the proof")
         blocks = proof["blocks"]
         need(

@@ -280,7 +280,7 @@ def _global(g: _Onnx, node: Any, a: dict[str, Any]) -> None:
 
 def _batch_norm(g: _Onnx, node: Any, a: dict[str, Any]) -> None:
     need(not a.get("training_mode", 0), "batch normalisation in training mode")
-    settings = {"eps": a.get("epsilon", 1e-5), "axis": 0}
+    settings = {"eps": a.get("epsilon", float(np.float32(1e-5))), "axis": 0}
     g.unary(node, "BatchNorm", settings, weight=g.operand(node, 1), var=g.operand(node, 4))
 
 
@@ -356,10 +356,14 @@ def _identity(g: _Onnx, node: Any, a: dict[str, Any]) -> None:
 
 
 def _with(op: str, **fields: tuple[str, float]) -> Callable[..., None]:
-    """A scalar activation: field = (attribute, default)."""
+    """A scalar activation: field = (attribute, default); attributes are float32."""
 
     def translate(g: _Onnx, node: Any, a: dict[str, Any]) -> None:
-        g.unary(node, op, {key: float(a.get(name, default)) for key, (name, default) in fields.items()})
+        g.unary(
+            node,
+            op,
+            {key: float(np.float32(a.get(name, default))) for key, (name, default) in fields.items()},
+        )
 
     return translate
 
@@ -373,6 +377,6 @@ _ONNX: dict[str, tuple[str, Callable[..., None]]] = {
     "Flatten": ("axis", _reshape), "Transpose": ("perm", _transpose), "Concat": ("axis", _concat), "Clip": ("min max", _clip),
     "Slice": ("", _slice), "Pad": ("mode", _pad), "Identity": ("", _identity), "Dropout": ("ratio seed", _identity),
     "Relu": ("", _with("ReLU")), **{op: ("", _with(op)) for op in ("Sigmoid", "Tanh", "Abs", "Softsign", "Erf")},
-    "LeakyRelu": ("alpha", _with("LeakyReLU", slope=("alpha", float(np.float32(0.01))))),
+    "LeakyRelu": ("alpha", _with("LeakyReLU", slope=("alpha", 0.01))),
     "Elu": ("alpha", _with("ELU", alpha=("alpha", 1.0))), "Softplus": ("", _with("Softplus", beta=("", 1.0))),
 }  # fmt: skip

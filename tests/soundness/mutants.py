@@ -1,0 +1,423 @@
+"""Certificates of small ONNX networks, and changes of them that a checker must refuse.
+
+Every change is one an attacker could make: hashes that follow from the change are made again, unless the change is to a hash.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+import lipverify as lv
+from lipverify import checkers
+from lipverify.certificates import Issued
+from lipverify.checkers.certificate import outward, statement
+from lipverify.errors import RefutedCertificate, UnreadableCertificate
+from lipverify.falsify import Search
+from lipverify.loading.safetensors import parse_safetensors, write_safetensors
+
+Document = dict[str, Any]
+
+
+def dense_network(path: Path, seed: int) -> Path:
+    """8-12-12-12-4 with ReLU, tanh and a shortcut."""
+    r = np.random.default_rng(seed)
+    stored, nodes = {}, []
+    for k, (rows, columns) in enumerate(((12, 8), (12, 12), (12, 12), (4, 12))):
+        stored[f"w{k}"] = (r.standard_normal((rows, columns)) / np.sqrt(columns)).astype(np.float32)
+        stored[f"b{k}"] = r.standard_normal(rows).astype(np.float32)
+    for k, (source, act) in enumerate((("x", "Relu"), ("a0", "Tanh"), ("a1", "Relu"))):
+        nodes.append(helper.make_node("Gemm", [source, f"w{k}", f"b{k}"], [f"h{k}"], transB=1))
+        nodes.append(helper.make_node(act, [f"h{k}"], [f"a{k}"]))
+    nodes.append(helper.make_node("Add", ["a2", "a0"], ["s"]))
+    nodes.append(helper.make_node("Gemm", ["s", "w3", "b3"], ["y"], transB=1))
+    return _saved(path, nodes, stored, [8])
+
+
+def convolutional_network(path: Path, seed: int) -> Path:
+    """Two convolutions on 6 x 6 with batch normalisation, average pooling and a dense layer."""
+    r = np.random.default_rng(seed)
+    stored = {
+        "k0": r.standard_normal((3, 2, 3, 3)) / 4,
+        "k1": r.standard_normal((3, 3, 3, 3)) / 5,
+        "w": r.standard_normal((4, 27)),
+    }
+    stored |= {"g": r.standard_normal(3), "z": np.zeros(3), "v": 1 + r.random(3)}
+    nodes = [
+        helper.make_node("Conv", ["x", "k0"], ["c0"], pads=[1, 1, 1, 1]),
+        helper.make_node("BatchNormalization", ["c0", "g", "z", "z", "v"], ["n0"]),
+        helper.make_node("Relu", ["n0"], ["a0"]),
+        helper.make_node("Conv", ["a0", "k1"], ["c1"], pads=[1, 1, 1, 1]),
+        helper.make_node("LeakyRelu", ["c1"], ["a1"], alpha=0.25),
+        helper.make_node("AveragePool", ["a1"], ["p"], kernel_shape=[2, 2], strides=[2, 2]),
+        helper.make_node("Flatten", ["p"], ["f"]),
+        helper.make_node("Gemm", ["f", "w"], ["y"], transB=1),
+    ]
+    return _saved(path, nodes, {k: v.astype(np.float32) for k, v in stored.items()}, [2, 6, 6])
+
+
+def _saved(path: Path, nodes: list[Any], stored: dict[str, Any], shape: list[int]) -> Path:
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", *shape])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4])],
+        [numpy_helper.from_array(array, name) for name, array in stored.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model and one of its certificates."""
+
+    name: str
+    model: checkers.Model
+    issued: Issued
+
+
+def subjects(folder: Path, seed: int = 0) -> list[Subject]:
+    """Certificates that check, by product and LipSDP, of both networks."""
+    found = []
+    for build in (dense_network, convolutional_network):
+        path = build(folder / f"{build.__name__}.onnx", seed)
+        result = lv.audit(lv.load(path), analyzers=["product", "lipsdp"], search=Search(seconds=0.1))
+        for name, certificate in result.certificates.items():
+            assert str(certificate.rigour) == "checked", (build.__name__, name, certificate.unchecked)
+            assert isinstance(certificate.issued, Issued)
+            found.append(Subject(f"{build.__name__}/{name}", checkers.read_model(path), certificate.issued))
+    return found
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """What was changed, and the bytes of the result."""
+
+    kind: str
+    subject: Subject
+    certificate: bytes
+    arrays: bytes | None
+
+    def accepted(self) -> bool:
+        """Whether the checker says yes; any other exception than a refusal is a failure of the checker."""
+        try:
+            checkers.check(
+                lambda: self.certificate, lambda name: self.arrays or b"", lambda: self.subject.model
+            )
+        except (RefutedCertificate, UnreadableCertificate):
+            return False
+        return True
+
+
+def mutants(found: list[Subject], count: int, seed: int) -> Iterator[Mutant]:
+    """`count` changed certificates, kinds in turn."""
+    r = np.random.default_rng(seed)
+    kinds = list(_KINDS)
+    made = 0
+    turn = 0
+    while made < count:
+        kind, subject = kinds[turn % len(kinds)], found[int(r.integers(len(found)))]
+        turn += 1
+        document = copy.deepcopy(subject.issued.document)
+        arrays = (
+            None
+            if subject.issued.arrays is None
+            else parse_safetensors(subject.issued.arrays, Path("arrays"))
+        )
+        changed = _KINDS[kind](document, arrays, r, found)
+        if changed is False:
+            continue
+        data = None if arrays is None else write_safetensors(arrays)
+        mutant = _finished(kind, subject, Issued(document, data), r)
+        if mutant is not None:
+            made += 1
+            yield mutant
+
+
+def _finished(kind: str, subject: Subject, issued: Issued, r: np.random.Generator) -> Mutant | None:
+    files = issued.files("certificate.json")
+    certificate, arrays = files["certificate.json"], files.get("certificate.safetensors")
+    if kind == "cut the file":
+        certificate = certificate[: int(r.integers(len(certificate) - 1))]
+    elif kind == "cut the arrays" and arrays is not None:
+        arrays = arrays[: int(r.integers(len(arrays)))]
+    elif kind == "flip a bit of the arrays" and arrays is not None:
+        place = int(r.integers(len(arrays)))
+        arrays = arrays[:place] + bytes([arrays[place] ^ (1 << int(r.integers(8)))]) + arrays[place + 1 :]
+    elif kind in ("cut the arrays", "flip a bit of the arrays"):
+        return None
+    return Mutant(kind, subject, certificate, arrays)
+
+
+def _restated(document: Document, upper: float) -> None:
+    claim = document["claim"]
+    claim |= {"upper": upper, "upper_hex": upper.hex(), "upper_decimal": outward(upper)}
+    claim["statement"] = statement(
+        (claim["norm_in"], claim["norm_out"]), outward(upper), claim["region"]["kind"]
+    )
+
+
+def _identified(document: Document, found: list[Subject]) -> None:
+    """An attacker's certificate is consistent with itself: its identity belongs to the changed graph."""
+    from lipverify.checkers.certificate import _graph
+
+    pool = {d: a for s in found for d, a in s.model.tensors.items()}
+    model = checkers.Model("any", None, pool, "graph")
+    try:
+        graph, _ = _graph(document["graph"], document["tensors"], model, {})
+        document["subject"]["identity"] = graph.identity(graph.output)
+    except Exception:
+        return  # a graph that cannot be built is refused as it is
+
+
+def _lower_claim(document: Document, arrays: Any, r: np.random.Generator, found: list[Subject]) -> None:
+    _restated(document, document["claim"]["upper"] * (1 - 10 ** r.uniform(-4, -0.1)))
+
+
+def _one_number(document: Document, arrays: Any, r: np.random.Generator, found: list[Subject]) -> None:
+    field = r.choice(["upper", "upper_hex", "upper_decimal"])
+    other = document["claim"]["upper"] * (1 + 10 ** r.uniform(-6, 2) * r.choice([-0.9, 1]))
+    document["claim"][field] = {
+        "upper": other,
+        "upper_hex": float(other).hex(),
+        "upper_decimal": outward(other),
+    }[str(field)]
+
+
+def _stronger_text(document: Document, arrays: Any, r: np.random.Generator, found: list[Subject]) -> None:
+    text = document["claim"]["statement"]
+    number = document["claim"]["upper_decimal"]
+    options = [
+        text.replace(number, outward(float(number) * r.uniform(0.1, 0.99))),
+        f"{text} and for every network",
+        text.upper(),
+        "",
+    ]
+    document["claim"]["statement"] = options[r.integers(len(options))]
+
+
+def _gain(document: Document, arrays: Any, r: np.random.Generator, found: list[Subject]) -> bool:
+    stages = [s for s in document["proof"].get("stages", []) if "gain" in s]
+    if not stages:
+        return False
+    stage = stages[r.integers(len(stages))]
+    factor = 1 - 10 ** r.uniform(-4, -0.1)
+    stage["gain"] = (float.fromhex(stage["gain"]) * factor).hex()
+    if r.random() < 0.5:
+        _restated(document, document["claim"]["upper"] * factor)
+    return True
+
+
+def _stage(document: Document, arrays: Any, r: np.random.Generator, found: list[Subject]) -> bool:
+    stages = document["proof"].get("stages")
+    if not stages:
+        return False
+    i, j = int(r.integers(len(stages))), int(r.integers(len(stages)))
+    match r.integers(4):
+        case 0:
+            del stages[i]
+        case 1:
+            stages.insert(j, copy.deepcopy(stages[i]))
+        case 2:
+            if stages[i] == stages[j] or "gain" not in stages[i]:
+                return False
+            stages[i] = {"nodes": stages[i]["nodes"], "by": "rule"}
+        case _:
+            stages[i]["nodes"] = stages[i]["nodes"] + stages[j]["nodes"]
+    # What is dropped makes the product smaller: the claim follows.
+    _restated(document, document["claim"]["upper"] * r.uniform(0.2, 0.99))
+    return True
+
+
+def _torus(document: Document, arrays: Any, r: np.random.Generator, found: list[Subject]) -> bool:
+    stages = [s for s in document["proof"].get("stages", []) if "gain" in s]
+    if not stages:
+        return False
+    stage = stages[r.integers(len(stages))]
+    stage["by"] = str(r.choice(["torus", "symbol", "rule", "trust"]))
+    stage["torus"] = [[int(r.integers(1, 5)), int(r.integers(0, 3))] for _ in range(2)]
+    stage["gain"] = (float.fromhex(stage["gain"]) * 0.9).hex()
+    _restated(document, document["claim"]["upper"] * 0.9)
+    return True
+
+
+def _multipliers(document: Document, arrays: Any, r: np.random.Generator, found: list[Subject]) -> bool:
+    names = [n for n in arrays or {} if n.startswith("multipliers")]
+    if not names:
+        return False
+    values = arrays[names[r.integers(len(names))]]
+    match r.integers(5):
+        case 0:
+            values *= float(r.choice([0.1, 0.4, 3.0, 10.0, -1.0, 0.0]))
+        case 1:
+            values[r.integers(len(values))] = float(r.choice([0.0, -1.0, np.nan, np.inf, 1e-30]))
+        case 2:
+            order = r.permutation(len(values))
+            values[:] = values[order.copy()] * 0.8
+        case 3:
+            name = names[r.integers(len(names))]
+            arrays[name] = arrays[name][:-1].clone()
+        case _:
+            blocks = document["proof"]["blocks"]
+            document["proof"]["blocks"] = blocks[1:] if r.random() < 0.5 else [*blocks, blocks[0]]
+    return True
+
+
+def _hash(document: Document, arrays: Any, r: np.random.Generator, found: list[Subject]) -> bool:
+    def flipped(text: str) -> str:
+        place = int(r.integers(len(text)))
+        return text[:place] + ("0" if text[place] != "0" else "f") + text[place + 1 :]
+
+    if r.random() < 0.5:
+        field = str(r.choice(["sha256", "identity"]))
+        document["subject"][field] = flipped(document["subject"][field])
+        return True
+    digest = str(r.choice(list(document["tensors"])))
+    document["tensors"][flipped(digest)] = document["tensors"].pop(digest)
+    return True
+
+
+def _tensors(document: Document, arrays: Any, r: np.random.Generator, found: list[Subject]) -> bool:
+    """Weights of other layers, or of the other network."""
+    nodes = [n for n in document["graph"]["nodes"] if "weight" in n["tensors"]]
+    others = {d: s.model.tensors[d] for s in found for d in s.model.tensors}
+    node = nodes[r.integers(len(nodes))]
+    own = others[node["tensors"]["weight"]].shape
+    options = sorted(d for d, a in others.items() if a.shape == own and d != node["tensors"]["weight"])
+    if not options:
+        return False
+    digest = options[r.integers(len(options))]
+    node["tensors"]["weight"] = digest
+    document["tensors"][digest] = {"dtype": "float32", "shape": list(own), "source": "model"}
+    _identified(document, found)
+    return True
+
+
+def _graph(document: Document, arrays: Any, r: np.random.Generator, found: list[Subject]) -> bool:
+    """Another operator, wiring, shape or setting, or a node less."""
+    nodes = document["graph"]["nodes"]
+    place = int(r.integers(1, len(nodes)))
+    node = nodes[place]
+    match r.integers(5):
+        case 0:
+            if node["op"] not in ("ReLU", "Tanh", "LeakyReLU"):
+                return False
+            node |= {"op": str(r.choice(["Sigmoid", "Softplus2", "GELU", "Clip", "Input"])), "settings": {}}
+        case 1:
+            source = nodes[int(r.integers(len(nodes)))]["name"]
+            if source in node["inputs"]:
+                return False
+            node["inputs"][0] = source
+        case 2:
+            node["shape"] = [n + 1 for n in node["shape"]]
+        case 3:
+            del nodes[place]
+            for other in nodes:
+                other["inputs"] = [node["inputs"][0] if i == node["name"] else i for i in other["inputs"]]
+            if document["graph"]["output"] == node["name"]:
+                document["graph"]["output"] = node["inputs"][0]
+            for stage in document["proof"].get("stages", []):
+                stage["nodes"] = [n for n in stage["nodes"] if n != node["name"]]
+            if "stages" in document["proof"]:
+                document["proof"]["stages"] = [s for s in document["proof"]["stages"] if s["nodes"]]
+            if node["op"] == "Reshape":
+                return False  # a view less is the same function
+        case _:
+            if not node["settings"] or node["op"] == "Reshape":
+                return False
+            field = str(r.choice(list(node["settings"])))
+            node["settings"][field] = (
+                [[7, 7]] if isinstance(node["settings"][field], list) else (0.015625).hex()
+            )
+    _identified(document, found)
+    return True
+
+
+def _fields(document: Document, arrays: Any, r: np.random.Generator, found: list[Subject]) -> None:
+    places = [
+        document,
+        document["subject"],
+        document["claim"],
+        document["graph"],
+        document["graph"]["nodes"][0],
+        document["proof"],
+    ]
+    place = places[r.integers(len(places))]
+    key = str(r.choice(list(place)))
+    match r.integers(4):
+        case 0:
+            place["also"] = 1
+        case 1:
+            if key in ("name", "format", "graph_digest"):
+                key = next(iter(place))
+            del place[key]
+        case 2:
+            document["schema"] = str(r.choice(["lipverify.certificate/2", "lipverify.certificate/0", ""]))
+        case _:
+            document["claim"]["norm_out"] = str(r.choice(["l1", "linf", "l3"]))
+
+
+def _number(document: Document, arrays: Any, r: np.random.Generator, found: list[Subject]) -> None:
+    bad = ["nan", "inf", "-0x1p+3", "1/0", "1e999999999", "9" * 100000, "0x1p+99999999", None, -3, [], "7"]
+    document["claim"]["upper_hex"] = bad[r.integers(len(bad))]
+
+
+def _other_model(document: Document, arrays: Any, r: np.random.Generator, found: list[Subject]) -> bool:
+    other = found[int(r.integers(len(found)))].issued.document
+    if other["subject"]["sha256"] == document["subject"]["sha256"]:
+        return False
+    for key in (
+        ("subject", "graph", "proof", "tensors")
+        if r.random() < 0.3
+        else [str(r.choice(["subject", "graph", "proof"]))]
+    ):
+        document[key] = copy.deepcopy(other[key])
+    return True
+
+
+def _as_it_is(document: Document, arrays: Any, r: np.random.Generator, found: list[Subject]) -> None:
+    """Changed later, as bytes."""
+
+
+_KINDS: dict[str, Callable[..., Any]] = {
+    "lower claim": _lower_claim,
+    "one number": _one_number,
+    "stronger text": _stronger_text,
+    "smaller gain": _gain,
+    "stages": _stage,
+    "another proof": _torus,
+    "multipliers": _multipliers,
+    "hashes": _hash,
+    "weights": _tensors,
+    "graph": _graph,
+    "fields": _fields,
+    "numbers": _number,
+    "another model": _other_model,
+    "cut the file": _as_it_is,
+    "cut the arrays": _as_it_is,
+    "flip a bit of the arrays": _as_it_is,
+}
+
+
+def digest(data: bytes) -> str:
+    """For messages."""
+    return hashlib.sha256(data).hexdigest()[:12]
+
+
+def describe(mutant: Mutant) -> str:
+    """Which mutant it is, and its document where that can be read."""
+    try:
+        claim = json.loads(mutant.certificate)["claim"]
+    except ValueError:
+        claim = "not JSON"
+    return f"{mutant.kind} of {mutant.subject.name} ({digest(mutant.certificate)}): {claim}"

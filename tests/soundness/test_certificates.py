@@ -1,0 +1,184 @@
+"""No changed certificate is accepted, and nothing a certificate file can hold ends in anything but a refusal."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from lipverify import checkers
+from lipverify.checkers import arithmetic, certificate, lipsdp, product
+from lipverify.errors import LipverifyError, UnreadableCertificate
+from tests.soundness import mutants
+
+FULL = os.environ.get("LIPVERIFY_SOUNDNESS") == "full"
+COUNT = 2000 if FULL else 320
+
+
+@pytest.fixture(scope="module")
+def subjects(tmp_path_factory: pytest.TempPathFactory) -> list[mutants.Subject]:
+    return mutants.subjects(tmp_path_factory.mktemp("networks"))
+
+
+def test_changed_certificates_are_refused(subjects: list[mutants.Subject]) -> None:
+    kinds: Counter[str] = Counter()
+    for mutant in mutants.mutants(subjects, COUNT, seed=1):
+        kinds[mutant.kind] += 1
+        assert not mutant.accepted(), mutants.describe(mutant)
+    assert len(kinds) == len(mutants._KINDS)
+
+
+def test_unchanged_certificates_are_accepted(subjects: list[mutants.Subject]) -> None:
+    for subject in subjects:
+        verdict = subject.issued.check(subject.model)
+        assert verdict.binding == "file"
+        assert verdict.upper == subject.issued.document["claim"]["upper"]
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "broken", "kind"),
+    [
+        (arithmetic, "norms_at_most", lambda *_: True, "smaller gain"),
+        (lipsdp.arith, "positive_definite", lambda *_: True, "multipliers"),
+        (certificate, "statement", lambda *_: _Any(), "stronger text"),
+        (product, "prove_product", lambda *_: 0, "lower claim"),
+    ],
+)
+def test_the_changes_would_find_a_broken_checker(
+    subjects: list[mutants.Subject],
+    where: object,
+    name: str,
+    broken: object,
+    kind: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(where, name, broken)
+    if where is product:
+        monkeypatch.setattr(certificate, "prove_product", broken)
+    found = [m for m in mutants.mutants(subjects, 400, seed=2) if m.kind == kind]
+    assert any(mutant.accepted() for mutant in found)
+
+
+class _Any:
+    """Equal to everything."""
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+MALFORMED = [
+    b"",
+    b"7 bytes",
+    b"[]",
+    b"{}",
+    b"null",
+    b'"text"',
+    b"[" * 200_000,
+    b'{"a":' * 50_000,
+    b'{"schema": 1e999999999}',
+    b'{"schema": ' + b"9" * 5000 + b"}",
+    b'{"schema": NaN}',
+    b'{"schema": "lipverify.certificate/1", "schema": "lipverify.certificate/1"}',
+    b'{"schema": "lipverify.certificate/2"}',
+    b"\xff\xfe{}",
+    b"\x80\x04\x95",
+    b"\x00" * 100_000,
+]
+
+
+@pytest.mark.parametrize("data", MALFORMED, ids=range(len(MALFORMED)))
+def test_malformed_certificates_are_unreadable_at_once(data: bytes, subjects: list[mutants.Subject]) -> None:
+    started = time.monotonic()
+    with pytest.raises(UnreadableCertificate):
+        checkers.check(lambda: data, lambda name: b"", lambda: subjects[0].model)
+    assert time.monotonic() - started < 1
+
+
+def test_any_value_in_any_place_is_refused_or_changes_nothing(subjects: list[mutants.Subject]) -> None:
+    """Every leaf of a certificate, replaced by values of every type."""
+    subject = subjects[1]
+    whole = json.loads(subject.issued.files("certificate.json")["certificate.json"])
+    idle = {"analyzer", "assumptions", "not_covered", "environment", "times", "import_check"}
+    told = {("subject", "name"), ("subject", "format"), ("subject", "graph_digest"), ("subject",)}
+    values: list[object] = [None, True, -1, 1 << 40, 0.5, "", "x", [], {}, [[]], "0x1p+0", [1] * 20]
+    arrays = subject.issued.arrays or b""
+    for path in _places(whole):
+        if path[0] in idle or tuple(path[:2]) in told:
+            continue
+        for value in values:
+            document = json.loads(json.dumps(whole))
+            place = document
+            for key in path[:-1]:
+                place = place[key]
+            if place[path[-1]] == value:
+                continue
+            place[path[-1]] = value
+            mutant = mutants.Mutant("value", subject, json.dumps(document).encode(), arrays)
+            assert not mutant.accepted(), f"{path} = {value!r}"
+
+
+def _places(value: object, path: tuple[object, ...] = ()) -> list[tuple[object, ...]]:
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    found = [place for key, part in inner for place in _places(part, (*path, key))]
+    return found + ([path] if path else [])
+
+
+def test_the_command_ends_with_the_right_code_and_one_line(
+    subjects: list[mutants.Subject], tmp_path: Path
+) -> None:
+    model = mutants.dense_network(tmp_path / "net.onnx", seed=0)
+    other = mutants.dense_network(tmp_path / "other.onnx", seed=1)
+    good = tmp_path / "good.json"
+    subjects[1].issued.save(good)
+    text = good.read_text()
+    cases = {
+        "good": (text, model, 0),
+        "lower": (text.replace(subjects[1].issued.document["claim"]["upper_decimal"], "0.5"), model, 3),
+        "other": (text, other, 7),
+        "cut": (text[: len(text) // 2], model, 7),
+        "hostile": ('{"\x1b[2J": 1}', model, 7),
+    }
+    for name, (content, file, code) in cases.items():
+        path = tmp_path / f"{name}.json"
+        path.write_text(content)
+        started = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, "-m", "lipverify", "verify", path, "--model", file, "--json"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == code, (name, done.stdout, done.stderr)
+        document = json.loads(done.stdout)
+        assert document["schema"] == "lipverify.verify/1"
+        assert document["valid"] is (code == 0)
+        assert "Traceback" not in done.stderr
+        assert len(done.stderr.splitlines()) <= 1
+        assert "\x1b" not in done.stderr
+        assert time.monotonic() - started < 20
+    missing = subprocess.run(
+        [sys.executable, "-m", "lipverify", "verify", tmp_path / "none.json", "--model", model],
+        capture_output=True,
+        timeout=60,
+    )
+    assert missing.returncode == 2
+
+
+def test_a_sidecar_elsewhere_is_never_opened(subjects: list[mutants.Subject]) -> None:
+    document = json.loads(subjects[1].issued.files("c.json")["c.json"])
+    for name in ("../x.safetensors", "/etc/passwd", "/dev/zero.safetensors", "a/b.safetensors", "..", ""):
+        document["sidecar"]["name"] = name
+        with pytest.raises(LipverifyError):
+            checkers.check(
+                lambda: json.dumps(document).encode(),
+                lambda name: pytest.fail(f"{name} was opened"),
+                lambda: subjects[1].model,
+            )
