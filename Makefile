@@ -23,7 +23,7 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 demo: $(READY) ## install, audit a network of the zoo, write reports/demo/report.html
-	$(BIN)/lipverify audit zoo:digits-cnn --analyzers product --out reports/demo --force
+	$(BIN)/lipverify audit zoo:digits-cnn --analyzers product,lipsdp-fast,lipsdp --out reports/demo --force
 	@echo "open reports/demo/report.html"
 
 test: lint types $(READY) ## everything that must pass before a change lands
