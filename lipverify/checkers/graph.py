@@ -291,8 +291,12 @@ def shape_after(node: Node, sources: list[Shape]) -> Shape:
     need(len(sources) >= 1 if many else len(sources) == wanted, "number of inputs")
     if node.op in ("Add", "Sub", "Maximum", "Minimum"):
         need(all(s == sources[0] for s in sources), "inputs of different shapes")
-    grown = {"Upsample": lambda: node.factors, "Pad": lambda: [sum(p) + 1 for p in node.padding]}
-    factors = [2 * f for f in grown[node.op]()] if node.op in grown else []
+    grown: list[int] = []
+    if node.op == "Upsample":
+        grown = list(node.factors)
+    elif node.op == "Pad":
+        grown = [sum(p) + 1 for p in node.padding]
+    factors = [2 * factor for factor in grown]
     need(
         math.prod(sources[0]) * math.prod(factors) <= MAX_SIZE << len(factors), "a tensor too large to check"
     )
@@ -303,7 +307,8 @@ def shape_after(node: Node, sources: list[Shape]) -> Shape:
         view = _windows(_padded(np.zeros(sources[0]), node.padding), node.kernel, node.stride, node.dilation)
         return view.shape[: len(sources[0])]
     if node.op in ("ReduceMax", "ReduceMin"):
-        return np.zeros(sources[0]).sum(node.axes, keepdims=node.keepdims).shape
+        reduced: Shape = np.zeros(sources[0]).sum(node.axes, keepdims=node.keepdims).shape
+        return reduced
     if node.op == "GroupSort":
         need(
             node.group >= 1 and 0 <= node.axis < len(sources[0]) and sources[0][node.axis] % node.group == 0,

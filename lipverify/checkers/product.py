@@ -239,13 +239,15 @@ def _rule(graph: Graph, node: Node, norm: str, terms: list[Fraction]) -> Fractio
     if node.op in ("Add", "Sub"):
         return sum(terms, Fraction(0))
     if node.op in ("Concat", "Maximum", "Minimum"):
-        joint = {"l1": sum(terms, Fraction(0)), "linf": max(terms)}
-        return joint[norm] if norm in joint else arith.root_above(sum((t * t for t in terms), Fraction(0)))
+        if norm == "l1":
+            return sum(terms, Fraction(0))
+        return max(terms) if norm == "linf" else arith.root_above(sum((t * t for t in terms), Fraction(0)))
     return terms[0] * _gain(node, graph.sources(node)[0], norm)
 
 
 def _copies(counts: Array, norm: str) -> Fraction:
-    most = Fraction(int(counts.max(initial=0)))
+    largest: int = int(counts.max(initial=0))
+    most = Fraction(largest)
     return most if norm == "l1" else arith.root_above(most) if norm == "l2" else Fraction(min(1, most))
 
 
