@@ -12,6 +12,7 @@ from lipverify.analyzers.local.comparators import elementary
 from lipverify.analyzers.local.coupled import slope_lines
 from lipverify.analyzers.local.gradients import derivative_ranges
 from lipverify.analyzers.local.jacobian import Tier, jacobian_ranges, row_norms
+from lipverify.analyzers.protocol import Compute
 from lipverify.errors import UnsupportedModel
 from lipverify.ir.graph import Graph
 from lipverify.ir.norm import Norm
@@ -19,6 +20,7 @@ from lipverify.ir.op import Input
 from lipverify.ir.region import Ball, Query
 from lipverify.propagation import Bounds, bounds
 from lipverify.robustness.attack import Box
+from lipverify.robustness.optimised import Slopes
 from lipverify.robustness.shells import Shell
 from lipverify.rules import interval
 
@@ -45,7 +47,14 @@ class Balls:
     box: Box | None
     margins: bool
     constants: bool
-    device: torch.device
+    compute: Compute
+    slopes: Slopes | None = None
+    """Search for lower planes; None: none."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where to compute."""
+        return self.compute.device
 
     def look(self, radius: float) -> Shell:
         """Margins and constants over the ball; None for what is not asked or not bounded there."""
@@ -59,8 +68,13 @@ class Balls:
             except UnsupportedModel:
                 return Shell(radius)
             margins = ranges.output.lower.flatten().cpu() if self.margins else None
+            optimised = None
+            if self.slopes is not None:
+                optimised = self.slopes.margins(ranges, self.compute).cpu()
             constants = self._constants(written, ball, ranges, finer) if self.constants else None
-        return Shell(radius, _finite(margins, low=True), _finite(constants, low=False))
+        return Shell(
+            radius, _finite(margins, low=True), _finite(constants, low=False), _finite(optimised, low=True)
+        )
 
     def _constants(self, written: Graph, ball: Ball, plain: Bounds, finer: Bounds | None) -> Tensor | None:
         """Dual norms of the gradients of all differences: [rivals]."""

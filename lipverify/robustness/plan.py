@@ -10,12 +10,13 @@ from lipverify.ir.norm import Norm
 from lipverify.robustness.attack import Attack, Box
 from lipverify.robustness.smoothing.settings import Smoothing
 
-METHODS = ("auto", "global", "local", "crown", "smoothing")
+METHODS = ("auto", "global", "local", "crown", "alpha-crown", "smoothing")
 PARTS = {
-    "auto": ("global", "crown", "local"),
+    "auto": ("global", "crown", "alpha-crown", "local"),
     "global": ("global",),
     "local": ("local",),
     "crown": ("crown",),
+    "alpha-crown": ("alpha-crown",),
     "smoothing": ("smoothing",),
 }
 """What each method consists of."""
@@ -25,15 +26,16 @@ PARTS = {
 class Plan:
     """The question: one norm and one method for all points. Two plans that are equal give equal numbers.
 
-    box: limits of every input coordinate; perturbations stay inside. looks: balls that `local`, `crown` and `auto` may
-    look at for each point. resolution: relative width at which a bisection ends. seconds: for one point; None: no limit, and
-    numbers that do not depend on the machine's speed.
+    box: limits of every input coordinate; perturbations stay inside. looks: balls that `local`, `crown`, `alpha-crown` and
+    `auto` may look at for each point. plane_steps: of the search of `alpha-crown` on each ball. resolution: relative width at
+    which a bisection ends. seconds: for one point; None: no limit, and numbers that do not depend on the machine's speed.
     """
 
     norm: Norm
     method: str = "auto"
     box: Box | None = None
     looks: int = 16
+    plane_steps: int = 20
     resolution: float = 2e-3
     attack: Attack | None = field(default_factory=Attack)
     smoothing: Smoothing = field(default_factory=Smoothing)

@@ -16,6 +16,7 @@ from lipverify.robustness.arithmetic import LARGEST
 from lipverify.robustness.attack import Example, attack
 from lipverify.robustness.balls import Balls, refuses_gradients, refuses_ranges
 from lipverify.robustness.constants import EFFORT, PairConstants, pair_constants
+from lipverify.robustness.optimised import Slopes
 from lipverify.robustness.pairs import differences, enclosed, predict
 from lipverify.robustness.plan import Plan, Record
 from lipverify.robustness.shells import Shells, refuse
@@ -142,8 +143,9 @@ def _shells(
     plan = work.plan
     parts = set(plan.parts) - set(work.refused)
     constants = work.constants.rows(label) if "global" in parts and work.constants is not None else None
-    local, crown = "local" in parts, "crown" in parts
-    balls = Balls(graph, x, plan.norm, plan.box, crown, local, compute.device)
+    local, crown = "local" in parts, bool(parts & {"crown", "alpha-crown"})
+    slopes = Slopes(plan.plane_steps) if "alpha-crown" in parts else None
+    balls = Balls(graph, x, plan.norm, plan.box, crown, local, compute, slopes)
     shells = Shells(margin.cpu(), constants, balls.look)
     if not (local or crown):
         return shells
@@ -168,6 +170,8 @@ def _radii(work: Work, shells: Shells) -> tuple[float, str, dict[str, float]]:
         single["global"] = Shells(shells.margin, shells.constants, shells.look).radius()
     if "crown" in plan.parts and "crown" not in work.refused:
         single["crown"] = shells.linear()
+    if "alpha-crown" in plan.parts and "alpha-crown" not in work.refused:
+        single["alpha-crown"] = shells.optimised()
     if "local" in plan.parts and "local" not in work.refused:
         single["local"] = Shells(shells.margin, None, shells.look, list(shells.known)).integral()
     if plan.method != "auto":

@@ -6,7 +6,7 @@ over it (CROWN); M_j(r) the bound in use.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -25,6 +25,13 @@ class Shell:
     radius: float
     margins: Tensor | None = None
     constants: Tensor | None = None
+    optimised: Tensor | None = None
+    """Margins with searched planes, never below `margins`."""
+
+    @property
+    def best(self) -> Tensor | None:
+        """The larger of both margins."""
+        return self.margins if self.optimised is None else self.optimised
 
 
 Look = Callable[[float], Shell]
@@ -66,7 +73,18 @@ class Shells:
 
     def linear(self) -> float:
         """The largest ball on which linear bounds alone keep the label."""
-        kept = [s.radius for s in self.known if s.margins is not None and bool((s.margins > 0).all())]
+        return self._largest(s.margins for s in self.known)
+
+    def optimised(self) -> float:
+        """As `linear`, with searched planes."""
+        return self._largest(s.best for s in self.known)
+
+    def _largest(self, margins: Iterable[Tensor | None]) -> float:
+        kept = [
+            s.radius
+            for s, m in zip(self.known, margins, strict=True)
+            if m is not None and bool((m > 0).all())
+        ]
         return max(kept, default=0.0)
 
     def _walk(self, use_margins: bool) -> tuple[float, list[tuple[float, float, float]]]:
@@ -84,7 +102,7 @@ class Shells:
             if after is None or not bool((after > 0).all()):
                 reached = before if slope is None else self._reach(margin, before, slope, shell.radius)
                 return reached, pieces
-            if use_margins and shell.margins is not None and bool((after <= shell.margins).all()):
+            if use_margins and shell.best is not None and bool((after <= shell.best).all()):
                 pieces = []  # what came before no longer matters
             margin, before, slope_before = after, shell.radius, slope
         if self.constants is None:
@@ -99,7 +117,7 @@ class Shells:
     def _after(
         self, margin: Tensor, before: float, shell: Shell, slope: Tensor | None, use_margins: bool
     ) -> Tensor | None:
-        known = shell.margins if use_margins else None
+        known = shell.best if use_margins else None
         if slope is None:
             return known
         infinity = torch.full_like(margin, torch.inf)
@@ -132,7 +150,7 @@ class Shells:
                 return
             shell = self.add(radius)
             # Bisect where linear bounds end, if there are any: the integral goes on from there.
-            certified = self.radius() if shell.margins is None else self.linear()
+            certified = self.radius() if shell.best is None else self.optimised()
             low = max(low, certified)
             if certified < radius:
                 high = min(high, radius)
