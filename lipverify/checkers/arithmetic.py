@@ -112,6 +112,8 @@ def norms_at_most(w: Array, error: float, limits: Array) -> bool:
     power = exponent_of(limits)
     w, error, limits = np.ldexp(w, -power), math.ldexp(error, -power), np.ldexp(limits, -power)
     reduced = (limits - error) * (1.0 - gamma(4)) - TINY
+    if not bool(np.isfinite(w).all()):
+        return False
     if not bool((reduced > TINY).all()):
         return bool((limits >= error).all()) and not w.any()
     square = reduced * reduced * (1.0 - gamma(2))

@@ -14,6 +14,7 @@ LAYERS = {
     "errors": set(),
     "linalg": {"errors"},
     "loading": {"errors"},
+    "checkers": {"errors"},
     "ir": {"errors", "loading"},
     "rules": {"errors", "ir"},
     "ops": {"errors", "ir", "rules", "linalg", "loading"},
@@ -55,7 +56,7 @@ def test_imports_point_one_way(part: str) -> None:
         assert not beyond, f"{path.relative_to(PACKAGE)} imports {beyond}"
 
 
-@pytest.mark.parametrize("statement", ["import lipverify", "import lipverify.cli"])
+@pytest.mark.parametrize("statement", ["import lipverify", "import lipverify.cli", "import lipverify.checkers"])
 def test_the_light_doors_load_nothing_heavy(statement: str) -> None:
     heavy = "[m for m in ('torch', 'onnx', 'cvxpy', 'scipy', 'sklearn', 'jinja2') if m in sys.modules]"
     code = f"import sys; {statement}; print({heavy})"
