@@ -40,6 +40,7 @@ types: $(READY)
 
 soundness: $(READY) ## the long searches for a wrong bound
 	LIPVERIFY_SOUNDNESS=full $(BIN)/pytest -n auto --dist worksteal tests/soundness tests/property
+	$(BIN)/python reports/soundness/build.py
 
 bench-lipsdp: $(READY) ## LipSDP against cone solvers, half an hour; writes reports/bench-lipsdp
 	$(BIN)/python benchmarks/lipsdp.py

@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -156,7 +156,7 @@ def _bound_model(graph: Graph) -> Model:
     return _read(str(model_path(origin.path)), origin.sha256)
 
 
-@cache
+@lru_cache(maxsize=2)
 def _read(path: str, sha256: str) -> Model:
     model = checkers.read_model(Path(path))
     if model.sha256 != sha256:

@@ -248,7 +248,7 @@ def _rule(graph: Graph, node: Node, norm: str, terms: list[Fraction]) -> Fractio
 def _copies(counts: Array, norm: str) -> Fraction:
     largest: int = int(counts.max(initial=0))
     most = Fraction(largest)
-    return most if norm == "l1" else arith.root_above(most) if norm == "l2" else Fraction(min(1, most))
+    return most if norm == "l1" else arith.root_above(most) if norm == "l2" else min(Fraction(1), most)
 
 
 def _gain(node: Node, shape: tuple[int, ...], norm: str) -> Fraction:

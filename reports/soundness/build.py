@@ -1,0 +1,115 @@
+"""Writes reports/soundness/certificates.json: how changed certificates fare, what rigour costs, and how long checking takes.
+
+    python reports/soundness/build.py [--mutants 2000]
+
+Networks of the model zoo always; third-party networks where the folder shared/checkpoints lies beside the checkout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+
+import lipverify as lv  # noqa: E402
+from lipverify import checkers, zoo  # noqa: E402
+from lipverify.analyzers import registry  # noqa: E402
+from lipverify.analyzers.protocol import Compute  # noqa: E402
+from lipverify.certificates import issue, model_path, verify  # noqa: E402
+from lipverify.documents import environment  # noqa: E402
+from lipverify.errors import LipverifyError  # noqa: E402
+from lipverify.ir.region import Query  # noqa: E402
+from tests.soundness import mutants  # noqa: E402
+
+THIRD_PARTY = (
+    "converted/cifar-resnet20.onnx",
+    "converted/cifar-resnet2b.onnx",
+    "converted/kw-mnist-cnn.onnx",
+    "converted/mnist-fc3-pth.onnx",
+    "converted/mnist-nor-mlp.onnx",
+    "mnist-mlp-3x50/mnist_relu_3_50.onnx",
+    "mnist-sigmoid-2x5/mnist2x5_sigmoid.onnx",
+)
+
+
+def changed(count: int) -> dict[str, Any]:
+    """Changed certificates by kind; none may be accepted."""
+    started = time.monotonic()
+    made: Counter[str] = Counter()
+    accepted = []
+    with tempfile.TemporaryDirectory() as folder:
+        for mutant in mutants.mutants(mutants.subjects(Path(folder)), count, seed=0):
+            made[mutant.kind] += 1
+            if mutant.accepted():
+                accepted.append(mutants.describe(mutant))
+    return {
+        "made": sum(made.values()),
+        "kinds": dict(made),
+        "accepted": accepted,
+        "seconds": time.monotonic() - started,
+    }
+
+
+def priced(model: str, name: str) -> dict[str, Any]:
+    """One analyzer on one network: what the proof adds to the bound, and how long the parts take."""
+    graph, query, analyzer = lv.load(model), Query(), registry.resolve(name)
+    reason = analyzer.reject(graph, query)
+    row: dict[str, Any] = {"model": Path(model).name, "analyzer": name}
+    if reason is not None:
+        return row | {"refused": reason}
+    started = time.monotonic()
+    bound = analyzer.bound(graph, query, Compute(deadline=started + 20))
+    solved = time.monotonic() - started
+    found = issue(bound, graph, query, analyzer, solved)
+    row |= {"upper": float(found.upper), "rigour": str(found.rigour), "solve_seconds": solved}
+    if found.issued is None:
+        return row | {"unchecked": found.unchecked}
+    checkers.read_model(model_path(model))
+    started = time.monotonic()
+    verify(found, model)
+    return row | {
+        "relative_cost": float(found.upper / bound.upper) - 1,
+        "check_seconds": time.monotonic() - started,
+    }
+
+
+def main() -> None:
+    """Writes the file; the exit code is 1 when a changed certificate was accepted."""
+    options = argparse.ArgumentParser()
+    options.add_argument("--mutants", type=int, default=2000)
+    count = options.parse_args().mutants
+    torch.set_num_threads(1)
+    folder = ROOT.parent / "shared" / "checkpoints"
+    models = [f"zoo:{name}" for name in zoo.names()] + [
+        str(folder / m) for m in THIRD_PARTY if (folder / m).exists()
+    ]
+    rows = []
+    for model in models:
+        for name in ("product", "lipsdp"):
+            try:
+                rows.append(priced(model, name))
+            except LipverifyError as error:
+                rows.append({"model": Path(model).name, "analyzer": name, "refused": str(error)})
+            print(rows[-1], file=sys.stderr)
+    document = {
+        "schema": "lipverify.soundness/1",
+        "changed_certificates": changed(count),
+        "cost_of_rigour": rows,
+        "environment": environment(),
+    }
+    (Path(__file__).parent / "certificates.json").write_text(json.dumps(document, indent=1) + "\n")
+    sys.exit(1 if document["changed_certificates"]["accepted"] else 0)
+
+
+if __name__ == "__main__":
+    main()
