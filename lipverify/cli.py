@@ -180,7 +180,9 @@ def radius(
     model: Model,
     data: Annotated[Path, typer.Option(help=".npz with x and y: the points")],
     norm: Annotated[str, typer.Option(help="norm of the perturbation: l2 or linf")] = "linf",
-    method: Annotated[str, typer.Option(help="auto, global, local, crown, alpha-crown or smoothing")] = "auto",
+    method: Annotated[
+        str, typer.Option(help="auto, global, local, crown, alpha-crown, branching or smoothing")
+    ] = "auto",
     limit: Annotated[int | None, typer.Option(min=1, help="use only the first N points")] = None,
     box: Annotated[str | None, typer.Option(help="LO,HI: inputs stay in this box")] = None,
     budget: Annotated[str | None, typer.Option(help="time for everything, for example 90s or 10m")] = None,

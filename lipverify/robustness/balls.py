@@ -20,6 +20,7 @@ from lipverify.ir.op import Input
 from lipverify.ir.region import Ball, Query
 from lipverify.propagation import Bounds, bounds
 from lipverify.robustness.attack import Box
+from lipverify.robustness.branching import branched_margin
 from lipverify.robustness.optimised import Slopes
 from lipverify.robustness.shells import Shell
 from lipverify.rules import interval
@@ -50,11 +51,33 @@ class Balls:
     compute: Compute
     slopes: Slopes | None = None
     """Search for lower planes; None: none."""
+    leaves: int = 0
+    """Parts of a ball that branch and bound may look at, for each output."""
 
     @property
     def device(self) -> torch.device:
         """Where to compute."""
         return self.compute.device
+
+    def look_harder(self, radius: float) -> Shell:
+        """As `look`, with branch and bound on the margins that are not shown to be positive, and without constants."""
+        ball = Ball(self.x[None], radius, self.norm, self.box)
+        slopes = self.slopes or Slopes()
+        with torch.no_grad():
+            try:
+                ranges = bounds(self.graph, ball, device=self.device)
+            except UnsupportedModel:
+                return Shell(radius)
+        margins = slopes.margins(ranges, self.compute)
+        for j in margins.argsort().tolist():
+            if margins[j] > 0:
+                break
+            start = {name: values[j] for name, values in slopes.values.items()}
+            found = branched_margin(ranges, j, start, self.leaves, self.compute)
+            margins[j] = max(float(margins[j]), found)
+            if not margins[j] > 0:
+                break
+        return Shell(radius, None, None, _finite(margins.cpu(), low=True), branched=True)
 
     def look(self, radius: float) -> Shell:
         """Margins and constants over the ball; None for what is not asked or not bounded there."""

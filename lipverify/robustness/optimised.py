@@ -44,27 +44,27 @@ class Slopes:
         best = ranges.output.lower.flatten().clone()
         known = ranges.known
         rows = len(best)
-        unstable = {
-            node.name: _unstable(known, node) for node in known.graph.nodes if isinstance(node.op, ops.ReLU)
+        masks = {
+            node.name: unstable(known, node) for node in known.graph.nodes if isinstance(node.op, ops.ReLU)
         }
-        if not any(bool(mask.any()) for mask in unstable.values()):
+        if not any(bool(mask.any()) for mask in masks.values()):
             return best
-        wide = _repeated(known, rows)
-        for name in unstable:
+        wide = repeated(known, rows)
+        for name in masks:
             if name not in self.values:
                 start = known.planes(known.graph[name]).lower.slopes[0].clamp(0.0, 1.0)
                 self.values[name] = start.expand(rows, *start.shape[1:]).clone()
-        parameters = [self.values[name].requires_grad_(True) for name in unstable]
+        parameters = [self.values[name].requires_grad_(True) for name in masks]
         adam = torch.optim.Adam(parameters, lr=RATE)
         with torch.enable_grad():
             for step in range(self.steps):
-                walk = self._walk(wide, unstable)
+                walk = self._walk(wide, masks)
                 with torch.no_grad():
                     found = -walk.upper()
                     best = torch.where(found > best, found, best)
                 if bool((best > 0).all()) or step == self.steps - 1 or compute.remaining() <= 0:
                     break
-                objective = _rough_upper(walk).sum()
+                objective = rough_upper(walk).sum()
                 if not objective.requires_grad:
                     break
                 adam.zero_grad()
@@ -75,14 +75,14 @@ class Slopes:
                 with torch.no_grad():
                     for values in parameters:
                         values.nan_to_num_(0.0).clamp_(0.0, 1.0)
-        for name in unstable:
+        for name in masks:
             self.values[name] = self.values[name].detach()
         return best
 
-    def _walk(self, known: Knowledge, unstable: dict[str, Tensor]) -> Functionals:
+    def _walk(self, known: Knowledge, masks: dict[str, Tensor]) -> Functionals:
         """Minus each output as a functional of the input."""
         fresh = replace(known, _planes=dict(known._planes), _sizes={}, _shifts=known._shifts)
-        for name, mask in unstable.items():
+        for name, mask in masks.items():
             plain = known.planes(known.graph[name])
             slope = torch.where(mask, self.values[name], plain.lower.slopes[0])
             offset = torch.where(mask, torch.zeros_like(slope), plain.lower.offset)
@@ -100,12 +100,13 @@ class Slopes:
         return walk
 
 
-def _unstable(known: Knowledge, node: Node) -> Tensor:
+def unstable(known: Knowledge, node: Node) -> Tensor:
+    """Neurons of a ReLU whose argument may have both signs: [count, *shape]."""
     box = known.ranges[node.inputs[0]]
     return (box.lower < 0) & (box.upper > 0)
 
 
-def _repeated(known: Knowledge, rows: int) -> Knowledge:
+def repeated(known: Knowledge, rows: int) -> Knowledge:
     """The same ball once for each row, so that each row has planes of its own."""
 
     def wide(tensor: Tensor) -> Tensor:
@@ -117,7 +118,7 @@ def _repeated(known: Knowledge, rows: int) -> Knowledge:
     return Knowledge(known.graph, many, Interval(wide(known.box.lower), wide(known.box.upper)), ranges)
 
 
-def _rough_upper(walk: Functionals) -> Tensor:
+def rough_upper(walk: Functionals) -> Tensor:
     """What the search lowers: the upper bounds without their rounding. [rows]"""
     known, total = walk.known, walk.constant
     a = walk.coefficients.get(known.graph.input.name)

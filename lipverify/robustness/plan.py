@@ -10,13 +10,14 @@ from lipverify.ir.norm import Norm
 from lipverify.robustness.attack import Attack, Box
 from lipverify.robustness.smoothing.settings import Smoothing
 
-METHODS = ("auto", "global", "local", "crown", "alpha-crown", "smoothing")
+METHODS = ("auto", "global", "local", "crown", "alpha-crown", "branching", "smoothing")
 PARTS = {
-    "auto": ("global", "crown", "alpha-crown", "local"),
+    "auto": ("global", "crown", "alpha-crown", "local", "branching"),
     "global": ("global",),
     "local": ("local",),
     "crown": ("crown",),
     "alpha-crown": ("alpha-crown",),
+    "branching": ("branching",),
     "smoothing": ("smoothing",),
 }
 """What each method consists of."""
@@ -27,8 +28,9 @@ class Plan:
     """The question: one norm and one method for all points. Two plans that are equal give equal numbers.
 
     box: limits of every input coordinate; perturbations stay inside. looks: balls that `local`, `crown`, `alpha-crown` and
-    `auto` may look at for each point. plane_steps: of the search of `alpha-crown` on each ball. resolution: relative width at
-    which a bisection ends. seconds: for one point; None: no limit, and numbers that do not depend on the machine's speed.
+    `auto` may look at for each point. plane_steps: of the search of `alpha-crown` on each ball. leaves,
+    harder_looks: parts of a ball for `branching`, and how many balls it looks at. resolution: relative width at which a
+    bisection ends. seconds: for one point; None: no limit, and numbers that do not depend on the machine's speed.
     """
 
     norm: Norm
@@ -36,6 +38,8 @@ class Plan:
     box: Box | None = None
     looks: int = 16
     plane_steps: int = 20
+    leaves: int = 512
+    harder_looks: int = 5
     resolution: float = 2e-3
     attack: Attack | None = field(default_factory=Attack)
     smoothing: Smoothing = field(default_factory=Smoothing)

@@ -11,16 +11,23 @@ from torch import Tensor
 
 from lipverify.analyzers.protocol import Compute
 from lipverify.errors import InternalError, UnsupportedModel
+from lipverify.falsify import MULTIPLICATIONS_A_SECOND, seconds_of
 from lipverify.ir.graph import Graph
+from lipverify.ir.norm import Norm
 from lipverify.robustness.arithmetic import LARGEST
 from lipverify.robustness.attack import Example, attack
 from lipverify.robustness.balls import Balls, refuses_gradients, refuses_ranges
+from lipverify.robustness.branching import STEPS
 from lipverify.robustness.constants import EFFORT, PairConstants, pair_constants
 from lipverify.robustness.optimised import Slopes
 from lipverify.robustness.pairs import differences, enclosed, predict
 from lipverify.robustness.plan import Plan, Record
 from lipverify.robustness.shells import Shells, refuse
 
+BRANCH_EFFORT = 4e9
+"""Multiplications of one run of branch and bound where no time is given."""
+FEWEST_LEAVES = 48
+"""Fewer parts than these gain nothing."""
 SIDE_EFFORT = EFFORT / 50
 """Effort for global constants where they are one part of `auto`."""
 
@@ -58,7 +65,9 @@ def prepare(graph: Graph, plan: Plan, compute: Compute, constants: PairConstants
             refused["local"] = reason
     if "global" in plan.parts and "global" not in refused and constants is None:
         try:
-            effort = EFFORT if plan.method == "global" else SIDE_EFFORT
+            # In linf a global constant is rarely the best part of `auto`.
+            cheap = plan.method != "global" and plan.norm is Norm.LINF
+            effort = SIDE_EFFORT if cheap else EFFORT
             constants = pair_constants(graph, plan.norm, compute, effort)
         except UnsupportedModel as error:
             refused["global"] = str(error)
@@ -143,9 +152,9 @@ def _shells(
     plan = work.plan
     parts = set(plan.parts) - set(work.refused)
     constants = work.constants.rows(label) if "global" in parts and work.constants is not None else None
-    local, crown = "local" in parts, bool(parts & {"crown", "alpha-crown"})
-    slopes = Slopes(plan.plane_steps) if "alpha-crown" in parts else None
-    balls = Balls(graph, x, plan.norm, plan.box, crown, local, compute, slopes)
+    local, crown = "local" in parts, bool(parts & {"crown", "alpha-crown", "branching"})
+    slopes = Slopes(plan.plane_steps) if parts & {"alpha-crown", "branching"} else None
+    balls = Balls(graph, x, plan.norm, plan.box, crown, local, compute, slopes, _leaves(work, graph))
     shells = Shells(margin.cpu(), constants, balls.look)
     if not (local or crown):
         return shells
@@ -154,8 +163,21 @@ def _shells(
     if certain >= LARGEST:
         return shells
     first = max(0.7 * farthest, certain * 1.01) if found is not None else max(2.0 * certain, _guess(x))
-    shells.search(first, farthest, plan.looks, plan.resolution, local, compute)
+    # Half of a limited time is kept for branching.
+    half = None if compute.deadline is None else time.monotonic() + compute.remaining() / 2
+    share = replace(compute, deadline=half) if "branching" in parts else compute
+    shells.search(first, farthest, plan.looks, plan.resolution, local, share)
+    if "branching" in parts and balls.leaves >= FEWEST_LEAVES:
+        shells.search_harder(balls.look_harder, farthest, plan.harder_looks, plan.resolution, compute)
     return shells
+
+
+def _leaves(work: Work, graph: Graph) -> int:
+    """Parts of a ball that are affordable; with a limited time the deadline decides, else a count of multiplications."""
+    if work.plan.seconds is not None:
+        return 64 * work.plan.leaves
+    passes = BRANCH_EFFORT / (8 * STEPS * seconds_of(graph) * MULTIPLICATIONS_A_SECOND)
+    return min(work.plan.leaves, int(passes))
 
 
 def _guess(x: Tensor) -> float:
@@ -172,6 +194,8 @@ def _radii(work: Work, shells: Shells) -> tuple[float, str, dict[str, float]]:
         single["crown"] = shells.linear()
     if "alpha-crown" in plan.parts and "alpha-crown" not in work.refused:
         single["alpha-crown"] = shells.optimised()
+    if "branching" in plan.parts and "branching" not in work.refused:
+        single["branching"] = shells.branched()
     if "local" in plan.parts and "local" not in work.refused:
         single["local"] = Shells(shells.margin, None, shells.look, list(shells.known)).integral()
     if plan.method != "auto":

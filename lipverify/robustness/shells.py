@@ -27,6 +27,8 @@ class Shell:
     constants: Tensor | None = None
     optimised: Tensor | None = None
     """Margins with searched planes, never below `margins`."""
+    branched: bool = False
+    """Whether branch and bound took part."""
 
     @property
     def best(self) -> Tensor | None:
@@ -77,6 +79,10 @@ class Shells:
 
     def optimised(self) -> float:
         """As `linear`, with searched planes."""
+        return self._largest(None if s.branched else s.best for s in self.known)
+
+    def branched(self) -> float:
+        """As `linear`, with searched planes and branch and bound."""
         return self._largest(s.best for s in self.known)
 
     def _largest(self, margins: Iterable[Tensor | None]) -> float:
@@ -157,7 +163,7 @@ class Shells:
             if high - low <= resolution * high:
                 break
             radius = 0.5 * (low + high) if high < LARGEST else 2.0 * radius
-        if local:
+        if local and self.known:
             if (
                 farthest < LARGEST
                 and self.known[-1].radius < farthest
@@ -169,6 +175,24 @@ class Shells:
                 if place is None or compute.remaining() <= 0:
                     return
                 self.add(place)
+
+    def search_harder(
+        self, look: Look, farthest: float, looks: int, resolution: float, compute: Compute
+    ) -> None:
+        """Looks at balls beyond the radius reached with a costlier look: less and less far where it fails."""
+        low, high, step = self.radius(), farthest, 0.12
+        for _ in range(looks):
+            radius = min(low * (1.0 + step), 0.5 * (low + high))
+            if not 0.0 < low < radius < high < LARGEST or radius - low <= resolution * low:
+                return
+            if compute.remaining() <= 0:
+                return
+            self.known.append(look(radius))
+            self.known.sort(key=lambda shell: shell.radius)
+            reached = self.radius()
+            if reached < radius:
+                high, step = min(high, radius), step / 2
+            low = max(low, reached)
 
     def _where(self, resolution: float) -> float | None:
         """The middle of the shell whose halving promises most, or a place just beyond the radius reached."""

@@ -10,9 +10,13 @@ import torch
 
 import lipverify as lv
 from lipverify import ops
+from lipverify.analyzers.protocol import Compute
 from lipverify.errors import UnsupportedModel
 from lipverify.ir.norm import Norm
 from lipverify.robustness import Attack, Plan
+from lipverify.robustness.branching import branched_margin
+from lipverify.robustness.optimised import Slopes
+from lipverify.robustness.pairs import differences, predict
 from tests.networks import chain, random_graph, tensor
 
 COUNT = 300 if os.environ.get("LIPVERIFY_SOUNDNESS") == "full" else 12
@@ -52,3 +56,35 @@ def test_a_larger_network_constant_gives_smaller_radii(rng: np.random.Generator)
     radius = lv.radii(chain([first, second], ops.ReLU()), x, plan=plan).radius
     scaled = lv.radii(chain([first * 4, second], ops.ReLU()), x / 4, plan=plan).radius
     assert torch.allclose(scaled * 4, radius, rtol=1e-3)
+
+
+RELU = 200 if os.environ.get("LIPVERIFY_SOUNDNESS") == "full" else 10
+
+
+@pytest.mark.parametrize("seed", range(RELU))
+def test_branched_margins_hold_at_every_sampled_point(seed: int) -> None:
+    """Networks whose margins a dense grid of a two-dimensional ball nearly attains: never above, often close."""
+    rng = np.random.default_rng([seed, 21])
+    graph = chain([tensor(rng, 8, 2), tensor(rng, 6, 8), tensor(rng, 3, 6)], ops.ReLU())
+    x = torch.tensor(rng.standard_normal((1, 2)))
+    norm = Norm.L2 if seed % 2 else Norm.LINF
+    ball = lv.Ball(x, float(10.0 ** rng.uniform(-1, 0.3)), norm)
+    label = predict(graph, x[0])
+    network = differences(graph, label)
+    ranges = lv.bounds(network, ball)
+    axis = torch.linspace(-1, 1, 301).double() * ball.radius
+    grid = torch.cartesian_prod(axis, axis)
+    if norm is Norm.L2:
+        grid = grid[grid.norm(dim=1) <= ball.radius]
+    values = lv.evaluate(network.to(dtype=torch.float64), x + grid)
+    searched = Slopes()
+    margins = searched.margins(ranges, Compute())
+    assert bool((margins <= values.amin(0)).all())
+    assert bool((margins >= ranges.output.lower[0]).all())
+    for j in range(2):
+        start = {name: v[j] for name, v in searched.values.items()}
+        found = branched_margin(ranges, j, start, 3000, Compute())
+        assert found <= float(values[:, j].min())
+        if found < 0:  # the tree was worked on to the end
+            spread = float(values[:, j].max() - values[:, j].min())
+            assert found >= float(values[:, j].min()) - 0.35 * spread

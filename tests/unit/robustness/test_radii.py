@@ -27,11 +27,13 @@ IDENTITY = torch.eye(2)
 
 
 @pytest.mark.parametrize(("norm", "exact"), [("l2", 0.70710678118654752), ("linf", 0.5)])
-@pytest.mark.parametrize("method", ["global", "crown", "alpha-crown", "local", "auto"])
+@pytest.mark.parametrize("method", ["global", "crown", "alpha-crown", "local", "branching", "auto"])
 def test_linear_classifiers_are_exact(norm: str, exact: float, method: str) -> None:
     found = lv.radii(chain([IDENTITY]), torch.tensor([[2.0, 1.0]]), torch.tensor([0]), norm, method)
     radius = float(found.radius[0])
-    assert exact * (1 - (5e-3 if "crown" in method else 1e-9)) <= radius <= exact
+    assert (
+        exact * (1 - (5e-3 if method in ("crown", "alpha-crown", "branching") else 1e-9)) <= radius <= exact
+    )
     assert radius <= float(found.attack_radius[0]) <= exact * 1.01
     assert found.records[0].attack_label == 1
 
@@ -64,7 +66,7 @@ def test_methods_agree_with_attacks_and_auto_is_the_best(norm: str, rng: np.rand
     found = lv.radii(graph, x, norm=norm, box=(0.0, 1.0))
     for record in found.records:
         single = {k: v for k, v in record.by_method.items() if k != "auto"}
-        assert set(single) == {"global", "crown", "alpha-crown", "local"}
+        assert set(single) == {"global", "crown", "alpha-crown", "local", "branching"}
         assert record.radius >= max(single.values()) > 0
         if record.attack_radius is not None:
             assert record.radius <= record.attack_radius
