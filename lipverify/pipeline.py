@@ -56,12 +56,16 @@ def load(
         InvalidFile, UsageError: missing, damaged or invalid (exit 2). UnsupportedModel: no rule covers it (exit 5).
         UnsafeInput: reading it would run foreign code (exit 6). ExtractionMismatch: the graph computes something else.
     """
-    graph = _imported(model, arch, trust_code, input_shape)
-    return graph.select(output) if len(graph.outputs) > 1 or output else graph
+    graph = _imported(model, arch, trust_code, input_shape, output)
+    return (
+        graph.select(output)
+        if len(graph.outputs) > 1 or (output and graph.origin.format != "onnx")
+        else graph
+    )
 
 
 def _imported(
-    model: str | Path, arch: str | None, trust_code: bool, input_shape: Sequence[int] | None
+    model: str | Path, arch: str | None, trust_code: bool, input_shape: Sequence[int] | None, output: int
 ) -> Graph:
     folder = zoo.resolve(model)
     if folder is not None:
@@ -76,7 +80,8 @@ def _imported(
             raise UsageError("an ONNX file holds its own architecture; --arch is for bare weights")
         from lipverify.frontends.onnx import extract_onnx
 
-        return simplify(extract_onnx(path, input_shape=input_shape))
+        # Only what this output needs: another output may be one that no rule covers.
+        return simplify(extract_onnx(path, input_shape=input_shape, output=output))
     return _from_weights(path, arch, trust_code, input_shape)
 
 
