@@ -83,6 +83,7 @@ def radii(
     if budget is not None and waiting:
         left = max(budget - (time.monotonic() - started), 0.0)
         work = replace(work, plan=replace(plan, seconds=left * max(jobs, 1) / len(waiting)))
+    report("certifying points", None)
     for record in _answers(work, x, labels, waiting, jobs):
         if journal is not None:
             journal.add(record.to_json())
