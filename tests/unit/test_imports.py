@@ -56,7 +56,9 @@ def test_imports_point_one_way(part: str) -> None:
         assert not beyond, f"{path.relative_to(PACKAGE)} imports {beyond}"
 
 
-@pytest.mark.parametrize("statement", ["import lipverify", "import lipverify.cli", "import lipverify.checkers"])
+@pytest.mark.parametrize(
+    "statement", ["import lipverify", "import lipverify.cli", "import lipverify.checkers"]
+)
 def test_the_light_doors_load_nothing_heavy(statement: str) -> None:
     heavy = "[m for m in ('torch', 'onnx', 'cvxpy', 'scipy', 'sklearn', 'jinja2') if m in sys.modules]"
     code = f"import sys; {statement}; print({heavy})"
