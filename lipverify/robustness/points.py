@@ -22,7 +22,7 @@ from lipverify.robustness.constants import EFFORT, PairConstants, pair_constants
 from lipverify.robustness.optimised import Slopes
 from lipverify.robustness.pairs import differences, enclosed, predict
 from lipverify.robustness.plan import Plan, Record
-from lipverify.robustness.shells import Shells, refuse
+from lipverify.robustness.shells import Shells, between, refuse
 
 BRANCH_EFFORT = 4e9
 """Multiplications of one run of branch and bound where no time is given."""
@@ -162,7 +162,7 @@ def _shells(
     farthest = LARGEST if found is None else found.size
     if certain >= LARGEST:
         return shells
-    first = max(0.7 * farthest, certain * 1.01) if found is not None else max(2.0 * certain, _guess(x))
+    first = _first(certain, farthest) if found is not None else max(2.0 * certain, _guess(x))
     # Half of a limited time is kept for branching.
     half = None if compute.deadline is None else time.monotonic() + compute.remaining() / 2
     share = replace(compute, deadline=half) if "branching" in parts else compute
@@ -178,6 +178,13 @@ def _leaves(work: Work, graph: Graph) -> int:
         return 64 * work.plan.leaves
     passes = BRANCH_EFFORT / (8 * STEPS * seconds_of(graph) * MULTIPLICATIONS_A_SECOND)
     return min(work.plan.leaves, int(passes))
+
+
+def _first(certain: float, farthest: float) -> float:
+    """The first ball between a radius that is certain and one that is hopeless."""
+    if farthest > 4.0 * certain:
+        return between(certain, 0.7 * farthest)
+    return max(0.7 * farthest, 1.01 * certain)
 
 
 def _guess(x: Tensor) -> float:

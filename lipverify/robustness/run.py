@@ -72,7 +72,9 @@ def radii(
     labels = None if y is None else [int(label) for label in torch.as_tensor(y).tolist()]
     _require(graph, x, labels, plan)
     report = report or silent
-    compute = Compute(torch.device(device), seed, None, report)
+    # Searches that all points share take at most a quarter of a limited time.
+    deadline = None if budget is None else started + budget / 4
+    compute = Compute(torch.device(device), seed, deadline, report)
     stored = None if journal is None or journal.shared is None else journal.shared.get("constants")
     constants = None if stored is None else PairConstants.from_json(stored)
     work = prepare(graph, plan, compute, constants)

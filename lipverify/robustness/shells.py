@@ -6,6 +6,7 @@ over it (CROWN); M_j(r) the bound in use.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -150,7 +151,8 @@ class Shells:
             first: radius of the first ball; farthest: no radius beyond can be certified (an example lies there).
         """
         low, high, radius = 0.0, farthest, first
-        bisecting = max(looks // 2, 3) if local else looks
+        bisecting = max(2 * looks // 3, 3) if local else looks
+        certain = self.radius()
         for _ in range(bisecting):
             if not 0.0 < radius < LARGEST or (self.known and compute.remaining() <= 0):
                 return
@@ -162,7 +164,7 @@ class Shells:
                 high = min(high, radius)
             if high - low <= resolution * high:
                 break
-            radius = 0.5 * (low + high) if high < LARGEST else 2.0 * radius
+            radius = between(max(low, certain), high) if high < LARGEST else 2.0 * radius
         if local and self.known:
             if (
                 farthest < LARGEST
@@ -211,6 +213,13 @@ class Shells:
         if place is None or any(abs(s.radius - place) <= 1e-6 * place for s in self.known):
             return None
         return place
+
+
+def between(low: float, high: float) -> float:
+    """The middle; of ends of different size the geometric one, because far balls cost time and show nothing."""
+    if high > 3.0 * low:
+        return math.sqrt(max(low, 1e-3 * high) * high)
+    return 0.5 * (low + high)
 
 
 def refuse(reasons: dict[str, str]) -> UnsupportedModel:
