@@ -51,6 +51,7 @@ def readme(result: dict[str, Any]) -> str:
                     number(theirs["cpu_seconds"], 3),
                 ]
         lines.append("| " + " | ".join(cells) + " |")
+    lines += [f"\n{row['network']}: {row['note']}." for row in result["networks"] if "note" in row]
     lines += [
         "",
         "| network | bound / Clarabel's optimum (at most 1.001) | Clarabel's time / ours | wanted | kept |",
