@@ -137,7 +137,7 @@ def table(results: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", help="one network by name; the table is printed, not written")
+    parser.add_argument("--only", help="audit one network by name and replace its row")
     parser.add_argument("--analyzers", default="product")
     options = parser.parse_args()
     if not CHECKPOINTS.is_dir():
@@ -162,8 +162,8 @@ def main() -> None:
                 flush=True,
             )
     if options.only:
-        print(table(results))
-        return
+        before = json.loads((HERE / "result.json").read_text(encoding="utf-8"))
+        results["networks"] = {**before["networks"], **results["networks"]}
     (HERE / "result.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     (HERE / "README.md").write_text(table(results), encoding="utf-8")
 
