@@ -56,12 +56,7 @@ def load(
         InvalidFile, UsageError: missing, damaged or invalid (exit 2). UnsupportedModel: no rule covers it (exit 5).
         UnsafeInput: reading it would run foreign code (exit 6). ExtractionMismatch: the graph computes something else.
     """
-    graph = _imported(model, arch, trust_code, input_shape, output)
-    return (
-        graph.select(output)
-        if len(graph.outputs) > 1 or (output and graph.origin.format != "onnx")
-        else graph
-    )
+    return _imported(model, arch, trust_code, input_shape, output)
 
 
 def _imported(
@@ -72,7 +67,8 @@ def _imported(
         module, card = zoo.load_module(folder.name)
         weights = loading.read_regular(folder / "weights.safetensors")
         graph = extract(module, zoo.example_input(card))
-        return _with_origin(graph, format="zoo", path=f"zoo:{card.name}", sha256=weights.sha256)
+        graph = _with_origin(graph, format="zoo", path=f"zoo:{card.name}", sha256=weights.sha256)
+        return _selected(graph, output)
     path = Path(model)
     file = loading.read_regular(path)
     if loading.detect(file.data, path) is loading.Format.ONNX:
@@ -82,14 +78,18 @@ def _imported(
 
         # Only what this output needs: another output may be one that no rule covers.
         return simplify(extract_onnx(path, input_shape=input_shape, output=output))
-    return _from_weights(path, arch, trust_code, input_shape)
+    return _selected(_from_weights(path, arch, trust_code, input_shape), output)
+
+
+def _selected(graph: Graph, output: int) -> Graph:
+    """One output of a graph that may have several; without others the graph keeps its digest."""
+    return graph.select(output) if len(graph.outputs) > 1 or output else graph
 
 
 def _from_weights(path: Path, arch: str | None, trust_code: bool, input_shape: Sequence[int] | None) -> Graph:
     if arch is None:
-        loading.read_state_dict(
-            path
-        )  # a file that runs code is refused as such, before the architecture is missed
+        # A file that runs code is refused as such, before the architecture is missed.
+        loading.read_state_dict(path)
         remedy = "add --arch FILE.py:callable --trust-code, or export ONNX"
         raise UsageError(loading.sentence(path, "holds weights without an architecture", remedy))
     built = loading.load_weights(path, arch, trust_code)

@@ -65,8 +65,6 @@ class Row:
         }
         if certificate.unchecked:
             found["unchecked"] = certificate.unchecked
-        if certificate.unchecked:
-            found["unchecked"] = certificate.unchecked
         if certificate.trace:
             found["trace"] = [list(pair) for pair in certificate.trace]
         if isinstance(certificate.evidence, Gains):
