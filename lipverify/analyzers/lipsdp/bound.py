@@ -98,8 +98,18 @@ def certified_functionals(
     if not small.sizes:
         direct = small.V0 if small.V0 is not None else functionals.new_zeros(small.outputs, small.inputs)
         return [_length(row, direct) for row in functionals]
-    prepared = _prepared(small, values, powers)
-    found = None if prepared is None else _evidence(prepared.system, prepared.d, weighted=False)
+    return _functionals(_prepared(small, values, powers), functionals, weighted=False)
+
+
+def certified_weighted_functionals(
+    system: BlockSystem, multipliers: Sequence[Tensor], exponents: Sequence[int], functionals: Tensor
+) -> list[Upper] | None:
+    """As `certified_functionals` for a system whose block 0 is its input: see `certified_weighted`."""
+    return _functionals(_prepared(system, list(multipliers), list(exponents)), functionals, weighted=True)
+
+
+def _functionals(prepared: _Prepared | None, functionals: Tensor, weighted: bool) -> list[Upper] | None:
+    found = None if prepared is None else _evidence(prepared.system, prepared.d, weighted)
     if prepared is None or found is None:
         return None
     squares = [Upper.root_sum_squares(row.abs().tolist()) for row in functionals]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -49,6 +49,16 @@ class BlockSystem:
     def neurons(self) -> int:
         """All neurons together: the number of multipliers."""
         return sum(self.sizes)
+
+
+def one_output(system: BlockSystem, row: int) -> BlockSystem:
+    """The system of one of its outputs."""
+    return replace(
+        system,
+        outputs=1,
+        V={k: matrix[row : row + 1] for k, matrix in system.V.items()},
+        V0=None if system.V0 is None else system.V0[row : row + 1],
+    )
 
 
 @dataclass(frozen=True)
