@@ -124,9 +124,9 @@ def run_method(method: str, weights: list[np.ndarray]) -> dict[str, Any]:
     import torch
 
     torch.set_num_threads(1)
-    from lipverify.analyzers.lipsdp.analyzer import evaluated_again
     from lipverify.analyzers.lipsdp.canonical import canonical_form, looped_form
     from lipverify.analyzers.lipsdp.reference import solve_reference
+    from lipverify.analyzers.lipsdp.repair import evaluated_again
     from lipverify.analyzers.lipsdp.solver import fast, solve
     from lipverify.analyzers.product import Product
     from lipverify.analyzers.protocol import Compute

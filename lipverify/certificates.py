@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from lipverify import __version__, checkers
-from lipverify.analyzers.lipsdp.analyzer import Multipliers
+from lipverify.analyzers.lipsdp.evidence import Multipliers
 from lipverify.checkers import Model, NotCovered, arithmetic
 from lipverify.checkers import lipsdp as lipsdp_checker
 from lipverify.checkers import product as product_checker

@@ -95,6 +95,8 @@ class Certificate:
     """The certificate in its written form; only where the checker has proved it."""
     unchecked: str = ""
     """Why the checker has no proof, where it was asked."""
+    interrupted: bool = False
+    """Whether somebody stopped the search; the bound is the best until then, and as valid."""
 
     def save(self, path: str | Path) -> None:
         """Writes the certificate as JSON, large arrays beside it.

@@ -1,0 +1,184 @@
+"""Bounds of one block system in the norms LipSDP can answer: which searches a pair of norms needs, and what they share."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from lipverify.analyzers.lipsdp.bound import certified_functionals
+from lipverify.analyzers.lipsdp.evidence import Proof
+from lipverify.analyzers.lipsdp.linf import LinfSolution, WeightedSearch
+from lipverify.analyzers.lipsdp.solver import Settings, Solution, fast, solve
+from lipverify.analyzers.lipsdp.system import BlockSystem, one_output
+from lipverify.analyzers.protocol import Compute
+from lipverify.errors import UnsupportedModel
+from lipverify.ir.norm import Norm
+from lipverify.linalg.rounding import Upper
+
+# The search of all outputs together only ranks the single ones.
+_JOINT_TOL = 1e-2
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A bound of one system. `upper` is None above the largest float64; `log10_upper` always holds (-inf for zero)."""
+
+    upper: float | None
+    log10_upper: float
+    proofs: tuple[Proof, ...]
+    """One for all outputs together, or several that together cover every output."""
+    trace: tuple[tuple[float, float], ...]
+    notes: tuple[str, ...]
+    interrupted: bool
+
+
+def refuse_norms(norm_in: Norm, norm_out: Norm, outputs: int) -> str | None:
+    """Why a pair of norms has no LipSDP answer, or None."""
+    if norm_in is Norm.L1:
+        return "measures inputs in l2 or linf: weights of the inputs gain nothing in l1; ask product or local"
+    if norm_out is Norm.L1 and outputs > 1:
+        return f"measures {outputs} outputs in l2 or linf, not in l1; ask product, or choose a margin"
+    return None
+
+
+def answer(
+    system: BlockSystem, norm_in: Norm, norm_out: Norm, compute: Compute, settings: Settings | None
+) -> Answer:
+    """A certified bound from inputs in `norm_in` to outputs in `norm_out`; without settings the closed form alone.
+
+    Statement: |y(x) - y(x')|_out <= upper |x - x'|_in for all x, x' and all slopes in [0, 1].
+    Source: `solver.solve` and `linf.solve_linf`. Of a single output every norm is its absolute value. In linf the largest
+        output counts: all outputs get a bound from the multipliers of one search, and those that may be the largest a
+        search of their own, in the order of these bounds, until the largest bound is one of those.
+    Sound when: as `bound.certified_upper` and `bound.certified_weighted`.
+
+    Raises:
+        UnsupportedModel: norms without an answer (`refuse_norms`), or not enough memory.
+    """
+    reason = refuse_norms(norm_in, norm_out, system.outputs)
+    if reason is not None:
+        raise UnsupportedModel(reason)
+    together = norm_out is Norm.L2 or system.outputs == 1
+    if norm_in is Norm.LINF:
+        return _weighted(system, together, compute, settings)
+    if together:
+        return euclidean(fast(system, compute) if settings is None else solve(system, compute, settings))
+    return _euclidean_rows(system, compute, settings)
+
+
+def euclidean(found: Solution) -> Answer:
+    """What one l2 search found."""
+    proved = Upper.of(found.upper) if found.upper is not None else Upper.zero()
+    proof = Proof(proved, None, found.multipliers, found.exponents)
+    notes = (found.message,) if found.message else ()
+    return Answer(found.upper, found.log10_upper, (proof,), found.trace, notes, found.interrupted)
+
+
+def _euclidean_rows(system: BlockSystem, compute: Compute, settings: Settings | None) -> Answer:
+    started = time.monotonic()
+    if settings is None:
+        joint = fast(system, compute)
+    else:
+        share = replace(compute, deadline=compute.share(2))
+        joint = solve(system, share, replace(settings, tol=max(settings.tol, _JOINT_TOL)))
+    each = _eye(system)
+    shared = certified_functionals(system, joint.multipliers, joint.exponents, each)
+
+    def refine(row: int, share: Compute) -> tuple[Proof, bool]:
+        found = solve(one_output(system, row), share, settings)
+        return Proof(_within(found), (row,), found.multipliers, found.exponents), found.interrupted
+
+    common = Proof(_within(joint), None, joint.multipliers, joint.exponents)
+    rows = _Rows(common, shared, system.outputs, joint.interrupted, started)
+    return rows.refined(None if settings is None else refine, compute)
+
+
+def _eye(system: BlockSystem) -> torch.Tensor:
+    some = next((m for m in (*system.V.values(), *system.U.values(), system.V0) if m is not None), None)
+    device = torch.device("cpu") if some is None else some.device
+    return torch.eye(system.outputs, dtype=torch.float64, device=device)
+
+
+def _within(found: Solution) -> Upper:
+    if found.upper is None:
+        raise UnsupportedModel(f"the bound is about 10^{math.ceil(found.log10_upper)}, beyond float64")
+    return Upper.of(found.upper)
+
+
+def _weighted(system: BlockSystem, together: bool, compute: Compute, settings: Settings | None) -> Answer:
+    started = time.monotonic()
+    chosen = settings or Settings(max_iterations=0)
+    search = WeightedSearch(system, chosen)
+    if together:
+        found = search.solve(compute)
+        proof = _proof(found, None)
+        return _answer((proof,), found.upper, found.trace, found.interrupted)
+    joint = WeightedSearch(system, replace(chosen, tol=max(chosen.tol, _JOINT_TOL))).solve(
+        replace(compute, deadline=compute.share(2))
+    )
+
+    def refine(row: int, share: Compute) -> tuple[Proof, bool]:
+        found = search.solve(share, row)
+        return _proof(found, (row,)), found.interrupted
+
+    rows = _Rows(_proof(joint, None), search.rows(joint), system.outputs, joint.interrupted, started)
+    return rows.refined(None if settings is None else refine, compute)
+
+
+def _proof(found: LinfSolution, outputs: tuple[int, ...] | None) -> Proof:
+    return Proof(
+        found.upper, outputs, found.multipliers, found.exponents[1:], found.weights, found.exponents[0]
+    )
+
+
+class _Rows:
+    """Bounds of single outputs, improved where the largest may be."""
+
+    def __init__(
+        self, common: Proof, shared: list[Upper] | None, count: int, interrupted: bool, started: float
+    ) -> None:
+        # The bound of all outputs in l2 holds for every one of them.
+        self.bounds = [common.upper] * count if shared is None else [min(b, common.upper) for b in shared]
+        self.common, self.interrupted, self.started = common, interrupted, started
+        self.single: dict[int, Proof] = {}
+        self.trace = [(time.monotonic() - started, Upper.largest(self.bounds))]
+
+    def refined(
+        self, refine: Callable[[int, Compute], tuple[Proof, bool]] | None, compute: Compute
+    ) -> Answer:
+        shared = list(self.bounds)
+        tried: set[int] = set()
+        while refine is not None and self.bounds and not self.interrupted:
+            worst = max(range(len(self.bounds)), key=self.bounds.__getitem__)
+            if worst in tried or not self.bounds[worst] or compute.remaining() <= 0.0:
+                break
+            tried.add(worst)
+            largest = max((self.bounds[row] for row in tried - {worst}), default=Upper.zero())
+            left = sum(bound >= largest for row, bound in enumerate(self.bounds) if row not in tried) + 1
+            proof, self.interrupted = refine(worst, replace(compute, deadline=compute.share(left)))
+            if proof.upper < self.bounds[worst]:
+                self.bounds[worst], self.single[worst] = proof.upper, proof
+            self.trace.append((time.monotonic() - self.started, Upper.largest(self.bounds)))
+        rest = [row for row in range(len(self.bounds)) if row not in self.single]
+        proofs = list(self.single.values())
+        if rest:
+            upper = Upper.largest(shared[row] for row in rest)
+            proofs.append(replace(self.common, upper=upper, outputs=tuple(rest)))
+        return _answer(tuple(proofs), Upper.largest(self.bounds), tuple(self.trace), self.interrupted)
+
+
+def _answer(
+    proofs: tuple[Proof, ...], upper: Upper, trace: tuple[tuple[float, Upper], ...], interrupted: bool
+) -> Answer:
+    try:
+        value = float(upper)
+    except OverflowError:
+        raise UnsupportedModel(f"the bound is about 10^{math.ceil(upper.log10())}, beyond float64") from None
+    log10 = upper.log10() if upper else -math.inf
+    notes = ("interrupted: the best bound so far",) if interrupted else ()
+    history = tuple((t, float(bound)) for t, bound in trace if bound.log10() < 300) if upper else ()
+    return Answer(value, log10, proofs, history, notes, interrupted)

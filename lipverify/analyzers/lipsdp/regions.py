@@ -1,0 +1,116 @@
+"""One certificate for a region: a block system for the whole space, or one with the slopes of its ball for every centre."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from lipverify.analyzers.lipsdp.canonical import (
+    canonical_form,
+    looped_form,
+    refuse_loops,
+    refuse_too_large,
+    refuse_unencodable,
+)
+from lipverify.analyzers.lipsdp.evidence import Multipliers, Proofs
+from lipverify.analyzers.lipsdp.norms import Answer, refuse_norms
+from lipverify.analyzers.lipsdp.system import BlockSystem, LoopedSystem
+from lipverify.analyzers.protocol import Compute
+from lipverify.errors import UnsupportedModel
+from lipverify.ir.certificate import Certificate, Evidence, Rigour
+from lipverify.ir.graph import Graph
+from lipverify.ir.norm import Norm
+from lipverify.ir.region import Ball, Query
+from lipverify.propagation import bounds
+
+Method = Callable[[Any, Compute], Answer]
+Form = Callable[..., BlockSystem] | Callable[..., LoopedSystem]
+
+
+def refusal(graph: Graph, query: Query, loops: bool = False, large: bool = False) -> str | None:
+    """Why no block system answers the query: its norms, a node without neurons, a loop, or the memory needed."""
+    reason = refuse_norms(query.norm_in, query.norm_out, graph.output.size)
+    if reason is not None:
+        return reason
+    try:
+        refuse_unencodable(graph)
+        if not loops:
+            refuse_loops(graph)
+        if not large:
+            refuse_too_large(graph)
+    except UnsupportedModel as error:
+        return str(error)
+    return None
+
+
+def systems(graph: Graph, query: Query, compute: Compute, form: Form) -> Iterator[BlockSystem | LoopedSystem]:
+    """One block system for the whole space, or one with the slopes of its ball for every centre."""
+    if not isinstance(query.region, Ball):
+        yield form(graph, None, compute.device)
+        return
+    ball = query.region
+    for index in range(len(ball)):
+        around = Ball(ball.center[index : index + 1], ball.radius, ball.norm, ball.box)
+        ranges = bounds(graph, around, device=compute.device)
+        yield form(graph, ranges, compute.device)
+
+
+def over_region(
+    analyzer: object,
+    graph: Graph,
+    query: Query,
+    compute: Compute,
+    method: Method,
+    form: Form = canonical_form,
+) -> Certificate:
+    """The certificate of one method on every system of the region.
+
+    Raises:
+        UnsupportedModel: what `refusal` says, or a centre's bound exceeds float64.
+    """
+    reason = refusal(graph, query, form is looped_form)
+    if reason is not None:
+        raise UnsupportedModel(reason)
+    ball = query.region if isinstance(query.region, Ball) else None
+    centres = 1 if ball is None else len(ball)
+    answers: list[Answer] = []
+    names: tuple[str, ...] = ()
+    for index, system in enumerate(systems(graph, query, compute, form)):
+        # What is left of the budget is shared evenly by the centres still to come; after an interrupt nothing is left.
+        stopped = any(answer.interrupted for answer in answers)
+        share = time.monotonic() if stopped else compute.share(centres - index)
+        answers.append(method(system, replace(compute, deadline=share)))
+        names = (system.causal if isinstance(system, LoopedSystem) else system).names
+    uppers = [answer.upper for answer in answers]
+    finite = [value for value in uppers if value is not None]
+    if len(finite) < len(uppers) and ball is not None:
+        raise UnsupportedModel("a bound of some centre exceeds the largest float64")
+    upper = torch.tensor(finite if ball is not None else finite[0], dtype=torch.float64) if finite else None
+    return Certificate(
+        upper=upper,
+        log10_upper=None if finite else answers[0].log10_upper,
+        query=query,
+        rigour=Rigour.REAL,
+        evidence=_evidence(query, names, answers),
+        made_by=repr(analyzer),
+        graph_digest=graph.digest,
+        trace=answers[0].trace if ball is None else (),
+        interrupted=any(answer.interrupted for answer in answers),
+    )
+
+
+def _evidence(query: Query, names: tuple[str, ...], answers: list[Answer]) -> Evidence:
+    notes = tuple(dict.fromkeys(note for answer in answers for note in answer.notes))
+    proofs = [answer.proofs for answer in answers]
+    if query.norm_in is Norm.L2 and all(len(p) == 1 and p[0].outputs is None for p in proofs):
+        return Multipliers(
+            blocks=names,
+            diagonals=tuple(p[0].diagonals for p in proofs),
+            exponents=tuple(p[0].exponents for p in proofs),
+            notes=notes,
+        )
+    return Proofs(query.norm_in, names, tuple(proofs), notes)
