@@ -20,12 +20,14 @@ _HOMES = {
     "lipverify.pipeline": ("audit", "extract", "load", "margin"),
     "lipverify.certificates": ("verify",),
     "lipverify.results": ("Audit",),
+    "lipverify.comparison": ("Comparison", "compare"),
     "lipverify.ir.region": ("Ball", "Everywhere", "Query"),
     "lipverify.ir.norm": ("Norm",),
     "lipverify.ir.graph": ("Graph", "Node"),
     "lipverify.ir.certificate": ("Certificate", "Rigour", "Witness"),
     "lipverify.interpreter": ("evaluate",),
     "lipverify.robustness": ("Radii", "radii"),
+    "lipverify.monotonicity": ("Monotonicity", "monotone"),
     "lipverify.propagation": ("Bounds", "bounds"),
     "lipverify.errors": (
         "ExtractionMismatch",
@@ -47,6 +49,7 @@ __all__ = ["__version__", *sorted(_HOME_OF)]
 
 if TYPE_CHECKING:
     from lipverify.certificates import verify
+    from lipverify.comparison import Comparison, compare
     from lipverify.errors import (
         ExtractionMismatch,
         InternalError,
@@ -65,6 +68,7 @@ if TYPE_CHECKING:
     from lipverify.ir.graph import Graph, Node
     from lipverify.ir.norm import Norm
     from lipverify.ir.region import Ball, Everywhere, Query
+    from lipverify.monotonicity import Monotonicity, monotone
     from lipverify.pipeline import audit, extract, load, margin
     from lipverify.propagation import Bounds, bounds
     from lipverify.results import Audit

@@ -79,13 +79,23 @@ def audit(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="write into a folder that is not empty")] = False,
     fail_above: Annotated[float | None, typer.Option(help="exit 3 if the best bound exceeds this")] = None,
+    monotone: Annotated[
+        str | None,
+        typer.Option(
+            help="names or positions of features, or all: does the output only rise, or only fall, with each?"
+        ),
+    ] = None,
+    of: Annotated[int | None, typer.Option(help="--monotone: which entry of the output")] = None,
+    feature_names: Annotated[
+        str | None, typer.Option("--names", help="--monotone: names of all features, with commas")
+    ] = None,
     arch: Arch = None,
     trust_code: Trust = False,
     input_shape: InputShape = None,
     as_json: Json = False,
 ) -> None:
     """Bound a model's Lipschitz constant from above and from below."""
-    names = [name.strip() for name in analyzers.split(",") if name.strip()]
+    names = _words(analyzers)
     if not names:
         raise UsageError("give at least one analyzer")
     wanted_margin = None if margin is None else parse_margin(margin)
@@ -96,6 +106,41 @@ def audit(
     Norm.parse(norm), Norm.parse(norm_out or norm), Norm.parse(ball or norm)
     if wanted_radius is not None and data is None:
         raise UsageError("--radius needs --data: the balls are around the points of a file")
+    if monotone is not None:
+        from lipverify.errors import Undecided
+        from lipverify.monotonicity.command import Options, run_monotone
+
+        found = run_monotone(
+            Options(
+                model=model,
+                features=monotone,
+                names=feature_names,
+                of=of,
+                data=data,
+                radius=wanted_radius,
+                box=wanted_box,
+                limit=limit,
+                output=output,
+                margin=wanted_margin,
+                budget=wanted_budget,
+                device=device,
+                seed=seed,
+                out=out,
+                force=force,
+                arch=arch,
+                trust_code=trust_code,
+                input_shape=shape,
+                quiet=as_json,
+                command=shlex.join(["lipverify", *sys.argv[1:]]),
+            )
+        )
+        if as_json:
+            _print_json(found.to_json())
+        else:
+            from lipverify.reporting.monotone import print_monotone
+
+            print_monotone(found.to_json())
+        raise typer.Exit(0 if found.decided else Undecided.exit_code)
 
     from contextlib import ExitStack
     from dataclasses import replace
@@ -258,6 +303,97 @@ def radius(
         typer.echo(f"report: {out / 'report.html'}", err=True)
 
 
+@app.command()
+def compare(
+    models: Annotated[
+        list[str], typer.Argument(help="ONNX files, zoo:<name>, or weights together with --arch")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="folder for result.json, report.html, certificates and the cache")
+    ] = None,
+    norm: Annotated[str, typer.Option(help="norms at the input, with commas: l1, l2, linf")] = "l2",
+    norm_out: Annotated[str | None, typer.Option(help="norm at the output; default: the same")] = None,
+    analyzers: Annotated[
+        str, typer.Option(help="comma-separated names, see `lipverify analyzers`")
+    ] = "product",
+    data: Annotated[Path | None, typer.Option(help=".npz with x (and y): centres of local regions")] = None,
+    radius: Annotated[str | None, typer.Option(help="radii of the balls, with commas: 0.03,8/255")] = None,
+    everywhere: Annotated[
+        bool, typer.Option("--everywhere", help="besides the balls, the whole space")
+    ] = False,
+    ball: Annotated[
+        str | None, typer.Option(help="norm of the balls: l2 or linf; default: the first --norm")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="use only the first N points")] = None,
+    curves: Annotated[
+        str, typer.Option(help="certified accuracy on --data by this method of `radius`, or none")
+    ] = "crown",
+    box: Annotated[str | None, typer.Option(help="LO,HI: the input box")] = None,
+    output: Output = 0,
+    margin: Annotated[str | None, typer.Option(help="A,B: bound the difference of two outputs")] = None,
+    budget: Annotated[str | None, typer.Option(help="time for everything, for example 90s or 10m")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    seed: Annotated[int, typer.Option(help="seed of the search for lower bounds")] = 0,
+    jobs: Annotated[int, typer.Option(min=1, help="processes")] = 1,
+    cache: Annotated[Path | None, typer.Option(help="where answers are kept; default: inside --out")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with the run in --out")] = False,
+    force: Annotated[bool, typer.Option("--force", help="write into a folder that is not empty")] = False,
+    arch: Arch = None,
+    trust_code: Trust = False,
+    input_shape: InputShape = None,
+    as_json: Json = False,
+) -> None:
+    """Compare models and analyzers in one report."""
+    wanted_margin = None if margin is None else parse_margin(margin)
+    wanted_box = None if box is None else parse_box(box)
+    wanted_budget = None if budget is None else parse_duration(budget)
+    radii = () if radius is None else tuple(parse_radius(part) for part in radius.split(","))
+    if resume and out is None:
+        raise UsageError("--resume needs --out: the folder of the run to go on with")
+    from lipverify.comparison.command import Options, run_compare
+
+    found = run_compare(
+        Options(
+            models=tuple(models),
+            analyzers=_words(analyzers),
+            norms=_words(norm),
+            norm_out=norm_out,
+            data=data,
+            radii=radii,
+            everywhere=everywhere,
+            ball=ball,
+            limit=limit,
+            curves=curves,
+            box=wanted_box,
+            output=output,
+            margin=wanted_margin,
+            budget=wanted_budget,
+            device=device,
+            seed=seed,
+            jobs=jobs,
+            cache=cache,
+            resume=resume,
+            out=out,
+            force=force,
+            arch=arch,
+            trust_code=trust_code,
+            input_shape=_shape(input_shape),
+            quiet=as_json,
+            command=shlex.join(["lipverify", *sys.argv[1:]]),
+        )
+    )
+    document = found.to_json()
+    if as_json:
+        _print_json(document)
+    else:
+        from lipverify.reporting.comparison import print_comparison
+
+        print_comparison(document)
+        if out is not None:
+            typer.echo(f"report: {out / 'report.html'}", err=True)
+    raise typer.Exit(found.exit_code())
+
+
 @app.command(name="analyzers")
 def list_analyzers(as_json: Json = False) -> None:
     """List the analyzers that are installed, with what they state."""
@@ -316,6 +452,10 @@ def zoo_build(
 
     for card in zoo.build(name, force, lambda line: typer.echo(line, err=True)):
         typer.echo(f"zoo:{card.name}")
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
 def _shape(text: str | None) -> tuple[int, ...] | None:

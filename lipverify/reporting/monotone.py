@@ -1,0 +1,67 @@
+"""The table of `audit --monotone` on a terminal."""
+
+from __future__ import annotations
+
+from typing import Any, TextIO
+
+from lipverify.loading.names import display
+from lipverify.reporting.format import plural, seconds_text
+from lipverify.reporting.terminal import console_for
+
+_STYLES = {"increasing": "green", "decreasing": "green", "constant": "green", "undecided": "yellow"}
+
+
+def print_monotone(document: dict[str, Any], file: TextIO | None = None) -> None:
+    """One row for each feature and region: the verdict, the range of the slope, and the pairs that contradict."""
+    from rich.table import Table
+    from rich.text import Text
+
+    console = console_for(file)
+    console.print(Text(_headline(document), style="bold"))
+    several = document["query"]["region"].get("count", 1) > 1
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    table.add_column("feature", overflow="fold")
+    if several:
+        table.add_column("centre", justify="right")
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("slope within", no_wrap=True)
+    table.add_column("seen", overflow="fold")
+    table.add_column("time", justify="right", no_wrap=True)
+    for row in document["features"]:
+        feature = str(row["feature"]) if row["name"] is None else display(row["name"], 40)
+        cells = [Text(feature)]
+        if several:
+            cells.append(Text(str(row["region"])))
+        verdict = row["verdict"]
+        cells += [
+            Text(verdict, style=_STYLES.get(verdict, "bold")),
+            Text("[{:.4g}, {:.4g}]".format(*row["slope"])),
+            Text("; ".join(_seen(row))),
+            Text(seconds_text(row["seconds"])),
+        ]
+        table.add_row(*cells)
+    console.print(table)
+    open_rows = sum(row["verdict"] == "undecided" for row in document["features"])
+    if open_rows:
+        text = f"{plural(open_rows, 'row')} undecided within the budget: give a larger --budget or a smaller region"
+        console.print(Text(text, style="yellow"))
+
+
+def _headline(document: dict[str, Any]) -> str:
+    region, output = document["query"]["region"], document["query"]["output"]
+    if region["kind"] == "ball":
+        where = f"in the box of radius {region['radius']:g} around {plural(region['count'], 'centre')}"
+    else:
+        low, high = min(region["low"]), max(region["high"])
+        where = f"in a box of {plural(len(region['low']), 'input')} between {low:g} and {high:g}"
+    return f"does output {output} rise or fall with one feature alone, {where}?"
+
+
+def _seen(row: dict[str, Any]) -> list[str]:
+    """The pairs in words; a pair along the proved direction is no news."""
+    found = []
+    for word in ("rises", "falls"):
+        pair = row[word]
+        if pair is not None and row["verdict"] in {"neither", "undecided"}:
+            found.append(f"{word} by {abs(pair['change']):.3g} from {pair['from']:.4g} to {pair['to']:.4g}")
+    return found
