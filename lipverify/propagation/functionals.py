@@ -141,7 +141,7 @@ class Functionals:
         return self._dot(a, middle) + self._dot(a.abs(), radius)
 
     def _over_ball(self, a: Tensor) -> Tensor:
-        """The support function of the ball, cut by the input box. For l2 the smaller of ball and box."""
+        """The support function of the ball, cut by the box. For l2 the smaller of ball and box."""
         ball, box = self.known.ball, self.known.box
         if ball.norm is Norm.LINF:
             return self._over_box(a, box.lower, box.upper)
@@ -149,4 +149,4 @@ class Functionals:
         # The norm is off by gamma_(n+2) relative; the slack of `upper` is at least that of |a| |center|, not of the radius.
         length = length * (1.0 + 2.0 * gamma(a[0].numel() + 4 if len(a) else 4))
         value = self._dot(a, ball.center.to(a)) + ball.radius * length
-        return value if ball.box is None else torch.minimum(value, self._over_box(a, box.lower, box.upper))
+        return value if not self.known.cut else torch.minimum(value, self._over_box(a, box.lower, box.upper))

@@ -31,6 +31,10 @@ class Knowledge:
     _planes: dict[str, Relaxation] = field(default_factory=dict)
     _sizes: dict[str, Tensor] = field(default_factory=dict)
     _shifts: dict[str, Tensor] = field(default_factory=dict)
+    cut: bool = False
+    """Whether `box` may be smaller than the balls' own boxes."""
+    empty: Tensor | None = None
+    """[count]: parts of balls that were found to hold no input at all; None where parts were not asked for."""
 
     @classmethod
     def of(cls, graph: Graph, ball: Ball, device: torch.device) -> Knowledge:
@@ -45,7 +49,24 @@ class Knowledge:
             raise UnsupportedModel(f"no interval rule for {listed}")
         box = ball.enclosure()
         ends = Interval(box.lower.to(device), box.upper.to(device))
-        return cls(graph.to(dtype=torch.float64, device=device), ball, ends)
+        return cls(graph.to(dtype=torch.float64, device=device), ball, ends, cut=ball.box is not None)
+
+    def meet(self, first: Interval, second: Interval) -> Interval:
+        """The intersection. Where it is empty the centre is noted in `empty`, and `first` stands for it: every range of
+        such a centre holds all of its (no) values.
+
+        Raises:
+            InternalError: an empty intersection although no parts of balls were asked for.
+        """
+        lower, upper = torch.maximum(first.lower, second.lower), torch.minimum(first.upper, second.upper)
+        if self.empty is None:
+            return Interval(lower, upper)
+        apart = (lower > upper).flatten(1).any(1)
+        if bool(apart.any()):
+            self.empty |= apart
+            rows = apart.reshape(-1, *[1] * (lower.ndim - 1))
+            lower, upper = torch.where(rows, first.lower, lower), torch.where(rows, first.upper, upper)
+        return Interval(lower, upper)
 
     @property
     def count(self) -> int:

@@ -42,6 +42,13 @@ class Bounds(Mapping[str, Interval]):
         return len(self.known.ranges)
 
     @property
+    def empty(self) -> Tensor:
+        """Centres whose part of the ball was found to hold no input at all: [count]."""
+        if self.known.empty is None:
+            return torch.zeros(self.known.count, dtype=torch.bool, device=self.output.lower.device)
+        return self.known.empty
+
+    @property
     def output(self) -> Interval:
         """The range of the selected output, [count, *output shape]."""
         return self[self.known.graph.output.name]
@@ -73,7 +80,8 @@ def bounds(
         method: `linear`, or `interval` for interval arithmetic alone.
         device: where to compute; float64 everywhere.
         memory: bytes that the coefficients of one chunk of rows may take.
-        within: ranges already known for some nodes, on the same device; the result is inside them.
+        within: ranges of some nodes, on the same device: only inputs whose values lie in them count. The result is inside
+            them; where no input is left, `Bounds.empty` says so as far as it was noticed.
 
     Raises:
         UnsupportedModel: an operator without an interval rule, or not bounded on its range; the node is named.
@@ -87,19 +95,18 @@ def bounds(
     with torch.no_grad():
         known = Knowledge.of(graph, ball, torch.device(device))
         targets = _targets(known.graph, ball.norm) if method == "linear" else set()
+        if within is not None:
+            known.empty = torch.zeros(known.count, dtype=torch.bool, device=known.box.lower.device)
         for node in known.graph.nodes:
             box = known.image(node)
             if within is not None and node.name in within:
-                box = _intersection(box, within[node.name])
+                box = known.meet(box, within[node.name])
+                if isinstance(node.op, Input):
+                    known.box, known.cut = box, True
             known.ranges[node.name] = box
             if node.name in targets:
                 known.ranges[node.name] = _tightened(known, node, memory)
     return Bounds(known)
-
-
-def _intersection(first: Interval, second: Interval) -> Interval:
-    """Both hold the same values, so they meet."""
-    return Interval(torch.maximum(first.lower, second.lower), torch.minimum(first.upper, second.upper))
 
 
 def _targets(graph: Graph, norm: Norm) -> set[str]:
@@ -162,21 +169,34 @@ def _push(
         walk.step(step)
         if not early:
             continue
-        _write(walk.upper(), owner, entry, lower, upper)
+        _write(known, walk.upper(), owner, entry, lower, upper)
         open_rows = _unsettled(known, node, lower, upper)[owner, entry]
         if int(open_rows.sum()) < 0.9 * len(owner):
             walk.keep(open_rows.repeat_interleave(2).nonzero().flatten())
             owner, entry = owner[open_rows], entry[open_rows]
             if len(owner) == 0:
                 return
-    _write(walk.upper(), owner, entry, lower, upper)
+    _write(known, walk.upper(), owner, entry, lower, upper)
 
 
-def _write(found: Tensor, owner: Tensor, entry: Tensor, lower: Tensor, upper: Tensor) -> None:
-    """Intersects with found [2n]: upper bounds of an entry and of its negative. What overflowed is left out."""
+def _write(
+    known: Knowledge, found: Tensor, owner: Tensor, entry: Tensor, lower: Tensor, upper: Tensor
+) -> None:
+    """Intersects with found [2n]: upper bounds of an entry and of its negative. What overflowed is left out.
+
+    Where the ends cross the part of the ball is empty, and the entry stays as it was.
+    """
     found = torch.where(found.isfinite(), found, torch.full_like(found, torch.inf))
-    upper[owner, entry] = torch.minimum(upper[owner, entry], found[0::2])
-    lower[owner, entry] = torch.maximum(lower[owner, entry], -found[1::2])
+    high = torch.minimum(upper[owner, entry], found[0::2])
+    low = torch.maximum(lower[owner, entry], -found[1::2])
+    if known.empty is not None:
+        apart = low > high
+        known.empty[owner[apart]] = True
+        high, low = (
+            torch.where(apart, upper[owner, entry], high),
+            torch.where(apart, lower[owner, entry], low),
+        )
+    upper[owner, entry], lower[owner, entry] = high, low
 
 
 def _unsettled(known: Knowledge, node: Node, lower: Tensor, upper: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from lipverify.analyzers.lipsdp.canonical import commuted
 from lipverify.analyzers.local.comparators import elementary
 from lipverify.analyzers.local.coupled import slope_lines
-from lipverify.analyzers.local.gradients import derivative_ranges, reason_to_refuse
+from lipverify.analyzers.local.gradients import Gradients, derivative_ranges, reason_to_refuse
 from lipverify.analyzers.local.jacobian import Tier, jacobian_ranges, row_norms
 from lipverify.analyzers.local.norms import from_matrix, from_rows
 from lipverify.analyzers.product import Product
@@ -61,13 +61,17 @@ def _reject(graph: Graph, query: Query) -> str | None:
 
 
 @dataclass(frozen=True)
-class _Result:
+class LocalBounds:
+    """upper [count]: bounds of the norm asked for; rows [count, rows]: of the dual norm of every row of the Jacobian."""
+
     upper: Tensor
+    rows: Tensor
     unknown: Tensor
+    """How many derivatives are not known exactly."""
 
 
-def local_upper(graph: Graph, query: Query, compute: Compute, method: str) -> _Result:
-    """Upper bounds for every ball of the query, [count]. method: `chord`, `recurjac` or `interval`."""
+def local_bounds(graph: Graph, query: Query, compute: Compute, method: str = "chord") -> LocalBounds:
+    """Upper bounds for every ball of the query. method: `chord`, `recurjac` or `interval`."""
     ball = query.region
     assert isinstance(ball, Ball)
     graph = commuted(graph, None)[0]
@@ -75,16 +79,18 @@ def local_upper(graph: Graph, query: Query, compute: Compute, method: str) -> _R
     rows = written.output.size
     per_row = 8 * 8 * sum(node.size for node in written.nodes)
     at_once = max(1, MEMORY // (per_row * min(rows, 64)))
-    found, unknown = [], []
+    found, by_row, unknown = [], [], []
     with torch.no_grad():
         for start in range(0, len(ball), at_once):
             part = Ball(ball.center[start : start + at_once], ball.radius, ball.norm, ball.box)
             ranges = _ranges(graph, written, part, compute)
             chunk = max(1, MEMORY // (per_row * len(part)))
-            found.append(_one_chunk(written, ranges, query, method, chunk))
+            part_bounds = norm_bounds(written, ranges, query, tier_of(written, ranges, method), chunk)
+            found.append(part_bounds.upper)
+            by_row.append(part_bounds.rows)
             unknown.append(_unknown(written, ranges))
             compute.report(f"local {start + len(part)}/{len(ball)}", float(found[-1].max()))
-    return _Result(torch.cat(found), torch.cat(unknown))
+    return LocalBounds(torch.cat(found), torch.cat(by_row), torch.cat(unknown))
 
 
 def _ranges(graph: Graph, written: Graph, ball: Ball, compute: Compute) -> Bounds:
@@ -99,24 +105,46 @@ def _intervals(graph: Graph, ball: Ball, compute: Compute) -> Bounds:
     return bounds(graph, ball, method="interval", device=compute.device)
 
 
-def _one_chunk(graph: Graph, ranges: Bounds, query: Query, method: str, chunk: int) -> Tensor:
-    factors = derivative_ranges(graph, ranges)
+@dataclass(frozen=True)
+class NormBounds:
+    """upper [count], rows [count, output rows], and the ranges of all gradients they come from, some rows each."""
+
+    upper: Tensor
+    rows: Tensor
+    gradients: tuple[Gradients, ...]
+
+
+def norm_bounds(
+    graph: Graph,
+    ranges: Bounds,
+    query: Query,
+    tier: Tier,
+    chunk: int,
+    *,
+    factors: dict[str, tuple[Interval, ...]] | None = None,
+    outputs: slice = slice(None),
+) -> NormBounds:
+    """Bounds of the Jacobian's norm and of its rows' over every centre, `chunk` output rows at a time.
+
+    Args:
+        factors: ranges of the derivatives; by default those of the rules over `ranges`.
+        outputs: which rows of the Jacobian.
+    """
+    factors = derivative_ranges(graph, ranges) if factors is None else factors
     size, count = graph.output.size, ranges.known.count
     identity = torch.eye(size, dtype=torch.float64, device=ranges.output.lower.device)
-    seeds = identity.reshape(size, *graph.output_shape)
-    tier = _tier(graph, ranges, method)
-    rows, entries = [], []
-    for some in _slices(size, chunk):
-        jacobian = jacobian_ranges(graph, factors, seeds[some], count, tier)
-        rows.append(row_norms(jacobian, query.norm_in.dual, tier))
-        entries.append(jacobian.boxes[graph.input.name])
-    found = from_rows(torch.cat(rows, 1), query.norm_out)
+    seeds = identity.reshape(size, *graph.output_shape)[outputs]
+    found = [jacobian_ranges(graph, factors, seeds[some], count, tier) for some in _slices(len(seeds), chunk)]
+    rows = torch.cat([row_norms(part, query.norm_in.dual, tier) for part in found], 1)
+    upper = from_rows(rows, query.norm_out)
+    entries = [part.boxes[graph.input.name] for part in found]
     matrix = Interval(
         torch.cat([box.lower.flatten(2) for box in entries], 1),
         torch.cat([box.upper.flatten(2) for box in entries], 1),
     )
     other = from_matrix(matrix, query.norm_in, query.norm_out)
-    return found if other is None else torch.minimum(found, other)
+    upper = upper if other is None else torch.minimum(upper, other)
+    return NormBounds(upper, rows, tuple(found))
 
 
 def _slices(size: int, chunk: int) -> Iterator[slice]:
@@ -124,7 +152,8 @@ def _slices(size: int, chunk: int) -> Iterator[slice]:
         yield slice(start, start + chunk)
 
 
-def _tier(graph: Graph, ranges: Bounds, method: str) -> Tier:
+def tier_of(graph: Graph, ranges: Bounds, method: str = "chord") -> Tier:
+    """How gradients are bounded by `chord`, `recurjac` or `interval`."""
     if method == "interval":
         return Tier(refine=False, joint=False)
     if method == "recurjac":
@@ -147,7 +176,7 @@ def _certificate(
     reason = _reject(graph, query)
     if reason is not None:
         raise UnsupportedModel(reason)
-    found = local_upper(graph, query, compute, method)
+    found = local_bounds(graph, query, compute, method)
     upper = found.upper.cpu()
     product = _product(graph, query, compute) if with_product else None
     better = torch.zeros(len(upper), dtype=torch.bool)

@@ -38,17 +38,17 @@ class Smaller:
 class LocalSDP:
     """Semidefinite bounds over balls: slopes from linear bounds, neurons with known slopes substituted.
 
-    Statement: |f(x) - f(y)|_2 <= upper |x - y|_2 for all x, y of one ball.
-    Source: Fazlyab et al., NeurIPS 2019 (arXiv 1906.04893), localised as Hashemi, Ruths, Fazlyab, L4DC 2021; the minimum
-    with `local`.
+    Statement: |f(x) - f(y)|_out <= upper |x - y|_in for all x, y of one ball; inputs in l2 or linf.
+    Source: Fazlyab et al., NeurIPS 2019 (arXiv 1906.04893), localised as Hashemi, Ruths, Fazlyab, L4DC 2021; for linf inputs
+    with one weight an input, output by output; the minimum with `local`.
     Sound when: as `lipsdp` and `local`.
     """
 
     name: ClassVar[str] = "local-sdp"
-    settings: Settings = field(default_factory=Settings)
+    settings: Settings = field(default_factory=lambda: Settings(tol=1e-3))
 
     def reject(self, graph: Graph, query: Query) -> str | None:
-        """As `local` and `lipsdp`: a ball, l2 to l2, neurons with bounded slopes."""
+        """As `local` and `lipsdp`: a ball, inputs in l2 or linf, neurons with bounded slopes."""
         return Local().reject(graph, query) or LipSDP(self.settings).reject(graph, query)
 
     def bound(self, graph: Graph, query: Query, compute: Compute) -> Certificate:

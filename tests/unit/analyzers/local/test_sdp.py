@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 
 from lipverify import ops
+from lipverify.analyzers.lipsdp.analyzer import LipSDP
 from lipverify.analyzers.local.analyzer import Local
 from lipverify.analyzers.local.sdp import LocalSDP
 from lipverify.analyzers.protocol import Compute
-from lipverify.analyzers.registry import resolve
 from lipverify.interpreter import evaluate
 from lipverify.ir.norm import Norm
 from lipverify.ir.op import Op
@@ -28,7 +30,7 @@ def test_between_samples_and_both_parts(op: Op, rng: np.random.Generator) -> Non
     assert found.upper is not None
     parts = [
         Local().bound(graph, query, Compute()).upper,
-        resolve("lipsdp").bound(graph, query, Compute()).upper,
+        LipSDP(LocalSDP().settings).bound(graph, query, Compute()).upper,
     ]
     for part in parts:
         assert part is not None
@@ -47,3 +49,25 @@ def test_refusals_are_those_of_its_parts(rng: np.random.Generator) -> None:
     assert "ball" in (LocalSDP().reject(graph, Query()) or "")
     other = Query(Norm.L1, Norm.L1, Ball(torch.zeros(1, 4), 0.1))
     assert "l2 or linf" in (LocalSDP().reject(graph, other) or "")
+
+
+@pytest.mark.parametrize("norm_out", [Norm.LINF, Norm.L2])
+@pytest.mark.parametrize("op", [ops.ReLU(), ops.Tanh(), ops.GroupSort(2)], ids=str)
+def test_inputs_in_linf(op: Op, norm_out: Norm, rng: np.random.Generator) -> None:
+    """Between sampled Jacobians and `local`, strictly below `local` where many slopes are unknown."""
+    graph = chain([tensor(rng, 12, 5), tensor(rng, 12, 12, scale=0.4), tensor(rng, 3, 12)], op)
+    exact = graph.to(dtype=torch.float64)
+    center = torch.tensor(rng.standard_normal((2, 5)))
+    query = Query(Norm.LINF, norm_out, Ball(center, 0.5, Norm.LINF))
+    found = LocalSDP().bound(graph, query, Compute()).upper
+    plain = Local().bound(graph, query, Compute()).upper
+    assert found is not None
+    assert plain is not None
+    assert bool((found <= plain).all())
+    assert bool((found < 0.95 * plain).any())
+    signs = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=5)), dtype=torch.float64)
+    for i in range(2):
+        for x in center[i] + 0.5 * (2 * torch.tensor(rng.random((100, 5))) - 1):
+            j = torch.autograd.functional.jacobian(lambda z: evaluate(exact, z[None])[0], x)
+            truth = torch.linalg.vector_norm(signs @ j.T, ord=norm_out.order, dim=1).max()
+            assert float(found[i]) >= float(truth) * (1 - 1e-12)
