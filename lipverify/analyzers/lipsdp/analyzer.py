@@ -15,13 +15,14 @@ from lipverify.analyzers.lipsdp.reference import solve_reference
 from lipverify.analyzers.lipsdp.regions import over_region, refusal
 from lipverify.analyzers.lipsdp.repair import evaluated_again
 from lipverify.analyzers.lipsdp.solver import Settings
+from lipverify.analyzers.lipsdp.splitting import bound_pieces, effort_of, pieces, whole_fits
 from lipverify.analyzers.lipsdp.system import BlockSystem, LoopedSystem
 from lipverify.analyzers.protocol import Compute
 from lipverify.errors import UnsupportedModel
 from lipverify.ir.certificate import Certificate, Rigour
 from lipverify.ir.graph import Graph
 from lipverify.ir.norm import Norm
-from lipverify.ir.region import Ball, Query
+from lipverify.ir.region import Ball, Everywhere, Query
 
 
 @dataclass(frozen=True)
@@ -32,18 +33,35 @@ class LipSDP:
     Source: Fazlyab, Robey, Hassani, Morari, Pappas, NeurIPS 2019 (arXiv 1906.04893), LipSDP-Neuron, as a block system with
     closed-form evaluation; maxima and sorting as comparators of one neuron each; linf inputs by searched weights, as Wang
     et al. (arXiv 2203.01212) and Pauli et al. (arXiv 2401.14033); linf outputs one by one.
-    Sound when: every operator is affine, a scalar activation with proven slopes, a maximum, a sort or a reflection.
+    Sound when: every operator is affine, a scalar activation with proven slopes, a maximum, a sort or a reflection. Where the
+    whole network is too large for the memory or the budget, the product over pieces, which the result says.
     """
 
     name: ClassVar[str] = "lipsdp"
     settings: Settings = field(default_factory=Settings)
+    pieces: int | None = None
+    """Cut into about so many pieces, as far as there are places to cut; by default only where it must be."""
 
     def reject(self, graph: Graph, query: Query) -> str | None:
-        """Names the node without a form as neurons, or the memory that would be needed."""
-        return refusal(graph, query)
+        """Names the node without a form as neurons, or the memory that would be needed even for a piece."""
+        everywhere = isinstance(query.region, Everywhere)
+        reason = refusal(graph, query, large=everywhere)
+        if reason is None and everywhere and not whole_fits(graph, Compute()):
+            try:
+                pieces(graph, effort_of(Compute(), 1), self.settings)
+            except UnsupportedModel as error:
+                return str(error)
+        return reason
 
     def bound(self, graph: Graph, query: Query, compute: Compute) -> Certificate:
         """Recomputed from the multipliers alone; the search's own objective is never shown."""
+        if isinstance(query.region, Everywhere) and (self.pieces or not whole_fits(graph, compute)):
+            reason = refusal(graph, query, large=True)
+            if reason is not None:
+                raise UnsupportedModel(reason)
+            found = pieces(graph, effort_of(compute, self.pieces or 1), self.settings, self.pieces or 1)
+            if len(found) > 1:
+                return bound_pieces(self, graph, query, compute, found)
 
         def method(system: BlockSystem, share: Compute) -> Answer:
             return answer(system, query.norm_in, query.norm_out, share, self.settings)
