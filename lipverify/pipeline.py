@@ -186,12 +186,37 @@ def audit(
     compute = Compute(torch.device(device), seed, deadline, report or silent)
     search = search or Search(seconds=10.0 if budget is None else max(0.5, min(10.0, budget / 5)))
     witness = falsify(graph, query, compute, search, box=box, hints=hints)
-    rows = tuple(_answer(method, graph, query, compute) for method in methods)
+    rows = _rows(methods, graph, query, compute)
     for row in rows:
         _contradiction(row, witness)
     rows = tuple(_checked(row, graph, query) for row in rows)
     value = witness.value if isinstance(query.region, Ball) else float(witness.value[0])
     return Audit(graph, query, rows, Lower(value, witness), time.monotonic() - started)
+
+
+def _rows(methods: list[Analyzer], graph: Graph, query: Query, compute: Compute) -> tuple[Row, ...]:
+    """The answers in order. After an interrupt the best so far is kept and the analyzers behind it are not begun."""
+    rows: list[Row] = []
+    for method in methods:
+        if any(row.interrupted for row in rows):
+            rows.append(Row(method, 0.0, refused="interrupted before it began", stopped=True))
+            continue
+        started = time.monotonic()
+        try:
+            rows.append(_answer(method, graph, query, compute))
+        except KeyboardInterrupt:
+            seconds = time.monotonic() - started
+            rows.append(Row(method, seconds, refused="interrupted before it had a bound", stopped=True))
+    return tuple(rows)
+
+
+def answer(method: Analyzer, graph: Graph, query: Query, compute: Compute) -> Row:
+    """One analyzer's row alone, `checked` where the checker has proved it. No witness is held against it here.
+
+    Raises:
+        InternalError: evidence that the checker covers does not carry the bound.
+    """
+    return _checked(_answer(method, graph, query, compute), graph, query)
 
 
 def _answer(method: Analyzer, graph: Graph, query: Query, compute: Compute) -> Row:
@@ -232,7 +257,9 @@ def _contradiction(row: Row, witness: Witness) -> None:
 
 
 def exit_code(result: Audit) -> int:
-    """0 if some analyzer gave a bound; 4 if at least one only ran out of budget; 5 if all refused."""
+    """0 if some analyzer gave a bound; 4 if at least one only ran out of budget; 5 if all refused; 130 if interrupted."""
+    if result.interrupted:
+        return 130
     if any(row.certificate is not None for row in result.rows):
         return 0
     return Undecided.exit_code if any(row.undecided for row in result.rows) else UnsupportedModel.exit_code

@@ -33,6 +33,13 @@ class Row:
     certificate: Certificate | None = None
     refused: str | None = None
     undecided: bool = False
+    stopped: bool = False
+    """Whether an interrupt is why there is no bound."""
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether somebody stopped this analyzer; its bound, where it has one, is the best until then."""
+        return self.stopped or (self.certificate is not None and self.certificate.interrupted)
 
     @property
     def analyzer(self) -> str:
@@ -65,6 +72,11 @@ class Row:
         }
         if certificate.unchecked:
             found["unchecked"] = certificate.unchecked
+        if certificate.interrupted:
+            found["interrupted"] = True
+        notes = getattr(certificate.evidence, "notes", ())
+        if notes:
+            found["notes"] = list(notes)
         if certificate.trace:
             found["trace"] = [list(pair) for pair in certificate.trace]
         if isinstance(certificate.evidence, Gains):
@@ -102,6 +114,11 @@ class Audit:
     def certificates(self) -> dict[str, Certificate]:
         """The upper bounds that were given, by analyzer."""
         return {row.analyzer: row.certificate for row in self.rows if row.certificate is not None}
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether somebody stopped one of the analyzers; what was found until then is kept."""
+        return any(row.interrupted for row in self.rows)
 
     @property
     def best(self) -> Row | None:

@@ -52,6 +52,9 @@ def print_audit(document: Document, file: TextIO | None = None) -> None:
         console.print(
             Text(f"each column shows its largest value over {plural(answers.count, 'centre')}", style="dim")
         )
+    for answer in answers.answers:
+        for note in answer.row.get("notes", ()):
+            console.print(Text(f"{answer.analyzer}: {display(note, 600)}", style="dim"))
     for refusal in answers.refusals:
         console.print(Text.assemble((f"{refusal.analyzer} refused: ", "yellow"), refusal.reason))
 
