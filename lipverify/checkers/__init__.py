@@ -4,8 +4,8 @@ Trusted: this package, numpy's products and Cholesky under the assumptions of `a
 the interpreter. Not trusted: whatever produced the certificate.
 """
 
-from lipverify.checkers.certificate import Verdict, check, verify_file
-from lipverify.checkers.graph import NotCovered
-from lipverify.checkers.reading import Model, read_model
+from lipverify.checkers.arithmetic import NotCovered
+from lipverify.checkers.claims import Verdict, check, verify_file
+from lipverify.checkers.files import Model, read_model
 
 __all__ = ["Model", "NotCovered", "Verdict", "check", "read_model", "verify_file"]

@@ -16,11 +16,31 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lipverify.errors import RefutedCertificate, UnreadableCertificate
+
 Array = NDArray[Any]
 TINY = 2.0**-300
 """Covers every underflow: matrices are scaled near 1 first."""
-_BITS = 192
-_LIMB = 20
+_BITS, _LIMB = 192, 20
+
+
+class NotCovered(RefutedCertificate):
+    """The checker has no proof for this operator, size or kind of claim."""
+
+
+def need(condition: object, message: str) -> None:
+    """UnreadableCertificate with this message unless the condition holds."""
+    if not condition:
+        raise UnreadableCertificate(message)
+
+
+def real(text: Any) -> float:
+    """A float64 written in hexadecimal."""
+    need(
+        isinstance(text, str) and len(text) <= 30 and text.lstrip("-")[:2] in ("0x", "in"),
+        "a number is not hexadecimal",
+    )
+    return float.fromhex(text)
 
 
 def above(value: Fraction | int) -> float:
@@ -190,3 +210,20 @@ def exact_norm_at_most(w: Array, limit: float) -> bool:
     whole, scale = integers(w if w.shape[0] >= w.shape[1] else w.T)
     square = math.floor(Fraction(limit) ** 2 * Fraction(4) ** scale)
     return exactly_definite(np.eye(whole.shape[1], dtype=int).astype(object) * square - exact_gram(whole))
+
+
+def exact_blocks(diagonal: Array, half: Array, blocks: list[tuple[slice, slice, Array, Array]]) -> Array:
+    """A symmetric matrix of a diagonal and blocks `entries * factor`, rows and columns times powers of two, in integers."""
+    values, fine = integers(diagonal)
+    pieces = [(slice(i, i + 1), slice(i, i + 1), values[i : i + 1, None], fine) for i in range(len(diagonal))]
+    for here, there, entries, factor in blocks:
+        (w, a), (f, b) = integers(entries), integers(factor)
+        pieces.append((here, there, w * f, a + b))
+    finest, exponents = max(scale for *_, scale in pieces), np.frexp(half)[1]
+    powers = np.array([2 ** int(h) for h in exponents - exponents.min()], dtype=object)
+    matrix = np.zeros((len(diagonal), len(diagonal)), dtype=object)
+    for here, there, whole, scale in pieces:
+        block = whole * 2 ** (finest - scale) * powers[here][:, None] * powers[there]
+        matrix[here, there] = block
+        matrix[there, here] = block.T
+    return matrix

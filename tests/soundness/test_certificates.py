@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from lipverify import checkers
-from lipverify.checkers import arithmetic, certificate, lipsdp, product
+from lipverify.checkers import arithmetic, claims, gains
 from lipverify.errors import LipverifyError, UnreadableCertificate
 from tests.soundness import mutants
 
@@ -45,9 +45,9 @@ def test_unchanged_certificates_are_accepted(subjects: list[mutants.Subject]) ->
     ("where", "name", "broken", "kind"),
     [
         (arithmetic, "norms_at_most", lambda *_: True, "smaller gain"),
-        (lipsdp.arith, "positive_definite", lambda *_: True, "multipliers"),
-        (certificate, "statement", lambda *_: _Any(), "stronger text"),
-        (product, "prove_product", lambda *_: 0, "lower claim"),
+        (arithmetic, "positive_definite", lambda *_: True, "multipliers"),
+        (claims, "statement", lambda *_: _Any(), "stronger text"),
+        (gains, "prove_product", lambda *_: 0, "lower claim"),
     ],
 )
 def test_the_changes_would_find_a_broken_checker(
@@ -59,8 +59,8 @@ def test_the_changes_would_find_a_broken_checker(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(where, name, broken)
-    if where is product:
-        monkeypatch.setattr(certificate, "prove_product", broken)
+    if where is gains:
+        monkeypatch.setattr(claims, "prove_product", broken)
     found = [m for m in mutants.mutants(subjects, 400, seed=2) if m.kind == kind]
     assert any(mutant.accepted() for mutant in found)
 
@@ -121,7 +121,7 @@ def test_any_value_in_any_place_is_refused_or_changes_nothing(subjects: list[mut
             if place[path[-1]] == value:
                 continue
             place[path[-1]] = value
-            mutant = mutants.Mutant("value", subject, json.dumps(document).encode(), arrays)
+            mutant = mutants.Mutant("value", subject, json.dumps(document).encode(), arrays, subject.model)
             assert not mutant.accepted(), f"{path} = {value!r}"
 
 

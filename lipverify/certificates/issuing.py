@@ -1,0 +1,246 @@
+"""From a bound to a certificate: written, checked from its written form alone, and `checked` only after that."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lipverify import checkers
+from lipverify.analyzers.lipsdp.evidence import Multipliers
+from lipverify.certificates.format import Issued, document_of
+from lipverify.certificates.nodes import Described, described
+from lipverify.certificates.proofs import (
+    CONVOLUTION_TOLERANCE,
+    TOLERANCE,
+    multipliers,
+    product_stages,
+    too_small,
+)
+from lipverify.checkers import Model, NotCovered, arithmetic
+from lipverify.checkers.claims import ending
+from lipverify.checkers.gains import prove_product
+from lipverify.checkers.multipliers import System, needed
+from lipverify.checkers.operators import Map, Program, Scalar
+from lipverify.errors import InternalError, LipverifyError, RefutedCertificate, UnsupportedModel
+from lipverify.ir.certificate import Certificate, Gains, Rigour
+from lipverify.ir.graph import Graph
+from lipverify.ir.norm import Norm
+from lipverify.ir.region import Everywhere, Query
+from lipverify.loading.names import display
+from lipverify.loading.safetensors import write_safetensors
+
+if TYPE_CHECKING:
+    from lipverify.analyzers.protocol import Analyzer
+
+_SLACKS = (2.0**-26, 2.0**-22, 0.99 * TOLERANCE, 1e-3)
+
+
+# -- what the certificate is checked against
+
+
+def model_of(graph: Graph) -> Model:
+    """The graph in memory as the checker's model: its own tensors, bound by content."""
+    known = described(graph)
+    name = display(graph.origin.path or "graph", 80)
+    return Model(
+        name, graph.origin.sha256, known.arrays, "graph", known.program, (known.output,), "", graph.digest
+    )
+
+
+def _bound_model(graph: Graph) -> Model:
+    """The model file a graph came from, read by the checker itself; the graph in memory where there is no file."""
+    origin = graph.origin
+    if origin.path is None or origin.sha256 is None:
+        return model_of(graph)
+    return _read(str(model_path(origin.path)), origin.sha256)
+
+
+@lru_cache(maxsize=2)
+def _read(path: str, sha256: str) -> Model:
+    model = checkers.read_model(Path(path))
+    if model.sha256 != sha256:
+        raise NotCovered("the model file has changed since it was read")
+    return model
+
+
+def model_path(model: str) -> Path:
+    """The file that a model argument names: for networks of the zoo their weights."""
+    from lipverify import zoo
+
+    folder = zoo.resolve(model)
+    return Path(model) if folder is None else folder / "weights.safetensors"
+
+
+# -- issuing
+
+
+def issue(
+    certificate: Certificate, graph: Graph, query: Query, analyzer: Analyzer, seconds: float
+) -> Certificate:
+    """The certificate in its written form, `checked` when the checker has proved it from that form alone.
+
+    Where the checker has no proof for the evidence, the rigour stays and `unchecked` says why.
+
+    Raises:
+        InternalError: evidence the checker covers does not carry the bound.
+    """
+    if certificate.rigour < Rigour.REAL or certificate.upper is None:
+        return certificate
+    try:
+        issued, raised = _issued(certificate, graph, query, analyzer, seconds)
+    except NotCovered as error:
+        return replace(certificate, unchecked=str(error))
+    except OSError as error:
+        return replace(certificate, unchecked=f"the model file cannot be read again ({error.strerror})")
+    except LipverifyError as error:
+        kind = type(error).__name__
+        raise InternalError(
+            f"the certificate of {analyzer.name} does not check ({kind}: {error}); please report it"
+        ) from error
+    return replace(certificate, upper=raised, rigour=Rigour.CHECKED, issued=issued)
+
+
+def _issued(
+    certificate: Certificate, graph: Graph, query: Query, analyzer: Analyzer, seconds: float
+) -> tuple[Issued, Tensor]:
+    model = _bound_model(graph)
+    known = described(graph) if model.binding == "weights" else None
+    program, output = _program(model, known, graph)
+    if isinstance(certificate.evidence, Gains) and query.norm_in is query.norm_out is Norm.L2:
+        own = known or described(graph)
+        if (reason := too_small(certificate.evidence, own.program)) is not None:
+            raise RefutedCertificate(reason)
+    proof, arrays, upper = _proof(certificate, program, output, query)
+    for slack in _SLACKS:
+        # A proof in floating point needs a little room, and more of it on large networks.
+        raised = upper if proof["kind"] == "product" else upper * (1 + slack)
+        written = replace(certificate, upper=raised, rigour=Rigour.CHECKED)
+        document = document_of(written, graph, query, analyzer) | {
+            "proof": proof, "times": {"analyzer_seconds": seconds}}  # fmt: skip
+        document["subject"] |= {"sha256": model.sha256, "output": output}
+        beside = dict(arrays)
+        if known is not None:
+            document |= {"graph": known.document, "tensors": known.tensors}
+            foreign = sorted(known.arrays.keys() - model.tensors.keys())
+            beside |= {f"tensor.{d}": torch.from_numpy(known.arrays[d].copy()) for d in foreign}
+        issued = Issued(document, write_safetensors(beside) if beside else None)
+        try:
+            issued.check(model)
+        except RefutedCertificate as error:
+            if isinstance(error, NotCovered) or slack == _SLACKS[-1]:
+                raise
+            continue
+        if slack > TOLERANCE:
+            raise NotCovered(f"the checker alone proves {float(raised.max()):.6g}")
+        return issued, raised
+    raise AssertionError("unreachable")
+
+
+def _program(model: Model, known: Described | None, graph: Graph) -> tuple[Program, str]:
+    """The checker's own reading of the model, and the name of the output in it."""
+    if known is not None:
+        return known.program, known.output
+    if model.program is None:
+        raise NotCovered(model.reason)
+    if model.binding == "graph":
+        return model.program, model.outputs[0]
+    own = described(graph)
+    content = _content(own.program, own.output)
+    for output in model.outputs:
+        if _content(model.program, output) == content:
+            return model.program, output
+    raise NotCovered("the checker's own reader does not find this graph in the file")
+
+
+def _content(program: Program, output: str) -> Counter[Any]:
+    """What the steps behind an output are made of, however they are wired: enough to tell outputs and margins apart."""
+    found: Counter[Any] = Counter()
+    for step in needed(program, ending(program, output)).values():
+        if isinstance(step, Map):
+            found[step.kernel.shape, step.kernel.tobytes()] += 1
+        elif isinstance(step, Scalar):
+            found[step.law, step.size] += 1
+        else:
+            found[type(step).__name__, step.size] += 1
+    return found
+
+
+def _proof(
+    certificate: Certificate, program: Program, output: str, query: Query
+) -> tuple[dict[str, Any], dict[str, Tensor], Tensor]:
+    """Evidence in the checker's form, with the bound that it proves."""
+    assert certificate.upper is not None
+    step = ending(program, output)
+    if isinstance(certificate.evidence, Gains):
+        if query.norm_in is not query.norm_out:
+            raise NotCovered("different norms at input and output are not covered by the checker")
+        stages = product_stages(program, step, query.norm_in)
+        proved = arithmetic.above(prove_product(program, step, str(query.norm_in), stages, False))
+        convolves = any(getattr(s, "lattice", None) for s in program.steps.values())
+        upper = certificate.upper.clamp(min=proved)
+        if bool(
+            (upper > certificate.upper * (1 + (CONVOLUTION_TOLERANCE if convolves else TOLERANCE))).any()
+        ):
+            raise NotCovered(f"the checker alone proves {proved:.6g}")
+        return {"kind": "product", "stages": stages}, {}, upper
+    if isinstance(certificate.evidence, Multipliers):
+        if not isinstance(query.region, Everywhere):
+            raise NotCovered("slopes of a region are not covered by the checker")
+        if len(certificate.evidence.diagonals) != 1:
+            raise NotCovered("multipliers of several centres are not covered by the checker")
+        evidence = certificate.evidence
+        blocks = multipliers(evidence.diagonals[0], evidence.exponents[0], System(program, step))
+        arrays = {f"multipliers.{k:04d}": torch.from_numpy(d) for k, d in enumerate(blocks)}
+        return (
+            {"kind": "lipsdp", "parts": [{"row": None, "weights": None, "blocks": list(arrays)}]},
+            arrays,
+            certificate.upper,
+        )
+    raise NotCovered(
+        f"evidence of the kind {type(certificate.evidence).__name__} is not covered by the checker"
+    )
+
+
+def unproved(certificate: Certificate, graph: Graph, query: Query, analyzer: Analyzer) -> Issued:
+    """A bound the checker has no proof for, written with its evidence; the checker refuses it."""
+    document = document_of(certificate, graph, query, analyzer)
+    why = certificate.unchecked or "the checker was not asked"
+    return Issued(document | {"not_covered": [*document["not_covered"], f"proof by the checker: {why}"]})
+
+
+def verify(
+    certificate: Certificate | Issued | str | Path, model: Graph | str | Path, exact: bool = False
+) -> checkers.Verdict:
+    """Proves a certificate again, with nothing of the analyzer that made it.
+
+    Args:
+        certificate: a file, or one of `Audit.certificates`. model: a graph, or what `load` takes as a file.
+        exact: integers alone, for networks small enough.
+
+    Raises:
+        RefutedCertificate: the evidence does not carry the claim, or the checker has no proof for it.
+        UnreadableCertificate: damaged, or for another model. UnsupportedModel: the certificate was never issued.
+    """
+    if isinstance(certificate, str | Path):
+        path = Path(certificate)
+        if not isinstance(model, Graph):
+            return checkers.verify_file(path, model_path(str(model)), exact)
+        return checkers.verify_file(path, model_of(model), exact)
+    issued = certificate.issued if isinstance(certificate, Certificate) else certificate
+    if issued is None:
+        assert isinstance(certificate, Certificate)
+        raise UnsupportedModel(
+            f"this bound has no certificate that can be checked: {certificate.unchecked or 'not audited'}"
+        )
+    bound = model_of(model) if isinstance(model, Graph) else checkers.read_model(model_path(str(model)))
+    assert isinstance(issued, Issued)
+    return issued.check(bound, exact)
+
+
+__all__ = ["Described", "issue", "model_of", "model_path", "unproved", "verify"]

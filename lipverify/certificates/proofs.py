@@ -1,0 +1,190 @@
+"""Evidence of analyzers in the checker's form. Nothing here needs trust: gains and multipliers are candidates until proved."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from lipverify.checkers import NotCovered, gains
+from lipverify.checkers.multipliers import System, needed
+from lipverify.checkers.operators import Map, Program
+from lipverify.ir.certificate import Gains
+from lipverify.ir.norm import Norm
+
+Array = np.ndarray[Any, np.dtype[Any]]
+TOLERANCE, CONVOLUTION_TOLERANCE = 1e-6, 2e-3
+"""What a proof may add to a bound, relatively."""
+_DENSE_WORK, _DENSE_ENTRIES, _QUICK = 2e10, 1 << 24, 2e8
+
+
+# -- product: chains of maps with gains
+
+
+def product_stages(program: Program, output: str, norm: Norm) -> list[dict[str, Any]]:
+    """Chains of maps as long as a proof is affordable."""
+    steps = needed(program, output)
+    readers: dict[str, int] = {}
+    for step in steps.values():
+        for source in step.sources:
+            readers[source] = readers.get(source, 0) + 1
+    chains: list[list[str]] = []
+    where: dict[str, list[str]] = {}
+    for name, step in steps.items():
+        if not isinstance(step, Map):
+            continue
+        source = step.sources[0]
+        if (
+            len(step.sources) == 1
+            and source in where
+            and readers[source] == 1
+            and len(steps[source].sources) == 1
+        ):
+            where[name] = where[source]
+        else:
+            chains.append([])
+            where[name] = chains[-1]
+        where[name].append(name)
+    return [stage for chain in chains for stage in _staged({n: steps[n] for n in chain}, norm)]
+
+
+def _staged(chain: dict[str, Any], norm: Norm) -> Iterator[dict[str, Any]]:
+    steps = list(chain.values())
+    if len(steps[0].sources) > 1 or (len(steps) == 1 and _diagonal(steps[0])):
+        return  # sums of several values and scalings alone have a rule
+    if _affordable(steps):
+        yield _dense(chain, norm)
+        return
+    if norm is not Norm.L2:
+        return
+    piece: dict[str, Any] = {}
+    for name, step in [*chain.items(), ("", None)]:
+        together = [*piece.values(), *([step] if step is not None else [])]
+        fits = (
+            all(s.lattice or _diagonal(s) for s in together) and sum(bool(s.lattice) for s in together) <= 1
+        )
+        if piece and (step is None or not fits):
+            yield from _convolution(piece)
+            piece = {}
+        if step is not None:
+            piece[name] = step
+
+
+def _diagonal(step: Map) -> bool:
+    return step.kernel.shape[1:] == (1, 1)
+
+
+def _affordable(steps: Sequence[Map]) -> bool:
+    rows, columns = steps[-1].size, len(steps[0].view)
+    short, long = sorted((rows, columns))
+    most = max(columns, *(s.size for s in steps))
+    inner = columns * most
+    return (
+        2.0 * short**2 * long + 1.5 * short**3 < _DENSE_WORK
+        and max(rows * columns, inner) < 4 * _DENSE_ENTRIES
+    )
+
+
+def _dense(chain: dict[str, Any], norm: Norm) -> dict[str, Any]:
+    matrices, errors = gains.matrix_of(list(chain.values()))
+    if norm is Norm.L2:
+        size = max((float(np.linalg.norm(m, 2)) for m in matrices if m.size), default=0.0)
+        # The shift of a verified Cholesky grows with the square of the side.
+        size *= 1 + TOLERANCE / 100 + 3e-16 * min(matrices.shape[1:]) ** 2
+    else:
+        size = float((np.abs(matrices) + errors).sum(-1 if norm is Norm.LINF else -2).max()) * (1 + 1e-9)
+    return {"steps": list(chain), "by": "dense", "gain": size.hex()}
+
+
+def _convolution(piece: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The torus, or grid, with the smallest proved gain."""
+    steps = list(piece.values())
+    if not any(step.lattice for step in steps):
+        for name, step in piece.items():
+            if not _diagonal(step):
+                yield _dense({name: step}, Norm.L2)
+        return
+    kernel, _, sizes = gains.kernel_of(steps)
+    best, torus = math.inf, None
+    sizes = [n if n <= 80 else 80 for n in sizes]
+    for choice in itertools.product(*([(n + more, t) for more in (0, 1) for t in (1, 0)] for n in sizes)):
+        if math.prod(n for n, _ in choice) > 1 << 13:
+            continue
+        peak = max(_peaks(kernel, gains.torus_points(kernel, choice)))
+        if peak < best:
+            best, torus = peak, [list(pair) for pair in choice]
+    if torus is None:
+        raise NotCovered("a convolution on a large image is not covered by the checker")
+    _, _, exact = gains.kernel_of(steps)
+    for (n, _), size, taps in zip(torus, exact, kernel.shape[3:], strict=True):
+        best /= 1.0 if n >= size else math.cos(math.pi * (taps - 1) / 2 / n)
+    yield {"steps": list(piece), "by": "torus", "torus": torus, "gain": (best * (1 + 1e-7)).hex()}
+
+
+def _peaks(kernel: Array, grid: Array) -> Iterator[float]:
+    for start in range(0, len(grid), 256):
+        values = gains.symbol_at(kernel, grid[start : start + 256])
+        half = values.shape[-2] // 2, values.shape[-1] // 2
+        whole = values[..., : half[0], : half[1]] + 1j * values[..., half[0] :, : half[1]]
+        yield float(np.linalg.norm(whole, 2, (-2, -1)).max())
+
+
+def too_small(evidence: Gains, program: Program) -> str | None:
+    """The first stage of an analyzer whose gain is below the norm of its matrix, for l2; an error of ours."""
+    for stage in evidence.steps:
+        if stage.gain is None or not all(name in program.values for name in stage.nodes):
+            continue
+        chain = [program.steps[name] for name in stage.nodes if name in program.steps]
+        maps = [step for step in chain if isinstance(step, Map)]
+        joined = all(b.sources[0] in stage.nodes for b in maps[1:])
+        if not maps or len(maps) < len(chain) or not joined or len(maps[0].sources) > 1:
+            continue
+        short, long = sorted((maps[-1].size, len(maps[0].view)))
+        if short**2 * long < _QUICK and _affordable(maps):
+            matrices, _ = gains.matrix_of(maps)
+            norm = max((float(np.linalg.norm(m, 2)) for m in matrices if m.size), default=0.0)
+            if norm > stage.gain * (1 + TOLERANCE):
+                return f"the gain {stage.gain!r} of {', '.join(stage.nodes)[:80]} is below {norm!r}"
+    return None
+
+
+# -- LipSDP: multipliers
+
+
+def multipliers(diagonals: Sequence[Tensor], exponents: Sequence[int], system: System) -> list[Array]:
+    """Positive float64 multipliers of every neuron.
+
+    Neurons without influence have none of their own (zero): they get numbers so small, or so large, that they do not matter.
+    """
+    found = []
+    for values, exponent in zip(diagonals, exponents, strict=True):
+        diagonal = np.ldexp(values.detach().cpu().double().numpy(), 2 * exponent)
+        if not bool(np.isfinite(diagonal).all()):
+            raise NotCovered("multipliers beyond float64 are not covered by the checker")
+        found.append(diagonal)
+    if [len(d) for d in found] != system.sizes:
+        raise NotCovered("the checker arranges the neurons of this network in another way")
+    return _filled(found, system) if any((d <= 0).any() for d in found) else found
+
+
+def _filled(diagonals: list[Array], system: System) -> list[Array]:
+    known = np.concatenate([d[d > 0] for d in diagonals])
+    low, high = (float(known.min()), float(known.max())) if len(known) else (1.0, 1.0)
+    driven: list[Array] = []
+    found = []
+    for k, (block, d) in enumerate(zip(system.blocks, diagonals, strict=True)):
+        reached = np.zeros(len(d), dtype=bool)
+        for key, matrix in block.parts.items():
+            mask = slice(None) if key < 0 else driven[key]
+            reached |= (matrix[:, mask] != 0).any(1)
+        driven.append(reached)
+        step = 40 * (k + 1)
+        filler = np.where(
+            reached, math.ldexp(high, min(step, 900)), math.ldexp(low, step - 40 * (len(diagonals) + 1))
+        )
+        found.append(np.where(d > 0, d, filler))
+    return found

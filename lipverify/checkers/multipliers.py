@@ -1,0 +1,156 @@
+"""Proof of a LipSDP bound from multipliers alone: the block system is assembled from the steps, then one Cholesky decides."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from fractions import Fraction
+
+import numpy as np
+
+from lipverify.checkers import arithmetic as arith
+from lipverify.checkers.arithmetic import Array, NotCovered, need
+from lipverify.checkers.operators import Map, Order, Program, Scalar, Step
+from lipverify.checkers.signals import Signal, combined, identity, mapped, stacked
+from lipverify.errors import RefutedCertificate
+
+MAX_ROWS, _INPUT = 10_000, -1
+# Fewest comparators for the small sizes (Knuth, The Art of Computer Programming, volume 3, section 5.3.4).
+_SORTS = {1: [], 2: [[(0, 1)]], 3: [[(0, 1)], [(1, 2)], [(0, 1)]], 4: [[(0, 1), (2, 3)], [(0, 2), (1, 3)], [(1, 2)]],
+          5: [[(0, 3), (1, 4)], [(0, 2), (1, 3)], [(0, 1), (2, 4)], [(1, 2), (3, 4)], [(2, 3)]]}  # fmt: skip
+
+
+class System:
+    """Blocks of neurons w = phi(v), slopes in [0, 1], with v as signals of the input and earlier blocks."""
+
+    def __init__(self, program: Program, output: str) -> None:
+        self.blocks: list[Signal] = []
+        self.sizes: list[int] = []
+        signals: dict[str, Signal] = {}
+        for name, step in needed(program, output).items():
+            x = stacked([signals[s] for s in step.sources]).rows(step.view) if step.sources else None
+            signals[name] = identity(_INPUT, step.size) if x is None else self._encoded(step, x)
+        self.inputs, self.output, self.outputs = program.steps[program.input].size, signals[output], 0
+        self.outputs = program.steps[output].size
+
+    def _encoded(self, step: Step, x: Signal) -> Signal:
+        if isinstance(step, Map):
+            return mapped(step, x)
+        if isinstance(step, Scalar):
+            return self._sloped(x, step.low, step.high)
+        if isinstance(step, Order) and not step.whole:
+            return self._maximum(x, step.groups)
+        if isinstance(step, Order) and step.groups.shape[1] in _SORTS:
+            return self._sorted(x, step.groups)
+        raise NotCovered(f"no form of {type(step).__name__} as neurons in the checker")
+
+    def _sloped(self, v: Signal, low: Array, high: Array) -> Signal:
+        """phi(v) = low v + span w with slopes of w in [0, 1]; no neuron where low = high."""
+        free, kernel = np.flatnonzero(high > low), np.zeros((1, 1, 1))
+        # low + span >= high exactly: the difference is rounded up.
+        span = np.where(low == 0, high, np.nextafter(high - low, np.inf))[free]
+        key, spread = len(self.blocks), np.zeros((len(low), len(free)))
+        spread[free, np.arange(len(free))] = span
+        at, kernel = np.arange(len(low)), low[:, None, None]
+        fixed = (
+            mapped(Map((), at, len(low), kernel, at[:, None, None]), v)
+            if low.any() or len(free) == 0
+            else None
+        )
+        if len(free) == 0 and fixed is not None:
+            return fixed
+        self.blocks.append(v.rows(free))
+        self.sizes.append(len(free))
+        w = Signal({key: spread}, None, 0, bool((span == 1).all()), v.growth)
+        return w if fixed is None else combined(fixed, w, 1.0)
+
+    def _compared(self, p: Signal, q: Signal) -> tuple[Signal, Signal]:
+        """max = q + r, min = p - r with r = relu(p - q)."""
+        v = combined(p, q, -1.0)
+        n = len(next(iter(v.parts.values())))
+        r = self._sloped(v, np.zeros(n), np.ones(n))
+        return combined(q, r, 1.0), combined(p, r, -1.0)
+
+    def _maximum(self, v: Signal, groups: Array) -> Signal:
+        rows = [[i for i in row if i >= 0] for row in groups.tolist()]
+        while max(map(len, rows)) > 1:
+            left, right = ([i for r in rows for i in r[k : len(r) // 2 * 2 : 2]] for k in (0, 1))
+            kept = [r[-1] for r in rows if len(r) % 2]
+            v = stacked([self._compared(v.rows(left), v.rows(right))[0], v.rows(kept)])
+            won, rest = iter(range(len(left))), iter(range(len(left), len(left) + len(kept)))
+            rows = [[*itertools.islice(won, len(r) // 2), *itertools.islice(rest, len(r) % 2)] for r in rows]
+        return v.rows([r[0] for r in rows])
+
+    def _sorted(self, v: Signal, groups: Array) -> Signal:
+        wires, n = [v.rows(column) for column in groups.T], len(groups)
+        for stage in _SORTS[groups.shape[1]]:
+            p, q = (stacked([wires[pair[k]] for pair in stage]) for k in (0, 1))
+            high, low = self._compared(p, q)
+            for place, (i, j) in enumerate(stage):
+                rows = np.arange(place * n, (place + 1) * n)
+                wires[i], wires[j] = low.rows(rows), high.rows(rows)
+        return stacked(wires).rows(np.arange(groups.size).reshape(-1, n).T.ravel())
+
+
+def needed(program: Program, output: str) -> dict[str, Step]:
+    """The steps behind one of them, in order."""
+    found = {output}
+    for name in reversed(program.steps):
+        found |= set(program.steps[name].sources) if name in found else set()
+    return {name: step for name, step in program.steps.items() if name in found or name == program.input}
+
+
+def prove_lipsdp(system: System, blocks: Sequence[Array], upper: float, exact: bool = False,
+                 weights: Array | None = None, row: int | None = None) -> None:  # fmt: skip
+    """|f(x) - f(y)|_2 <= upper |x - y|_2, or RefutedCertificate; with weights tau: upper |x - y|_inf; of one output with `row`.
+
+    Statement: with D > 0 diagonal, J'g = V0'g + U'c, b = V'g + C'c, c_i between 0 and b_i, the matrix
+
+            | T   U'               V0'   |
+        M = | U   2D - DC' - CD   -DV'   |  >= 0   gives   |T^-1/2 J'g|^2 <= |T^-1/2 (V0'g + U'c)|^2 + 2 c'D(b - c) <= rho |g|^2,
+            | V0  -VD             rho    |
+
+        T = I, rho = upper^2; or T = diag(tau), rho sum(tau) = upper^2: |J d|^2 <= rho d'T d <= rho sum(tau) |d|_inf^2.
+    Source: LipSDP-Neuron (Fazlyab et al., NeurIPS 2019) in reverse mode, by the Schur complement of T.
+    """
+    last = system.output if row is None else system.output.rows([row])
+    sizes = [system.inputs, *system.sizes, system.outputs if row is None else 1]
+    tau = np.ones(system.inputs) if weights is None else weights
+    d = [tau, *blocks, np.ones(sizes[-1])]
+    need([m.shape for m in d] == [(n,) for n in sizes], "multipliers of another network")
+    need(all(np.isfinite(m).all() and (m > 0).all() for m in d), "multipliers that are not positive")
+    if sum(sizes) > MAX_ROWS:
+        raise NotCovered(f"a matrix of {sum(sizes)} rows is too large for the checker")
+    ends = np.cumsum([0, *sizes])
+    place = [slice(int(a), int(b)) for a, b in itertools.pairwise(ends)]
+    total = sum(map(Fraction, tau.tolist())) if weights is not None else Fraction(1)
+    rho = arith.below(Fraction(upper) ** 2 / total)
+    diagonal = np.concatenate([tau, *(2.0 * m for m in blocks), np.full(sizes[-1], rho)])
+    if not bool((diagonal > 2.0**-400).all() and (diagonal < 2.0**400).all()):
+        raise NotCovered("multipliers or a bound near the ends of float64 are not covered by the checker")
+    # Powers of two on both sides: exact, and the diagonal becomes 1/2 to 2.
+    half = np.ldexp(1.0, -(np.frexp(diagonal)[1] // 2))
+    matrix, slack, exactly = np.zeros((ends[-1], ends[-1])), np.zeros(ends[-1]), []
+    for r, signal in enumerate([*system.blocks, last], start=1):
+        for key, part in signal.parts.items():
+            here, there, factor = (
+                place[r],
+                place[key + 1],
+                np.ones(system.inputs) if key == _INPUT else -d[key + 1],
+            )
+            if exact and signal.rounds:
+                raise NotCovered("exact checking covers chains whose matrices are stored as they are")
+            exactly.append((here, there, part, factor))
+            block = (half[here][:, None] * (part * factor)) * half[there]
+            error = (signal.errors(key) + 2.0**-52 * np.abs(part)) * np.abs(factor)
+            error = (half[here][:, None] * error) * half[there]
+            matrix[here, there] += block
+            matrix[there, here] += block.T
+            slack[here] += arith.sums(error, 1)
+            slack[there] += arith.sums(error, 0)
+    places = np.arange(len(matrix))
+    matrix[places, places] += half * diagonal * half
+    slack = slack * (1 + 2.0**-30) + 2.0**-50 * np.diagonal(matrix)
+    if not (arith.exactly_definite(arith.exact_blocks(diagonal, half, exactly)) if exact
+            else arith.positive_definite(matrix, slack)):  # fmt: skip
+        raise RefutedCertificate(f"the multipliers do not prove {upper!r}")

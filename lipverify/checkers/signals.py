@@ -1,0 +1,117 @@
+"""Results of steps as linear functions of the input and of neurons, with a bound on every entry's error."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from lipverify.checkers.arithmetic import TINY, Array, NotCovered, gamma
+from lipverify.checkers.operators import Map
+
+MAX_ENTRIES, _CHUNK = 1 << 28, 1 << 23
+Parts = dict[int, Array]
+
+
+class Signal(NamedTuple):
+    """Sum over sources of matrix @ source; exact entries differ by at most gamma(rounds) times the sizes, and underflows.
+
+    parts: source -> [size, source size]; sizes: of all terms, None where they are the absolute entries. plain: every row copies
+    one entry or none, so that products with it are exact. growth: log2 of what steps can make of an underflow of 2^-1074.
+    """
+
+    parts: Parts
+    sizes: Parts | None = None
+    rounds: int = 0
+    plain: bool = False
+    growth: float = 0.0
+
+    def size(self, key: int) -> Array:
+        return np.abs(self.parts[key]) if self.sizes is None else self.sizes[key]
+
+    def errors(self, key: int) -> Array:
+        return self.size(key) * (2.0 * gamma(self.rounds)) + (TINY if self.rounds else 0.0)
+
+    def rows(self, index: Sequence[int] | Array) -> Signal:
+        """Some rows; -1 gives zeros."""
+        at = np.asarray(index, dtype=np.int64)
+        sizes = None if self.sizes is None else {k: taken(m, at) for k, m in self.sizes.items()}
+        return self._replace(parts={k: taken(m, at) for k, m in self.parts.items()}, sizes=sizes)
+
+
+def identity(key: int, size: int) -> Signal:
+    if size * size > MAX_ENTRIES:
+        raise NotCovered(f"matrices of {size} columns are too large for the checker")
+    return Signal({key: np.eye(size)}, None, 0, True)
+
+
+def taken(m: Array, index: Array) -> Array:
+    if index.size and index.min() < 0:
+        m = np.concatenate([m, np.zeros((1, m.shape[1]))])
+    if index.size * m.shape[1] > MAX_ENTRIES:
+        raise NotCovered("a matrix of the network is too large for the checker")
+    return m if np.array_equal(index, np.arange(len(m))) else m[index]
+
+
+def stacked(signals: Sequence[Signal]) -> Signal:
+    """Rows of several signals, one after another."""
+    if len(signals) == 1:
+        return signals[0]
+    some = {k: m for s in signals for k, m in s.parts.items()}
+    heights = [len(next(iter(s.parts.values()))) for s in signals]
+
+    def joined(k: int, sizes: bool) -> Array:
+        own = [(s.size(k) if sizes else s.parts[k]) if k in s.parts else np.zeros((h, some[k].shape[1]))
+               for s, h in zip(signals, heights, strict=True)]  # fmt: skip
+        return np.concatenate(own)
+
+    sizes = None if all(s.sizes is None for s in signals) else {k: joined(k, True) for k in some}
+    return Signal({k: joined(k, False) for k in some}, sizes, max(s.rounds for s in signals),
+                  all(s.plain for s in signals), max(s.growth for s in signals))  # fmt: skip
+
+
+def combined(first: Signal, second: Signal, sign: float) -> Signal:
+    """first + sign * second, one rounding more where both are there."""
+    n = len(next(iter(first.parts.values())))
+    step = Map(
+        (), np.arange(2 * n), n, np.array([[[1.0, sign]]]), np.arange(2 * n).reshape(1, 2, n).swapaxes(1, 2)
+    )
+    return mapped(step, stacked([first, second]))
+
+
+def mapped(step: Map, x: Signal) -> Signal:
+    """The map of a step on its view."""
+
+    def image(kernel: Array, m: Array) -> Array:
+        (g, p, t), width = step.index.shape, m.shape[1]
+        if g * p * kernel.shape[1] * width > MAX_ENTRIES:
+            raise NotCovered("a matrix of the network is too large for the checker")
+        m = np.concatenate([m, np.zeros((1, width))])
+        if t == 1 == kernel.shape[1]:
+            return np.asarray((kernel * m[step.index[:, :, 0]]).reshape(-1, width))
+        out = np.empty((g, kernel.shape[1], p, width))
+        for i in range(0, width, max(1, _CHUNK // step.index.size)):
+            cut = slice(i, i + max(1, _CHUNK // step.index.size))
+            out[..., cut] = np.swapaxes(kernel[:, None] @ m[:, cut][step.index], 1, 2)
+        return out.reshape(-1, width)
+
+    parts = {key: image(step.kernel, m) for key, m in x.parts.items()}
+    absolute, unit = np.abs(step.kernel), bool(np.isin(step.kernel, (-1.0, 0.0, 1.0)).all())
+    known = (absolute != 0).astype(np.float64)
+    # Behind an entry with one term there is no sum, and no product where one factor is 0, 1 or -1.
+    one = (x.plain or unit) and max(
+        image(known, 1.0 * (m != 0)).max(initial=0) for m in x.parts.values()
+    ) <= 1
+    added = step.rounded + (0 if one else step.kernel.shape[2] + 2)
+    rounds = x.rounds + added
+    sizes = {key: image(absolute, x.size(key)) for key in x.parts} if rounds else None
+    growth = x.growth + math.log2(max(1.0, float(absolute.sum(2).max()) * 2, step.kernel.shape[2]))
+    if growth > 600:
+        raise NotCovered(
+            "a network whose numbers may leave the range of float64 is not covered by the checker"
+        )
+    return Signal(
+        parts, sizes, rounds, one and x.plain and bool(np.isin(step.kernel, (0.0, 1.0)).all()), growth
+    )
