@@ -83,7 +83,7 @@ def render_audit(document: Document) -> str:
         spreads=centres.spreads(answers) if answers.local else (),
         centres=centres.centres(answers) if answers.local else (),
         centres_left_out=max(answers.count - centres.SHOWN, 0) if answers.local else 0,
-        falls=_falls(answers, nodes),
+        falls=falls(answers, nodes),
         model=model_facts(model),
         notes=texts(model.get("notes")),
         trusted=texts(model.get("trusted_code")),
@@ -164,6 +164,7 @@ def _bound_row(answer: Answer, answers: Answers) -> BoundRow:
     )
     facts = [(label, display(row[key], 600)) for label, key in labels if row.get(key)]
     facts += [("Assumes", text) for text in texts(row.get("assumptions"))]
+    facts += [("Note", text) for text in texts(row.get("notes"))]
     seconds = row.get("seconds")
     place = row.get("certificate")
     return BoundRow(
@@ -199,13 +200,14 @@ def _lower_words(lower: Document | None, answers: Answers) -> str:
     )
 
 
-def _falls(answers: Answers, nodes: list[Document]) -> list[Fall]:
-    falls = []
+def falls(answers: Answers, nodes: list[Document]) -> list[Fall]:
+    """The waterfall of every analyzer that splits its bound into stages."""
+    found = []
     for answer in answers.answers:
         figure = waterfall(answer.row.get("steps") or (), nodes)
         if figure is not None:
-            falls.append(Fall(answer.analyzer, upper_text(answer.largest), figure))
-    return falls
+            found.append(Fall(answer.analyzer, upper_text(answer.largest), figure))
+    return found
 
 
 def model_facts(model: Document) -> list[tuple[str, str, bool]]:

@@ -162,7 +162,7 @@ def curves(document: Document, with_attack: bool) -> Curves:
         other = "M" + " L".join(_place(p) for p in attacked)
         band = "M" + " L".join(_place(p) for p in [*certified, *reversed(attacked)]) + " Z"
     width = _RIGHT - _LEFT
-    horizontal = tuple(Mark(_LEFT + width * value / largest, text) for value, text in _ticks(largest))
+    horizontal = tuple(Mark(_LEFT + width * value / largest, text) for value, text in axis_marks(largest))
     vertical = tuple(Mark(_TOP + _HEIGHT * (1 - s / 4), f"{25 * s} %") for s in range(5))
     return Curves(path, other, band, horizontal, vertical, _LEFT, width, _TOP, _HEIGHT)
 
@@ -175,7 +175,7 @@ def _place(point: tuple[float, float]) -> str:
     return f"{point[0]:.3f} {point[1]:.3f}"
 
 
-def _ticks(largest: float) -> list[tuple[float, str]]:
+def axis_marks(largest: float) -> list[tuple[float, str]]:
     """Between three and six round numbers from 0 to the end of the axis."""
     scale = Decimal(1).scaleb(Decimal(largest).adjusted())
     for factor in (Decimal("0.2"), Decimal("0.5"), Decimal(1), Decimal(2), Decimal(5)):

@@ -5,6 +5,7 @@ Horizontal places are per cent and vertical ones pixels, so that the figure fits
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lipverify.loading.names import display
@@ -95,6 +96,32 @@ def sandwich_of_centres(answers: Answers, first: int) -> Plot | None:
         tracks.append(Track(top + 26, start, smallest, start if lows else None, tuple(others), "best"))
     title = f"Lower and upper bounds of {len(tracks)} centres on a logarithmic axis"
     return _plot(axis, tracks, labels, SMALL_ROW, None, title, head=HEAD // 3)
+
+
+def sandwich_of_models(models: Sequence[tuple[str, Answers]]) -> Plot | None:
+    """The figure of a comparison: one row for each model, from its lower to its smallest upper bound; others are marks.
+
+    For balls a row shows the largest bounds over the centres. Models without any bound have no row; None if all have none.
+    """
+    shown = [(name, answers) for name, answers in models if answers.answers]
+    if not shown:
+        return None
+    sizes = [sorted((a.largest for a in answers.answers), key=lambda b: b.order) for _, answers in shown]
+    lows = [None if answers.lower is None else Magnitude(answers.lower) for _, answers in shown]
+    axis = _axis([bound for row in sizes for bound in row], [low for low in lows if low is not None])
+    labels, tracks = [], []
+    for i, (name, answers) in enumerate(shown):
+        top = HEAD // 3 + i * ROW
+        low = lows[i]
+        start = axis.start if low is None else axis.at(low.position)
+        smallest, *others = (axis.at(bound.position) for bound in sizes[i])
+        labels.append(Label(0.0, top + 15, "start", display(name, NAME_LIMIT), "name"))
+        begin = "≤ " if answers.lower is None else f"{lower_text(answers.lower, 4)} to "
+        labels.append(Label(100.0, top + 15, "end", f"{begin}{upper_text(sizes[i][0], 4)}", "number"))
+        known = None if low is None else start
+        tracks.append(Track(top + 28, start, smallest, known, tuple(others), "best"))
+    title = f"Lower and upper bounds of {len(tracks)} models on a logarithmic axis"
+    return _plot(axis, tracks, labels, ROW, None, title, head=HEAD // 3)
 
 
 def _axis(uppers: list[Magnitude], lowers: list[Magnitude]) -> LogAxis:

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from lipverify.reporting.comparison import render_comparison
 from lipverify.reporting.html import render_audit
-from tests.unit.reporting import documents
+from tests.unit.reporting import comparisons, documents
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
@@ -27,6 +28,9 @@ DOCUMENTS = {
     "exploding": documents.exploding(),
     "twelve": documents.of_bounds([1.3 * 1.35**i for i in range(11)] + [1e20], 1.0),
 }
+
+PAGES = {name: render_audit(document) for name, document in DOCUMENTS.items()}
+PAGES |= {f"compare {name}": render_comparison(document) for name, document in comparisons.DOCUMENTS.items()}
 
 # The reports sit in frames, with their own policy in force; only the page around them runs a script.
 PROBE = """<!DOCTYPE html><body>%s<script>
@@ -68,8 +72,8 @@ def browse(page: Path, *options: str) -> subprocess.CompletedProcess[str]:
 
 def probe(folder: Path, width: int, *options: str) -> list[dict[str, Any]]:
     frames = [
-        f'<iframe style="border:0;width:{width}px;height:2000px" srcdoc="{html.escape(render_audit(document))}"></iframe>'
-        for document in DOCUMENTS.values()
+        f'<iframe style="border:0;width:{width}px;height:2000px" srcdoc="{html.escape(text)}"></iframe>'
+        for text in PAGES.values()
     ]
     page = folder / "probe.html"
     page.write_text(PROBE % "".join(frames), encoding="utf-8")
@@ -77,13 +81,13 @@ def probe(folder: Path, width: int, *options: str) -> list[dict[str, Any]]:
     match = re.search(r'<body id="found">(.*?)</body>', done.stdout, re.DOTALL)
     assert match, done.stderr[-2000:]
     found = json.loads(html.unescape(match[1]))
-    assert len(found) == len(DOCUMENTS)
+    assert len(found) == len(PAGES)
     return found
 
 
 @pytest.mark.parametrize("width", [360, 1200])
 def test_nothing_overflows_and_no_labels_meet(tmp_path: Path, width: int) -> None:
-    for name, page in zip(DOCUMENTS, probe(tmp_path, width), strict=True):
+    for name, page in zip(PAGES, probe(tmp_path, width), strict=True):
         assert page["needed"] <= page["width"] <= width, name
         assert page["hidden"] == 0, name
         assert page["scripts"] == 0
@@ -108,10 +112,10 @@ def test_the_dark_scheme_is_dark(tmp_path: Path) -> None:
     assert all(brightness(page) < 40 for page in dark)
 
 
-@pytest.mark.parametrize("name", ["mlp", "hostile"])
+@pytest.mark.parametrize("name", ["mlp", "hostile", "compare two", "compare many", "compare hostile"])
 def test_a_screenshot_shows_something_and_the_console_is_silent(tmp_path: Path, name: str) -> None:
     report, blank = tmp_path / "report.html", tmp_path / "blank.html"
-    report.write_text(render_audit(DOCUMENTS[name]), encoding="utf-8")
+    report.write_text(PAGES[name], encoding="utf-8")
     blank.write_text("<!DOCTYPE html><title>blank</title>", encoding="utf-8")
     sizes = []
     for page in (report, blank):
@@ -122,6 +126,40 @@ def test_a_screenshot_shows_something_and_the_console_is_silent(tmp_path: Path, 
     assert sizes[0] > 5 * sizes[1]
 
 
+KEYBOARD = """<!DOCTYPE html><body><iframe style="width:900px;height:2000px" srcdoc="%s"></iframe><script>
+addEventListener('load', () => {
+  const page = document.querySelector('iframe').contentDocument;
+  page.querySelectorAll('details').forEach(e => { e.open = true; });
+  const wide = [...page.querySelectorAll('*')].filter(e => e.scrollWidth > e.clientWidth + 1 && e.clientWidth > 40
+    && ['auto', 'scroll'].includes(page.defaultView.getComputedStyle(e).overflowX));
+  const stops = [...page.querySelectorAll('a[href], summary, [tabindex="0"]')];
+  const reached = stops.filter(e => { e.focus(); return page.activeElement === e; });
+  const shapes = [...page.querySelectorAll('svg.plot .point, svg.plot .curve')];
+  const marks = shapes.map(e => e.getBoundingClientRect());
+  document.body.id = 'found';
+  document.body.textContent = JSON.stringify({
+    first: stops[0].textContent, stops: stops.length, reached: reached.length,
+    stuck: wide.filter(e => e.tabIndex !== 0).length,
+    missed: stops.filter(e => !reached.includes(e)).map(e => e.outerHTML.slice(0, 80)),
+    marks: marks.filter(r => r.width + r.height > 2).length, all: marks.length});
+});
+</script></body>"""
+
+
+@pytest.mark.parametrize("name", ["compare two", "compare many"])
+def test_everything_is_reached_by_keyboard_and_marks_are_visible(tmp_path: Path, name: str) -> None:
+    page = tmp_path / "keyboard.html"
+    page.write_text(KEYBOARD.replace("%s", html.escape(PAGES[name])), encoding="utf-8")
+    match = re.search(r'<body id="found">(.*?)</body>', browse(page, "--dump-dom").stdout, re.DOTALL)
+    assert match
+    found = json.loads(html.unescape(match[1]))
+    assert found["first"] == "Skip to the answer"
+    assert not found["missed"]
+    assert found["reached"] == found["stops"] > 5
+    assert found["stuck"] == 0  # whatever scrolls sideways can be focused, so that arrow keys move it
+    assert found["marks"] == found["all"] > 4
+
+
 def test_the_console_would_not_be_silent_about_a_broken_policy(tmp_path: Path) -> None:
     page = tmp_path / "bad.html"
     text = render_audit(DOCUMENTS["mlp"]).replace("</body>", "<script>document.title = 1</script></body>")
@@ -129,9 +167,10 @@ def test_the_console_would_not_be_silent_about_a_broken_policy(tmp_path: Path) -
     assert "CONSOLE" in browse(page, "--dump-dom").stderr
 
 
-def test_it_prints_to_pdf(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["residual", "compare two", "compare many"])
+def test_it_prints_to_pdf(tmp_path: Path, name: str) -> None:
     page, paper = tmp_path / "report.html", tmp_path / "report.pdf"
-    page.write_text(render_audit(DOCUMENTS["residual"]), encoding="utf-8")
+    page.write_text(PAGES[name], encoding="utf-8")
     browse(page, f"--print-to-pdf={paper}", "--no-pdf-header-footer")
     data = paper.read_bytes()
     assert data.startswith(b"%PDF")

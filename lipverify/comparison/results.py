@@ -1,0 +1,215 @@
+"""What a comparison found: rows of every model and question, and the document made of them."""
+
+from __future__ import annotations
+
+import html
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from lipverify import __version__
+from lipverify.documents import NOT_COVERED, environment, model_document, nodes_document
+from lipverify.errors import Refuted, Undecided, UnsupportedModel
+from lipverify.ir.graph import Graph
+from lipverify.ir.region import Query
+
+SCHEMA = "lipverify.compare/1"
+WITNESSES = "witnesses.npz"
+_LARGEST_LOG = 300.0
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """Why a model is missing, and the exit code that an audit of it would end with."""
+
+    reason: str
+    exit_code: int
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One model and one question: a row for every analyzer, and the lower bound where there is one."""
+
+    rows: tuple[dict[str, Any], ...]
+    lower: dict[str, Any] | None
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    witness: bytes | None = None
+    undecided: bool = False
+    failed: bool = False
+    refuted: bool = False
+
+    def best(self) -> dict[str, Any] | None:
+        """The row with the smallest bound (for balls: smallest on average); None if every one refused."""
+        return min((row for row in self.rows if "refused" not in row), key=mean_log, default=None)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All answers. models: by the name they are shown under; answers: by name, one for each query."""
+
+    models: Mapping[str, Graph | Unreadable]
+    queries: tuple[Query, ...]
+    analyzers: tuple[str, ...]
+    answers: Mapping[str, tuple[Answered, ...]]
+    seconds: float
+    computed: int
+    cached: int
+    curves: tuple[dict[str, Any], ...] = ()
+    command: str | None = None
+
+    def upper(self, model: str, analyzer: str, query: int = 0) -> float | list[float] | None:
+        """One bound; None where it was refused or exceeds float64."""
+        rows = self.answers[model][query].rows
+        found: float | list[float] | None = next(r for r in rows if r["analyzer"] == analyzer).get("upper")
+        return found
+
+    def exit_code(self) -> int:
+        """3 if a witness contradicts a bound, 1 if something broke, 0 if some bound was given; otherwise why there is none."""
+        everything = [answer for answers in self.answers.values() for answer in answers]
+        if any(answer.refuted for answer in everything):
+            return Refuted.exit_code
+        if any(answer.failed for answer in everything):
+            return 1
+        if any(answer.best() is not None for answer in everything):
+            return 0
+        if any(answer.undecided for answer in everything):
+            return Undecided.exit_code
+        codes = {model.exit_code for model in self.models.values() if isinstance(model, Unreadable)}
+        return codes.pop() if len(codes) == 1 and not everything else UnsupportedModel.exit_code
+
+    def to_json(self) -> dict[str, Any]:
+        """The document of `compare --json`."""
+        rows = [row for answers in self.answers.values() for answer in answers for row in answer.rows]
+        return {
+            "schema": SCHEMA,
+            "tool": {"name": "lipverify", "version": __version__},
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": self.command,
+            "queries": [{**query.to_json(), "words": query.words()} for query in self.queries],
+            "analyzers": list(self.analyzers),
+            "models": [self._model(name) for name in self.models],
+            "summary": [
+                summary_row(index, name, [answers[index] for answers in self.answers.values()])
+                for index in range(len(self.queries))
+                for name in self.analyzers
+            ],
+            "curves": list(self.curves),
+            "assumptions": sorted({text for row in rows for text in row.get("assumptions", ())}),
+            "not_covered": list(NOT_COVERED),
+            "work": {"computed": self.computed, "cached": self.cached},
+            "environment": environment(),
+            "seconds": self.seconds,
+        }
+
+    def _model(self, name: str) -> dict[str, Any]:
+        model = self.models[name]
+        if isinstance(model, Unreadable):
+            return {"name": name, "unreadable": model.reason, "exit_code": model.exit_code}
+        document = {**model_document(model), "nodes": nodes_document(model)}
+        return {
+            "name": name,
+            "model": document,
+            "audits": [
+                _audit(index, name, answer) for index, answer in enumerate(self.answers.get(name, ()))
+            ],
+        }
+
+    def certificate_files(self) -> dict[str, bytes]:
+        """Every certificate under its place in the folder."""
+        return {
+            f"certificates/{name}": data
+            for answers in self.answers.values()
+            for answer in answers
+            for name, data in answer.files.items()
+        }
+
+    def witness_file(self) -> bytes:
+        """All pairs that show a lower bound, as float64 arrays named `<model>/<query>/<array>`, models counted from 0."""
+        arrays: dict[str, Any] = {}
+        for place, name in enumerate(self.models):
+            for index, answer in enumerate(self.answers.get(name, ())):
+                if answer.witness is not None:
+                    with np.load(io.BytesIO(answer.witness), allow_pickle=False) as stored:
+                        arrays |= {f"{place}/{index}/{key}": stored[key] for key in stored.files}
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)
+        return buffer.getvalue()
+
+    def to_html(self, path: str | Path | None = None) -> str:
+        """The self-contained report; also written to `path` when given."""
+        from lipverify.reporting.comparison import render_comparison
+
+        text = render_comparison(self.to_json())
+        if path is not None:
+            Path(path).write_text(text, encoding="utf-8")
+        return text
+
+    def _repr_html_(self) -> str:
+        # A frame of its own keeps the page's styles away from the notebook's.
+        page = html.escape(self.to_html(), quote=True)
+        return f'<iframe srcdoc="{page}" style="width: 100%; height: 48rem; border: 0"></iframe>'
+
+
+def _audit(index: int, name: str, answer: Answered) -> dict[str, Any]:
+    best = answer.best()
+    found: dict[str, Any] = {"query": index, "results": list(answer.rows), "lower": answer.lower}
+    keys = ("analyzer", "upper", "log10_upper")
+    found["best"] = None if best is None else {key: best[key] for key in keys if key in best}
+    return found
+
+
+def summary_row(index: int, analyzer: str, answered: Sequence[Answered]) -> dict[str, Any]:
+    """One analyzer over all models of one question: how often it answered and was best, its median ratio and time."""
+    rows = [(a, next(row for row in a.rows if row["analyzer"] == analyzer)) for a in answered]
+    given = [(a, row) for a, row in rows if "refused" not in row]
+    found: dict[str, Any] = {
+        "query": index,
+        "analyzer": analyzer,
+        "asked": len(rows),
+        "answered": len(given),
+        "best_on": sum(row == a.best() for a, row in given),
+    }
+    ratios = [ratio for a, row in given if (ratio := log_ratio(row, a.lower)) is not None]
+    if ratios:
+        middle = median(ratios)
+        key, value = (
+            ("log10_median_ratio", middle) if middle > _LARGEST_LOG else ("median_ratio", 10.0**middle)
+        )
+        found[key] = value
+    if given:
+        found["median_seconds"] = median(row["seconds"] for _, row in given)
+    return found
+
+
+def logs(row: Mapping[str, Any]) -> list[float]:
+    """Decimal logarithms of the bounds of a row; minus infinity for a bound of zero. For ordering and drawing only."""
+    if "log10_upper" in row:
+        return listed(row["log10_upper"])
+    return [math.log10(upper) if upper else -math.inf for upper in listed(row["upper"])]
+
+
+def mean_log(row: Mapping[str, Any]) -> float:
+    """Orders rows of one question."""
+    values = logs(row)
+    return sum(values) / len(values)
+
+
+def log_ratio(row: Mapping[str, Any], lower: Mapping[str, Any] | None) -> float | None:
+    """log10 of upper over lower, the median over the centres; None where no centre has both above zero."""
+    if lower is None:
+        return None
+    pairs = zip(logs(row), listed(lower["value"]), strict=False)
+    known = [upper - math.log10(low) for upper, low in pairs if low > 0 and upper > -math.inf]
+    return median(known) if known else None
+
+
+def listed(value: Any) -> list[float]:
+    """The numbers of a bound or of a lower bound: one, or one for each centre."""
+    return list(value) if isinstance(value, list | tuple) else [value]

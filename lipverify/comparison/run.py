@@ -1,0 +1,171 @@
+"""The run: models x questions x analyzers become tasks, tasks become answers, answers are held against the witnesses."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lipverify import pipeline
+from lipverify.analyzers import registry
+from lipverify.analyzers.protocol import Analyzer
+from lipverify.comparison.cache import Cache, key_of
+from lipverify.comparison.pool import Clock, answers
+from lipverify.comparison.results import Answered, Comparison, Unreadable, listed
+from lipverify.comparison.task import Solved, Task
+from lipverify.errors import UsageError
+from lipverify.falsify import Box
+from lipverify.ir.graph import Graph
+from lipverify.ir.norm import Norm
+from lipverify.ir.region import Ball, Everywhere, Query, Region
+from lipverify.reporting.format import Magnitude
+
+Advance = Callable[[int, int], None]
+Place = tuple[str, int, str | None]
+"""Model, question, analyzer; None for the lower bound."""
+
+
+def compare(
+    models: Mapping[str, Graph | Unreadable],
+    *,
+    analyzers: Sequence[str | Analyzer] = pipeline.DEFAULT_ANALYZERS,
+    norm: str | Norm | Sequence[str | Norm] = Norm.L2,
+    norm_out: str | Norm | None = None,
+    region: Region | Sequence[Region] | None = None,
+    budget: float | None = None,
+    device: str | torch.device = "cpu",
+    seed: int = 0,
+    box: Box | None = None,
+    hints: Tensor | None = None,
+    jobs: int = 1,
+    cache: Cache | None = None,
+    advance: Advance | None = None,
+) -> Comparison:
+    """Every analyzer on every model, for every norm and region: upper bounds, and a lower bound for each question.
+
+    Statement: every bound is what `lv.audit` of that model, question and analyzer states; a bound that a witness of the
+        same question contradicts is never reported.
+
+    Args:
+        models: by the names they are shown under; `Unreadable` stands for a model that could not be read.
+        norm, norm_out, region: one or several norms and regions; every combination is a question.
+        budget: seconds for everything together, shared out evenly over what is not in the cache.
+        jobs: processes; with more than one, a script needs the usual `if __name__ == "__main__"` guard.
+        cache: where answers are kept; None keeps nothing.
+        advance: called with the number of answers so far and the number asked for.
+
+    Raises:
+        UsageError: nothing to compare, the same analyzer twice, a name or number that makes no sense.
+    """
+    started = time.monotonic()
+    methods = {method.name: method for method in map(registry.resolve, analyzers)}
+    if not models or not methods:
+        raise UsageError("a comparison needs at least one model and one analyzer")
+    if len(methods) < len(analyzers):
+        raise UsageError("each analyzer can be asked once; other settings need another name")
+    queries = _queries(norm, norm_out, region)
+    tasks: dict[Place, Task] = {}
+    solved: dict[Place, Solved] = {}
+    for (name, model), index in product(models.items(), range(len(queries))):
+        if isinstance(model, Unreadable):
+            continue
+        misfit = _misfit(model, queries[index])
+        for analyzer, method in [(None, None), *methods.items()]:
+            place = (name, index, analyzer)
+            if misfit is not None:
+                solved[place] = Solved("refused", {"analyzer": analyzer or "lower bound", "refused": misfit})
+                continue
+            near = hints if hints is not None and tuple(hints.shape[1:]) == model.input_shape else None
+            search: dict[str, Any] = {"box": box, "hints": near} if method is None else {}
+            tasks[place] = Task(model, queries[index], method, str(device), seed, budget, **search)
+    kept: dict[Place, Solved] = (
+        {}
+        if cache is None
+        else {place: entry for place, task in tasks.items() if (entry := cache.get(task.identity()))}
+    )
+    solved |= kept
+    waiting = [place for place in tasks if place not in kept]
+    total = len(solved) + len(waiting)
+    clock = Clock(None if budget is None else started + budget, jobs)
+    numbered = [(i, tasks[place], key_of(tasks[place].identity())[:16]) for i, place in enumerate(waiting)]
+    for i, answer in answers(numbered, clock):
+        solved[waiting[i]] = answer
+        if cache is not None and answer.lasting:
+            cache.put(tasks[waiting[i]].identity(), answer)
+        if advance is not None:
+            advance(len(solved), total)
+    found = {
+        name: tuple(_answered(solved, name, index, tuple(methods)) for index in range(len(queries)))
+        for name, model in models.items()
+        if not isinstance(model, Unreadable)
+    }
+    seconds = time.monotonic() - started
+    return Comparison(dict(models), queries, tuple(methods), found, seconds, len(waiting), len(kept))
+
+
+def _queries(
+    norm: str | Norm | Sequence[str | Norm],
+    norm_out: str | Norm | None,
+    region: Region | Sequence[Region] | None,
+) -> tuple[Query, ...]:
+    norms = [Norm.parse(n) for n in ([norm] if isinstance(norm, str | Norm) else norm)]
+    regions: list[Region] = []
+    if region is None or isinstance(region, Everywhere | Ball):
+        regions.append(region or Everywhere())
+    else:
+        regions.extend(region)
+    if not norms or not regions:
+        raise UsageError("a comparison needs at least one norm and one region")
+    out = None if norm_out is None else Norm.parse(norm_out)
+    return tuple(Query(n, out or n, r) for n, r in product(norms, regions))
+
+
+def _misfit(graph: Graph, query: Query) -> str | None:
+    if not isinstance(query.region, Ball):
+        return None
+    found = list(query.region.center.shape[1:])
+    if tuple(found) == graph.input_shape:
+        return None
+    return f"the centres have shape {found}; the model takes {list(graph.input_shape)}"
+
+
+def _answered(solved: Mapping[Place, Solved], name: str, index: int, analyzers: Sequence[str]) -> Answered:
+    """The rows of one model and question, none of them below what the witness shows."""
+    low = solved[name, index, None]
+    lower = low.document if low.kind == "bound" else None
+    given = [solved[name, index, analyzer] for analyzer in analyzers]
+    checked = [_held_against(answer, lower) for answer in given]
+    kinds = {answer.kind for answer in (low, *given)}
+    files = {file: data for answer in checked for file, data in answer.files.items()}
+    return Answered(
+        tuple(answer.document for answer in checked),
+        lower,
+        files,
+        low.files.get("witness") if lower is not None else None,
+        undecided="undecided" in kinds,
+        failed="failed" in kinds,
+        refuted=any(answer.kind == "refuted" for answer in checked),
+    )
+
+
+def _held_against(answer: Solved, lower: Mapping[str, Any] | None) -> Solved:
+    """The answer, or a refusal where a witness contradicts it."""
+    if answer.kind != "bound" or lower is None:
+        return answer
+    row = answer.document
+    values = listed(lower["value"])
+    bounds = [Magnitude(value) for value in listed(row["upper"])] if "upper" in row else []
+    bounds = bounds or [Magnitude(log10=value) for value in listed(row["log10_upper"])]
+    bounds = bounds * len(values) if len(bounds) == 1 else bounds
+    for value, bound in zip(values, bounds, strict=True):
+        if bound.is_below(value):
+            reason = (
+                f"refuted: a witness has slope {value!r}, above the bound {bound.value!r}; this is a bug, of lipverify "
+                "or of the package that the analyzer comes from; please report it with the model"
+            )
+            return Solved("refuted", {"analyzer": row["analyzer"], "refused": reason})
+    return answer
