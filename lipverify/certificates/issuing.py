@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from lipverify import checkers
-from lipverify.analyzers.lipsdp.evidence import Multipliers
+from lipverify.analyzers.lipsdp.evidence import Multipliers, Proofs
 from lipverify.certificates.format import Issued, document_of
 from lipverify.certificates.nodes import Described, described
 from lipverify.certificates.proofs import (
     CONVOLUTION_TOLERANCE,
     TOLERANCE,
-    multipliers,
+    lipsdp_parts,
     product_stages,
     too_small,
 )
@@ -178,10 +178,9 @@ def _proof(
     assert certificate.upper is not None
     step = ending(program, output)
     if isinstance(certificate.evidence, Gains):
-        if query.norm_in is not query.norm_out:
-            raise NotCovered("different norms at input and output are not covered by the checker")
-        stages = product_stages(program, step, query.norm_in)
-        proved = arithmetic.above(prove_product(program, step, str(query.norm_in), stages, False))
+        norms = str(query.norm_in), str(query.norm_out)
+        stages = product_stages(program, step)
+        proved = arithmetic.above(prove_product(program, step, norms, stages))
         convolves = any(getattr(s, "lattice", None) for s in program.steps.values())
         upper = certificate.upper.clamp(min=proved)
         if bool(
@@ -189,19 +188,11 @@ def _proof(
         ):
             raise NotCovered(f"the checker alone proves {proved:.6g}")
         return {"kind": "product", "stages": stages}, {}, upper
-    if isinstance(certificate.evidence, Multipliers):
+    if isinstance(certificate.evidence, Multipliers | Proofs):
         if not isinstance(query.region, Everywhere):
             raise NotCovered("slopes of a region are not covered by the checker")
-        if len(certificate.evidence.diagonals) != 1:
-            raise NotCovered("multipliers of several centres are not covered by the checker")
-        evidence = certificate.evidence
-        blocks = multipliers(evidence.diagonals[0], evidence.exponents[0], System(program, step))
-        arrays = {f"multipliers.{k:04d}": torch.from_numpy(d) for k, d in enumerate(blocks)}
-        return (
-            {"kind": "lipsdp", "parts": [{"row": None, "weights": None, "blocks": list(arrays)}]},
-            arrays,
-            certificate.upper,
-        )
+        parts, arrays = lipsdp_parts(certificate.evidence, System(program, step))
+        return {"kind": "lipsdp", "parts": parts}, arrays, certificate.upper
     raise NotCovered(
         f"evidence of the kind {type(certificate.evidence).__name__} is not covered by the checker"
     )

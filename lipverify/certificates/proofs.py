@@ -8,13 +8,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from lipverify.analyzers.lipsdp.evidence import Multipliers, Proof, Proofs
 from lipverify.checkers import NotCovered, gains
 from lipverify.checkers.multipliers import System, needed
 from lipverify.checkers.operators import Map, Program
 from lipverify.ir.certificate import Gains
-from lipverify.ir.norm import Norm
 
 Array = np.ndarray[Any, np.dtype[Any]]
 TOLERANCE, CONVOLUTION_TOLERANCE = 1e-6, 2e-3
@@ -25,7 +26,7 @@ _DENSE_WORK, _DENSE_ENTRIES, _QUICK = 2e10, 1 << 24, 2e8
 # -- product: chains of maps with gains
 
 
-def product_stages(program: Program, output: str, norm: Norm) -> list[dict[str, Any]]:
+def product_stages(program: Program, output: str) -> list[dict[str, Any]]:
     """Chains of maps as long as a proof is affordable."""
     steps = needed(program, output)
     readers: dict[str, int] = {}
@@ -49,17 +50,15 @@ def product_stages(program: Program, output: str, norm: Norm) -> list[dict[str, 
             chains.append([])
             where[name] = chains[-1]
         where[name].append(name)
-    return [stage for chain in chains for stage in _staged({n: steps[n] for n in chain}, norm)]
+    return [stage for chain in chains for stage in _staged({n: steps[n] for n in chain})]
 
 
-def _staged(chain: dict[str, Any], norm: Norm) -> Iterator[dict[str, Any]]:
+def _staged(chain: dict[str, Any]) -> Iterator[dict[str, Any]]:
     steps = list(chain.values())
     if len(steps[0].sources) > 1 or (len(steps) == 1 and _diagonal(steps[0])):
         return  # sums of several values and scalings alone have a rule
     if _affordable(steps):
-        yield _dense(chain, norm)
-        return
-    if norm is not Norm.L2:
+        yield _dense(chain)
         return
     piece: dict[str, Any] = {}
     for name, step in [*chain.items(), ("", None)]:
@@ -89,14 +88,11 @@ def _affordable(steps: Sequence[Map]) -> bool:
     )
 
 
-def _dense(chain: dict[str, Any], norm: Norm) -> dict[str, Any]:
-    matrices, errors = gains.matrix_of(list(chain.values()))
-    if norm is Norm.L2:
-        size = max((float(np.linalg.norm(m, 2)) for m in matrices if m.size), default=0.0)
-        # The shift of a verified Cholesky grows with the square of the side.
-        size *= 1 + TOLERANCE / 100 + 3e-16 * min(matrices.shape[1:]) ** 2
-    else:
-        size = float((np.abs(matrices) + errors).sum(-1 if norm is Norm.LINF else -2).max()) * (1 + 1e-9)
+def _dense(chain: dict[str, Any]) -> dict[str, Any]:
+    matrices, _ = gains.matrix_of(list(chain.values()))
+    size = max((float(np.linalg.norm(m, 2)) for m in matrices if m.size), default=0.0)
+    # The shift of a verified Cholesky grows with the square of the side.
+    size *= 1 + TOLERANCE / 100 + 3e-16 * min(matrices.shape[1:]) ** 2
     return {"steps": list(chain), "by": "dense", "gain": size.hex()}
 
 
@@ -106,7 +102,7 @@ def _convolution(piece: dict[str, Any]) -> Iterator[dict[str, Any]]:
     if not any(step.lattice for step in steps):
         for name, step in piece.items():
             if not _diagonal(step):
-                yield _dense({name: step}, Norm.L2)
+                yield _dense({name: step})
         return
     kernel, _, sizes = gains.kernel_of(steps)
     best, torus = math.inf, None
@@ -153,6 +149,38 @@ def too_small(evidence: Gains, program: Program) -> str | None:
 
 
 # -- LipSDP: multipliers
+
+
+def lipsdp_parts(
+    evidence: Multipliers | Proofs, system: System
+) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+    """Parts of a proof, one for each output where outputs are bounded by themselves, and their arrays by name."""
+    parts: list[dict[str, Any]] = []
+    arrays: dict[str, Tensor] = {}
+    if isinstance(evidence, Multipliers):
+        proofs: Sequence[Any] = [(None, evidence.diagonals[0], evidence.exponents[0], None)]
+    else:
+        proofs = [(p.outputs, p.diagonals, p.exponents, _inverse(p)) for p in evidence.centres[0]]
+    for n, (outputs, diagonals, exponents, weights) in enumerate(proofs):
+        names = []
+        for k, d in enumerate(multipliers(diagonals, exponents, system)):
+            names.append(f"multipliers.{n:04d}.{k:04d}")
+            arrays[names[-1]] = torch.from_numpy(d)
+        if weights is not None:
+            arrays[f"weights.{n:04d}"] = torch.from_numpy(weights)
+        named = None if weights is None else f"weights.{n:04d}"
+        parts += [{"row": row, "weights": named, "blocks": names} for row in (outputs or [None])]
+    return parts, arrays
+
+
+def _inverse(proof: Proof) -> Array | None:
+    """1 / weights, the diagonal T of the checker; inputs without influence get a share that does not matter."""
+    if proof.weights is None:
+        return None
+    weights = np.ldexp(proof.weights.detach().cpu().double().numpy(), 2 * proof.weights_exponent)
+    known = weights > 0
+    least = 1.0 / float(weights[known].max()) if known.any() else 1.0
+    return np.where(known, 1.0 / np.where(known, weights, 1.0), math.ldexp(least, -60))
 
 
 def multipliers(diagonals: Sequence[Tensor], exponents: Sequence[int], system: System) -> list[Array]:

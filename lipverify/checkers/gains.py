@@ -24,41 +24,76 @@ from lipverify.errors import RefutedCertificate
 _WORK, _MOST = 1 << 24, 1 << 19
 
 
-def prove_product(
-    program: Program, output: str, norm: str, stages: Sequence[Mapping[str, Any]], exact: bool
-) -> Fraction:
-    """The proved constant of one step, from `norm` to itself."""
+Reach = Mapping[str, Mapping[str, Fraction]]
+"""Constants from the input, in its norm, to every step, in each of the norms."""
+
+
+def prove_product(program: Program, output: str, norms: tuple[str, str], stages: Sequence[Mapping[str, Any]],
+                  exact: bool = False) -> Fraction:  # fmt: skip
+    """The proved constant of one step. In l2 nothing else is followed; other norms may take a detour."""
     steps, chains = needed(program, output), {}
+    reach: dict[str, dict[str, Fraction]] = {}
+    followed = ("l2",) if norms == ("l2", "l2") else ("l1", "l2", "linf")
     for stage in stages:
         names = stage["steps"]
         need(isinstance(names, list) and names, "a stage")
         chain = [step for name in names if isinstance(step := steps[name], Map)]
         need(len(chain) == len(names), "a stage of other steps than maps")
-        need(
-            all(b.sources == (a,) for a, b in zip(names, chain[1:], strict=False)), "a stage that is no chain"
-        )
+        linked = all(b.sources == (a,) for a, b in zip(names, chain[1:], strict=False))
+        need(linked and stage["by"] in ("dense", "torus"), "a stage that is no chain")
         chains[names[-1]] = (chain, stage)
-    wanted, reach = {output}, {program.input: Fraction(1)}
+    wanted = {output}
     for name in reversed(steps):
         first = chains[name][0][0] if name in chains else steps[name]
         wanted |= set(first.sources) if name in wanted else set()
     for name, step in steps.items():
-        if name in chains and name in wanted:
+        if name == program.input:
+            found = {after: _embedding(norms[0], after, step.size) for after in followed}
+        elif name in chains and name in wanted:
             chain, stage = chains[name]
-            gain = real(stage["gain"])
-            need(math.isfinite(gain) and gain >= 0 and stage["by"] in ("dense", "torus"), "a gain")
-            need(norm == "l2" or stage["by"] == "dense", "a stage of another norm")
-            if not (
-                _dense(chain, gain, norm, exact)
-                if stage["by"] == "dense"
-                else _torus(chain, gain, stage["torus"], exact)
-            ):
-                raise RefutedCertificate(f"the gain {gain!r} of {name[:60]!a} is not proved")
-            factor = Fraction(gain) * _seen(steps, chain[0], chain[0].view, norm, reach)
-            reach[name] = arith.trimmed(factor)
-        elif name in wanted and name not in reach:
-            reach[name] = arith.trimmed(_rule(steps, step, norm, reach))
-    return reach[output]
+            seen = {norm: _seen(steps, chain[0], chain[0].view, norm, reach) for norm in followed}
+            gains = _gains(chain, stage, followed, exact)
+            found = {
+                after: min(g * seen[b] for (b, a), g in gains.items() if a == after) for after in followed
+            }
+        elif name in wanted:
+            found = {norm: _rule(steps, step, norm, reach) for norm in followed}
+        else:
+            continue
+        reach[name] = {
+            a: arith.trimmed(min(_embedding(b, a, step.size) * found[b] for b in found)) for a in found
+        }
+    return reach[output][norms[1]]
+
+
+def _embedding(before: str, after: str, size: int) -> Fraction:
+    """The largest |x|_after / |x|_before of vectors of this size."""
+    power = {"l1": 2, "l2": 1, "linf": 0}[after] - {"l1": 2, "l2": 1, "linf": 0}[before]
+    return arith.root_above(Fraction(size**power)) if power > 0 else Fraction(1)
+
+
+def _gains(
+    chain: Sequence[Map], stage: Mapping[str, Any], followed: Sequence[str], exact: bool
+) -> dict[tuple[str, str], Fraction]:
+    """Gains of a chain of maps between norms."""
+    gain, dense = real(stage["gain"]), stage["by"] == "dense"
+    need(math.isfinite(gain) and gain >= 0, "a gain")
+    matrices, error = matrix_of(chain) if dense else (np.zeros((1, 1, 1)), np.zeros((1, 1, 1)))
+    if not (_dense(matrices, error, gain, exact) if dense else _torus(chain, gain, stage["torus"], exact)):
+        raise RefutedCertificate(f"the gain {gain!r} of {stage['steps'][-1][:60]!a} is not proved")
+    found = {("l2", "l2"): Fraction(gain)}
+    if len(followed) == 1:
+        return found
+    if not dense:
+        each = {n: [_interpolated(s, s.index, n) for s in chain] for n in ("l1", "linf")}
+        return found | {(n, n): math.prod(factors, start=Fraction(1)) for n, factors in each.items()}
+    most = np.abs(matrices) + error
+    squares = most * most
+    above = {("l1", "l1"): arith.sums(most, -2), ("linf", "linf"): arith.sums(most, -1), ("l1", "linf"): most,
+             ("l1", "l2"): np.sqrt(arith.sums(squares, -2)), ("l2", "linf"): np.sqrt(arith.sums(squares, -1))}  # fmt: skip
+    return found | {
+        pair: Fraction(float(values.max() * (1 + arith.gamma(8)))) for pair, values in above.items()
+    }
 
 
 # -- steps with a gain in closed form
@@ -70,13 +105,11 @@ def _owners(steps: Mapping[str, Step], step: Step, places: Array) -> Array:
     return np.where(places < 0, -1, np.searchsorted(ends, places, side="right"))
 
 
-def _seen(
-    steps: Mapping[str, Step], step: Step, places: Array, norm: str, reach: Mapping[str, Fraction]
-) -> Fraction:
+def _seen(steps: Mapping[str, Step], step: Step, places: Array, norm: str, reach: Reach) -> Fraction:
     """The constant of a vector that holds these places: l1 and l2 grow with the copies of an entry."""
     copies, owners = np.bincount(places[places >= 0].ravel(), minlength=1), _owners(steps, step, places)
     most = [int(copies[places[owners == i]].max(initial=0)) for i in range(len(step.sources))]
-    terms = [(n, reach[s]) for n, s in zip(most, step.sources, strict=True) if n]
+    terms = [(n, reach[s][norm]) for n, s in zip(most, step.sources, strict=True) if n]
     if norm == "linf":
         return max((r for _, r in terms), default=Fraction(0))
     if norm == "l1":
@@ -84,13 +117,13 @@ def _seen(
     return arith.root_above(sum((n * r * r for n, r in terms), Fraction(0)))
 
 
-def _rule(steps: Mapping[str, Step], step: Step, norm: str, reach: Mapping[str, Fraction]) -> Fraction:
+def _rule(steps: Mapping[str, Step], step: Step, norm: str, reach: Reach) -> Fraction:
     if isinstance(step, Map):
         whole = _interpolated(step, step.index, norm) * _seen(steps, step, step.view, norm, reach)
         places = np.append(step.view, -1)[step.index]
         owners = _owners(steps, step, places)
         parts = (
-            _interpolated(step, np.where(owners == i, places, -1), norm) * reach[s]
+            _interpolated(step, np.where(owners == i, places, -1), norm) * reach[s][norm]
             for i, s in enumerate(step.sources)
         )
         return min(whole, sum(parts, Fraction(0)))
@@ -107,10 +140,11 @@ def _rule(steps: Mapping[str, Step], step: Step, norm: str, reach: Mapping[str, 
 def _interpolated(step: Map, places: Array, norm: str) -> Fraction:
     """Largest sum of absolute entries of a row (linf) or column (l1); the root of their product for l2."""
     kernel, there = np.abs(step.kernel), places >= 0
+    copies = np.bincount(places[there], minlength=1)
     row = (kernel @ np.swapaxes(there, 1, 2)).max(initial=0.0) if norm != "l1" else 1.0
     weights = np.broadcast_to(kernel.sum(1)[:, None], there.shape)
     column = np.bincount(places[there], weights[there], 1).max() if norm != "linf" else 1.0
-    count = kernel.size * places.shape[1] + 8 + step.rounded
+    count = sum(kernel.shape[1:]) + int(copies.max()) + 8 + step.rounded
     gain = Fraction(float(row)) * Fraction(float(column)) * Fraction(1 + 2 * arith.gamma(count)) ** 2
     return arith.root_above(gain) if norm == "l2" else gain
 
@@ -132,10 +166,7 @@ def matrix_of(chain: Sequence[Map]) -> tuple[Array, Array]:
     return signal.parts[0][None], signal.errors(0)[None]
 
 
-def _dense(chain: Sequence[Map], gain: float, norm: str, exact: bool) -> bool:
-    matrices, error = matrix_of(chain)
-    if norm != "l2":
-        return bool((arith.sums(np.abs(matrices) + error, -1 if norm == "linf" else -2) <= gain).all())
+def _dense(matrices: Array, error: Array, gain: float, exact: bool) -> bool:
     if not exact:
         apart = float(arith.interpolated(error).max()) if error.any() else 0.0
         return arith.norms_at_most(matrices, apart, np.full(len(matrices), gain))

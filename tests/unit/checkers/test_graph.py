@@ -122,9 +122,9 @@ def test_symbols_never_fall_below_the_matrix(
             assert peak >= size * (1 - 1e-9)
             stage = {"steps": ["y"], "by": "torus", "torus": torus}
             good = [{**stage, "gain": (peak * (1 + 1e-9)).hex()}]
-            assert gains.prove_product(program, "y", "l2", good, False) >= size
+            assert gains.prove_product(program, "y", ("l2", "l2"), good, False) >= size
             with pytest.raises(RefutedCertificate):
-                gains.prove_product(program, "y", "l2", [{**below, **stage}], False)
+                gains.prove_product(program, "y", ("l2", "l2"), [{**below, **stage}], False)
         # A grid that is too small for the image: what lies between its points is covered by the cosine.
         coarse = [[2 * taps + 1 + more, 0] for taps, more in zip(kernel.shape[3:], (0, 1), strict=True)]
         peak = float(
@@ -135,10 +135,11 @@ def test_symbols_never_fall_below_the_matrix(
         stage = {"steps": ["y"], "by": "torus", "torus": coarse}
         assert peak >= size
         assert (
-            gains.prove_product(program, "y", "l2", [{**stage, "gain": (peak * 1.001).hex()}], False) >= size
+            gains.prove_product(program, "y", ("l2", "l2"), [{**stage, "gain": (peak * 1.001).hex()}], False)
+            >= size
         )
         with pytest.raises(RefutedCertificate):
-            gains.prove_product(program, "y", "l2", [{**below, **stage}], False)
+            gains.prove_product(program, "y", ("l2", "l2"), [{**below, **stage}], False)
 
 
 def mlp(rng: np.random.Generator, *widths: int) -> Graph:
