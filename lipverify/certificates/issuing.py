@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter
 from dataclasses import replace
 from functools import lru_cache
@@ -99,11 +100,22 @@ def issue(
     except OSError as error:
         return replace(certificate, unchecked=f"the model file cannot be read again ({error.strerror})")
     except LipverifyError as error:
+        kept = _kept(unproved(replace(certificate, unchecked=str(error)), graph, query, analyzer))
         kind = type(error).__name__
         raise InternalError(
-            f"the certificate of {analyzer.name} does not check ({kind}: {error}); please report it"
+            f"the certificate of {analyzer.name} does not check ({kind}: {error}); please report it with {kept}"
         ) from error
     return replace(certificate, upper=raised, rigour=Rigour.CHECKED, issued=issued)
+
+
+def _kept(issued: Issued) -> str:
+    """Where a certificate that did not check was written, for the bug report."""
+    try:
+        path = Path(tempfile.mkdtemp(prefix="lipverify-bug-")) / "certificate.json"
+        issued.save(path)
+    except OSError:
+        return "the model (the certificate could not be written)"
+    return str(path)
 
 
 def _issued(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import itertools
+import json
 import math
 import subprocess
 import sys
@@ -170,8 +171,12 @@ def test_a_planted_underestimate_is_caught(rng: np.random.Generator) -> None:
         made_by="wrong",
         graph_digest=graph.digest,
     )
-    with pytest.raises(InternalError, match="does not check"):
+    with pytest.raises(InternalError, match="does not check") as caught:
         issue(wrong, graph, Query(), result.rows[0].method, 0.0)
+    kept = Path(str(caught.value).rsplit(" ", 1)[1])
+    document = json.loads(kept.read_text())
+    assert document["rigour"] == "real"
+    assert document["proof"]["kind"] == "gains"
 
 
 @pytest.mark.parametrize("name", ["product", "lipsdp-fast"])
@@ -244,8 +249,6 @@ def _without_texts(tree: ast.Module) -> ast.Module:
 
 
 def test_the_schema_names_the_fields_the_checker_reads() -> None:
-    import json
-
     from lipverify.checkers.claims import KEYS
 
     schema = json.loads((PACKAGE / "certificate.schema.json").read_text(encoding="utf-8"))
