@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lipverify.errors import LipverifyError, Refuted, UsageError
+from lipverify.errors import LipverifyError, Refuted, Undecided, UsageError
 from lipverify.ir.norm import Norm
 from lipverify.loading.arguments import parse_box, parse_duration, parse_margin, parse_radius
 
@@ -456,6 +456,35 @@ def zoo_build(
 
 def _words(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+@zoo_app.command("check")
+def zoo_check(
+    name: Annotated[str, typer.Argument(help="a network of the zoo, or all")] = "all",
+    as_json: Json = False,
+) -> None:
+    """Audit what the cards claim: exit 3 when a claim is refuted, 4 when it stays open.
+
+    With `all`, a copy that is broken on purpose must be refuted and every other claim confirmed.
+    """
+    from lipverify import claims, zoo
+
+    verdicts = {}
+    for each in zoo.names() if name == "all" else (name,):
+        verdict = verdicts[each] = claims.check(each)
+        row = verdict.to_json(each)
+        upper = "none" if row["best"] is None else f"{row['best'].get('upper', 'beyond float64')}"
+        text = f"zoo:{each}: {verdict.verdict}: claimed {row['claim']}, proved {upper}, found {row['lower']}"
+        typer.echo(text, err=as_json)
+    if as_json:
+        rows = [verdict.to_json(each) for each, verdict in verdicts.items()]
+        _print_json({"schema": "lipverify.zoo-check/1", "networks": rows})
+    odd = {e: v for e, v in verdicts.items() if not v.as_expected or (name != "all" and not v.claim.holds)}
+    if odd:
+        said = ", ".join(f"{each} is {verdict.verdict}" for each, verdict in odd.items())
+        if any(verdict.verdict != claims.OPEN for verdict in odd.values()):
+            raise Refuted(f"claims of the zoo: {said}")
+        raise Undecided(f"claims of the zoo: {said}")
 
 
 def _shape(text: str | None) -> tuple[int, ...] | None:

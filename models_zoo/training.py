@@ -60,6 +60,10 @@ def train(name: str, progress: Progress, seed: int | None = None) -> nn.Module:
     torch.manual_seed(recipe.seed if seed is None else seed)
     data = load_data(recipe.data, input_shape)
     model = run_file(folder / "model.py")
+    if hasattr(model, "derive"):
+        # A copy of another network of the zoo: its stored weights, changed.
+        copy: nn.Module = model.derive()
+        return copy.eval()
     # A model file may train in another form than it deploys: `trainable` gives the one, `deploy` the other.
     network: nn.Module = getattr(model, "trainable", model.build)()
     for layer in network.modules():

@@ -14,7 +14,7 @@ from lipverify.errors import InternalError, InvalidFile, UsageError
 from lipverify.loading.files import read_regular
 from lipverify.loading.names import sentence
 from lipverify.zoo.card import CARD, Card, Measured, read_card, read_recipe, with_measured
-from lipverify.zoo.location import TRAINING, WEIGHTS, folder_of, names, root
+from lipverify.zoo.location import MODEL, TRAINING, WEIGHTS, folder_of, names, root
 from lipverify.zoo.network import accuracy, assemble, load_data, need_sklearn
 
 # One arithmetic wherever the zoo is retrained: one thread and no kernels picked by the processor's model.
@@ -38,7 +38,13 @@ def build(name: str, force: bool = False, progress: Progress = _silent) -> tuple
     Without `force` a network whose weights agree with its card is left alone. `progress` gets one line at a
     time. Raises UsageError for an unknown name, without scikit-learn, or when the zoo cannot be written.
     """
-    return tuple(_build(each, force, progress) for each in (names() if name == "all" else (name,)))
+    # Copies come after the networks whose stored weights they change.
+    every = sorted(names(), key=_is_copy) if name == "all" else [name]
+    return tuple(_build(each, force, progress) for each in every)
+
+
+def _is_copy(name: str) -> bool:
+    return "\ndef derive(" in (folder_of(name) / MODEL).read_text(encoding="utf-8")
 
 
 def retrain(name: str, progress: Progress = _silent) -> bytes:

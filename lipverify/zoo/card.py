@@ -31,11 +31,17 @@ class InputBox:
 
 @dataclass(frozen=True)
 class Claim:
-    """A Lipschitz constant the network is built to have; a claim, never used as a bound."""
+    """A global Lipschitz constant the network is said to have; a claim, never used as a bound.
+
+    `analyzer` is a method that should prove it; `holds` is false where the claim is wrong on purpose and an audit
+    must find that out.
+    """
 
     constant: float
     norm: str
     reason: str
+    analyzer: str
+    holds: bool
 
 
 @dataclass(frozen=True)
