@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import platform
+import re
 from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
 from typing import Any
 
 from lipverify import __version__
@@ -50,7 +52,20 @@ def _version(name: str) -> str | None:
     try:
         return version(name)
     except PackageNotFoundError:
+        return _written_version(name)
+
+
+def _written_version(name: str) -> str | None:
+    """The version a package on the path states in its source, where it was put there without metadata; nothing is run."""
+    from importlib.util import find_spec
+
+    spec = find_spec(name) if name.isidentifier() else None
+    if spec is None or spec.origin is None or not spec.origin.endswith("__init__.py"):
         return None
+    found = re.search(
+        r"^__version__ = ['\"]([^'\"]{1,40})['\"]", Path(spec.origin).read_text(encoding="utf-8"), re.M
+    )
+    return None if found is None else found[1]
 
 
 def _warning(name: str, found: str | None) -> str | None:
@@ -66,13 +81,25 @@ def _warning(name: str, found: str | None) -> str | None:
             return f"missing; pip install '{wanted.name}{wanted.specifier}'" if needed else None
         if not wanted.specifier.contains(found.split("+")[0], prereleases=True):
             return f"outside the declared range {wanted.specifier}"
-    if name == "auto_LiRPA" and found is not None:
-        for line in requires(name) or ():
+    if name == "auto_LiRPA":
+        if found is None:
+            from lipverify.analyzers.lirpa.analyzer import INSTALL
+
+            return f"absent; {INSTALL}"
+        for line in _required(name):
             wanted = Requirement(line)
             other = _version(wanted.name)
             if other and not wanted.specifier.contains(other.split("+")[0], prereleases=True):
                 return f"declares {wanted.name}{wanted.specifier}, found {other}: outside its declared range"
     return None
+
+
+def _required(name: str) -> list[str]:
+    """What a package declares; for auto_LiRPA without metadata the range of its version 0.7.1."""
+    try:
+        return list(requires(name) or ())
+    except PackageNotFoundError:
+        return ["torch>=2.0.0,<2.9.0"]
 
 
 def print_findings(found: dict[str, Any]) -> None:
