@@ -215,7 +215,7 @@ def monotone(op: Implicit, drive: Tensor) -> Upper | None:
         return None
     w, b = op.recurrent.double(), drive.double()
     best: float | None = None
-    for weight in _weights(w):
+    for weight in multiplier_candidates(w):
         if best is not None and len(w) > _LARGE:
             break
         curvature = 2.0 * torch.diag(weight) - high * (weight[:, None] * w + w.T * weight)
@@ -244,8 +244,8 @@ def _monotone_root(w: Tensor, b: Tensor, high: float, k: Tensor) -> float | None
     return corner_upper(matrix, inflate(bound, 16 * gamma(1)) * gamma(8), inputs)
 
 
-def _weights(w: Tensor) -> Iterator[Tensor]:
-    """Diagonals worth trying: I, the Perron vectors of |W|, and what a descent finds."""
+def multiplier_candidates(w: Tensor) -> Iterator[Tensor]:
+    """Diagonals K > 0 worth trying for 2K - (KW + W'K) > 0: I, the Perron vectors of |W|, and what a descent finds."""
     ones = torch.ones(len(w), dtype=torch.float64, device=w.device)
     yield ones
     left = right = ones

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from lipverify.analyzers.lipsdp.factor import Factor, Pencil
+from lipverify.analyzers.lipsdp.ordering import sparse_order
 from lipverify.analyzers.lipsdp.reduction import live_neurons, restricted, scaled, times_power
-from lipverify.analyzers.lipsdp.system import BlockSystem
+from lipverify.analyzers.lipsdp.system import Couplings
 from lipverify.errors import InternalError
 from lipverify.linalg.dense import operator_norm_upper, spectral_residual_bound
 from lipverify.linalg.dense import scaled as scaled_matrix
@@ -28,7 +29,7 @@ _WIDEST = 2.0**250
 
 
 def certified_upper(
-    system: BlockSystem, multipliers: Sequence[Tensor], exponents: Sequence[int] | None = None
+    system: Couplings, multipliers: Sequence[Tensor], exponents: Sequence[int] | None = None
 ) -> Upper | None:
     """A certified l2 bound of the network from the diagonal D, or None where A(D) > 0 cannot be proved.
 
@@ -42,6 +43,8 @@ def certified_upper(
         F = B' - yL'. If t_i >= sum_j |E_ij| + sum_g |F_gi| for all i, then by diagonal dominance
         |V0'g|^2 + 2 c'Bg - c'Ac <= (|(V0, y)|^2 + max_g sum_i |F_gi|) |g|^2: the right-hand side is the square of the bound.
         E and F are computed with their error (Higham, section 3.5; the magnitudes |L||L|' as products with a vector).
+        Where C has loops (implicit layers), A > 0 also proves that I - C Delta is invertible for all 0 <= Delta <= I:
+        c = Delta C'c gives c'Ac = -2 sum_i D_i c_i (b_i - c_i) - |U'c|^2 <= 0 with b = C'c, hence c = 0.
     Sound when: the assumptions of `lipverify.linalg` hold.
 
     Args:
@@ -64,7 +67,7 @@ def certified_upper(
 
 
 def certified_weighted(
-    system: BlockSystem, multipliers: Sequence[Tensor], exponents: Sequence[int]
+    system: Couplings, multipliers: Sequence[Tensor], exponents: Sequence[int]
 ) -> Upper | None:
     """As `certified_upper` for a system whose block 0 is its input, D_0 the squares of the input scales (see `linf`).
 
@@ -81,7 +84,7 @@ def certified_weighted(
 
 
 def certified_functionals(
-    system: BlockSystem,
+    system: Couplings,
     multipliers: Sequence[Tensor],
     exponents: Sequence[int],
     functionals: Tensor,
@@ -102,7 +105,7 @@ def certified_functionals(
 
 
 def certified_weighted_functionals(
-    system: BlockSystem, multipliers: Sequence[Tensor], exponents: Sequence[int], functionals: Tensor
+    system: Couplings, multipliers: Sequence[Tensor], exponents: Sequence[int], functionals: Tensor
 ) -> list[Upper] | None:
     """As `certified_functionals` for a system whose block 0 is its input: see `certified_weighted`."""
     return _functionals(_prepared(system, list(multipliers), list(exponents)), functionals, weighted=True)
@@ -128,12 +131,12 @@ def _length(row: Tensor, matrix: Tensor) -> Upper:
 class _Prepared(NamedTuple):
     """The same system with multipliers in [1/2, 2), outputs in units of 2^output_exponent."""
 
-    system: BlockSystem
+    system: Couplings
     d: Tensor
     output_exponent: int
 
 
-def _prepared(system: BlockSystem, values: list[Tensor], powers: list[int]) -> _Prepared | None:
+def _prepared(system: Couplings, values: list[Tensor], powers: list[int]) -> _Prepared | None:
     """Measures every neuron in its own power of two, exactly."""
     d = torch.cat(values)
     if not bool(((d > 0) & torch.isfinite(d)).all()):
@@ -186,7 +189,7 @@ class _Evidence(NamedTuple):
     defect: Upper
 
 
-def _prove(system: BlockSystem, d: Tensor, weighted: bool) -> Upper | None:
+def _prove(system: Couplings, d: Tensor, weighted: bool) -> Upper | None:
     found = _evidence(system, d, weighted)
     if found is None:
         return None
@@ -194,7 +197,11 @@ def _prove(system: BlockSystem, d: Tensor, weighted: bool) -> Upper | None:
     return (norm * norm + found.defect).sqrt()
 
 
-def _evidence(system: BlockSystem, d: Tensor, weighted: bool) -> _Evidence | None:
+def _evidence(system: Couplings, d: Tensor, weighted: bool) -> _Evidence | None:
+    # The same statement with the neurons in an order that costs less.
+    ordered = None if weighted else sparse_order(system)
+    if ordered is not None:
+        system, d = ordered[0], d[ordered[1]]
     pencil = Pencil(system, weighted)
     if not all(
         bool(torch.isfinite(t).all()) for t in (pencil.V, pencil.direct, pencil.Y0, *pencil.C.values())
@@ -204,7 +211,7 @@ def _evidence(system: BlockSystem, d: Tensor, weighted: bool) -> _Evidence | Non
     shift = 32.0 * _unit(system, pencil) * _magnitude(system, pencil, d)
     direct = [] if system.V0 is None else [system.V0]
     for _ in range(4):
-        factor = pencil.eliminate(lambda j, _: d[pencil.part[j]], shift)
+        factor = pencil.eliminate(lambda j, _: d[pencil.part[j]], shift, known=d)
         if factor is None:
             return None
         border = factor.forward(pencil.border(d))
@@ -228,7 +235,7 @@ def _norm(matrix: Tensor) -> Upper:
     return Upper.of(float(spectral_residual_bound(problem.values.T))).scale(int(problem.exponent))
 
 
-def _unit(system: BlockSystem, pencil: Pencil) -> float:
+def _unit(system: Couplings, pencil: Pencil) -> float:
     """gamma of the longest inner product behind an entry of E or F: the stored entry, and one term per eliminated neuron."""
     rows = [*system.U.values()] + ([] if system.V0 is None else [system.V0])
     # Products with a zero factor are exact.
@@ -240,7 +247,7 @@ def _unit(system: BlockSystem, pencil: Pencil) -> float:
     return gamma(max(before) + widest + 2 * len(pencil.sizes) + 16)
 
 
-def _magnitude(system: BlockSystem, pencil: Pencil, d: Tensor) -> Tensor:
+def _magnitude(system: Couplings, pencil: Pencil, d: Tensor) -> Tensor:
     """Row sums of |2D| + D|C|' + |C|D + |U||U|'."""
     result = 2.0 * d
     for (k, j), matrix in system.C.items():
@@ -256,9 +263,7 @@ def _magnitude(system: BlockSystem, pencil: Pencil, d: Tensor) -> Tensor:
     return result
 
 
-def _dominance(
-    system: BlockSystem, factor: Factor, border: Tensor, shift: Tensor, exponent: int
-) -> _Dominance:
+def _dominance(system: Couplings, factor: Factor, border: Tensor, shift: Tensor, exponent: int) -> _Dominance:
     """Certified row sums of |E| and |F|: the computed residuals plus gamma times the magnitudes they are made of."""
     pencil, d, unit = factor.pencil, factor.d, _unit(system, factor.pencil)
     scale = 2.0**-exponent
@@ -295,11 +300,13 @@ class _Residual:
         if (k, l) in self.blocks:
             return self.blocks[k, l]
         pencil = self.pencil
-        gram, weight = pencil.gram.get((k, l)), pencil.C.get((k, l))
+        gram, weight, back = pencil.gram.get((k, l)), pencil.C.get((k, l)), pencil.C.get((l, k))
         shape = (pencil.sizes[k], pencil.sizes[l])
         block = pencil.zeros(*shape) if gram is None else -gram
         if weight is not None:
             block.addcmul_(weight, self.d[pencil.part[l]], value=-1.0)
+        if back is not None:
+            block.addcmul_(back.T, self.d[pencil.part[k], None], value=-1.0)
         if k == l:
             block.diagonal().add_(pencil.leading[k] * self.d[pencil.part[k]] - self.shift[pencil.part[k]])
         self.blocks[k, l] = block
@@ -355,7 +362,7 @@ class _Sums:
         )
 
 
-def _border_magnitude(system: BlockSystem, pencil: Pencil, d: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+def _border_magnitude(system: Couplings, pencil: Pencil, d: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Column and row sums of |V|D + |V0||U|', outputs in units of 1 / scale."""
     size = pencil.V.abs() * d
     columns, rows = size.sum(0), size.sum(1)

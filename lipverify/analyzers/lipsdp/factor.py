@@ -1,68 +1,80 @@
-"""Block Cholesky of A(D) = 2D - DC' - CD - UU' along the topological order of a block system.
+"""Block Cholesky of A(D) = 2D - DC' - CD - UU' along the order of the blocks of a system.
 
 Legend: N neurons in blocks j, m outputs; trajectories are rows: a [count, N] tensor holds `count` of them, so that every
-solve is one triangular solve with contiguous right-hand sides per block. M_kj = C_kj D_j + (U U')_kj + fill.
+solve is one triangular solve with contiguous right-hand sides per block. M_kj = C_kj D_j + D_k C_jk' + (U U')_kj + fill.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lipverify.analyzers.lipsdp.system import BlockSystem
+from lipverify.analyzers.lipsdp.system import Couplings
+from lipverify.errors import InternalError
+
+_WORTH_SPARSE, _DENSITY = 1 << 16, 0.15
+"""Entries from which a block may be sparse, and the share of nonzeros up to which it is."""
 
 Choose = Callable[[int, Tensor], Tensor]
 """Block j and its R_j, which depends on D of earlier blocks only -> the diagonal of D_j."""
 
 
-def fill_pattern(system: BlockSystem) -> tuple[tuple[int, ...], ...]:
+def fill_pattern(system: Couplings) -> tuple[tuple[int, ...], ...]:
     """For each block the later blocks its elimination touches: neighbours in C and UU', and cliques of those."""
-    count = len(system.sizes)
-    later: list[set[int]] = [{k for k, i in system.C if i == j} for j in range(count)]
-    for j in system.U:
-        later[j] |= {k for k in system.U if k > j}
+    later: list[set[int]] = [set() for _ in system.sizes]
+    for k, j in (*system.C, *_meeting(system)):
+        if k != j:
+            later[min(k, j)].add(max(k, j))
     for touched in later:
         for k in touched:
             later[k] |= {l for l in touched if l > k}
     return tuple(tuple(sorted(touched)) for touched in later)
 
 
+def _meeting(system: Couplings) -> list[tuple[int, int]]:
+    """Pairs (k, j), k >= j, of blocks that read a common input."""
+    reads = {k: (m != 0).any(0) for k, m in system.U.items()}
+    return [(k, j) for k in reads for j in reads if k >= j and bool((reads[k] & reads[j]).any())]
+
+
 class Pencil:
-    """A(D), B(D) and Y(D) of one block system, prepared for many D.
+    """A(D), B(D) and Y(D) of one system, prepared for many D.
 
     A = 2D - DC' - CD - UU', B = DV' + UV0', Y = V0V0' + B'A^-1B; A > 0 implies |J|^2 <= lmax(Y) (`bound` has the proof).
-    With `weighted`, block 0 is the input itself (see `linf`) and enters A as D_0 instead of 2 D_0.
+    With `weighted`, block 0 is the input itself (see `linf`) and enters A as D_0 instead of 2 D_0. In float32 it serves a
+    search whose results are evaluated again.
     """
 
-    def __init__(self, system: BlockSystem, weighted: bool = False) -> None:
+    def __init__(self, system: Couplings, weighted: bool = False, dtype: torch.dtype = torch.float64) -> None:
         self.leading = [1.0 if weighted and k == 0 else 2.0 for k in range(len(system.sizes))]
         self.weighted = weighted
-        some = next(iter((*system.U.values(), *system.V.values(), system.V0)), None)
-        self.device = torch.device("cpu") if some is None else some.device
+        self.device, self.dtype = system.device, dtype
         self.sizes = system.sizes
         self.neurons = system.neurons
         self.outputs = system.outputs
         ends = [sum(system.sizes[: k + 1]) for k in range(len(system.sizes))]
         self.part = [slice(end - size, end) for end, size in zip(ends, system.sizes, strict=True)]
-        self.C = system.C
+        self.C = {key: matrix.to(dtype) for key, matrix in system.C.items()}
+        self.products = Products(self.C, self.part)
         self.later = fill_pattern(system)
-        self.gram = {(k, j): a @ b.T for k, a in system.U.items() for j, b in system.U.items() if k >= j}
+        self.gram = {(k, j): (system.U[k] @ system.U[j].T).to(dtype) for k, j in _meeting(system)}
         self.V = self.zeros(self.outputs, self.neurons)
         self.direct = self.zeros(self.outputs, self.neurons)
         """V0 U'"""
         for k, matrix in system.V.items():
-            self.V[:, self.part[k]] = matrix
+            self.V[:, self.part[k]] = matrix.to(dtype)
         for k, matrix in system.U.items():
             if system.V0 is not None:
-                self.direct[:, self.part[k]] = system.V0 @ matrix.T
+                self.direct[:, self.part[k]] = (system.V0 @ matrix.T).to(dtype)
         outputs = self.zeros(self.outputs, self.outputs)
-        self.Y0 = outputs if system.V0 is None else system.V0 @ system.V0.T
+        self.Y0 = outputs if system.V0 is None else (system.V0 @ system.V0.T).to(dtype)
 
     def zeros(self, *shape: int) -> Tensor:
-        return torch.zeros(shape, dtype=torch.float64, device=self.device)
+        return torch.zeros(shape, dtype=self.dtype, device=self.device)
 
     def border(self, d: Tensor) -> Tensor:
         """B(D)' [m, N]."""
@@ -70,24 +82,23 @@ class Pencil:
 
     def times_c(self, rows: Tensor) -> Tensor:
         """Each row r becomes (C'r)': what reaches a neuron from the neurons it feeds."""
-        result = torch.zeros_like(rows)
-        for (k, j), matrix in self.C.items():
-            result[:, self.part[j]].addmm_(rows[:, self.part[k]], matrix)
-        return result
+        return self.products.backward(rows)
 
     def times_c_transposed(self, rows: Tensor) -> Tensor:
         """Each row r becomes (C r)'."""
-        result = torch.zeros_like(rows)
-        for (k, j), matrix in self.C.items():
-            result[:, self.part[k]].addmm_(rows[:, self.part[j]], matrix.T)
-        return result
+        return self.products.forward(rows)
 
     def factor(self, d: Tensor) -> Factor | None:
         """None when A(D) is not positive definite in floating point."""
-        return self.eliminate(lambda j, _: d[self.part[j]])
+        return self.eliminate(lambda j, _: d[self.part[j]], known=d)
 
-    def eliminate(self, choose: Choose, shift: Tensor | None = None) -> Factor | None:
-        """Factors A(D) - diag(shift) while D is being chosen: block j only needs D of the blocks before it."""
+    def eliminate(
+        self, choose: Choose, shift: Tensor | None = None, known: Tensor | None = None
+    ) -> Factor | None:
+        """Factors A(D) - diag(shift) while D is being chosen: block j only needs D of the blocks before it.
+
+        known: D itself, which systems need whose blocks read later blocks.
+        """
         work = dict(self.gram)
         owned: set[tuple[int, int]] = set()
         chol: list[Tensor] = []
@@ -99,6 +110,10 @@ class Pencil:
             d = choose(j, r)
             s = r.neg_() if (j, j) in owned else -r
             s.diagonal().add_(d, alpha=self.leading[j])
+            loop = self.C.get((j, j))
+            if loop is not None:
+                s -= loop * d
+                s -= d[:, None] * loop.T
             if shift is not None:
                 s.diagonal().sub_(shift[self.part[j]])
             lower, info = torch.linalg.cholesky_ex(s)
@@ -111,7 +126,7 @@ class Pencil:
                 cross.append(None)
                 continue
             # Rows of the right-hand side are blocks M_kj; solving from the right keeps them contiguous.
-            stacked = torch.cat([self._coupling(work, k, j, d) for k in touched])
+            stacked = torch.cat([self._coupling(work, k, j, d, known) for k in touched])
             z = torch.linalg.solve_triangular(lower.T, stacked, upper=True, left=False)
             cross.append(z)
             parts = z.split([self.sizes[k] for k in touched])
@@ -120,11 +135,18 @@ class Pencil:
                     self._update(work, owned, (k, l), parts[position], other)
         return Factor(self, torch.cat(chosen) if chosen else self.zeros(0), chol, cross)
 
-    def _coupling(self, work: dict[tuple[int, int], Tensor], k: int, j: int, d: Tensor) -> Tensor:
-        matrix, weight = work.pop((k, j), None), self.C.get((k, j))
-        if weight is None:
-            return self.zeros(self.sizes[k], self.sizes[j]) if matrix is None else matrix
-        return weight * d if matrix is None else torch.addcmul(matrix, weight, d)
+    def _coupling(
+        self, work: dict[tuple[int, int], Tensor], k: int, j: int, d: Tensor, known: Tensor | None
+    ) -> Tensor:
+        matrix, weight, back = work.pop((k, j), None), self.C.get((k, j)), self.C.get((j, k))
+        if weight is not None:
+            matrix = weight * d if matrix is None else torch.addcmul(matrix, weight, d)
+        if back is not None:
+            if known is None:
+                raise InternalError("blocks that read later blocks need D in advance")
+            added = known[self.part[k], None] * back.T
+            matrix = added if matrix is None else matrix + added
+        return self.zeros(self.sizes[k], self.sizes[j]) if matrix is None else matrix
 
     def _update(
         self,
@@ -142,6 +164,54 @@ class Pencil:
         else:
             work[key] = left @ right.T
         owned.add(key)
+
+
+class Products:
+    """C and C' times rows: sparse blocks, as those of convolutions, together in one sparse matrix, the others one by one."""
+
+    def __init__(self, blocks: Mapping[tuple[int, int], Tensor], part: list[slice]) -> None:
+        self.part = part
+        self.dense: dict[tuple[int, int], Tensor] = {}
+        rows, columns, values = [], [], []
+        for (k, j), matrix in blocks.items():
+            places = matrix.nonzero() if matrix.numel() >= _WORTH_SPARSE else None
+            if places is None or len(places) > _DENSITY * matrix.numel():
+                self.dense[k, j] = matrix
+                continue
+            rows.append(places[:, 0] + part[k].start)
+            columns.append(places[:, 1] + part[j].start)
+            values.append(matrix[places[:, 0], places[:, 1]])
+        self.sparse: tuple[Tensor, Tensor] | None = None
+        if values:
+            r, c, v = torch.cat(rows), torch.cat(columns), torch.cat(values)
+            size = part[-1].stop
+            self.sparse = _compressed(r, c, v, size), _compressed(c, r, v, size)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Each row r becomes (C r)'."""
+        result = torch.zeros_like(rows) if self.sparse is None else _times(self.sparse[0], rows)
+        for (k, j), matrix in self.dense.items():
+            result[:, self.part[k]].addmm_(rows[:, self.part[j]], matrix.T)
+        return result
+
+    def backward(self, rows: Tensor) -> Tensor:
+        """Each row r becomes (C'r)'."""
+        result = torch.zeros_like(rows) if self.sparse is None else _times(self.sparse[1], rows)
+        for (k, j), matrix in self.dense.items():
+            result[:, self.part[j]].addmm_(rows[:, self.part[k]], matrix)
+        return result
+
+
+def _compressed(rows: Tensor, columns: Tensor, values: Tensor, size: int) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse")
+        places = torch.stack([rows, columns])
+        return torch.sparse_coo_tensor(places, values, (size, size)).coalesce().to_sparse_csr()
+
+
+def _times(matrix: Tensor, rows: Tensor) -> Tensor:
+    product: Tensor = matrix @ rows.T
+    return product.T.contiguous()
 
 
 @dataclass

@@ -18,7 +18,7 @@ from torch import Tensor
 from lipverify.analyzers.lipsdp.dual import optimum_lower_bound
 from lipverify.analyzers.lipsdp.factor import Factor
 from lipverify.analyzers.lipsdp.objective import Model, Point, weighted_probes
-from lipverify.analyzers.lipsdp.system import BlockSystem
+from lipverify.analyzers.lipsdp.system import Couplings
 from lipverify.analyzers.protocol import Compute
 
 VERBOSE = False
@@ -69,6 +69,11 @@ class Record:
             self.trace.append((time.monotonic() - self.started, rho))
             self.compute.report(stage, self.report_scale * math.sqrt(max(rho, 0.0)))
 
+    def restate(self, rho: float) -> None:
+        """The value of the best multipliers in a higher precision."""
+        self.rho = rho
+        self.trace[-1] = (self.trace[-1][0], rho)
+
     @property
     def expired(self) -> bool:
         return self.compute.remaining() <= self.reserve
@@ -85,21 +90,32 @@ class _Step(NamedTuple):
     at_radius: bool
 
 
-def search(system: BlockSystem, factor: Factor, y: Tensor, tuning: Tuning, record: Record) -> None:
-    """Improves `record` from the feasible point `factor` (with Y(D) = y) until the tolerance or the deadline is reached."""
-    _Search(system, tuning, record).run(factor, y)
+def search(
+    system: Couplings, factor: Factor, y: Tensor, tuning: Tuning, record: Record, order: Tensor | None = None
+) -> None:
+    """Improves `record` from the feasible point `factor` (with Y(D) = y) until the tolerance or the deadline is reached.
+
+    order: where every neuron of the factor stands in `system`, when the factor has another order.
+    """
+    _Search(system, tuning, record, order).run(factor, y)
 
 
 class _Search:
-    def __init__(self, system: BlockSystem, tuning: Tuning, record: Record) -> None:
-        self.system, self.tuning, self.record = system, tuning, record
+    def __init__(self, system: Couplings, tuning: Tuning, record: Record, order: Tensor | None) -> None:
+        self.system, self.tuning, self.record, self.order = system, tuning, record, order
+        self.layers = None
+        if order is not None:
+            place = torch.empty_like(order).index_copy_(
+                0, order, torch.arange(len(order), device=order.device)
+            )
+            self.layers = list(place.split(list(system.sizes)))
         self.smoothing, self.radius = tuning.first_smoothing, 0.5
         self.generator = torch.Generator().manual_seed(tuning.seed)
 
     def run(self, factor: Factor, y: Tensor) -> None:
         pencil, tuning, record = factor.pencil, self.tuning, self.record
         draw = torch.randn(tuning.probes, pencil.neurons, generator=self.generator, dtype=torch.float64)
-        raw = draw.to(pencil.device)
+        raw = draw.to(pencil.device, pencil.dtype)
         point = self._stage(factor, y, raw)
         for count in range(tuning.max_iterations):
             record.iterations += 1
@@ -112,11 +128,11 @@ class _Search:
             length, found = self._line_search(point, step.direction, slope)
             self._adapt(step, diagonal, length)
             if count % 3 == 2 and not pencil.weighted:
-                lower = optimum_lower_bound(self.system, point.factor, point.smoothed)
+                lower = optimum_lower_bound(self.system, point.factor, point.smoothed, self.order)
                 record.lower = max(record.lower, lower)
             if found is not None:
                 top = float(torch.linalg.eigvalsh(found.y)[-1])
-                record.offer(found.d, top * found.price, f"lipsdp step {record.iterations}")
+                record.offer(found.d.double(), top * found.price, f"lipsdp step {record.iterations}")
             if record.expired or predicted < 1e-13 or record.closed(tuning.tol):
                 return
             if self.smoothing <= tuning.tol * 1.0001:
@@ -136,7 +152,7 @@ class _Search:
         """A new smoothing and newly weighted probes at the current multipliers."""
         reference = max(float(torch.linalg.eigvalsh(y)[-1]), 1e-300)
         strength = self.tuning.beta * self.smoothing * reference
-        probes = weighted_probes(raw, factor, strength, self.generator)
+        probes = weighted_probes(raw, factor, strength, self.generator, self.layers)
         mu = self.smoothing / factor.pencil.outputs
         point = Point(factor, Model(probes, mu, reference, self.tuning.hessian_probes))
         point.prepare()

@@ -58,14 +58,27 @@ class Model:
     """Output directions below this share of the largest weight are left out of Hessian products (not of gradients)."""
 
 
-def weighted_probes(raw: Tensor, factor: Factor, strength: float, generator: torch.Generator) -> Tensor:
+def weighted_probes(
+    raw: Tensor, factor: Factor, strength: float, generator: torch.Generator, layers: list[Tensor] | None
+) -> Tensor:
     """Scales each block of the probes so that all of them together add `strength` to the objective.
+
+    layers: the neurons of every topological block, where the blocks of the factor are others.
 
     Adds tr(P D A^-1 D P'), a sampled inverse barrier of the feasible set: without it steps run into S_k singular in
     directions that do not reach the output yet, and the search jams on deep networks.
     """
     pencil = factor.pencil
     weighted = raw.clone()
+    if layers is not None:
+        signs = torch.randint(0, 2, (16, pencil.neurons), generator=generator).to(factor.d) * 2.0 - 1.0
+        rows = signs * factor.d
+        # Signs s: s'D A^-1 D s, neuron by neuron, is about the diagonal of D A^-1 D.
+        weight = (rows * factor.solve(rows)).sum(0) / len(signs)
+        for layer in layers:
+            trace = max(float(weight[layer].sum()), 1e-300)
+            weighted[:, layer] *= (strength / (len(layers) * len(raw) * trace)) ** 0.5
+        return weighted
     for j, here in enumerate(pencil.part):
         trace = max(factor.diagonal_weight(j, generator), 1e-300)
         weighted[:, here] *= (strength / (len(pencil.part) * len(raw) * trace)) ** 0.5
@@ -83,7 +96,7 @@ class Point:
             rows = torch.cat([rows, model.probes * self.d])
         self.half = factor.forward(rows)
         outputs = self.half[: pencil.outputs]
-        self.y = torch.addmm(pencil.Y0, outputs, outputs.T)
+        self.y = torch.addmm(pencil.Y0, outputs, outputs.T).double()
         self.smoothed = Smoothed.of(self.y / model.reference, model.mu)
         self.barrier = float(self.half[pencil.outputs :].square().sum()) / model.reference
         self.value = self.smoothed.value + self.barrier
@@ -96,7 +109,7 @@ class Point:
         """Gradient dPhi/dlog d_i = 2 d_i [(c S) o (b - c)]_i summed over rows, and the diagonal d/2 (b S b + (2c-b) S (2c-b))."""
         pencil, model, d = self.factor.pencil, self.model, self.d
         m = pencil.outputs
-        weights = self.smoothed.weights / model.reference
+        weights = (self.smoothed.weights / model.reference).to(d.dtype)
         c = self.factor.backward(self.half)
         self.half = c[:0]
         b = pencil.times_c(c)
@@ -114,9 +127,9 @@ class Point:
         self.diagonal = diagonal + 1e-10 * diagonal.amax()
         self._keep_for_products(c, bend)
         self.outputs, self.output_gap = c[:m].clone(), gap[:m].clone()
-        identity = torch.eye(m, dtype=d.dtype, device=d.device)
+        identity = torch.eye(m, dtype=torch.float64, device=d.device)
         inverse = torch.linalg.inv(self.smoothed.level * identity - self.y / model.reference)
-        self.inverse = 0.5 * (inverse + inverse.T)
+        self.inverse = (0.5 * (inverse + inverse.T)).to(d.dtype)
         self.inverse_squared = self.inverse @ self.inverse
         self.inverse_trace = float(self.inverse_squared.trace())
 
@@ -162,7 +175,7 @@ class Point:
         model, m = self.model, self.factor.pencil.outputs
         values, vectors = torch.linalg.eigh(self.smoothed.weights)
         chosen = values > model.negligible * values[-1]
-        basis, values = vectors[:, chosen].T, values[chosen]
+        basis, values = vectors[:, chosen].T.to(c.dtype), values[chosen].to(c.dtype)
         used = min(len(model.probes), model.hessian_probes)
         share = len(model.probes) / max(used, 1)
         rows = slice(m, m + used)

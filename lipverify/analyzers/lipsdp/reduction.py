@@ -5,22 +5,23 @@ Only the search works on the rewritten system; `bound.certified_upper` goes back
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from lipverify.analyzers.lipsdp.system import BlockSystem
+from lipverify.analyzers.lipsdp.system import Couplings, System
 
 Multipliers = tuple[Tensor, ...]
 """One positive float64 vector per block: the diagonal of D."""
 
 
-def transposed(system: BlockSystem) -> BlockSystem:
+def transposed(system: System) -> System:
     """The system of the transposed Jacobian: blocks in opposite order, C -> C', U <-> V'; the entries are the same."""
     last = len(system.sizes) - 1
-    return BlockSystem(
+    return replace(
+        system,
         inputs=system.outputs,
         outputs=system.inputs,
         sizes=system.sizes[::-1],
@@ -32,42 +33,36 @@ def transposed(system: BlockSystem) -> BlockSystem:
     )
 
 
-def live_neurons(system: BlockSystem) -> list[Tensor]:
+def live_neurons(system: Couplings) -> list[Tensor]:
     """Per block the indices of neurons that the input reaches and that reach the output.
 
     The others never matter: a neuron without input has w constant, one without output multiplies zero.
     """
-    device = _device(system)
-    driven: list[Tensor] = []
-    for k, size in enumerate(system.sizes):
-        reached = torch.zeros(size, dtype=torch.bool, device=device)
-        if k in system.U:
-            reached |= (system.U[k] != 0).any(1)
-        for j in range(k):
-            if (k, j) in system.C:
-                reached |= ((system.C[k, j] != 0) & driven[j]).any(1)
-        driven.append(reached)
-    live: list[Tensor] = [torch.empty(0)] * len(system.sizes)
-    for j in reversed(range(len(system.sizes))):
-        seen = torch.zeros(system.sizes[j], dtype=torch.bool, device=device)
-        if j in system.V:
-            seen |= (system.V[j] != 0).any(0)
-        for k in range(j + 1, len(system.sizes)):
-            if (k, j) in system.C:
-                seen |= ((system.C[k, j] != 0) & live[k][:, None]).any(0)
-        live[j] = seen & driven[j]
-    return [mask.nonzero()[:, 0] for mask in live]
+    none = [torch.zeros(size, dtype=torch.bool, device=system.device) for size in system.sizes]
+    touched = {key: m != 0 for key, m in system.C.items()}
+    driven = [(system.U[k] != 0).any(1) if k in system.U else mask for k, mask in enumerate(none)]
+    seen = [(system.V[k] != 0).any(0) if k in system.V else mask for k, mask in enumerate(none)]
+    # Blocks in topological order need one pass; loops are followed until nothing changes.
+    repeat = any(j >= k for k, j in system.C)
+    while True:
+        before = sum(int(mask.sum()) for mask in (*driven, *seen))
+        for k, j in sorted(touched):
+            driven[k] = driven[k] | (touched[k, j] & driven[j]).any(1)
+        for k, j in sorted(touched, key=lambda key: (-key[1], -key[0])):
+            seen[j] = seen[j] | (touched[k, j] & seen[k][:, None]).any(0)
+        if not repeat or sum(int(mask.sum()) for mask in (*driven, *seen)) == before:
+            break
+    return [(a & b).nonzero()[:, 0] for a, b in zip(driven, seen, strict=True)]
 
 
-def restricted(system: BlockSystem, live: Sequence[Tensor]) -> BlockSystem:
+def restricted(system: System, live: Sequence[Tensor]) -> System:
     """The system of the chosen neurons; blocks without any disappear."""
     if all(len(chosen) == size for chosen, size in zip(live, system.sizes, strict=True)):
         return system
     kept = [k for k, chosen in enumerate(live) if len(chosen)]
     place = {k: position for position, k in enumerate(kept)}
-    return BlockSystem(
-        inputs=system.inputs,
-        outputs=system.outputs,
+    return replace(
+        system,
         sizes=tuple(len(live[k]) for k in kept),
         U={place[k]: m[live[k]] for k, m in system.U.items() if k in place},
         C={
@@ -76,37 +71,33 @@ def restricted(system: BlockSystem, live: Sequence[Tensor]) -> BlockSystem:
             if k in place and j in place
         },
         V={place[k]: m[:, live[k]] for k, m in system.V.items() if k in place},
-        V0=system.V0,
         names=tuple(system.names[k] for k in kept),
     )
 
 
-def narrowed(system: BlockSystem) -> BlockSystem:
-    """At most as many inputs as rows of (U, V0), at most as many outputs as columns of (V, V0): a rotation of each side.
-
-    Rounded, hence for the search alone.
-    """
+def narrowed(system: System) -> System:
+    """At most as many outputs as columns of (V, V0): a rotation of the output side. Rounded, hence for the search alone."""
     direct = [] if system.V0 is None else [system.V0]
-    rows = sum(m.shape[0] for m in [*system.U.values(), *direct])
-    if 0 < rows < system.inputs:
-        stacked = torch.cat([*system.U.values(), *direct])
-        # (U, V0) = R'Q' with orthonormal columns of Q, and J J' only sees R'R.
-        factor = torch.linalg.qr(stacked.T, mode="r").R.T
-        parts = factor.split([m.shape[0] for m in [*system.U.values(), *direct]])
-        system = replace(
-            system,
-            inputs=factor.shape[1],
-            U=dict(zip(system.U, parts, strict=False)),
-            V0=parts[-1] if direct else None,
-        )
-        direct = [parts[-1]] if direct else []
-    columns = sum(m.shape[1] for m in [*system.V.values(), *direct])
-    if 0 < columns < system.outputs:
-        return transposed(narrowed(transposed(system)))
-    return system
+    matrices = [*system.V.values(), *direct]
+    widths = [m.shape[1] for m in matrices]
+    if not 0 < sum(widths) < system.outputs:
+        return system
+    # (V, V0) = Q R with orthonormal columns of Q, and J'J only sees R'R.
+    parts = torch.linalg.qr(torch.cat(matrices, 1), mode="r").R.split(widths, dim=1)
+    return replace(
+        system,
+        outputs=parts[0].shape[0],
+        V=dict(zip(system.V, parts, strict=False)),
+        V0=parts[-1] if direct else None,
+    )
 
 
-def scaled(system: BlockSystem, exponents: Sequence[int], output_exponent: int) -> BlockSystem:
+def _side(full: int, matrices: Iterable[Tensor | None], axis: int) -> int:
+    """The dimension of one side after `narrowed`."""
+    return min(full, sum(m.shape[axis] for m in matrices if m is not None) or full)
+
+
+def scaled(system: System, exponents: Sequence[int], output_exponent: int) -> System:
     """The same Jacobian divided by 2^output_exponent, with block k measured in units of 2^exponents[k].
 
     Multipliers D of the scaled system are D 4^exponents[k] of the original one.
@@ -130,18 +121,12 @@ def times_power(matrix: Tensor, exponent: int) -> Tensor:
     return matrix * 2.0**exponent if exponent else matrix
 
 
-def _device(system: BlockSystem) -> torch.device:
-    for matrix in (*system.U.values(), *system.V.values(), *system.C.values()):
-        return matrix.device
-    return torch.device("cpu") if system.V0 is None else system.V0.device
-
-
 @dataclass(frozen=True)
 class Reduced:
     """A system ready for the search, and the way back for its multipliers."""
 
-    original: BlockSystem
-    system: BlockSystem
+    original: Couplings
+    system: Couplings
     live: tuple[Tensor, ...]
     """Of the original system."""
     flipped: bool
@@ -150,6 +135,10 @@ class Reduced:
     output_exponent: int
     weighted: bool = False
     """Block 0 is the input with its own weights (see `linf`)."""
+    order: Tensor | None = None
+    """Where every neuron of `system` stood before `ordering` moved it."""
+    sizes: tuple[int, ...] | None = None
+    """The blocks before `ordering`."""
 
     def lift(self, d: Tensor, bound: float) -> tuple[Multipliers, tuple[int, ...]]:
         """Multipliers of the original system, and an exponent e of each block: the multiplier is value 4^e.
@@ -160,7 +149,9 @@ class Reduced:
         Args:
             d: [neurons of `system`]; bound: a value of rho for `system`.
         """
-        parts = list(d.split(self.system.sizes))
+        if self.order is not None:
+            d = torch.empty_like(d).index_copy_(0, self.order, d)
+        parts = list(d.split(self.sizes or self.system.sizes))
         powers = list(self.exponents)
         if self.flipped:
             parts = [bound / part for part in parts[::-1]]
@@ -180,11 +171,12 @@ class Reduced:
         return tuple(values), tuple(exponents)
 
 
-def reduce(system: BlockSystem) -> Reduced:
+def reduce(system: Couplings) -> Reduced:
     """Without dead neurons, on the side that leaves the smaller border; not yet scaled (see `start.rescale`)."""
     live = live_neurons(system)
-    small = narrowed(restricted(system, live))
-    flipped = small.outputs > small.inputs
-    if flipped:
-        small = transposed(small)
+    small = restricted(system, live)
+    inputs = _side(small.inputs, (*small.U.values(), small.V0), 0)
+    flipped = _side(small.outputs, (*small.V.values(), small.V0), 1) > inputs
+    # The input side is not rotated: that would cost its sparsity.
+    small = narrowed(transposed(small) if flipped else small)
     return Reduced(system, small, tuple(live), flipped, (0,) * len(small.sizes), 0)

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from lipverify.analyzers.lipsdp.bound import certified_upper, combination
-from lipverify.analyzers.lipsdp.factor import Factor, fill_pattern
+from lipverify.analyzers.lipsdp.factor import Factor, Pencil, fill_pattern
 from lipverify.analyzers.lipsdp.newton import Record, Tuning, search
+from lipverify.analyzers.lipsdp.ordering import sparse_order
 from lipverify.analyzers.lipsdp.reduction import Multipliers, Reduced, reduce
 from lipverify.analyzers.lipsdp.start import SHARES, scalar_start
-from lipverify.analyzers.lipsdp.system import BlockSystem
+from lipverify.analyzers.lipsdp.system import Couplings
 from lipverify.analyzers.protocol import Compute
 from lipverify.errors import InternalError, UnsupportedModel, UsageError
 from lipverify.linalg.dense import operator_norm_upper
@@ -28,6 +29,8 @@ _DEEP = 24
 _SEVERAL_STARTS = 3000
 # Jamming is known from about ten blocks on; a small gap (of rho) rules it out.
 _JAMMING, _OPEN = 8, 0.2
+# From here on float32 halves the time of a step; steps below its tolerance need float64.
+_SINGLE, _SINGLE_TOL, _LARGEST = 1000, 1e-3, 1e6
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ class Solution:
     interrupted: bool = False
 
 
-def estimate(system: BlockSystem) -> tuple[int, float]:
+def estimate(system: Couplings) -> tuple[int, float]:
     """Bytes that the search needs, and real multiplications of one Newton step; rough."""
     later = fill_pattern(system)
     cells, work = 0.0, 0.0
@@ -97,7 +100,7 @@ def default_probes(widest: int) -> int:
     return min(max(16, int(0.6 * widest)), 128)
 
 
-def require_memory(system: BlockSystem, limit: int | None, device: torch.device) -> None:
+def require_memory(system: Couplings, limit: int | None, device: torch.device) -> None:
     """Raises:
     UnsupportedModel: the search needs more memory than the limit, with both sizes.
     """
@@ -119,7 +122,7 @@ def _available(device: torch.device) -> int:
 
 
 def fast(
-    system: BlockSystem, compute: Compute, memory: int | None = None, shares: tuple[float, ...] = SHARES
+    system: Couplings, compute: Compute, memory: int | None = None, shares: tuple[float, ...] = SHARES
 ) -> Solution:
     """Closed-form multipliers D_j = share lmax(R_j) I, certified; the best share. `shares=(1.0,)` is ECLipsE-Fast itself.
 
@@ -133,7 +136,7 @@ def fast(
         return _Run(system, compute, memory, shares).finish(None)
 
 
-def solve(system: BlockSystem, compute: Compute, settings: Settings | None = None) -> Solution:
+def solve(system: Couplings, compute: Compute, settings: Settings | None = None) -> Solution:
     """Multipliers near the optimum of the program, at any moment the best so far.
 
     Statement, Source, Sound when: `bound.certified_upper`. The search (`newton.search`) starts from the closed form and
@@ -153,13 +156,12 @@ class _Run:
     """One call of `solve` or `fast`."""
 
     def __init__(
-        self, system: BlockSystem, compute: Compute, memory: int | None, shares: tuple[float, ...] = SHARES
+        self, system: Couplings, compute: Compute, memory: int | None, shares: tuple[float, ...] = SHARES
     ) -> None:
         self.system, self.compute, self.shares = system, compute, shares
         self.reduced: Reduced = reduce(system)
-        require_memory(self.reduced.system, memory, _device_of(system))
-        given = (*system.U.values(), *system.C.values(), *system.V.values(), system.V0)
-        if not all(bool(torch.isfinite(m).all()) for m in given if m is not None):
+        require_memory(self.reduced.system, memory, system.device)
+        if not all(bool(torch.isfinite(m).all()) for m in system.matrices):
             raise UsageError("a weight of the network is infinite or not a number: no bound exists")
         self.notes: list[str] = []
         self.interrupted = False
@@ -171,12 +173,14 @@ class _Run:
         begun = time.monotonic()
         self.reduced, factor, y = scalar_start(self.reduced)
         record.report_scale = 2.0 ** min(self.reduced.output_exponent, 1000)
-        record.reserve = 2.0 * (time.monotonic() - begun)
+        record.reserve = 4.0 * (time.monotonic() - begun)
         record.offer(factor.d, float(torch.linalg.eigvalsh(y)[-1]), "lipsdp-fast")
         self._offer_closed_forms(factor, record)
         try:
             if settings is not None and not record.expired and record.rho > 0.0:
-                self._search(settings, factor, y, record)
+                self.topological = self.reduced.system
+                factor = self._ordered(factor, record)
+                self._search(settings, factor, record)
         except KeyboardInterrupt:
             self.interrupted = True
             self.notes.append("interrupted: the best bound so far")
@@ -196,10 +200,39 @@ class _Run:
                 if same and other.d.shape == factor.d.shape:
                     record.offer(other.d, float(torch.linalg.eigvalsh(y)[-1]), "lipsdp-fast")
 
-    def _search(self, settings: Settings, factor: Factor, y: Tensor, record: Record) -> None:
-        system, tuning = self.reduced.system, tuning_of(settings, self.reduced.system)
-        search(system, factor, y, tuning, record)
-        doubtful = len(system.sizes) >= _JAMMING and record.lower * (1.0 + _OPEN) < record.rho
+    def _ordered(self, factor: Factor, record: Record) -> Factor:
+        """Moves the neurons where another order makes factors sparse, of everything found so far too."""
+        found = sparse_order(self.reduced.system)
+        if found is None or self.reduced.weighted or record.d is None:
+            return factor
+        system, order = found
+        self.topological = self.reduced.system
+        self.reduced = replace(self.reduced, system=system, order=order, sizes=self.reduced.system.sizes)
+        record.d = record.d[order]
+        # Only its multipliers are needed from now on.
+        return replace(factor, d=factor.d[order])
+
+    def _search(self, settings: Settings, factor: Factor, record: Record) -> None:
+        """In float32 first where matrices are large, then in float64; once more where the first search may have jammed."""
+        plain = self.topological
+        tuning = tuning_of(settings, plain)
+        moderate = bool((factor.d.amax() < _LARGEST) & (factor.d.amin() > 1.0 / _LARGEST))
+        if plain.neurons >= _SINGLE and len(plain.sizes) <= _DEEP and moderate:
+            rough = Pencil(self.reduced.system, dtype=torch.float32)
+            coarse = max(tuning.tol, _SINGLE_TOL)
+            self._from(rough, factor.d, replace(tuning, tol=coarse), record)
+            if record.expired or record.d is None:
+                return
+            exact = Pencil(self.reduced.system)
+            best = exact.factor(record.d)
+            if best is not None:
+                record.restate(float(torch.linalg.eigvalsh(best.output_form())[-1]))
+            if coarse > tuning.tol and best is not None:
+                self._from(exact, record.d, replace(tuning, first_smoothing=coarse), record)
+        else:
+            exact = factor.pencil if self.reduced.order is None else Pencil(self.reduced.system)
+            self._from(exact, factor.d, tuning, record)
+        doubtful = len(plain.sizes) >= _JAMMING and record.lower * (1.0 + _OPEN) < record.rho
         again = doubtful if settings.restart is None else settings.restart
         if record.expired or not again or record.d is None:
             return
@@ -208,27 +241,32 @@ class _Run:
         first = record.rho
         share = min(0.05, 0.2 * first / record.trace[0][1])
         (d,) = combination((record.d,), (factor.d,), share)
-        inner = factor.pencil.factor(d)
-        if inner is None:
-            return
         stronger = replace(tuning, beta=4.0 * tuning.beta, seed=tuning.seed + 1, first_smoothing=0.05)
         coarse = max(tuning.tol, 1e-3)
-        search(system, inner, inner.output_form(), replace(stronger, tol=coarse), record)
-        if record.rho < first * (1.0 - coarse) and record.d is not None and coarse > tuning.tol:
+        if not self._from(exact, d, replace(stronger, tol=coarse), record):
+            return
+        if record.rho < first * (1.0 - coarse) and coarse > tuning.tol:
             # The first search had jammed: this one goes on to the tolerance.
-            best = factor.pencil.factor(record.d)
-            if best is not None:
-                search(system, best, best.output_form(), replace(stronger, first_smoothing=coarse), record)
+            self._from(exact, record.d, replace(stronger, first_smoothing=coarse), record)
         gain = math.sqrt(first / record.rho) - 1.0
         self.notes.append(
             f"a second search with barrier {stronger.beta:g} instead of {tuning.beta:g} lowered the bound by {gain:.1e}"
         )
 
+    def _from(self, pencil: Pencil, d: Tensor, tuning: Tuning, record: Record) -> bool:
+        """Whether d could be searched from."""
+        factor = pencil.factor(d.to(pencil.dtype))
+        if factor is None:
+            return False
+        y = factor.output_form().double()
+        search(self.topological, factor, y, tuning, record, self.reduced.order)
+        return True
+
     def _linear(self, record: Record) -> Solution:
         direct = self.system.V0
         upper = Upper.zero() if direct is None else operator_norm_upper(direct, "l2", "l2")
         zeros = tuple(
-            torch.zeros(n, dtype=torch.float64, device=_device_of(self.system)) for n in self.system.sizes
+            torch.zeros(n, dtype=torch.float64, device=self.system.device) for n in self.system.sizes
         )
         return self._solution(
             zeros, (0,) * len(zeros), upper, record, "no neuron has an influence: the norm of the linear part"
@@ -290,7 +328,7 @@ class _Run:
         )
 
 
-def tuning_of(settings: Settings, system: BlockSystem) -> Tuning:
+def tuning_of(settings: Settings, system: Couplings) -> Tuning:
     """The parameters of the search, with the defaults for this depth and width."""
     deep = len(system.sizes) > _DEEP
     return Tuning(
@@ -302,10 +340,3 @@ def tuning_of(settings: Settings, system: BlockSystem) -> Tuning:
         seed=settings.seed,
         max_iterations=settings.max_iterations,
     )
-
-
-def _device_of(system: BlockSystem) -> torch.device:
-    for matrix in (*system.U.values(), *system.V.values(), system.V0):
-        if matrix is not None:
-            return matrix.device
-    return torch.device("cpu")
