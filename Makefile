@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help demo test check lint types soundness bench-lipsdp third-party zoo clean
+.PHONY: help demo test check lint types soundness bench-lipsdp third-party docs zoo clean
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
     command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
@@ -47,6 +47,12 @@ bench-lipsdp: $(READY) ## LipSDP against cone solvers, half an hour; writes repo
 
 third-party: $(READY) ## audit every network of the sibling folder shared/checkpoints, write reports/third_party
 	$(BIN)/python reports/third_party/build.py
+
+docs: $(READY) ## build the site into build/site; generated tables are written again
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/python docs/generate.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "open build/site/index.html"
 
 zoo: $(READY) ## train the model zoo again
 	$(BIN)/lipverify zoo build all --force

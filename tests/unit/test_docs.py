@@ -1,0 +1,84 @@
+"""Documentation that cannot go stale unseen: its code runs, its tables are current, its links lead somewhere."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)#\s]+)(#[^)]*)?\)")
+COMMAND = re.compile(r"^\$ (?:\.venv/bin/)?lipverify (\w+)", re.MULTILINE)
+
+
+def blocks(page: Path) -> list[str]:
+    return BLOCK.findall(page.read_text(encoding="utf-8"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
+def test_the_code_of_a_page_runs(page: Path, tmp_path: Path) -> None:
+    # In a process of its own: a page may register operators.
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)).eval()
+    torch.onnx.export(module, (torch.zeros(2, 4),), tmp_path / "net.onnx", dynamo=False, verbose=False)
+    (tmp_path / "page.py").write_text("\n".join(blocks(page)), encoding="utf-8")
+    command = [sys.executable, "page.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=250, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_the_pages_that_teach_have_code() -> None:
+    for name in ("adding-an-operator.md", "adding-an-analyzer.md", "reading-a-bound.md"):
+        assert any("assert" in block or "check_operator" in block for block in blocks(DOCS / name)), name
+
+
+def test_generated_tables_are_current() -> None:
+    command = [sys.executable, DOCS / "generate.py", "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files(page: Path) -> None:
+    for target, _ in LINK.findall(page.read_text(encoding="utf-8")):
+        if not target.startswith(("http://", "https://")):
+            assert (page.parent / target).exists(), target
+
+
+def test_every_page_is_in_the_menu() -> None:
+    menu = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    for page in DOCS.rglob("*.md"):
+        assert page.relative_to(DOCS).as_posix() in menu, page.name
+
+
+def test_commands_that_are_shown_exist() -> None:
+    from lipverify.cli import app, zoo_app
+
+    known = {c.name or c.callback.__name__ for c in app.registered_commands if c.callback is not None}
+    assert zoo_app.registered_commands
+    for page in PAGES:
+        for name in COMMAND.findall(page.read_text(encoding="utf-8")):
+            assert name in known | {"zoo"}, (page.name, name)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mkdocs") is None, reason="the extra `docs` is not installed")
+def test_the_site_builds_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    pages = list(tmp_path.rglob("*.html"))
+    assert len(pages) >= len(PAGES)
+    for page in pages:
+        assert not re.search(
+            r"(?:src=|<link[^>]* href=)\"(?:https?:)?//", page.read_text(encoding="utf-8")
+        ), page
