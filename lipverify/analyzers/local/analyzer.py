@@ -97,10 +97,10 @@ def _ranges(graph: Graph, written: Graph, ball: Ball, compute: Compute) -> Bound
     """Ranges of the written-out graph; nodes that both graphs have lie inside the intervals of the original one."""
     if len(written.nodes) == len(graph.nodes):
         return bounds(written, ball, device=compute.device)
-    return bounds(written, ball, device=compute.device, within=_intervals(graph, ball, compute))
+    return bounds(written, ball, device=compute.device, within=intervals(graph, ball, compute))
 
 
-def _intervals(graph: Graph, ball: Ball, compute: Compute) -> Bounds:
+def intervals(graph: Graph, ball: Ball, compute: Compute) -> Bounds:
     """The box of a maximum or a sort is exact for its own operator, not for the comparators it is written out as."""
     return bounds(graph, ball, method="interval", device=compute.device)
 

@@ -40,12 +40,14 @@ class Tier:
     """How gradients are bounded.
 
     refine: by functionals, else by intervals alone; recurjac: constants in place of chords; joint: norms also as one
-    functional; lines: around the slopes of smooth activations, for a second bound of every functional, `known` with them.
+    functional; middle: entries also around the middle of all slopes, one centre after another; lines: around the slopes of
+    smooth activations, for a second bound of every functional, `known` with them.
     """
 
     refine: bool = True
     recurjac: bool = False
     joint: bool = True
+    middle: bool = True
     lines: Mapping[str, Relaxation] = field(default_factory=dict)
     known: Knowledge | None = None
 
@@ -72,7 +74,8 @@ def jacobian_ranges(
         if node.name in factors:
             refine(found, node, _meets_unknown_slope(found, node), tier)
         elif node.name == graph.input.name:
-            _around_middle(found, node)
+            if tier.middle:
+                _around_middle(found, node)
             if _affordable(found):
                 refine(found, node, _sign_unknown(found, node), tier)
     return found
