@@ -20,6 +20,7 @@ _HOMES = {
     "lipverify.pipeline": ("audit", "extract", "load", "margin"),
     "lipverify.certificates": ("verify",),
     "lipverify.results": ("Audit",),
+    "lipverify.execution": ("ExecutionError", "execution_error"),
     "lipverify.comparison": ("Comparison", "compare"),
     "lipverify.ir.region": ("Ball", "Everywhere", "Query"),
     "lipverify.ir.norm": ("Norm",),
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
         UnsupportedModel,
         UsageError,
     )
+    from lipverify.execution import ExecutionError, execution_error
     from lipverify.interpreter import evaluate
     from lipverify.ir.certificate import Certificate, Rigour, Witness
     from lipverify.ir.graph import Graph, Node

@@ -79,6 +79,9 @@ def audit(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="write into a folder that is not empty")] = False,
     fail_above: Annotated[float | None, typer.Option(help="exit 3 if the best bound exceeds this")] = None,
+    execution: Annotated[
+        str | None, typer.Option(help="float32: also what execution can add over --box; no part of a bound")
+    ] = None,
     monotone: Annotated[
         str | None,
         typer.Option(
@@ -106,6 +109,8 @@ def audit(
     Norm.parse(norm), Norm.parse(norm_out or norm), Norm.parse(ball or norm)
     if wanted_radius is not None and data is None:
         raise UsageError("--radius needs --data: the balls are around the points of a file")
+    if execution not in (None, "float32") or (execution is not None and wanted_box is None):
+        raise UsageError("--execution takes float32 and needs --box LO,HI: the inputs it is about")
     if monotone is not None:
         from lipverify.errors import Undecided
         from lipverify.monotonicity.command import Options, run_monotone
@@ -177,6 +182,10 @@ def audit(
         progress.finish()
         result = replace(result, command=shlex.join(["lipverify", *sys.argv[1:]]))
         document = result.to_json()
+        if wanted_box is not None and execution is not None:
+            from lipverify.execution import statement
+
+            document["execution"] = statement(graph, wanted_box)
         if folder is not None:
             folder.write_audit(result, document)
     if as_json:

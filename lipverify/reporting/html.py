@@ -98,6 +98,7 @@ def render_audit(document: Document) -> str:
         norms=(display(query["norm_in"]), display(query["norm_out"])),
         assumptions=texts(document.get("assumptions")),
         not_covered=texts(document.get("not_covered")),
+        execution=texts([document["execution"]["words"]])[0] if "execution" in document else None,
         command=None if document.get("command") is None else display(document["command"], 2000),
         environment=environment_facts(document),
     )
