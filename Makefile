@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help demo test check lint types soundness bench-lipsdp third-party docs zoo clean
+.PHONY: help demo test check lint types soundness bench-lipsdp bench-local third-party docs zoo clean
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
     command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
@@ -44,6 +44,9 @@ soundness: $(READY) ## the long searches for a wrong bound
 
 bench-lipsdp: $(READY) ## LipSDP against cone solvers, half an hour; writes reports/bench-lipsdp
 	$(BIN)/python benchmarks/lipsdp.py
+
+bench-local: $(READY) ## bounds around digits against auto_LiRPA where it is importable; writes reports/bench-local
+	$(BIN)/python benchmarks/local.py
 
 third-party: $(READY) ## audit every network of the sibling folder shared/checkpoints, write reports/third_party
 	$(BIN)/python reports/third_party/build.py

@@ -10,13 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from dots import dots, number
 
 METHODS = ("lipsdp", "lipsdp-fast", "product", "clarabel", "scs")
-
-
-def number(value: float | None, digits: int = 6) -> str:
-    return "-" if value is None else f"{value:.{digits}g}"
 
 
 def readme(result: dict[str, Any]) -> str:
@@ -76,52 +72,9 @@ COLOURS = {
 
 
 def plot(result: dict[str, Any]) -> str:
-    """Processor seconds (logarithmic) for every network and method, the bound relative to ours beside each point."""
-    left, right, top, step = 150, 60, 50, 34
-    rows = result["networks"]
-    low, high, width = -4, 3, 560
-    height = top + step * len(rows) + 50
-
-    def across(seconds: float) -> float:
-        return left + (min(max(np.log10(seconds), low), high) - low) / (high - low) * width
-
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + width + right} {height}" '
-        'font-family="sans-serif" font-size="12">',
-        '<rect width="100%" height="100%" fill="white"/>',
-    ]
-    for power in range(low, high + 1):
-        x = across(10.0**power)
-        parts.append(f'<line x1="{x:.1f}" y1="{top - 8}" x2="{x:.1f}" y2="{height - 45}" stroke="#dddddd"/>')
-        label = f"{10.0**power:g} s"
-        parts.append(f'<text x="{x:.1f}" y="{height - 28}" text-anchor="middle">{label}</text>')
-    for place, method in enumerate(METHODS):
-        x = left + 115 * place
-        parts.append(
-            f'<circle cx="{x}" cy="18" r="5" fill="{COLOURS[method]}"/><text x="{x + 10}" y="22">{method}</text>'
-        )
-    for index, row in enumerate(rows):
-        y = top + step * index + 10
-        parts.append(f'<text x="{left - 12}" y="{y + 4}" text-anchor="end">{row["network"]}</text>')
-        for method in METHODS:
-            found = row["methods"][method]
-            if "cpu_seconds" not in found:
-                continue
-            x = across(found["cpu_seconds"])
-            title = f"{method}: {found['cpu_seconds']:.3g} s, bound {number(found.get('upper'))}"
-            parts.append(
-                f'<circle cx="{x:.1f}" cy="{y}" r="5" fill="{COLOURS[method]}"><title>{title}</title></circle>'
-            )
-            ratio = row["bound_ratio"].get(method)
-            # Labels of 1.0000 would only cover each other.
-            if ratio is not None and abs(ratio - 1.0) > 5e-4:
-                shown = f"{ratio:.4f}" if ratio < 1.1 else f"{ratio:.3g}"
-                parts.append(
-                    f'<text x="{x:.1f}" y="{y - 8}" text-anchor="middle" font-size="9" fill="#555555">{shown}</text>'
-                )
+    """Processor seconds for every network and method, the bound relative to ours beside each point."""
     caption = "Processor seconds on one thread; beside each point its bound relative to lipsdp's"
-    parts.append(f'<text x="{left}" y="{height - 8}" fill="#555555">{caption}</text></svg>')
-    return "\n".join(parts) + "\n"
+    return dots(result["networks"], COLOURS, "cpu_seconds", caption)
 
 
 def write(result: dict[str, Any], folder: Path) -> None:
