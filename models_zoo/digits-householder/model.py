@@ -1,6 +1,6 @@
 """A network with Householder activations and orthogonal matrices: l2 constant 1 by construction.
 
-Singla, Singla, Feizi, ICLR 2022, Improved deterministic l2 robustness on CIFAR-10 and CIFAR-100, section 4: for each pair
+Singla, Singla, Feizi, ICLR 2022, Improved deterministic l2 robustness on CIFAR-10 and CIFAR-100: for each pair
 of features z either stays or is reflected, by the sign of w'z with |w| = 1. Both pieces are isometries and meet where w'z = 0.
 The matrices are trained and deployed as those of digits-maxmin-orthogonal.
 """

@@ -1,6 +1,6 @@
 """Sandwich layers on 8x8 digits: l2 constant 1 by construction, which no product of norms can see.
 
-Wang, Manchester, ICML 2023, Direct parameterization of Lipschitz-bounded deep networks, theorem 3.2 and section 3.3:
+Wang, Manchester, ICML 2023, Direct parameterization of Lipschitz-bounded deep networks:
 sqrt2 A' Psi relu(sqrt2 Psi^-1 B x + b) is 1-Lipschitz for A A' + B B' = I and any positive diagonal Psi; the last layer is
 B x + b. A and B come from free matrices by the Cayley transform.
 """

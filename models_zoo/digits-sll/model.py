@@ -1,6 +1,6 @@
 """SDP-based Lipschitz layers on 8x8 digits: l2 constant 1 by construction, which no product of norms can see.
 
-Araujo, Havens, Delattre, Allauzen, Hu, ICLR 2023, A unified algebraic perspective on Lipschitz neural networks, theorem 3:
+Araujo, Havens, Delattre, Allauzen, Hu, ICLR 2023, A unified algebraic perspective on Lipschitz neural networks:
 x - 2 W T^-1 relu(W'x + b) with T = diag(sum_j |W'W|_ij q_j / q_i) is 1-Lipschitz, because T - W'W >= 0.
 The last layer is scaled by its rows in the same way: |D^-1/2 W| <= 1 for D = diag(sum_j |WW'|_ij).
 """
