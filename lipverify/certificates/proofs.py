@@ -139,6 +139,12 @@ def too_small(evidence: Gains, program: Program) -> str | None:
         joined = all(b.sources[0] in stage.nodes for b in maps[1:])
         if not maps or len(maps) < len(chain) or not joined or len(maps[0].sources) > 1:
             continue
+        last = program.values[stage.nodes[-1]]
+        plain = all(
+            np.array_equal(step.view, np.arange(program.steps[step.sources[0]].size)) for step in maps
+        ) and np.array_equal(last.places.ravel(), np.arange(maps[-1].size))
+        if not plain or program.steps[last.sources[0]] is not maps[-1]:
+            continue  # something is copied or dropped on the way: another matrix
         short, long = sorted((maps[-1].size, len(maps[0].view)))
         if short**2 * long < _QUICK and _affordable(maps):
             matrices, _ = gains.matrix_of(maps)

@@ -1,6 +1,7 @@
-"""Writes reports/soundness/certificates.json: how changed certificates fare, what rigour costs, and how long checking takes.
+"""Writes mutants.json, networks.json and costs.json beside this file: how changed certificates fare, random networks against
+witnesses, what rigour costs and how long checking takes.
 
-    python reports/soundness/build.py [--mutants 2000]
+    python reports/soundness/build.py [--mutants 2000] [--networks 10000] [--no-costs]
 
 Networks of the model zoo always; third-party networks where the folder shared/checkpoints lies beside the checkout.
 """
@@ -13,6 +14,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,7 @@ from lipverify.documents import environment  # noqa: E402
 from lipverify.errors import LipverifyError  # noqa: E402
 from lipverify.ir.region import Query  # noqa: E402
 from tests.soundness import mutants  # noqa: E402
+from tests.soundness.search import Found, search  # noqa: E402
 
 THIRD_PARTY = (
     "converted/cifar-resnet20.onnx",
@@ -83,12 +87,19 @@ def priced(model: str, name: str) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    """Writes the file; the exit code is 1 when a changed certificate was accepted."""
-    options = argparse.ArgumentParser()
-    options.add_argument("--mutants", type=int, default=2000)
-    count = options.parse_args().mutants
-    torch.set_num_threads(1)
+def searched(count: int) -> dict[str, Any]:
+    """Random networks, every analyzer against witnesses; two processes."""
+    started = time.monotonic()
+    blocks = [range(start, min(start + 50, count)) for start in range(0, count, 50)]
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        total = Found()
+        for found in pool.map(search, blocks):
+            total += found
+    return {**total.to_json(), "seconds": time.monotonic() - started}
+
+
+def costs() -> list[dict[str, Any]]:
+    """The price of rigour on the model zoo and on third-party networks."""
     folder = ROOT.parent / "shared" / "checkpoints"
     models = [f"zoo:{name}" for name in zoo.names()] + [
         str(folder / m) for m in THIRD_PARTY if (folder / m).exists()
@@ -101,14 +112,34 @@ def main() -> None:
             except LipverifyError as error:
                 rows.append({"model": Path(model).name, "analyzer": name, "refused": str(error)})
             print(rows[-1], file=sys.stderr)
-    document = {
-        "schema": "lipverify.soundness/1",
-        "changed_certificates": changed(count),
-        "cost_of_rigour": rows,
-        "environment": environment(),
-    }
-    (Path(__file__).parent / "certificates.json").write_text(json.dumps(document, indent=1) + "\n")
-    sys.exit(1 if document["changed_certificates"]["accepted"] else 0)
+    return rows
+
+
+def main() -> None:
+    """Writes the files; the exit code is 1 when a changed certificate was accepted or a bound was wrong."""
+    options = argparse.ArgumentParser()
+    options.add_argument("--mutants", type=int, default=2000, help="0: leave mutants.json as it is")
+    options.add_argument("--networks", type=int, default=10_000, help="0: leave networks.json as it is")
+    options.add_argument("--no-costs", action="store_true", help="leave costs.json as it is")
+    given = options.parse_args()
+    torch.set_num_threads(1)
+    bad = 0
+    if given.mutants:
+        document = changed(given.mutants)
+        bad += len(document["accepted"])
+        _write("mutants", {"changed_certificates": document})
+    if given.networks:
+        document = searched(given.networks)
+        bad += len(document["wrong"])
+        _write("networks", {"random_networks": document})
+    if not given.no_costs:
+        _write("costs", {"cost_of_rigour": costs()})
+    sys.exit(1 if bad else 0)
+
+
+def _write(name: str, document: dict[str, Any]) -> None:
+    whole = {"schema": "lipverify.soundness/1", **document, "environment": environment()}
+    (Path(__file__).parent / f"{name}.json").write_text(json.dumps(whole, indent=1) + "\n")
 
 
 if __name__ == "__main__":
