@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -74,6 +75,7 @@ def run_compare(options: Options) -> Comparison:
     Raises:
         UsageError: options that make no sense, data that cannot be read, an unfinished run that is not meant to be continued.
     """
+    started = time.monotonic()
     device = choose_device(options.device)
     points = None if options.data is None else read_points(options.data)
     data = None if points is None else torch.from_numpy(points.x[: options.limit])
@@ -89,6 +91,7 @@ def run_compare(options: Options) -> Comparison:
             force = options.force or (options.resume and ours)
             folder = stack.enter_context(OutputFolder(options.out, force=force))
         place = options.cache or (None if folder is None else folder.path / CACHE)
+        cache = None if place is None else Cache(place)
         progress = stack.enter_context(Progress(quiet=options.quiet))
         models = {}
         for name, model in _names(options.models).items():
@@ -96,6 +99,11 @@ def run_compare(options: Options) -> Comparison:
             models[name] = read(model, options)
         if folder is not None:
             folder.keep()
+        curves: tuple[dict[str, Any], ...] = ()
+        if points is not None and options.curves != NO_CURVES:
+            progress.start("certifying points")
+            labels = None if points.y is None else torch.from_numpy(points.y[: options.limit])
+            curves = _curves(options, models, points.x[: options.limit], labels, cache)
         progress.start("comparing")
         found = compare(
             models,
@@ -103,31 +111,21 @@ def run_compare(options: Options) -> Comparison:
             norm=options.norms,
             norm_out=options.norm_out,
             region=regions,
-            budget=_bounds_budget(options),
+            budget=options.budget,
             device=device,
             seed=options.seed,
             box=options.box,
             hints=None if options.radii else data,
             jobs=options.jobs,
-            cache=None if place is None else Cache(place),
+            cache=cache,
             advance=progress.update,
+            since=started,
         )
-        if points is not None and options.curves != NO_CURVES:
-            progress.start("certifying points")
-            labels = None if points.y is None else torch.from_numpy(points.y[: options.limit])
-            kept = None if place is None else Cache(place)
-            found = replace(found, curves=_curves(options, models, points.x[: options.limit], labels, kept))
         progress.finish()
-        found = replace(found, command=options.command)
+        found = replace(found, curves=curves, command=options.command)
         if folder is not None:
             write(folder, found)
     return found
-
-
-def _bounds_budget(options: Options) -> float | None:
-    """Half of the time is for curves, where they are wanted."""
-    halved = options.data is not None and options.curves != NO_CURVES
-    return options.budget / 2 if halved and options.budget is not None else options.budget
 
 
 def _curves(
@@ -139,6 +137,7 @@ def _curves(
 ) -> tuple[dict[str, Any], ...]:
     graphs = {name: model for name, model in models.items() if not isinstance(model, Unreadable)}
     norms = [norm for norm in map(Norm.parse, options.norms) if norm is not Norm.L1]
+    # At most half of the time; what they leave is for the bounds.
     seconds = None if options.budget is None else options.budget / 2 / max(len(graphs) * len(norms), 1)
     return tuple(
         accuracy_curve(

@@ -44,6 +44,7 @@ def compare(
     jobs: int = 1,
     cache: Cache | None = None,
     advance: Advance | None = None,
+    since: float | None = None,
 ) -> Comparison:
     """Every analyzer on every model, for every norm and region: upper bounds, and a lower bound for each question.
 
@@ -56,12 +57,13 @@ def compare(
         budget: seconds for everything together, shared out evenly over what is not in the cache.
         jobs: processes; with more than one, a script needs the usual `if __name__ == "__main__"` guard.
         cache: where answers are kept; None keeps nothing.
+        since: moment of `time.monotonic` from which the budget counts; default: now.
         advance: called with the number of answers so far and the number asked for.
 
     Raises:
         UsageError: nothing to compare, the same analyzer twice, a name or number that makes no sense.
     """
-    started = time.monotonic()
+    started = time.monotonic() if since is None else since
     methods = {method.name: method for method in map(registry.resolve, analyzers)}
     if not models or not methods:
         raise UsageError("a comparison needs at least one model and one analyzer")
@@ -88,7 +90,9 @@ def compare(
         else {place: entry for place, task in tasks.items() if (entry := cache.get(task.identity()))}
     )
     solved |= kept
-    waiting = [place for place in tasks if place not in kept]
+    # Breadth first: when time is short, every model has its lower bound and the first analyzers' bounds before any has all.
+    order: dict[str | None, int] = {None: 0, **{name: 1 + i for i, name in enumerate(methods)}}
+    waiting = sorted((place for place in tasks if place not in kept), key=lambda place: order[place[2]])
     total = len(solved) + len(waiting)
     clock = Clock(None if budget is None else started + budget, jobs)
     numbered = [(i, tasks[place], key_of(tasks[place].identity())[:16]) for i, place in enumerate(waiting)]

@@ -66,14 +66,15 @@ class Question:
     """Everything the report shows about one norm and region."""
 
     title: str
+    local: bool
     sandwich: Plot | None
     pareto: pareto.Pareto | None
     without_ratio: int
     rows: tuple[TableRow, ...]
     summary: tuple[SummaryRow, ...]
     losses: tuple[tuple[str, tuple[Fall, ...]], ...]
-    refusals: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
-    """By reason's words: analyzer and reason, for each model."""
+    refusals: tuple[tuple[tuple[str, ...], str], ...]
+    """Every reason once, with the models and analyzers that it stands for."""
     rigours: tuple[tuple[str, str], ...]
 
 
@@ -125,6 +126,7 @@ def _question(document: Document, index: int) -> Question:
     title = f"{display(query['norm_in'])} to {display(query['norm_out'])}, {region_words(query['region'])}"
     return Question(
         title,
+        query["region"]["kind"] != "everywhere",
         sandwich_of_models(answered),
         pareto.pareto(samples),
         without,
@@ -133,12 +135,19 @@ def _question(document: Document, index: int) -> Question:
             _summary_row(row, row["analyzer"] in best) for row in document["summary"] if row["query"] == index
         ),
         tuple(_losses(document, index)),
-        tuple(
-            (name, tuple((r.analyzer, r.reason) for r in answers.refusals))
-            for name, answers in answered
-            if answers.refusals
-        ),
+        _refusals(answered),
         tuple((name, RIGOUR[name]) for name in RIGOUR if name in used),
+    )
+
+
+def _refusals(answered: Sequence[tuple[str, Answers]]) -> tuple[tuple[tuple[str, ...], str], ...]:
+    found: dict[str, dict[str, list[str]]] = {}
+    for model, answers in answered:
+        for refusal in answers.refusals:
+            found.setdefault(refusal.reason, {}).setdefault(model, []).append(refusal.analyzer)
+    return tuple(
+        (tuple(f"{model}: {', '.join(names)}" for model, names in by_model.items()), reason)
+        for reason, by_model in found.items()
     )
 
 
@@ -314,9 +323,8 @@ def print_comparison(document: Document, file: TextIO | None = None) -> None:
         console.print(Text(question.title, style="dim"))
         if question.rows:
             console.print(table)
-        for name, refusals in question.refusals:
-            for analyzer, reason in refusals:
-                console.print(Text.assemble((f"{name}, {analyzer} refused: ", "yellow"), reason))
+        for who, reason in question.refusals:
+            console.print(Text.assemble(("refused by " + "; ".join(who) + ": ", "yellow"), reason))
     for model in document["models"]:
         if "unreadable" in model:
             name = display(model["name"])

@@ -15,6 +15,7 @@ from lipverify.reporting.format import Magnitude, lower_text, upper_text
 
 HEAD, FOOT = 30, 34
 ROW, SMALL_ROW = 50, 40
+MODEL_LIMIT = 28  # of a model's name
 NAME_LIMIT = 20  # characters of a name in the figure; the whole name is in the table
 
 
@@ -115,7 +116,7 @@ def sandwich_of_models(models: Sequence[tuple[str, Answers]]) -> Plot | None:
         low = lows[i]
         start = axis.start if low is None else axis.at(low.position)
         smallest, *others = (axis.at(bound.position) for bound in sizes[i])
-        labels.append(Label(0.0, top + 15, "start", display(name, NAME_LIMIT), "name"))
+        labels.append(Label(0.0, top + 15, "start", display(name, MODEL_LIMIT), "name"))
         begin = "≤ " if answers.lower is None else f"{lower_text(answers.lower, 4)} to "
         labels.append(Label(100.0, top + 15, "end", f"{begin}{upper_text(sizes[i][0], 4)}", "number"))
         known = None if low is None else start
