@@ -17,6 +17,7 @@ from lipverify.ir.op import Constant, Input
 from lipverify.ir.region import Ball
 from lipverify.propagation.functionals import Functionals
 from lipverify.propagation.knowledge import Knowledge, is_affine
+from lipverify.propagation.searched import searched_upper
 from lipverify.rules import slopes
 
 MEMORY = 512 << 20
@@ -77,7 +78,8 @@ def bounds(
     Sound when: `forward` of the affine operators and the `interval`, `slopes` and `relax` rules of the others are right.
 
     Args:
-        method: `linear`, or `interval` for interval arithmetic alone.
+        method: `linear`, `interval` for interval arithmetic alone, or `alpha` for linear bounds with lower planes of ReLU
+            searched for every value (`propagation.searched`): never looser, a few dozen times slower.
         device: where to compute; float64 everywhere.
         memory: bytes that the coefficients of one chunk of rows may take.
         within: ranges of some nodes, on the same device: only inputs whose values lie in them count. The result is inside
@@ -90,22 +92,32 @@ def bounds(
     if tuple(ball.center.shape[1:]) != graph.input_shape:
         found = list(ball.center.shape[1:])
         raise UsageError(f"the centres have shape {found}; the model takes {list(graph.input_shape)}")
-    if method not in {"linear", "interval"}:
-        raise UsageError(f"unknown method {method!r}; choose linear or interval")
+    if method not in {"linear", "interval", "alpha"}:
+        raise UsageError(f"unknown method {method!r}; choose linear, alpha or interval")
+    # Tighter ranges choose other planes, which may be looser further on: the plain ranges hold as well.
+    plain = None
+    if method == "alpha":
+        plain = bounds(graph, ball, method="linear", device=device, memory=memory, within=within)
     with torch.no_grad():
         known = Knowledge.of(graph, ball, torch.device(device))
-        targets = _targets(known.graph, ball.norm) if method == "linear" else set()
+        targets = set() if method == "interval" else _targets(known.graph, ball.norm)
         if within is not None:
             known.empty = torch.zeros(known.count, dtype=torch.bool, device=known.box.lower.device)
+        if plain is not None and known.empty is not None:
+            known.empty |= plain.empty
         for node in known.graph.nodes:
             box = known.image(node)
             if within is not None and node.name in within:
                 box = known.meet(box, within[node.name])
                 if isinstance(node.op, Input):
                     known.box, known.cut = box, True
+            if plain is not None:
+                box = known.meet(box, plain[node.name])
             known.ranges[node.name] = box
             if node.name in targets:
                 known.ranges[node.name] = _tightened(known, node, memory)
+                if method == "alpha":
+                    known.ranges[node.name] = _searched(known, node, memory)
     return Bounds(known)
 
 
@@ -177,6 +189,27 @@ def _push(
             if len(owner) == 0:
                 return
     _write(known, walk.upper(), owner, entry, lower, upper)
+
+
+def _searched(known: Knowledge, node: Node, memory: int) -> Interval:
+    """The node's range intersected with bounds by searched planes, for the entries whose range still matters."""
+    box = known.ranges[node.name]
+    lower, upper = box.lower.clone().flatten(1), box.upper.clone().flatten(1)
+    rows = torch.nonzero(_unsettled(known, node, lower, upper))
+    before = known.graph.nodes[: [n.name for n in known.graph.nodes].index(node.name) + 1]
+    # Both signs; slopes, their moments and gradients, and the coefficients kept for differentiation.
+    chunk = max(1, memory // (2 * 8 * 12 * sum(n.size for n in before)))
+    for some in rows.split(chunk) if len(rows) else ():
+        owner, entry = some.T
+        place = torch.arange(len(some), device=rows.device)
+        start = lower.new_zeros(2 * len(some), node.size)
+        start[2 * place, entry], start[2 * place + 1, entry] = 1.0, -1.0
+        found = searched_upper(
+            known, node, start.reshape(-1, *node.shape), owner.repeat_interleave(2), before
+        )
+        _write(known, found, owner, entry, lower, upper)
+    shape = (known.count, *node.shape)
+    return Interval(lower.reshape(shape), upper.reshape(shape))
 
 
 def _write(

@@ -20,7 +20,7 @@ from lipverify.ir.op import Input
 from lipverify.propagation import Bounds
 from lipverify.propagation.functionals import Functionals
 from lipverify.propagation.knowledge import Knowledge
-from lipverify.robustness.optimised import repeated, rough_upper, unstable
+from lipverify.propagation.searched import repeated, rough_upper, unstable
 
 STEPS = 12
 RATE = 0.2

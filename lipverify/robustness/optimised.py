@@ -8,21 +8,18 @@ Sound when: as `propagation.bounds`; the search may end anywhere, each value is 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from lipverify import ops
 from lipverify.analyzers.protocol import Compute
-from lipverify.ir.graph import Node
-from lipverify.ir.interval import Interval
-from lipverify.ir.norm import Norm
 from lipverify.ir.op import Input
-from lipverify.ir.region import Ball
 from lipverify.propagation import Bounds
 from lipverify.propagation.functionals import Functionals
 from lipverify.propagation.knowledge import Knowledge
+from lipverify.propagation.searched import repeated, rough_upper, unstable, with_lower_slopes
 
 RATE = 0.25
 FADE = 0.93
@@ -81,13 +78,7 @@ class Slopes:
 
     def _walk(self, known: Knowledge, masks: dict[str, Tensor]) -> Functionals:
         """Minus each output as a functional of the input."""
-        fresh = replace(known, _planes=dict(known._planes), _sizes={}, _shifts=known._shifts)
-        for name, mask in masks.items():
-            plain = known.planes(known.graph[name])
-            slope = torch.where(mask, self.values[name], plain.lower.slopes[0])
-            offset = torch.where(mask, torch.zeros_like(slope), plain.lower.offset)
-            lower = replace(plain.lower, slopes=(slope,), offset=offset)
-            fresh._planes[name] = replace(plain, lower=lower)
+        fresh = with_lower_slopes(known, {name: self.values[name] for name in masks})
         output = known.graph.output
         rows = output.size
         start = -torch.eye(rows, dtype=torch.float64, device=known.box.lower.device).reshape(
@@ -98,35 +89,3 @@ class Slopes:
             if not isinstance(node.op, Input):
                 walk.step(node)
         return walk
-
-
-def unstable(known: Knowledge, node: Node) -> Tensor:
-    """Neurons of a ReLU whose argument may have both signs: [count, *shape]."""
-    box = known.ranges[node.inputs[0]]
-    return (box.lower < 0) & (box.upper > 0)
-
-
-def repeated(known: Knowledge, rows: int) -> Knowledge:
-    """The same ball once for each row, so that each row has planes of its own."""
-
-    def wide(tensor: Tensor) -> Tensor:
-        return tensor.expand(rows, *tensor.shape[1:])
-
-    ball = known.ball
-    many = Ball(wide(ball.center), ball.radius, ball.norm, ball.box)
-    ranges = {name: Interval(wide(box.lower), wide(box.upper)) for name, box in known.ranges.items()}
-    return Knowledge(known.graph, many, Interval(wide(known.box.lower), wide(known.box.upper)), ranges)
-
-
-def rough_upper(walk: Functionals) -> Tensor:
-    """What the search lowers: the upper bounds without their rounding. [rows]"""
-    known, total = walk.known, walk.constant
-    a = walk.coefficients.get(known.graph.input.name)
-    if a is None:
-        return total
-    if known.ball.norm is Norm.L2:
-        length: Tensor = torch.linalg.vector_norm(a.flatten(1), dim=1)
-        total = total + (a * known.ball.center.to(a)).flatten(1).sum(1)
-        return total + known.ball.radius * length
-    middle = known.box.lower / 2 + known.box.upper / 2
-    return total + (a * middle + a.abs() * (known.box.upper - middle)).flatten(1).sum(1)

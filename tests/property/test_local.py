@@ -9,10 +9,14 @@ import pytest
 import torch
 
 from lipverify import ops
+from lipverify.analyzers.lipsdp.solver import Settings
 from lipverify.analyzers.local.analyzer import Local
-from lipverify.analyzers.protocol import Compute
+from lipverify.analyzers.local.bab import LocalBaB
+from lipverify.analyzers.local.sdp import LocalSDP
+from lipverify.analyzers.protocol import Analyzer, Compute
 from lipverify.analyzers.registry import resolve
 from lipverify.falsify import Search, falsify
+from lipverify.interpreter import evaluate
 from lipverify.ir.norm import Norm
 from lipverify.ir.region import Ball, Query
 from tests.networks import chain, random_graph, tensor
@@ -41,8 +45,36 @@ def test_never_below_a_witness(block: int) -> None:
             found = resolve(name).bound(graph, query, Compute()).upper
             assert found is not None
             assert bool((found >= witness.value).all()), f"seed {seed}, {name}"
+        for tight in _tight(seed):
+            if tight.reject(graph, query) is None:
+                found = tight.bound(graph, query, Compute()).upper
+                assert found is not None
+                assert bool((found >= witness.value).all()), f"seed {seed}, {tight!r}"
         answered += 1
     assert answered > COUNT // 10
+
+
+def _tight(seed: int) -> list[Analyzer]:
+    """The slower methods, on a part of the networks."""
+    if seed % 5 == 0:
+        return [LocalSDP(Settings(tol=1e-2))]
+    return [LocalBaB(leaves=8, sdp=False)] if seed % 5 == 1 else []
+
+
+@pytest.mark.parametrize("op", [ops.ReLU(), ops.Tanh(), ops.GroupSort(2)], ids=str)
+@pytest.mark.parametrize("analyzer", [LocalSDP(), LocalBaB(leaves=4)], ids=lambda a: a.name)
+def test_radius_zero_is_the_gradient_norm(analyzer: Analyzer, op: ops.Op, rng: np.random.Generator) -> None:
+    graph = chain([tensor(rng, 8, 5), tensor(rng, 6, 8), tensor(rng, 3, 6)], op)
+    exact = graph.to(dtype=torch.float64)
+    center = torch.tensor(rng.standard_normal((2, 5)))
+    for norm in (Norm.LINF, Norm.L2):
+        found = analyzer.bound(graph, Query(norm, norm, Ball(center, 0.0, norm)), Compute()).upper
+        assert found is not None
+        for index, x in enumerate(center):
+            j = torch.autograd.functional.jacobian(lambda z: evaluate(exact, z[None])[0], x)
+            truth = float(torch.linalg.matrix_norm(j, ord=norm.order))
+            assert float(found[index]) == pytest.approx(truth, rel=1e-9)
+            assert float(found[index]) >= truth * (1 - 1e-14)
 
 
 @pytest.mark.parametrize("op", [ops.ReLU(), ops.Tanh(), ops.GroupSort(2)], ids=str)
