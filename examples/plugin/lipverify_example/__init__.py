@@ -1,0 +1,1 @@
+"""A plug-in: the operator asinh and the analyzer `frobenius`."""

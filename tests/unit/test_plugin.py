@@ -1,0 +1,135 @@
+"""The package in examples/plugin adds an operator and an analyzer without touching lipverify."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+PLUGIN = Path(__file__).resolve().parents[2] / "examples" / "plugin"
+
+USE = """
+import json, torch
+import lipverify as lv
+from lipverify.analyzers import registry
+
+torch.manual_seed(0)
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = torch.nn.Linear(4, 8), torch.nn.Linear(8, 3)
+    def forward(self, x):
+        return self.last(torch.asinh(self.first(x)))
+net = Net().eval()
+graph = lv.extract(net, torch.zeros(2, 4))
+found = lv.audit(graph, analyzers=["frobenius", "product", "lipsdp"], budget=4)
+x = torch.randn(2, 4)
+local = lv.audit(graph, region=lv.Ball(x, 0.5), analyzers=["local", "frobenius"], budget=4)
+frobenius = 1.0
+for layer in (net.first, net.last):
+    frobenius *= float(layer.weight.double().norm())
+print(json.dumps({
+    "names": registry.names(),
+    "operators": graph.operators(),
+    "upper": {row.analyzer: row.upper for row in found.rows},
+    "lower": found.lower.value,
+    "frobenius": frobenius,
+    "local": local.rows[0].upper.tolist(),
+    "refused": local.rows[1].refused,
+}))
+"""
+CONFORM = """
+from lipverify_example.asinh import Asinh
+from lipverify.testing import check_operator
+check_operator(Asinh(), [(8,)])
+check_operator(Asinh(), [(2, 3)])
+print("conforms")
+"""
+WITHOUT = """
+import torch
+import lipverify as lv
+class Net(torch.nn.Module):
+    def forward(self, x):
+        return torch.asinh(x)
+try:
+    lv.extract(Net().eval(), torch.zeros(2, 4))
+except lv.UnsupportedModel as error:
+    assert "asinh" in str(error), error
+    print("refused")
+"""
+
+
+def installed(folder: Path) -> Path:
+    """The plug-in with the metadata that an installer writes; needs no installer and no network."""
+    project = tomllib.loads((PLUGIN / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    package = project["name"].replace("-", "_")
+    shutil.copytree(PLUGIN / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    metadata = folder / f"{package}-{project['version']}.dist-info"
+    metadata.mkdir()
+    head = f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
+    (metadata / "METADATA").write_text(head, encoding="utf-8")
+    lines = []
+    for group, points in project["entry-points"].items():
+        lines += [f"[{group}]", *(f"{name} = {target}" for name, target in points.items()), ""]
+    (metadata / "entry_points.txt").write_text("\n".join(lines), encoding="utf-8")
+    return folder
+
+
+def run(program: str, folder: Path | None) -> str:
+    environment = {**os.environ, "PYTHONPATH": "" if folder is None else str(folder)}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_operator_and_analyzer_are_found_and_answer(tmp_path: Path) -> None:
+    found = json.loads(run(USE, installed(tmp_path)))
+    assert "frobenius" in found["names"]
+    assert found["operators"] == {"Asinh": 1, "Linear": 2}
+    upper = found["upper"]
+    assert found["lower"] <= upper["lipsdp"] <= upper["product"] <= upper["frobenius"]
+    assert upper["frobenius"] == pytest.approx(found["frobenius"], rel=1e-12)
+    assert max(found["local"]) <= upper["product"]
+    assert "whole input space only" in found["refused"]
+
+
+def test_the_operator_passes_the_conformance_suite(tmp_path: Path) -> None:
+    assert run(CONFORM, installed(tmp_path)) == "conforms\n"
+
+
+def test_without_the_package_its_operator_is_refused_by_name() -> None:
+    assert run(WITHOUT, None) == "refused\n"
+
+
+def test_the_plug_in_builds_with_pip(tmp_path: Path) -> None:
+    pytest.importorskip("setuptools", reason="the build backend of the plug-in")
+    source, target = tmp_path / "source", tmp_path / "target"
+    shutil.copytree(PLUGIN, source)
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+        "--no-build-isolation",
+    ]
+    done = subprocess.run(
+        [*command, "--target", str(target), str(source)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(run(USE, target))["operators"] == {"Asinh": 1, "Linear": 2}
