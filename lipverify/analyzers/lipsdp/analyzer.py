@@ -12,11 +12,18 @@ from lipverify.analyzers.lipsdp.canonical import looped_form
 from lipverify.analyzers.lipsdp.norms import Answer, answer, euclidean
 from lipverify.analyzers.lipsdp.published import Constraints, bound_published, sorting_chain
 from lipverify.analyzers.lipsdp.reference import solve_reference
-from lipverify.analyzers.lipsdp.regions import over_region, refusal
+from lipverify.analyzers.lipsdp.regions import coupled_form, over_region, refusal
 from lipverify.analyzers.lipsdp.repair import evaluated_again
 from lipverify.analyzers.lipsdp.solver import Settings
-from lipverify.analyzers.lipsdp.splitting import bound_pieces, effort_of, pieces, whole_fits
-from lipverify.analyzers.lipsdp.system import BlockSystem, LoopedSystem
+from lipverify.analyzers.lipsdp.splitting import (
+    Piece,
+    bound_pieces,
+    effort_of,
+    fits_memory,
+    pieces,
+    whole_fits,
+)
+from lipverify.analyzers.lipsdp.system import Couplings, LoopedSystem
 from lipverify.analyzers.protocol import Compute
 from lipverify.errors import UnsupportedModel
 from lipverify.ir.certificate import Certificate, Rigour
@@ -45,7 +52,7 @@ class LipSDP:
     def reject(self, graph: Graph, query: Query) -> str | None:
         """Names the node without a form as neurons, or the memory that would be needed even for a piece."""
         everywhere = isinstance(query.region, Everywhere)
-        reason = refusal(graph, query, large=everywhere)
+        reason = refusal(graph, query, loops=True, large=everywhere)
         if reason is None and everywhere and not whole_fits(graph, Compute()):
             try:
                 pieces(graph, effort_of(Compute(), 1), self.settings)
@@ -56,17 +63,22 @@ class LipSDP:
     def bound(self, graph: Graph, query: Query, compute: Compute) -> Certificate:
         """Recomputed from the multipliers alone; the search's own objective is never shown."""
         if isinstance(query.region, Everywhere) and (self.pieces or not whole_fits(graph, compute)):
-            reason = refusal(graph, query, large=True)
+            reason = refusal(graph, query, loops=True, large=True)
             if reason is not None:
                 raise UnsupportedModel(reason)
-            found = pieces(graph, effort_of(compute, self.pieces or 1), self.settings, self.pieces or 1)
+            found: list[Piece] = []
+            try:
+                found = pieces(graph, effort_of(compute, self.pieces or 1), self.settings, self.pieces or 1)
+            except UnsupportedModel:
+                if not fits_memory(graph):
+                    raise
             if len(found) > 1:
                 return bound_pieces(self, graph, query, compute, found)
 
-        def method(system: BlockSystem, share: Compute) -> Answer:
+        def method(system: Couplings, share: Compute) -> Answer:
             return answer(system, query.norm_in, query.norm_out, share, self.settings)
 
-        return over_region(self, graph, query, compute, method)
+        return over_region(self, graph, query, compute, method, coupled_form)
 
 
 @dataclass(frozen=True)
@@ -82,15 +94,15 @@ class LipSDPFast:
 
     def reject(self, graph: Graph, query: Query) -> str | None:
         """As `lipsdp`."""
-        return refusal(graph, query)
+        return refusal(graph, query, loops=True)
 
     def bound(self, graph: Graph, query: Query, compute: Compute) -> Certificate:
         """A milliseconds tier; never tighter than `lipsdp`. In l_inf all inputs have the same weight."""
 
-        def method(system: BlockSystem, share: Compute) -> Answer:
+        def method(system: Couplings, share: Compute) -> Answer:
             return answer(system, query.norm_in, query.norm_out, share, None)
 
-        return over_region(self, graph, query, compute, method)
+        return over_region(self, graph, query, compute, method, coupled_form)
 
 
 @dataclass(frozen=True)

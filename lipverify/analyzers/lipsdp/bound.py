@@ -218,8 +218,9 @@ def _evidence(system: Couplings, d: Tensor, weighted: bool) -> _Evidence | None:
         if not bool(torch.isfinite(border).all()):
             return None
         stacked = torch.cat([*direct, border], 1)
-        norm = _norm(stacked)
-        exponent = round(norm.log10() / math.log10(2.0)) if norm else 0
+        # Any unit serves; this one keeps the defect comparable to the margin.
+        size = float(torch.linalg.matrix_norm(stacked))
+        exponent = round(math.log2(size)) if 0.0 < size < math.inf else 0
         need = _dominance(system, factor, border, shift, exponent)
         # Comparisons with NaN are false, so that a NaN never passes.
         if bool((shift >= need.neurons).all()) and bool(torch.isfinite(need.outputs).all()):

@@ -23,8 +23,9 @@ from lipverify.analyzers.protocol import Compute
 
 VERBOSE = False
 
-# A short CG run only leaves the stiff directions of the barrier; its small slope then passes for a finished stage.
-_LEAST_PRODUCTS = 8
+# A short CG run only leaves the stiff directions of the barrier; its small slope then passes for a finished stage. Known from
+# deep systems; shallow ones would spend most of their time on it.
+_LEAST_PRODUCTS, _LEAST_SHALLOW, _SHALLOW = 8, 2, 8
 
 
 @dataclass(frozen=True)
@@ -116,9 +117,10 @@ class _Search:
         pencil, tuning, record = factor.pencil, self.tuning, self.record
         draw = torch.randn(tuning.probes, pencil.neurons, generator=self.generator, dtype=torch.float64)
         raw = draw.to(pencil.device, pencil.dtype)
-        point = self._stage(factor, y, raw)
+        point, in_stage = self._stage(factor, y, raw), 0
         for count in range(tuning.max_iterations):
             record.iterations += 1
+            in_stage += 1
             gradient, diagonal = point.log_gradient(), point.log_diagonal()
             step = self._direction(point, gradient, diagonal)
             if record.expired:
@@ -139,7 +141,9 @@ class _Search:
                 if -slope < 0.2 * tuning.tol or (found is None and self.radius < 1e-9):
                     return
             elif self._stage_done(slope, length, found):
-                self.smoothing = max(self.smoothing * tuning.shrink, tuning.tol)
+                # One full step was enough: the stages are closer than they need be.
+                shrink = tuning.shrink**2 if in_stage == 1 and length == 1.0 else tuning.shrink
+                self.smoothing, in_stage = max(self.smoothing * shrink, tuning.tol), 0
                 self.radius = max(self.radius, 1.0)
                 best = found or point
                 point = self._stage(best.factor, best.y, raw)
@@ -175,6 +179,7 @@ class _Search:
             self.radius,
             self.tuning.cg_iterations,
             lambda: self.record.expired,
+            least=_LEAST_SHALLOW if len(self.system.sizes) < _SHALLOW else _LEAST_PRODUCTS,
         )
 
     def _line_search(self, point: Point, direction: Tensor, slope: float) -> tuple[float, Point | None]:
@@ -212,6 +217,7 @@ def truncated_cg(
     limit: int,
     expired: Callable[[], bool] = lambda: False,
     tol: float = 0.1,
+    least: int = _LEAST_PRODUCTS,
 ) -> _Step:
     """Conjugate gradients on the quadratic model inside |x|_diagonal <= radius.
 
@@ -238,7 +244,7 @@ def truncated_cg(
         residual = residual - alpha * product
         scaled = residual / diagonal
         new = float(residual @ scaled)
-        if (new <= tol * tol * first and count >= _LEAST_PRODUCTS) or expired():
+        if (new <= tol * tol * first and count >= least) or expired():
             break
         ratio, energy = new / energy, new
         xx, xp = grown, ratio * (xp + alpha * pp)

@@ -13,7 +13,7 @@ from lipverify.analyzers.lipsdp.bound import certified_functionals
 from lipverify.analyzers.lipsdp.evidence import Proof
 from lipverify.analyzers.lipsdp.linf import LinfSolution, WeightedSearch
 from lipverify.analyzers.lipsdp.solver import Settings, Solution, fast, solve
-from lipverify.analyzers.lipsdp.system import BlockSystem, one_output
+from lipverify.analyzers.lipsdp.system import BlockSystem, Couplings, one_output
 from lipverify.analyzers.protocol import Compute
 from lipverify.errors import UnsupportedModel
 from lipverify.ir.norm import Norm
@@ -46,7 +46,7 @@ def refuse_norms(norm_in: Norm, norm_out: Norm, outputs: int) -> str | None:
 
 
 def answer(
-    system: BlockSystem, norm_in: Norm, norm_out: Norm, compute: Compute, settings: Settings | None
+    system: Couplings, norm_in: Norm, norm_out: Norm, compute: Compute, settings: Settings | None
 ) -> Answer:
     """A certified bound from inputs in `norm_in` to outputs in `norm_out`; without settings the closed form alone.
 
@@ -64,6 +64,10 @@ def answer(
         raise UnsupportedModel(reason)
     together = norm_out is Norm.L2 or system.outputs == 1
     if norm_in is Norm.LINF:
+        if not isinstance(system, BlockSystem):
+            raise UnsupportedModel(
+                "the weights of l_inf inputs are not searched for with implicit layers; ask in l2"
+            )
         return _weighted(system, together, compute, settings)
     if together:
         return euclidean(fast(system, compute) if settings is None else solve(system, compute, settings))
@@ -78,7 +82,7 @@ def euclidean(found: Solution) -> Answer:
     return Answer(found.upper, found.log10_upper, (proof,), found.trace, notes, found.interrupted)
 
 
-def _euclidean_rows(system: BlockSystem, compute: Compute, settings: Settings | None) -> Answer:
+def _euclidean_rows(system: Couplings, compute: Compute, settings: Settings | None) -> Answer:
     started = time.monotonic()
     if settings is None:
         joint = fast(system, compute)
@@ -97,7 +101,7 @@ def _euclidean_rows(system: BlockSystem, compute: Compute, settings: Settings | 
     return rows.refined(None if settings is None else refine, compute)
 
 
-def _eye(system: BlockSystem) -> torch.Tensor:
+def _eye(system: Couplings) -> torch.Tensor:
     some = next((m for m in (*system.V.values(), *system.U.values(), system.V0) if m is not None), None)
     device = torch.device("cpu") if some is None else some.device
     return torch.eye(system.outputs, dtype=torch.float64, device=device)

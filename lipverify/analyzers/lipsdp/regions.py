@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,17 +18,25 @@ from lipverify.analyzers.lipsdp.canonical import (
 )
 from lipverify.analyzers.lipsdp.evidence import Multipliers, Proofs
 from lipverify.analyzers.lipsdp.norms import Answer, refuse_norms
-from lipverify.analyzers.lipsdp.system import BlockSystem, LoopedSystem
+from lipverify.analyzers.lipsdp.system import Couplings, LoopedSystem
 from lipverify.analyzers.protocol import Compute
 from lipverify.errors import UnsupportedModel
 from lipverify.ir.certificate import Certificate, Evidence, Rigour
 from lipverify.ir.graph import Graph
+from lipverify.ir.interval import Interval
 from lipverify.ir.norm import Norm
 from lipverify.ir.region import Ball, Query
 from lipverify.propagation import bounds
 
 Method = Callable[[Any, Compute], Answer]
-Form = Callable[..., BlockSystem] | Callable[..., LoopedSystem]
+Form = Callable[..., Couplings] | Callable[..., LoopedSystem]
+
+
+def coupled_form(
+    graph: Graph, boxes: Mapping[str, Interval] | None = None, device: torch.device | None = None
+) -> Couplings:
+    """The block system of any graph; blocks of implicit layers feed themselves."""
+    return looped_form(graph, boxes, device).couplings
 
 
 def refusal(graph: Graph, query: Query, loops: bool = False, large: bool = False) -> str | None:
@@ -38,7 +46,7 @@ def refusal(graph: Graph, query: Query, loops: bool = False, large: bool = False
         return reason
     try:
         refuse_unencodable(graph)
-        if not loops:
+        if not loops or not (query.norm_in is query.norm_out is Norm.L2):
             refuse_loops(graph)
         if not large:
             refuse_too_large(graph)
@@ -47,7 +55,7 @@ def refusal(graph: Graph, query: Query, loops: bool = False, large: bool = False
     return None
 
 
-def systems(graph: Graph, query: Query, compute: Compute, form: Form) -> Iterator[BlockSystem | LoopedSystem]:
+def systems(graph: Graph, query: Query, compute: Compute, form: Form) -> Iterator[Couplings | LoopedSystem]:
     """One block system for the whole space, or one with the slopes of its ball for every centre."""
     if not isinstance(query.region, Ball):
         yield form(graph, None, compute.device)
@@ -72,7 +80,7 @@ def over_region(
     Raises:
         UnsupportedModel: what `refusal` says, or a centre's bound exceeds float64.
     """
-    reason = refusal(graph, query, form is looped_form)
+    reason = refusal(graph, query, form is not canonical_form)
     if reason is not None:
         raise UnsupportedModel(reason)
     ball = query.region if isinstance(query.region, Ball) else None

@@ -23,6 +23,7 @@ from lipverify.errors import InternalError, UnsupportedModel
 from lipverify.falsify import Search, falsify
 from lipverify.frontends.builder import Builder
 from lipverify.ir.graph import Graph, Origin
+from lipverify.ir.norm import Norm
 from lipverify.ir.op import Op
 from lipverify.ir.region import Ball, Query
 from tests.unit.analyzers.lipsdp.systems import random_system
@@ -45,7 +46,7 @@ def equilibrium(
     return b.graph([v], Origin()), closed
 
 
-def upper(graph: Graph, analyzer: LipSDPReference | Product) -> float:
+def upper(graph: Graph, analyzer: LipSDP | LipSDPFast | LipSDPReference | Product) -> float:
     found = analyzer.bound(graph, Query(), Compute()).upper
     assert found is not None
     return float(found)
@@ -121,12 +122,77 @@ def test_dense_proof_agrees_with_the_proof_by_blocks(seed: int) -> None:
         assert dense is None or float(dense) >= float(by_blocks) * (1 - 1e-9)
 
 
-def test_the_solver_for_causal_systems_refuses_by_node() -> None:
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("activation", [ops.ReLU(), ops.Tanh(), ops.LeakyReLU(0.1)], ids=lambda a: a.kind())
+def test_the_block_search_reaches_the_optimum_of_the_cone_solver(activation: Op, layers: int) -> None:
+    for seed in range(2):
+        graph, _ = equilibrium(np.random.default_rng(seed), 6, 0.7, activation, layers)
+        reference, found = upper(graph, LipSDPReference()), upper(graph, LipSDP())
+        assert found == pytest.approx(reference, rel=2e-5)
+        assert found <= upper(graph, LipSDPFast()) * (1 + 1e-9)
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(2, 9), (9, 2)])
+def test_the_smaller_side_is_found_through_loops(inputs: int, outputs: int) -> None:
+    rng = np.random.default_rng(inputs)
+    recurrent = rng.standard_normal((6, 6))
+    recurrent *= 0.9 / np.linalg.norm(recurrent, 2)
+    b = Builder(symbolic_batch=True)
+    v = b.input((1, inputs), 0)
+    v = b.add(
+        ops.Implicit(torch.tensor(recurrent), torch.tensor(rng.standard_normal((6, inputs)))), (v,), v.batch
+    )
+    v = b.linear(v, torch.tensor(rng.standard_normal((outputs, 6))))
+    graph = b.graph([v], Origin())
+    witness = float(falsify(graph, Query(), Compute(), Search(16, 40, seconds=2.0)).value[0])
+    reference, found = upper(graph, LipSDPReference()), upper(graph, LipSDP())
+    assert witness <= found == pytest.approx(reference, rel=2e-5)
+
+
+def test_a_loop_that_is_no_contraction() -> None:
+    """I - W is monotone although |W| = 3: the closed form and the search need K, not the norm."""
+    rng = np.random.default_rng(3)
+    skew = rng.standard_normal((6, 6))
+    skew = skew - skew.T
+    recurrent = torch.tensor(3.0 * skew / np.linalg.norm(skew, 2))
+    weights = torch.exp(torch.tensor(rng.standard_normal(6)))
+    recurrent = weights[:, None] * recurrent / weights
+    b = Builder(symbolic_batch=True)
+    v = b.input((1, 6), 0)
+    v = b.add(ops.Implicit(recurrent, torch.tensor(rng.standard_normal((6, 6)))), (v,), v.batch)
+    graph = b.graph([v], Origin())
+    system = looped_form(graph)
+    patterns = torch.rand(200, 6, generator=torch.Generator().manual_seed(0)).round().double()
+    largest = max(jacobian_norm(system, p) for p in patterns)
+    found, closed = upper(graph, LipSDP()), upper(graph, LipSDPFast())
+    assert largest <= found <= closed
+    assert found == pytest.approx(upper(graph, LipSDPReference()), rel=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_proofs_by_blocks_and_dense_agree_with_loops(seed: int) -> None:
+    graph, _ = equilibrium(np.random.default_rng(seed), 5, 0.7, ops.ReLU(), 2)
+    system = looped_form(graph)
+    found = fast(system.couplings, Compute())
+    for factor in (1.0, 2.0):
+        d = [factor * part for part in found.multipliers]
+        by_blocks, whole = certified_upper(system.couplings, d), certified_dense(system, d)
+        assert by_blocks is not None
+        assert whole is not None
+        assert float(by_blocks) == pytest.approx(float(whole), rel=1e-7)
+    # Multipliers that are too small for the loop prove nothing, in either form.
+    tiny = [1e-3 * part for part in found.multipliers]
+    assert certified_upper(system.couplings, tiny) is None
+    assert certified_dense(system, tiny) is None
+
+
+def test_weighted_inputs_are_refused_by_node() -> None:
     graph, _ = equilibrium(np.random.default_rng(0), 4, 0.6, ops.ReLU())
+    query = Query(norm_in=Norm.LINF)
     for analyzer in (LipSDP(), LipSDPFast()):
-        assert "lipsdp-cvxpy" in str(analyzer.reject(graph, Query()))
+        assert "Implicit" in str(analyzer.reject(graph, query))
         with pytest.raises(UnsupportedModel, match="Implicit"):
-            analyzer.bound(graph, Query(), Compute())
+            analyzer.bound(graph, query, Compute())
 
 
 def test_an_ill_posed_layer_is_refused() -> None:
@@ -150,6 +216,7 @@ def test_a_loop_has_to_fit_its_block() -> None:
 def test_the_trained_network_of_the_zoo() -> None:
     graph = lv.load("zoo:digits-deq")
     witness = float(falsify(graph, Query(), Compute(), Search(32, 150, seconds=60)).value[0])
-    found = upper(graph, LipSDPReference())
+    found, searched = upper(graph, LipSDPReference()), upper(graph, LipSDP())
     assert witness <= found <= 1.03 * witness
+    assert witness <= searched == pytest.approx(found, rel=1e-4)
     assert found < upper(graph, Product())
