@@ -36,6 +36,8 @@ _STEPS = 8
 """Steps below which the search of a piece is not worth its name: then the closed form is taken."""
 _WHOLE_STEPS = 2
 """Steps below which pieces are preferred to the whole network: its search is valid, and gains, from the first step on."""
+_OWED = 5.0
+"""Seconds that a bound may take whatever the budget says."""
 _CLOSED = 4.0
 """Efforts of one piece below which the closed form is taken rather than the product."""
 
@@ -56,10 +58,19 @@ class Piece:
     why: str = ""
 
 
+def fits_memory(graph: Graph) -> bool:
+    """Whether LipSDP on the whole graph has the memory it needs."""
+    return need(graph).bytes <= MAX_BYTES
+
+
 def whole_fits(graph: Graph, compute: Compute) -> bool:
     """Whether LipSDP on the whole graph has the memory and, within the budget, the time for a few steps."""
-    needs = need(graph)
-    return needs.bytes <= MAX_BYTES and _WHOLE_STEPS * needs.work <= _rate(compute) * compute.remaining()
+    return fits_memory(graph) and _WHOLE_STEPS * need(graph).work <= _rate(compute) * _seconds(compute)
+
+
+def _seconds(compute: Compute) -> float:
+    # A closed form of seconds is given even where the budget is spent: it is what an anytime method owes.
+    return max(compute.remaining(), _OWED)
 
 
 def _rate(compute: Compute) -> float:
@@ -108,6 +119,9 @@ def _longest(
         # Needs only grow with the length; what has no neurons yet may still become part of a piece with some.
         known = _RANK[best[1].method] if best is not None and best[1].needs.neurons else _RANK["lipsdp-fast"]
         if best is not None and _RANK[piece.method] > known and piece.needs.neurons:
+            if not best[1].needs.neurons:
+                # One affine run alone: the size that matters is that of the piece it could not become.
+                best = best[0], replace(best[1], why=piece.why, needs=piece.needs)
             break
         best = first, piece
         if piece.method == "product" and piece.needs.neurons:
@@ -159,7 +173,7 @@ def _size(needs: Need) -> float:
 
 def effort_of(compute: Compute, count: int) -> float:
     """Multiplications that each of `count` searches may take."""
-    return _rate(compute) * min(compute.remaining(), DEFAULT_SECONDS) / max(count, 1)
+    return _rate(compute) * min(_seconds(compute), DEFAULT_SECONDS) / max(count, 1)
 
 
 def bound_pieces(
