@@ -1,11 +1,12 @@
 """LipSDP against a cone solver, one thread, everything in one run.
 
-    python benchmarks/lipsdp.py [--quick] [--out reports/bench-lipsdp]
+    python benchmarks/lipsdp.py [--quick] [--only NETWORK ...] [--out reports/bench-lipsdp]
 
 Every method runs in a process of its own with a time limit. Ours is timed from the graph to the certified bound, several
 times before and after its peers; the cone solvers by the time they report themselves, without CVXPY's modelling, which
 favours them. Ratios are those of processor time, so that a busy machine does not move them; wall time is kept beside it.
-A solver's objective is not a bound: beside it stands what its multipliers prove.
+A solver's objective is not a bound: beside it stands what its multipliers prove. An interrupted run goes on with the rows it
+has not measured; `--only` measures single rows of a finished one again.
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ import statistics
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lipsdp_cnn import NETWORKS, run_network
 from lipsdp_report import number, write
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
@@ -40,6 +43,8 @@ class Case:
     name: str
     clarabel: float = 0.0
     scs: float = 0.0
+    budget: float = 0.0
+    """Seconds for one search of ours, run once; 0: to the tolerance, several times."""
 
 
 QUICK = (
@@ -56,8 +61,9 @@ FULL = (
     Case("he-64-50x10-10", 0, 120),
     Case("he-64-50x20-10"),
     Case("he-64-200x3-10", 0, 120),
-    Case("he-64-1000x3-10"),
-    Case("he-64-50x50-10"),
+    Case("he-64-1000x3-10", budget=120),
+    Case("he-64-200x20-10", budget=180),
+    Case("he-64-50x50-10", budget=120),
     Case("digits-100x4", 0, 180),
 )
 TARGETS = {"he-20-30x4-10": 100.0, "he-20-50x3-10": 1000.0, "digits-50x2": 5000.0}
@@ -120,7 +126,7 @@ def graph_of(weights: list[np.ndarray]) -> Any:
 # -- one method on one network, in a process of its own
 
 
-def run_method(method: str, weights: list[np.ndarray]) -> dict[str, Any]:
+def run_method(method: str, weights: list[np.ndarray], budget: float = 0.0) -> dict[str, Any]:
     import torch
 
     torch.set_num_threads(1)
@@ -159,19 +165,25 @@ def run_method(method: str, weights: list[np.ndarray]) -> dict[str, Any]:
             certificate = Product().bound(graph, Query(), compute)
             result = {"upper": float(certificate.upper)}
         else:
-            solution = (solve if method == "lipsdp" else fast)(canonical_form(graph), compute)
+            # The closed form with one share is ECLipsE-Fast.
+            limit = replace(compute, deadline=time.monotonic() + budget) if budget else compute
+            system = canonical_form(graph)
+            solution = solve(system, limit) if method == "lipsdp" else fast(system, compute, shares=(1.0,))
             result = {"upper": solution.upper, "gap": solution.gap, "iterations": solution.iterations}
+            if method == "lipsdp" and solution.upper is not None:
+                within = (t for t, bound in solution.trace if bound <= 1.01 * solution.upper)
+                result["seconds_to_percent"] = next(within, None)
         times.append(time.perf_counter() - begun)
         cpu_times.append(time.process_time() - worked)
-        if time.perf_counter() - started > 60:
+        if budget or time.perf_counter() - started > 60:
             break
     return {**result, "times": times, "cpu_times": cpu_times}
 
 
-def measured(method: str, weights: Path, limit: float) -> dict[str, Any]:
+def measured(method: str, weights: Path, limit: float, budget: float = 0.0) -> dict[str, Any]:
     """What a child process prints, or why there is nothing. limit: processor seconds."""
     environment = {**os.environ, **dict.fromkeys(THREADS, "1")}
-    command = [sys.executable, __file__, "--child", method, str(weights), str(limit)]
+    command = [sys.executable, __file__, "--child", method, str(weights), str(limit), str(budget)]
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=5 * limit, env=environment, check=False
@@ -194,10 +206,10 @@ def run_case(case: Case, folder: Path) -> dict[str, Any]:
     try:
         results: dict[str, Any] = {}
         for method in ("lipsdp", "lipsdp-fast", "product"):
-            results[method] = measured(method, path, 600)
+            results[method] = measured(method, path, 600, case.budget)
         for method, limit in (("clarabel", case.clarabel), ("scs", case.scs)):
             results[method] = measured(method, path, limit) if limit else {"failed": "not run at this size"}
-        again = measured("lipsdp", path, 600)
+        again = {} if case.budget else measured("lipsdp", path, 600)
         for kind in ("times", "cpu_times"):
             results["lipsdp"].setdefault(kind, []).extend(again.get(kind, []))
     finally:
@@ -284,38 +296,72 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="a minute instead of half an hour")
+    parser.add_argument(
+        "--only", action="append", metavar="NETWORK", help="measure this row of the last run again"
+    )
     parser.add_argument("--out", type=Path, default=Path("reports/bench-lipsdp"))
-    parser.add_argument("--child", nargs=3, metavar=("METHOD", "WEIGHTS", "SECONDS"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--child", nargs=4, metavar=("METHOD", "WEIGHTS", "SECONDS", "BUDGET"), help=argparse.SUPPRESS
+    )
     options = parser.parse_args()
     if options.child:
-        method, path, limit = options.child
+        method, path, limit, budget = options.child
         resource.setrlimit(resource.RLIMIT_CPU, (int(float(limit)), int(float(limit)) + 5))
         with np.load(path) as stored:
-            print(json.dumps(run_method(method, [stored[name] for name in stored.files])))
+            print(json.dumps(run_method(method, [stored[name] for name in stored.files], float(budget))))
         return 0
     for name in THREADS:
         os.environ[name] = "1"
     options.out.mkdir(parents=True, exist_ok=True)
-    result: dict[str, Any] = {
-        "schema": "lipverify.bench-lipsdp/1",
-        "hardware": hardware(),
-        "networks": [],
-        "targets": [],
-    }
-    for case in QUICK if options.quick else FULL:
-        row = run_case(case, options.out)
-        result["networks"].append(row)
-        result["targets"] = targets(result["networks"])
-        write(result, options.out)
-        ours = row["methods"]["lipsdp"]
-        print(
-            f"{case.name}: {number(ours.get('upper'))} in {number(ours.get('seconds'), 3)} s; {ours.get('failed', '')}",
-            flush=True,
-        )
-    missed = [row for row in result["targets"] if row["kept"] is False]
+    result = measure_all(options.out, options.quick, set(options.only or ()))
+    missed = [row for row in (*result["targets"], *result["convolutional"]) if row.get("kept") is False]
     for row in missed:
         print(f"target missed: {row}", file=sys.stderr)
     return 1 if missed else 0
+
+
+def measure_all(out: Path, quick: bool, only: set[str]) -> dict[str, Any]:
+    """Measures what is wanted and not yet there; after every row what is known is kept in the folder."""
+    unfinished = out / ".unfinished.json"
+    finished = out / "result.json"
+    start = finished if only else unfinished
+    result: dict[str, Any] = {"schema": "lipverify.bench-lipsdp/2", "hardware": hardware()}
+    known = json.loads(start.read_text()) if start.exists() else {}
+    result["networks"] = known.get("networks", [])
+    result["convolutional"] = known.get("convolutional", [])
+    result["hardware"] = known.get("hardware", result["hardware"])
+    cases = QUICK if quick else FULL
+    networks = () if quick else NETWORKS
+    names = {item.name for item in (*cases, *networks)}
+    if only - names:
+        raise SystemExit(
+            f"no such row: {', '.join(sorted(only - names))}; there are {', '.join(sorted(names))}"
+        )
+    work = [("networks", case.name, partial(run_case, case, out)) for case in cases]
+    work += [("convolutional", network.name, partial(run_network, network)) for network in networks]
+    order = [name for _, name, _ in work]
+    for section, name, run in work:
+        there = any(row["network"] == name for row in result[section])
+        if name not in only if only else there:
+            continue
+        row = run()
+        rows = [kept for kept in result[section] if kept["network"] != name] + [row]
+        result[section] = sorted(rows, key=lambda kept: order.index(kept["network"]))
+        result["targets"] = targets(result["networks"])
+        unfinished.write_text(json.dumps(result))
+        print(f"{name}: {summary(row)}", flush=True)
+    result["targets"] = targets(result["networks"])
+    write(result, out)
+    unfinished.unlink(missing_ok=True)
+    return result
+
+
+def summary(row: dict[str, Any]) -> str:
+    """One line of progress."""
+    ours = row["methods"]["lipsdp"] if "methods" in row else {**row, "upper": row.get("lipsdp")}
+    return (
+        f"{number(ours.get('upper'))} in {number(ours.get('seconds'), 3)} s {ours.get('failed', '')}".rstrip()
+    )
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def readme(result: dict[str, Any]) -> str:
         f"{machine['processor']}, {machine['cores']} cores, load {machine['load_at_start']} at the start; "
         f"Python {machine['python']}, {', '.join(f'{k} {v}' for k, v in machine['versions'].items())}.",
         "",
-        "| network | lipsdp | s | lipsdp-fast | product | Clarabel said | proved | s | SCS said | proved | s |",
+        "| network | lipsdp | s | ECLipsE-Fast | product | Clarabel said | proved | s | SCS said | proved | s |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in result["networks"]:
@@ -59,7 +59,53 @@ def readme(result: dict[str, Any]) -> str:
         else:
             shown = f"{row['bound_over_optimum']:.6f} | {row['time_ratio']:.0f} | {row['least']:.0f}"
             lines.append(f"| {row['network']} | {shown} | {'yes' if row['kept'] else 'no'} |")
+    lines += [*deep(result["networks"]), *convolutional(result.get("convolutional", []))]
     return "\n".join([*lines, "", "![times](plot.svg)", ""])
+
+
+def deep(rows: list[dict[str, Any]]) -> list[str]:
+    """How long until the bound was within a hundredth of the last one, where a search was long."""
+    found = [(row["network"], row["methods"]["lipsdp"], row["bound_ratio"]) for row in rows]
+    shown = [
+        f"| {name} | {number(ours['upper'])} | {number(ratio.get('lipsdp-fast'), 4)} | "
+        f"{number(ours['seconds_to_percent'], 3)} | {number(ours.get('seconds'), 3)} |"
+        for name, ours, ratio in found
+        if ours.get("seconds_to_percent") is not None and ours.get("seconds", 0.0) > 1.0
+    ]
+    head = "| network | lipsdp | ECLipsE-Fast / lipsdp | s to 1.01 of it | s |"
+    return (
+        ["", "Wide and deep networks, wall time:", "", head, "|---|---|---|---|---|", *shown] if shown else []
+    )
+
+
+def convolutional(rows: list[dict[str, Any]]) -> list[str]:
+    """Networks of others, two threads."""
+    if not rows:
+        return []
+    lines = [
+        "",
+        "Convolutional and residual networks of others (sibling folder `shared/checkpoints`), two threads, wall time; bounds are",
+        "certified from its multipliers. The gap is to a lower bound of the program's optimum.",
+        "",
+        "| network | neurons | product | ECLipsE-Fast | lipsdp | gap | s to target | s | target | kept |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        if "failed" in row:
+            lines.append(
+                f"| {row['network']} | - | - | - | - | - | - | - | {row['target']:g} | {row['failed']} |"
+            )
+            continue
+        cells = [
+            row["network"],
+            str(row["neurons"]),
+            number(row["product"], 4),
+            number(row["eclipse_fast"], 5),
+        ]
+        cells += [number(row["lipsdp"]), number(row["gap"], 2), number(row["seconds_to_target"], 3)]
+        cells += [number(row["seconds"], 3), f"{row['target']:g}", "yes" if row["kept"] else "no"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
 
 
 COLOURS = {

@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -67,3 +68,51 @@ def test_networks_are_those_of_the_design(bench: ModuleType) -> None:
     # The optimum of this network, measured with a cone solver.
     assert 6.74378 <= result["upper"] <= 6.74379 * 1.001
     assert len(result["times"]) == bench.REPEATS
+
+
+def test_an_interrupted_run_goes_on_and_single_rows_are_measured_again(
+    bench: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    calls: list[str] = []
+
+    def run_case(case: Any, folder: Path) -> dict[str, object]:
+        if case.name == "he-64-50x50-10" and len(calls) < 20 and not calls.count("stop"):
+            calls.append("stop")
+            raise KeyboardInterrupt
+        calls.append(case.name)
+        return {**row(bench, 10.0, 10.0, 11.0), "network": case.name}
+
+    def run_network(network: Any) -> dict[str, object]:
+        calls.append(network.name)
+        return {
+            "network": network.name,
+            "target": network.target,
+            "failed": "its file is not beside this repository",
+        }
+
+    monkeypatch.setattr(bench, "run_case", run_case)
+    monkeypatch.setattr(bench, "run_network", run_network)
+    with pytest.raises(KeyboardInterrupt):
+        bench.measure_all(tmp_path, False, set())
+    assert not (tmp_path / "result.json").exists()
+    first = [name for name in calls if name != "stop"]
+    result = bench.measure_all(tmp_path, False, set())
+    assert [r["network"] for r in result["networks"]] == [case.name for case in bench.FULL]
+    assert [r["network"] for r in result["convolutional"]] == [network.name for network in bench.NETWORKS]
+    assert all(calls.count(name) == 1 for name in first)
+    assert not (tmp_path / ".unfinished.json").exists()
+    calls.clear()
+    again = bench.measure_all(tmp_path, False, {"kw-mnist-cnn", "digits-50x2"})
+    assert sorted(calls) == ["digits-50x2", "kw-mnist-cnn"]
+    assert len(again["networks"]) == len(bench.FULL)
+    with pytest.raises(SystemExit, match="no such row"):
+        bench.measure_all(tmp_path, False, {"he-1-1x1-1"})
+
+
+def test_rows_of_convolutional_networks(bench: ModuleType) -> None:
+    import lipsdp_report
+
+    found = {"neurons": 4804, "product": 446.1, "eclipse_fast": 205.7, "lipsdp": 54.32, "gap": 0.014}
+    found |= {"seconds_to_target": 21.0, "seconds": 60.0, "kept": True}
+    lines = lipsdp_report.convolutional([{"network": "kw-mnist-cnn", "target": 55.0, **found}])
+    assert lines[-1] == "| kw-mnist-cnn | 4804 | 446.1 | 205.7 | 54.32 | 0.014 | 21 | 60 | 55 | yes |"
