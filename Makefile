@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help demo test check lint types soundness bench-lipsdp bench-local third-party docs zoo clean
+.PHONY: help demo test check lint types soundness bench-lipsdp bench-local third-party docs compare zoo clean
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
     command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
@@ -50,6 +50,12 @@ bench-local: $(READY) ## bounds around digits against auto_LiRPA where it is imp
 
 third-party: $(READY) ## audit every network of the sibling folder shared/checkpoints, write reports/third_party
 	$(BIN)/python reports/third_party/build.py
+
+compare: $(READY) ## six networks of the zoo side by side; writes reports/compare and the picture of the README
+	$(BIN)/lipverify compare zoo:digits-relu-mlp zoo:digits-tanh-mlp zoo:digits-groupsort zoo:digits-residual-mlp \
+	    zoo:digits-weight-norm zoo:cancer-gelu --analyzers product,lipsdp-fast,lipsdp --jobs 2 --cache build/compare \
+	    --out reports/compare --force
+	$(BIN)/python docs/picture.py
 
 docs: $(READY) ## build the site into build/site; generated tables are written again
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'

@@ -185,6 +185,11 @@ def log_ratio(answer: Answer, answers: Answers) -> float | None:
     return known[len(known) // 2] if known else None
 
 
+def sandwiches(document: Document) -> list[Plot | None]:
+    """The figure of every question: lower and upper bounds of its models."""
+    return [sandwich_of_models(_answers(document, index)) for index in range(len(document["queries"]))]
+
+
 def _table_row(model: str, answers: Answers, names: Sequence[str]) -> TableRow:
     by_name = {answer.analyzer: answer for answer in answers.answers}
     cells = tuple(_cell(by_name.get(display(name)), answers) for name in names)

@@ -42,8 +42,9 @@ def test_the_pages_that_teach_have_code() -> None:
         assert any("assert" in block or "check_operator" in block for block in blocks(DOCS / name)), name
 
 
-def test_generated_tables_are_current() -> None:
-    command = [sys.executable, DOCS / "generate.py", "--check"]
+@pytest.mark.parametrize("script", ["generate.py", "picture.py"])
+def test_generated_tables_and_the_picture_are_current(script: str) -> None:
+    command = [sys.executable, DOCS / script, "--check"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
