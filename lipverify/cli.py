@@ -79,6 +79,13 @@ def audit(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="write into a folder that is not empty")] = False,
     fail_above: Annotated[float | None, typer.Option(help="exit 3 if the best bound exceeds this")] = None,
+    junit: Annotated[Path | None, typer.Option(help="also write the answers as JUnit test cases")] = None,
+    statement_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--statement", metavar="FILE", help="also write an in-toto statement about the model file"
+        ),
+    ] = None,
     execution: Annotated[
         str | None, typer.Option(help="float32: also what execution can add over --box; no part of a bound")
     ] = None,
@@ -152,7 +159,7 @@ def audit(
 
     from lipverify import pipeline
     from lipverify.analyzers import registry
-    from lipverify.reporting import terminal
+    from lipverify.reporting import pipelines, terminal
     from lipverify.reporting.writing import OutputFolder
     from lipverify.selection import choose_device, choose_region
 
@@ -188,6 +195,11 @@ def audit(
             document["execution"] = statement(graph, wanted_box)
         if folder is not None:
             folder.write_audit(result, document)
+    if junit is not None:
+        pipelines.write_text(junit, pipelines.junit(document, fail_above))
+    if statement_file is not None:
+        made = pipelines.statement(document, result.certificate_files())
+        pipelines.write_text(statement_file, pipelines.as_json(made))
     if as_json:
         _print_json(document)
     else:
@@ -510,9 +522,9 @@ def _shape(text: str | None) -> tuple[int, ...] | None:
 
 def _gate(best: dict[str, Any], limit: float) -> None:
     """The gate of `--fail-above`: anything but a bound at or below the limit fails."""
-    worst = best.get("upper", float("inf"))
-    worst = max(worst) if isinstance(worst, list) else worst
-    if not worst <= limit:
+    from lipverify.reporting.pipelines import worst
+
+    if not worst(best) <= limit:
         raise Refuted(f"the best bound {best.get('upper', 'beyond float64')} exceeds the limit {limit}")
 
 

@@ -1,0 +1,46 @@
+"""Every script in examples/ runs and prints what it promises."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+SCRIPTS = sorted(path.name for path in EXAMPLES.glob("[0-9][0-9]_*.py"))
+SAYS = {
+    "01_bound_a_network.py": ("product: L <= ", "lipsdp: L <= "),
+    "02_onnx_file.py": ("import check", "l2: ", "linf: "),
+    "03_local_bounds.py": ("everywhere: L <= ", "radius 0.02: "),
+    "04_certified_radii.py": ("point 0", "point 3", "certified"),
+    "07_maxmin_or_relu.py": ("digits-relu-mlp: accuracy", "<= L <= 0.9999995"),
+    "08_write_my_own_analyzer.py": ("with-margin: ", "not Linear"),
+    "09_write_my_own_operator.py": ("product: ", "lipsdp: "),
+    "10_gate_a_pipeline.py": ("orthogonal: exit 0", "cnn: exit 3", "<failure"),
+    "11_verify_a_certificate.py": ("valid: L <= ", "RefutedCertificate"),
+}
+
+
+def test_there_are_examples_for_the_first_steps() -> None:
+    assert set(SAYS) <= set(SCRIPTS)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_an_example_runs(script: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / script)],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    for words in SAYS.get(script, ()):
+        assert words in done.stdout
+    # An example leaves nothing behind in the folder it is run from.
+    assert not list(tmp_path.iterdir()) or script not in SAYS
