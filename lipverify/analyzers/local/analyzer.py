@@ -70,8 +70,10 @@ class LocalBounds:
     """How many derivatives are not known exactly."""
 
 
-def local_bounds(graph: Graph, query: Query, compute: Compute, method: str = "chord") -> LocalBounds:
-    """Upper bounds for every ball of the query. method: `chord`, `recurjac` or `interval`."""
+def local_bounds(
+    graph: Graph, query: Query, compute: Compute, method: str = "chord", forward: str = "linear"
+) -> LocalBounds:
+    """Upper bounds for every ball of the query. method: `chord`, `recurjac` or `interval`; forward: of `bounds`."""
     ball = query.region
     assert isinstance(ball, Ball)
     graph = commuted(graph, None)[0]
@@ -83,7 +85,7 @@ def local_bounds(graph: Graph, query: Query, compute: Compute, method: str = "ch
     with torch.no_grad():
         for start in range(0, len(ball), at_once):
             part = Ball(ball.center[start : start + at_once], ball.radius, ball.norm, ball.box)
-            ranges = _ranges(graph, written, part, compute)
+            ranges = _ranges(graph, written, part, compute, forward)
             chunk = max(1, MEMORY // (per_row * len(part)))
             part_bounds = norm_bounds(written, ranges, query, tier_of(written, ranges, method), chunk)
             found.append(part_bounds.upper)
@@ -93,11 +95,13 @@ def local_bounds(graph: Graph, query: Query, compute: Compute, method: str = "ch
     return LocalBounds(torch.cat(found), torch.cat(by_row), torch.cat(unknown))
 
 
-def _ranges(graph: Graph, written: Graph, ball: Ball, compute: Compute) -> Bounds:
+def _ranges(graph: Graph, written: Graph, ball: Ball, compute: Compute, forward: str) -> Bounds:
     """Ranges of the written-out graph; nodes that both graphs have lie inside the intervals of the original one."""
     if len(written.nodes) == len(graph.nodes):
-        return bounds(written, ball, device=compute.device)
-    return bounds(written, ball, device=compute.device, within=intervals(graph, ball, compute))
+        return bounds(written, ball, method=forward, device=compute.device)
+    return bounds(
+        written, ball, method=forward, device=compute.device, within=intervals(graph, ball, compute)
+    )
 
 
 def intervals(graph: Graph, ball: Ball, compute: Compute) -> Bounds:
@@ -171,12 +175,18 @@ def _unknown(graph: Graph, ranges: Bounds) -> Tensor:
 
 
 def _certificate(
-    analyzer: object, graph: Graph, query: Query, compute: Compute, method: str, with_product: bool
+    analyzer: object,
+    graph: Graph,
+    query: Query,
+    compute: Compute,
+    method: str,
+    with_product: bool,
+    forward: str = "linear",
 ) -> Certificate:
     reason = _reject(graph, query)
     if reason is not None:
         raise UnsupportedModel(reason)
-    found = local_bounds(graph, query, compute, method)
+    found = local_bounds(graph, query, compute, method, forward)
     upper = found.upper.cpu()
     product = _product(graph, query, compute) if with_product else None
     better = torch.zeros(len(upper), dtype=torch.bool)
@@ -236,6 +246,8 @@ class Local:
     name: ClassVar[str] = "local"
     with_product: bool = True
     """Also compute the global product, and take the smaller bound."""
+    ranges: str = "linear"
+    """How the values in front of activations are bounded: `linear`, or `alpha` with searched planes (slower, tighter)."""
 
     def reject(self, graph: Graph, query: Query) -> str | None:
         """Asks for a ball, and names the nodes without a range of derivatives."""
@@ -243,7 +255,7 @@ class Local:
 
     def bound(self, graph: Graph, query: Query, compute: Compute) -> Certificate:
         """One number for each centre."""
-        return _certificate(self, graph, query, compute, "chord", self.with_product)
+        return _certificate(self, graph, query, compute, "chord", self.with_product, self.ranges)
 
 
 @dataclass(frozen=True)

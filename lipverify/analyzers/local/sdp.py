@@ -8,13 +8,18 @@ from typing import Any, ClassVar
 import torch
 
 from lipverify.analyzers.lipsdp.analyzer import LipSDP
+from lipverify.analyzers.lipsdp.canonical import canonical_form
+from lipverify.analyzers.lipsdp.norms import Answer, answer
+from lipverify.analyzers.lipsdp.regions import over_region
 from lipverify.analyzers.lipsdp.solver import Settings
+from lipverify.analyzers.lipsdp.system import BlockSystem
 from lipverify.analyzers.local.analyzer import Local
 from lipverify.analyzers.protocol import Compute
 from lipverify.errors import UnsupportedModel
 from lipverify.ir.certificate import Certificate, Evidence
 from lipverify.ir.graph import Graph
 from lipverify.ir.region import Ball, Query
+from lipverify.propagation import Bounds, bounds
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,8 @@ class LocalSDP:
 
     name: ClassVar[str] = "local-sdp"
     settings: Settings = field(default_factory=lambda: Settings(tol=1e-3))
+    ranges: str = "linear"
+    """How the values in front of activations are bounded: `linear`, or `alpha` with searched planes (slower, tighter)."""
 
     def reject(self, graph: Graph, query: Query) -> str | None:
         """As `local` and `lipsdp`: a ball, inputs in l2 or linf, neurons with bounded slopes."""
@@ -57,8 +64,8 @@ class LocalSDP:
         if reason is not None:
             raise UnsupportedModel(reason)
         assert isinstance(query.region, Ball)
-        first = Local().bound(graph, query, compute)
-        second = LipSDP(self.settings).bound(graph, query, compute)
+        first = Local(ranges=self.ranges).bound(graph, query, compute)
+        second = self._semidefinite(graph, query, compute)
         assert first.upper is not None
         assert second.upper is not None
         both = torch.stack([first.upper, second.upper])
@@ -71,3 +78,16 @@ class LocalSDP:
             made_by=repr(self),
             assumptions=tuple(dict.fromkeys((*first.assumptions, *second.assumptions))),
         )
+
+    def _semidefinite(self, graph: Graph, query: Query, compute: Compute) -> Certificate:
+        if self.ranges == "linear":
+            return LipSDP(self.settings).bound(graph, query, compute)
+
+        def method(system: BlockSystem, share: Compute) -> Answer:
+            return answer(system, query.norm_in, query.norm_out, share, self.settings)
+
+        def form(graph: Graph, known: Bounds, device: torch.device) -> BlockSystem:
+            tight = bounds(graph, known.known.ball, method=self.ranges, device=device, within=known)
+            return canonical_form(graph, tight, device)
+
+        return over_region(self, graph, query, compute, method, form)

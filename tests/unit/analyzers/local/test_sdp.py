@@ -12,7 +12,7 @@ from lipverify import ops
 from lipverify.analyzers.lipsdp.analyzer import LipSDP
 from lipverify.analyzers.local.analyzer import Local
 from lipverify.analyzers.local.sdp import LocalSDP
-from lipverify.analyzers.protocol import Compute
+from lipverify.analyzers.protocol import Analyzer, Compute
 from lipverify.interpreter import evaluate
 from lipverify.ir.norm import Norm
 from lipverify.ir.op import Op
@@ -71,3 +71,20 @@ def test_inputs_in_linf(op: Op, norm_out: Norm, rng: np.random.Generator) -> Non
             j = torch.autograd.functional.jacobian(lambda z: evaluate(exact, z[None])[0], x)
             truth = torch.linalg.vector_norm(signs @ j.T, ord=norm_out.order, dim=1).max()
             assert float(found[i]) >= float(truth) * (1 - 1e-12)
+
+
+def test_searched_ranges_are_tighter() -> None:
+    rng = np.random.default_rng(2)
+    weights = [tensor(rng, 12, 5), *(tensor(rng, 12, 12, scale=0.4) for _ in range(2)), tensor(rng, 3, 12)]
+    graph = chain(weights, ops.ReLU())
+    query = Query(region=Ball(torch.tensor(rng.standard_normal((2, 5))), 0.4, Norm.L2))
+    pairs: list[tuple[Analyzer, Analyzer]] = [
+        (Local(with_product=False), Local(with_product=False, ranges="alpha")),
+        (LocalSDP(), LocalSDP(ranges="alpha")),
+    ]
+    for plain, tight in pairs:
+        before, after = (analyzer.bound(graph, query, Compute()).upper for analyzer in (plain, tight))
+        assert before is not None
+        assert after is not None
+        assert bool((after <= before).all())
+        assert bool((after < 0.95 * before).any())
