@@ -17,7 +17,7 @@ import numpy as np
 from lipverify.checkers import arithmetic as arith
 from lipverify.checkers.arithmetic import Array, NotCovered, need, real
 from lipverify.checkers.multipliers import needed
-from lipverify.checkers.operators import Bounded, Map, Order, Program, Scalar, Step
+from lipverify.checkers.operators import STEEPEST, Bounded, Map, Order, Program, Scalar, Step
 from lipverify.checkers.signals import identity, mapped
 from lipverify.errors import RefutedCertificate
 
@@ -131,7 +131,8 @@ def _rule(steps: Mapping[str, Step], step: Step, norm: str, reach: Reach) -> Fra
         return _seen(steps, step, np.append(step.view, -1)[step.groups], norm, reach)
     joint = _seen(steps, step, step.view, norm, reach)
     if isinstance(step, Scalar):
-        return joint * Fraction(float(max(np.abs(step.low).max(), np.abs(step.high).max())))
+        steepest = max(float(np.abs(step.low).max()), float(np.abs(step.high).max()))
+        return joint * Fraction(STEEPEST.get(step.law, steepest))
     if isinstance(step, Bounded) and norm in step.gains:
         return joint * step.gains[norm]
     raise NotCovered(f"the {norm} gain of {type(step).__name__} is not covered by the checker")

@@ -295,11 +295,12 @@ def _scalar(p: Program, name: str, x: Value, law: str, low: Any, high: Any) -> N
 def _activation(p: Program, c: Call) -> None:
     x = p.value(c.inputs[0])
     stored = [p.array(name) for name in c.inputs[1:] if name]
+    law = "GeluTanh" if c.op == "Gelu" and c.given.get("approximate", "none") != "none" else c.op
     if c.op == "PRelu":
         ends: tuple[Any, Any] = np.minimum(stored[0], 1.0), np.maximum(stored[0], 1.0)
     else:
-        ends = SLOPES[c.op](lambda key, default: float(c.given.get(key, np.float32(default))))
-    _scalar(p, c.output, x, c.op, *ends)
+        ends = SLOPES[law](lambda key, default: float(c.given.get(key, np.float32(default))))
+    _scalar(p, c.output, x, law, *ends)
 
 
 def _bounded(p: Program, c: Call) -> None:
@@ -387,8 +388,11 @@ SLOPES: dict[str, Callable[[Callable[[str, float], float]], Any]] = {
     "Celu": lambda a: (0.0, 1.0 if a("alpha", 1.0) > 0 else math.inf),
     "Selu": lambda a: (math.nextafter(a("gamma", 1.05070102) * min(0.0, a("alpha", 1.67326319)), -math.inf),
                        math.nextafter(a("gamma", 1.05070102) * max(1.0, a("alpha", 1.67326319)), math.inf)),
-    "Gelu": lambda a: (-0.129, 1.129), "Silu": lambda a: (-0.09984, 1.09984),
+    "Gelu": lambda a: (-0.128905, 1.128905),
+    "GeluTanh": lambda a: (-0.129, 1.129), "Silu": lambda a: (-0.09984, 1.09984),
 }  # fmt: skip
+# The largest slope alone, to more digits.
+STEEPEST = {"Gelu": 1.1289041452, "GeluTanh": 1.1289930687, "Silu": 1.0998393202, "Mish": 1.0884981613}
 _WINDOW = "auto_pad ceil_mode dilations kernel_shape pads strides storage_order count_include_pad"
 OPERATORS: dict[str, tuple[str, Callable[[Program, Call], None]]] = {
     "Gemm": ("alpha beta transA transB", _matrix), "MatMul": ("", _matrix), "Conv": (f"group {_WINDOW}", _conv),
