@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,6 +21,7 @@ from lipverify.linalg.rounding import Upper
 
 # The search of all outputs together only ranks the single ones.
 _JOINT_TOL = 1e-2
+_CLOSED = Settings(max_iterations=0)
 
 
 @dataclass(frozen=True)
@@ -62,16 +63,55 @@ def answer(
     reason = refuse_norms(norm_in, norm_out, system.outputs)
     if reason is not None:
         raise UnsupportedModel(reason)
-    together = norm_out is Norm.L2 or system.outputs == 1
-    if norm_in is Norm.LINF:
-        if not isinstance(system, BlockSystem):
-            raise UnsupportedModel(
-                "the weights of l_inf inputs are not searched for with implicit layers; ask in l2"
-            )
-        return _weighted(system, together, compute, settings)
-    if together:
+    if norm_out is not Norm.L2 and system.outputs > 1:
+        rows = _rows(system, norm_in, compute, settings)
+        rows.improve(compute)
+        return rows.answer()
+    if norm_in is Norm.L2:
         return euclidean(fast(system, compute) if settings is None else solve(system, compute, settings))
-    return _euclidean_rows(system, compute, settings)
+    found = WeightedSearch(_weighable(system), settings or _CLOSED).solve(compute)
+    return _answer((_proof(found, None),), found.upper, found.trace, found.interrupted)
+
+
+def each_output(
+    system: Couplings, norm_in: Norm, compute: Compute, settings: Settings | None
+) -> tuple[Proof, ...]:
+    """A certified bound of every single output, with what they share computed once; the budget is shared too.
+
+    Statement, Source, Sound when: `answer` for one output after another.
+
+    Raises:
+        UnsupportedModel: as `answer`.
+    """
+    reason = refuse_norms(norm_in, Norm.LINF, system.outputs)
+    if reason is not None:
+        raise UnsupportedModel(reason)
+    rows = _rows(system, norm_in, compute, settings)
+    rows.improve(compute, every=True)
+    return rows.each()
+
+
+def differences(system: Couplings, pairs: Sequence[tuple[int, int]]) -> Couplings:
+    """The system whose outputs are y_a - y_b for the given pairs of outputs."""
+    first, second = ([pair[side] for pair in pairs] for side in (0, 1))
+    return replace(
+        system,
+        outputs=len(pairs),
+        V={k: matrix[first] - matrix[second] for k, matrix in system.V.items()},
+        V0=None if system.V0 is None else system.V0[first] - system.V0[second],
+    )
+
+
+def _rows(system: Couplings, norm_in: Norm, compute: Compute, settings: Settings | None) -> _Rows:
+    return (_weighted_rows if norm_in is Norm.LINF else _euclidean_rows)(system, compute, settings)
+
+
+def _weighable(system: Couplings) -> BlockSystem:
+    if not isinstance(system, BlockSystem):
+        raise UnsupportedModel(
+            "the weights of l_inf inputs are not searched for with implicit layers; ask in l2"
+        )
+    return system
 
 
 def euclidean(found: Solution) -> Answer:
@@ -82,7 +122,7 @@ def euclidean(found: Solution) -> Answer:
     return Answer(found.upper, found.log10_upper, (proof,), found.trace, notes, found.interrupted)
 
 
-def _euclidean_rows(system: Couplings, compute: Compute, settings: Settings | None) -> Answer:
+def _euclidean_rows(system: Couplings, compute: Compute, settings: Settings | None) -> _Rows:
     started = time.monotonic()
     if settings is None:
         joint = fast(system, compute)
@@ -97,8 +137,9 @@ def _euclidean_rows(system: Couplings, compute: Compute, settings: Settings | No
         return Proof(_within(found), (row,), found.multipliers, found.exponents), found.interrupted
 
     common = Proof(_within(joint), None, joint.multipliers, joint.exponents)
-    rows = _Rows(common, shared, system.outputs, joint.interrupted, started)
-    return rows.refined(None if settings is None else refine, compute)
+    return _Rows(
+        common, shared, system.outputs, joint.interrupted, started, None if settings is None else refine
+    )
 
 
 def _eye(system: Couplings) -> torch.Tensor:
@@ -113,15 +154,11 @@ def _within(found: Solution) -> Upper:
     return Upper.of(found.upper)
 
 
-def _weighted(system: BlockSystem, together: bool, compute: Compute, settings: Settings | None) -> Answer:
+def _weighted_rows(system: Couplings, compute: Compute, settings: Settings | None) -> _Rows:
     started = time.monotonic()
-    chosen = settings or Settings(max_iterations=0)
-    search = WeightedSearch(system, chosen)
-    if together:
-        found = search.solve(compute)
-        proof = _proof(found, None)
-        return _answer((proof,), found.upper, found.trace, found.interrupted)
-    joint = WeightedSearch(system, replace(chosen, tol=max(chosen.tol, _JOINT_TOL))).solve(
+    chosen = settings or _CLOSED
+    search = WeightedSearch(_weighable(system), chosen)
+    joint = WeightedSearch(_weighable(system), replace(chosen, tol=max(chosen.tol, _JOINT_TOL))).solve(
         replace(compute, deadline=compute.share(2))
     )
 
@@ -129,8 +166,14 @@ def _weighted(system: BlockSystem, together: bool, compute: Compute, settings: S
         found = search.solve(share, row)
         return _proof(found, (row,)), found.interrupted
 
-    rows = _Rows(_proof(joint, None), search.rows(joint), system.outputs, joint.interrupted, started)
-    return rows.refined(None if settings is None else refine, compute)
+    return _Rows(
+        _proof(joint, None),
+        search.rows(joint),
+        system.outputs,
+        joint.interrupted,
+        started,
+        None if settings is None else refine,
+    )
 
 
 def _proof(found: LinfSolution, outputs: tuple[int, ...] | None) -> Proof:
@@ -143,36 +186,53 @@ class _Rows:
     """Bounds of single outputs, improved where the largest may be."""
 
     def __init__(
-        self, common: Proof, shared: list[Upper] | None, count: int, interrupted: bool, started: float
+        self,
+        common: Proof,
+        shared: list[Upper] | None,
+        count: int,
+        interrupted: bool,
+        started: float,
+        refine: Callable[[int, Compute], tuple[Proof, bool]] | None,
     ) -> None:
         # The bound of all outputs in l2 holds for every one of them.
         self.bounds = [common.upper] * count if shared is None else [min(b, common.upper) for b in shared]
-        self.common, self.interrupted, self.started = common, interrupted, started
+        self.common, self.interrupted, self.started, self.refine = common, interrupted, started, refine
+        self.tried: set[int] = set()
         self.single: dict[int, Proof] = {}
         self.trace = [(time.monotonic() - started, Upper.largest(self.bounds))]
 
-    def refined(
-        self, refine: Callable[[int, Compute], tuple[Proof, bool]] | None, compute: Compute
-    ) -> Answer:
-        shared = list(self.bounds)
-        tried: set[int] = set()
-        while refine is not None and self.bounds and not self.interrupted:
-            worst = max(range(len(self.bounds)), key=self.bounds.__getitem__)
-            if worst in tried or not self.bounds[worst] or compute.remaining() <= 0.0:
+    def improve(self, compute: Compute, every: bool = False) -> None:
+        """Searches for the largest output of its own, again and again until it stays the largest; for all with `every`."""
+        while self.refine is not None and not self.interrupted and compute.remaining() > 0.0:
+            waiting = [row for row in range(len(self.bounds)) if row not in self.tried and self.bounds[row]]
+            if not waiting:
                 break
-            tried.add(worst)
-            largest = max((self.bounds[row] for row in tried - {worst}), default=Upper.zero())
-            left = sum(bound >= largest for row, bound in enumerate(self.bounds) if row not in tried) + 1
-            proof, self.interrupted = refine(worst, replace(compute, deadline=compute.share(left)))
+            worst = max(waiting, key=self.bounds.__getitem__)
+            settled = Upper.largest(self.bounds[row] for row in self.tried)
+            if not every and self.bounds[worst] <= settled:
+                break
+            left = len(waiting) if every else sum(self.bounds[row] > settled for row in waiting)
+            proof, self.interrupted = self.refine(worst, replace(compute, deadline=compute.share(left)))
+            self.tried.add(worst)
             if proof.upper < self.bounds[worst]:
                 self.bounds[worst], self.single[worst] = proof.upper, proof
             self.trace.append((time.monotonic() - self.started, Upper.largest(self.bounds)))
+
+    def answer(self) -> Answer:
+        """The bound of the largest output."""
         rest = [row for row in range(len(self.bounds)) if row not in self.single]
         proofs = list(self.single.values())
         if rest:
-            upper = Upper.largest(shared[row] for row in rest)
+            upper = Upper.largest(self.bounds[row] for row in rest)
             proofs.append(replace(self.common, upper=upper, outputs=tuple(rest)))
         return _answer(tuple(proofs), Upper.largest(self.bounds), tuple(self.trace), self.interrupted)
+
+    def each(self) -> tuple[Proof, ...]:
+        """One proof for every output."""
+        return tuple(
+            self.single.get(row, replace(self.common, upper=bound, outputs=(row,)))
+            for row, bound in enumerate(self.bounds)
+        )
 
 
 def _answer(

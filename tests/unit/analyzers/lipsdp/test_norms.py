@@ -14,6 +14,8 @@ from lipverify.analyzers.lipsdp.analyzer import LipSDP, LipSDPFast, LipSDPRefere
 from lipverify.analyzers.lipsdp.bound import certified_upper
 from lipverify.analyzers.lipsdp.canonical import canonical_form
 from lipverify.analyzers.lipsdp.evidence import Multipliers, Proofs
+from lipverify.analyzers.lipsdp.norms import differences, each_output
+from lipverify.analyzers.lipsdp.solver import Settings
 from lipverify.analyzers.lipsdp.system import BlockSystem, one_output
 from lipverify.analyzers.protocol import Compute
 from lipverify.errors import UnsupportedModel
@@ -74,6 +76,23 @@ def test_margins_in_linf(rng: np.random.Generator) -> None:
     single = upper(margin, Norm.LINF, Norm.LINF)
     assert single <= 2 * upper(graph, Norm.LINF, Norm.LINF)
     assert single <= upper(margin, Norm.LINF, Norm.LINF, method=LipSDPFast()) * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("norm", [Norm.L2, Norm.LINF])
+def test_all_differences_of_outputs_share_one_search(norm: Norm, rng: np.random.Generator) -> None:
+    graph = relu_net(rng, 4, 8, 8, 4)
+    pairs = list(itertools.combinations(range(4), 2))
+    system = differences(canonical_form(graph), pairs)
+    found = each_output(system, norm, Compute(), Settings())
+    assert [proof.outputs for proof in found] == [(row,) for row in range(len(pairs))]
+    for (a, b), proof in zip(pairs, found, strict=True):
+        single = upper(pipeline.margin(graph, a, b), norm, norm)
+        assert float(proof.upper) == pytest.approx(single, rel=1e-4)
+    # Without time the multipliers of the one search remain: valid for every difference.
+    spent = each_output(system, norm, Compute(deadline=time.monotonic()), Settings())
+    assert all(
+        float(late.upper) >= float(best.upper) * (1 - 1e-4) for late, best in zip(spent, found, strict=True)
+    )
 
 
 def test_what_is_not_answered_is_refused_with_a_remedy(rng: np.random.Generator) -> None:
