@@ -262,6 +262,9 @@ def radius(
     simplex: Annotated[str, typer.Option(help="smoothing: hardmax, softmax or sparsemax")] = "hardmax",
     temperatures: Annotated[str, typer.Option(help="smoothing: factors of the logits to choose from")] = "1",
     jobs: Annotated[int, typer.Option(min=1, help="processes")] = 1,
+    scheduler: Annotated[
+        str | None, typer.Option(help="address of a Dask scheduler whose workers take the points")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the run in --out")] = False,
     output: Output = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
@@ -301,6 +304,7 @@ def radius(
             attack=attack,
             smoothing=smoothing,
             jobs=jobs,
+            scheduler=scheduler,
             resume=resume,
             output=output,
             device=device,

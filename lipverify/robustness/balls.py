@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -22,8 +22,14 @@ from lipverify.propagation import Bounds, bounds
 from lipverify.robustness.attack import Box
 from lipverify.robustness.branching import branched_margin
 from lipverify.robustness.optimised import Slopes
+from lipverify.robustness.semidefinite import ball_constants
 from lipverify.robustness.shells import Shell
 from lipverify.rules import interval
+
+SEARCHES = 2
+"""Semidefinite searches on one ball: the most critical rival, and the one that is it then."""
+CHEAP = 1e7
+"""Gradients by linear functionals are an addition to semidefinite constants where they take at most about so many numbers."""
 
 
 def refuses_ranges(graph: Graph) -> str | None:
@@ -53,19 +59,62 @@ class Balls:
     """Search for lower planes; None: none."""
     leaves: int = 0
     """Parts of a ball that branch and bound may look at, for each output."""
+    semidefinite: bool = False
+    """Whether LipSDP covers the network, for `steepen`."""
+    seen: dict[float, Bounds] = field(default_factory=dict)
+    """Ranges of the balls looked at; those of a ball hold on every smaller one."""
 
     @property
     def device(self) -> torch.device:
         """Where to compute."""
         return self.compute.device
 
+    def ranges(self, radius: float) -> Bounds:
+        """Ranges of all nodes over the ball, inside those of the next larger ball that was looked at.
+
+        Raises:
+            UnsupportedModel: an operator is not bounded there.
+        """
+        if radius not in self.seen:
+            larger = min((r for r in self.seen if r > radius), default=None)
+            within = None if larger is None else self.seen[larger]
+            ball = Ball(self.x[None], radius, self.norm, self.box)
+            self.seen[radius] = bounds(self.graph, ball, device=self.device, within=within)
+        return self.seen[radius]
+
+    def steepen(self, radius: float, known: Tensor, margin: Tensor) -> Tensor | None:
+        """Constants of the differences over the ball, never above `known`: [rivals]. l2 only; None where there are none."""
+        with torch.no_grad():
+            try:
+                ranges = self.ranges(radius)
+            except UnsupportedModel:
+                return None
+            best = known
+            if not self.semidefinite or self._gradients_are_cheap():
+                found = self._gradients(radius, ranges)
+                best = best if found is None else torch.minimum(best, found)
+            if self.semidefinite:
+                found = ball_constants(self.graph, ranges, best, margin, SEARCHES, self.compute)
+                best = best if found is None else found
+        return best if bool(best.isfinite().all()) else None
+
+    def _gradients(self, radius: float, ranges: Bounds) -> Tensor | None:
+        written = elementary(self.graph)
+        same = len(written.nodes) == len(self.graph.nodes)
+        ball = Ball(self.x[None], radius, self.norm, self.box)
+        return _finite(self._constants(written, ball, ranges, ranges if same else None), low=False)
+
+    def _gradients_are_cheap(self) -> bool:
+        """Functionals of gradients cost about (unknown slopes) * (size) for each output."""
+        size = sum(node.size for node in self.graph.nodes)
+        return self.graph.output.size * size * size <= CHEAP
+
     def look_harder(self, radius: float) -> Shell:
         """As `look`, with branch and bound on the margins that are not shown to be positive, and without constants."""
-        ball = Ball(self.x[None], radius, self.norm, self.box)
         slopes = self.slopes or Slopes()
         with torch.no_grad():
             try:
-                ranges = bounds(self.graph, ball, device=self.device)
+                ranges = self.ranges(radius)
             except UnsupportedModel:
                 return Shell(radius)
         margins = slopes.margins(ranges, self.compute)
@@ -86,7 +135,7 @@ class Balls:
             plain = self.graph
             written = elementary(plain) if self.constants else plain
             try:
-                ranges = bounds(plain, ball, device=self.device)
+                ranges = self.ranges(radius)
                 finer = ranges if written is plain or len(written.nodes) == len(plain.nodes) else None
             except UnsupportedModel:
                 return Shell(radius)

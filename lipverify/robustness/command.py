@@ -41,6 +41,7 @@ class Options:
     attack: bool
     smoothing: Smoothing
     jobs: int
+    scheduler: str | None
     resume: bool
     output: int
     device: str
@@ -115,6 +116,7 @@ def run_radius(options: Options) -> dict[str, Any]:
             device=device,
             seed=options.seed,
             jobs=options.jobs,
+            scheduler=options.scheduler,
             journal=journal,
             report=progress.report,
             advance=advance,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
@@ -19,6 +19,7 @@ from lipverify.analyzers.affine_runs import runs
 from lipverify.analyzers.lipsdp.bound import certified_functionals
 from lipverify.analyzers.lipsdp.canonical import canonical_form
 from lipverify.analyzers.lipsdp.linf import solve_linf
+from lipverify.analyzers.lipsdp.norms import differences
 from lipverify.analyzers.lipsdp.solver import Settings, Solution, estimate, solve
 from lipverify.analyzers.lipsdp.system import BlockSystem
 from lipverify.analyzers.product import Product, Reach, advance
@@ -151,7 +152,7 @@ def _lipsdp(graph: Graph, pairs: Pairs, norm: Norm, compute: Compute, effort: fl
     root = Upper.of(graph.input.size).sqrt()
     if 4 * work * _STEPS * len(pairs) <= effort:
         weighted = norm is Norm.LINF and (work + system.inputs**3) * _STEPS * len(pairs) <= effort / 8
-        return [_single(_difference(system, a, b), norm, root, weighted, compute) for a, b in pairs]
+        return [_single(differences(system, [(a, b)]), norm, root, weighted, compute) for a, b in pairs]
     settings = Settings(max_iterations=max(1, int(effort / work)))
     shared = solve(system, compute, settings)
     rows = torch.zeros(len(pairs), system.outputs, dtype=torch.float64)
@@ -176,10 +177,3 @@ def _upper(solution: Solution) -> Upper:
     if solution.upper is None:
         raise UnsupportedModel(f"the constant is about 10^{math.ceil(solution.log10_upper)}, beyond float64")
     return Upper.of(solution.upper)
-
-
-def _difference(system: BlockSystem, a: int, b: int) -> BlockSystem:
-    """The system of output a minus output b."""
-    values = {k: (matrix[a] - matrix[b])[None] for k, matrix in system.V.items()}
-    direct = None if system.V0 is None else (system.V0[a] - system.V0[b])[None]
-    return replace(system, outputs=1, V={k: m for k, m in values.items() if bool(m.any())}, V0=direct)

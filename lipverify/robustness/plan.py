@@ -21,6 +21,8 @@ PARTS = {
     "smoothing": ("smoothing",),
 }
 """What each method consists of."""
+EUCLIDEAN = ("global", "crown", "local")
+"""Of `auto` in l2: constants of balls by semidefinite programs reach farther there than searched planes and signs."""
 
 
 @dataclass(frozen=True)
@@ -28,15 +30,17 @@ class Plan:
     """The question: one norm and one method for all points. Two plans that are equal give equal numbers.
 
     box: limits of every input coordinate; perturbations stay inside. looks: balls that `local`, `crown`, `alpha-crown` and
-    `auto` may look at for each point. plane_steps: of the search of `alpha-crown` on each ball. leaves,
-    harder_looks: parts of a ball for `branching`, and how many balls it looks at. resolution: relative width at which a
-    bisection ends. seconds: for one point; None: no limit, and numbers that do not depend on the machine's speed.
+    `auto` may look at for each point in linf; shells: balls that get constants by semidefinite programs, in l2. plane_steps:
+    of the search of `alpha-crown` on each ball. leaves, harder_looks: parts of a ball for `branching`, and how many balls it
+    looks at. resolution: relative width at which a bisection ends. seconds: for one point; None: no limit, and numbers that
+    do not depend on the machine's speed.
     """
 
     norm: Norm
     method: str = "auto"
     box: Box | None = None
     looks: int = 16
+    shells: int = 7
     plane_steps: int = 20
     leaves: int = 512
     harder_looks: int = 5
@@ -59,7 +63,7 @@ class Plan:
     @property
     def parts(self) -> tuple[str, ...]:
         """The single methods that are asked."""
-        return PARTS[self.method]
+        return EUCLIDEAN if self.method == "auto" and self.norm is Norm.L2 else PARTS[self.method]
 
     def seconds_for_attack(self) -> float:
         """A third of the time of a point."""

@@ -9,16 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lipverify.analyzers.lipsdp.analyzer import LipSDP
 from lipverify.analyzers.protocol import Compute
 from lipverify.errors import InternalError, UnsupportedModel
 from lipverify.falsify import MULTIPLICATIONS_A_SECOND, seconds_of
 from lipverify.ir.graph import Graph
 from lipverify.ir.norm import Norm
+from lipverify.ir.region import Query
 from lipverify.robustness.arithmetic import LARGEST
 from lipverify.robustness.attack import Example, attack
 from lipverify.robustness.balls import Balls, refuses_gradients, refuses_ranges
 from lipverify.robustness.branching import STEPS
 from lipverify.robustness.constants import EFFORT, PairConstants, pair_constants
+from lipverify.robustness.march import bracket, march
 from lipverify.robustness.optimised import Slopes
 from lipverify.robustness.pairs import differences, enclosed, predict
 from lipverify.robustness.plan import Plan, Record
@@ -154,7 +157,19 @@ def _shells(
     constants = work.constants.rows(label) if "global" in parts and work.constants is not None else None
     local, crown = "local" in parts, bool(parts & {"crown", "alpha-crown", "branching"})
     slopes = Slopes(plan.plane_steps) if parts & {"alpha-crown", "branching"} else None
-    balls = Balls(graph, x, plan.norm, plan.box, crown, local, compute, slopes, _leaves(work, graph))
+    marching = plan.norm is Norm.L2 and local
+    balls = Balls(
+        graph,
+        x,
+        plan.norm,
+        plan.box,
+        crown or marching,
+        local and not marching,
+        compute,
+        slopes,
+        _leaves(work, graph),
+        semidefinite=LipSDP().reject(graph, Query(Norm.L2, Norm.L2)) is None,
+    )
     shells = Shells(margin.cpu(), constants, balls.look)
     if not (local or crown):
         return shells
@@ -163,6 +178,11 @@ def _shells(
     if certain >= LARGEST:
         return shells
     first = _first(certain, farthest) if found is not None else max(2.0 * certain, _guess(x))
+    if plan.norm is Norm.L2 and (marching or plan.method == "crown"):
+        bracket(shells, first, farthest, plan.resolution, compute)
+        if marching:
+            march(shells, balls.steepen, farthest, plan.shells, plan.resolution, compute)
+        return shells
     # Half of a limited time is kept for branching.
     half = None if compute.deadline is None else time.monotonic() + compute.remaining() / 2
     share = replace(compute, deadline=half) if "branching" in parts else compute

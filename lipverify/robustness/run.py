@@ -18,6 +18,7 @@ from lipverify.errors import InternalError, UsageError
 from lipverify.ir.graph import Graph
 from lipverify.ir.norm import Norm
 from lipverify.robustness.attack import Box
+from lipverify.robustness.cluster import answers_of_cluster
 from lipverify.robustness.constants import PairConstants
 from lipverify.robustness.journal import Journal
 from lipverify.robustness.pairs import classes
@@ -41,6 +42,7 @@ def radii(
     seed: int = 0,
     plan: Plan | None = None,
     jobs: int = 1,
+    scheduler: str | None = None,
     journal: Journal | None = None,
     report: Report | None = None,
     advance: Advance | None = None,
@@ -59,7 +61,7 @@ def radii(
         box: limits LO, HI of every input coordinate; perturbations stay inside.
         budget: seconds for everything; without it numbers do not depend on the machine's speed.
         plan: all settings at once, instead of norm, method, box, seed and budget.
-        jobs: processes.
+        jobs: processes; scheduler: address of a Dask scheduler whose workers take the points instead.
 
     Raises:
         UsageError: points of another shape, outside the box, or labels that are none. UnsupportedModel: no method covers
@@ -86,7 +88,11 @@ def radii(
         left = max(budget - (time.monotonic() - started), 0.0)
         work = replace(work, plan=replace(plan, seconds=left * max(jobs, 1) / len(waiting)))
     report("certifying points", None)
-    for record in _answers(work, x, labels, waiting, jobs):
+    if scheduler is None or not waiting:
+        answers = _answers(work, x, labels, waiting, jobs)
+    else:
+        answers = answers_of_cluster(scheduler, work, x, labels, waiting)
+    for record in answers:
         if journal is not None:
             journal.add(record.to_json())
         done[record.index] = record

@@ -99,8 +99,7 @@ class Shells:
         margin, before = self.margin, 0.0
         slope_before: Tensor | None = None
         pieces: list[tuple[float, float, float]] = []
-        for shell in self.known:
-            slope = self._constants(shell)
+        for shell, slope in zip(self.known, self._slopes(), strict=True):
             after = self._after(margin, before, shell, slope, use_margins)
             if slope is not None:
                 tightest = int((after if after is not None else margin).argmin())
@@ -116,10 +115,30 @@ class Shells:
             return before, pieces
         return self._reach(margin, before, self.constants, LARGEST), pieces
 
-    def _constants(self, shell: Shell) -> Tensor | None:
-        if shell.constants is None:
-            return self.constants
-        return shell.constants if self.constants is None else torch.minimum(shell.constants, self.constants)
+    def state(self, radius: float, inside: bool = True) -> tuple[Tensor, Tensor | None]:
+        """The margins M where the shell that ends at this radius begins (or at its end), and constants that hold up to it."""
+        margin, before = self.margin, 0.0
+        slopes = self._slopes()
+        held = next(
+            (s for shell, s in zip(self.known, slopes, strict=True) if shell.radius >= radius), self.constants
+        )
+        for shell, slope in zip(self.known, slopes, strict=True):
+            if shell.radius > radius or (inside and shell.radius == radius):
+                break
+            after = self._after(margin, before, shell, slope, use_margins=True)
+            if after is None or not bool((after > 0).all()):
+                break
+            margin, before = after, shell.radius
+        return margin, held
+
+    def _slopes(self) -> list[Tensor | None]:
+        """Constants on every shell: what holds on a larger ball, or on the whole space, holds on a smaller one."""
+        slope, found = self.constants, list[Tensor | None]()
+        for shell in reversed(self.known):
+            if shell.constants is not None:
+                slope = shell.constants if slope is None else torch.minimum(shell.constants, slope)
+            found.append(slope)
+        return found[::-1]
 
     def _after(
         self, margin: Tensor, before: float, shell: Shell, slope: Tensor | None, use_margins: bool

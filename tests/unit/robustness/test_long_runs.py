@@ -55,12 +55,21 @@ def command(points: Path, out: Path, *more: str) -> list[str]:
 
 def timeless(path: Path) -> dict[str, Any]:
     """The document without moments and durations."""
-    document: dict[str, Any] = json.loads(path.read_text())
+    return without_times(json.loads(path.read_text()))
+
+
+def without_times(document: dict[str, Any]) -> dict[str, Any]:
+    document = json.loads(json.dumps(document))
     for key in ("created", "seconds", "command"):
         del document[key]
     for point in document["points"]:
         del point["seconds"]
     return document
+
+
+def same_without_times(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    """Whether two documents are equal up to moments and durations, bit by bit."""
+    return without_times(first) == without_times(second)
 
 
 def killed_after(
@@ -125,6 +134,47 @@ def test_the_command_goes_on_where_it_was_killed(points: Path, tmp_path: Path) -
     before = (out / NAME).read_bytes()
     subprocess.run(command(points, out, "--resume"), check=True, capture_output=True, timeout=120)
     assert (out / NAME).read_bytes().startswith(before[: before.rindex(b"\n") + 1])
+    assert len(json.loads((out / "result.json").read_text())["points"]) == 10
+
+
+def test_the_command_killed_twenty_times_ends_with_the_same_file(points: Path, tmp_path: Path) -> None:
+    """Each process is killed at a random moment, before or after its first point."""
+    choice, out, times = random.Random(1), tmp_path / "run", KILLS
+    for attempt in range(times):
+        more = ["--resume"] if attempt else []
+        process = subprocess.Popen(
+            command(points, out, *more), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        # Half of the kills wait for a point; one in four only lets the process begin.
+        growth = choice.choice((0, 0, 1)) if attempt < times - 1 else 1
+        if growth == 0:
+            limit = choice.uniform(0.1, 4.0)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(limit)
+            with suppress(ProcessLookupError):
+                process.kill()
+        else:
+            killed_after(process, out / NAME, growth, choice.uniform(0.0, 0.05))
+        process.wait()
+        if (out / "result.json").exists():
+            break  # finished before a kill
+    more = ["--resume"] if (out / NAME).exists() else []
+    subprocess.run(command(points, out, *more), check=True, capture_output=True, timeout=300)
+    subprocess.run(command(points, tmp_path / "whole"), check=True, capture_output=True, timeout=300)
+    assert timeless(out / "result.json") == timeless(tmp_path / "whole" / "result.json")
+
+
+def test_ctrl_c_keeps_what_is_done(points: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = subprocess.Popen(command(points, out), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    limit = time.monotonic() + 120
+    while lines(out / NAME) < 4 and time.monotonic() < limit:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert lines(out / NAME) >= 4
+    subprocess.run(command(points, out, "--resume"), check=True, capture_output=True, timeout=300)
     assert len(json.loads((out / "result.json").read_text())["points"]) == 10
 
 

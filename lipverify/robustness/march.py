@@ -1,0 +1,114 @@
+"""Where to look in l2: first where linear bounds end, then shell by shell outward with constants by semidefinite programs.
+
+A look at linear bounds is cheap beside a constant. The margins M fall slower than their constants L promise at the ball before,
+because L grows; so every shell ends half way to where M / L of the shell before ends, and the next one begins there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from lipverify.analyzers.protocol import Compute
+from lipverify.robustness.arithmetic import LARGEST
+from lipverify.robustness.shells import Shells, between
+
+Steepen = Callable[[float, Tensor, Tensor], Tensor | None]
+"""Constants [rivals] on the ball of a radius; from constants that hold there already and the margins where its shell begins."""
+FIRST, STEP, SHARE = 0.6, 0.4, 0.6
+"""The first shell and the longest step, of the radius of linear bounds; the share of M / L that a step takes."""
+LAST, NEAR = 1.0, 0.025
+"""The share of the last step, which is taken once M / L is this part of the radius."""
+
+
+def bracket(shells: Shells, first: float, farthest: float, resolution: float, compute: Compute) -> None:
+    """Looks at balls until linear bounds are known to end within the resolution, or at the deadline.
+
+    The smallest margin is interpolated (Illinois variant of false position) once both ends are comparable, else bisected.
+    """
+    low, high, radius = 0.0, farthest, first
+    at_low, at_high, side = float(shells.margin.min()), -float("inf"), 0
+    for _ in range(64):
+        if not 0.0 < radius < LARGEST or (shells.known and compute.remaining() <= 0):
+            return
+        margins = shells.add(radius).margins
+        value = -float("inf") if margins is None else float(margins.min())
+        # An end that stays twice in a row counts half: both ends move.
+        if value > 0:
+            low, at_low, at_high, side = radius, value, at_high * (0.5 if side > 0 else 1.0), 1
+        else:
+            high, at_high, at_low, side = radius, value, at_low * (0.5 if side < 0 else 1.0), -1
+        if high - low <= resolution * high:
+            return
+        radius = _next(low, high, at_low, at_high, resolution)
+
+
+def _next(low: float, high: float, at_low: float, at_high: float, resolution: float) -> float:
+    """Where the smallest margin vanishes if it is linear between both ends; the middle where that is far from true."""
+    if high >= LARGEST:
+        return 2.0 * low
+    if not -at_high <= 20.0 * at_low:
+        return between(low, high)
+    inside = 0.4 * resolution * high
+    guess = low + (high - low) * at_low / (at_low - at_high)
+    return min(max(guess, low + inside), high - inside)
+
+
+def march(
+    shells: Shells, steepen: Steepen, farthest: float, looks: int, resolution: float, compute: Compute
+) -> None:
+    """Gives constants to at most `looks` balls, outward; stops where nothing is gained, or at the deadline.
+
+    Args:
+        farthest: no radius beyond can be certified (an example lies there).
+    """
+    base = max(shells.linear(), shells.radius())
+    if not 0.0 < base < farthest:
+        return
+    radius, ceiling, last = FIRST * base, farthest, False
+    for left in range(looks - 1, -1, -1):
+        if not 0.0 < radius < LARGEST or compute.remaining() <= 0:
+            return
+        if not _steepened(shells, steepen, radius):
+            return
+        reached = shells.radius()
+        if reached < radius:
+            # The constants of this ball are too large: a smaller one is worth more.
+            ceiling = min(ceiling, radius)
+            following, start = 0.5 * (reached + ceiling), reached
+        elif last:
+            return
+        else:
+            rest = _rest(shells, radius)
+            last = left == 1 or rest <= NEAR * radius
+            share = LAST if last else SHARE
+            following = radius + min(share * rest, STEP * base)
+            if following >= ceiling:
+                following = ceiling if last else 0.5 * (radius + ceiling)
+            start = radius
+        if following - start <= resolution * following:
+            return
+        radius = following
+
+
+def _steepened(shells: Shells, steepen: Steepen, radius: float) -> bool:
+    """Computes the constants on one ball, new or seen before; whether there are any."""
+    if all(shell.radius != radius for shell in shells.known):
+        shells.add(radius)
+    place = next(k for k, shell in enumerate(shells.known) if shell.radius == radius)
+    margin, slope = shells.state(radius)
+    known = torch.full_like(shells.margin, torch.inf) if slope is None else slope
+    found = steepen(radius, known, margin)
+    if found is None:
+        return False
+    shells.known[place] = replace(shells.known[place], constants=found)
+    return True
+
+
+def _rest(shells: Shells, radius: float) -> float:
+    """How far the margins at a radius last with the constants of its ball."""
+    margin, slope = shells.state(radius, inside=False)
+    return 0.0 if slope is None else float((margin / slope.clamp_min(1e-300)).min())

@@ -1,0 +1,177 @@
+"""Radii of third-party networks and of the zoo's digits networks; writes the table beside this file.
+
+    python reports/radii/build.py [--only NAME ...] [--jobs 2] [--table]
+
+Every row is one run of `lipverify radius` in a process of its own. Rows are kept in `runs/` (not committed) with their journals:
+a run that was stopped goes on where it was, a finished one is not repeated unless `--only` names it. The third-party rows need
+the folder `shared/checkpoints` beside this checkout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+HERE = Path(__file__).resolve().parent
+CHECKPOINTS = HERE.parents[2] / "shared" / "checkpoints"
+RUNS = HERE / "runs"
+RESNET = ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616))
+OVAL = ((0.485, 0.456, 0.406), (0.225, 0.225, 0.225))
+MNIST, CIFAR = "inputs/mnist.npz", "inputs/cifar10.npz"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One row. correct: the first points that are classified correctly, else simply the first ones; budget: of the command."""
+
+    model: str
+    data: str
+    points: int
+    norm: str
+    correct: bool = False
+    normalised: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    budget: str | None = None
+
+
+ROWS = {
+    "l2 oval-cifar-base": Run("oval-cifar-base/cifar_base_kw.onnx", CIFAR, 20, "l2", True, OVAL),
+    "l2 cifar-resnet2b": Run("converted/cifar-resnet2b.onnx", CIFAR, 20, "l2", True, RESNET),
+    "l2 kw-mnist-cnn": Run("converted/kw-mnist-cnn.onnx", MNIST, 20, "l2", True),
+    "linf kw-mnist-cnn": Run("converted/kw-mnist-cnn.onnx", MNIST, 100, "linf", budget="9m"),
+    "linf mnist-mlp-3x50": Run("mnist-mlp-3x50/mnist_relu_3_50.onnx", MNIST, 100, "linf", budget="9m"),
+    "linf cifar-resnet2b": Run(
+        "converted/cifar-resnet2b.onnx", CIFAR, 50, "linf", normalised=RESNET, budget="9m"
+    ),
+}
+
+
+def points_of(row: Run, path: Path) -> None:
+    """The points of a row as the network takes them: in [0, 1], or normalised where that is outside the file."""
+    from lipverify import pipeline
+    from lipverify.robustness.pairs import predict
+
+    stored = np.load(CHECKPOINTS / row.data)
+    x = torch.from_numpy(stored["images"].astype(np.float64) / 255.0)
+    y = torch.from_numpy(stored["labels"].astype(np.int64))
+    if row.normalised is not None:
+        mean, std = (torch.tensor(v, dtype=torch.float64).reshape(-1, 1, 1) for v in row.normalised)
+        x = (x - mean) / std
+    graph = pipeline.load(str(CHECKPOINTS / row.model))
+    x = x.reshape(len(x), *graph.input_shape)
+    keep = list(range(len(x)))
+    if row.correct:
+        keep = [k for k in keep if predict(graph, x[k]) == int(y[k])]
+    keep = keep[: row.points]
+    if len(keep) < row.points:
+        raise SystemExit(f"only {len(keep)} of {row.points} points for {row.model}")
+    np.savez(path, x=x[keep].numpy(), y=y[keep].numpy())
+
+
+def run(name: str, row: Run, jobs: int, again: bool) -> dict[str, Any]:
+    """The document of one row; goes on with what is there."""
+    folder = RUNS / name.replace(" ", "-")
+    result = folder / "result.json"
+    if again or not result.exists():
+        RUNS.mkdir(exist_ok=True)
+        data = RUNS / f"{folder.name}.npz"
+        points_of(row, data)
+        command = [sys.executable, "-m", "lipverify", "radius", str(CHECKPOINTS / row.model)]
+        command += ["--data", str(data), "--norm", row.norm, "--jobs", str(jobs), "--out", str(folder)]
+        command += [] if row.budget is None else ["--budget", row.budget]
+        command += ["--force"] if again else ["--resume"]
+        started = time.monotonic()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        document = json.loads(result.read_text())
+        document["wall_seconds"] = time.monotonic() - started
+        result.write_text(json.dumps(document))
+    document = json.loads(result.read_text())
+    return _summary(row, document)
+
+
+def _summary(row: Run, document: dict[str, Any]) -> dict[str, Any]:
+    correct = [p for p in document["points"] if p["label"] == p["predicted"]]
+    names = list(dict.fromkeys(m for p in correct for m in p.get("by_method", {})))
+    means = {m: float(np.mean([p["by_method"].get(m, 0.0) for p in correct])) for m in names}
+    attacked = [p["attack_radius"] for p in correct if p["attack_radius"] is not None]
+    return {
+        "points": len(document["points"]),
+        "correct": len(correct),
+        "norm": row.norm,
+        "normalised": row.normalised is not None,
+        "mean_radius": means,
+        "never_below": all(
+            p["radius"] >= max(p["by_method"].values()) for p in correct if p.get("by_method")
+        ),
+        "mean_gain_over_crown": float(
+            np.mean(
+                [p["radius"] / p["by_method"]["crown"] - 1 for p in correct if p["by_method"].get("crown")]
+            )
+        ),
+        "mean_attack": float(np.mean(attacked)) if attacked else None,
+        "attacked": len(attacked),
+        "seconds": document.get("wall_seconds", document["seconds"]),
+        "seconds_a_point": float(np.mean([p["seconds"] for p in document["points"]])),
+        "refused": document["refused"],
+        "budget": row.budget,
+        "environment": document["environment"],
+        "lipverify": document["tool"]["version"],
+    }
+
+
+def table(results: dict[str, Any]) -> str:
+    """The rows as Markdown."""
+    names = ["global", "crown", "alpha-crown", "local", "branching", "auto"]
+    lines = [
+        "# Certified radii",
+        "",
+        "Generated by `python reports/radii/build.py`. Mean radii over the points classified correctly; `auto` is the radius",
+        "printed. Gain: of `auto` over CROWN's margin radius, mean over points. Rows named l2: the first twenty images that are",
+        "classified correctly. Inputs in [0, 1], or normalised by the network's own mean and deviation where marked: radii are",
+        "then in normalised units. Seconds: of the whole command (a row that was resumed counts its last part), and mean of",
+        "one point in its process.",
+        "",
+        "| row | points | correct | "
+        + " | ".join(names)
+        + " | attack | gain over crown | seconds | a point | budget |",
+        "|" + "---|" * (len(names) + 8),
+    ]
+    for name, row in results.items():
+        radii = [f"{row['mean_radius'][m]:.4f}" if m in row["mean_radius"] else "" for m in names]
+        attack = "" if row["mean_attack"] is None else f"{row['mean_attack']:.4f}"
+        cells = [name + (" (normalised)" if row["normalised"] else ""), row["points"], row["correct"], *radii]
+        cells += [attack, f"{100 * row['mean_gain_over_crown']:.1f} %", f"{row['seconds']:.0f}"]
+        cells += [f"{row['seconds_a_point']:.1f}", row["budget"] or "none"]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="*", help="rows to make, again where they are there", default=None)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--go-on", action="store_true", help="with --only: do not begin finished rows again")
+    options = parser.parse_args()
+    path = HERE / "result.json"
+    results = json.loads(path.read_text()) if path.exists() else {}
+    for name in options.only or ROWS:
+        finished = (RUNS / name.replace(" ", "-") / "result.json").exists()
+        results[name] = run(
+            name, ROWS[name], options.jobs, options.only is not None and finished and not options.go_on
+        )
+        ordered = {key: results[key] for key in ROWS if key in results}
+        path.write_text(json.dumps(ordered, indent=1) + "\n")
+        (HERE / "README.md").write_text(table(ordered))
+        print(name, results[name]["mean_radius"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""Points on a Dask cluster on loopback."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lipverify import ops
+from lipverify.errors import UsageError
+from lipverify.ir.norm import Norm
+from lipverify.robustness import Plan, radii
+from lipverify.robustness.journal import Journal
+from tests.networks import chain, tensor
+from tests.unit.robustness.test_long_runs import same_without_times
+
+distributed = pytest.importorskip("distributed")
+
+
+def test_a_worker_that_is_killed_changes_nothing(tmp_path: Path, rng: np.random.Generator) -> None:
+    graph = chain([tensor(rng, 24, 6), tensor(rng, 16, 24), tensor(rng, 4, 16)], ops.ReLU())
+    x = torch.tensor(rng.random((12, 6)))
+    plan = Plan(Norm.LINF, "crown", looks=8)
+    whole = radii(graph, x, plan=plan)
+    killed: list[int] = []
+    settings = {"n_workers": 2, "threads_per_worker": 1, "processes": True, "host": "127.0.0.1"}
+    with distributed.LocalCluster(dashboard_address=None, **settings) as cluster:
+        with distributed.Client(cluster) as client:
+            victim = next(iter(client.run(os.getpid).values()))
+
+        def advance(done: int, total: int) -> None:
+            if done == 3 and not killed:
+                os.kill(victim, signal.SIGKILL)
+                killed.append(done)
+
+        with Journal(tmp_path / "journal", {"graph": graph.digest}) as journal:
+            found = radii(
+                graph, x, plan=plan, scheduler=cluster.scheduler_address, journal=journal, advance=advance
+            )
+    assert killed == [3]
+    assert same_without_times(found.to_json(), whole.to_json())
+    with Journal(tmp_path / "journal", {"graph": graph.digest}, resume=True) as journal:
+        assert sorted(journal.records) == list(range(12))
+
+
+def test_nobody_at_the_address_is_said(monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
+    monkeypatch.setattr("lipverify.robustness.cluster.CONNECT_SECONDS", 1)
+    graph = chain([tensor(rng, 3, 2)])
+    with pytest.raises(UsageError, match="no Dask scheduler answers"):
+        radii(graph, torch.ones(1, 2), scheduler="tcp://127.0.0.1:9")
