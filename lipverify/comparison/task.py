@@ -24,6 +24,8 @@ from lipverify.falsify import Box, Search, falsify
 from lipverify.ir.graph import Graph
 from lipverify.ir.region import Ball, Query
 
+ANSWER_WITH = ("numpy", "scipy", "cvxpy", "scs", "clarabel", "auto_LiRPA")
+"""Packages whose version, or absence, may change an answer or a refusal."""
 LOWER_SECONDS = 10.0
 """Longest search for a lower bound; with a budget its share of it, if that is less."""
 
@@ -147,14 +149,22 @@ def tensor_digest(value: Any) -> str:
 
 @cache
 def code_digest() -> str:
-    """sha256 over the sources of this package and the version of torch: another program is another answer."""
-    digest = hashlib.sha256(f"{lipverify.__version__} {torch.__version__}".encode())
+    """sha256 over the sources of this package and the versions it computes with: another program is another answer."""
+    versions = [f"{name} {_version(name)}" for name in ANSWER_WITH]
+    digest = hashlib.sha256(" ".join([lipverify.__version__, torch.__version__, *versions]).encode())
     root = Path(lipverify.__file__).parent
     for path in sorted(root.rglob("*.py")):
         if path.parent == root / "reporting":
             continue  # shows answers and decides none
         digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 @cache
@@ -165,12 +175,7 @@ def _method_code(module: str) -> str | None:
     top = module.partition(".")[0]
     if top == "lipverify":
         return None
-    found = []
-    for package in packages_distributions().get(top, []):
-        try:
-            found.append(f"{package} {version(package)}")
-        except PackageNotFoundError:
-            continue
+    found = [f"{package} {_version(package)}" for package in packages_distributions().get(top, [])]
     file = getattr(sys.modules.get(module), "__file__", None)
     if file is not None:
         found.append(hashlib.sha256(Path(file).read_bytes()).hexdigest())
