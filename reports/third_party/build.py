@@ -1,6 +1,6 @@
 """Audits every network of the sibling folder `shared/checkpoints` and writes the table beside this file.
 
-    python reports/third_party/build.py [--only NAME] [--analyzers product]
+    python reports/third_party/build.py [--section global|local|balls] [--only NAME] [--analyzers product]
 
 Each network is one run of the command line in a process of its own, so exit codes and times are those a user sees.
 """
@@ -13,8 +13,12 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import around_points
 
 HERE = Path(__file__).resolve().parent
 CHECKPOINTS = HERE.parents[2] / "shared" / "checkpoints"
@@ -90,6 +94,11 @@ def run(path: Path, analyzers: str) -> dict[str, Any]:
     return row
 
 
+def audited(name: str, path: Path, analyzers: str) -> dict[str, Any]:
+    """A row of the global section."""
+    return {"level": LEVELS[name.split("/")[0]], **run(path, analyzers)}
+
+
 def table(results: dict[str, Any]) -> str:
     """The results as Markdown."""
     analyzers = sorted({name for row in results["networks"].values() for name in row.get("upper", {})})
@@ -137,7 +146,10 @@ def table(results: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", help="audit one network by name and replace its row")
+    parser.add_argument("--only", help="measure one row by name and replace it; all others stay")
+    parser.add_argument(
+        "--section", choices=("global", "local", "balls"), help="one section alone; the others stay"
+    )
     parser.add_argument("--analyzers", default="product")
     options = parser.parse_args()
     if not CHECKPOINTS.is_dir():
@@ -148,24 +160,34 @@ def main() -> None:
 
     from lipverify import __version__
 
+    path = HERE / "result.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     results: dict[str, Any] = {
+        **before,
         "lipverify": __version__,
         "environment": f"torch {torch.__version__}, {platform.machine()}, {os.cpu_count()} CPU cores",
-        "networks": {},
     }
-    for name, path in networks():
-        if options.only in (None, name):
-            row = {"level": LEVELS[name.split("/")[0]], **run(path, options.analyzers)}
-            results["networks"][name] = row
-            print(
-                f"{name}: exit {row['exit']}, {row['seconds']} s, {row.get('upper') or row.get('said')}",
-                flush=True,
-            )
-    if options.only:
-        before = json.loads((HERE / "result.json").read_text(encoding="utf-8"))
-        results["networks"] = {**before["networks"], **results["networks"]}
-    (HERE / "result.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    (HERE / "README.md").write_text(table(results), encoding="utf-8")
+    sections: dict[str, dict[str, Callable[[], dict[str, Any]]]] = {
+        "networks": {name: partial(audited, name, file, options.analyzers) for name, file in networks()},
+        "local": {row.name: partial(around_points.measure, row, CHECKPOINTS) for row in around_points.LOCAL},
+        "balls": {row.name: partial(around_points.measure, row, CHECKPOINTS) for row in around_points.BALLS},
+    }
+    known = {name for rows in sections.values() for name in rows}
+    if options.only is not None and options.only not in known:
+        sys.exit(f"there is no row {options.only}; choose from {', '.join(sorted(known))}")
+    for section, rows in sections.items():
+        if options.section not in (None, "global" if section == "networks" else section):
+            continue
+        for name, measure in rows.items():
+            if options.only in (None, name):
+                row = measure()
+                results.setdefault(section, {})[name] = row
+                said = row.get("upper") or row.get("said")
+                print(f"{section} {name}: exit {row['exit']}, {row['seconds']} s, {said}", flush=True)
+                results[section] = {key: results[section][key] for key in rows if key in results[section]}
+                path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+                text = table(results) + around_points.tables(results)
+                (HERE / "README.md").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
