@@ -186,7 +186,7 @@ def _inverse(proof: Proof) -> Array | None:
     weights = np.ldexp(proof.weights.detach().cpu().double().numpy(), 2 * proof.weights_exponent)
     known = weights > 0
     least = 1.0 / float(weights[known].max()) if known.any() else 1.0
-    return np.where(known, 1.0 / np.where(known, weights, 1.0), math.ldexp(least, -60))
+    return np.where(known, 1.0 / np.where(known, weights, 1.0), math.ldexp(least, -30))
 
 
 def multipliers(diagonals: Sequence[Tensor], exponents: Sequence[int], system: System) -> list[Array]:
@@ -216,9 +216,9 @@ def _filled(diagonals: list[Array], system: System) -> list[Array]:
             mask = slice(None) if key < 0 else driven[key]
             reached |= (matrix[:, mask] != 0).any(1)
         driven.append(reached)
-        step = 40 * (k + 1)
-        filler = np.where(
-            reached, math.ldexp(high, min(step, 900)), math.ldexp(low, step - 40 * (len(diagonals) + 1))
-        )
+        # Neurons that drive nothing of influence are made expensive, each block more than the blocks before it; those that
+        # nothing drives are made cheap, each block less than the blocks behind it.
+        dear, cheap = min(60 + 20 * k, 300), max(-40 * (len(diagonals) - k), -300)
+        filler = np.where(reached, math.ldexp(high, dear), math.ldexp(low, cheap))
         found.append(np.where(d > 0, d, filler))
     return found

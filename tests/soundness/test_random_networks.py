@@ -31,6 +31,13 @@ def test_no_witness_lies_above_a_bound(block: int) -> None:
     assert found.refused_claims > COUNT // BLOCKS // 8
 
 
+def test_networks_that_were_wrong_once() -> None:
+    """Certificates for l_inf whose inputs or neurons had no influence did not check."""
+    found = search([10_000_180, 20_000_398, 18, 1_000_008])
+    assert found.wrong == []
+    assert found.checked["lipsdp"] + found.checked["lipsdp-fast"] >= 2
+
+
 def exact_constant(first: np.ndarray, second: np.ndarray, norm: str) -> float:
     """Of x -> second relu(first x) on the plane: every sector between the neurons' lines has one gradient."""
     lines = [np.arctan2(w[1], w[0]) + s * np.pi / 2 for w in first if w.any() for s in (-1, 1)]
