@@ -44,6 +44,12 @@ def refuses_gradients(graph: Graph, norm: Norm) -> str | None:
     return Local().reject(graph, Query(norm, norm, somewhere))
 
 
+def gradient_work(graph: Graph) -> float:
+    """Numbers that linear functionals of gradients take on one ball at most: (unknown slopes) * (size) for each output."""
+    size = sum(node.size for node in graph.nodes)
+    return float(graph.output.size * size * size)
+
+
 @dataclass(frozen=True)
 class Balls:
     """Balls around one point, for a network whose outputs are the logit differences."""
@@ -90,7 +96,7 @@ class Balls:
             except UnsupportedModel:
                 return None
             best = known
-            if not self.semidefinite or self._gradients_are_cheap():
+            if not self.semidefinite or gradient_work(self.graph) <= CHEAP:
                 found = self._gradients(radius, ranges)
                 best = best if found is None else torch.minimum(best, found)
             if self.semidefinite:
@@ -103,11 +109,6 @@ class Balls:
         same = len(written.nodes) == len(self.graph.nodes)
         ball = Ball(self.x[None], radius, self.norm, self.box)
         return _finite(self._constants(written, ball, ranges, ranges if same else None), low=False)
-
-    def _gradients_are_cheap(self) -> bool:
-        """Functionals of gradients cost about (unknown slopes) * (size) for each output."""
-        size = sum(node.size for node in self.graph.nodes)
-        return self.graph.output.size * size * size <= CHEAP
 
     def look_harder(self, radius: float) -> Shell:
         """As `look`, with branch and bound on the margins that are not shown to be positive, and without constants."""

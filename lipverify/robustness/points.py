@@ -18,7 +18,7 @@ from lipverify.ir.norm import Norm
 from lipverify.ir.region import Query
 from lipverify.robustness.arithmetic import LARGEST
 from lipverify.robustness.attack import Example, attack
-from lipverify.robustness.balls import Balls, refuses_gradients, refuses_ranges
+from lipverify.robustness.balls import Balls, gradient_work, refuses_gradients, refuses_ranges
 from lipverify.robustness.branching import STEPS
 from lipverify.robustness.constants import EFFORT, PairConstants, pair_constants
 from lipverify.robustness.march import bracket, march
@@ -31,6 +31,8 @@ BRANCH_EFFORT = 4e9
 """Multiplications of one run of branch and bound where no time is given."""
 FEWEST_LEAVES = 48
 """Fewer parts than these gain nothing."""
+GRADIENTS_A_SECOND = 5e6
+"""Of `gradient_work`, a tenth of what a core does in a second: so that ten looks fit into the time of a point."""
 SIDE_EFFORT = EFFORT / 50
 """Effort for global constants where they are one part of `auto`."""
 
@@ -155,7 +157,8 @@ def _shells(
     plan = work.plan
     parts = set(plan.parts) - set(work.refused)
     constants = work.constants.rows(label) if "global" in parts and work.constants is not None else None
-    local, crown = "local" in parts, bool(parts & {"crown", "alpha-crown", "branching"})
+    local = "local" in parts and (plan.norm is Norm.L2 or _affordable(plan, graph))
+    crown = bool(parts & {"crown", "alpha-crown", "branching"})
     slopes = Slopes(plan.plane_steps) if parts & {"alpha-crown", "branching"} else None
     marching = plan.norm is Norm.L2 and local
     balls = Balls(
@@ -192,6 +195,11 @@ def _shells(
     return shells
 
 
+def _affordable(plan: Plan, graph: Graph) -> bool:
+    """Whether a limited time leaves room for several looks with constants; without a limit always."""
+    return plan.seconds is None or gradient_work(graph) <= GRADIENTS_A_SECOND * plan.seconds
+
+
 def _leaves(work: Work, graph: Graph) -> int:
     """Parts of a ball that are affordable; with a limited time the deadline decides, else a count of multiplications."""
     if work.plan.seconds is not None:
@@ -223,9 +231,10 @@ def _radii(work: Work, shells: Shells) -> tuple[float, str, dict[str, float]]:
         single["alpha-crown"] = shells.optimised()
     if "branching" in plan.parts and "branching" not in work.refused:
         single["branching"] = shells.branched()
-    if "local" in plan.parts and "local" not in work.refused:
+    if "local" in plan.parts and "local" not in work.refused and shells.steepened:
         single["local"] = Shells(shells.margin, None, shells.look, list(shells.known)).integral()
     if plan.method != "auto":
+        single.setdefault(plan.method, 0.0)
         return single[plan.method], plan.method, single
     together = shells.radius()
     best = max(single, key=lambda name: single[name])

@@ -52,6 +52,11 @@ class Shells:
     look: Look
     known: list[Shell] = field(default_factory=list)
 
+    @property
+    def steepened(self) -> bool:
+        """Whether constants of some ball are known."""
+        return any(shell.constants is not None for shell in self.known)
+
     def add(self, radius: float) -> Shell:
         """Looks at one more ball."""
         found = self.look(radius)
