@@ -20,7 +20,7 @@ from tests import networks
 from tests.soundness.search import search
 
 FULL = os.environ.get("LIPVERIFY_SOUNDNESS") == "full"
-BLOCKS, COUNT = 4, 10_000 if FULL else 100
+BLOCKS, COUNT = 4, 2000 if FULL else 80
 
 
 @pytest.mark.parametrize("block", range(BLOCKS))
