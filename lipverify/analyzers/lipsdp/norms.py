@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 
@@ -22,6 +23,8 @@ from lipverify.linalg.rounding import Upper
 # The search of all outputs together only ranks the single ones.
 _JOINT_TOL = 1e-2
 _CLOSED = Settings(max_iterations=0)
+
+System = TypeVar("System", bound=Couplings)
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ def each_output(
     return rows.each()
 
 
-def differences(system: Couplings, pairs: Sequence[tuple[int, int]]) -> Couplings:
+def differences(system: System, pairs: Sequence[tuple[int, int]]) -> System:
     """The system whose outputs are y_a - y_b for the given pairs of outputs."""
     first, second = ([pair[side] for pair in pairs] for side in (0, 1))
     return replace(
