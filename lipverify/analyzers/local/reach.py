@@ -18,25 +18,27 @@ LARGEST = 1 << 26
 LEAST = 1e-3
 
 
-def reach(graph: Graph, middle: Mapping[str, tuple[Tensor, ...]], dual: Norm) -> dict[str, Tensor]:
+def reach(
+    graph: Graph, middle: Mapping[str, tuple[Tensor, ...]], dual: Norm, device: torch.device
+) -> dict[str, Tensor]:
     """For each node the `dual` norms of the gradients of its entries, with these slopes [*shape]: node -> [size]."""
     size = graph.input.size
     if size * sum(node.size for node in graph.nodes) > LARGEST:
-        return {node.name: torch.ones(node.size, dtype=torch.float64) for node in graph.nodes}
+        return {node.name: torch.ones(node.size, dtype=torch.float64, device=device) for node in graph.nodes}
     tangents: dict[str, Tensor] = {}
     found = {}
     for node in graph.nodes:
         arguments = [tangents[name] for name in node.inputs]
         if isinstance(node.op, Input):
-            tangent = torch.eye(size, dtype=torch.float64).reshape(size, *node.shape)
+            tangent = torch.eye(size, dtype=torch.float64, device=device).reshape(size, *node.shape)
         elif isinstance(node.op, Constant):
-            tangent = torch.zeros(size, *node.shape, dtype=torch.float64)
+            tangent = torch.zeros(size, *node.shape, dtype=torch.float64, device=device)
         elif is_affine(node):
             tangent = linear(node.op, *arguments).expand(size, *node.shape)
         else:
             tangent = sum(
                 (s * t for s, t in zip(middle[node.name], arguments, strict=True)),
-                torch.zeros(size, *node.shape, dtype=torch.float64),
+                torch.zeros(size, *node.shape, dtype=torch.float64, device=device),
             )
         tangents[node.name] = tangent
         found[node.name] = torch.linalg.vector_norm(tangent.flatten(1), ord=dual.order, dim=0)

@@ -285,7 +285,7 @@ class Tree:
             middle = {
                 name: tuple(p.lower[0] / 2 + p.upper[0] / 2 for p in parts) for name, parts in factors.items()
             }
-            self._far = reach(self.graph, middle, self.query.norm_in.dual)
+            self._far = reach(self.graph, middle, self.query.norm_in.dual, self.device)
         return self._far
 
     def _activation_split(self, ranges: Bounds, scores: list[Tensor], row: int) -> Split | None:
