@@ -98,7 +98,7 @@ def searched(count: int) -> dict[str, Any]:
     return {**total.to_json(), "seconds": time.monotonic() - started}
 
 
-def costs() -> list[dict[str, Any]]:
+def costs(analyzers: tuple[str, ...]) -> list[dict[str, Any]]:
     """The price of rigour on the model zoo and on third-party networks."""
     folder = ROOT.parent / "shared" / "checkpoints"
     models = [f"zoo:{name}" for name in zoo.names()] + [
@@ -106,7 +106,7 @@ def costs() -> list[dict[str, Any]]:
     ]
     rows = []
     for model in models:
-        for name in ("product", "lipsdp"):
+        for name in analyzers:
             try:
                 rows.append(priced(model, name))
             except LipverifyError as error:
@@ -121,6 +121,7 @@ def main() -> None:
     options.add_argument("--mutants", type=int, default=2000, help="0: leave mutants.json as it is")
     options.add_argument("--networks", type=int, default=10_000, help="0: leave networks.json as it is")
     options.add_argument("--no-costs", action="store_true", help="leave costs.json as it is")
+    options.add_argument("--analyzers", default="product,lipsdp", help="for costs.json")
     given = options.parse_args()
     torch.set_num_threads(1)
     bad = 0
@@ -133,7 +134,7 @@ def main() -> None:
         bad += len(document["wrong"])
         _write("networks", {"random_networks": document})
     if not given.no_costs:
-        _write("costs", {"cost_of_rigour": costs()})
+        _write("costs", {"cost_of_rigour": costs(tuple(given.analyzers.split(",")))})
     sys.exit(1 if bad else 0)
 
 
