@@ -101,7 +101,7 @@ def test_radii_norms_and_curves(points: Path, tmp_path: Path) -> None:
             "--limit",
             "3",
             "--budget",
-            "20s",
+            "60s",
         ),
         *("--out", out, "--json"),
     )
