@@ -26,7 +26,7 @@ from lipverify.analyzers.lipsdp.system import BlockSystem, LoopedSystem
 from lipverify.errors import UnsupportedModel
 from lipverify.ir.graph import Graph, Node
 from lipverify.ir.interval import Interval
-from lipverify.ir.op import Constant, Input, Op
+from lipverify.ir.op import Constant, Input, Op, Shape
 from lipverify.ops.implicit import response, slope_range
 from lipverify.ops.pooling import windows
 from lipverify.rules import Unbounded, interval, linear, slopes
@@ -153,8 +153,8 @@ def _encode(form: Canonical, node: Node, inputs: list[Signal], sources: list[Nod
 def affine_signal(node: Node, inputs: list[Signal], sources: list[Node]) -> Signal:
     """The linear part applied to every column of every source."""
     if len(sources) == 1 and isinstance(sources[0].op, Input):
-        matrix = _of_the_input(node, sources[0])
-        return Signal({INPUT: matrix.to(inputs[0].parts[INPUT].device)}, node.size)
+        whole = _of_the_input(node, sources[0])
+        return Signal({INPUT: whole.to(inputs[0].parts[INPUT].device)}, node.size)
     keys = {key for signal in inputs for key in signal.parts}
     parts = {}
     for key in keys:
@@ -172,18 +172,20 @@ def affine_signal(node: Node, inputs: list[Signal], sources: list[Node]) -> Sign
     return Signal(parts, node.size)
 
 
-_FIRST: WeakKeyDictionary[Op, Tensor] = WeakKeyDictionary()
-"""Matrices of operators that read the input: the costliest of a form, and the same for every region and output."""
+_FIRST: WeakKeyDictionary[Op, dict[tuple[Shape, Shape], Tensor]] = WeakKeyDictionary()
+"""Matrices of operators that read the input, by both shapes (one operator may stand in graphs of different images): the
+costliest of a form, and the same for every region and output."""
 
 
 def _of_the_input(node: Node, source: Node) -> Tensor:
     """The matrix of an affine operator that reads the input itself, [node size, input size]. Not to be changed in place."""
-    matrix = _FIRST.get(node.op)
-    if matrix is None or matrix.shape != (node.size, source.size):
+    known = _FIRST.setdefault(node.op, {})
+    matrix = known.get((source.shape, node.shape))
+    if matrix is None:
         unit = torch.eye(source.size, dtype=torch.float64).reshape(source.size, *source.shape)
         op = node.op.to(dtype=torch.float64, device=torch.device("cpu"))
         matrix = linear(op, unit).reshape(source.size, -1).T.contiguous()
-        _FIRST[node.op] = matrix
+        known[source.shape, node.shape] = matrix
     return matrix
 
 

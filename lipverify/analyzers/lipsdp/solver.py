@@ -173,7 +173,8 @@ class _Run:
         begun = time.monotonic()
         self.reduced, factor, y = scalar_start(self.reduced)
         record.report_scale = 2.0 ** min(self.reduced.output_exponent, 1000)
-        record.reserve = 4.0 * (time.monotonic() - begun)
+        # The proof takes up to three times as long as the start; a short budget is not given up for it.
+        record.reserve = min(3.0 * (time.monotonic() - begun), 0.3 * self.compute.remaining())
         record.offer(factor.d, float(torch.linalg.eigvalsh(y)[-1]), "lipsdp-fast")
         self._offer_closed_forms(factor, record)
         try:
