@@ -17,7 +17,8 @@ from lipverify.zoo.card import CARD, Card, Measured, read_card, read_recipe, wit
 from lipverify.zoo.location import MODEL, TRAINING, WEIGHTS, folder_of, names, root
 from lipverify.zoo.network import accuracy, assemble, load_data, need_sklearn
 
-# One arithmetic wherever the zoo is retrained: one thread and no kernels picked by the processor's model.
+# One arithmetic for every run: one thread and no vector kernels picked by the processor's model. Some scalar functions
+# still differ in the last bit between makers of processors.
 _ONE_ARITHMETIC = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
