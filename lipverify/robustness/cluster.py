@@ -38,7 +38,7 @@ def answers_of_cluster(
     except ImportError:
         raise UsageError("--scheduler needs Dask: pip install 'lipverify[cluster]'") from None
     try:
-        client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
+        client = Client(address, timeout=CONNECT_SECONDS)
     except (OSError, ValueError, TimeoutError) as error:
         raise UsageError(f"no Dask scheduler answers at {address}: {error}") from None
     with client:

@@ -137,6 +137,7 @@ def test_the_command_goes_on_where_it_was_killed(points: Path, tmp_path: Path) -
     assert len(json.loads((out / "result.json").read_text())["points"]) == 10
 
 
+@pytest.mark.timeout(120 * (KILLS + 2))
 def test_the_command_killed_twenty_times_ends_with_the_same_file(points: Path, tmp_path: Path) -> None:
     """Each process is killed at a random moment, before or after its first point."""
     choice, out, times = random.Random(1), tmp_path / "run", KILLS
