@@ -120,7 +120,7 @@ class Balls:
                 return Shell(radius)
         margins = slopes.margins(ranges, self.compute)
         for j in margins.argsort().tolist():
-            if margins[j] > 0:
+            if margins[j] > 0 or self.compute.remaining() <= 0:
                 break
             start = {name: values[j] for name, values in slopes.values.items()}
             found = branched_margin(ranges, j, start, self.leaves, self.compute)

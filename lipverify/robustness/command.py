@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -61,6 +62,7 @@ def run_radius(options: Options) -> dict[str, Any]:
     Raises:
         LipverifyError: as `radii`; UsageError also for a journal that is there and not meant to be continued.
     """
+    started = time.monotonic()
     attack = Attack() if options.attack else None
     plan = Plan(
         Norm.parse(options.norm),
@@ -107,12 +109,16 @@ def run_radius(options: Options) -> dict[str, Any]:
             progress.update(done, total)
 
         progress.start("certifying points")
+        # Reading the model counts: the budget is that of the command.
+        budget = options.budget
+        if budget is not None:
+            budget = max(budget - (time.monotonic() - started), 0.0)
         found = radii(
             graph,
             x,
             y,
             plan=plan,
-            budget=options.budget,
+            budget=budget,
             device=device,
             seed=options.seed,
             jobs=options.jobs,

@@ -6,7 +6,7 @@ Legend: K[a, b] >= sup |(f_a - f_b)(x) - (f_a - f_b)(x')| / |x - x'| over all x 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -25,6 +25,7 @@ from lipverify.analyzers.lipsdp.system import BlockSystem
 from lipverify.analyzers.product import Product, Reach, advance
 from lipverify.analyzers.protocol import Compute
 from lipverify.errors import InternalError, UnsupportedModel
+from lipverify.falsify import seconds_of
 from lipverify.ir.graph import Graph
 from lipverify.ir.norm import Norm
 from lipverify.ir.region import Query
@@ -37,6 +38,9 @@ by chance."""
 _STEPS = 16
 """Newton steps that a search of one pair takes, as a rule."""
 Pairs = list[tuple[int, int]]
+Bounds = Sequence[Upper | None]
+"""One constant for each pair; None where the time did not last."""
+NO_TIME = "no time was left"
 
 
 @dataclass(frozen=True)
@@ -71,25 +75,37 @@ class PairConstants:
         return PairConstants(upper, tuple(document["source"]), tuple(document["notes"]))
 
 
-def pair_constants(graph: Graph, norm: Norm, compute: Compute, effort: float = EFFORT) -> PairConstants:
+def pair_constants(
+    graph: Graph, norm: Norm, compute: Compute, effort: float = EFFORT, side: bool = False
+) -> PairConstants:
     """Constants of all logit differences for inputs measured in `norm`.
 
     Statement: K[a, b] is a Lipschitz constant of f_a - f_b over the whole input space.
     Source: the product of layer gains with the difference folded into the last layer; LipSDP (Fazlyab et al. 2019) on each
         difference, or, where that many searches are too much, all differences from the multipliers of one search
-        (`certified_functionals`), which is never worse than sqrt(2) times the constant of all outputs together.
+        (`certified_functionals`), which is never worse than sqrt(2) times the constant of all outputs together. Where time is
+        limited, sums of rows come first: they take none.
     Sound when: as `product` and `lipsdp`. In linf also sqrt(n) times the l2 constant, as |d|_2 <= sqrt(n) |d|_inf.
 
+    Args:
+        side: the constants are a side matter: with limited time, only what is cheap.
+
     Raises:
-        UnsupportedModel: no method covers the network; every reason is given.
+        UnsupportedModel: no method covers the network in the time there is; every reason is given.
     """
     graph = flat(graph)
     pairs = list(combinations(range(classes(graph)), 2))
-    methods: list[tuple[str, Callable[[], list[Upper]]]] = [
-        ("product", lambda: _product(graph, pairs, norm)),
-        ("lipsdp", lambda: _lipsdp(graph, pairs, norm, compute, effort)),
-    ]
-    found: list[tuple[str, list[Upper]]] = []
+    limited = compute.deadline is not None
+    norms = (Norm.L2,) if norm is Norm.L2 else tuple(Norm)
+    methods: list[tuple[str, Callable[[], Bounds]]] = []
+    if limited:
+        # A difference is one number, and |d|_inf <= |d|_2: constants in linf hold in both norms.
+        methods.append(("row sums", lambda: _product(graph, pairs, Query(norm, Norm.LINF), (Norm.LINF,))))
+    if not (limited and side and norm is Norm.LINF):
+        methods.append(("product", lambda: _product(graph, pairs, Query(norm, norm), norms, compute)))
+    if not (limited and side and _building_seconds(graph) > compute.remaining()):
+        methods.append(("lipsdp", lambda: _lipsdp(graph, pairs, norm, compute, effort)))
+    found: list[tuple[str, Bounds]] = []
     notes = []
     for name, method in methods:
         compute.report(f"constants of {len(pairs)} differences: {name}", None)
@@ -102,13 +118,14 @@ def pair_constants(graph: Graph, norm: Norm, compute: Compute, effort: float = E
     return _smallest(found, pairs, classes(graph), notes)
 
 
-def _smallest(
-    found: list[tuple[str, list[Upper]]], pairs: Pairs, size: int, notes: list[str]
-) -> PairConstants:
+def _smallest(found: list[tuple[str, Bounds]], pairs: Pairs, size: int, notes: list[str]) -> PairConstants:
     upper = torch.zeros(size, size, dtype=torch.float64)
     source = []
     for index, (a, b) in enumerate(pairs):
-        name, best = min(((name, bounds[index]) for name, bounds in found), key=lambda pair: pair[1])
+        there = [(name, bound) for name, bounds in found if (bound := bounds[index]) is not None]
+        if not there:
+            raise UnsupportedModel(f"no global constants: {NO_TIME}")
+        name, best = min(there, key=lambda pair: pair[1])
         try:
             upper[a, b] = upper[b, a] = float(best)
         except OverflowError:
@@ -119,20 +136,33 @@ def _smallest(
     return PairConstants(upper, tuple(source), tuple(notes))
 
 
-def _product(graph: Graph, pairs: Pairs, norm: Norm) -> list[Upper]:
-    """All differences differ in the last run only: the constants up to there are computed once."""
-    query = Query(norm, norm)
+def _building_seconds(graph: Graph) -> float:
+    """About how long the matrices of LipSDP take: one pass through the network for each value in it."""
+    return seconds_of(graph) * sum(node.size for node in graph.nodes)
+
+
+def _product(
+    graph: Graph, pairs: Pairs, query: Query, norms: tuple[Norm, ...], compute: Compute | None = None
+) -> Bounds:
+    """All differences differ in the last run only: the constants up to there are computed once.
+
+    With `compute`, looks at its deadline before each run.
+    """
     reason = Product().reject(graph, query)
     if reason is not None:
         raise UnsupportedModel(reason)
-    norms = (Norm.L2,) if norm is Norm.L2 else tuple(Norm)
     reach: dict[str, Reach] = {}
-    found = []
+    found: list[Upper | None] = []
     for a, b in pairs:
+        if compute is not None and compute.remaining() <= 0:
+            found.append(None)
+            continue
         *trunk, last = runs(pipeline.margin(graph, a, b))
         try:
             if not reach:
                 for run in trunk:
+                    if compute is not None and compute.remaining() <= 0:
+                        raise UnsupportedModel(NO_TIME)
                     advance(run, reach, query, norms)
             advance(last, reach, query, norms)
         except OverflowError:
@@ -142,7 +172,9 @@ def _product(graph: Graph, pairs: Pairs, norm: Norm) -> list[Upper]:
     return found
 
 
-def _lipsdp(graph: Graph, pairs: Pairs, norm: Norm, compute: Compute, effort: float) -> list[Upper]:
+def _lipsdp(graph: Graph, pairs: Pairs, norm: Norm, compute: Compute, effort: float) -> Bounds:
+    if compute.remaining() <= 0:
+        raise UnsupportedModel(NO_TIME)
     system = canonical_form(graph, None, compute.device)
     work = estimate(system)[1]
     if work > effort:
@@ -152,8 +184,15 @@ def _lipsdp(graph: Graph, pairs: Pairs, norm: Norm, compute: Compute, effort: fl
     root = Upper.of(graph.input.size).sqrt()
     if 4 * work * _STEPS * len(pairs) <= effort:
         weighted = norm is Norm.LINF and (work + system.inputs**3) * _STEPS * len(pairs) <= effort / 8
-        return [_single(differences(system, [(a, b)]), norm, root, weighted, compute) for a, b in pairs]
+        return [
+            None
+            if compute.remaining() <= 0
+            else _single(differences(system, [(a, b)]), norm, root, weighted, compute)
+            for a, b in pairs
+        ]
     settings = Settings(max_iterations=max(1, int(effort / work)))
+    if compute.remaining() <= 0:
+        raise UnsupportedModel(NO_TIME)
     shared = solve(system, compute, settings)
     rows = torch.zeros(len(pairs), system.outputs, dtype=torch.float64)
     for index, (a, b) in enumerate(pairs):

@@ -6,6 +6,7 @@ because L grows; so every shell ends half way to where M / L of the shell before
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -32,7 +33,7 @@ def bracket(shells: Shells, first: float, farthest: float, resolution: float, co
     low, high, radius = 0.0, farthest, first
     at_low, at_high, side = float(shells.margin.min()), -float("inf"), 0
     for _ in range(64):
-        if not 0.0 < radius < LARGEST or (shells.known and compute.remaining() <= 0):
+        if not 0.0 < radius < LARGEST or (shells.known and not shells.time_for_more(compute)):
             return
         margins = shells.add(radius).margins
         value = -float("inf") if margins is None else float(margins.min())
@@ -69,11 +70,14 @@ def march(
     if not 0.0 < base < farthest:
         return
     radius, ceiling, last = FIRST * base, farthest, False
+    longest = shells.longest
     for left in range(looks - 1, -1, -1):
-        if not 0.0 < radius < LARGEST or compute.remaining() <= 0:
+        if not 0.0 < radius < LARGEST or compute.remaining() <= longest:
             return
+        started = time.monotonic()
         if not _steepened(shells, steepen, radius):
             return
+        longest = max(longest, time.monotonic() - started)
         reached = shells.radius()
         if reached < radius:
             # The constants of this ball are too large: a smaller one is worth more.

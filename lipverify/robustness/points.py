@@ -71,9 +71,9 @@ def prepare(graph: Graph, plan: Plan, compute: Compute, constants: PairConstants
     if "global" in plan.parts and "global" not in refused and constants is None:
         try:
             # In linf a global constant is rarely the best part of `auto`.
-            cheap = plan.method != "global" and plan.norm is Norm.LINF
-            effort = SIDE_EFFORT if cheap else EFFORT
-            constants = pair_constants(graph, plan.norm, compute, effort)
+            side = plan.method != "global"
+            effort = SIDE_EFFORT if side and plan.norm is Norm.LINF else EFFORT
+            constants = pair_constants(graph, plan.norm, compute, effort, side)
         except UnsupportedModel as error:
             refused["global"] = str(error)
     if plan.method == "smoothing" and plan.smoothing.simplex_map != "hardmax" and constants is None:
@@ -86,13 +86,19 @@ def prepare(graph: Graph, plan: Plan, compute: Compute, constants: PairConstants
     return Work(graph, plan, constants, refused, str(compute.device))
 
 
-def answer(work: Work, index: int, x: Tensor, label: int | None) -> Record:
+def answer(work: Work, index: int, x: Tensor, label: int | None, seconds: float | None = None) -> Record:
     """The record of one point x [*input shape]; label None: the predicted one.
+
+    Args:
+        seconds: for this point, instead of those of the plan; without any left, only what all points share is used.
 
     Raises:
         InternalError: an adversarial example lies inside a certified radius; one of the two is wrong.
     """
-    started, plan = time.monotonic(), work.plan
+    started = time.monotonic()
+    if seconds is not None:
+        work = replace(work, plan=replace(work.plan, seconds=seconds))
+    plan = work.plan
     deadline = None if plan.seconds is None else started + plan.seconds
     seed = (plan.seed * 1_000_003 + index) % (1 << 62)
     compute = Compute(torch.device(work.device), seed, deadline)
@@ -131,6 +137,8 @@ def answer(work: Work, index: int, x: Tensor, label: int | None) -> Record:
         shells = _shells(work, graph, x, predicted, margin, found, compute)
         radius, method, by_method = _radii(work, shells)
         note = "" if radius > 0 else "undecided"
+        if compute.remaining() <= 0 and not shells.known:
+            note = "no time was left"
     if found is not None and radius > found.size:
         raise InternalError(
             f"point {index}: the certified radius {radius!r} ({method}) exceeds {found.size!r}, the distance of an "
@@ -174,7 +182,7 @@ def _shells(
         semidefinite=LipSDP().reject(graph, Query(Norm.L2, Norm.L2)) is None,
     )
     shells = Shells(margin.cpu(), constants, balls.look)
-    if not (local or crown):
+    if not (local or crown) or compute.remaining() <= 0:
         return shells
     certain = shells.radius()
     farthest = LARGEST if found is None else found.size
@@ -187,8 +195,7 @@ def _shells(
             march(shells, balls.steepen, farthest, plan.shells, plan.resolution, compute)
         return shells
     # Half of a limited time is kept for branching.
-    half = None if compute.deadline is None else time.monotonic() + compute.remaining() / 2
-    share = replace(compute, deadline=half) if "branching" in parts else compute
+    share = replace(compute, deadline=compute.share(2)) if "branching" in parts else compute
     shells.search(first, farthest, plan.looks, plan.resolution, local, share)
     if "branching" in parts and balls.leaves >= FEWEST_LEAVES:
         shells.search_harder(balls.look_harder, farthest, plan.harder_looks, plan.resolution, compute)

@@ -27,6 +27,8 @@ from lipverify.robustness.points import Work, answer, prepare
 from lipverify.robustness.results import Radii
 
 Advance = Callable[[int, int], None]
+SHARED = 10
+"""The part of a limited time that constants of the whole input space may take: one in so many."""
 
 
 def radii(
@@ -59,7 +61,8 @@ def radii(
     Args:
         x: [points, *input shape]; y: labels [points], by default the predicted ones.
         box: limits LO, HI of every input coordinate; perturbations stay inside.
-        budget: seconds for everything; without it numbers do not depend on the machine's speed.
+        budget: seconds for everything, of which what all points share takes about a tenth and every point an even part of
+            what is left when it begins; without it numbers do not depend on the machine's speed.
         plan: all settings at once, instead of norm, method, box, seed and budget.
         jobs: processes; scheduler: address of a Dask scheduler whose workers take the points instead.
 
@@ -74,8 +77,7 @@ def radii(
     labels = None if y is None else [int(label) for label in torch.as_tensor(y).tolist()]
     _require(graph, x, labels, plan)
     report = report or silent
-    # Searches that all points share take at most a quarter of a limited time.
-    deadline = None if budget is None else started + budget / 4
+    deadline = None if budget is None else started + budget / SHARED
     compute = Compute(torch.device(device), seed, deadline, report)
     stored = None if journal is None or journal.shared is None else journal.shared.get("constants")
     constants = None if stored is None else PairConstants.from_json(stored)
@@ -84,13 +86,14 @@ def radii(
         journal.share({"constants": None if work.constants is None else work.constants.to_json()})
     done = {} if journal is None else {i: Record.from_json(r) for i, r in journal.records.items()}
     waiting = [index for index in range(len(x)) if index not in done]
-    if budget is not None and waiting:
-        left = max(budget - (time.monotonic() - started), 0.0)
-        work = replace(work, plan=replace(plan, seconds=left * max(jobs, 1) / len(waiting)))
     report("certifying points", None)
     if scheduler is None or not waiting:
-        answers = _answers(work, x, labels, waiting, jobs)
+        end = None if budget is None else started + budget
+        answers = _answers(work, x, labels, waiting, jobs, end)
     else:
+        if budget is not None:
+            left = max(budget - (time.monotonic() - started), 0.0)
+            work = replace(work, plan=replace(plan, seconds=left * max(jobs, 1) / len(waiting)))
         answers = answers_of_cluster(scheduler, work, x, labels, waiting)
     for record in answers:
         if journal is not None:
@@ -121,12 +124,17 @@ def _require(graph: Graph, x: Tensor, labels: list[int] | None, plan: Plan) -> N
 
 
 def _answers(
-    work: Work, x: Tensor, labels: list[int] | None, waiting: list[int], jobs: int
+    work: Work, x: Tensor, labels: list[int] | None, waiting: list[int], jobs: int, end: float | None
 ) -> Iterator[Record]:
-    """Records as they are ready, in any order."""
+    """Records as they are ready, in any order; `end`: the moment at which the last one should be."""
+
+    def seconds(open_points: int, workers: int) -> float | None:
+        return None if end is None else max(end - time.monotonic(), 0.0) * workers / open_points
+
     if jobs <= 1 or len(waiting) <= 1:
-        for index in waiting:
-            yield answer(work, index, x[index], None if labels is None else labels[index])
+        for before, index in enumerate(waiting):
+            limit = seconds(len(waiting) - before, 1)
+            yield answer(work, index, x[index], None if labels is None else labels[index], limit)
         return
     # Spawned, not forked: threads and CUDA do not survive a fork.
     context = multiprocessing.get_context("spawn")
@@ -134,15 +142,21 @@ def _answers(
         min(jobs, len(waiting)), context, _begin, (work, torch.get_num_threads() // jobs or 1)
     ) as pool:
         running: set[Future[Record]] = set()
-        upcoming = iter(waiting)
+        upcoming, done = iter(waiting), 0
         try:
             while True:
-                while len(running) < 2 * jobs and (place := next(upcoming, None)) is not None:
+                # With limited time nothing waits in a queue: a point's time begins with it.
+                while len(running) < (2 * jobs if end is None else jobs):
+                    if (place := next(upcoming, None)) is None:
+                        break
                     label = None if labels is None else labels[place]
-                    running.add(pool.submit(_unit, place, x[place].numpy(), label))
+                    left = len(waiting) - done
+                    limit = seconds(left, min(jobs, left))
+                    running.add(pool.submit(_unit, place, x[place].numpy(), label, limit))
                 if not running:
                     return
                 ready, running = wait(running, return_when=FIRST_COMPLETED)
+                done += len(ready)
                 for future in ready:
                     yield future.result()
         except BaseException:
@@ -161,7 +175,7 @@ def _begin(work: Work, threads: int) -> None:
     _WORK[:] = [work]
 
 
-def _unit(index: int, x: np.ndarray[Any, Any], label: int | None) -> Record:
+def _unit(index: int, x: np.ndarray[Any, Any], label: int | None, seconds: float | None) -> Record:
     if not _WORK:
         raise InternalError("a worker was asked before it was prepared")
-    return answer(_WORK[0], index, torch.from_numpy(x), label)
+    return answer(_WORK[0], index, torch.from_numpy(x), label, seconds)

@@ -7,6 +7,7 @@ over it (CROWN); M_j(r) the bound in use.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -51,6 +52,12 @@ class Shells:
     constants: Tensor | None
     look: Look
     known: list[Shell] = field(default_factory=list)
+    longest: float = 0.0
+    """Seconds of the longest look so far."""
+
+    def time_for_more(self, compute: Compute) -> bool:
+        """Whether another look as long as the longest one ends before the deadline."""
+        return compute.remaining() > self.longest
 
     @property
     def steepened(self) -> bool:
@@ -59,7 +66,9 @@ class Shells:
 
     def add(self, radius: float) -> Shell:
         """Looks at one more ball."""
+        started = time.monotonic()
         found = self.look(radius)
+        self.longest = max(self.longest, time.monotonic() - started)
         self.known.append(found)
         self.known.sort(key=lambda shell: shell.radius)
         return found
@@ -178,7 +187,7 @@ class Shells:
         bisecting = max(2 * looks // 3, 3) if local else looks
         certain = self.radius()
         for _ in range(bisecting):
-            if not 0.0 < radius < LARGEST or (self.known and compute.remaining() <= 0):
+            if not 0.0 < radius < LARGEST or (self.known and not self.time_for_more(compute)):
                 return
             shell = self.add(radius)
             # Bisect where linear bounds end, if there are any: the integral goes on from there.
@@ -194,11 +203,12 @@ class Shells:
                 farthest < LARGEST
                 and self.known[-1].radius < farthest
                 and self.radius() <= self.known[-1].radius
+                and self.time_for_more(compute)
             ):
                 self.add(farthest)  # the constants there carry on from the last ball
             for _ in range(looks - len(self.known)):
                 place = self._where(resolution)
-                if place is None or compute.remaining() <= 0:
+                if place is None or not self.time_for_more(compute):
                     return
                 self.add(place)
 
@@ -211,7 +221,7 @@ class Shells:
             radius = min(low * (1.0 + step), 0.5 * (low + high))
             if not 0.0 < low < radius < high < LARGEST or radius - low <= resolution * low:
                 return
-            if compute.remaining() <= 0:
+            if not self.time_for_more(compute):
                 return
             self.known.append(look(radius))
             self.known.sort(key=lambda shell: shell.radius)

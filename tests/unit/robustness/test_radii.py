@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import time
 
 import numpy as np
 import pytest
@@ -154,6 +156,32 @@ def test_order_and_processes_change_nothing(rng: np.random.Generator) -> None:
     assert numbers(lv.radii(graph, x, plan=plan, jobs=2)) == reference
     alone = [answer(prepare(graph, plan, Compute()), i, x[i], None) for i in reversed(range(5))]
     assert [dataclasses.replace(r, seconds=0.0) for r in reversed(alone)] == reference
+
+
+@pytest.mark.parametrize("norm", [Norm.L2, Norm.LINF])
+def test_a_budget_holds_and_its_radii_are_certified(norm: Norm, rng: np.random.Generator) -> None:
+    graph = chain([tensor(rng, 60, 8), tensor(rng, 60, 60), tensor(rng, 6, 60)], ops.ReLU())
+    x = torch.tensor(rng.random((6, 8)))
+    started = time.monotonic()
+    found = lv.radii(graph, x, norm=norm, budget=3.0)
+    assert time.monotonic() - started < 3.0 + 1.5
+    assert all(0 < r.radius <= (r.attack_radius or math.inf) for r in found.records)
+    assert max(r.seconds for r in found.records) < 3.0
+
+
+@pytest.mark.parametrize("norm", [Norm.L2, Norm.LINF])
+def test_without_any_time_left_closed_forms_answer(norm: Norm, rng: np.random.Generator) -> None:
+    graph = chain([tensor(rng, 10, 4), tensor(rng, 3, 10)], ops.ReLU())
+    late = Compute(deadline=time.monotonic())
+    for side in (False, True):
+        constants = pair_constants(graph, norm, late, side=side)
+        assert set(constants.source) == {"row sums"}
+        tight = pair_constants(graph, norm, Compute())
+        assert bool((constants.upper >= tight.upper).all())
+    x = torch.tensor(rng.random(4))
+    record = answer(prepare(graph, Plan(norm), late), 0, x, None, 0.0)
+    assert record.radius == record.by_method["global"] > 0
+    assert record.note == "no time was left"
 
 
 def test_smoothing_of_a_graph(rng: np.random.Generator) -> None:
