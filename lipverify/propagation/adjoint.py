@@ -24,12 +24,26 @@ def adjoint(op: Op, coefficients: Tensor, shapes: tuple[Shape, ...]) -> tuple[Te
         return coefficients, coefficients
     if isinstance(op, ops.Sub):
         return coefficients, -coefficients
+    if isinstance(op, ops.Gather):
+        source = coefficients.new_zeros(coefficients.shape[0], *shapes[0])
+        return (source.index_add_(op.axis + 1, op.indices, coefficients),)
     if isinstance(op, ops.Conv) and op.weight.ndim == 4 and all(a == b for a, b in op.padding):
         size = (coefficients.shape[0], *shapes[0])
         pads = tuple(before for before, _ in op.padding)
         found = conv2d_input(size, op.weight, coefficients, op.stride, pads, op.dilation, op.groups)
         return (found,)
     return _by_differentiation(op, coefficients, shapes)
+
+
+def is_exact(op: Op) -> bool:
+    """Whether `adjoint` only moves numbers or turns their signs, and `forward` computes no products: nothing is rounded.
+
+    The result of a sum is a real number here, and its coefficient is that of both terms. A gathered entry that is listed twice
+    gets the sum of two coefficients, which is rounded.
+    """
+    if isinstance(op, ops.Gather):
+        return len(op.indices.unique()) == len(op.indices)
+    return isinstance(op, ops.Reshape | ops.Transpose | ops.Add | ops.Sub)
 
 
 def _by_differentiation(op: Op, coefficients: Tensor, shapes: tuple[Shape, ...]) -> tuple[Tensor, ...]:

@@ -20,7 +20,7 @@ from lipverify.ir.graph import Node
 from lipverify.ir.norm import Norm
 from lipverify.ir.op import Constant, Input
 from lipverify.linalg.rounding import UNIT_ROUNDOFF, gamma
-from lipverify.propagation.adjoint import adjoint
+from lipverify.propagation.adjoint import adjoint, is_exact
 from lipverify.propagation.knowledge import Knowledge, is_affine
 
 
@@ -49,6 +49,10 @@ class Functionals:
         """Replaces a frontier node, none of whose consumers is in the frontier, by its inputs."""
         a = self.coefficients.pop(node.name, None)
         if a is None:
+            return
+        if is_affine(node) and is_exact(node.op):
+            for name, back in zip(node.inputs, adjoint(node.op, a, self.known.shapes(node)), strict=True):
+                self._add(name, back)
             return
         # Twice: the sum of absolute values is computed too. 16: products, offsets and their addition.
         error = 2.0 * gamma(node.size + 16) * self._dot(a.abs(), self.known.sizes(node))

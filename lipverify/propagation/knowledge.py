@@ -15,6 +15,16 @@ from lipverify.ir.region import Ball
 from lipverify.ops.planes import constant_planes
 from lipverify.rules import Relaxation, forward, interval, linear, magnitude, relax
 
+ON_PROCESSORS, ELSEWHERE = 64 << 20, 512 << 20
+
+
+def chunk_memory(device: torch.device) -> int:
+    """Bytes that the coefficients of one chunk of rows may take, where nobody says otherwise.
+
+    On processors few enough for freed tensors to be used again: each one of more than 32 MiB is new memory from the system.
+    """
+    return ON_PROCESSORS if device.type == "cpu" else ELSEWHERE
+
 
 @dataclass
 class Knowledge:

@@ -16,12 +16,10 @@ from lipverify.ir.norm import Norm
 from lipverify.ir.op import Constant, Input
 from lipverify.ir.region import Ball
 from lipverify.propagation.functionals import Functionals
-from lipverify.propagation.knowledge import Knowledge, is_affine
+from lipverify.propagation.knowledge import Knowledge, chunk_memory, is_affine
 from lipverify.propagation.searched import searched_upper
 from lipverify.rules import slopes
 
-MEMORY = 512 << 20
-"""Bytes that the coefficients of one chunk of rows may take."""
 _ENTRYWISE = (ops.Scale, ops.BatchNorm, ops.DivideBy, ops.Reshape, ops.Transpose)
 """Affine operators whose entries depend on one entry each, and on another one each: interval arithmetic loses nothing."""
 _COPIES = (ops.Slice, ops.Gather, ops.Pad, ops.Upsample, ops.DepthToSpace, ops.Expand, ops.Concat)
@@ -66,7 +64,7 @@ def bounds(
     *,
     method: str = "linear",
     device: str | torch.device = "cpu",
-    memory: int = MEMORY,
+    memory: int | None = None,
     within: Mapping[str, Interval] | None = None,
 ) -> Bounds:
     """The range of every node's value over every ball.
@@ -81,7 +79,7 @@ def bounds(
         method: `linear`, `interval` for interval arithmetic alone, or `alpha` for linear bounds with lower planes of ReLU
             searched for every value (`propagation.searched`): never looser, a few dozen times slower.
         device: where to compute; float64 everywhere.
-        memory: bytes that the coefficients of one chunk of rows may take.
+        memory: bytes that the coefficients of one chunk of rows may take; by default `chunk_memory` of the device.
         within: ranges of some nodes, on the same device: only inputs whose values lie in them count. The result is inside
             them; where no input is left, `Bounds.empty` says so as far as it was noticed.
 
@@ -94,6 +92,7 @@ def bounds(
         raise UsageError(f"the centres have shape {found}; the model takes {list(graph.input_shape)}")
     if method not in {"linear", "interval", "alpha"}:
         raise UsageError(f"unknown method {method!r}; choose linear, alpha or interval")
+    memory = chunk_memory(torch.device(device)) if memory is None else memory
     # Tighter ranges choose other planes, which may be looser further on: the plain ranges hold as well.
     plain = None
     if method == "alpha":

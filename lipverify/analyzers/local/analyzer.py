@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
@@ -135,6 +135,7 @@ def norm_bounds(
         outputs: which rows of the Jacobian.
     """
     factors = derivative_ranges(graph, ranges) if factors is None else factors
+    tier = replace(tier, sums=query.norm_in is query.norm_out is Norm.LINF)
     size, count = graph.output.size, ranges.known.count
     identity = torch.eye(size, dtype=torch.float64, device=ranges.output.lower.device)
     seeds = identity.reshape(size, *graph.output_shape)[outputs]

@@ -22,13 +22,11 @@ from lipverify.ir.interval import Interval
 from lipverify.ir.norm import Norm
 from lipverify.linalg.rounding import UNIT_ROUNDOFF, gamma
 from lipverify.ops.planes import chord
-from lipverify.propagation.knowledge import Knowledge
+from lipverify.propagation.knowledge import Knowledge, chunk_memory
 from lipverify.rules import Relaxation
 
-MEMORY = 512 << 20
-"""Bytes that the coefficients of one chunk of rows may take."""
-MANY = 1 << 20
-"""Coefficients from which on centres are worked on one after another: beyond the caches, copies of facts cost most."""
+MANY = 1 << 16
+"""Coefficients from which on centres are worked on one after another: copies of facts cost most."""
 REFINE_WORK = 6e8
 """Numbers that the functionals of one node may take for each centre; beyond, only the entries that matter most get one."""
 INPUT_WORK = 5e7
@@ -40,14 +38,16 @@ class Tier:
     """How gradients are bounded.
 
     refine: by functionals, else by intervals alone; recurjac: constants in place of chords; joint: norms also as one
-    functional; middle: entries also around the middle of all slopes, one centre after another; lines: around the slopes of
-    smooth activations, for a second bound of every functional, `known` with them.
+    functional; middle: entries also around the middle of all slopes, one centre after another; sums: of every row only the
+    sum of sizes is asked for; lines: around the slopes of smooth activations, for a second bound of every functional, `known`
+    with them.
     """
 
     refine: bool = True
     recurjac: bool = False
     joint: bool = True
     middle: bool = True
+    sums: bool = False
     lines: Mapping[str, Relaxation] = field(default_factory=dict)
     known: Knowledge | None = None
 
@@ -74,9 +74,11 @@ def jacobian_ranges(
         if node.name in factors:
             refine(found, node, _meets_unknown_slope(found, node), tier)
         elif node.name == graph.input.name:
-            if tier.middle:
+            single = _affordable(found)
+            # Sums of sizes take entries of unknown sign one by one and the others as one functional: the middle adds nothing.
+            if tier.middle and not (tier.sums and tier.joint and single):
                 _around_middle(found, node)
-            if _affordable(found):
+            if single:
                 refine(found, node, _sign_unknown(found, node), tier)
     return found
 
@@ -121,7 +123,7 @@ def refine(found: Gradients, node: Node, wanted: Tensor, tier: Tier) -> None:
         end.flatten(2).movedim(1, 2).contiguous() for end in (box.lower, box.upper)
     )  # [count, size, rows]
     widest = max(n.size for n in found.graph.nodes)
-    chunk = max(1, MEMORY // (2 * 8 * 6 * widest * found.rows))
+    chunk = max(1, chunk_memory(lower.device) // (2 * 8 * 6 * widest * found.rows))
     for some in _blocks(rows, chunk, widest * found.rows):
         owner, entry = some.T
         one = torch.zeros(2 * len(owner), node.size, dtype=torch.float64, device=owner.device)

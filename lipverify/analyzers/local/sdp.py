@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -9,10 +10,10 @@ import torch
 
 from lipverify.analyzers.lipsdp.analyzer import LipSDP
 from lipverify.analyzers.lipsdp.canonical import canonical_form
-from lipverify.analyzers.lipsdp.norms import Answer, answer
+from lipverify.analyzers.lipsdp.norms import Answer, answer, answers
 from lipverify.analyzers.lipsdp.regions import over_region
 from lipverify.analyzers.lipsdp.solver import Settings
-from lipverify.analyzers.lipsdp.system import BlockSystem
+from lipverify.analyzers.lipsdp.system import BlockSystem, Couplings
 from lipverify.analyzers.local.analyzer import Local
 from lipverify.analyzers.protocol import Compute
 from lipverify.errors import UnsupportedModel
@@ -86,8 +87,11 @@ class LocalSDP:
         def method(system: BlockSystem, share: Compute) -> Answer:
             return answer(system, query.norm_in, query.norm_out, share, self.settings)
 
+        def together(systems: Sequence[Couplings], share: Compute) -> list[Answer]:
+            return answers(systems, query.norm_in, query.norm_out, share, self.settings)
+
         def form(graph: Graph, known: Bounds, device: torch.device) -> BlockSystem:
             tight = bounds(graph, known.known.ball, method=self.ranges, device=device, within=known)
             return canonical_form(graph, tight, device)
 
-        return over_region(self, graph, query, compute, method, form)
+        return over_region(self, graph, query, compute, method, form, together)
