@@ -3,7 +3,7 @@
     python reports/radii/build.py [--only NAME ...] [--jobs 2] [--table]
 
 Every row is one run of `lipverify radius` in a process of its own. Rows are kept in `runs/` (not committed) with their journals:
-a run that was stopped goes on where it was, a finished one is not repeated unless `--only` names it. The third-party rows need
+a run that was stopped goes on where it was, a finished one is not repeated unless `--only` names it. Third-party rows need
 the folder `shared/checkpoints` beside this checkout.
 """
 
@@ -24,14 +24,21 @@ import torch
 HERE = Path(__file__).resolve().parent
 CHECKPOINTS = HERE.parents[2] / "shared" / "checkpoints"
 RUNS = HERE / "runs"
+DIGITS = "digits:"
+"""Before the name of a network of `benchmarks/digit_networks.py`, which is trained here."""
 RESNET = ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616))
 OVAL = ((0.485, 0.456, 0.406), (0.225, 0.225, 0.225))
+MINUTES = "75s"
 MNIST, CIFAR = "inputs/mnist.npz", "inputs/cifar10.npz"
 
 
 @dataclass(frozen=True)
 class Run:
-    """One row. correct: the first points that are classified correctly, else simply the first ones; budget: of the command."""
+    """One row.
+
+    correct: the first points that are classified correctly, else simply the first ones; budget: of the command; wanted: the
+    mean radius that published methods reach on the same points.
+    """
 
     model: str
     data: str
@@ -40,9 +47,14 @@ class Run:
     correct: bool = False
     normalised: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     budget: str | None = None
+    wanted: float | None = None
 
 
 ROWS = {
+    "linf digits relu-32x2": Run(DIGITS + "relu-32x2", "", 5, "linf", budget=MINUTES, wanted=0.0697),
+    "linf digits relu-64x2": Run(DIGITS + "relu-64x2", "", 5, "linf", budget=MINUTES, wanted=0.0667),
+    "linf digits relu-64x3": Run(DIGITS + "relu-64x3", "", 5, "linf", budget=MINUTES, wanted=0.0536),
+    "linf digits cnn": Run(DIGITS + "cnn", "", 5, "linf", budget=MINUTES, wanted=0.0736),
     "l2 oval-cifar-base": Run("oval-cifar-base/cifar_base_kw.onnx", CIFAR, 20, "l2", True, OVAL),
     "l2 cifar-resnet2b": Run("converted/cifar-resnet2b.onnx", CIFAR, 20, "l2", True, RESNET),
     "l2 kw-mnist-cnn": Run("converted/kw-mnist-cnn.onnx", MNIST, 20, "l2", True),
@@ -52,6 +64,20 @@ ROWS = {
         "converted/cifar-resnet2b.onnx", CIFAR, 50, "linf", normalised=RESNET, budget="9m"
     ),
 }
+
+
+def of_digits(row: Run, jobs: int) -> dict[str, Any]:
+    """The document of a network that is trained here, in this process."""
+    import lipverify as lv
+    from lipverify.loading.arguments import parse_duration
+
+    sys.path.insert(0, str(HERE.parents[1] / "benchmarks"))
+    from digit_networks import trained
+
+    network, x = trained(row.model.removeprefix(DIGITS))
+    graph = lv.extract(network, x[:2])
+    budget = None if row.budget is None else parse_duration(row.budget)
+    return lv.radii(graph, x[: row.points], norm=row.norm, budget=budget, jobs=jobs).to_json()
 
 
 def points_of(row: Run, path: Path) -> None:
@@ -82,6 +108,11 @@ def run(name: str, row: Run, jobs: int, again: bool) -> dict[str, Any]:
     result = folder / "result.json"
     if again or not result.exists():
         RUNS.mkdir(exist_ok=True)
+        if row.model.startswith(DIGITS):
+            document = of_digits(row, jobs)
+            folder.mkdir(exist_ok=True)
+            result.write_text(json.dumps({**document, "wall_seconds": document["seconds"]}))
+            return _summary(row, json.loads(result.read_text()))
         data = RUNS / f"{folder.name}.npz"
         points_of(row, data)
         command = [sys.executable, "-m", "lipverify", "radius", str(CHECKPOINTS / row.model)]
@@ -122,6 +153,10 @@ def _summary(row: Run, document: dict[str, Any]) -> dict[str, Any]:
         "seconds_a_point": float(np.mean([p["seconds"] for p in document["points"]])),
         "refused": document["refused"],
         "budget": row.budget,
+        "wanted": row.wanted,
+        "never_above_attack": all(
+            p["radius"] <= p["attack_radius"] for p in correct if p["attack_radius"] is not None
+        ),
         "environment": document["environment"],
         "lipverify": document["tool"]["version"],
     }
@@ -137,18 +172,26 @@ def table(results: dict[str, Any]) -> str:
         "printed. Gain: of `auto` over CROWN's margin radius, mean over points. Rows named l2: the first twenty images that are",
         "classified correctly. Inputs in [0, 1], or normalised by the network's own mean and deviation where marked: radii are",
         "then in normalised units. Seconds: of the whole command (a row that was resumed counts its last part), and mean of",
-        "one point in its process.",
+        "one point in its process. Wanted: the larger mean radius of published methods on the same points. Over alpha-crown:",
+        "gain of the mean. Rows named digits: networks of `benchmarks/digit_networks.py`, test images 1 to 5, in one process.",
         "",
         "| row | points | correct | "
         + " | ".join(names)
-        + " | attack | gain over crown | seconds | a point | budget |",
-        "|" + "---|" * (len(names) + 8),
+        + " | wanted | attack | gain over crown | over alpha-crown | seconds | a point | budget |",
+        "|" + "---|" * (len(names) + 10),
     ]
     for name, row in results.items():
         radii = [f"{row['mean_radius'][m]:.4f}" if m in row["mean_radius"] else "" for m in names]
         attack = "" if row["mean_attack"] is None else f"{row['mean_attack']:.4f}"
         cells = [name + (" (normalised)" if row["normalised"] else ""), row["points"], row["correct"], *radii]
-        cells += [attack, f"{100 * row['mean_gain_over_crown']:.1f} %", f"{row['seconds']:.0f}"]
+        means, wanted = row["mean_radius"], row.get("wanted")
+        cells += [
+            "" if wanted is None else f"{wanted:.4f}",
+            attack,
+            f"{100 * row['mean_gain_over_crown']:.1f} %",
+        ]
+        alpha = means.get("alpha-crown")
+        cells += [f"{100 * (means['auto'] / alpha - 1):.1f} %" if alpha else "", f"{row['seconds']:.0f}"]
         cells += [f"{row['seconds_a_point']:.1f}", row["budget"] or "none"]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines) + "\n"

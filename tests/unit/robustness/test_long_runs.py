@@ -22,17 +22,21 @@ import torch
 from lipverify import ops, zoo
 from lipverify.errors import UsageError
 from lipverify.ir.norm import Norm
-from lipverify.robustness import Plan, radii
+from lipverify.robustness import Attack, Plan, radii
 from lipverify.robustness.journal import NAME, Journal
 from tests.networks import chain, tensor
 
 KILLS = 20 if os.environ.get("LIPVERIFY_SOUNDNESS") == "full" else 3
+LIMIT = str(2 * KILLS + 2)
+"""Points of the killed commands: more than all of them finish before their kill."""
 OPTIONS = ["zoo:digits-relu-mlp", "--box", "0,1", "--looks", "3", "--norm", "linf", "--method", "crown"]
+
+QUICK = Plan(Norm.LINF, "alpha-crown", looks=4, plane_steps=4, attack=Attack(4, 8, 3, 6))
 
 
 @pytest.fixture(scope="module")
 def points(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    x, y = zoo.points("digits-relu-mlp", 10)
+    x, y = zoo.points("digits-relu-mlp", max(10, int(LIMIT)))
     path = tmp_path_factory.mktemp("data") / "points.npz"
     np.savez(path, x=x.numpy(), y=y.numpy())
     return path
@@ -97,9 +101,9 @@ def run_points(folder: Path, journal: str) -> None:
     torch.set_num_threads(1)
     rng = np.random.default_rng(3)
     graph = chain([tensor(rng, 24, 6), tensor(rng, 16, 24), tensor(rng, 4, 16)], ops.ReLU())
-    x = torch.tensor(rng.random((3 * KILLS + 4, 6)))
+    x = torch.tensor(rng.random((8 * KILLS + 4, 6)))
     with Journal(folder / journal, {"graph": graph.digest}, resume=True) as book:
-        found = radii(graph, x, plan=Plan(Norm.LINF, looks=8), journal=book)
+        found = radii(graph, x, plan=QUICK, journal=book)
     document = found.to_json()
     (folder / f"{journal}.json").write_text(json.dumps(document))
 
@@ -110,7 +114,7 @@ def test_a_run_killed_again_and_again_ends_as_an_undisturbed_one(tmp_path: Path)
     for attempt in range(KILLS):
         process = context.Process(target=run_points, args=(tmp_path, "broken"))
         process.start()
-        killed_after(process, tmp_path / "broken", choice.randint(0, 3), choice.uniform(0.0, 0.1))
+        killed_after(process, tmp_path / "broken", choice.randint(0, 3), choice.uniform(0.0, 0.05))
         process.join()
         killed += process.exitcode == -signal.SIGKILL
         if attempt % 2:
@@ -134,34 +138,28 @@ def test_the_command_goes_on_where_it_was_killed(points: Path, tmp_path: Path) -
     before = (out / NAME).read_bytes()
     subprocess.run(command(points, out, "--resume"), check=True, capture_output=True, timeout=120)
     assert (out / NAME).read_bytes().startswith(before[: before.rindex(b"\n") + 1])
-    assert len(json.loads((out / "result.json").read_text())["points"]) == 10
+    assert len(json.loads((out / "result.json").read_text())["points"]) == max(10, int(LIMIT))
 
 
-@pytest.mark.timeout(120 * (KILLS + 2))
-def test_the_command_killed_twenty_times_ends_with_the_same_file(points: Path, tmp_path: Path) -> None:
-    """Each process is killed at a random moment, before or after its first point."""
-    choice, out, times = random.Random(1), tmp_path / "run", KILLS
-    for attempt in range(times):
-        more = ["--resume"] if attempt else []
+@pytest.mark.timeout(60 + 30 * KILLS)
+def test_the_command_killed_again_and_again_ends_with_the_same_file(points: Path, tmp_path: Path) -> None:
+    """Each process is killed as soon as it has written: its header, the shared numbers, or a point, and a moment later."""
+    choice, out, killed = random.Random(1), tmp_path / "run", 0
+    for attempt in range(KILLS):
+        more = ["--limit", LIMIT, *(["--resume"] if attempt else [])]
         process = subprocess.Popen(
             command(points, out, *more), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        # Half of the kills wait for a point; one in four only lets the process begin.
-        growth = choice.choice((0, 0, 1)) if attempt < times - 1 else 1
-        if growth == 0:
-            limit = choice.uniform(0.1, 4.0)
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(limit)
-            with suppress(ProcessLookupError):
-                process.kill()
-        else:
-            killed_after(process, out / NAME, growth, choice.uniform(0.0, 0.05))
+        # The first process lives until its first point: header, shared numbers, one point.
+        killed_after(process, out / NAME, 1 if attempt else 3, choice.uniform(0.0, 0.05))
         process.wait()
-        if (out / "result.json").exists():
-            break  # finished before a kill
-    more = ["--resume"] if (out / NAME).exists() else []
-    subprocess.run(command(points, out, *more), check=True, capture_output=True, timeout=300)
-    subprocess.run(command(points, tmp_path / "whole"), check=True, capture_output=True, timeout=300)
+        killed += process.returncode == -signal.SIGKILL
+    assert killed == KILLS
+    assert not (out / "result.json").exists()
+    for folder, more in ((out, ["--resume"]), (tmp_path / "whole", [])):
+        subprocess.run(
+            command(points, folder, "--limit", LIMIT, *more), check=True, capture_output=True, timeout=300
+        )
     assert timeless(out / "result.json") == timeless(tmp_path / "whole" / "result.json")
 
 
@@ -176,7 +174,7 @@ def test_ctrl_c_keeps_what_is_done(points: Path, tmp_path: Path) -> None:
     assert process.returncode == 130
     assert lines(out / NAME) >= 4
     subprocess.run(command(points, out, "--resume"), check=True, capture_output=True, timeout=300)
-    assert len(json.loads((out / "result.json").read_text())["points"]) == 10
+    assert len(json.loads((out / "result.json").read_text())["points"]) == max(10, int(LIMIT))
 
 
 def test_an_unfinished_run_is_not_thrown_away_unasked(points: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from lipverify.robustness.smoothing.radius import (
     ramp_distance,
     smoothed_constant,
 )
-from lipverify.robustness.smoothing.sampling import smooth
+from lipverify.robustness.smoothing.sampling import _soft_bounds, smooth
 from lipverify.robustness.smoothing.statistics import (
     bernstein_width,
     clopper_pearson_lower,
@@ -175,7 +175,7 @@ def _true_radius(x: float, sigma: float) -> float:
 )
 def test_miscoverage_is_at_most_alpha(settings: Smoothing) -> None:
     """Radii beyond the true one may occur with probability alpha at most; three standard errors are allowed."""
-    experiments, wrong, x = 10_000 if FULL else 600, 0, 0.12
+    experiments, wrong, x = 10_000 if FULL else 200, 0, 0.12
     point = torch.tensor([x]).double()
     for seed in range(experiments):
         found = smooth(_two_classes, point, settings, seed, lambda label: torch.tensor([2.0]).double())
@@ -185,6 +185,62 @@ def test_miscoverage_is_at_most_alpha(settings: Smoothing) -> None:
             wrong += found.radius > _true_radius(x, settings.sigma)
     allowed = settings.alpha + 3 * math.sqrt(settings.alpha * (1 - settings.alpha) / experiments)
     assert wrong / experiments <= allowed
+
+
+EXPERIMENTS, SAMPLES, SELECTED, ALPHA = 10_000, 60, 20, 0.05
+ALLOWED = ALPHA + 3 * math.sqrt(ALPHA * (1 - ALPHA) / EXPERIMENTS)
+
+
+def test_counts_miss_with_probability_alpha_at_most_in_ten_thousand_experiments() -> None:
+    """All experiments at once; the array of bounds is the one that `clopper_pearson_lower` gives number by number."""
+    from scipy.special import betaincinv
+
+    k = np.arange(1, SAMPLES)
+    table = np.concatenate(
+        [[0.0], betaincinv(k, SAMPLES - k + 1, ALPHA), [math.exp(math.log(ALPHA) / SAMPLES)]]
+    )
+    ours = [clopper_pearson_lower(int(k), SAMPLES, ALPHA) for k in range(SAMPLES + 1)]
+    assert ours == pytest.approx(table, rel=1e-9)
+    rng, worst = np.random.default_rng(0), 0.0
+    for p in (0.3, 0.5, 0.6, 0.9, 0.97, 0.999):
+        hits = rng.binomial(SAMPLES, p, EXPERIMENTS)
+        worst = max(worst, float((np.asarray(ours)[hits] > p).mean()))
+        assert worst <= ALLOWED
+    assert worst > ALPHA / 5  # the bound is not simply far below
+
+
+@pytest.mark.parametrize("name", ["softmax", "sparsemax"])
+@pytest.mark.parametrize("x", [0.02, 0.12, 0.4])
+def test_soft_bounds_with_a_search_over_maps_hold_in_ten_thousand_experiments(name: str, x: float) -> None:
+    """Label and temperature are the most flattering ones on the selection samples; the bounds come from other samples."""
+    rng, sigma, temperatures = np.random.default_rng(1), 0.5, (0.5, 2.0, 8.0, 30.0)
+
+    def values(samples: int, temperature: float, noise: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+        logits = _two_classes(torch.tensor(x + sigma * noise).reshape(-1, 1))
+        return simplex_map(name, logits, temperature)[:, 0].numpy().reshape(EXPERIMENTS, samples)
+
+    first, second = (rng.standard_normal((EXPERIMENTS, size)) for size in (SELECTED, SAMPLES))
+    means = np.stack([values(SELECTED, t, first).mean(1) for t in temperatures])
+    chosen = np.abs(means - 0.5).argmax(0)
+    rows = np.arange(EXPERIMENTS)
+    label = (means[chosen, rows] < 0.5).astype(int)
+    scores = np.stack([values(SAMPLES, t, second) for t in temperatures])[chosen, rows]
+    exact = np.array([_exact_probability(x, sigma, name, t) for t in temperatures])[chosen]
+    scores = np.where(label[:, None] == 0, scores, 1.0 - scores)
+    exact = np.where(label == 0, exact, 1.0 - exact)
+    mean, variance = scores.mean(1), scores.var(1, ddof=1)
+    log = math.log(4.0 / ALPHA)  # half of alpha for the label, half for its one rival
+    width = np.sqrt(2.0 * variance * log / SAMPLES) + 7.0 * log / (3.0 * (SAMPLES - 1))
+    lower = np.clip(mean - width, 0.0, 1.0 - 2.0**-40)
+    rival = np.minimum(1.0 - mean + width, 1.0 - lower)
+    missed = (lower > exact) | (rival < 1.0 - exact)
+    assert float(missed.mean()) <= ALLOWED
+    # The arrays are what the package computes.
+    settings = Smoothing(sigma, SAMPLES, SELECTED, ALPHA, "bernstein", name, temperatures)
+    for row in range(40):
+        both = torch.tensor(np.stack([scores[row], 1.0 - scores[row]], axis=1))
+        found = _soft_bounds(both.sum(0), (both * both).sum(0), SAMPLES, 0, settings)
+        assert found == pytest.approx((lower[row], rival[row]), abs=1e-9)
 
 
 def test_a_bound_without_correction_would_be_caught() -> None:
