@@ -45,6 +45,14 @@ class Functionals:
         self.coefficients = {name: a[rows] for name, a in self.coefficients.items()}
         self.owner, self.constant, self.error = self.owner[rows], self.constant[rows], self.error[rows]
 
+    def mirror(self) -> None:
+        """Every row is followed by its negative. Only while no plane was used: until then both need the same numbers."""
+        self.coefficients = {
+            name: torch.stack((a, -a), 1).flatten(0, 1) for name, a in self.coefficients.items()
+        }
+        self.constant = torch.stack((self.constant, -self.constant), 1).flatten()
+        self.owner, self.error = self.owner.repeat_interleave(2), self.error.repeat_interleave(2)
+
     def step(self, node: Node) -> None:
         """Replaces a frontier node, none of whose consumers is in the frontier, by its inputs."""
         a = self.coefficients.pop(node.name, None)

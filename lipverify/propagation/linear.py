@@ -169,14 +169,16 @@ def _push(
     At each non-affine node on the way the ranges of the frontier already give a bound: what it settles goes no further.
     """
     owner, entry = rows[:, 0], rows[:, 1]
-    start = lower.new_zeros(2 * len(rows), node.size)
-    place = torch.arange(len(rows), device=rows.device)
-    start[2 * place, entry], start[2 * place + 1, entry] = 1.0, -1.0
-    walk = Functionals.start(known, {node.name: start.reshape(-1, *node.shape)}, owner.repeat_interleave(2))
+    start = lower.new_zeros(len(rows), node.size)
+    start[torch.arange(len(rows), device=rows.device), entry] = 1.0
+    walk, both = Functionals.start(known, {node.name: start.reshape(-1, *node.shape)}, owner), False
     for step in reversed(before):
         if step.name not in walk.coefficients or isinstance(step.op, Input):
             continue
         early = step.name != node.name and not is_affine(step)
+        if not both and not is_affine(step) and not isinstance(step.op, Constant):
+            walk.mirror()
+            both = True
         walk.step(step)
         if not early:
             continue
@@ -187,6 +189,8 @@ def _push(
             owner, entry = owner[open_rows], entry[open_rows]
             if len(owner) == 0:
                 return
+    if not both:
+        walk.mirror()
     _write(known, walk.upper(), owner, entry, lower, upper)
 
 
