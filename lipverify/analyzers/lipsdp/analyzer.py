@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lipverify.analyzers.lipsdp.canonical import looped_form
-from lipverify.analyzers.lipsdp.norms import Answer, answer, euclidean
+from lipverify.analyzers.lipsdp.norms import Answer, answer, answers, euclidean
 from lipverify.analyzers.lipsdp.published import Constraints, bound_published, sorting_chain
 from lipverify.analyzers.lipsdp.reference import solve_reference
 from lipverify.analyzers.lipsdp.regions import coupled_form, over_region, refusal
@@ -78,7 +79,10 @@ class LipSDP:
         def method(system: Couplings, share: Compute) -> Answer:
             return answer(system, query.norm_in, query.norm_out, share, self.settings)
 
-        return over_region(self, graph, query, compute, method, coupled_form)
+        def together(systems: Sequence[Couplings], share: Compute) -> list[Answer]:
+            return answers(systems, query.norm_in, query.norm_out, share, self.settings)
+
+        return over_region(self, graph, query, compute, method, coupled_form, together)
 
 
 @dataclass(frozen=True)

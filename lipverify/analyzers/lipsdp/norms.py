@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import torch
 
+from lipverify.analyzers.lipsdp.batched import solve_many
 from lipverify.analyzers.lipsdp.bound import certified_functionals
 from lipverify.analyzers.lipsdp.evidence import Proof
 from lipverify.analyzers.lipsdp.linf import LinfSolution, WeightedSearch
@@ -74,6 +75,24 @@ def answer(
         return euclidean(fast(system, compute) if settings is None else solve(system, compute, settings))
     found = WeightedSearch(_weighable(system), settings or _CLOSED).solve(compute)
     return _answer((_proof(found, None),), found.upper, found.trace, found.interrupted)
+
+
+def answers(
+    systems: Sequence[Couplings], norm_in: Norm, norm_out: Norm, compute: Compute, settings: Settings | None
+) -> list[Answer]:
+    """`answer` for several systems in their order: from l2 to l2 with a search for small ones together.
+
+    Statement, Source, Sound when, Raises: `answer`, for every system by itself.
+    """
+    plain = norm_in is Norm.L2 and all(norm_out is Norm.L2 or s.outputs == 1 for s in systems)
+    if plain and settings is not None:
+        return [euclidean(found) for found in solve_many(systems, compute, settings)]
+    found: list[Answer] = []
+    for count, system in enumerate(systems):
+        stopped = any(a.interrupted for a in found)
+        share = time.monotonic() if stopped else compute.share(len(systems) - count)
+        found.append(answer(system, norm_in, norm_out, replace(compute, deadline=share), settings))
+    return found
 
 
 def each_output(

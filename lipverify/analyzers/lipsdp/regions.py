@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 
+from lipverify.analyzers.lipsdp.batched import deadline_of, pays
 from lipverify.analyzers.lipsdp.canonical import (
     canonical_form,
     looped_form,
@@ -18,6 +19,7 @@ from lipverify.analyzers.lipsdp.canonical import (
 )
 from lipverify.analyzers.lipsdp.evidence import Multipliers, Proofs
 from lipverify.analyzers.lipsdp.norms import Answer, refuse_norms
+from lipverify.analyzers.lipsdp.solver import available_memory
 from lipverify.analyzers.lipsdp.system import Couplings, LoopedSystem
 from lipverify.analyzers.protocol import Compute
 from lipverify.errors import UnsupportedModel
@@ -29,7 +31,11 @@ from lipverify.ir.region import Ball, Query
 from lipverify.propagation import bounds
 
 Method = Callable[[Any, Compute], Answer]
+Together = Callable[[Sequence[Couplings], Compute], list[Answer]]
 Form = Callable[..., Couplings] | Callable[..., LoopedSystem]
+
+# Centres that are searched together, and the share of the memory their matrices may take.
+_TOGETHER, _SHARE = 256, 8
 
 
 def coupled_form(
@@ -74,8 +80,9 @@ def over_region(
     compute: Compute,
     method: Method,
     form: Form = canonical_form,
+    together: Together | None = None,
 ) -> Certificate:
-    """The certificate of one method on every system of the region.
+    """The certificate of one method on every system of the region; `together` answers several small ones at once.
 
     Raises:
         UnsupportedModel: what `refusal` says, or a centre's bound exceeds float64.
@@ -87,12 +94,18 @@ def over_region(
     centres = 1 if ball is None else len(ball)
     answers: list[Answer] = []
     names: tuple[str, ...] = ()
-    for index, system in enumerate(systems(graph, query, compute, form)):
+    for batch in _batches(systems(graph, query, compute, form), together is not None):
         # What is left of the budget is shared evenly by the centres still to come; after an interrupt nothing is left.
         stopped = any(answer.interrupted for answer in answers)
-        share = time.monotonic() if stopped else compute.share(centres - index)
-        answers.append(method(system, replace(compute, deadline=share)))
-        names = (system.causal if isinstance(system, LoopedSystem) else system).names
+        share = time.monotonic() if stopped else deadline_of(compute, len(batch), centres - len(answers))
+        within = replace(compute, deadline=share)
+        small = [system for system in batch if isinstance(system, Couplings)]
+        if together is not None and len(small) == len(batch) > 1:
+            answers += together(small, within)
+        else:
+            answers += [method(system, within) for system in batch]
+        last = batch[-1]
+        names = (last.causal if isinstance(last, LoopedSystem) else last).names
     uppers = [answer.upper for answer in answers]
     finite = [value for value in uppers if value is not None]
     if len(finite) < len(uppers) and ball is not None:
@@ -109,6 +122,33 @@ def over_region(
         trace=answers[0].trace if ball is None else (),
         interrupted=any(answer.interrupted for answer in answers),
     )
+
+
+def _batches(
+    found: Iterator[Couplings | LoopedSystem], together: bool
+) -> Iterator[list[Couplings | LoopedSystem]]:
+    """In their order: small systems together as far as the memory goes, each of the others alone."""
+    waiting: list[Couplings | LoopedSystem] = []
+    held = 0
+    for system in found:
+        alone = not together or isinstance(system, LoopedSystem) or not pays(system)
+        size = 0 if isinstance(system, LoopedSystem) else sum(8 * m.numel() for m in system.matrices)
+        full = len(waiting) == _TOGETHER or (waiting and held + size > _room(system))
+        if waiting and (alone or full):
+            yield waiting
+            waiting, held = [], 0
+        if alone:
+            yield [system]
+        else:
+            waiting.append(system)
+            held += size
+    if waiting:
+        yield waiting
+
+
+def _room(system: Couplings | LoopedSystem) -> int:
+    plain = system.causal if isinstance(system, LoopedSystem) else system
+    return available_memory(plain.device) // _SHARE
 
 
 def _evidence(query: Query, names: tuple[str, ...], answers: list[Answer]) -> Evidence:

@@ -105,7 +105,7 @@ def require_memory(system: Couplings, limit: int | None, device: torch.device) -
     UnsupportedModel: the search needs more memory than the limit, with both sizes.
     """
     needed, _ = estimate(system)
-    available = _available(device) if limit is None else limit
+    available = available_memory(device) if limit is None else limit
     if needed > available:
         widest = max(range(len(system.sizes)), key=system.sizes.__getitem__)
         raise UnsupportedModel(
@@ -114,7 +114,8 @@ def require_memory(system: Couplings, limit: int | None, device: torch.device) -
         )
 
 
-def _available(device: torch.device) -> int:
+def available_memory(device: torch.device) -> int:
+    """Three quarters of the memory of the device, in bytes."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free * 3 // 4
@@ -133,7 +134,7 @@ def fast(
         InternalError: the closed form could not be certified.
     """
     with torch.inference_mode():
-        return _Run(system, compute, memory, shares).finish(None)
+        return Run(system, compute, memory, shares).finish(None)
 
 
 def solve(system: Couplings, compute: Compute, settings: Settings | None = None) -> Solution:
@@ -148,12 +149,12 @@ def solve(system: Couplings, compute: Compute, settings: Settings | None = None)
     """
     chosen = settings or Settings()
     with torch.inference_mode():
-        run = _Run(system, compute, chosen.memory)
+        run = Run(system, compute, chosen.memory)
         return run.finish(chosen)
 
 
-class _Run:
-    """One call of `solve` or `fast`."""
+class Run:
+    """One call of `solve` or `fast`: `begin`, perhaps `improve`, `certified`."""
 
     def __init__(
         self, system: Couplings, compute: Compute, memory: int | None, shares: tuple[float, ...] = SHARES
@@ -167,25 +168,50 @@ class _Run:
         self.interrupted = False
 
     def finish(self, settings: Settings | None) -> Solution:
-        record = Record(self.compute, 1.0)
+        """All of it; without settings the closed form alone."""
+        self.begin()
+        if settings is not None:
+            self.improve(settings)
+        return self.certified()
+
+    def begin(self, shares: bool = True) -> None:
+        """The closed form, with its other shares too if asked; `start` stays None where no neuron has an influence."""
+        self.record = record = Record(self.compute, 1.0)
+        self.start: Factor | None = None
         if not self.reduced.system.sizes:
-            return self._linear(record)
+            return
         begun = time.monotonic()
         self.reduced, factor, y = scalar_start(self.reduced)
         record.report_scale = 2.0 ** min(self.reduced.output_exponent, 1000)
         # The proof takes up to three times as long as the start; a short budget is not given up for it.
         record.reserve = min(3.0 * (time.monotonic() - begun), 0.3 * self.compute.remaining())
-        record.offer(factor.d, float(torch.linalg.eigvalsh(y)[-1]), "lipsdp-fast")
-        self._offer_closed_forms(factor, record)
+        self.start, self.start_rho = factor, float(torch.linalg.eigvalsh(y)[-1])
+        record.offer(factor.d, self.start_rho, "lipsdp-fast")
+        if shares:
+            self._offer_closed_forms(factor, record)
+
+    def improve(self, settings: Settings) -> None:
+        """The search."""
+        record = self.record
+        if self.start is None or record.expired or not record.rho > 0.0:
+            return
         try:
-            if settings is not None and not record.expired and record.rho > 0.0:
-                self.topological = self.reduced.system
-                factor = self._ordered(factor, record)
-                self._search(settings, factor, record)
+            self.topological = self.reduced.system
+            self.start = self._ordered(self.start, record)
+            self._search(settings, self.start, record)
         except KeyboardInterrupt:
-            self.interrupted = True
-            self.notes.append("interrupted: the best bound so far")
-        return self._certify(factor.d, record)
+            self.interrupt()
+
+    def interrupt(self) -> None:
+        """Says that the search was interrupted."""
+        self.interrupted = True
+        self.notes.append("interrupted: the best bound so far")
+
+    def certified(self) -> Solution:
+        """The smallest certified bound of what was found."""
+        if self.start is None:
+            return self._linear(self.record)
+        return self._certify(self.start.d, self.record)
 
     def _offer_closed_forms(self, factor: Factor, record: Record) -> None:
         """The closed forms near the edge of the feasible set: kept when they are better, never the start of the search."""
