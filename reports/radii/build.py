@@ -1,6 +1,6 @@
 """Radii of third-party networks and of the zoo's digits networks; writes the table beside this file.
 
-    python reports/radii/build.py [--only NAME ...] [--jobs 2] [--table]
+    python reports/radii/build.py [--only NAME ...] [--go-on] [--jobs 2] [--so-far]
 
 Every row is one run of `lipverify radius` in a process of its own. Rows are kept in `runs/` (not committed) with their journals:
 a run that was stopped goes on where it was, a finished one is not repeated unless `--only` names it. Third-party rows need
@@ -128,6 +128,30 @@ def run(name: str, row: Run, jobs: int, again: bool) -> dict[str, Any]:
     return _summary(row, document)
 
 
+def unfinished(name: str) -> dict[str, Any] | None:
+    """A document of the points that a run has done so far, from its journal; None where there are none."""
+    from lipverify import __version__
+    from lipverify.documents import environment
+    from lipverify.robustness.plan import Record
+
+    path = RUNS / name.replace(" ", "-") / "journal.jsonl"
+    if not path.exists():
+        return None
+    # A line that was cut has no end.
+    lines = path.read_text().splitlines(keepends=True)
+    entries = [json.loads(line[9:]) for line in lines if line.endswith("\n")]
+    found = [Record.from_json(e["record"]) for e in entries if e["kind"] == "point"]
+    if not found:
+        return None
+    return {
+        "points": [record.to_json() for record in sorted(found, key=lambda r: r.index)],
+        "seconds": sum(record.seconds for record in found),
+        "refused": None,
+        "environment": environment(),
+        "tool": {"version": __version__},
+    }
+
+
 def _summary(row: Run, document: dict[str, Any]) -> dict[str, Any]:
     correct = [p for p in document["points"] if p["label"] == p["predicted"]]
     names = list(dict.fromkeys(m for p in correct for m in p.get("by_method", {})))
@@ -135,6 +159,7 @@ def _summary(row: Run, document: dict[str, Any]) -> dict[str, Any]:
     attacked = [p["attack_radius"] for p in correct if p["attack_radius"] is not None]
     return {
         "points": len(document["points"]),
+        "points_wanted": row.points,
         "correct": len(correct),
         "norm": row.norm,
         "normalised": row.normalised is not None,
@@ -173,7 +198,8 @@ def table(results: dict[str, Any]) -> str:
         "classified correctly. Inputs in [0, 1], or normalised by the network's own mean and deviation where marked: radii are",
         "then in normalised units. Seconds: of the whole command (a row that was resumed counts its last part), and mean of",
         "one point in its process. Wanted: the larger mean radius of published methods on the same points. Over alpha-crown:",
-        "gain of the mean. Rows named digits: networks of `benchmarks/digit_networks.py`, test images 1 to 5, in one process.",
+        "gain of the mean. A row of fewer points than wanted is not finished: its seconds are those of its points together.",
+        "Rows named digits: networks of `benchmarks/digit_networks.py`, test images 1 to 5, in one process.",
         "",
         "| row | points | correct | "
         + " | ".join(names)
@@ -183,7 +209,9 @@ def table(results: dict[str, Any]) -> str:
     for name, row in results.items():
         radii = [f"{row['mean_radius'][m]:.4f}" if m in row["mean_radius"] else "" for m in names]
         attack = "" if row["mean_attack"] is None else f"{row['mean_attack']:.4f}"
-        cells = [name + (" (normalised)" if row["normalised"] else ""), row["points"], row["correct"], *radii]
+        open_points = row.get("points_wanted", row["points"]) > row["points"]
+        count = f"{row['points']} of {row['points_wanted']}" if open_points else row["points"]
+        cells = [name + (" (normalised)" if row["normalised"] else ""), count, row["correct"], *radii]
         means, wanted = row["mean_radius"], row.get("wanted")
         cells += [
             "" if wanted is None else f"{wanted:.4f}",
@@ -202,18 +230,30 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="rows to make, again where they are there", default=None)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--go-on", action="store_true", help="with --only: do not begin finished rows again")
+    parser.add_argument(
+        "--so-far", action="store_true", help="only add what unfinished runs have done already"
+    )
     options = parser.parse_args()
     path = HERE / "result.json"
     results = json.loads(path.read_text()) if path.exists() else {}
-    for name in options.only or ROWS:
+    for name in () if options.so_far else options.only or ROWS:
         finished = (RUNS / name.replace(" ", "-") / "result.json").exists()
         results[name] = run(
             name, ROWS[name], options.jobs, options.only is not None and finished and not options.go_on
         )
-        ordered = {key: results[key] for key in ROWS if key in results}
-        path.write_text(json.dumps(ordered, indent=1) + "\n")
-        (HERE / "README.md").write_text(table(ordered))
+        _write(results)
         print(name, results[name]["mean_radius"])
+    if options.so_far:
+        for name, row in ROWS.items():
+            if name not in results and (document := unfinished(name)) is not None:
+                results[name] = _summary(row, document)
+        _write(results)
+
+
+def _write(results: dict[str, Any]) -> None:
+    ordered = {key: results[key] for key in ROWS if key in results}
+    (HERE / "result.json").write_text(json.dumps(ordered, indent=1) + "\n")
+    (HERE / "README.md").write_text(table(ordered))
 
 
 if __name__ == "__main__":

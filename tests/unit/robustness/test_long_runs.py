@@ -31,7 +31,7 @@ LIMIT = str(2 * KILLS + 2)
 """Points of the killed commands: more than all of them finish before their kill."""
 OPTIONS = ["zoo:digits-relu-mlp", "--box", "0,1", "--looks", "3", "--norm", "linf", "--method", "crown"]
 
-QUICK = Plan(Norm.LINF, "alpha-crown", looks=4, plane_steps=4, attack=Attack(4, 8, 3, 6))
+QUICK = Plan(Norm.LINF, "crown", looks=6, attack=Attack(4, 8, 3, 6))
 
 
 @pytest.fixture(scope="module")
