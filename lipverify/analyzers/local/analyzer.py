@@ -87,10 +87,12 @@ def local_bounds(
             part = Ball(ball.center[start : start + at_once], ball.radius, ball.norm, ball.box)
             ranges = _ranges(graph, written, part, compute, forward)
             chunk = max(1, MEMORY // (per_row * len(part)))
-            part_bounds = norm_bounds(written, ranges, query, tier_of(written, ranges, method), chunk)
+            factors = derivative_ranges(written, ranges)
+            tier = tier_of(written, ranges, method)
+            part_bounds = norm_bounds(written, ranges, query, tier, chunk, factors=factors)
             found.append(part_bounds.upper)
             by_row.append(part_bounds.rows)
-            unknown.append(_unknown(written, ranges))
+            unknown.append(_unknown(factors, ranges))
             compute.report(f"local {start + len(part)}/{len(ball)}", float(found[-1].max()))
     return LocalBounds(torch.cat(found), torch.cat(by_row), torch.cat(unknown))
 
@@ -166,10 +168,10 @@ def tier_of(graph: Graph, ranges: Bounds, method: str = "chord") -> Tier:
     return Tier(lines=slope_lines(graph, ranges.known), known=ranges.known)
 
 
-def _unknown(graph: Graph, ranges: Bounds) -> Tensor:
+def _unknown(factors: dict[str, tuple[Interval, ...]], ranges: Bounds) -> Tensor:
     """How many derivatives are not known exactly, for each centre."""
     total = torch.zeros(ranges.known.count, dtype=torch.int64, device=ranges.output.lower.device)
-    for parts in derivative_ranges(graph, ranges).values():
+    for parts in factors.values():
         for part in parts:
             total += (part.lower < part.upper).flatten(1).sum(1)
     return total
