@@ -144,6 +144,9 @@ def _answers(
         running: set[Future[Record]] = set()
         upcoming, done = iter(waiting), 0
         try:
+            if end is not None:
+                # Processes take seconds to begin, which is no point's time.
+                wait([pool.submit(_begun) for _ in range(min(jobs, len(waiting)))])
             while True:
                 # With limited time nothing waits in a queue: a point's time begins with it.
                 while len(running) < (2 * jobs if end is None else jobs):
@@ -173,6 +176,11 @@ _WORK: list[Work] = []
 def _begin(work: Work, threads: int) -> None:
     torch.set_num_threads(threads)
     _WORK[:] = [work]
+
+
+def _begun() -> bool:
+    """Whether a worker is prepared."""
+    return bool(_WORK)
 
 
 def _unit(index: int, x: np.ndarray[Any, Any], label: int | None, seconds: float | None) -> Record:

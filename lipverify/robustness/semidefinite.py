@@ -47,7 +47,7 @@ def ball_constants(
     except UnsupportedModel:
         return known if bool(known.isfinite().all()) else None
     best = _with_functionals(known, system, quick)
-    if not system.sizes or estimate(system)[1] > SEARCH_WORK:
+    if not system.sizes or estimate(system)[1] > SEARCH_WORK or compute.remaining() <= 0:
         return best if bool(best.isfinite().all()) else None
     searched = set[int]()
     for _ in range(solves):
