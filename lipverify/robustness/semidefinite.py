@@ -5,15 +5,13 @@ Legend: m_j = f_y - f_j; L_j >= |m_j(x) - m_j(x')|_2 / |x - x'|_2 over the ball;
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
 from lipverify.analyzers.lipsdp.bound import certified_functionals
 from lipverify.analyzers.lipsdp.canonical import canonical_form
 from lipverify.analyzers.lipsdp.solver import Settings, Solution, estimate, fast, solve
-from lipverify.analyzers.lipsdp.system import BlockSystem
+from lipverify.analyzers.lipsdp.system import BlockSystem, one_output
 from lipverify.analyzers.protocol import Compute
 from lipverify.errors import UnsupportedModel
 from lipverify.ir.graph import Graph
@@ -55,7 +53,7 @@ def ball_constants(
         if critical in searched or compute.remaining() <= 0:
             break
         searched.add(critical)
-        single = _of_output(system, critical)
+        single = one_output(system, critical)
         found = solve(single, compute, SETTINGS)
         if found.upper is not None:
             best[critical] = min(float(best[critical]), found.upper)
@@ -66,19 +64,11 @@ def ball_constants(
 
 def _with_functionals(best: Tensor, system: BlockSystem, found: Solution) -> Tensor:
     """The smaller of what is known and what these multipliers give for every output; they may give nothing."""
-    rows = torch.eye(system.outputs, dtype=torch.float64, device=found_device(system))
+    rows = torch.eye(system.outputs, dtype=torch.float64, device=system.device)
     bounds = certified_functionals(system, found.multipliers, found.exponents, rows)
     if bounds is None:
         return best
     return torch.minimum(best, torch.tensor([_number(bound) for bound in bounds], dtype=torch.float64))
-
-
-def found_device(system: BlockSystem) -> torch.device:
-    """Where the matrices of a system are."""
-    matrices = [*system.V.values(), *system.C.values(), *system.U.values()]
-    if matrices:
-        return matrices[0].device
-    return torch.device("cpu") if system.V0 is None else system.V0.device
 
 
 def _number(bound: Upper) -> float:
@@ -86,10 +76,3 @@ def _number(bound: Upper) -> float:
         return float(bound)
     except OverflowError:
         return float("inf")
-
-
-def _of_output(system: BlockSystem, index: int) -> BlockSystem:
-    """The system of one output."""
-    values = {k: matrix[index][None] for k, matrix in system.V.items()}
-    direct = None if system.V0 is None else system.V0[index][None]
-    return replace(system, outputs=1, V={k: m for k, m in values.items() if bool(m.any())}, V0=direct)

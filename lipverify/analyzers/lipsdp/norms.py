@@ -165,9 +165,7 @@ def _euclidean_rows(system: Couplings, compute: Compute, settings: Settings | No
 
 
 def _eye(system: Couplings) -> torch.Tensor:
-    some = next((m for m in (*system.V.values(), *system.U.values(), system.V0) if m is not None), None)
-    device = torch.device("cpu") if some is None else some.device
-    return torch.eye(system.outputs, dtype=torch.float64, device=device)
+    return torch.eye(system.outputs, dtype=torch.float64, device=system.device)
 
 
 def _within(found: Solution) -> Upper:
