@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,8 +12,9 @@ import torch
 from lipverify import ops
 from lipverify.analyzers.lipsdp.canonical import commuted
 from lipverify.analyzers.lipsdp.comparators import sorting_network
+from lipverify.analyzers.lipsdp.factor import filled
 from lipverify.analyzers.lipsdp.neurons import INPUT
-from lipverify.analyzers.lipsdp.solver import default_probes
+from lipverify.analyzers.lipsdp.solver import estimate_of_shapes
 from lipverify.ir.graph import Graph, Node
 from lipverify.ir.op import Constant, Input
 from lipverify.rules import linear, slopes
@@ -84,22 +86,13 @@ def between(graph: Graph, first: Node, last: Node) -> Graph:
 
 
 def need(graph: Graph) -> Need:
-    """What LipSDP needs on a graph whose nodes all have a form as neurons: as `solver.estimate`, with dense blocks."""
+    """What LipSDP needs on a graph whose nodes all have a form as neurons: `solver.estimate` for dense blocks."""
     shapes = _shapes(commuted(graph, None)[0])
     sizes, inputs, outputs = shapes.sizes, shapes.inputs, shapes.outputs
-    cells, work = 0.0, 0.0
-    for size, touched in zip(sizes, _later(shapes), strict=True):
-        behind = sum(sizes[k] for k in touched)
-        cells += 2.0 * size * (size + behind)
-        work += size**3 / 3 + size * behind * (size + behind)
-    widest = max(sizes, default=0)
-    rows = min(inputs, outputs) + default_probes(widest)
     given = sum(float(sizes[k]) * (inputs if key == INPUT else sizes[key]) for k, key in shapes.couplings)
     given += sum(float(outputs) * sizes[key] for key in shapes.read if key != INPUT)
-    products = given + sum(float(size) * size for size in sizes)
-    cells += 2.0 * widest * widest + 8.0 * rows * sum(sizes) + given
-    work += (22.0 * rows + 320.0) * products
-    return Need(8.0 * cells + shapes.largest, 2.0 * work, sum(sizes))
+    held, work = estimate_of_shapes(sizes, _later(shapes), inputs, outputs, given)
+    return Need(held + shapes.largest, work, sum(sizes))
 
 
 @dataclass(frozen=True)
@@ -117,16 +110,11 @@ class _Shapes:
     """Bytes of the largest value while the system is being assembled."""
 
 
-def _later(shapes: _Shapes) -> list[set[int]]:
-    """For each block the later ones that its elimination touches: those that read it, or the input too, and cliques."""
-    later: list[set[int]] = [{k for k, key in shapes.couplings if key == j} for j in range(len(shapes.sizes))]
-    driven = sorted({k for k, key in shapes.couplings if key == INPUT})
-    for place, k in enumerate(driven):
-        later[k] |= set(driven[place + 1 :])
-    for touched in later:
-        for k in touched:
-            later[k] |= {other for other in touched if other > k}
-    return later
+def _later(shapes: _Shapes) -> tuple[tuple[int, ...], ...]:
+    """As `fill_pattern`: blocks are neighbours when one reads the other, or both read the input (dense: all its entries)."""
+    driven = [k for k, key in shapes.couplings if key == INPUT]
+    inner = [(k, key) for k, key in shapes.couplings if key != INPUT]
+    return filled(len(shapes.sizes), (*inner, *itertools.combinations(driven, 2)))
 
 
 def _shapes(graph: Graph) -> _Shapes:

@@ -7,7 +7,7 @@ solve is one triangular solve with contiguous right-hand sides per block. M_kj =
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -25,13 +25,18 @@ Choose = Callable[[int, Tensor], Tensor]
 
 def fill_pattern(system: Couplings) -> tuple[tuple[int, ...], ...]:
     """For each block the later blocks its elimination touches: neighbours in C and UU', and cliques of those."""
-    later: list[set[int]] = [set() for _ in system.sizes]
-    for k, j in (*system.C, *_meeting(system)):
+    return filled(len(system.sizes), (*system.C, *_meeting(system)))
+
+
+def filled(blocks: int, neighbours: Iterable[tuple[int, int]]) -> tuple[tuple[int, ...], ...]:
+    """Later blocks that the elimination of each block touches: its neighbours in the matrix, and cliques of those."""
+    later: list[set[int]] = [set() for _ in range(blocks)]
+    for k, j in neighbours:
         if k != j:
             later[min(k, j)].add(max(k, j))
     for touched in later:
         for k in touched:
-            later[k] |= {l for l in touched if l > k}
+            later[k] |= {other for other in touched if other > k}
     return tuple(tuple(sorted(touched)) for touched in later)
 
 

@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -78,20 +79,24 @@ class Solution:
 
 def estimate(system: Couplings) -> tuple[int, float]:
     """Bytes that the search needs, and real multiplications of one Newton step; rough."""
-    later = fill_pattern(system)
+    given = sum(m.numel() for m in (*system.U.values(), *system.C.values(), *system.V.values()))
+    return estimate_of_shapes(system.sizes, fill_pattern(system), system.inputs, system.outputs, given)
+
+
+def estimate_of_shapes(
+    sizes: Sequence[int], later: Sequence[Sequence[int]], inputs: int, outputs: int, given: float
+) -> tuple[int, float]:
+    """`estimate` of blocks of these sizes, whose elimination touches `later` and whose couplings have `given` entries."""
     cells, work = 0.0, 0.0
-    for size, touched in zip(system.sizes, later, strict=True):
-        behind = sum(system.sizes[k] for k in touched)
+    for size, touched in zip(sizes, later, strict=True):
+        behind = sum(sizes[k] for k in touched)
         # The Gram or fill blocks, the Cholesky block and its solve, with one spare copy of the largest.
-        cells += 2.0 * size * size + 2.0 * size * behind
-        work += size**3 / 3 + size * size * behind + size * behind * behind
-    widest = max(system.sizes, default=0)
-    rows = min(system.inputs, system.outputs) + default_probes(widest)
-    cells += 2.0 * widest * widest + 8.0 * rows * system.neurons
-    given = [*system.U.values(), *system.C.values(), *system.V.values()]
-    cells += sum(m.numel() for m in given)
-    products = sum(m.numel() for m in given) + sum(s * s for s in system.sizes)
-    work += 2.0 * rows * products + 20.0 * (rows + 16) * products
+        cells += 2.0 * size * (size + behind)
+        work += size**3 / 3 + size * behind * (size + behind)
+    widest = max(sizes, default=0)
+    rows = min(inputs, outputs) + default_probes(widest)
+    cells += 2.0 * widest * widest + 8.0 * rows * sum(sizes) + given
+    work += (22.0 * rows + 320.0) * (given + sum(float(size) * size for size in sizes))
     return int(8 * cells), 2.0 * work
 
 

@@ -177,11 +177,12 @@ def test_depth_beyond_float64_keeps_its_logarithm():
 
 
 def test_deadline_is_respected_and_still_certified():
-    system = he_chain(64, 50, 20, 10)
+    """A search of eleven seconds, ended after one and a half: the room is for machines that do other things."""
+    system = he_chain(64, 50, 50, 10)
     started = time.monotonic()
-    solution = solve(system, Compute(deadline=started + 0.7))
-    assert time.monotonic() - started < 2.0
-    assert 4.6e5 < solution.upper < fast(system, Compute()).upper
+    solution = solve(system, Compute(deadline=started + 1.5))
+    assert time.monotonic() - started < 6.0
+    assert 6.8e13 < solution.upper <= fast(system, Compute()).upper
 
 
 def test_interrupt_keeps_the_best():
