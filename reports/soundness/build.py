@@ -1,8 +1,9 @@
 """Writes mutants.json, networks.json and costs.json beside this file: how changed certificates fare, random networks against
 witnesses, what rigour costs and how long checking takes.
 
-    python reports/soundness/build.py [--mutants 2000] [--networks 10000] [--no-costs]
+    python reports/soundness/build.py [--mutants 2000] [--networks 10000] [--processes 2] [--no-costs]
 
+Ten thousand networks take about half an hour of one processor; networks.json is written after every thousand.
 Networks of the model zoo always; third-party networks where the folder shared/checkpoints lies beside the checkout.
 """
 
@@ -14,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -87,15 +89,19 @@ def priced(model: str, name: str) -> dict[str, Any]:
     }
 
 
-def searched(count: int) -> dict[str, Any]:
-    """Random networks, every analyzer against witnesses; two processes."""
+def searched(count: int, processes: int) -> Iterator[dict[str, Any]]:
+    """Random networks, every analyzer against witnesses: what was found so far, after every thousand and at the end."""
     started = time.monotonic()
     blocks = [range(start, min(start + 50, count)) for start in range(0, count, 50)]
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+    # Networks this small gain nothing from threads, which only take the processor from each other.
+    with ProcessPoolExecutor(
+        processes, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
+    ) as pool:
         total = Found()
-        for found in pool.map(search, blocks):
+        for done, found in enumerate(pool.map(search, blocks), start=1):
             total += found
-    return {**total.to_json(), "seconds": time.monotonic() - started}
+            if done % 20 == 0 or done == len(blocks):
+                yield {**total.to_json(), "seconds": time.monotonic() - started}
 
 
 def costs(analyzers: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -120,6 +126,7 @@ def main() -> None:
     options = argparse.ArgumentParser()
     options.add_argument("--mutants", type=int, default=2000, help="0: leave mutants.json as it is")
     options.add_argument("--networks", type=int, default=10_000, help="0: leave networks.json as it is")
+    options.add_argument("--processes", type=int, default=2, help="for networks.json")
     options.add_argument("--no-costs", action="store_true", help="leave costs.json as it is")
     options.add_argument("--analyzers", default="product,lipsdp", help="for costs.json")
     given = options.parse_args()
@@ -130,9 +137,11 @@ def main() -> None:
         bad += len(document["accepted"])
         _write("mutants", {"changed_certificates": document})
     if given.networks:
-        document = searched(given.networks)
+        document = {"wrong": []}
+        for document in searched(given.networks, given.processes):
+            _write("networks", {"random_networks": document})
+            print(document["networks"], "networks,", len(document["wrong"]), "wrong", file=sys.stderr)
         bad += len(document["wrong"])
-        _write("networks", {"random_networks": document})
     if not given.no_costs:
         _write("costs", {"cost_of_rigour": costs(tuple(given.analyzers.split(",")))})
     sys.exit(1 if bad else 0)

@@ -6,6 +6,7 @@ What is checked is held to more: a claim below the witness, with everything else
 from __future__ import annotations
 
 import copy
+import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
@@ -36,6 +37,7 @@ class Found:
     operators: Counter[str] = field(default_factory=Counter)
     unchecked: Counter[str] = field(default_factory=Counter)
     refused_claims: int = 0
+    processor_seconds: float = 0.0
     wrong: list[str] = field(default_factory=list)
 
     def __add__(self, other: Found) -> Found:
@@ -50,17 +52,19 @@ class Found:
             "operators": dict(self.operators.most_common()),
             "not_covered_by_the_checker": dict(self.unchecked.most_common(12)),
             "claims_below_a_witness_refused": self.refused_claims,
+            "processor_seconds": round(self.processor_seconds, 1),
             "wrong": self.wrong,
         }
 
 
 def search(seeds: Iterable[int]) -> Found:
-    found = Found()
+    found, started = Found(), time.process_time()
     for seed in seeds:
         try:
             _one(seed, found)
         except (Refuted, InternalError) as error:
             found.wrong.append(f"seed {seed}: {type(error).__name__}: {error}")
+    found.processor_seconds = time.process_time() - started
     return found
 
 
