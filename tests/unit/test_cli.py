@@ -12,15 +12,11 @@ import numpy as np
 import pytest
 
 from lipverify import zoo
-
-
-def run(*arguments: str | Path, timeout: int = 120) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "lipverify", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+from tests.command import lipverify
 
 
 def document(*arguments: str | Path) -> dict[str, Any]:
-    done = run(*arguments, "--json")
+    done = lipverify(*arguments, "--json")
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found
@@ -32,6 +28,28 @@ def points(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("data") / "points.npz"
     np.savez(path, x=x.numpy(), y=y.numpy())
     return path
+
+
+def test_a_process_of_its_own_prints_one_document_and_its_exit_code() -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "lipverify",
+        "audit",
+        "zoo:digits-relu-mlp",
+        "--analyzers",
+        "product",
+        "--json",
+    ]
+    done = subprocess.run(
+        [*command, "--fail-above", "0.1", "--budget", "2s"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 3
+    assert json.loads(done.stdout)["schema"] == "lipverify.audit/1"
 
 
 def test_audit_prints_the_fixed_fields_and_writes_the_folder(tmp_path: Path) -> None:
@@ -94,7 +112,7 @@ def test_inspect_lists_nodes_and_what_every_analyzer_says() -> None:
 @pytest.mark.parametrize("command", [["analyzers"], ["doctor"], ["zoo", "list"]])
 def test_listings_print_json_and_text(command: list[str]) -> None:
     assert document(*command)["schema"].startswith("lipverify.")
-    assert run(*command).stdout.strip()
+    assert lipverify(*command).stdout.strip()
 
 
 @pytest.mark.parametrize(
@@ -117,7 +135,7 @@ def test_listings_print_json_and_text(command: list[str]) -> None:
     ],
 )
 def test_exit_codes(arguments: list[str], code: int) -> None:
-    done = run(*arguments)
+    done = lipverify(*arguments)
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
     if code:
@@ -127,8 +145,8 @@ def test_exit_codes(arguments: list[str], code: int) -> None:
 def test_weights_without_architecture_or_trust(tmp_path: Path) -> None:
     weights = zoo.root() / "digits-relu-mlp" / "weights.safetensors"
     architecture = f"{zoo.root() / 'digits-relu-mlp' / 'model.py'}:build"
-    assert run("audit", weights).returncode == 2
-    refused = run("audit", weights, "--arch", architecture)
+    assert lipverify("audit", weights).returncode == 2
+    refused = lipverify("audit", weights, "--arch", architecture)
     assert refused.returncode == 6
     assert "--trust-code" in refused.stderr
     options = ["--arch", architecture, "--trust-code", "--input-shape", "64", "--budget", "2s"]

@@ -21,6 +21,7 @@ from lipverify import claims, zoo
 from lipverify.errors import InternalError, InvalidFile, UnsafeInput, UsageError
 from lipverify.zoo import building, location, network
 from lipverify.zoo.card import read_card, with_measured
+from tests.command import lipverify
 
 EXPECTED = {
     "cancer-gelu",
@@ -227,8 +228,7 @@ def test_an_unclaimed_constant_cannot_be_checked(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize(("name", "code"), [("digits-aol", 0), ("digits-sll-broken", 3), ("absent", 2)])
 def test_zoo_check_ends_with_the_exit_code_of_a_gate(name: str, code: int) -> None:
-    command = [sys.executable, "-m", "lipverify", "zoo", "check", name, "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = lipverify("zoo", "check", name, "--json")
     assert done.returncode == code
     if code == 2:
         return

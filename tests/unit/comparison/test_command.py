@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +12,7 @@ import pytest
 
 import lipverify as lv
 from lipverify import zoo
-
-
-def run(*arguments: str | Path, timeout: int = 200) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "lipverify", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+from tests.command import lipverify
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +40,7 @@ def test_a_folder_with_everything_and_a_second_run_from_the_cache(tmp_path: Path
         "--out",
         out,
     )
-    done = run(*command)
+    done = lipverify(*command)
     assert done.returncode == 0, done.stderr
     assert "none.onnx could not be read" in done.stdout.replace("\n", " ")
     found = documents(out)
@@ -59,13 +53,13 @@ def test_a_folder_with_everything_and_a_second_run_from_the_cache(tmp_path: Path
     with np.load(out / "witnesses.npz") as witnesses:
         assert "0/0/points" in witnesses.files
     # The same again, and an unfinished run: the cache is there, the result is not.
-    assert run(*command).returncode == 0
+    assert lipverify(*command).returncode == 0
     assert documents(out)["work"] == {"computed": 0, "cached": 3}
     (out / "result.json").unlink()
-    refused = run(*command)
+    refused = lipverify(*command)
     assert refused.returncode == 2
     assert "--resume" in refused.stderr
-    assert run(*command, "--resume").returncode == 0
+    assert lipverify(*command, "--resume").returncode == 0
     assert documents(out)["work"] == {"computed": 0, "cached": 3}
     assert {p.name for p in (out / "certificates").iterdir()} == {
         name for row in rows for name in _files(row["certificate"], out)
@@ -80,7 +74,7 @@ def _files(place: str, out: Path) -> list[str]:
 
 def test_radii_norms_and_curves(points: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    done = run(
+    done = lipverify(
         *(
             "compare",
             "zoo:wine-selu",
@@ -129,14 +123,14 @@ def test_radii_norms_and_curves(points: Path, tmp_path: Path) -> None:
     ],
 )
 def test_usage(arguments: list[str]) -> None:
-    assert run("compare", *arguments).returncode == 2
+    assert lipverify("compare", *arguments).returncode == 2
 
 
 def test_files_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "net.onnx").write_bytes(b"damaged")
-    done = run("compare", tmp_path / "one/net.onnx", tmp_path / "two/net.onnx", "--json")
+    done = lipverify("compare", tmp_path / "one/net.onnx", tmp_path / "two/net.onnx", "--json")
     assert [m["name"] for m in json.loads(done.stdout)["models"]] == ["one/net.onnx", "two/net.onnx"]
     assert done.returncode == 2
     shutil.rmtree(tmp_path / "one")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -15,6 +13,7 @@ import pytest
 
 from lipverify.errors import UsageError
 from lipverify.reporting.pipelines import junit, statement, worst
+from tests.command import lipverify
 
 
 def document(**changes: Any) -> dict[str, Any]:
@@ -95,8 +94,7 @@ def test_a_model_that_is_no_file_gets_no_statement() -> None:
 def test_the_command_writes_both_and_the_statement_holds_for_what_is_in_the_folder(tmp_path: Path) -> None:
     out, cases, said = tmp_path / "out", tmp_path / "lipverify.xml", tmp_path / "statement.json"
     options = ["--budget", "2s", "--fail-above", "10", "--junit", cases, "--statement", said, "--out", out]
-    command = [sys.executable, "-m", "lipverify", "audit", "zoo:wine-selu", *map(str, options)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = lipverify("audit", "zoo:wine-selu", *options)
     assert done.returncode == 3, done.stderr
     assert ElementTree.parse(cases).getroot().get("failures") == "1"
     made = json.loads(said.read_text())
@@ -108,17 +106,6 @@ def test_the_command_writes_both_and_the_statement_holds_for_what_is_in_the_fold
 
 
 def test_a_place_that_cannot_be_written_is_an_error_of_the_user(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "lipverify",
-        "audit",
-        "zoo:wine-selu",
-        "--budget",
-        "1s",
-        "--junit",
-        str(tmp_path),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = lipverify("audit", "zoo:wine-selu", "--budget", "1s", "--junit", tmp_path)
     assert done.returncode == 2
     assert "cannot be written" in done.stderr
