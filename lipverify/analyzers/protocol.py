@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol, runtime_checkable
 
@@ -38,6 +39,32 @@ class Compute:
     def share(self, parts: int) -> float | None:
         """The deadline of one of `parts` equal pieces of what is left."""
         return None if self.deadline is None else time.monotonic() + self.remaining() / parts
+
+
+INTERRUPTED = "interrupted: the best bound so far"
+"""What evidence notes when somebody ended the search."""
+
+
+@dataclass
+class Interruption:
+    """Whether the block of `keeping_best` was ended by Ctrl-C."""
+
+    happened: bool = False
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """For the evidence of what was found until then."""
+        return (INTERRUPTED,) if self.happened else ()
+
+
+@contextmanager
+def keeping_best(interruption: Interruption | None = None) -> Iterator[Interruption]:
+    """Ctrl-C ends the block and no more: what the block had found so far is still there, and valid."""
+    state = Interruption() if interruption is None else interruption
+    try:
+        yield state
+    except KeyboardInterrupt:
+        state.happened = True
 
 
 @runtime_checkable

@@ -61,13 +61,17 @@ def refusal(graph: Graph, query: Query, loops: bool = False, large: bool = False
     return None
 
 
-def systems(graph: Graph, query: Query, compute: Compute, form: Form) -> Iterator[Couplings | LoopedSystem]:
+def systems(
+    graph: Graph, query: Query, compute: Compute, form: Form, optional: bool = False
+) -> Iterator[Couplings | LoopedSystem]:
     """One block system for the whole space, or one with the slopes of its ball for every centre."""
     if not isinstance(query.region, Ball):
         yield form(graph, None, compute.device)
         return
     ball = query.region
     for index in range(len(ball)):
+        if optional and index and compute.remaining() <= 0.0:
+            return
         around = Ball(ball.center[index : index + 1], ball.radius, ball.norm, ball.box)
         ranges = bounds(graph, around, device=compute.device)
         yield form(graph, ranges, compute.device)
@@ -81,8 +85,13 @@ def over_region(
     method: Method,
     form: Form = canonical_form,
     together: Together | None = None,
+    optional: bool = False,
 ) -> Certificate:
     """The certificate of one method on every system of the region; `together` answers several small ones at once.
+
+    Args:
+        optional: centres whose turn would come after the deadline or an interrupt are left out; there is one number for
+            each of those before.
 
     Raises:
         UnsupportedModel: what `refusal` says, or a centre's bound exceeds float64.
@@ -94,9 +103,11 @@ def over_region(
     centres = 1 if ball is None else len(ball)
     answers: list[Answer] = []
     names: tuple[str, ...] = ()
-    for batch in _batches(systems(graph, query, compute, form), together is not None):
+    for batch in _batches(systems(graph, query, compute, form, optional), together is not None):
         # What is left of the budget is shared evenly by the centres still to come; after an interrupt nothing is left.
         stopped = any(answer.interrupted for answer in answers)
+        if stopped and optional:
+            break
         share = time.monotonic() if stopped else deadline_of(compute, len(batch), centres - len(answers))
         within = replace(compute, deadline=share)
         small = [system for system in batch if isinstance(system, Couplings)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
@@ -14,7 +14,7 @@ from lipverify.analyzers.lipsdp.canonical import commuted
 from lipverify.analyzers.local.comparators import elementary
 from lipverify.analyzers.local.coupled import slope_lines
 from lipverify.analyzers.local.gradients import Gradients, derivative_ranges, reason_to_refuse
-from lipverify.analyzers.local.jacobian import Tier, jacobian_ranges, row_norms
+from lipverify.analyzers.local.jacobian import Tier, jacobian_ranges, of_rows, row_norms
 from lipverify.analyzers.local.norms import from_matrix, from_rows
 from lipverify.analyzers.product import Product
 from lipverify.analyzers.protocol import Compute
@@ -41,6 +41,8 @@ class JacobianRows:
     """Values around each centre whose slope is not known exactly."""
     from_product: tuple[bool, ...]
     """Centres where the global product was smaller."""
+    rows: Tensor = field(repr=False, compare=False, default_factory=lambda: torch.empty(0, 0))
+    """[count, rows]: bounds of the dual norm of every row of the Jacobian; for methods that go on from here, not stored."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -118,6 +120,16 @@ class NormBounds:
     upper: Tensor
     rows: Tensor
     gradients: tuple[Gradients, ...]
+
+    def of_rows(self, first: int, last: int) -> NormBounds:
+        """The gradients and bounds of some rows; `upper` stays that of all of them."""
+        parts, start = [], 0
+        for part in self.gradients:
+            inside = slice(max(first - start, 0), max(last - start, 0))
+            if len(part.seeds[inside]):
+                parts.append(of_rows(part, inside))
+            start += part.rows
+        return NormBounds(self.upper, self.rows[:, first:last], tuple(parts))
 
 
 def norm_bounds(
@@ -202,7 +214,9 @@ def _certificate(
         upper=upper,
         query=query,
         rigour=Rigour.REAL,
-        evidence=JacobianRows(method, tuple(found.unknown.tolist()), tuple(better.tolist())),
+        evidence=JacobianRows(
+            method, tuple(found.unknown.tolist()), tuple(better.tolist()), found.rows.cpu()
+        ),
         made_by=repr(analyzer),
         graph_digest=graph.digest,
     )

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 
 from lipverify.analyzers.lipsdp.canonical import commuted
-from lipverify.analyzers.local.analyzer import Local, intervals, local_bounds
+from lipverify.analyzers.local.analyzer import JacobianRows, Local, intervals
 from lipverify.analyzers.local.comparators import elementary
+from lipverify.analyzers.local.frontier import Leaf
 from lipverify.analyzers.local.sdp import LocalSDP
-from lipverify.analyzers.local.tree import Leaf, Limits, Tree, single_rows
-from lipverify.analyzers.protocol import Compute
+from lipverify.analyzers.local.tree import Limits, Tree, single_rows
+from lipverify.analyzers.protocol import Compute, Interruption, keeping_best
 from lipverify.errors import UnsupportedModel
 from lipverify.ir.certificate import Certificate, Evidence
 from lipverify.ir.graph import Graph
@@ -30,6 +32,7 @@ class Trees:
 
     root: Evidence
     centres: tuple[tuple[Leaf, ...], ...]
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -67,35 +70,40 @@ class LocalBaB:
             raise UnsupportedModel(reason)
         ball = query.region
         assert isinstance(ball, Ball)
-        first = self._root(graph, query, compute)
+        begun = time.monotonic()
+        plain = Local().bound(graph, query, compute)
+        pace = (time.monotonic() - begun) / len(ball)
+        assert isinstance(plain.evidence, JacobianRows)
+        first, rows = plain, plain.evidence.rows
+        if self.sdp and LocalSDP().reject(graph, query) is None:
+            first = LocalSDP().improved(plain, graph, query, replace(compute, deadline=compute.share(2)))
         assert first.upper is not None
-        rows = local_bounds(graph, query, compute).rows.cpu()
-        values, found = [], []
+        values, found, interruption = [], [], Interruption(first.interrupted)
         for index in range(len(ball)):
             part = Ball(ball.center[index : index + 1], ball.radius, ball.norm, ball.box)
             share = replace(compute, deadline=compute.share(len(ball) - index))
-            tree = self._tree(graph, part, query, compute)
+            tree = self._tree(graph, part, query, compute, pace)
             tree.start(float(first.upper[index]), rows[index], single_rows(query))
-            with torch.no_grad():
-                tree.grow(share)
+            # After an interrupt the centres still to come keep the bound they have.
+            if not interruption.happened:
+                with keeping_best(interruption), torch.no_grad():
+                    tree.grow(share)
+                interruption.happened |= tree.interrupted
             values.append(tree.upper)
-            found.append(tuple(tree.leaves()))
+            found.append(tuple(tree.frontier.leaves()))
         return replace(
             first,
             upper=torch.tensor(values, dtype=torch.float64),
-            evidence=Trees(first.evidence, tuple(found)),
+            evidence=Trees(first.evidence, tuple(found), interruption.notes),
             made_by=repr(self),
+            interrupted=interruption.happened,
         )
 
-    def _root(self, graph: Graph, query: Query, compute: Compute) -> Certificate:
-        if self.sdp and LocalSDP().reject(graph, query) is None:
-            return LocalSDP().bound(graph, query, replace(compute, deadline=compute.share(2)))
-        return Local().bound(graph, query, compute)
-
-    def _tree(self, graph: Graph, ball: Ball, query: Query, compute: Compute) -> Tree:
+    def _tree(self, graph: Graph, ball: Ball, query: Query, compute: Compute, pace: float) -> Tree:
         moved = commuted(graph, None)[0]
         written = elementary(moved).to(dtype=torch.float64, device=compute.device)
         inside = None
         if len(written.nodes) != len(moved.nodes):
             inside = intervals(moved, ball, compute)
-        return Tree(written, ball, inside, query, Limits(self.leaves, self.batch, self.sdp), compute.device)
+        limits = Limits(self.leaves, self.batch, self.sdp)
+        return Tree(written, ball, inside, query, limits, compute.device, pace)

@@ -9,13 +9,12 @@ from typing import Any, ClassVar
 import torch
 
 from lipverify.analyzers.lipsdp.analyzer import LipSDP
-from lipverify.analyzers.lipsdp.canonical import canonical_form
 from lipverify.analyzers.lipsdp.norms import Answer, answer, answers
-from lipverify.analyzers.lipsdp.regions import over_region
+from lipverify.analyzers.lipsdp.regions import coupled_form, over_region
 from lipverify.analyzers.lipsdp.solver import Settings
-from lipverify.analyzers.lipsdp.system import BlockSystem, Couplings
+from lipverify.analyzers.lipsdp.system import Couplings
 from lipverify.analyzers.local.analyzer import Local
-from lipverify.analyzers.protocol import Compute
+from lipverify.analyzers.protocol import Compute, Interruption, keeping_best
 from lipverify.errors import UnsupportedModel
 from lipverify.ir.certificate import Certificate, Evidence
 from lipverify.ir.graph import Graph
@@ -25,11 +24,12 @@ from lipverify.propagation import Bounds, bounds
 
 @dataclass(frozen=True)
 class Smaller:
-    """Evidence of two methods and, for each centre, which of them gave the bound."""
+    """Evidence of two methods, or of the first alone, and for each centre which of them gave the bound."""
 
-    parts: tuple[Evidence, Evidence]
-    names: tuple[str, str]
+    parts: tuple[Evidence, ...]
+    names: tuple[str, ...]
     chosen: tuple[int, ...]
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -66,32 +66,55 @@ class LocalSDP:
             raise UnsupportedModel(reason)
         assert isinstance(query.region, Ball)
         first = Local(ranges=self.ranges).bound(graph, query, compute)
-        second = self._semidefinite(graph, query, compute)
+        return self.improved(first, graph, query, compute)
+
+    def improved(self, first: Certificate, graph: Graph, query: Query, compute: Compute) -> Certificate:
+        """The smaller of `first`, which covers every centre, and semidefinite bounds.
+
+        Centres whose turn would come after the deadline, or after an interrupt, keep the first bound.
+        """
         assert first.upper is not None
-        assert second.upper is not None
-        both = torch.stack([first.upper, second.upper])
-        upper, chosen = both.min(0)
+        second = None
+        with keeping_best() as interruption:
+            if compute.remaining() > 0.0:
+                second = self._semidefinite(graph, query, compute)
+        interruption.happened |= second is not None and second.interrupted
+        upper, chosen = first.upper, torch.zeros(len(first.upper), dtype=torch.int64)
+        if second is not None:
+            assert second.upper is not None
+            upper, chosen = upper.clone(), chosen.clone()
+            done = len(second.upper)
+            upper[:done], chosen[:done] = torch.stack([first.upper[:done], second.upper]).min(0)
         return replace(
             first,
             upper=upper,
-            rigour=min(first.rigour, second.rigour),
-            evidence=Smaller((first.evidence, second.evidence), ("local", "lipsdp"), tuple(chosen.tolist())),
+            rigour=first.rigour if second is None else min(first.rigour, second.rigour),
+            evidence=_smaller(first, second, tuple(chosen.tolist()), interruption),
             made_by=repr(self),
-            assumptions=tuple(dict.fromkeys((*first.assumptions, *second.assumptions))),
+            assumptions=tuple(
+                dict.fromkeys((*first.assumptions, *(() if second is None else second.assumptions)))
+            ),
+            interrupted=interruption.happened,
         )
 
     def _semidefinite(self, graph: Graph, query: Query, compute: Compute) -> Certificate:
-        if self.ranges == "linear":
-            return LipSDP(self.settings).bound(graph, query, compute)
-
-        def method(system: BlockSystem, share: Compute) -> Answer:
+        def method(system: Couplings, share: Compute) -> Answer:
             return answer(system, query.norm_in, query.norm_out, share, self.settings)
 
         def together(systems: Sequence[Couplings], share: Compute) -> list[Answer]:
             return answers(systems, query.norm_in, query.norm_out, share, self.settings)
 
-        def form(graph: Graph, known: Bounds, device: torch.device) -> BlockSystem:
-            tight = bounds(graph, known.known.ball, method=self.ranges, device=device, within=known)
-            return canonical_form(graph, tight, device)
+        def form(graph: Graph, known: Bounds, device: torch.device) -> Couplings:
+            if self.ranges != "linear":
+                known = bounds(graph, known.known.ball, method=self.ranges, device=device, within=known)
+            return coupled_form(graph, known, device)
 
-        return over_region(self, graph, query, compute, method, form, together)
+        return over_region(self, graph, query, compute, method, form, together, optional=True)
+
+
+def _smaller(
+    first: Certificate, second: Certificate | None, chosen: tuple[int, ...], interruption: Interruption
+) -> Smaller:
+    evidence = (first.evidence,) if second is None else (first.evidence, second.evidence)
+    names = ("local", "lipsdp")[: len(evidence)]
+    return Smaller(evidence, names, chosen, interruption.notes)

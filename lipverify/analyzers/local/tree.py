@@ -6,21 +6,20 @@ bounds of Clarke Jacobians. Here the ranges of every leaf are propagated again.
 
 from __future__ import annotations
 
-import heapq
-import itertools
-from dataclasses import dataclass, field, replace
-from typing import Any
+import math
+import time
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from lipverify.analyzers.lipsdp.canonical import canonical_form
-from lipverify.analyzers.lipsdp.evidence import Proof
 from lipverify.analyzers.lipsdp.norms import answer
 from lipverify.analyzers.lipsdp.solver import Settings
 from lipverify.analyzers.lipsdp.system import one_output
-from lipverify.analyzers.local.analyzer import NormBounds, norm_bounds, tier_of
+from lipverify.analyzers.local.analyzer import MEMORY, NormBounds, norm_bounds, tier_of
 from lipverify.analyzers.local.emptiness import proofs_of_emptiness
+from lipverify.analyzers.local.frontier import Frontier, Group, Leaf
 from lipverify.analyzers.local.gradients import derivative_ranges
 from lipverify.analyzers.local.parts import (
     KINKED,
@@ -48,6 +47,8 @@ MANY_UNKNOWN = 8
 IMPROVED = 0.98
 """A leaf whose bound by linear functionals fell less than this from its parent's gets a semidefinite bound too."""
 SDP_NEURONS = 400
+STEP_SHARE = 0.25
+"""Of the time left, what one step may take: times are guesses on a busy machine."""
 SDP_SETTINGS = Settings(tol=3e-2, restart=False)
 
 
@@ -60,40 +61,8 @@ class Limits:
     sdp: bool
 
 
-@dataclass(frozen=True)
-class Leaf:
-    """A part of the ball and what is proved there for some output rows.
-
-    by: `empty`, `chord`, `sdp` or `root`, the method of the bound; depth: how many of the splits it used; weights: of the
-    splits, for a part proved empty by a combination of them.
-    """
-
-    splits: Splits
-    outputs: tuple[int, int]
-    upper: float
-    by: str
-    depth: int
-    next: Split | None = None
-    weights: tuple[float, ...] | None = None
-    proof: Proof | None = field(default=None, repr=False)
-
-    def to_json(self) -> dict[str, Any]:
-        found: dict[str, Any] = {
-            "rows": list(range(*self.outputs)),
-            "splits": [split.to_json() for split in self.splits],
-            "upper": self.upper,
-            "by": self.by,
-            "depth": self.depth,
-        }
-        if self.weights is not None:
-            found["weights"] = list(self.weights)
-        if self.proof is not None:
-            found["multipliers"] = self.proof.to_json()
-        return found
-
-
 class Tree:
-    """The leaves of one ball. The largest bound of all open and closed leaves is valid at every moment."""
+    """The search over the parts of one ball; the bound of its leaves is valid at every moment."""
 
     def __init__(
         self,
@@ -103,73 +72,92 @@ class Tree:
         query: Query,
         limits: Limits,
         device: torch.device,
+        pace: float = 0.0,
     ) -> None:
-        """graph: with comparators written out, float64; inside: ranges known for some of its nodes."""
+        """graph: with comparators written out, float64; inside: ranges known for some of its nodes; pace: seconds that linear
+        bounds of the whole ball take.
+        """
         self.graph, self.ball, self.query, self.limits = graph, ball, query, limits
         self.inside = inside
         self.twins = parallel_values(graph)
         self.targets = splittable(graph)
-        self.order = itertools.count()
-        self.open: dict[tuple[int, int], list[tuple[float, int, Leaf]]] = {}
-        self.closed: list[Leaf] = []
-        self.highest_closed = 0.0
         self.count = 0
         self.device = device
+        self.pace, self.semidefinite_pace = pace, 0.0
+        self.interrupted = False
 
     def start(self, whole: float, rows: Tensor, single: bool) -> None:
         """Roots with bounds known already: one for each row where only the largest row counts, or one for all."""
         groups = [(k, k + 1) for k in range(len(rows))] if single else [(0, len(rows))]
-        for group in groups:
-            upper = min(whole, float(rows[group[0]])) if single else whole
-            self.open[group] = [(-upper, next(self.order), Leaf((), group, upper, "root", 0))]
+        uppers = [min(whole, float(rows[group[0]])) if single else whole for group in groups]
+        self.frontier = Frontier(
+            [Leaf((), group, upper, "root", 0) for group, upper in zip(groups, uppers, strict=True)]
+        )
 
     @property
     def upper(self) -> float:
         """The bound that all leaves together prove."""
-        return max([self.highest_closed, *(-heap[0][0] for heap in self.open.values() if heap)])
-
-    def leaves(self) -> list[Leaf]:
-        """All leaves: those still open, and those done with."""
-        return [*self.closed, *(leaf for heap in self.open.values() for _, _, leaf in heap)]
+        return self.frontier.upper
 
     def grow(self, compute: Compute) -> None:
-        """Splits the worst leaves until nothing is left to split, or the limit or the deadline is reached."""
+        """Splits the worst leaves until nothing is left to split, or the limit or the deadline is reached.
+
+        A step that is not likely to end before the deadline is not begun; near it steps are smaller.
+        """
+        if compute.remaining() <= self.pace:
+            return
+        begun = time.monotonic()
         self._settle_roots()
-        while self.count < self.limits.leaves and compute.remaining() > 0.0:
-            heaps = {group: heap for group, heap in self.open.items() if heap}
-            if not heaps:
+        self.pace = time.monotonic() - begun
+        while self.count < self.limits.leaves and not self.interrupted:
+            chosen = self.frontier.worst(min(self.limits.batch // 2, self._room(compute)))
+            if not chosen:
                 return
-            group = min(heaps, key=lambda g: heaps[g][0])
-            heap = heaps[group]
-            if -heap[0][0] <= self.highest_closed * (1.0 + 1e-12):
-                return
-            chosen: list[Leaf] = []
-            while heap and len(chosen) < self.limits.batch // 2 and -heap[0][0] > self.highest_closed:
-                chosen.append(heapq.heappop(heap)[2])
-            try:
-                found = self._divide(chosen, group, compute)
-            except BaseException:
-                for leaf in chosen:
-                    self._keep(leaf)
-                raise
-            for leaf in found:
-                self._keep(leaf)
+            begun = time.monotonic()
+            found = self._divide(chosen, chosen[0].outputs, compute)
+            self.pace = (time.monotonic() - begun) / len(found)
+            self.frontier.exchange(chosen, found)
             compute.report(f"local-bab {self.count} parts", self.upper)
 
-    def _settle_roots(self) -> None:
-        """What each root splits first."""
-        for group, heap in list(self.open.items()):
-            roots = [leaf for _, _, leaf in heap]
-            heap.clear()
-            for leaf in roots:
-                self._keep(self._bounded([leaf], [()], group, None)[0])
+    def _room(self, compute: Compute) -> int:
+        """How many leaves may be split in one step: a part of what the time left is enough for, at the pace of the last step."""
+        left = compute.remaining()
+        if math.isinf(left):
+            return self.limits.leaves
+        if left <= 2.0 * self.pace:
+            return 0
+        return max(1, int(STEP_SHARE * left / (2.0 * self.pace))) if self.pace > 0.0 else self.limits.leaves
 
-    def _keep(self, leaf: Leaf) -> None:
-        if leaf.next is None:
-            self.closed.append(leaf)
-            self.highest_closed = max(self.highest_closed, leaf.upper)
-        else:
-            heapq.heappush(self.open[leaf.outputs], (-leaf.upper, next(self.order), leaf))
+    def _settle_roots(self) -> None:
+        """What each root splits first; their rows are bounded together."""
+        roots = self.frontier.leaves()
+        ranges = self._ranges([()])
+        per_row = 8 * 8 * sum(node.size for node in self.graph.nodes)
+        _, factors, found = self._linear_bounds(ranges, slice(None), max(1, MEMORY // per_row))
+        settled = []
+        for leaf in roots:
+            first, last = leaf.outputs
+            upper, seen = leaf.upper, found
+            if last - first < found.rows.shape[1]:
+                upper, seen = float(found.rows[0, first:last].amax()), found.of_rows(first, last)
+            else:
+                upper = float(found.upper[0])
+            follow = self._next(ranges, factors, seen, [()])[0]
+            self.count += 1
+            if upper < leaf.upper:
+                leaf = replace(leaf, upper=upper, by="chord")
+            settled.append(replace(leaf, next=follow))
+        self.frontier.exchange(roots, settled)
+
+    def _linear_bounds(
+        self, ranges: Bounds, outputs: slice, chunk: int
+    ) -> tuple[dict[str, Interval], dict[str, tuple[Interval, ...]], NormBounds]:
+        """Ranges away from kinks, those of the derivatives, and bounds of these rows of the Jacobian, on every part."""
+        moved = away_from_kinks(self.graph, dict(ranges))
+        factors = derivative_ranges(self.graph, moved)
+        tier = replace(tier_of(self.graph, ranges), middle=False)
+        found = norm_bounds(self.graph, ranges, self.query, tier, chunk, factors=factors, outputs=outputs)
+        return moved, factors, found
 
     def _divide(self, parents: list[Leaf], group: tuple[int, int], compute: Compute) -> list[Leaf]:
         above, parts = [], []
@@ -181,26 +169,15 @@ class Tree:
         return self._bounded(above, parts, group, compute)
 
     def _bounded(
-        self, parents: list[Leaf], parts: list[Splits], group: tuple[int, int], compute: Compute | None
+        self, parents: list[Leaf], parts: list[Splits], group: Group, compute: Compute
     ) -> list[Leaf]:
-        """Leaves with bounds never above their parents'. Without `compute` linear bounds only."""
+        """Leaves with bounds never above their parents'."""
         ranges = self._ranges(parts)
         empty = ranges.empty.tolist()
         proofs = proofs_of_emptiness(
             ranges.known, [() if gone else p for gone, p in zip(empty, parts, strict=True)]
         )
-        moved = away_from_kinks(self.graph, dict(ranges))
-        factors = derivative_ranges(self.graph, moved)
-        tier = replace(tier_of(self.graph, ranges), middle=False)
-        found = norm_bounds(
-            self.graph,
-            ranges,
-            self.query,
-            tier,
-            self.graph.output.size,
-            factors=factors,
-            outputs=slice(*group),
-        )
+        moved, factors, found = self._linear_bounds(ranges, slice(*group), self.graph.output.size)
         self.count += len(parts)
         following = self._next(ranges, factors, found, parts)
         leaves = []
@@ -213,7 +190,7 @@ class Tree:
             value = float(found.upper[row])
             if value < leaf.upper:
                 leaf = replace(leaf, upper=value, by="chord", depth=len(splits), proof=None)
-            if compute is not None and leaf.next is not None and value > IMPROVED * parent.upper:
+            if leaf.next is not None and value > IMPROVED * parent.upper:
                 leaf = self._semidefinite(leaf, moved, row, compute)
             leaves.append(leaf)
         return leaves
@@ -231,8 +208,9 @@ class Tree:
         return bounds(self.graph, ball, device=self.device, within=wanted)
 
     def _semidefinite(self, leaf: Leaf, ranges: dict[str, Interval], row: int, compute: Compute) -> Leaf:
-        if not self.limits.sdp or compute.remaining() <= 0.0:
+        if not self.limits.sdp or self.interrupted or compute.remaining() <= self.semidefinite_pace:
             return leaf
+        begun = time.monotonic()
         boxes = {name: Interval(b.lower[row : row + 1], b.upper[row : row + 1]) for name, b in ranges.items()}
         system = canonical_form(self.graph, boxes, self.device)
         if system.neurons + system.inputs > SDP_NEURONS:
@@ -243,6 +221,9 @@ class Tree:
             found = answer(system, self.query.norm_in, self.query.norm_out, compute, SDP_SETTINGS)
         except UnsupportedModel:
             return leaf
+        # Its search ends with Ctrl-C and has a bound then.
+        self.interrupted |= found.interrupted
+        self.semidefinite_pace = time.monotonic() - begun
         if found.upper is None or not found.upper < leaf.upper:
             return leaf
         proof = found.proofs[0] if len(found.proofs) == 1 else None
