@@ -27,7 +27,7 @@ from lipverify.checkers import Model, NotCovered, arithmetic
 from lipverify.checkers.claims import ending
 from lipverify.checkers.gains import prove_product
 from lipverify.checkers.multipliers import System, needed
-from lipverify.checkers.operators import Map, Program, Scalar
+from lipverify.checkers.steps import Map, Program, Scalar
 from lipverify.errors import InternalError, LipverifyError, RefutedCertificate, UnsupportedModel
 from lipverify.ir.certificate import Certificate, Gains, Rigour
 from lipverify.ir.graph import Graph
@@ -174,6 +174,8 @@ def _content(program: Program, output: str) -> Counter[Any]:
     """What the steps behind an output are made of, however they are wired: enough to tell outputs and margins apart."""
     found: Counter[Any] = Counter()
     for step in needed(program, ending(program, output)).values():
+        if isinstance(step, Map) and step.kernel.shape[1:] == (1, 1) and bool((step.kernel == 1).all()):
+            continue  # what is added may have been joined to the map before it
         if isinstance(step, Map):
             found[step.kernel.shape, step.kernel.tobytes()] += 1
         elif isinstance(step, Scalar):

@@ -14,7 +14,8 @@ from torch import Tensor
 from lipverify import ops
 from lipverify.checkers import NotCovered
 from lipverify.checkers.files import digest_of
-from lipverify.checkers.operators import Call, Program
+from lipverify.checkers.operators import run
+from lipverify.checkers.steps import Call, Program
 from lipverify.ir.graph import Graph, Node
 from lipverify.ir.op import Input
 
@@ -66,7 +67,7 @@ def described(graph: Graph) -> Described:
         calls.append(Call(op, inputs, node.name, given))
     program = Program(graph.input.name, shape, stored, 17)
     for call in calls:
-        program.run(call)
+        run(program, call)
     rows = [{"op": c.op, "inputs": list(c.inputs), "output": c.output,
              "given": {k: v.hex() if isinstance(v, float) else v for k, v in c.given.items()}} for c in calls]  # fmt: skip
     document = {"input": graph.input.name, "shape": shape, "nodes": rows}
@@ -112,7 +113,7 @@ def _batch_norm(node: Node) -> Told:
         raise NotCovered(
             f"{node.describe()}: batch normalisation of another axis is not covered by the checker"
         )
-    return "BatchNormalization", [op.weight, None, None, op.var], {"epsilon": op.eps}
+    return "BatchNormalization", [op.weight, op.bias, op.mean, op.var], {"epsilon": op.eps}
 
 
 def _scalar(name: str, **fields: str) -> Callable[[Node], Told]:
@@ -143,10 +144,10 @@ def _normalised(name: str) -> Callable[[Node], Told]:
 
 _MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 TABLE: dict[type, Callable[[Any], Told]] = {
-    ops.Linear: lambda n: ("Gemm", [n.op.weight], {"transB": 1}),
-    ops.Scale: lambda n: ("Identity", [], {}) if n.op.scale is None else ("Mul", [n.op.scale], {}),
+    ops.Linear: lambda n: ("Gemm", [n.op.weight, n.op.bias], {"transB": 1}),
+    ops.Scale: lambda n: ("Scale", [n.op.scale, n.op.shift], {}),
     ops.DivideBy: lambda n: ("Div", [n.op.divisor], {}),
-    ops.Conv: lambda n: ("Conv", [n.op.weight], {"group": n.op.groups, **_window(n.op)}),
+    ops.Conv: lambda n: ("Conv", [n.op.weight, n.op.bias], {"group": n.op.groups, **_window(n.op)}),
     ops.Add: lambda n: ("Add", [], {}), ops.Sub: lambda n: ("Sub", [], {}),
     ops.Concat: lambda n: ("Concat", [], {"axis": n.op.axis + 1}), ops.BatchNorm: _batch_norm,
     ops.Reshape: lambda n: ("Reshape", [], {"shape": [1, *n.op.shape]}),

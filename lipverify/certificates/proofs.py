@@ -14,7 +14,7 @@ from torch import Tensor
 from lipverify.analyzers.lipsdp.evidence import Multipliers, Proof, Proofs
 from lipverify.checkers import NotCovered, gains
 from lipverify.checkers.multipliers import System, needed
-from lipverify.checkers.operators import Map, Program
+from lipverify.checkers.steps import Map, Program
 from lipverify.ir.certificate import Gains
 
 Array = np.ndarray[Any, np.dtype[Any]]

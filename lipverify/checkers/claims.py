@@ -27,7 +27,8 @@ from lipverify.checkers.files import (
 )
 from lipverify.checkers.gains import prove_product
 from lipverify.checkers.multipliers import System, prove_lipsdp
-from lipverify.checkers.operators import Call, Map, Program
+from lipverify.checkers.operators import run
+from lipverify.checkers.steps import Call, Map, Program
 from lipverify.errors import RefutedCertificate, UnreadableCertificate, UsageError
 
 SCHEMA = "lipverify.certificate/1"
@@ -182,7 +183,7 @@ def _stated(graph: Any, tensors: Any, model: Model, beside: Mapping[str, Array])
             k: real(v) if isinstance(v, str) and v.lstrip("-")[:2] == "0x" else v
             for k, v in node["given"].items()
         }
-        program.run(Call(node["op"], node["inputs"], node["output"], given))
+        run(program, Call(node["op"], node["inputs"], node["output"], given))
     return program, foreign
 
 

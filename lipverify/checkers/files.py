@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from lipverify.checkers.arithmetic import Array, NotCovered, need
-from lipverify.checkers.operators import Call, Program
+from lipverify.checkers.operators import run
+from lipverify.checkers.steps import Call, Program
 
 MAX_CERTIFICATE, MAX_MODEL = 64 << 20, 4 << 30
 _TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8"}
@@ -149,5 +150,5 @@ def _onnx(data: bytes) -> tuple[Program, tuple[str, ...]]:
         elif node.domain not in ("", "ai.onnx"):
             raise NotCovered(f"the domain {node.domain[:40]!a} is not covered by the checker")
         else:
-            program.run(Call(node.op_type, list(node.input), node.output[0], given))
+            run(program, Call(node.op_type, list(node.input), node.output[0], given))
     return program, tuple(value.name for value in graph.output)

@@ -17,8 +17,9 @@ import numpy as np
 from lipverify.checkers import arithmetic as arith
 from lipverify.checkers.arithmetic import Array, NotCovered, need, real
 from lipverify.checkers.multipliers import needed
-from lipverify.checkers.operators import STEEPEST, Bounded, Map, Order, Program, Scalar, Step
+from lipverify.checkers.operators import STEEPEST
 from lipverify.checkers.signals import identity, mapped
+from lipverify.checkers.steps import Bounded, Map, Order, Program, Scalar, Step
 from lipverify.errors import RefutedCertificate
 
 _WORK, _MOST = 1 << 24, 1 << 19

@@ -10,8 +10,8 @@ import numpy as np
 
 from lipverify.checkers import arithmetic as arith
 from lipverify.checkers.arithmetic import Array, NotCovered, need
-from lipverify.checkers.operators import Map, Order, Program, Scalar, Step
 from lipverify.checkers.signals import Signal, combined, identity, mapped, stacked
+from lipverify.checkers.steps import Map, Order, Program, Scalar, Step
 from lipverify.errors import RefutedCertificate
 
 MAX_ROWS, _INPUT = 10_000, -1

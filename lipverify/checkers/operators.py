@@ -1,159 +1,27 @@
-"""Operators of a model as steps of four kinds over flat vectors: maps, scalar functions, maxima and sorts, known gains.
-
-Moving numbers (reshaping, slicing, padding, joining) is no step: a value is an array of places in the results of steps. One
-sample is followed: the first axis has size 1. Proofs are about differences over the whole space, so that constants take no part.
-"""
+"""Operators of a model, in the words of ONNX, as steps."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from lipverify.checkers.arithmetic import Array, NotCovered, need, root_above
-
-MAX_SIZE = 1 << 27
-
-
-@dataclass(frozen=True)
-class Step:
-    """A vector of `size` numbers. sources: the steps it reads; view: [n], places in their joined results, -1 for zero."""
-
-    sources: tuple[str, ...]
-    view: Array
-    size: int
+from lipverify.checkers.steps import MAX_SIZE, Bounded, Call, Order, Program, Scalar, Value
 
 
-@dataclass(frozen=True)
-class Map(Step):
-    """y[g, o, p] = sum_t kernel[g, o, t] x[index[g, p, t]], index -1 a zero; `rounded` roundings behind a kernel entry.
-
-    lattice: for convolutions weight [g, o, i, *taps], image [channels, *axes], stride, dilation, padding.
-    """
-
-    kernel: Array
-    index: Array
-    rounded: int = 0
-    lattice: tuple[Any, ...] | None = None
-
-
-@dataclass(frozen=True)
-class Scalar(Step):
-    """Scalar functions with difference quotients in [low, high], entry by entry; `law` names them."""
-
-    low: Array
-    high: Array
-    law: str
-
-
-@dataclass(frozen=True)
-class Order(Step):
-    """groups: [n, count] of places, -1 for none. The maximum of each, or (`whole`) each in ascending order."""
-
-    groups: Array
-    whole: bool
-
-
-@dataclass(frozen=True)
-class Bounded(Step):
-    """A function with known gains, by norm."""
-
-    gains: Mapping[str, Fraction]
-
-
-class Value(NamedTuple):
-    sources: tuple[str, ...]
-    places: Array
-
-
-class Call(NamedTuple):
-    """One operator of a model: names of values or stored arrays (empty: left out), its result, its settings."""
-
-    op: str
-    inputs: Sequence[str]
-    output: str
-    given: Mapping[str, Any]
-
-    def integers(self, name: str, default: Sequence[int]) -> list[int]:
-        return [int(v) for v in self.given.get(name, default)]
-
-
-class Program:
-    """Steps by name, in topological order, and what the names of the model mean."""
-
-    def __init__(self, name: str, shape: Sequence[int], stored: dict[str, Array], version: int) -> None:
-        need(len(shape) > 1 and shape[0] == 1 and min(shape) > 0, "the shape of the input")
-        self.stored, self.version, self.input = stored, version, name
-        self.steps: dict[str, Step] = {}
-        self.values: dict[str, Value] = {}
-        self.put(name, Step((), np.empty(0, dtype=np.int64), math.prod(shape)), shape)
-
-    def run(self, call: Call) -> None:
-        known, translate = OPERATORS.get(call.op, ("", None))
-        if translate is None or (unknown := set(call.given) - set(known.split())):
-            what = "operator" if translate is None else f"attribute {min(unknown)[:40]!a} of"
-            raise NotCovered(f"{what} {call.op[:40]!a} is not covered by the checker")
-        need(
-            {call.output}.isdisjoint(self.values.keys() | self.stored.keys()), "two operators write one value"
-        )
-        translate(self, call)
-
-    def put(self, name: str, step: Step, shape: Sequence[int]) -> Value:
-        need(math.prod(shape) == step.size <= MAX_SIZE and name not in self.steps, "a result of another size")
-        self.steps[name] = step
-        self.values[name] = Value((name,), np.arange(step.size).reshape(shape))
-        return self.values[name]
-
-    def value(self, name: str) -> Value:
-        if name not in self.values:
-            raise NotCovered("a stored tensor where a computed one is expected")
-        return self.values[name]
-
-    def array(self, name: str) -> Array:
-        """A stored tensor: float64 or int64, finite."""
-        if name not in self.stored:
-            raise NotCovered("a computed tensor where a stored one is expected")
-        found = self.stored[name]
-        need(found.dtype.kind in "fiub" and bool(np.isfinite(found).all()), "a tensor that is not finite")
-        return found.astype(np.float64 if found.dtype.kind == "f" else np.int64)
-
-    def listed(self, call: Call, place: int, name: str) -> list[int] | None:
-        """Integers given as an input, or as an attribute in older operator sets."""
-        if place < len(call.inputs) and call.inputs[place]:
-            return [int(n) for n in self.array(call.inputs[place]).reshape(-1)]
-        return call.integers(name, ()) if name in call.given else None
-
-    def joined(self, names: Sequence[str]) -> tuple[tuple[str, ...], list[Array]]:
-        """Places of several values in one list of sources."""
-        values = [self.value(name) for name in names]
-        sources = tuple(dict.fromkeys(s for v in values for s in v.sources))
-        sizes = [self.steps[s].size for s in sources]
-        starts = dict(zip(sources, np.cumsum([0, *sizes]).tolist(), strict=False))
-        tables = [[np.arange(self.steps[s].size) + starts[s] for s in v.sources] for v in values]
-        return sources, [
-            np.append(np.concatenate(t), -1)[v.places] for t, v in zip(tables, values, strict=True)
-        ]
-
-    def map(self, name: str, x: Value, kernel: Array, index: Array, shape: Sequence[int], rounded: int = 0,
-            lattice: tuple[Any, ...] | None = None) -> Value:  # fmt: skip
-        need(kernel.shape[::2] == index.shape[::2] and kernel.size > 0, "a map of other sizes")
-        size, known = kernel.shape[0] * kernel.shape[1] * index.shape[1], np.abs(kernel[kernel != 0])
-        if not bool(((known >= 2.0**-500) & (known <= 2.0**500)).all()):
-            raise NotCovered("numbers near the ends of float64 are not covered by the checker")
-        return self.put(name, Map(x.sources, x.places.ravel(), size, kernel, index, rounded, lattice), shape)
-
-    def diagonal(self, name: str, x: Value, factor: Any, rounded: int = 0) -> Value:
-        shape = np.broadcast_shapes(x.places.shape, np.shape(factor))
-        kernel = np.broadcast_to(np.float64(factor), shape).reshape(-1, 1, 1)
-        x = Value(x.sources, np.broadcast_to(x.places, shape))
-        if bool((kernel == 1).all()):
-            return self.values.setdefault(name, x)
-        return self.map(name, x, kernel, np.arange(kernel.size).reshape(-1, 1, 1), shape, rounded)
+def run(p: Program, call: Call) -> None:
+    """Adds one operator to a program."""
+    known, translate = OPERATORS.get(call.op, ("", None))
+    if translate is None or (unknown := set(call.given) - set(known.split())):
+        what = "operator" if translate is None else f"attribute {min(unknown)[:40]!a} of"
+        raise NotCovered(f"{what} {call.op[:40]!a} is not covered by the checker")
+    need({call.output}.isdisjoint(p.values.keys() | p.stored.keys()), "two operators write one value")
+    translate(p, call)
 
 
 def positions(x: Value) -> Array:
@@ -186,8 +54,16 @@ def _matrix(p: Program, c: Call) -> None:
     need(weight.ndim == 2, "a stored factor that is no matrix")
     kernel = (weight if c.given.get("transB", 0) else weight.T)[None]
     *lead, width = x.places.shape
-    y = p.map(c.output, x, kernel, positions(x).reshape(1, -1, width), (kernel.shape[1], *lead))
+    bias, out = _optional(p, c, 2), (kernel.shape[1], *lead)
+    offset = None if bias is None else np.moveaxis(np.broadcast_to(bias, (*lead, out[0])), -1, 0)
+    y = p.map(c.output, x, kernel, positions(x).reshape(1, -1, width), out, offset=offset)
     p.values[c.output] = Value(y.sources, np.moveaxis(y.places, 0, -1))
+
+
+def _optional(p: Program, c: Call, place: int) -> Array | None:
+    return (
+        p.array(c.inputs[place]).astype(np.float64) if c.inputs[place : place + 1] not in ([], [""]) else None
+    )
 
 
 def _conv(p: Program, c: Call) -> None:
@@ -197,19 +73,25 @@ def _conv(p: Program, c: Call) -> None:
     view, geometry = window(c, positions(x), taps)
     out = view.shape[2 : 2 + len(taps)]
     index = np.moveaxis(view.reshape(groups, weight.shape[1], math.prod(out), -1), 1, 2)
-    split = weight.reshape(groups, -1, *weight.shape[1:])
+    split, bias = weight.reshape(groups, -1, *weight.shape[1:]), _optional(p, c, 2)
     p.map(c.output, x, split.reshape(*split.shape[:2], -1), index.reshape(groups, math.prod(out), -1),
-          (1, len(weight), *out), 0, (split, image, *geometry))  # fmt: skip
+          (1, len(weight), *out), 0, (split, image, *geometry),
+          None if bias is None else bias.reshape(-1, *(1,) * len(taps)))  # fmt: skip
 
 
 def _scaling(p: Program, c: Call) -> None:
-    """Multiplication with stored numbers; constants that are added change no difference."""
+    """Multiplication with stored numbers, and addition of them."""
     if c.op == "BatchNormalization":
         x = p.value(c.inputs[0])
-        weight, var = (p.array(c.inputs[i]).reshape(-1, *(1,) * (x.places.ndim - 2)) for i in (1, 4))
+        weight, bias, mean, var = (p.array(n).reshape(-1, *(1,) * (x.places.ndim - 2)) for n in c.inputs[1:])
         var = var + c.given.get("epsilon", float(np.float32(1e-5)))
         need(not c.given.get("training_mode", 0) and bool((var > 0).all()), "batch normalisation")
-        p.diagonal(c.output, x, weight / np.sqrt(var), 4)
+        x = p.diagonal(f"{c.output}/-", x, 1.0, 0, -mean)
+        p.diagonal(c.output, x, weight / np.sqrt(var), 4, bias)
+        return
+    if c.op == "Scale":
+        scale, shift = _optional(p, c, 1), _optional(p, c, 2)
+        p.diagonal(c.output, p.value(c.inputs[0]), 1.0 if scale is None else scale, 0, shift)
         return
     stored = [name in p.stored for name in c.inputs]
     if not any(stored) and c.op in ("Add", "Sub", "Sum"):
@@ -219,8 +101,11 @@ def _scaling(p: Program, c: Call) -> None:
         raise NotCovered(f"{c.op} of these tensors is not covered by the checker")
     x, a = p.value(c.inputs[stored.index(False)]), p.array(c.inputs[stored.index(True)]).astype(np.float64)
     need(c.op != "Div" or bool(a.all()), "a division by zero")
-    sign = np.full_like(a, -1.0 if c.op == "Sub" and stored[0] else 1.0)
-    p.diagonal(c.output, x, {"Mul": a, "Div": 1.0 / a}.get(c.op, sign), int(c.op == "Div"))
+    if c.op in ("Mul", "Div"):
+        p.diagonal(c.output, x, a if c.op == "Mul" else 1.0 / a, int(c.op == "Div"))
+    else:
+        minus = c.op == "Sub"
+        p.diagonal(c.output, x, -1.0 if minus and stored[0] else 1.0, 0, -a if minus and stored[1] else a)
 
 
 def _grouped(p: Program, c: Call) -> None:
@@ -396,7 +281,7 @@ STEEPEST = {"Gelu": 1.1289041452, "GeluTanh": 1.1289930687, "Silu": 1.0998393202
 _WINDOW = "auto_pad ceil_mode dilations kernel_shape pads strides storage_order count_include_pad"
 OPERATORS: dict[str, tuple[str, Callable[[Program, Call], None]]] = {
     "Gemm": ("alpha beta transA transB", _matrix), "MatMul": ("", _matrix), "Conv": (f"group {_WINDOW}", _conv),
-    **dict.fromkeys(("Add", "Sub", "Mul", "Div", "Sum"), ("", _scaling)), "PRelu": ("", _activation),
+    **dict.fromkeys(("Add", "Sub", "Mul", "Div", "Sum", "Scale"), ("", _scaling)), "PRelu": ("", _activation),
     "BatchNormalization": ("epsilon momentum training_mode spatial", _scaling), "GroupSort": ("axis group descending", _sort),
     **dict.fromkeys(("MaxPool", "AveragePool"), (_WINDOW, _grouped)), **dict.fromkeys(("Max", "Min"), ("", _grouped)),
     **dict.fromkeys(("ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin"), ("axes keepdims", _grouped)),

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lipverify.checkers.arithmetic import TINY, Array, NotCovered, gamma
-from lipverify.checkers.operators import Map
+from lipverify.checkers.steps import Map
 
 MAX_ENTRIES, _CHUNK = 1 << 28, 1 << 23
 Parts = dict[int, Array]

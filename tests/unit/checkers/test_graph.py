@@ -21,8 +21,8 @@ from lipverify.certificates.nodes import TABLE
 from lipverify.checkers import gains
 from lipverify.checkers.claims import ending
 from lipverify.checkers.multipliers import System, prove_lipsdp
-from lipverify.checkers.operators import Map, Program, Scalar
 from lipverify.checkers.signals import Signal, identity, mapped, stacked
+from lipverify.checkers.steps import Map, Program, Scalar
 from lipverify.errors import InternalError, RefutedCertificate
 from lipverify.falsify import Search
 from lipverify.ir.certificate import Certificate, Gains, Rigour, Step
