@@ -63,8 +63,8 @@ docs: $(READY) ## build the site into build/site; generated tables are written a
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	@echo "open build/site/index.html"
 
-# Benchmarks, radii and compare are races against a clock and have targets of their own. In third_party only the lower
-# bounds depend on it: ten seconds of search for each network.
+# The numbers of these reports depend on no clock: searches are counted. Benchmarks, radii and compare are races against a
+# clock and have targets of their own.
 reports: $(READY) ## make the reports on zoo, pitfalls, soundness and third-party networks again
 	$(BIN)/python reports/zoo/build.py
 	$(BIN)/python reports/pitfalls/build.py

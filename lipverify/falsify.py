@@ -27,6 +27,10 @@ from lipverify.ops import Conv, ConvTranspose, Linear
 MULTIPLICATIONS_A_SECOND = 1e9
 EVALUATIONS_A_ROUND = 40
 MIN_ROUNDS = 20
+SECONDS_A_ROUND, A_MULTIPLICATION, A_VALUE = 2.5e-3, 1.7e-9, 2e-7
+"""What a round costs on one core, fitted over networks of 1e3 to 1e8 multiplications a sample; within a factor of two there."""
+PATIENCE = 4.0
+"""A slower machine may take this many times longer before its clock ends a search that has no deadline."""
 
 Box = tuple[float | Tensor, float | Tensor]
 Pair = tuple[Tensor, Tensor, Tensor]
@@ -35,7 +39,11 @@ Pair = tuple[Tensor, Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Search:
-    """Settings of the search. restarts: points followed at once for each centre; rounds: moves tried for each of them."""
+    """Settings of the search. restarts: points followed at once for each centre; rounds: moves tried for each of them.
+
+    seconds: what the search may cost. It is turned into restarts and rounds by a count of operations, so that a seed decides the
+    result and no clock; only a deadline of the caller, or a machine several times slower than counted, ends it earlier.
+    """
 
     restarts: int = 48
     rounds: int = 600
@@ -99,18 +107,23 @@ class _Climber:
         # Large networks get fewer restarts, so that there is time for some rounds; counted, not timed: a seed decides the result.
         affordable = int(search.seconds / (MIN_ROUNDS * EVALUATIONS_A_ROUND * seconds_of(graph) * self.count))
         self.restarts = min(search.restarts, max(1, (self.chunk * 4) // self.count), max(1, affordable))
+        followed = self.restarts * self.count
+        cost = SECONDS_A_ROUND + followed * (A_MULTIPLICATION * multiplications(graph) + A_VALUE * per_sample)
+        self.rounds = min(search.rounds, max(1, int(search.seconds / cost)))
         self.norms = query.norm_in, query.norm_out
 
     def function(self, x: Tensor) -> Tensor:
         return evaluate(self.graph, x).flatten(1)
 
     def run(self) -> Witness:
-        end = time.monotonic() + min(self.search.seconds, self.compute.remaining())
+        remaining = self.compute.remaining()
+        patience = PATIENCE if math.isinf(remaining) else 1.0
+        end = time.monotonic() + min(patience * self.search.seconds, remaining)
         x = self.start()
         v = self.normal(x.shape)
         slope, v, gradient = self.ascend(x, v)
         best = self.measure(x, v)
-        for index in range(self.search.rounds):
+        for index in range(self.rounds):
             if time.monotonic() > end:
                 break
             proposal = self.inside(self.move(x, v, gradient, index))
@@ -294,6 +307,11 @@ class _Climber:
 
 def seconds_of(graph: Graph) -> float:
     """A rough count of one evaluation of one sample in float64, in seconds of one core."""
+    return multiplications(graph) / MULTIPLICATIONS_A_SECOND
+
+
+def multiplications(graph: Graph) -> float:
+    """Of one evaluation of one sample, one for every value besides; rough."""
     work = 0.0
     for node in graph.nodes:
         match node.op:
@@ -305,7 +323,7 @@ def seconds_of(graph: Graph) -> float:
                 work += node.size * weight.shape[1]
             case _:
                 work += node.size
-    return work / MULTIPLICATIONS_A_SECOND
+    return work
 
 
 def _maximiser(z: Tensor, norm: Norm) -> Tensor:

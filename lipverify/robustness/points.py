@@ -12,7 +12,7 @@ from torch import Tensor
 from lipverify.analyzers.lipsdp.analyzer import LipSDP
 from lipverify.analyzers.protocol import Compute
 from lipverify.errors import InternalError, UnsupportedModel
-from lipverify.falsify import MULTIPLICATIONS_A_SECOND, seconds_of
+from lipverify.falsify import multiplications
 from lipverify.ir.graph import Graph
 from lipverify.ir.norm import Norm
 from lipverify.ir.region import Query
@@ -211,7 +211,7 @@ def _leaves(work: Work, graph: Graph) -> int:
     """Parts of a ball that are affordable; with a limited time the deadline decides, else a count of multiplications."""
     if work.plan.seconds is not None:
         return 64 * work.plan.leaves
-    passes = BRANCH_EFFORT / (8 * STEPS * seconds_of(graph) * MULTIPLICATIONS_A_SECOND)
+    passes = BRANCH_EFFORT / (8 * STEPS * multiplications(graph))
     return min(work.plan.leaves, int(passes))
 
 

@@ -145,7 +145,7 @@ def tables(results: dict[str, Any]) -> str:
         "",
         "linf to linf constants on balls of one grey level (1/255 of a pixel) in units of each model's input, by `local`, on one",
         "thread. Seconds are those of the analyzer for all ten points; `cpu`: processor seconds of the whole command, import and",
-        "search for the lower bound (10 s) included; `load`: load average at the end (2 cores: seconds are upper ends).",
+        "search for the lower bound included; `load`: load average at the end (2 cores: seconds are upper ends).",
         "",
         "| network | query | s for all | cpu | load | mean upper | mean lower | upper / lower, mean and largest |",
         "|---|---|---|---|---|---|---|---|",

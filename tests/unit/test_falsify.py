@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -109,3 +111,16 @@ def test_a_ball_of_radius_zero_has_the_norm_of_its_jacobian(rng: np.random.Gener
             order = {Norm.L1: 1, Norm.L2: 2, Norm.LINF: float("inf")}[norm]
             truth = torch.linalg.matrix_norm(jacobian, order)
             assert float(witness.value[i]) == pytest.approx(float(truth), rel=1e-3)
+
+
+def test_a_seed_and_no_clock_decides_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    graph = chain([tensor(rng, 40, 20), tensor(rng, 40, 40), tensor(rng, 5, 40)], ops.ReLU())
+    search = Search(seconds=0.3)
+    first = falsify(graph, Query(), Compute(), search)
+    # A clock that runs three times as fast: a machine that much slower.
+    real = time.monotonic
+    monkeypatch.setattr("lipverify.falsify.time.monotonic", lambda: 3.0 * real())
+    second = falsify(graph, Query(), Compute(), search)
+    assert torch.equal(first.value, second.value)
+    assert torch.equal(first.points, second.points)
