@@ -29,8 +29,8 @@ EVALUATIONS_A_ROUND = 40
 MIN_ROUNDS = 20
 SECONDS_A_ROUND, A_MULTIPLICATION, A_VALUE = 2.5e-3, 1.7e-9, 2e-7
 """What a round costs on one core, fitted over networks of 1e3 to 1e8 multiplications a sample; within a factor of two there."""
-PATIENCE = 4.0
-"""A slower machine may take this many times longer before its clock ends a search that has no deadline."""
+PATIENCE = 12.0
+"""A slower or busy machine may take this many times longer before its clock ends a search that has no deadline."""
 
 Box = tuple[float | Tensor, float | Tensor]
 Pair = tuple[Tensor, Tensor, Tensor]
