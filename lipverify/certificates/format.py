@@ -8,13 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
+
 from lipverify import __version__, checkers
 from lipverify.checkers import Model
 from lipverify.checkers.claims import SCHEMA, outward, statement
+from lipverify.checkers.files import digest_of
 from lipverify.documents import NOT_COVERED, environment, model_document
 from lipverify.ir.certificate import Certificate
 from lipverify.ir.graph import Graph
-from lipverify.ir.region import Query
+from lipverify.ir.region import Ball, Query, Region
 from lipverify.loading.names import display
 
 if TYPE_CHECKING:
@@ -51,12 +55,37 @@ class Issued:
         return checkers.check(lambda: files["certificate.json"], files.__getitem__, lambda: model, exact)
 
 
+def region_arrays(region: Region) -> dict[str, Tensor]:
+    """Centres [count, inputs], and the box [2, inputs] where one cuts the balls."""
+    if not isinstance(region, Ball):
+        return {}
+    found = {"centres": region.center.flatten(1).contiguous()}
+    if region.box is not None:
+        ends = (end.expand(region.center.shape[1:]).flatten() for end in region.box)
+        found["box"] = torch.stack(tuple(ends))
+    return found
+
+
+def region_document(region: Region) -> dict[str, Any]:
+    """The region of a claim; arrays by their digests."""
+    if not isinstance(region, Ball):
+        return region.to_json()
+    digests = {name: digest_of(array.numpy()) for name, array in region_arrays(region).items()}
+    known = {
+        "kind": "ball",
+        "norm": str(region.norm),
+        "radius": region.radius,
+        "radius_hex": region.radius.hex(),
+    }
+    return {**known, "count": len(region), "centres": digests["centres"], "box": digests.get("box")}
+
+
 def document_of(certificate: Certificate, graph: Graph, query: Query, analyzer: Analyzer) -> dict[str, Any]:
     """Everything but graph and proof."""
     upper, norms, region = (
         certificate.upper,
         (str(query.norm_in), str(query.norm_out)),
-        query.region.to_json(),
+        region_document(query.region),
     )
     claim: dict[str, Any] = {"norm_in": norms[0], "norm_out": norms[1], "region": region}
     if upper is None:
@@ -69,7 +98,7 @@ def document_of(certificate: Certificate, graph: Graph, query: Query, analyzer: 
             "upper": numbers if several else numbers[0],
             "upper_hex": [v.hex() for v in numbers] if several else numbers[0].hex(),
             "upper_decimal": decimals if several else decimals[0],
-            "statement": statement(norms, most, region["kind"]),
+            "statement": statement(norms, most, region),
         }
     return {
         "schema": SCHEMA,

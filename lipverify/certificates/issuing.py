@@ -14,7 +14,8 @@ from torch import Tensor
 
 from lipverify import checkers
 from lipverify.analyzers.lipsdp.evidence import Multipliers, Proofs
-from lipverify.certificates.format import Issued, document_of
+from lipverify.certificates.balls import ball_proofs
+from lipverify.certificates.format import Issued, document_of, region_arrays
 from lipverify.certificates.nodes import Described, described
 from lipverify.certificates.proofs import (
     CONVOLUTION_TOLERANCE,
@@ -128,15 +129,16 @@ def _issued(
         own = known or described(graph)
         if (reason := too_small(certificate.evidence, own.program)) is not None:
             raise RefutedCertificate(reason)
-    proof, arrays, upper = _proof(certificate, program, output, query)
-    for slack in _SLACKS:
-        # A proof in floating point needs a little room, and more of it on large networks.
-        raised = upper if proof["kind"] == "product" else upper * (1 + slack)
+    proof, arrays, upper = _proof(certificate, program, output, graph, query)
+    # A proof in floating point needs a little room, and more of it on large networks.
+    slacks = _SLACKS if proof["kind"] == "lipsdp" else (0.0,)
+    for slack in slacks:
+        raised = upper * (1 + slack)
         written = replace(certificate, upper=raised, rigour=Rigour.CHECKED)
         document = document_of(written, graph, query, analyzer) | {
             "proof": proof, "times": {"analyzer_seconds": seconds}}  # fmt: skip
         document["subject"] |= {"sha256": model.sha256, "output": output}
-        beside = dict(arrays)
+        beside = arrays | region_arrays(query.region)
         if known is not None:
             document |= {"graph": known.document, "tensors": known.tensors}
             foreign = sorted(known.arrays.keys() - model.tensors.keys())
@@ -145,7 +147,7 @@ def _issued(
         try:
             issued.check(model)
         except RefutedCertificate as error:
-            if isinstance(error, NotCovered) or slack == _SLACKS[-1]:
+            if isinstance(error, NotCovered) or slack == slacks[-1]:
                 raise
             continue
         if slack > TOLERANCE:
@@ -186,13 +188,15 @@ def _content(program: Program, output: str) -> Counter[Any]:
 
 
 def _proof(
-    certificate: Certificate, program: Program, output: str, query: Query
+    certificate: Certificate, program: Program, output: str, graph: Graph, query: Query
 ) -> tuple[dict[str, Any], dict[str, Tensor], Tensor]:
     """Evidence in the checker's form, with the bound that it proves."""
     assert certificate.upper is not None
     step = ending(program, output)
+    norms = str(query.norm_in), str(query.norm_out)
+    if not isinstance(query.region, Everywhere) and not isinstance(certificate.evidence, Gains):
+        return ball_proofs(certificate, program, step, graph, norms)
     if isinstance(certificate.evidence, Gains):
-        norms = str(query.norm_in), str(query.norm_out)
         stages = product_stages(program, step)
         proved = arithmetic.above(prove_product(program, step, norms, stages))
         convolves = any(getattr(s, "lattice", None) for s in program.steps.values())
@@ -201,10 +205,11 @@ def _proof(
             (upper > certificate.upper * (1 + (CONVOLUTION_TOLERANCE if convolves else TOLERANCE))).any()
         ):
             raise NotCovered(f"the checker alone proves {proved:.6g}")
-        return {"kind": "product", "stages": stages}, {}, upper
-    if isinstance(certificate.evidence, Multipliers | Proofs):
+        proof: dict[str, Any] = {"kind": "product", "stages": stages}
         if not isinstance(query.region, Everywhere):
-            raise NotCovered("slopes of a region are not covered by the checker")
+            proof = {"kind": "balls", "proofs": [proof], "of": [0] * upper.numel()}
+        return proof, {}, upper
+    if isinstance(certificate.evidence, Multipliers | Proofs):
         parts, arrays = lipsdp_parts(certificate.evidence, System(program, step))
         return {"kind": "lipsdp", "parts": parts}, arrays, certificate.upper
     raise NotCovered(

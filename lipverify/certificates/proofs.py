@@ -158,23 +158,29 @@ def too_small(evidence: Gains, program: Program) -> str | None:
 
 
 def lipsdp_parts(
-    evidence: Multipliers | Proofs, system: System
+    evidence: Multipliers | Proofs,
+    system: System,
+    centre: int = 0,
+    free: Sequence[tuple[int, Tensor]] | None = None,
 ) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
-    """Parts of a proof, one for each output where outputs are bounded by themselves, and their arrays by name."""
+    """Parts of a proof, one for each output where outputs are bounded by themselves, and their arrays by name.
+
+    free: the neurons of every layer that the multipliers are those of; by default those of the system.
+    """
     parts: list[dict[str, Any]] = []
     arrays: dict[str, Tensor] = {}
     if isinstance(evidence, Multipliers):
-        proofs: Sequence[Any] = [(None, evidence.diagonals[0], evidence.exponents[0], None)]
+        proofs: Sequence[Any] = [(None, evidence.diagonals[centre], evidence.exponents[centre], None)]
     else:
-        proofs = [(p.outputs, p.diagonals, p.exponents, _inverse(p)) for p in evidence.centres[0]]
+        proofs = [(p.outputs, p.diagonals, p.exponents, _inverse(p)) for p in evidence.centres[centre]]
     for n, (outputs, diagonals, exponents, weights) in enumerate(proofs):
-        names = []
-        for k, d in enumerate(multipliers(diagonals, exponents, system)):
-            names.append(f"multipliers.{n:04d}.{k:04d}")
+        names, own = [], f"{centre:04d}.{n:04d}"
+        for k, d in enumerate(multipliers(diagonals, exponents, system, free)):
+            names.append(f"multipliers.{own}.{k:04d}")
             arrays[names[-1]] = torch.from_numpy(d)
         if weights is not None:
-            arrays[f"weights.{n:04d}"] = torch.from_numpy(weights)
-        named = None if weights is None else f"weights.{n:04d}"
+            arrays[f"weights.{own}"] = torch.from_numpy(weights)
+        named = None if weights is None else f"weights.{own}"
         parts += [{"row": row, "weights": named, "blocks": names} for row in (outputs or [None])]
     return parts, arrays
 
@@ -189,7 +195,12 @@ def _inverse(proof: Proof) -> Array | None:
     return np.where(known, 1.0 / np.where(known, weights, 1.0), math.ldexp(least, -30))
 
 
-def multipliers(diagonals: Sequence[Tensor], exponents: Sequence[int], system: System) -> list[Array]:
+def multipliers(
+    diagonals: Sequence[Tensor],
+    exponents: Sequence[int],
+    system: System,
+    free: Sequence[tuple[int, Tensor]] | None = None,
+) -> list[Array]:
     """Positive float64 multipliers of every neuron.
 
     Neurons without influence have none of their own (zero): they get numbers so small, or so large, that they do not matter.
@@ -200,9 +211,32 @@ def multipliers(diagonals: Sequence[Tensor], exponents: Sequence[int], system: S
         if not bool(np.isfinite(diagonal).all()):
             raise NotCovered("multipliers beyond float64 are not covered by the checker")
         found.append(diagonal)
+    if free is not None:
+        found = _aligned(found, free, system)
     if [len(d) for d in found] != system.sizes:
         raise NotCovered("the checker arranges the neurons of this network in another way")
     return _filled(found, system) if any((d <= 0).any() for d in found) else found
+
+
+def _aligned(diagonals: list[Array], free: Sequence[tuple[int, Tensor]], system: System) -> list[Array]:
+    """Multipliers of the system's own neurons; where it knows a slope that the analyzer did not, none is needed.
+
+    Where one more neuron of the analyzer has a known slope, its term in the inequality vanishes, and the rest still holds.
+    """
+    filled = [(size, places.numpy()) for size, places in free]
+    if [size for size, _ in filled] != [size for size, _ in system.layers]:
+        raise NotCovered("the checker arranges the layers of this network in another way")
+    left, found = iter(diagonals), []
+    for (size, theirs), (_, ours) in zip(filled, system.layers, strict=True):
+        whole = np.zeros(size)
+        if len(theirs):
+            diagonal = next(left, np.empty(0))
+            if len(diagonal) != len(theirs):
+                raise NotCovered("the multipliers are those of other ranges")
+            whole[theirs] = diagonal
+        if len(ours):
+            found.append(whole[ours])
+    return found
 
 
 def _filled(diagonals: list[Array], system: System) -> list[Array]:

@@ -8,13 +8,13 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Context, Decimal
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lipverify.checkers.arithmetic import Array, NotCovered, below, need, real
+from lipverify.checkers.balls import Ball, prove_local
 from lipverify.checkers.files import (
     MAX_CERTIFICATE,
     MAX_MODEL,
@@ -38,6 +38,8 @@ KEYS = {
     "graph": "input shape nodes",
     "node": "op inputs output given",
     "claim": "norm_in norm_out region upper upper_hex upper_decimal statement",
+    "everywhere": "kind",
+    "ball": "kind norm radius radius_hex count centres box",
     "sidecar": "name sha256",
 }
 
@@ -61,9 +63,13 @@ def outward(value: float) -> str:
     return str(Context(prec=9, rounding=ROUND_CEILING).create_decimal(Decimal(value)))
 
 
-def statement(norms: tuple[str, str], decimal: str, region: str) -> str:
+def statement(norms: tuple[str, str], decimal: str, region: Mapping[str, Any]) -> str:
     """The claim as a sentence; a certificate with another sentence is refused."""
-    where = "for all inputs x, y" + ("" if region == "everywhere" else " of the region")
+    where = "for all inputs x, y"
+    if region["kind"] == "ball":
+        cut = "" if region["box"] is None else f", cut by the box with digest {region['box']}"
+        where += f" of one {region['norm']} ball of radius {region['radius']!r} around any of the {region['count']} centres with"
+        where += f" digest {region['centres']}{cut}"
     return f"|f(x) - f(y)|_{norms[1]} <= {decimal} |x - y|_{norms[0]} {where}, f the real-valued function of the graph"
 
 
@@ -122,6 +128,7 @@ def _check(
     need(
         set(norms) <= {"l1", "l2", "linf"} and region["kind"] in ("everywhere", "ball"), "a norm or a region"
     )
+    region = _table(region, region["kind"])
     values, beside = _upper(claim), {}
     if table["sidecar"] is not None:
         entry = _table(table["sidecar"], "sidecar")
@@ -146,9 +153,12 @@ def _check(
         raise NotCovered(f"the file's operators: {model.reason}")
     need(subject["output"] in (model.outputs or program.values), "an unknown output")
     decimal = max((outward(v) for v in values), key=Decimal)
-    if claim["statement"] != statement(norms, decimal, region["kind"]):
+    if claim["statement"] != statement(norms, decimal, region):
         raise RefutedCertificate("its statement is not the one its numbers make")
-    _prove(proof, program, subject["output"], norms, min(values), beside, exact)
+    balls = (
+        None if region["kind"] == "everywhere" else _balls(region, beside, program.steps[program.input].size)
+    )
+    _prove(proof, program, subject["output"], norms, values, beside, exact, balls)
     words = _words(claim["statement"], model, foreign, exact)
     return Verdict(claim["upper"], words, time.monotonic() - started, model.binding)
 
@@ -187,16 +197,57 @@ def _stated(graph: Any, tensors: Any, model: Model, beside: Mapping[str, Array])
     return program, foreign
 
 
-def _prove(proof: Mapping[str, Any], program: Program, output: str, norms: tuple[str, str], upper: float,
-           beside: Mapping[str, Array], exact: bool) -> None:  # fmt: skip
-    """RefutedCertificate unless the evidence proves `upper` for the whole space."""
+def _balls(region: Mapping[str, Any], beside: Mapping[str, Array], size: int) -> list[Ball]:
+    """The balls of the claim, around the centres in the sidecar."""
+    centres, radius, box = beside["centres"].astype(np.float64), real(region["radius_hex"]), region["box"]
+    need(
+        digest_of(centres) == region["centres"] and centres.shape == (region["count"], size) and size,
+        "the centres",
+    )
+    need(region["norm"] in ("l2", "linf") and 0 <= radius < 2.0**100 and radius == region["radius"], "a ball")
+    need(type(region["radius"]) is float and type(region["count"]) is int, "a ball")
+    cut = beside["box"].astype(np.float64) if box is not None else np.array([[-(2.0**100)], [2.0**100]])
+    need(box is None or (digest_of(cut) == box and cut.shape == (2, size)), "the box")
+    need(
+        ((cut[0] <= centres) & (centres <= cut[1])).all(),
+        "a centre outside the box, or near the ends of float64",
+    )
+    low, high = np.nextafter(centres - radius, -np.inf), np.nextafter(centres + radius, np.inf)
+    return [Ball(c, radius, region["norm"], np.maximum(a, cut[0]), np.minimum(b, cut[1]))
+            for c, a, b in zip(centres, low, high, strict=True)]  # fmt: skip
+
+
+def _prove(proof: Mapping[str, Any], program: Program, output: str, norms: tuple[str, str], values: list[float],
+           beside: Mapping[str, Array], exact: bool, balls: list[Ball] | None) -> None:  # fmt: skip
+    """RefutedCertificate unless the evidence proves the values: one for the whole space, or one for each ball."""
     step = ending(program, output)
+    if balls is None:
+        _prove_one(proof, program, step, norms, min(values), beside, exact, None)
+        return
+    need(proof.keys() == {"kind", "proofs", "of"} and proof["kind"] == "balls", "a proof for every ball")
+    need(len(proof["of"]) == len(values) == len(balls), "numbers for other balls")
+    need(
+        all(type(k) is int and 0 <= k < len(proof["proofs"]) for k in proof["of"]),
+        "a proof that is not there",
+    )
+    for k, inner in enumerate(proof["proofs"]):
+        mine = [(v, b) for v, b, own in zip(values, balls, proof["of"], strict=True) if own == k]
+        # A product holds for the whole space: the smallest of its claims is all of them.
+        for upper, ball in (
+            [min(mine, key=lambda pair: pair[0])] if mine and inner["kind"] == "product" else mine
+        ):
+            _prove_one(inner, program, step, norms, upper, beside, exact, ball)
+
+
+def _prove_one(proof: Mapping[str, Any], program: Program, step: str, norms: tuple[str, str], upper: float,
+               beside: Mapping[str, Array], exact: bool, ball: Ball | None) -> None:  # fmt: skip
     if proof["kind"] == "product" and proof.keys() == {"kind", "stages"}:
         found = prove_product(program, step, norms, proof["stages"], exact)
-        if found > Fraction(upper):
-            raise RefutedCertificate(f"its evidence proves {outward(-below(-found))}, not {outward(upper)}")
+        _enough(-below(-found), upper)
+    elif proof["kind"] == "local" and proof.keys() == {"kind"} and ball is not None and not exact:
+        _enough(prove_local(System(program, step, ball), norms), upper)
     elif proof["kind"] == "lipsdp" and proof.keys() == {"kind", "parts"}:
-        system = System(program, step)
+        system = System(program, step, ball)
         rows = {part["row"] for part in proof["parts"]}
         need(rows == {None} or rows == set(range(system.outputs)), "rows of the output")
         # One output by itself says nothing about l2; all of them in l2 are at least as large as in linf.
@@ -209,6 +260,11 @@ def _prove(proof: Mapping[str, Any], program: Program, output: str, norms: tuple
             prove_lipsdp(system, arrays, upper, exact, weights, part["row"])
     else:
         raise NotCovered(f"evidence of the kind {str(proof['kind'])[:40]!a} is not covered by the checker")
+
+
+def _enough(found: float, upper: float) -> None:
+    if not found <= upper:
+        raise RefutedCertificate(f"its evidence proves {outward(found)}, not {outward(upper)}")
 
 
 def ending(program: Program, output: str) -> str:

@@ -10,43 +10,54 @@ import numpy as np
 
 from lipverify.checkers import arithmetic as arith
 from lipverify.checkers.arithmetic import Array, NotCovered, need
-from lipverify.checkers.signals import Signal, combined, identity, mapped, stacked
+from lipverify.checkers.balls import Ball, Chain, kinked, located
+from lipverify.checkers.signals import INPUT, ONE, Signal, combined, identity, mapped, stacked
 from lipverify.checkers.steps import Map, Order, Program, Scalar, Step
 from lipverify.errors import RefutedCertificate
 
-MAX_ROWS, _INPUT = 10_000, -1
+MAX_ROWS = 10_000
 # Fewest comparators for the small sizes (Knuth, The Art of Computer Programming, volume 3, section 5.3.4).
 _SORTS = {1: [], 2: [[(0, 1)]], 3: [[(0, 1)], [(1, 2)], [(0, 1)]], 4: [[(0, 1), (2, 3)], [(0, 2), (1, 3)], [(1, 2)]],
           5: [[(0, 3), (1, 4)], [(0, 2), (1, 3)], [(0, 1), (2, 4)], [(1, 2), (3, 4)], [(2, 3)]]}  # fmt: skip
 
 
 class System:
-    """Blocks of neurons w = phi(v), slopes in [0, 1], with v as signals of the input and earlier blocks."""
+    """Blocks of neurons w = phi(v), slopes in [0, 1], with v as signals of the input and earlier blocks.
 
-    def __init__(self, program: Program, output: str) -> None:
+    With a ball slopes are those over the range of v; what is known there has no neuron.
+    """
+
+    def __init__(self, program: Program, output: str, ball: Ball | None = None) -> None:
         self.blocks: list[Signal] = []
         self.sizes: list[int] = []
+        self.layers: list[tuple[int, Array]] = []
+        self.chain = None if ball is None else Chain(ball)
         signals: dict[str, Signal] = {}
         for name, step in needed(program, output).items():
             x = stacked([signals[s] for s in step.sources]).rows(step.view) if step.sources else None
-            signals[name] = identity(_INPUT, step.size) if x is None else self._encoded(step, x)
+            signals[name] = identity(INPUT, step.size) if x is None else self._encoded(step, x)
         self.inputs, self.output, self.outputs = program.steps[program.input].size, signals[output], 0
         self.outputs = program.steps[output].size
 
     def _encoded(self, step: Step, x: Signal) -> Signal:
         if isinstance(step, Map):
-            return mapped(step, x)
+            return mapped(step, x, None if self.chain is None else step.offset)
         if isinstance(step, Scalar):
-            return self._sloped(x, step.low, step.high)
+            return self._sloped(x, step.low, step.high, step.law)
         if isinstance(step, Order) and not step.whole:
             return self._maximum(x, step.groups)
         if isinstance(step, Order) and step.groups.shape[1] in _SORTS:
             return self._sorted(x, step.groups)
         raise NotCovered(f"no form of {type(step).__name__} as neurons in the checker")
 
-    def _sloped(self, v: Signal, low: Array, high: Array) -> Signal:
+    def _sloped(self, v: Signal, low: Array, high: Array, law: str = "Relu") -> Signal:
         """phi(v) = low v + span w with slopes of w in [0, 1]; no neuron where low = high."""
+        if self.chain is not None:
+            ends = self.chain.ranges(v)
+            convex = low < 1.0
+            low, high = located(law, low, high, *ends)
         free, kernel = np.flatnonzero(high > low), np.zeros((1, 1, 1))
+        self.layers.append((len(low), free))
         # low + span >= high exactly: the difference is rounded up.
         span = np.where(low == 0, high, np.nextafter(high - low, np.inf))[free]
         key, spread = len(self.blocks), np.zeros((len(low), len(free)))
@@ -61,6 +72,8 @@ class System:
             return fixed
         self.blocks.append(v.rows(free))
         self.sizes.append(len(free))
+        if self.chain is not None:
+            self.chain.put(self.blocks[-1], kinked(ends[0][free], ends[1][free], convex[free]))
         w = Signal({key: spread}, None, 0, bool((span == 1).all()), v.growth)
         return w if fixed is None else combined(fixed, w, 1.0)
 
@@ -133,12 +146,14 @@ def prove_lipsdp(system: System, blocks: Sequence[Array], upper: float, exact: b
     matrix, slack, exactly = np.zeros((ends[-1], ends[-1])), np.zeros(ends[-1]), []
     for r, signal in enumerate([*system.blocks, last], start=1):
         for key, part in signal.parts.items():
+            if key == ONE:
+                continue
             here, there, factor = (
                 place[r],
                 place[key + 1],
-                np.ones(system.inputs) if key == _INPUT else -d[key + 1],
+                np.ones(system.inputs) if key == INPUT else -d[key + 1],
             )
-            if exact and signal.rounds:
+            if exact and (signal.rounds or system.chain is not None):
                 raise NotCovered("exact checking covers chains whose matrices are stored as they are")
             exactly.append((here, there, part, factor))
             block = (half[here][:, None] * (part * factor)) * half[there]

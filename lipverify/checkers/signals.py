@@ -12,6 +12,8 @@ from lipverify.checkers.arithmetic import TINY, Array, NotCovered, gamma
 from lipverify.checkers.steps import Map
 
 MAX_ENTRIES, _CHUNK = 1 << 28, 1 << 23
+INPUT, ONE = -1, -2
+"""Sources that are no neurons: the input, and the number 1 before constants."""
 Parts = dict[int, Array]
 
 
@@ -81,8 +83,8 @@ def combined(first: Signal, second: Signal, sign: float) -> Signal:
     return mapped(step, stacked([first, second]))
 
 
-def mapped(step: Map, x: Signal) -> Signal:
-    """The map of a step on its view."""
+def mapped(step: Map, x: Signal, offset: Array | None = None) -> Signal:
+    """The map of a step on its view, without its offset unless that is given."""
 
     def image(kernel: Array, m: Array) -> Array:
         (g, p, t), width = step.index.shape, m.shape[1]
@@ -107,11 +109,15 @@ def mapped(step: Map, x: Signal) -> Signal:
     added = step.rounded + (0 if one else step.kernel.shape[2] + 2)
     rounds = x.rounds + added
     sizes = {key: image(absolute, x.size(key)) for key in x.parts} if rounds else None
+    if offset is not None:
+        before = parts.get(ONE, np.zeros((step.size, 1)))
+        sizes = sizes or {key: np.abs(m) for key, m in parts.items()}
+        sizes[ONE] = sizes.get(ONE, 0.0) + np.abs(offset)[:, None]
+        parts[ONE], rounds = before + offset[:, None], rounds + 1
     growth = x.growth + math.log2(max(1.0, float(absolute.sum(2).max()) * 2, step.kernel.shape[2]))
     if growth > 600:
         raise NotCovered(
             "a network whose numbers may leave the range of float64 is not covered by the checker"
         )
-    return Signal(
-        parts, sizes, rounds, one and x.plain and bool(np.isin(step.kernel, (0.0, 1.0)).all()), growth
-    )
+    plain = one and x.plain and offset is None and bool(np.isin(step.kernel, (0.0, 1.0)).all())
+    return Signal(parts, sizes, rounds, plain, growth)

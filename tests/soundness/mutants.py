@@ -15,12 +15,17 @@ from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
 import lipverify as lv
 from lipverify import checkers
 from lipverify.certificates import Issued
-from lipverify.checkers.claims import outward, statement
+from lipverify.certificates.balls import balls_of
+from lipverify.checkers.balls import prove_local
+from lipverify.checkers.claims import ending, outward, statement
+from lipverify.checkers.files import digest_of
+from lipverify.checkers.multipliers import System
 from lipverify.errors import RefutedCertificate, UnreadableCertificate
 from lipverify.falsify import Search
 from lipverify.loading.safetensors import parse_safetensors, write_safetensors
@@ -88,18 +93,42 @@ class Subject:
 
 
 def subjects(folder: Path, seed: int = 0) -> list[Subject]:
-    """Certificates that check, by product and LipSDP, of both networks."""
+    """Certificates that check, of both networks for the whole space, and of the second one for balls."""
     found = []
-    for build in (dense_network, convolutional_network):
+    r = np.random.default_rng(seed)
+    ball = lv.Ball(torch.tensor(r.standard_normal((3, 2, 6, 6))), 0.03, "linf", box=(-4, 4))
+    round_ = lv.Ball(ball.center[:2], 0.2, "l2")
+    for build, norm, region, analyzers in (
+        (dense_network, "l2", None, ["product", "lipsdp"]),
+        (convolutional_network, "l2", None, ["product", "lipsdp"]),
+        (convolutional_network, "linf", ball, ["local", "lipsdp"]),
+        (convolutional_network, "l2", round_, ["local", "local-sdp"]),
+    ):
         path = build(folder / f"{build.__name__}.onnx", seed)
-        result = lv.audit(lv.load(path), analyzers=["product", "lipsdp"], search=Search(seconds=0.1))
+        result = lv.audit(
+            lv.load(path), norm=norm, region=region, analyzers=analyzers, search=Search(seconds=0.1)
+        )
         for name, certificate in result.certificates.items():
             assert str(certificate.rigour) == "checked", (build.__name__, name, certificate.unchecked)
             assert isinstance(certificate.issued, Issued)
-            found.append(
-                Subject(f"{build.__name__}/{name}", checkers.read_model(path), path, certificate.issued)
-            )
+            where = "" if region is None else f"/{region.norm} ball"
+            known = checkers.read_model(path)
+            issued = certificate.issued if name != "local" else _tightened(certificate, known)
+            found.append(Subject(f"{build.__name__}/{name}{where}", known, path, issued))
     return found
+
+
+def _tightened(certificate: lv.Certificate, model: checkers.Model) -> Issued:
+    """A local certificate whose numbers are what the checker computes itself, which may be below the analyzer's."""
+    assert isinstance(certificate.issued, Issued)
+    assert model.program is not None
+    document = copy.deepcopy(certificate.issued.document)
+    step = ending(model.program, document["subject"]["output"])
+    norms = document["claim"]["norm_in"], document["claim"]["norm_out"]
+    for place, ball in enumerate(balls_of(certificate.query.region)):
+        proved = prove_local(System(model.program, step, ball), norms)
+        _restated(document, proved / document["claim"]["upper"][place] * (1 + 1e-15), place)
+    return Issued(document, certificate.issued.arrays)
 
 
 @dataclass(frozen=True)
@@ -167,31 +196,47 @@ def _finished(kind: str, subject: Subject, issued: Issued, r: np.random.Generato
     return Mutant(kind, subject, certificate, arrays, model)
 
 
-def _restated(document: Document, upper: float) -> None:
+def _restated(document: Document, factor: float, place: int | None = None) -> None:
+    """Every number of the claim, or one of them, times a factor; the rest follows."""
     claim = document["claim"]
-    claim |= {"upper": upper, "upper_hex": upper.hex(), "upper_decimal": outward(upper)}
-    claim["statement"] = statement(
-        (claim["norm_in"], claim["norm_out"]), outward(upper), claim["region"]["kind"]
-    )
+    several = isinstance(claim["upper"], list)
+    before = claim["upper"] if several else [claim["upper"]]
+    after = [v * factor if place in (None, k) else v for k, v in enumerate(before)]
+    written = {
+        "upper": after,
+        "upper_hex": [v.hex() for v in after],
+        "upper_decimal": [outward(v) for v in after],
+    }
+    claim |= written if several else {key: values[0] for key, values in written.items()}
+    _reworded(claim)
+
+
+def _reworded(claim: Document) -> None:
+    decimals = claim["upper_decimal"]
+    most = max(decimals, key=float) if isinstance(decimals, list) else decimals
+    claim["statement"] = statement((claim["norm_in"], claim["norm_out"]), most, claim["region"])
 
 
 def _lower_claim(document: Document, arrays: Any, r: np.random.Generator, found: list[Subject]) -> None:
-    _restated(document, document["claim"]["upper"] * (1 - 10 ** r.uniform(-4, -0.1)))
+    several = document["claim"]["upper"]
+    place = int(r.integers(len(several))) if isinstance(several, list) and r.random() < 0.5 else None
+    _restated(document, 1 - 10 ** r.uniform(-4, -0.1), place)
 
 
 def _one_number(document: Document, arrays: Any, r: np.random.Generator, found: list[Subject]) -> None:
     field = r.choice(["upper", "upper_hex", "upper_decimal"])
-    other = document["claim"]["upper"] * (1 + 10 ** r.uniform(-6, 2) * r.choice([-0.9, 1]))
-    document["claim"][field] = {
-        "upper": other,
-        "upper_hex": float(other).hex(),
-        "upper_decimal": outward(other),
-    }[str(field)]
+    claim = document["claim"]
+    several = isinstance(claim["upper"], list)
+    before = float(claim["upper"][0] if several else claim["upper"])
+    other = before * (1 + 10 ** r.uniform(-6, 2) * r.choice([-0.9, 1]))
+    changed = {"upper": other, "upper_hex": other.hex(), "upper_decimal": outward(other)}[str(field)]
+    claim[field] = [changed, *claim[field][1:]] if several else changed
 
 
 def _stronger_text(document: Document, arrays: Any, r: np.random.Generator, found: list[Subject]) -> None:
     text = document["claim"]["statement"]
-    number = document["claim"]["upper_decimal"]
+    decimals = document["claim"]["upper_decimal"]
+    number = max(decimals, key=float) if isinstance(decimals, list) else decimals
     options = [
         text.replace(number, outward(float(number) * r.uniform(0.1, 0.99))),
         f"{text} and for every network",
@@ -209,7 +254,7 @@ def _gain(document: Document, arrays: Any, r: np.random.Generator, found: list[S
     factor = 1 - 10 ** r.uniform(-4, -0.1)
     stage["gain"] = (float.fromhex(stage["gain"]) * factor).hex()
     if r.random() < 0.5:
-        _restated(document, document["claim"]["upper"] * factor)
+        _restated(document, factor)
     return True
 
 
@@ -230,7 +275,7 @@ def _stage(document: Document, arrays: Any, r: np.random.Generator, found: list[
         case _:
             stages[i]["steps"] = stages[i]["steps"] + stages[j]["steps"]
     # What is dropped makes the product smaller: the claim follows.
-    _restated(document, document["claim"]["upper"] * r.uniform(0.2, 0.99))
+    _restated(document, r.uniform(0.2, 0.99))
     return True
 
 
@@ -242,7 +287,7 @@ def _torus(document: Document, arrays: Any, r: np.random.Generator, found: list[
     stage["by"] = str(r.choice(["torus", "dense", "rule", "trust"]))
     stage["torus"] = [[int(r.integers(1, 5)), int(r.integers(0, 3))] for _ in range(2)]
     stage["gain"] = (float.fromhex(stage["gain"]) * 0.9).hex()
-    _restated(document, document["claim"]["upper"] * 0.9)
+    _restated(document, 0.9)
     return True
 
 
@@ -263,9 +308,53 @@ def _multipliers(document: Document, arrays: Any, r: np.random.Generator, found:
             name = names[r.integers(len(names))]
             arrays[name] = arrays[name][:-1].clone()
         case _:
-            part = document["proof"]["parts"][0]
+            proofs = document["proof"].get("proofs", [document["proof"]])
+            part = next(p for p in proofs if "parts" in p)["parts"][0]
             blocks = part["blocks"]
             part["blocks"] = blocks[1:] if r.random() < 0.5 else [*blocks, blocks[0]]
+    return True
+
+
+def _ball(document: Document, arrays: Any, r: np.random.Generator, found: list[Subject]) -> bool:
+    """Another region, with everything else as it must be: larger or other balls, fewer of them, no box."""
+    claim = document["claim"]
+    region = claim["region"]
+    if region["kind"] != "ball":
+        return False
+    match r.integers(5):
+        case 0:
+            radius = region["radius"] * r.choice([1.2, 3.0, 1e3])
+            region |= {"radius": radius, "radius_hex": radius.hex()}
+        case 1:
+            arrays["centres"] = arrays["centres"] * float(r.choice([0.5, 1.5, 1e200]))
+        case 2:
+            arrays["centres"] = arrays["centres"][1:]
+            region["count"] -= 1
+        case 3:
+            claim["region"] = {"kind": "everywhere"}
+        case _:
+            document["proof"]["of"] = [*document["proof"]["of"][int(r.integers(1, 9)) :], 0]
+            document["proof"]["proofs"] = document["proof"]["proofs"][:1]
+            _restated(document, 0.9)
+    if "kind" in claim["region"] and claim["region"]["kind"] == "ball":
+        region["centres"] = digest_of(arrays["centres"].numpy())
+    _reworded(claim)
+    return True
+
+
+def _proof_of_a_ball(document: Document, arrays: Any, r: np.random.Generator, found: list[Subject]) -> bool:
+    proof = document["proof"]
+    if proof["kind"] != "balls":
+        return False
+    match r.integers(4):
+        case 0:
+            document["proof"] = proof["proofs"][0]
+        case 1:
+            proof["of"][0] = int(r.choice([-1, 7]))
+        case 2:
+            proof["of"] = proof["of"][1:]
+        case _:
+            proof["proofs"] = [{"kind": "local", "slopes": "known"}] * len(proof["proofs"])
     return True
 
 
@@ -344,6 +433,8 @@ _KINDS: dict[str, Callable[..., Any]] = {
     "stages": _stage,
     "another proof": _torus,
     "multipliers": _multipliers,
+    "balls": _ball,
+    "proof of a ball": _proof_of_a_ball,
     "hashes": _hash,
     "weights": lambda *_: None,
     "operators": lambda *_: None,

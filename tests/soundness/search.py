@@ -92,17 +92,23 @@ def _one(seed: int, found: Found) -> None:
         if row.certificate.rigour is Rigour.CHECKED:
             found.checked[row.analyzer] += 1
             assert isinstance(row.certificate.issued, Issued)
-            _claim_below(seed, row.certificate.issued, graph, float(result.lower.value), found)
-        elif region is None:
+            witness = torch.as_tensor(result.lower.value).reshape(-1)
+            for centre in range(len(witness)):
+                _claim_below(seed, row.certificate.issued, graph, float(witness[centre]), centre, found)
+        else:
             found.unchecked[row.certificate.unchecked] += 1
 
 
-def _claim_below(seed: int, issued: Issued, graph: lv.Graph, witness: float, found: Found) -> None:
+def _claim_below(
+    seed: int, issued: Issued, graph: lv.Graph, witness: float, centre: int, found: Found
+) -> None:
     """The witness is below the truth: a claim below the witness has no proof."""
     if witness <= 1e-9:
         return
     document = copy.deepcopy(issued.document)
-    _restated(document, witness * (1 - 1e-7))
+    claimed = document["claim"]["upper"]
+    claimed = claimed[centre] if isinstance(claimed, list) else claimed
+    _restated(document, witness * (1 - 1e-7) / claimed, centre)
     try:
         Issued(document, issued.arrays).check(model_of(graph))
     except (RefutedCertificate, UnreadableCertificate):

@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 
 from lipverify import checkers
-from lipverify.checkers import arithmetic, claims, gains
+from lipverify.checkers import arithmetic, balls, claims, gains
 from lipverify.errors import LipverifyError, UnreadableCertificate
 from tests.soundness import mutants
 
 FULL = os.environ.get("LIPVERIFY_SOUNDNESS") == "full"
 COUNT = 2000 if FULL else 320
+_RANGES = balls.Chain.ranges
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +49,8 @@ def test_unchanged_certificates_are_accepted(subjects: list[mutants.Subject]) ->
         (arithmetic, "positive_definite", lambda *_: True, "multipliers"),
         (claims, "statement", lambda *_: _Any(), "stronger text"),
         (gains, "prove_product", lambda *_: 0, "lower claim"),
+        (claims, "prove_local", lambda *_: 0.0, "balls"),
+        (balls.Chain, "ranges", lambda chain, x: (sum(_RANGES(chain, x)) / 2,) * 2, "balls"),
     ],
 )
 def test_the_changes_would_find_a_broken_checker(
@@ -102,9 +105,12 @@ def test_malformed_certificates_are_unreadable_at_once(data: bytes, subjects: li
     assert time.monotonic() - started < 1
 
 
-def test_any_value_in_any_place_is_refused_or_changes_nothing(subjects: list[mutants.Subject]) -> None:
+@pytest.mark.parametrize("which", [1, 4])
+def test_any_value_in_any_place_is_refused_or_changes_nothing(
+    subjects: list[mutants.Subject], which: int
+) -> None:
     """Every leaf of a certificate, replaced by values of every type."""
-    subject = subjects[1]
+    subject = subjects[which]
     whole = json.loads(subject.issued.files("certificate.json")["certificate.json"])
     idle = {"analyzer", "assumptions", "not_covered", "environment", "times", "import_check"}
     told = {("subject", "name"), ("subject", "format"), ("subject", "graph_digest"), ("subject",)}

@@ -59,7 +59,18 @@ def looped_form(
     """As `canonical_form`, for graphs with implicit layers too."""
     refuse_unencodable(graph)
     refuse_too_large(graph)
-    device = device or torch.device("cpu")
+    return _assembled(*_followed(graph, boxes, device or torch.device("cpu")))
+
+
+def free_neurons(graph: Graph, boxes: Mapping[str, Interval]) -> list[tuple[int, Tensor]]:
+    """For every layer of scalar neurons of the form its size, and which of them have an unknown slope."""
+    return _followed(graph, boxes, torch.device("cpu"))[0].free
+
+
+def _followed(
+    graph: Graph, boxes: Mapping[str, Interval] | None, device: torch.device
+) -> tuple[Canonical, Signal, Graph]:
+    """The neurons of a graph, its output as a signal of them, and the graph they are those of."""
     graph, boxes = commuted(graph, boxes)
     form = Canonical(device)
     signals: dict[str, Signal] = {}
@@ -75,7 +86,7 @@ def looped_form(
             waiting[name] -= 1
             if waiting[name] == 0 and name != graph.output.name:
                 del signals[name]
-    return _assembled(form, signals[graph.output.name], graph)
+    return form, signals[graph.output.name], graph
 
 
 def encodable(node: Node) -> bool:

@@ -68,6 +68,8 @@ class Canonical:
         self.device = device
         self.blocks: list[Signal] = []
         self.names: list[str] = []
+        self.free: list[tuple[int, Tensor]] = []
+        """For every layer of scalar neurons its size, and which of them became neurons of a block."""
 
     def eye(self, size: int) -> Tensor:
         return torch.eye(size, dtype=torch.float64, device=self.device)
@@ -83,6 +85,7 @@ class Canonical:
         """phi(v) with slopes in [low, high], entry by entry: low v + (high - low) w; no neuron where both agree."""
         result = v.scaled(low)
         free = torch.nonzero(high > low).flatten()
+        self.free.append((v.size, free))
         if len(free) == 0:
             return result
         w = self.neurons(v.rows(free), name)

@@ -1,0 +1,141 @@
+"""Evidence for balls in the checker's form: for every centre the product, ranges the checker computes itself, or multipliers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from lipverify.analyzers.lipsdp.canonical import free_neurons
+from lipverify.analyzers.lipsdp.evidence import Multipliers, Proofs
+from lipverify.analyzers.local.analyzer import JacobianRows
+from lipverify.analyzers.local.sdp import Smaller
+from lipverify.certificates.proofs import TOLERANCE, lipsdp_parts, product_stages
+from lipverify.checkers import NotCovered, arithmetic
+from lipverify.checkers.balls import Ball, prove_local
+from lipverify.checkers.gains import prove_product
+from lipverify.checkers.multipliers import System, prove_lipsdp
+from lipverify.checkers.steps import Program
+from lipverify.errors import RefutedCertificate
+from lipverify.ir.certificate import Certificate, Evidence
+from lipverify.ir.graph import Graph
+from lipverify.ir.region import Ball as Region
+from lipverify.propagation import bounds
+
+_SLACKS = (0.0, 2.0**-26, 2.0**-22, 0.99 * TOLERANCE)
+
+
+def balls_of(region: Region) -> list[Ball]:
+    """The region as the checker reads it."""
+    boxes = region.enclosure()
+    rows = (t.flatten(1).numpy() for t in (region.center, boxes.lower, boxes.upper))
+    return [Ball(c, region.radius, str(region.norm), low, high) for c, low, high in zip(*rows, strict=True)]
+
+
+def ball_proofs(
+    certificate: Certificate, program: Program, step: str, graph: Graph, norms: tuple[str, str]
+) -> tuple[dict[str, Any], dict[str, Tensor], Tensor]:
+    """A proof for every centre, and the bounds that they prove.
+
+    Raises:
+        NotCovered: some centre has no proof within the tolerance; it is named.
+    """
+    region = certificate.query.region
+    assert isinstance(region, Region)
+    assert certificate.upper is not None
+    found = _Proofs(program, step, graph, region, norms)
+    upper, reasons = certificate.upper.clone(), {}
+    for centre, ball in enumerate(balls_of(region)):
+        try:
+            upper[centre] = found.add(certificate.evidence, centre, ball, float(upper[centre]))
+        except RefutedCertificate as error:
+            reasons[centre] = str(error)
+    if reasons:
+        centre, reason = next(iter(reasons.items()))
+        raise NotCovered(
+            f"{len(upper) - len(reasons)} of {len(upper)} centres are proved; centre {centre}: {reason}"
+        )
+    return {"kind": "balls", "proofs": found.proofs, "of": found.of}, found.arrays, upper
+
+
+class _Proofs:
+    """Proofs so far; those that several centres share are there once."""
+
+    def __init__(
+        self, program: Program, step: str, graph: Graph, region: Region, norms: tuple[str, str]
+    ) -> None:
+        self.program, self.step, self.graph, self.region, self.norms = program, step, graph, region, norms
+        self.proofs: list[dict[str, Any]] = []
+        self.of: list[int] = []
+        self.arrays: dict[str, Tensor] = {}
+        self._shared: dict[str, tuple[int, float]] = {}
+
+    def add(self, evidence: Evidence, centre: int, ball: Ball, upper: float) -> float:
+        """What the checker proves for this centre, at least `upper`."""
+        if isinstance(evidence, Smaller):
+            return self.add(evidence.parts[evidence.chosen[centre]], centre, ball, upper)
+        if isinstance(evidence, JacobianRows):
+            return self._product(upper) if evidence.from_product[centre] else self._local(ball, upper)
+        if isinstance(evidence, Multipliers | Proofs):
+            return self._lipsdp(evidence, centre, ball, upper)
+        raise NotCovered(
+            f"evidence of the kind {type(evidence).__name__} over balls is not covered by the checker"
+        )
+
+    def _product(self, upper: float) -> float:
+        if "product" not in self._shared:
+            stages = product_stages(self.program, self.step)
+            proved = arithmetic.above(prove_product(self.program, self.step, self.norms, stages))
+            self._shared["product"] = self._put({"kind": "product", "stages": stages}), proved
+        place, proved = self._shared["product"]
+        self.of.append(place)
+        return _within(proved, upper)
+
+    def _local(self, ball: Ball, upper: float) -> float:
+        proved = _within(prove_local(System(self.program, self.step, ball), self.norms), upper)
+        if "local" not in self._shared:
+            self._shared["local"] = self._put({"kind": "local"}), 0.0
+        self.of.append(self._shared["local"][0])
+        return proved
+
+    def _lipsdp(self, evidence: Multipliers | Proofs, centre: int, ball: Ball, upper: float) -> float:
+        system = System(self.program, self.step, ball)
+        diagonals = (
+            evidence.diagonals[centre]
+            if isinstance(evidence, Multipliers)
+            else evidence.centres[centre][0].diagonals
+        )
+        free = None if [len(d) for d in diagonals] == system.sizes else self._free(centre)
+        parts, arrays = lipsdp_parts(evidence, system, centre, free)
+        read = {name: np.asarray(array) for name, array in arrays.items()}
+        for slack in _SLACKS:
+            try:
+                for part in parts:
+                    weights = None if part["weights"] is None else read[part["weights"]]
+                    blocks = [read[name] for name in part["blocks"]]
+                    prove_lipsdp(system, blocks, upper * (1 + slack), False, weights, part["row"])
+            except RefutedCertificate as error:
+                if isinstance(error, NotCovered) or slack == _SLACKS[-1]:
+                    raise
+                continue
+            self.arrays |= arrays
+            self.of.append(self._put({"kind": "lipsdp", "parts": parts}))
+            return upper * (1 + slack)
+        raise AssertionError("unreachable")
+
+    def _free(self, centre: int) -> list[tuple[int, Tensor]]:
+        """The neurons of the analyzer; ranges of the checker may be tighter, so that it has fewer of them."""
+        known = self.region
+        around = Region(known.center[centre : centre + 1], known.radius, known.norm, known.box)
+        return free_neurons(self.graph, bounds(self.graph, around))
+
+    def _put(self, proof: dict[str, Any]) -> int:
+        self.proofs.append(proof)
+        return len(self.proofs) - 1
+
+
+def _within(proved: float, upper: float) -> float:
+    if proved > upper * (1 + TOLERANCE):
+        raise NotCovered(f"the checker alone proves {proved:.6g}")
+    return max(proved, upper)
