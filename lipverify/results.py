@@ -72,6 +72,8 @@ class Row:
         }
         if certificate.unchecked:
             found["unchecked"] = certificate.unchecked
+        if certificate.proved:
+            found["checked"] = list(certificate.proved)
         if certificate.interrupted:
             found["interrupted"] = True
         notes = getattr(certificate.evidence, "notes", ())

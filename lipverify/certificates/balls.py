@@ -26,6 +26,14 @@ from lipverify.propagation import bounds
 _SLACKS = (0.0, 2.0**-26, 2.0**-22, 0.99 * TOLERANCE)
 
 
+class SomeUnproved(NotCovered):
+    """Some centre has no proof. proved: which ones have."""
+
+    def __init__(self, message: str, proved: tuple[bool, ...]) -> None:
+        super().__init__(message)
+        self.proved = proved
+
+
 def balls_of(region: Region) -> list[Ball]:
     """The region as the checker reads it."""
     boxes = region.enclosure()
@@ -39,7 +47,7 @@ def ball_proofs(
     """A proof for every centre, and the bounds that they prove.
 
     Raises:
-        NotCovered: some centre has no proof within the tolerance; it is named.
+        SomeUnproved: some centre has no proof within the tolerance; the first one is named.
     """
     region = certificate.query.region
     assert isinstance(region, Region)
@@ -53,9 +61,9 @@ def ball_proofs(
             reasons[centre] = str(error)
     if reasons:
         centre, reason = next(iter(reasons.items()))
-        raise NotCovered(
-            f"{len(upper) - len(reasons)} of {len(upper)} centres are proved; centre {centre}: {reason}"
-        )
+        count = f"{len(upper) - len(reasons)} of {len(upper)} centres are proved"
+        proved = tuple(k not in reasons for k in range(len(upper)))
+        raise SomeUnproved(f"{count}; centre {centre}: {reason}", proved)
     return {"kind": "balls", "proofs": found.proofs, "of": found.of}, found.arrays, upper
 
 

@@ -97,7 +97,7 @@ def issue(
     try:
         issued, raised = _issued(certificate, graph, query, analyzer, seconds)
     except NotCovered as error:
-        return replace(certificate, unchecked=str(error))
+        return replace(certificate, unchecked=str(error), proved=getattr(error, "proved", ()))
     except OSError as error:
         return replace(certificate, unchecked=f"the model file cannot be read again ({error.strerror})")
     except LipverifyError as error:
@@ -106,7 +106,8 @@ def issue(
         raise InternalError(
             f"the certificate of {analyzer.name} does not check ({kind}: {error}); please report it with {kept}"
         ) from error
-    return replace(certificate, upper=raised, rigour=Rigour.CHECKED, issued=issued)
+    proved = () if isinstance(query.region, Everywhere) else (True,) * raised.numel()
+    return replace(certificate, upper=raised, rigour=Rigour.CHECKED, issued=issued, proved=proved)
 
 
 def _kept(issued: Issued) -> str:

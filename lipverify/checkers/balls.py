@@ -72,6 +72,8 @@ class Chain:
     def ranges(self, x: Signal) -> tuple[Array, Array]:
         """Lower and upper bounds of the rows of a signal."""
         low, high = -self.largest(x._replace(parts={k: -m for k, m in x.parts.items()})), self.largest(x)
+        if x.ends is not None:
+            low, high = np.maximum(low, x.ends[0]), np.minimum(high, x.ends[1])
         # Far from the ends of float64 no underflow grows to TINY, and nothing overflows.
         if not bool(((low <= high) & (low > -(2.0**100)) & (high < 2.0**100)).all()):
             raise NotCovered("numbers over a ball near the ends of float64 are not covered by the checker")

@@ -45,9 +45,9 @@ class System:
         if isinstance(step, Scalar):
             return self._sloped(x, step.low, step.high, step.law)
         if isinstance(step, Order) and not step.whole:
-            return self._maximum(x, step.groups)
+            return self._maximum(self._between(x), step.groups)
         if isinstance(step, Order) and step.groups.shape[1] in _SORTS:
-            return self._sorted(x, step.groups)
+            return self._sorted(self._between(x), step.groups)
         raise NotCovered(f"no form of {type(step).__name__} as neurons in the checker")
 
     def _sloped(self, v: Signal, low: Array, high: Array, law: str = "Relu") -> Signal:
@@ -77,12 +77,19 @@ class System:
         w = Signal({key: spread}, None, 0, bool((span == 1).all()), v.growth)
         return w if fixed is None else combined(fixed, w, 1.0)
 
+    def _between(self, v: Signal) -> Signal:
+        """With ranges, from which those of maxima and sorts follow better than through comparators."""
+        return v if self.chain is None else v._replace(ends=np.array(self.chain.ranges(v)))
+
     def _compared(self, p: Signal, q: Signal) -> tuple[Signal, Signal]:
         """max = q + r, min = p - r with r = relu(p - q)."""
         v = combined(p, q, -1.0)
         n = len(next(iter(v.parts.values())))
         r = self._sloped(v, np.zeros(n), np.ones(n))
-        return combined(q, r, 1.0), combined(p, r, -1.0)
+        high, low = combined(q, r, 1.0), combined(p, r, -1.0)
+        if p.ends is None or q.ends is None:
+            return high, low
+        return high._replace(ends=np.maximum(p.ends, q.ends)), low._replace(ends=np.minimum(p.ends, q.ends))
 
     def _maximum(self, v: Signal, groups: Array) -> Signal:
         rows = [[i for i in row if i >= 0] for row in groups.tolist()]

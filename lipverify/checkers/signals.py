@@ -22,6 +22,7 @@ class Signal(NamedTuple):
 
     parts: source -> [size, source size]; sizes: of all terms, None where they are the absolute entries. plain: every row copies
     one entry or none, so that products with it are exact. growth: log2 of what steps can make of an underflow of 2^-1074.
+    ends: [2, size], what the results are known to lie between over a ball.
     """
 
     parts: Parts
@@ -29,6 +30,7 @@ class Signal(NamedTuple):
     rounds: int = 0
     plain: bool = False
     growth: float = 0.0
+    ends: Array | None = None
 
     def size(self, key: int) -> Array:
         return np.abs(self.parts[key]) if self.sizes is None else self.sizes[key]
@@ -40,7 +42,8 @@ class Signal(NamedTuple):
         """Some rows; -1 gives zeros."""
         at = np.asarray(index, dtype=np.int64)
         sizes = None if self.sizes is None else {k: taken(m, at) for k, m in self.sizes.items()}
-        return self._replace(parts={k: taken(m, at) for k, m in self.parts.items()}, sizes=sizes)
+        ends = None if self.ends is None else np.append(self.ends, [[0.0], [0.0]], 1)[:, at]
+        return self._replace(parts={k: taken(m, at) for k, m in self.parts.items()}, sizes=sizes, ends=ends)
 
 
 def identity(key: int, size: int) -> Signal:
@@ -70,8 +73,10 @@ def stacked(signals: Sequence[Signal]) -> Signal:
         return np.concatenate(own)
 
     sizes = None if all(s.sizes is None for s in signals) else {k: joined(k, True) for k in some}
+    known = [s.ends for s in signals if s.ends is not None]
     return Signal({k: joined(k, False) for k in some}, sizes, max(s.rounds for s in signals),
-                  all(s.plain for s in signals), max(s.growth for s in signals))  # fmt: skip
+                  all(s.plain for s in signals), max(s.growth for s in signals),
+                  np.concatenate(known, 1) if len(known) == len(signals) else None)  # fmt: skip
 
 
 def combined(first: Signal, second: Signal, sign: float) -> Signal:

@@ -95,6 +95,8 @@ class Certificate:
     """The certificate in its written form; only where the checker has proved it."""
     unchecked: str = ""
     """Why the checker has no proof, where it was asked."""
+    proved: tuple[bool, ...] = ()
+    """For balls, of which centres the checker has proved the bound; the rigour is `checked` where it is all of them."""
     interrupted: bool = False
     """Whether somebody stopped the search; the bound is the best until then, and as valid."""
 

@@ -230,3 +230,15 @@ def test_certificates_over_balls_survive_the_disk(rng: np.random.Generator, tmp_
         assert "3 centres with digest" in verdict.claim
         with pytest.raises(NotCovered):  # ranges are in floating point
             verify(path, graph, exact=True)
+
+
+def test_an_audit_says_for_every_centre_whether_it_is_checked(rng: np.random.Generator) -> None:
+    graph = network(rng, ops.Tanh())
+    region = lv.Ball(torch.tensor(rng.standard_normal((2, 4))), 0.1)
+    found = lv.audit(graph, norm="linf", region=region, analyzers=["local"], search=QUICK)
+    row = found.to_json()["results"][0]
+    assert row["rigour"] == "real"
+    assert row["checked"] == [False, False]
+    assert "Tanh over a ball" in row["unchecked"]
+    known = lv.audit(network(rng, ops.ReLU()), norm="linf", region=region, analyzers=["local"], search=QUICK)
+    assert known.to_json()["results"][0]["checked"] == [True, True]
