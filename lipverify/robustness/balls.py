@@ -14,6 +14,7 @@ from lipverify.analyzers.local.gradients import derivative_ranges
 from lipverify.analyzers.local.jacobian import Tier, jacobian_ranges, row_norms
 from lipverify.analyzers.protocol import Compute
 from lipverify.errors import UnsupportedModel
+from lipverify.interpreter import evaluate
 from lipverify.ir.graph import Graph
 from lipverify.ir.norm import Norm
 from lipverify.ir.op import Input
@@ -69,6 +70,8 @@ class Balls:
     """Whether LipSDP covers the network, for `steepen`."""
     seen: dict[float, Bounds] = field(default_factory=dict)
     """Ranges of the balls looked at; those of a ball hold on every smaller one."""
+    steep: dict[float, Tensor] = field(default_factory=dict)
+    """Constants of the balls steepened so far, by radius; gradients at the point for radius 0."""
 
     @property
     def device(self) -> torch.device:
@@ -100,9 +103,22 @@ class Balls:
                 found = self._gradients(radius, ranges)
                 best = best if found is None else torch.minimum(best, found)
             if self.semidefinite:
-                found = ball_constants(self.graph, ranges, best, margin, SEARCHES, self.compute)
+                found = ball_constants(
+                    self.graph, ranges, best.clone(), margin, self._expected(radius), SEARCHES, self.compute
+                )
                 best = best if found is None else found
-        return best if bool(best.isfinite().all()) else None
+        if not bool(best.isfinite().all()):
+            return None
+        self.steep[radius] = best
+        return best
+
+    def _expected(self, radius: float) -> Tensor:
+        """Constants of the largest smaller ball, or lengths of the gradients at the point: below those of this ball."""
+        if not self.steep:
+            exact = self.graph.to(dtype=torch.float64)
+            jacobian = torch.func.jacrev(lambda x: evaluate(exact, x[None])[0])(self.x.double())
+            self.steep[0.0] = torch.linalg.vector_norm(jacobian.flatten(1), dim=1)
+        return self.steep[max(r for r in self.steep if r < radius)]
 
     def _gradients(self, radius: float, ranges: Bounds) -> Tensor | None:
         written = elementary(self.graph)

@@ -6,6 +6,7 @@ because L grows; so every shell ends half way to where M / L of the shell before
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -28,34 +29,51 @@ LAST, NEAR = 1.0, 0.025
 def bracket(shells: Shells, first: float, farthest: float, resolution: float, compute: Compute) -> None:
     """Looks at balls until linear bounds are known to end within the resolution, or at the deadline.
 
-    The smallest margin is interpolated (Illinois variant of false position) once both ends are comparable, else bisected.
+    What the smallest margin has lost grows about like a power of the radius: the secant in logarithms finds where all is lost.
     """
+    whole = float(shells.margin.min())
     low, high, radius = 0.0, farthest, first
-    at_low, at_high, side = float(shells.margin.min()), -float("inf"), 0
+    lost: list[tuple[float, float]] = []
+    widths: list[float] = []
     for _ in range(64):
         if not 0.0 < radius < LARGEST or (shells.known and not shells.time_for_more(compute)):
             return
         margins = shells.add(radius).margins
-        value = -float("inf") if margins is None else float(margins.min())
-        # An end that stays twice in a row counts half: both ends move.
+        value = -math.inf if margins is None else float(margins.min())
         if value > 0:
-            low, at_low, at_high, side = radius, value, at_high * (0.5 if side > 0 else 1.0), 1
+            low = radius
         else:
-            high, at_high, at_low, side = radius, value, at_low * (0.5 if side < 0 else 1.0), -1
+            high = radius
         if high - low <= resolution * high:
             return
-        radius = _next(low, high, at_low, at_high, resolution)
+        if -math.inf < value < whole:
+            lost.append((math.log(radius), math.log1p(-value / whole)))
+        widths.append(high - low)
+        # Three guesses that do not halve the gap are no better than the middle.
+        stuck = len(widths) > 3 and widths[-1] > 0.5 * widths[-4]
+        radius = _next(low, high, [] if stuck else lost, resolution)
 
 
-def _next(low: float, high: float, at_low: float, at_high: float, resolution: float) -> float:
-    """Where the smallest margin vanishes if it is linear between both ends; the middle where that is far from true."""
+def _next(low: float, high: float, lost: list[tuple[float, float]], resolution: float) -> float:
+    """Where the two best guesses so far predict the end; the middle where they say nothing.
+
+    Args:
+        lost: logarithms of radii and of the lost share of the margin, 0 at the end.
+    """
     if high >= LARGEST:
         return 2.0 * low
-    if not -at_high <= 20.0 * at_low:
-        return between(low, high)
+    nearest = sorted(lost, key=lambda point: abs(point[1]))[:2]
+    middle = between(low, high)
+    if len(nearest) < 2 or abs(nearest[0][1]) > 3.0:
+        return middle
+    (x, y), (before, other) = nearest
+    # Linear bounds lose margin at least in proportion to the radius.
+    power = max((other - y) / (before - x), 1.0) if other != y else 1.0
+    guess = math.exp(x - y / power)
     inside = 0.4 * resolution * high
-    guess = low + (high - low) * at_low / (at_low - at_high)
-    return min(max(guess, low + inside), high - inside)
+    # Beside a guess that is good, the other end comes near enough to stop.
+    guess += inside if y < 0.0 and abs(y) < 2.0 * resolution * power else 0.0
+    return min(max(guess, low + inside), high - inside) if low < guess < high else middle
 
 
 def march(

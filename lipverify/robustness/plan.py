@@ -40,7 +40,7 @@ class Plan:
     method: str = "auto"
     box: Box | None = None
     looks: int = 16
-    shells: int = 7
+    shells: int = 4
     plane_steps: int = 20
     leaves: int = 512
     harder_looks: int = 5

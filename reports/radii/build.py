@@ -29,6 +29,7 @@ DIGITS = "digits:"
 RESNET = ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616))
 OVAL = ((0.485, 0.456, 0.406), (0.225, 0.225, 0.225))
 MINUTES = "75s"
+QUARTER = "15m"
 MNIST, CIFAR = "inputs/mnist.npz", "inputs/cifar10.npz"
 
 
@@ -55,9 +56,9 @@ ROWS = {
     "linf digits relu-64x2": Run(DIGITS + "relu-64x2", "", 5, "linf", budget=MINUTES, wanted=0.0667),
     "linf digits relu-64x3": Run(DIGITS + "relu-64x3", "", 5, "linf", budget=MINUTES, wanted=0.0536),
     "linf digits cnn": Run(DIGITS + "cnn", "", 5, "linf", budget=MINUTES, wanted=0.0736),
-    "l2 oval-cifar-base": Run("oval-cifar-base/cifar_base_kw.onnx", CIFAR, 20, "l2", True, OVAL),
-    "l2 cifar-resnet2b": Run("converted/cifar-resnet2b.onnx", CIFAR, 20, "l2", True, RESNET),
-    "l2 kw-mnist-cnn": Run("converted/kw-mnist-cnn.onnx", MNIST, 20, "l2", True),
+    "l2 oval-cifar-base": Run("oval-cifar-base/cifar_base_kw.onnx", CIFAR, 20, "l2", True, OVAL, QUARTER),
+    "l2 cifar-resnet2b": Run("converted/cifar-resnet2b.onnx", CIFAR, 20, "l2", True, RESNET, QUARTER),
+    "l2 kw-mnist-cnn": Run("converted/kw-mnist-cnn.onnx", MNIST, 20, "l2", True, budget=QUARTER),
     "linf kw-mnist-cnn": Run("converted/kw-mnist-cnn.onnx", MNIST, 100, "linf", budget="9m"),
     "linf mnist-mlp-3x50": Run("mnist-mlp-3x50/mnist_relu_3_50.onnx", MNIST, 100, "linf", budget="9m"),
     "linf cifar-resnet2b": Run(

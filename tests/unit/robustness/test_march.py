@@ -64,7 +64,9 @@ def test_constants_of_a_ball_exceed_every_slope_in_it(activation: ops.ReLU, rng:
     center, radius = torch.tensor(rng.random((1, 5))), 0.3
     ranges = bounds(graph, Ball(center, radius, Norm.L2))
     nothing = torch.full((3,), torch.inf, dtype=torch.float64)
-    found = ball_constants(graph, ranges, nothing, torch.tensor([1.0, 5.0, 9.0]).double(), 2, Compute())
+    found = ball_constants(
+        graph, ranges, nothing, torch.tensor([1.0, 5.0, 9.0]).double(), torch.ones(3).double(), 2, Compute()
+    )
     assert found is not None
     steps = torch.tensor(rng.standard_normal((2, 4000, 5)))
     steps = radius * steps / steps.norm(dim=2, keepdim=True) * torch.tensor(rng.random((2, 4000, 1))) ** 0.2
