@@ -12,6 +12,7 @@ GROUP = "lipverify.analyzers"
 BUILT_IN = {
     "product": "lipverify.analyzers.product:Product",
     "local": "lipverify.analyzers.local.analyzer:Local",
+    "local:float32": "lipverify.analyzers.local.analyzer:LocalSingle",
     "local:recurjac": "lipverify.analyzers.local.analyzer:LocalRecurJac",
     "local-sdp": "lipverify.analyzers.local.sdp:LocalSDP",
     "local-bab": "lipverify.analyzers.local.bab:LocalBaB",
@@ -20,8 +21,12 @@ BUILT_IN = {
     "lipsdp": "lipverify.analyzers.lipsdp.analyzer:LipSDP",
     "lipsdp-fast": "lipverify.analyzers.lipsdp.analyzer:LipSDPFast",
     "lipsdp-cvxpy": "lipverify.analyzers.lipsdp.analyzer:LipSDPReference",
+    "lipsdp-cvxpy:scs": "lipverify.analyzers.lipsdp.compared:LipSDPBySCS",
+    "lipsdp-cvxpy:group": "lipverify.analyzers.lipsdp.compared:LipSDPGroup",
+    "lipsdp-cvxpy:group-diagonal": "lipverify.analyzers.lipsdp.compared:LipSDPGroupDiagonal",
 }
-"""Also declared as entry points in pyproject.toml; kept here so that a source tree without metadata works."""
+"""Kept here so that a source tree without metadata works. Names without a colon are entry points in pyproject.toml too; behind a
+colon stands a variant for comparison."""
 
 
 def names() -> tuple[str, ...]:

@@ -6,7 +6,8 @@ Source: Zhang et al., NeurIPS 2018 (arXiv 1811.00866), CROWN; on DAGs Xu et al.,
 
 Rounding: a computed coefficient differs from the one that makes the inequality exact. The difference, times the value it
 belongs to, is at most gamma times |coefficients| times the sum of the absolute terms of that node (`Knowledge.sizes`), because
-every value stays inside its known range; `error` adds these up. Higham, section 3.1, for the inner products.
+every value stays inside its known range; `error` adds these up. Higham, section 3.1, for the inner products. Coefficients may be
+float32 (`propagation.precision`): constants, errors and inner products with ranges are float64 then too.
 """
 
 from __future__ import annotations
@@ -36,9 +37,10 @@ class Functionals:
 
     @classmethod
     def start(cls, known: Knowledge, coefficients: dict[str, Tensor], owner: Tensor) -> Functionals:
-        """Functionals of any nodes, without a constant; the coefficients are taken as exact."""
+        """Functionals of any nodes, without a constant; the coefficients are taken as exact in the type of `known`."""
         zeros = known.box.lower.new_zeros(len(owner))
-        return cls(known, dict(coefficients), owner, zeros, zeros.clone())
+        first = {name: a.to(known.precision.dtype) for name, a in coefficients.items()}
+        return cls(known, first, owner, zeros, zeros.clone())
 
     def keep(self, rows: Tensor) -> None:
         """Only these rows."""
@@ -59,34 +61,48 @@ class Functionals:
         if a is None:
             return
         if is_affine(node) and is_exact(node.op):
-            for name, back in zip(node.inputs, adjoint(node.op, a, self.known.shapes(node)), strict=True):
+            for name, back in zip(node.inputs, self._adjoint(node, a), strict=True):
                 self._add(name, back)
             return
         # Twice: the sum of absolute values is computed too. 16: products, offsets and their addition.
-        error = 2.0 * gamma(node.size + 16) * self._dot(a.abs(), self.known.sizes(node))
+        precision = self.known.precision
+        error = 2.0 * precision.gamma(precision.backward(node)) * self._dot_sizes(a, node)
         if isinstance(node.op, Constant):
             self.constant = self.constant + self._dot(a, self.known.ranges[node.name].lower)
         elif is_affine(node):
             shift = self.known.shift(node)
             if bool(shift.any()):
                 self.constant = self.constant + self._dot(a, shift)
-            for name, back in zip(node.inputs, adjoint(node.op, a, self.known.shapes(node)), strict=True):
+            for name, back in zip(node.inputs, self._adjoint(node, a), strict=True):
                 self._add(name, back)
         else:
             self._relax(node, a)
         self._charge(error)
 
+    def _adjoint(self, node: Node, a: Tensor) -> tuple[Tensor, ...]:
+        return adjoint(self.known.op(node), a, self.known.shapes(node))
+
+    def _dot_sizes(self, a: Tensor, node: Node) -> Tensor:
+        """At least <|a|, sizes of a node>: [rows]; also what numbers lost below the smallest float32 would add."""
+        sizes, precision = self.known.sizes(node), self.known.precision
+        if precision.double:
+            return self._dot(a.abs(), sizes)
+        floor = self.known.smallest(node)
+        rough = precision.above(sizes, floor.reshape(-1, *[1] * (sizes.ndim - 1)))
+        value = precision.sum_above(self._dot_own(a.abs(), rough), node.size)
+        return value + self._rows(floor).expand(len(a))
+
     def _relax(self, node: Node, a: Tensor) -> None:
         """Positive coefficients take the plane above, negative ones the plane below."""
         found = self.known.planes(node)
         above = a >= 0
-        offset = torch.where(above, self._rows(found.upper.offset), self._rows(found.lower.offset))
-        self.constant = self.constant + (a * offset).flatten(1).sum(1)
+        offset = torch.where(above, self._plane(found.upper.offset), self._plane(found.lower.offset))
+        self.constant = self.constant + (a * offset).flatten(1).sum(1, dtype=torch.float64)
         terms = list(zip(found.lower.slopes, found.upper.slopes, strict=False))
         if len(found.lower.slopes) != len(found.upper.slopes):
             raise AssertionError("planes of one operator have the same terms")
         for index, (low, high) in enumerate(terms):
-            back = a * torch.where(above, self._rows(high), self._rows(low))
+            back = a * torch.where(above, self._plane(high), self._plane(low))
             if found.entries is None:
                 self._add(node.inputs[index], back)
                 continue
@@ -95,13 +111,16 @@ class Functionals:
             spread.index_add_(1, found.entries[index].reshape(-1), back.flatten(1))
             self._add(source.name, spread.reshape(len(back), *source.shape))
 
+    def _plane(self, facts: Tensor) -> Tensor:
+        return self._rows(self.known.precision.narrowed(facts))
+
     def _add(self, name: str, more: Tensor) -> None:
         have = self.coefficients.get(name)
         if have is None:
             self.coefficients[name] = more
             return
         total = have + more
-        self._charge(2.0 * UNIT_ROUNDOFF * self._dot(total.abs(), self.known.largest(name)))
+        self._charge(2.0 * self.known.precision.unit * self._dot(total.abs(), self.known.largest(name)))
         self.coefficients[name] = total
 
     def _charge(self, error: Tensor) -> None:
@@ -123,6 +142,9 @@ class Functionals:
 
     def _dot(self, a: Tensor, facts: Tensor) -> Tensor:
         """Inner product of every row with the facts of its ball: [rows]."""
+        return self._dot_own(a.double(), facts)
+
+    def _dot_own(self, a: Tensor, facts: Tensor) -> Tensor:
         if len(a) == 0:
             return a.new_zeros(0)
         rows = self._rows(facts)
@@ -133,8 +155,8 @@ class Functionals:
     def upper(self) -> Tensor:
         """Upper bound of every row from the ranges of the frontier, or from the ball itself at the input: [rows]."""
         total, error = self.constant, self.error
-        for name, a in self.coefficients.items():
-            node = self.known.graph[name]
+        for name, coefficients in self.coefficients.items():
+            node, a = self.known.graph[name], coefficients.double()
             if isinstance(node.op, Input):
                 value = self._over_ball(a)
             else:

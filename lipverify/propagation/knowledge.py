@@ -10,9 +10,10 @@ from torch import Tensor
 from lipverify.errors import UnsupportedModel
 from lipverify.ir.graph import Graph, Node
 from lipverify.ir.interval import Interval
-from lipverify.ir.op import Constant, Input, Shape
+from lipverify.ir.op import Constant, Input, Op, Shape
 from lipverify.ir.region import Ball
 from lipverify.ops.planes import constant_planes
+from lipverify.propagation.precision import DOUBLE, UNDERFLOW, Precision
 from lipverify.rules import Relaxation, forward, interval, linear, magnitude, relax
 
 ON_PROCESSORS, ELSEWHERE = 64 << 20, 512 << 20
@@ -45,9 +46,12 @@ class Knowledge:
     """Whether `box` may be smaller than the balls' own boxes."""
     empty: Tensor | None = None
     """[count]: parts of balls that were found to hold no input at all; None where parts were not asked for."""
+    precision: Precision = DOUBLE
+    """Of coefficients; facts are float64."""
+    _narrow: dict[str, Op] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, graph: Graph, ball: Ball, device: torch.device) -> Knowledge:
+    def of(cls, graph: Graph, ball: Ball, device: torch.device, precision: Precision = DOUBLE) -> Knowledge:
         """Nothing known yet but the input's box.
 
         Raises:
@@ -59,7 +63,16 @@ class Knowledge:
             raise UnsupportedModel(f"no interval rule for {listed}")
         box = ball.enclosure()
         ends = Interval(box.lower.to(device), box.upper.to(device))
-        return cls(graph.to(dtype=torch.float64, device=device), ball, ends, cut=ball.box is not None)
+        exact = graph.to(dtype=torch.float64, device=device)
+        return cls(exact, ball, ends, cut=ball.box is not None, precision=precision)
+
+    def op(self, node: Node) -> Op:
+        """The node's operator with its parameters in the type of the coefficients, rounded once."""
+        if self.precision.double:
+            return node.op
+        if node.name not in self._narrow:
+            self._narrow[node.name] = node.op.to(dtype=self.precision.dtype)
+        return self._narrow[node.name]
 
     def meet(self, first: Interval, second: Interval) -> Interval:
         """The intersection. Where it is empty the centre is noted in `empty`, and `first` stands for it: every range of
@@ -136,6 +149,13 @@ class Knowledge:
         if node.name not in self._sizes:
             self._sizes[node.name] = self._terms(node)
         return self._sizes[node.name]
+
+    def smallest(self, node: Node) -> Tensor:
+        """What coefficients below the smallest normal float32 could change at most, [count]: far below every rounding."""
+        total = torch.ones(self.count, dtype=torch.float64, device=self.box.lower.device)
+        for name in node.inputs:
+            total = total + self.largest(name).flatten(1).sum(1)
+        return UNDERFLOW * total
 
     def _terms(self, node: Node) -> Tensor:
         if isinstance(node.op, Input | Constant):

@@ -17,6 +17,7 @@ from lipverify.ir.op import Constant, Input
 from lipverify.ir.region import Ball
 from lipverify.propagation.functionals import Functionals
 from lipverify.propagation.knowledge import Knowledge, chunk_memory, is_affine
+from lipverify.propagation.precision import PRECISIONS, own_products
 from lipverify.propagation.searched import searched_upper
 from lipverify.rules import slopes
 
@@ -66,6 +67,7 @@ def bounds(
     device: str | torch.device = "cpu",
     memory: int | None = None,
     within: Mapping[str, Interval] | None = None,
+    precision: str = "float64",
 ) -> Bounds:
     """The range of every node's value over every ball.
 
@@ -78,10 +80,12 @@ def bounds(
     Args:
         method: `linear`, `interval` for interval arithmetic alone, or `alpha` for linear bounds with lower planes of ReLU
             searched for every value (`propagation.searched`): never looser, a few dozen times slower.
-        device: where to compute; float64 everywhere.
+        device: where to compute.
         memory: bytes that the coefficients of one chunk of rows may take; by default `chunk_memory` of the device.
         within: ranges of some nodes, on the same device: only inputs whose values lie in them count. The result is inside
             them; where no input is left, `Bounds.empty` says so as far as it was noticed.
+        precision: of the coefficients, `float64`, or `float32` with all that its rounding may change added outward: looser
+            by that, and faster where there are convolutions or no fast float64. Ranges are float64 always.
 
     Raises:
         UnsupportedModel: an operator without an interval rule, or not bounded on its range; the node is named.
@@ -92,13 +96,18 @@ def bounds(
         raise UsageError(f"the centres have shape {found}; the model takes {list(graph.input_shape)}")
     if method not in {"linear", "interval", "alpha"}:
         raise UsageError(f"unknown method {method!r}; choose linear, alpha or interval")
+    if precision not in PRECISIONS:
+        raise UsageError(f"unknown precision {precision!r}; choose {' or '.join(PRECISIONS)}")
     memory = chunk_memory(torch.device(device)) if memory is None else memory
     # Tighter ranges choose other planes, which may be looser further on: the plain ranges hold as well.
     plain = None
     if method == "alpha":
-        plain = bounds(graph, ball, method="linear", device=device, memory=memory, within=within)
-    with torch.no_grad():
-        known = Knowledge.of(graph, ball, torch.device(device))
+        plain = bounds(
+            graph, ball, method="linear", device=device, memory=memory, within=within, precision=precision
+        )
+    kind = PRECISIONS[precision]
+    with torch.no_grad(), own_products(kind, torch.device(device)):
+        known = Knowledge.of(graph, ball, torch.device(device), kind)
         targets = set() if method == "interval" else _targets(known.graph, ball.norm)
         if within is not None:
             known.empty = torch.zeros(known.count, dtype=torch.bool, device=known.box.lower.device)
@@ -169,7 +178,7 @@ def _push(
     At each non-affine node on the way the ranges of the frontier already give a bound: what it settles goes no further.
     """
     owner, entry = rows[:, 0], rows[:, 1]
-    start = lower.new_zeros(len(rows), node.size)
+    start = lower.new_zeros(len(rows), node.size, dtype=known.precision.dtype)
     start[torch.arange(len(rows), device=rows.device), entry] = 1.0
     walk, both = Functionals.start(known, {node.name: start.reshape(-1, *node.shape)}, owner), False
     for step in reversed(before):

@@ -1,4 +1,4 @@
-"""The analyzers `local`, `local:recurjac` and `local:interval`: norms of all Jacobians over balls."""
+"""The analyzers `local`, `local:float32`, `local:recurjac` and `local:interval`: norms of all Jacobians over balls."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from lipverify.ir.norm import Norm
 from lipverify.ir.op import Input
 from lipverify.ir.region import Ball, Query
 from lipverify.propagation import Bounds, bounds
+from lipverify.propagation.precision import PRECISIONS, own_products
 from lipverify.rules import interval
 
 MEMORY = 1 << 30
@@ -73,9 +74,20 @@ class LocalBounds:
 
 
 def local_bounds(
-    graph: Graph, query: Query, compute: Compute, method: str = "chord", forward: str = "linear"
+    graph: Graph,
+    query: Query,
+    compute: Compute,
+    method: str = "chord",
+    forward: str = "linear",
+    precision: str = "float64",
 ) -> LocalBounds:
-    """Upper bounds for every ball of the query. method: `chord`, `recurjac` or `interval`; forward: of `bounds`."""
+    """Upper bounds for every ball of the query.
+
+    Args:
+        method: `chord`, `recurjac` or `interval`.
+        forward: how values are bounded, the method of `bounds`.
+        precision: of coefficients, as in `bounds`.
+    """
     ball = query.region
     assert isinstance(ball, Ball)
     graph = commuted(graph, None)[0]
@@ -84,13 +96,13 @@ def local_bounds(
     per_row = 8 * 8 * sum(node.size for node in written.nodes)
     at_once = max(1, MEMORY // (per_row * min(rows, 64)))
     found, by_row, unknown = [], [], []
-    with torch.no_grad():
+    with torch.no_grad(), own_products(PRECISIONS[precision], compute.device):
         for start in range(0, len(ball), at_once):
             part = Ball(ball.center[start : start + at_once], ball.radius, ball.norm, ball.box)
-            ranges = _ranges(graph, written, part, compute, forward)
+            ranges = _ranges(graph, written, part, compute, forward, precision)
             chunk = max(1, MEMORY // (per_row * len(part)))
             factors = derivative_ranges(written, ranges)
-            tier = tier_of(written, ranges, method)
+            tier = replace(tier_of(written, ranges, method), precision=PRECISIONS[precision])
             part_bounds = norm_bounds(written, ranges, query, tier, chunk, factors=factors)
             found.append(part_bounds.upper)
             by_row.append(part_bounds.rows)
@@ -99,13 +111,12 @@ def local_bounds(
     return LocalBounds(torch.cat(found), torch.cat(by_row), torch.cat(unknown))
 
 
-def _ranges(graph: Graph, written: Graph, ball: Ball, compute: Compute, forward: str) -> Bounds:
+def _ranges(
+    graph: Graph, written: Graph, ball: Ball, compute: Compute, forward: str, precision: str
+) -> Bounds:
     """Ranges of the written-out graph; nodes that both graphs have lie inside the intervals of the original one."""
-    if len(written.nodes) == len(graph.nodes):
-        return bounds(written, ball, method=forward, device=compute.device)
-    return bounds(
-        written, ball, method=forward, device=compute.device, within=intervals(graph, ball, compute)
-    )
+    within = None if len(written.nodes) == len(graph.nodes) else intervals(graph, ball, compute)
+    return bounds(written, ball, method=forward, device=compute.device, within=within, precision=precision)
 
 
 def intervals(graph: Graph, ball: Ball, compute: Compute) -> Bounds:
@@ -197,11 +208,12 @@ def _certificate(
     method: str,
     with_product: bool,
     forward: str = "linear",
+    precision: str = "float64",
 ) -> Certificate:
     reason = _reject(graph, query)
     if reason is not None:
         raise UnsupportedModel(reason)
-    found = local_bounds(graph, query, compute, method, forward)
+    found = local_bounds(graph, query, compute, method, forward, precision)
     upper = found.upper.cpu()
     product = _product(graph, query, compute) if with_product else None
     better = torch.zeros(len(upper), dtype=torch.bool)
@@ -265,6 +277,8 @@ class Local:
     """Also compute the global product, and take the smaller bound."""
     ranges: str = "linear"
     """How the values in front of activations are bounded: `linear`, or `alpha` with searched planes (slower, tighter)."""
+    precision: str = "float64"
+    """Of coefficients: `float64`, or `float32` with its rounding added outward (`propagation.precision`)."""
 
     def reject(self, graph: Graph, query: Query) -> str | None:
         """Asks for a ball, and names the nodes without a range of derivatives."""
@@ -272,7 +286,32 @@ class Local:
 
     def bound(self, graph: Graph, query: Query, compute: Compute) -> Certificate:
         """One number for each centre."""
-        return _certificate(self, graph, query, compute, "chord", self.with_product, self.ranges)
+        return _certificate(
+            self, graph, query, compute, "chord", self.with_product, self.ranges, self.precision
+        )
+
+
+@dataclass(frozen=True)
+class LocalSingle:
+    """As `local` with coefficients in float32, whose rounding is added outward: for GPUs on which float64 is slow.
+
+    Statement: |f(x) - f(y)|_out <= upper |x - y|_in for all x, y of one ball.
+    Source: as `local`; roundings as Higham, Accuracy and Stability of Numerical Algorithms, 2nd edition, section 3.1, with the
+    unit 2^-24, on the sums of the absolute values of all terms; ranges, constants and errors are float64.
+    Sound when: as `local`; products of float32 are rounded to float32 (shorter formats are turned off while it runs).
+    """
+
+    name: ClassVar[str] = "local:float32"
+    with_product: bool = False
+    """As in `local`; off, so that comparisons show this method alone."""
+
+    def reject(self, graph: Graph, query: Query) -> str | None:
+        """As `local`."""
+        return _reject(graph, query)
+
+    def bound(self, graph: Graph, query: Query, compute: Compute) -> Certificate:
+        """One number for each centre."""
+        return _certificate(self, graph, query, compute, "chord", self.with_product, precision="float32")
 
 
 @dataclass(frozen=True)

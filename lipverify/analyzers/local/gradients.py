@@ -17,11 +17,12 @@ from lipverify import ops
 from lipverify.errors import UnsupportedModel
 from lipverify.ir.graph import Graph, Node
 from lipverify.ir.interval import Interval
-from lipverify.ir.op import Constant, Input, Shape
+from lipverify.ir.op import Constant, Input, Op, Shape
 from lipverify.linalg.rounding import gamma
 from lipverify.ops.enclosure import Enclosure, rounded
 from lipverify.propagation.adjoint import adjoint
 from lipverify.propagation.knowledge import is_affine
+from lipverify.propagation.precision import DOUBLE, Precision
 from lipverify.rules import magnitude, slopes
 
 _TINY = torch.finfo(torch.float64).tiny
@@ -41,6 +42,17 @@ class Gradients:
     factors: dict[str, tuple[Interval, ...]]
     boxes: dict[str, Interval] = field(default_factory=dict)
     sizes: dict[str, Tensor] = field(default_factory=dict)
+    precision: Precision = DOUBLE
+    """Of the coefficients of functionals of gradients."""
+    _narrow: dict[str, Op] = field(default_factory=dict)
+
+    def op(self, node: Node) -> Op:
+        """The node's operator with its parameters in the type of the coefficients, rounded once."""
+        if self.precision.double:
+            return node.op
+        if node.name not in self._narrow:
+            self._narrow[node.name] = node.op.to(dtype=self.precision.dtype)
+        return self._narrow[node.name]
 
     @property
     def rows(self) -> int:

@@ -23,6 +23,7 @@ from lipverify.ir.norm import Norm
 from lipverify.linalg.rounding import UNIT_ROUNDOFF, gamma
 from lipverify.ops.planes import chord
 from lipverify.propagation.knowledge import Knowledge, chunk_memory
+from lipverify.propagation.precision import DOUBLE, Precision
 from lipverify.rules import Relaxation
 
 MANY = 1 << 16
@@ -50,13 +51,19 @@ class Tier:
     sums: bool = False
     lines: Mapping[str, Relaxation] = field(default_factory=dict)
     known: Knowledge | None = None
+    precision: Precision = DOUBLE
+    """Of the coefficients of functionals; planes of smooth activations have float64 always."""
 
     def upper(self, found: Gradients, name: str, coefficients: Tensor, owner: Tensor) -> Tensor:
         """Upper bounds of functionals of one node's gradient; infinite where a number overflowed."""
         value = Walk(found, {name: coefficients}, owner, self.recurjac).upper()
         if self.lines:
             coupled = CoupledWalk(
-                found, {name: coefficients}, owner, lines=dict(self.lines), known=self.known
+                replace(found, precision=DOUBLE),
+                {name: coefficients},
+                owner,
+                lines=dict(self.lines),
+                known=self.known,
             ).upper()
             value = torch.fmin(value, coupled)
         return torch.where(value.isfinite(), value, torch.full_like(value, math.inf))
@@ -66,7 +73,7 @@ def jacobian_ranges(
     graph: Graph, factors: dict[str, tuple[Interval, ...]], seeds: Tensor, count: int, tier: Tier
 ) -> Gradients:
     """All gradients' ranges, the input's among them: those are the entries of the Jacobian."""
-    found = Gradients(graph, seeds, factors)
+    found = Gradients(graph, seeds, factors, precision=tier.precision)
     for node in reversed(graph.nodes):
         gradient_of(found, node, count)
         if not tier.refine:
@@ -126,7 +133,7 @@ def refine(found: Gradients, node: Node, wanted: Tensor, tier: Tier) -> None:
     chunk = max(1, chunk_memory(lower.device) // (2 * 8 * 6 * widest * found.rows))
     for some in _blocks(rows, chunk, widest * found.rows):
         owner, entry = some.T
-        one = torch.zeros(2 * len(owner), node.size, dtype=torch.float64, device=owner.device)
+        one = torch.zeros(2 * len(owner), node.size, dtype=tier.precision.dtype, device=owner.device)
         place = torch.arange(len(owner), device=owner.device)
         one[2 * place, entry], one[2 * place + 1, entry] = 1.0, -1.0
         first = one.reshape(-1, 1, *node.shape)
@@ -199,7 +206,13 @@ def row_norms(found: Gradients, dual: Norm, tier: Tier) -> Tensor:
 def _joint(found: Gradients, coefficients: Tensor, tier: Tier) -> Tensor:
     """Upper bound of <coefficients[b, k], J[b, k]>: [count, rows]."""
     owner = torch.arange(len(coefficients), device=coefficients.device)
-    return tier.upper(found, found.graph.input.name, coefficients, owner)
+    name = found.graph.input.name
+    if tier.precision.double:
+        return tier.upper(found, name, coefficients, owner)
+    # The functional bounded is the rounded one; what is cut off counts entry by entry.
+    taken = coefficients.to(tier.precision.dtype).double()
+    rest = ((coefficients - taken).abs() * found.largest(name)).flatten(2).sum(2)
+    return tier.upper(found, name, taken, owner) + 2.0 * rest
 
 
 def _up(value: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from lipverify.ir.interval import Interval
 from lipverify.linalg.rounding import UNIT_ROUNDOFF, gamma
 from lipverify.ops.planes import chord
 from lipverify.propagation.knowledge import is_affine
+from lipverify.propagation.precision import UNDERFLOW
 from lipverify.propagation.windows import convolved
 from lipverify.rules import linear
 
@@ -43,6 +44,8 @@ class Walk:
     def __post_init__(self) -> None:
         zeros = self.gradients.seeds.new_zeros(len(self.owner), self.gradients.rows)
         self.constant, self.error = zeros, zeros.clone()
+        kind = self.gradients.precision.dtype
+        self.coefficients = {name: a.to(kind) for name, a in self.coefficients.items()}
         self.rounded: set[str] = set()
         """Nodes whose coefficients some reader did more with than move them or turn their signs."""
 
@@ -73,8 +76,10 @@ class Walk:
                 and self.gradients.graph.consumers[name][-1] == node.name
             ):
                 # Every reader has been passed: what rounding did to these coefficients is charged once.
-                size = self.gradients.graph[name].size + node.size + 16
-                self._charge(2.0 * gamma(size) * self._dot(a.abs(), self.gradients.sizes[name]))
+                graph, precision = self.gradients.graph, self.gradients.precision
+                readers = (node,) if precision.double else (graph[c] for c in graph.consumers[name])
+                count = max(precision.forward(reader, graph[name]) for reader in readers)
+                self._charge(2.0 * precision.gamma(count) * self._dot_sizes(a, name))
         widest = max(a.shape[1] for a in inputs if a is not None)
         if is_affine(node):
             self.coefficients[node.name] = self._affine(node, inputs, widest)
@@ -96,12 +101,16 @@ class Walk:
         for name, a in zip(node.inputs, inputs, strict=True):
             shape = self.gradients.graph[name].shape
             if a is None:
-                arguments.append(self.constant.new_zeros(1, *shape).expand(rows * widest, *shape))
+                arguments.append(self._zeros(1, *shape).expand(rows * widest, *shape))
             else:
                 arguments.append(a.expand(rows, widest, *shape).reshape(rows * widest, *shape))
-        if isinstance(node.op, ops.Conv):
-            return convolved(node.op, arguments[0]).reshape(rows, widest, *node.shape)
-        return linear(node.op, *arguments).reshape(rows, widest, *node.shape)
+        op = self.gradients.op(node)
+        if isinstance(op, ops.Conv):
+            return convolved(op, arguments[0]).reshape(rows, widest, *node.shape)
+        return linear(op, *arguments).reshape(rows, widest, *node.shape)
+
+    def _zeros(self, *size: int) -> Tensor:
+        return self.constant.new_zeros(size, dtype=self.gradients.precision.dtype)
 
     def _product(self, node: Node, inputs: list[Tensor | None]) -> Tensor:
         """p t + q (1 - t) and the constant (p - q) w of the chord, over all inputs that have coefficients."""
@@ -118,12 +127,26 @@ class Walk:
             rising, falling = high * t + low * (1.0 - t), low * t + high * (1.0 - t)
             size = a.abs()
             # One multiplication and one fused step: a choice by sign would read and write everything twice more.
-            part = a * self._rows((rising + falling) / 2)
-            part = torch.addcmul(part, size, self._rows((rising - falling) / 2))
+            middle, half = (
+                self._rows(self.gradients.precision.narrowed(facts))
+                for facts in ((rising + falling) / 2, (rising - falling) / 2)
+            )
+            part = a * middle
+            part = torch.addcmul(part, size, half)
             self.constant = self.constant + self._dot(size, (high - low) * w)
             total = part if total is None else total + part
         assert total is not None
         return total
+
+    def _dot_sizes(self, a: Tensor, name: str) -> Tensor:
+        """At least <|a|, sizes of a gradient>; also what numbers lost below the smallest float32 would add."""
+        sizes, precision = self.gradients.sizes[name], self.gradients.precision
+        if precision.double:
+            return self._dot(a.abs(), sizes)
+        floor = UNDERFLOW * (1.0 + sizes.flatten(2).sum(2))
+        rough = precision.above(sizes, floor.reshape(*floor.shape, *[1] * (sizes.ndim - 2)))
+        value = precision.sum_above(self._dot_own(a.abs(), rough), self.gradients.graph[name].size)
+        return value + self._rows(floor)
 
     def _constant_ends(self, node: Node, inputs: list[Tensor | None], box: Interval) -> Tensor:
         """RecurJac: where slope and sign are unknown the product is replaced by its largest value."""
@@ -156,7 +179,10 @@ class Walk:
         return facts[self.owner]
 
     def _dot(self, a: Tensor, facts: Tensor) -> Tensor:
-        """Inner products over the sample axes: [rows, output rows]."""
+        """Inner products over the sample axes: [rows, output rows], in float64."""
+        return self._dot_own(a.double(), facts)
+
+    def _dot_own(self, a: Tensor, facts: Tensor) -> Tensor:
         rows = self._rows(facts)
         if a.shape[1] == 1 and rows.shape[0] == 1:
             return a.flatten(1) @ rows[0].flatten(1).T
