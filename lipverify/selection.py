@@ -1,40 +1,10 @@
-"""From command-line words to a region and a device."""
+"""From a word of the command line to a device."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
-from torch import Tensor
 
 from lipverify.errors import UsageError
-from lipverify.ir.graph import Graph
-from lipverify.ir.norm import Norm
-from lipverify.ir.region import Ball, Everywhere, Region
-from lipverify.loading import read_points
-
-
-def choose_region(
-    graph: Graph,
-    data: Path | None,
-    radius: float | None,
-    ball: str,
-    box: tuple[float, float] | None,
-    limit: int | None,
-) -> tuple[Region, Tensor | None]:
-    """The region of the query, and the data points as hints for the search when the region is everywhere.
-
-    Raises:
-        UsageError: data that does not fit the model.
-    """
-    if data is None:
-        return Everywhere(), None
-    points = read_points(data)
-    points.require(graph.input_shape, graph.output.size)
-    x = torch.from_numpy(points.x[:limit]).to(torch.float64)
-    if radius is None:
-        return Everywhere(), x
-    return Ball(x, radius, Norm.parse(ball), box), None
 
 
 def choose_device(name: str) -> torch.device:

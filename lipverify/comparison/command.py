@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from lipverify import pipeline
@@ -22,14 +19,12 @@ from lipverify.errors import LipverifyError, UsageError
 from lipverify.ir.graph import Graph
 from lipverify.ir.norm import Norm
 from lipverify.ir.region import Ball, Everywhere, Region
-from lipverify.loading import read_points
-from lipverify.loading.names import display, display_path
+from lipverify.loading.names import display
 from lipverify.reporting.comparison import render_comparison
 from lipverify.reporting.places import REPORT, RESULT
-from lipverify.reporting.terminal import Progress
 from lipverify.reporting.writing import OutputFolder, document_bytes
 from lipverify.robustness import Plan
-from lipverify.selection import choose_device
+from lipverify.start import Common, Points, begun
 
 CACHE = "cache"
 """The folder inside --out where answers are kept unless --cache names another one."""
@@ -37,36 +32,21 @@ NO_CURVES = "none"
 """The word that leaves out certified accuracy."""
 
 
-@dataclass(frozen=True)
-class Options:
-    """The options of the command line, parsed."""
+@dataclass(frozen=True, kw_only=True)
+class Options(Common):
+    """The options of the command line, parsed. certified: method of `--radii`, which compares radii instead of bounds."""
 
     models: tuple[str, ...]
     analyzers: tuple[str, ...]
     norms: tuple[str, ...]
     norm_out: str | None
-    data: Path | None
     radii: tuple[float, ...]
     everywhere: bool
     ball: str | None
-    limit: int | None
     curves: str
-    box: tuple[float, float] | None
-    output: int
-    margin: tuple[int, int] | None
-    budget: float | None
-    device: str
-    seed: int
+    certified: str | None
     jobs: int
     cache: Path | None
-    resume: bool
-    out: Path | None
-    force: bool
-    arch: str | None
-    trust_code: bool
-    input_shape: tuple[int, ...] | None
-    quiet: bool
-    command: str
 
 
 def run_compare(options: Options) -> Comparison:
@@ -76,25 +56,14 @@ def run_compare(options: Options) -> Comparison:
         UsageError: options that make no sense, data that cannot be read, an unfinished run that is not meant to be continued.
     """
     started = time.monotonic()
-    device = choose_device(options.device)
-    points = None if options.data is None else read_points(options.data)
-    data = None if points is None else torch.from_numpy(points.x[: options.limit])
-    regions = _regions(options, data)
-    with ExitStack() as stack:
-        folder = None
-        if options.out is not None:
-            ours = _unfinished(options.out)
-            if ours and not (options.resume or options.force):
-                raise UsageError(
-                    f"{display_path(options.out)} holds an unfinished comparison; give --resume to go on with it"
-                )
-            force = options.force or (options.resume and ours)
-            folder = stack.enter_context(OutputFolder(options.out, force=force))
+    points = options.points()
+    regions = _regions(options, None if points is None else points.x)
+    with begun(options, CACHE) as start:
+        folder, progress = start.folder, start.progress
         place = options.cache or (None if folder is None else folder.path / CACHE)
         cache = None if place is None else Cache(place)
-        progress = stack.enter_context(Progress(quiet=options.quiet))
         models = {}
-        for name, model in _names(options.models).items():
+        for name, model in short_names(options.models).items():
             progress.start(f"reading {model}")
             models[name] = read(model, options)
         if folder is not None:
@@ -102,8 +71,7 @@ def run_compare(options: Options) -> Comparison:
         curves: tuple[dict[str, Any], ...] = ()
         if points is not None and options.curves != NO_CURVES:
             progress.start("certifying points")
-            labels = None if points.y is None else torch.from_numpy(points.y[: options.limit])
-            curves = _curves(options, models, points.x[: options.limit], labels, cache)
+            curves = _curves(options, models, points, cache)
         progress.start("comparing")
         found = compare(
             models,
@@ -112,10 +80,10 @@ def run_compare(options: Options) -> Comparison:
             norm_out=options.norm_out,
             region=regions,
             budget=options.budget,
-            device=device,
+            device=start.device,
             seed=options.seed,
             box=options.box,
-            hints=None if options.radii else data,
+            hints=None if options.radii or points is None else points.x,
             jobs=options.jobs,
             cache=cache,
             advance=progress.update,
@@ -131,8 +99,7 @@ def run_compare(options: Options) -> Comparison:
 def _curves(
     options: Options,
     models: Mapping[str, Graph | Unreadable],
-    x: NDArray[Any],
-    labels: Tensor | None,
+    points: Points,
     cache: Cache | None,
 ) -> tuple[dict[str, Any], ...]:
     graphs = {name: model for name, model in models.items() if not isinstance(model, Unreadable)}
@@ -143,8 +110,8 @@ def _curves(
         accuracy_curve(
             name,
             graph,
-            torch.from_numpy(x),
-            labels,
+            points.x,
+            points.y,
             Plan(norm, options.curves, options.box, attack=None, seed=options.seed),
             budget=seconds,
             jobs=options.jobs,
@@ -165,22 +132,21 @@ def write(folder: OutputFolder, found: Comparison) -> None:
     folder.write(files)
 
 
+def load(model: str, options: Options) -> Graph:
+    """One model, or one difference of its outputs."""
+    graph = options.load(model)
+    return graph if options.margin is None else pipeline.margin(graph, *options.margin)
+
+
 def read(model: str, options: Options) -> Graph | Unreadable:
     """One model; what cannot be read is a row of the report, not the end of the run."""
     try:
-        graph = pipeline.load(
-            model,
-            arch=options.arch,
-            trust_code=options.trust_code,
-            input_shape=options.input_shape,
-            output=options.output,
-        )
-        return graph if options.margin is None else pipeline.margin(graph, *options.margin)
+        return load(model, options)
     except LipverifyError as error:
         return Unreadable(str(error), error.exit_code)
 
 
-def _names(models: Sequence[str]) -> dict[str, str]:
+def short_names(models: Sequence[str]) -> dict[str, str]:
     """Short names: the file's, with the folder before it where two files are called the same."""
     if len(set(models)) < len(models):
         raise UsageError("a model is named twice")
@@ -210,8 +176,3 @@ def _regions(options: Options, data: Tensor | None) -> list[Region]:
     assert data is not None
     ball = options.ball or options.norms[0]
     return [*found, *(Ball(data, radius, Norm.parse(ball), options.box) for radius in options.radii)]
-
-
-def _unfinished(out: Path) -> bool:
-    """Whether a comparison of ours began there and did not end."""
-    return (out / CACHE).is_dir() and not (out / RESULT).exists()

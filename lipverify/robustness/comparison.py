@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from lipverify import __version__
-from lipverify.documents import environment
+from lipverify.documents import NOT_COVERED, environment
 from lipverify.errors import UsageError
 from lipverify.ir.graph import Graph
 from lipverify.robustness.results import Radii
@@ -40,12 +40,19 @@ def compare_radii(
     return comparison_document(found)
 
 
-def comparison_document(found: Mapping[str, Radii]) -> dict[str, Any]:
+def comparison_document(
+    found: Mapping[str, Radii], left_out: Mapping[str, str] | None = None, command: str | None = None
+) -> dict[str, Any]:
     """The document made of radii that are there already, one for each network, on the same points.
 
+    Args:
+        left_out: networks without radii, and why.
+
     Raises:
-        UsageError: they belong to different numbers of points, norms or labels.
+        UsageError: they belong to different numbers of points, norms or labels; or there are none.
     """
+    if not found:
+        raise UsageError("there is nothing to compare: no network has radii")
     first = next(iter(found.values()))
     for name, other in found.items():
         if len(other.records) != len(first.records) or other.plan.norm is not first.plan.norm:
@@ -60,11 +67,16 @@ def comparison_document(found: Mapping[str, Radii]) -> dict[str, Any]:
         "schema": "lipverify.compare-radii/1",
         "tool": {"name": "lipverify", "version": __version__},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command,
         "norm": str(first.plan.norm),
         "points": len(first.records),
         "common": common,
         "models": [_entry(name, radii, common) for name, radii in found.items()],
+        "left_out": [{"name": name, "reason": reason} for name, reason in (left_out or {}).items()],
+        "assumptions": sorted({text for radii in found.values() for text in radii.assumptions()}),
+        "not_covered": list(NOT_COVERED),
         "environment": environment(),
+        "seconds": sum(radii.seconds for radii in found.values()),
     }
 
 

@@ -1,0 +1,91 @@
+"""`compare --radii`: several models on the same points, with a journal for each."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from lipverify.comparison.command import Options, load, short_names
+from lipverify.errors import InternalError, LipverifyError, Refuted, UsageError
+from lipverify.ir.norm import Norm
+from lipverify.reporting.places import REPORT, RESULT
+from lipverify.reporting.radii_compared import render_radii_compared
+from lipverify.reporting.writing import document_bytes
+from lipverify.robustness.command import journal_of
+from lipverify.robustness.comparison import comparison_document
+from lipverify.robustness.plan import Plan
+from lipverify.robustness.results import Radii
+from lipverify.robustness.run import radii
+from lipverify.start import Points, Start, begun
+
+JOURNAL = "journal-{}.jsonl"
+"""By the place of the model in the command."""
+
+
+def run_compare_radii(options: Options) -> dict[str, Any]:
+    """Runs the command and writes its folder; the document of `compare --radii --json`.
+
+    A model that cannot be read, or that no method certifies, is left out with its reason.
+
+    Raises:
+        LipverifyError: no model has radii: the reason of the first; UsageError also for options that make no sense, or an
+            unfinished run that is not meant to be continued.
+    """
+    end = None if options.budget is None else time.monotonic() + options.budget
+    points = options.points()
+    if points is None or len(options.norms) != 1 or options.certified is None:
+        raise UsageError("--radii needs --data, the points, and one --norm")
+    plan = Plan(Norm.parse(options.norms[0]), options.certified, options.box, seed=options.seed)
+    found: dict[str, Radii] = {}
+    left_out: dict[str, LipverifyError] = {}
+    names = short_names(options.models)
+    with begun(options, JOURNAL.format("*")) as start:
+        for place, (name, model) in enumerate(names.items()):
+            # Models share what is left evenly; reading them counts.
+            seconds = None if end is None else max(end - time.monotonic(), 0.0) / (len(names) - place)
+            try:
+                found[name] = _radii(options, plan, points, start, model, JOURNAL.format(place), seconds)
+            except (InternalError, Refuted):
+                raise
+            except LipverifyError as error:
+                left_out[name] = error
+        start.progress.finish()
+        if not found:
+            raise next(iter(left_out.values()))
+        reasons = {name: str(error) for name, error in left_out.items()}
+        document = comparison_document(found, reasons, options.command)
+        if start.folder is not None:
+            page = render_radii_compared(document).encode("utf-8")
+            start.folder.write({REPORT: page, RESULT: document_bytes(document)})
+    return document
+
+
+def _radii(
+    options: Options,
+    plan: Plan,
+    points: Points,
+    start: Start,
+    model: str,
+    journal: str,
+    seconds: float | None,
+) -> Radii:
+    """Radii of one model; goes on with its journal."""
+    started = time.monotonic()
+    start.progress.start(f"reading {model}")
+    graph = load(model, options)
+    points.require(graph)
+    start.progress.start(f"certifying points, {model}")
+    given: dict[str, Any] = {
+        "plan": plan,
+        "budget": None if seconds is None else max(seconds - (time.monotonic() - started), 0.0),
+        "device": start.device,
+        "seed": options.seed,
+        "jobs": options.jobs,
+        "report": start.progress.report,
+        "advance": start.progress.update,
+    }
+    if start.folder is None:
+        return radii(graph, points.x, points.y, **given)
+    with journal_of(options, graph, points, plan, start.folder.path / journal) as kept:
+        start.folder.keep()
+        return radii(graph, points.x, points.y, **given, journal=kept)
