@@ -11,10 +11,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lipverify.analyzers.local.gradients import Gradients, contribution
+from lipverify.analyzers.local.gradients import Gradients, absolute_adjoint, interval_gradients
 from lipverify.ir.interval import Interval
 from lipverify.linalg.rounding import gamma
 from lipverify.ops.enclosure import Enclosure
+from lipverify.propagation.adjoint import adjoint
+from lipverify.propagation.knowledge import is_affine
 
 MEMORY = 512 << 20
 """Bytes for the gradients of one chunk of generators."""
@@ -40,24 +42,111 @@ def input_ranges(found: Gradients, index: int) -> Interval | None:
     if total * widths > WORK:
         return None
     middle = _middle(found, index)
-    center = _inputs(found, middle, {}, found.rows)
+    center = _inputs(found, middle)
     largest = torch.cat(
         [_largest(found, index, slot, entries) for slot, entries in slots.items()]
         or [center.lower[0, :, :0]],
         1,
     )
     shape = center.lower.shape
-    reach = torch.zeros_like(center.lower[0].flatten(1))
-    step = max(1, MEMORY // (8 * 12 * widths))
-    order = [(slot, int(entry)) for slot, entries in slots.items() for entry in entries]
+    size, roundings = _with_roundings(found, middle, slots, largest)
+    reach = size.new_zeros(size.shape)
+    step = max(1, MEMORY // (8 * 4 * widths))
+    # From the output to the input: a generator costs nothing above the slope it comes from.
+    order = [
+        (slot, int(entry))
+        for node in reversed(found.graph.nodes)
+        for slot in ((node.name, place) for place in range(len(node.inputs)))
+        for entry in slots.get(slot, ())
+    ]
+    column = {one: k for k, one in enumerate((slot, int(e)) for slot, es in slots.items() for e in es)}
     for start in range(0, len(order), step):
         some = order[start : start + step]
-        box = _inputs(found, middle, _units(found, some, center), len(some), seeded=False)
-        size = torch.maximum(box.lower.abs(), box.upper.abs())[0].flatten(1)
-        reach = reach + largest[:, start : start + step] @ size
-    reach = reach * (1.0 + 4.0 * gamma(len(order) + 8))
+        v = _generators(found, middle, some)
+        reach = reach + largest[:, [column[one] for one in some]] @ v.abs()
+    # v is off by gamma_n times the sum of the absolute terms, n the roundings on the longest way.
+    reach = reach * (1.0 + 4.0 * gamma(len(order) + 8)) + 2.0 * gamma(roundings) * size
+    reach = reach + torch.finfo(torch.float64).tiny
     found_box = Enclosure.of(center) + Enclosure(-reach.reshape(shape), reach.reshape(shape))
     return Interval(found_box.lower, found_box.upper)
+
+
+Slots = dict[Slot, Tensor]
+"""Slot -> the entries whose slope is unknown."""
+
+
+def _with_roundings(
+    found: Gradients, middle: dict[str, tuple[Interval, ...]], slots: Slots, largest: Tensor
+) -> tuple[Tensor, int]:
+    """The absolute terms of sum_i largest[k, i] |v_i| at the input, [rows, inputs], and the roundings on all ways together.
+
+    All generators enter it in one row for each output row: absolute values of terms are linear in where they come from.
+    """
+    graph, rows, count, start = found.graph, found.rows, 0, 0
+    weights: dict[Slot, Tensor] = {}
+    for slot, entries in slots.items():
+        into = largest.new_zeros(rows, graph[slot[0]].size)
+        into[:, entries] = largest[:, start : start + len(entries)]
+        weights[slot] = into.reshape(rows, *graph[slot[0]].shape)
+        start += len(entries)
+    sizes: dict[str, Tensor] = {}
+    for node in reversed(graph.nodes):
+        total = largest.new_zeros(rows, *node.shape)
+        count += node.size + 16
+        for name in dict.fromkeys(graph.consumers[node.name]):
+            reader = graph[name]
+            shapes = tuple(graph[source].shape for source in reader.inputs)
+            affine = absolute_adjoint(reader, sizes[name], shapes) if is_affine(reader) else None
+            for place, source in enumerate(reader.inputs):
+                if source != node.name:
+                    continue
+                if affine is None:
+                    total = total + middle[name][place].lower[0].abs() * sizes[name] + weights[name, place]
+                else:
+                    total = total + affine[place]
+        sizes[node.name] = total
+    size = sizes[graph.input.name].flatten(1)
+    return size * (1.0 + 4.0 * gamma(count)), count
+
+
+def _generators(
+    found: Gradients, middle: dict[str, tuple[Interval, ...]], some: list[tuple[Slot, int]]
+) -> Tensor:
+    """The gradients at the input of units put in behind slopes, with all slopes at their middle: [units, inputs].
+
+    A node's gradient has the rows of the units that come from it or from above, in their order; all other rows are zero.
+    """
+    graph = found.graph
+    places: dict[Slot, list[int]] = {}
+    for row, (slot, _) in enumerate(some):
+        places.setdefault(slot, []).append(row)
+    gradients: dict[str, Tensor] = {}
+    for node in reversed(graph.nodes):
+        total = found.seeds.new_zeros(0, *node.shape)
+        for name in dict.fromkeys(graph.consumers[node.name]):
+            reader, above = graph[name], gradients[name]
+            shapes = tuple(graph[source].shape for source in reader.inputs)
+            affine = adjoint(reader.op, above, shapes) if len(above) and is_affine(reader) else None
+            for place, source in enumerate(reader.inputs):
+                if source != node.name:
+                    continue
+                if len(above):
+                    part = middle[name][place].lower[0] * above if affine is None else affine[place]
+                    total = _longer(total, len(part))
+                    total[: len(part)] += part
+                rows = places.get((name, place))
+                if rows:
+                    total = _longer(total, rows[-1] + 1)
+                    entries = [some[row][1] for row in rows]
+                    total.flatten(1)[rows, entries] += 1.0
+        gradients[node.name] = total
+    return _longer(gradients[graph.input.name], len(some)).flatten(1)
+
+
+def _longer(rows: Tensor, count: int) -> Tensor:
+    """A copy with rows of zeros at the end."""
+    more = max(count - len(rows), 0)
+    return torch.cat([rows, rows.new_zeros(more, *rows.shape[1:])]) if more else rows
 
 
 def _middle(found: Gradients, index: int) -> dict[str, tuple[Interval, ...]]:
@@ -81,38 +170,6 @@ def _largest(found: Gradients, index: int, slot: Slot, entries: Tensor) -> Tenso
     return half * g * (1.0 + 4.0 * gamma(4)) + torch.finfo(torch.float64).tiny
 
 
-def _units(found: Gradients, some: list[tuple[Slot, int]], like: Interval) -> dict[Slot, Tensor]:
-    """A unit in one row for each generator: slot -> [1, rows, *shape]."""
-    units: dict[Slot, Tensor] = {}
-    for row, (slot, entry) in enumerate(some):
-        if slot not in units:
-            units[slot] = like.lower.new_zeros(len(some), found.graph[slot[0]].size)
-        units[slot][row, entry] = 1.0
-    return {slot: u.reshape(1, len(some), *found.graph[slot[0]].shape) for slot, u in units.items()}
-
-
-def _inputs(
-    found: Gradients,
-    middle: dict[str, tuple[Interval, ...]],
-    units: dict[Slot, Tensor],
-    rows: int,
-    seeded: bool = True,
-) -> Interval:
-    """Gradients at the input with all slopes at their middle: of the output rows, or of units put in behind slopes."""
-    graph = found.graph
-    seeds = found.seeds if seeded else found.seeds.new_zeros(rows, *graph.output_shape)
-    walk = Gradients(graph, seeds, middle)
-    for node in reversed(graph.nodes):
-        zero = seeds.new_zeros(1, rows, *node.shape)
-        total = Enclosure(zero, zero)
-        if node.name == graph.output.name:
-            total = Enclosure(seeds.unsqueeze(0), seeds.unsqueeze(0))
-        for name in dict.fromkeys(graph.consumers[node.name]):
-            reader = graph[name]
-            for place, source in enumerate(reader.inputs):
-                if source == node.name:
-                    total = total + contribution(walk, reader, place)[0]
-                    unit = units.get((name, place))
-                    total = total if unit is None else total + Enclosure(unit, unit)
-        walk.boxes[node.name] = Interval(total.lower, total.upper)
-    return walk.boxes[graph.input.name]
+def _inputs(found: Gradients, middle: dict[str, tuple[Interval, ...]]) -> Interval:
+    """Gradients of the output rows at the input, with all slopes at their middle: [1, rows, *input shape]."""
+    return interval_gradients(found.graph, middle, found.seeds, 1).boxes[found.graph.input.name]
