@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from lipverify.analyzers.lipsdp.canonical import free_neurons
+from lipverify.analyzers.lipsdp.canonical import commuted, free_neurons
 from lipverify.analyzers.lipsdp.evidence import Multipliers, Proofs
 from lipverify.analyzers.local.analyzer import JacobianRows
+from lipverify.analyzers.local.bab import Trees
+from lipverify.analyzers.local.comparators import elementary
+from lipverify.analyzers.local.frontier import Leaf
+from lipverify.analyzers.local.parts import away_from_kinks, within
 from lipverify.analyzers.local.sdp import Smaller
 from lipverify.certificates.proofs import TOLERANCE, lipsdp_parts, product_stages
+from lipverify.certificates.trees import Growing, layers_of
 from lipverify.checkers import NotCovered, arithmetic
-from lipverify.checkers.balls import Ball, prove_local
+from lipverify.checkers.balls import Ball, Split, prove_local
 from lipverify.checkers.gains import prove_product
 from lipverify.checkers.multipliers import System, prove_lipsdp
 from lipverify.checkers.steps import Program
 from lipverify.errors import RefutedCertificate
 from lipverify.ir.certificate import Certificate, Evidence
 from lipverify.ir.graph import Graph
+from lipverify.ir.norm import Norm
 from lipverify.ir.region import Ball as Region
 from lipverify.propagation import bounds
 
@@ -85,6 +94,8 @@ class _Proofs:
             return self.add(evidence.parts[evidence.chosen[centre]], centre, ball, upper)
         if isinstance(evidence, JacobianRows):
             return self._product(upper) if evidence.from_product[centre] else self._local(ball, upper)
+        if isinstance(evidence, Trees):
+            return self._trees(evidence, centre, ball, upper)
         if isinstance(evidence, Multipliers | Proofs):
             return self._lipsdp(evidence, centre, ball, upper)
         raise NotCovered(
@@ -132,11 +143,52 @@ class _Proofs:
             return upper * (1 + slack)
         raise AssertionError("unreachable")
 
+    def _trees(self, evidence: Trees, centre: int, ball: Ball, upper: float) -> float:
+        def make(splits: Sequence[Split]) -> System:
+            return System(self.program, self.step, ball, splits)
+
+        def other(leaf: Leaf, system: System, upper: float) -> dict[str, Any]:
+            if leaf.proof is None:
+                raise NotCovered("its multipliers were not kept")
+            alone = leaf.outputs[1] - leaf.outputs[0] == 1
+            proof = replace(leaf.proof, outputs=(leaf.outputs[0],) if alone else None)
+            same = [len(d) for d in proof.diagonals] == system.sizes
+            free = None if same else self._free_in_part(centre, leaf)
+            parts, arrays = lipsdp_parts(Proofs(Norm.L2, (), ((proof,),)), system, 0, free)
+            names = {name: f"leaf.{len(self.arrays) + k:06d}" for k, name in enumerate(arrays)}
+            read = {names[name]: np.asarray(array) for name, array in arrays.items()}
+            for part in parts:
+                part["blocks"] = [names[name] for name in part["blocks"]]
+                part["weights"] = names.get(part["weights"])
+                weights = None if part["weights"] is None else read[part["weights"]]
+                prove_lipsdp(
+                    system, [read[name] for name in part["blocks"]], upper, False, weights, part["row"]
+                )
+            self.arrays |= {names[name]: array for name, array in arrays.items()}
+            return {"kind": "lipsdp", "parts": parts}
+
+        sizes = [size for size, _ in make(()).layers]
+        growing = Growing(make, self.norms, other, layers_of(self.graph, sizes), upper * (1 + 2.0**-26))
+        leaves = evidence.centres[centre]
+        if any(leaf.by == "root" and leaf.upper >= upper for leaf in leaves):
+            # The bound is that of the whole ball, which has a proof of its own.
+            return self.add(evidence.root, centre, ball, upper)
+        self.of.append(self._put(growing.trees(leaves)))
+        return growing.upper
+
     def _free(self, centre: int) -> list[tuple[int, Tensor]]:
         """The neurons of the analyzer; ranges of the checker may be tighter, so that it has fewer of them."""
+        return free_neurons(self.graph, bounds(self.graph, self._around(centre)))
+
+    def _free_in_part(self, centre: int, leaf: Leaf) -> list[tuple[int, Tensor]]:
+        written = elementary(commuted(self.graph, None)[0]).to(dtype=torch.float64)
+        conditions = within(written, [leaf.splits[: leaf.depth]], torch.device("cpu"))
+        ranges = bounds(written, self._around(centre), within=conditions)
+        return free_neurons(written, away_from_kinks(written, dict(ranges)))
+
+    def _around(self, centre: int) -> Region:
         known = self.region
-        around = Region(known.center[centre : centre + 1], known.radius, known.norm, known.box)
-        return free_neurons(self.graph, bounds(self.graph, around))
+        return Region(known.center[centre : centre + 1], known.radius, known.norm, known.box)
 
     def _put(self, proof: dict[str, Any]) -> int:
         self.proofs.append(proof)

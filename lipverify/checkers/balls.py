@@ -6,14 +6,15 @@ Source: Zhang et al., NeurIPS 2018 (arXiv 1811.00866) for values; Shi et al., Ne
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from lipverify.checkers import arithmetic as arith
 from lipverify.checkers.arithmetic import TINY, Array, NotCovered, gamma
-from lipverify.checkers.signals import INPUT, ONE, Signal, mapped
+from lipverify.checkers.signals import INPUT, ONE, Signal, mapped, stacked
 from lipverify.checkers.steps import Map
 
 if TYPE_CHECKING:
@@ -30,6 +31,31 @@ class Ball(NamedTuple):
     norm: str
     low: Array
     high: Array
+
+
+class Split(NamedTuple):
+    """Inputs for which an entry of what a layer of neurons reads (-1: of the input) is at least `at`, or at most `at`."""
+
+    layer: int
+    entry: int
+    at: float
+    above: bool
+
+
+class Empty(Exception):
+    """No input fulfils the conditions of a part."""
+
+
+def met(splits: Sequence[Split], layer: int, low: Array, high: Array) -> tuple[Array, Array]:
+    """Ranges within the conditions of a part."""
+    low, high = low.copy(), high.copy()
+    for s in splits:
+        if s.layer == layer:
+            end, choose = (low, max) if s.above else (high, min)
+            end[s.entry] = choose(end[s.entry], s.at)
+    if bool((low > high).any()):
+        raise Empty
+    return low, high
 
 
 class Lines(NamedTuple):
@@ -132,12 +158,20 @@ def secant(low: Array, high: Array) -> tuple[Array, Array]:
     return slope, np.where((low >= 0) | (high <= 0), 0.0, offset * (1.0 + 2.0**-50) + TINY)
 
 
-def located(law: str, low: Array, high: Array, first: Array, last: Array) -> tuple[Array, Array]:
-    """The slopes on [first, last] of functions made of two straight pieces through 0, of which the right one is y = x."""
+def located(
+    law: str, low: Array, high: Array, left: Array, ends: tuple[Array, Array]
+) -> tuple[Array, Array, Array]:
+    """Slopes and values on [first, last] of functions of two straight pieces through 0, of which the right one is y = x."""
     if law not in ("Relu", "LeakyRelu", "PRelu", "Abs"):
         raise NotCovered(f"slopes of {law} over a ball are not covered by the checker")
-    free, known = (first < 0) & (last > 0), np.where(first >= 0, 1.0, np.where(low < 1.0, low, high))
-    return np.where(free, low, known), np.where(free, high, known)
+    first, last = ends
+    free, known = (first < 0) & (last > 0), np.where(first >= 0, 1.0, left)
+    a, b = (np.where(v < 0, left * v, v) for v in ends)
+    around = np.sort(np.array([a, b, np.where(free, 0.0, a)]), axis=0)
+    around = np.array(
+        [around[0] - 2.0**-50 * np.abs(around[0]) - TINY, around[2] + 2.0**-50 * np.abs(around[2]) + TINY]
+    )
+    return np.where(free, low, known), np.where(free, high, known), around
 
 
 def kinked(low: Array, high: Array, convex: Array) -> Lines:
@@ -149,14 +183,37 @@ def kinked(low: Array, high: Array, convex: Array) -> Lines:
                  np.where(convex, o, zero), np.where(convex, zero, low), np.where(convex, high, zero))  # fmt: skip
 
 
-def prove_local(system: System, norms: tuple[str, str]) -> float:
-    """A constant of the network over the ball of the system, from ranges of J'g for every output g = e_i.
+def prove_empty(system: System, weights: Sequence[float]) -> bool:
+    """Whether no input fulfils all conditions: a sum of s_i (z_i - at_i) >= 0 with weights >= 0 that is negative everywhere.
+
+    Source: Farkas' lemma, with linear bounds of the values z.
+    """
+    splits = system.splits
+    if len(weights) != len(splits) or not weights or min(weights) < 0 or system.chain is None:
+        return False
+    signed = np.array([w if s.above else -w for w, s in zip(weights, splits, strict=True)])
+    values = stacked([system.read[s.layer].rows([s.entry]) for s in splits])
+    across = np.arange(len(splits))
+    row = mapped(Map((), across, 1, signed[None, None], across[None, None]), values)
+    limit = sum(
+        (Fraction(float(w)) * Fraction(s.at) for w, s in zip(signed, splits, strict=True)), Fraction(0)
+    )
+    return bool(system.chain.largest(row)[0] < arith.below(limit))
+
+
+def prove_local(system: System, norms: tuple[str, str], outputs: Sequence[int] | None = None) -> float:
+    """A constant of the network over the ball of the system, from ranges of J'g for every output g = e_i, or some of them.
 
     Statement: f(x) - f(y) = J (x - y) with J'g = V0'g + U'c, b = V'g + C'c, c_i = t_i b_i for some 0 <= t_i <= 1: gradients are
-        a chain of blocks from the output to the input, in which c_i lies between min(b_i, 0) and max(b_i, 0).
+        a chain of blocks from the output to the input, in which c_i lies between min(b_i, 0) and max(b_i, 0). For a part of
+        the ball J is the derivative, t_i that of a neuron at almost every x; where v_i = 0 its gradient is 0 almost everywhere
+        (Evans, Gariepy, Measure Theory and Fine Properties of Functions, section 4.2). Parts that cover the ball prove its
+        constant, which is the largest norm of a derivative.
     """
     rows, ends = [], []
-    for low, high, chain, gradient in _gradients(system):
+    for low, high, chain, gradient in _gradients(
+        system, range(system.outputs) if outputs is None else outputs
+    ):
         ends.append((low, high))
         most = np.maximum(np.abs(low), np.abs(high)).max(initial=0.0)
         rows.append(most if norms[0] == "l1" else _summed(low, high, chain, gradient, norms[0] == "l2"))
@@ -204,7 +261,7 @@ def _summed(low: Array, high: Array, chain: Chain, gradient: Signal, squared: bo
     return float(np.sqrt(best) * (1.0 + gamma(8))) if squared else best
 
 
-def _gradients(system: System) -> Iterator[tuple[Array, Array, Chain, Signal]]:
+def _gradients(system: System, outputs: Sequence[int]) -> Iterator[tuple[Array, Array, Chain, Signal]]:
     """For every output the ranges of its gradient at the input, with the chain and the signal they come from."""
     count, last = len(system.blocks), system.output
     rounds, growth = (max(getattr(s, f) for s in (*system.blocks, last)) for f in ("rounds", "growth"))
@@ -213,7 +270,7 @@ def _gradients(system: System) -> Iterator[tuple[Array, Array, Chain, Signal]]:
         readers = [(count - 1 - k, b) for k, b in enumerate(system.blocks) if key in b.parts]
         parts, sizes = {j: b.parts[key].T for j, b in readers}, {j: b.size(key).T for j, b in readers}
         behind[key] = Signal(parts, sizes, rounds, False, growth)
-    for row in range(system.outputs):
+    for row in outputs:
         chain = Chain()
         for key in (*reversed(range(count)), INPUT):
             b, width = behind[key], system.inputs if key == INPUT else system.sizes[key]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Context, Decimal
 from pathlib import Path
@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from lipverify.checkers.arithmetic import Array, NotCovered, below, need, real
-from lipverify.checkers.balls import Ball, prove_local
+from lipverify.checkers.arithmetic import Array, NotCovered, above, need, real
+from lipverify.checkers.balls import Ball, Empty, Split, prove_empty, prove_local
 from lipverify.checkers.files import (
     MAX_CERTIFICATE,
     MAX_MODEL,
@@ -240,16 +240,31 @@ def _prove(proof: Mapping[str, Any], program: Program, output: str, norms: tuple
 
 
 def _prove_one(proof: Mapping[str, Any], program: Program, step: str, norms: tuple[str, str], upper: float,
-               beside: Mapping[str, Array], exact: bool, ball: Ball | None) -> None:  # fmt: skip
-    if proof["kind"] == "product" and proof.keys() == {"kind", "stages"}:
-        found = prove_product(program, step, norms, proof["stages"], exact)
-        _enough(-below(-found), upper)
-    elif proof["kind"] == "local" and proof.keys() == {"kind"} and ball is not None and not exact:
-        _enough(prove_local(System(program, step, ball), norms), upper)
-    elif proof["kind"] == "lipsdp" and proof.keys() == {"kind", "parts"}:
-        system = System(program, step, ball)
+               beside: Mapping[str, Array], exact: bool, ball: Ball | None, splits: tuple[Split, ...] = (),
+               outputs: Sequence[int] | None = None) -> None:  # fmt: skip
+    """RefutedCertificate unless the evidence proves `upper`, for a part of a ball and some outputs where these are given."""
+    kind = proof["kind"]
+    if kind == "product" and proof.keys() == {"kind", "stages"}:
+        _enough(above(prove_product(program, step, norms, proof["stages"], exact)), upper)
+        return
+    system, known = System(program, step, ball, splits), proof.keys() - {"kind"}
+    wanted = range(system.outputs) if outputs is None else outputs
+    if kind == "local" and not known and ball is not None and not exact:
+        _enough(prove_local(system, norms, wanted), upper)
+    elif kind == "empty" and known == {"weights"}:
+        if not prove_empty(system, [real(w) for w in proof["weights"]]):
+            raise RefutedCertificate("a part of a ball that is not shown to be empty")
+    elif kind == "tree" and known == {"groups"} and ball is not None and not exact:
+        need(
+            [r for g in proof["groups"] for r in range(*g["rows"])] == list(wanted), "trees of other outputs"
+        )
+        need(len(proof["groups"]) == 1 or norms[1] == "linf", "trees of single outputs")
+        for group in proof["groups"]:
+            _prove_part(group["root"], splits, lambda inner, parts, rows=range(*group["rows"]): _prove_one(
+                inner, program, step, norms, upper, beside, exact, ball, parts, rows))  # fmt: skip
+    elif kind == "lipsdp" and known == {"parts"}:
         rows = {part["row"] for part in proof["parts"]}
-        need(rows == {None} or rows == set(range(system.outputs)), "rows of the output")
+        need(rows == {None} or rows == set(wanted), "rows of the output")
         # One output by itself says nothing about l2; all of them in l2 are at least as large as in linf.
         if "l1" in norms or (None not in rows and norms[1] == "l2"):
             raise NotCovered(f"LipSDP from {norms[0]} to {norms[1]} is not covered by the checker")
@@ -259,7 +274,20 @@ def _prove_one(proof: Mapping[str, Any], program: Program, step: str, norms: tup
             weights = beside[part["weights"]].astype(np.float64) if norms[0] == "linf" else None
             prove_lipsdp(system, arrays, upper, exact, weights, part["row"])
     else:
-        raise NotCovered(f"evidence of the kind {str(proof['kind'])[:40]!a} is not covered by the checker")
+        raise NotCovered(f"evidence of the kind {str(kind)[:40]!a} is not covered by the checker")
+
+
+def _prove_part(node: Mapping[str, Any], splits: tuple[Split, ...], prove: Callable[..., None]) -> None:
+    """Both sides of every split cover what was split, whatever it is; a side that holds no input needs no bound."""
+    if node.keys() == {"split", "above", "below"}:
+        layer, entry, at = node["split"]
+        for side in ("above", "below"):
+            _prove_part(node[side], (*splits, Split(layer, entry, real(at), side == "above")), prove)
+        return
+    try:
+        prove(node, splits)
+    except Empty:
+        return
 
 
 def _enough(found: float, upper: float) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from lipverify.checkers import arithmetic as arith
 from lipverify.checkers.arithmetic import Array, NotCovered, need
-from lipverify.checkers.balls import Ball, Chain, kinked, located
+from lipverify.checkers.balls import Ball, Chain, Split, kinked, located, met
 from lipverify.checkers.signals import INPUT, ONE, Signal, combined, identity, mapped, stacked
 from lipverify.checkers.steps import Map, Order, Program, Scalar, Step
 from lipverify.errors import RefutedCertificate
@@ -24,20 +24,32 @@ _SORTS = {1: [], 2: [[(0, 1)]], 3: [[(0, 1)], [(1, 2)], [(0, 1)]], 4: [[(0, 1), 
 class System:
     """Blocks of neurons w = phi(v), slopes in [0, 1], with v as signals of the input and earlier blocks.
 
-    With a ball slopes are those over the range of v; what is known there has no neuron.
+    With a ball slopes are those over the range of v, within the splits of a part; what is known there has no neuron.
+    read: what every layer reads (-1: the input itself).
     """
 
-    def __init__(self, program: Program, output: str, ball: Ball | None = None) -> None:
+    def __init__(
+        self, program: Program, output: str, ball: Ball | None = None, splits: Sequence[Split] = ()
+    ) -> None:
         self.blocks: list[Signal] = []
         self.sizes: list[int] = []
         self.layers: list[tuple[int, Array]] = []
-        self.chain = None if ball is None else Chain(ball)
+        self.read: dict[int, Signal] = {}
+        self.splits, self.chain = splits, None
+        if ball is not None:
+            low, high = met(splits, -1, ball.low, ball.high)
+            self.chain = Chain(ball._replace(low=low, high=high))
+            self.read[-1] = self._input(len(low))
         signals: dict[str, Signal] = {}
         for name, step in needed(program, output).items():
             x = stacked([signals[s] for s in step.sources]).rows(step.view) if step.sources else None
-            signals[name] = identity(INPUT, step.size) if x is None else self._encoded(step, x)
+            signals[name] = self._input(step.size) if x is None else self._encoded(step, x)
         self.inputs, self.output, self.outputs = program.steps[program.input].size, signals[output], 0
         self.outputs = program.steps[output].size
+
+    def _input(self, size: int) -> Signal:
+        x = identity(INPUT, size)
+        return x if self.chain is None else x._replace(ends=np.array(self.chain.ranges(x)))
 
     def _encoded(self, step: Step, x: Signal) -> Signal:
         if isinstance(step, Map):
@@ -53,9 +65,10 @@ class System:
     def _sloped(self, v: Signal, low: Array, high: Array, law: str = "Relu") -> Signal:
         """phi(v) = low v + span w with slopes of w in [0, 1]; no neuron where low = high."""
         if self.chain is not None:
-            ends = self.chain.ranges(v)
-            convex = low < 1.0
-            low, high = located(law, low, high, *ends)
+            ends = met(self.splits, len(self.layers), *self.chain.ranges(v))
+            self.read[len(self.layers)] = v
+            left = np.where(low < 1.0, low, high)
+            low, high, values = located(law, low, high, left, ends)
         free, kernel = np.flatnonzero(high > low), np.zeros((1, 1, 1))
         self.layers.append((len(low), free))
         # low + span >= high exactly: the difference is rounded up.
@@ -69,13 +82,14 @@ class System:
             else None
         )
         if len(free) == 0 and fixed is not None:
-            return fixed
+            return fixed if self.chain is None else fixed._replace(ends=values)
         self.blocks.append(v.rows(free))
         self.sizes.append(len(free))
         if self.chain is not None:
-            self.chain.put(self.blocks[-1], kinked(ends[0][free], ends[1][free], convex[free]))
+            self.chain.put(self.blocks[-1], kinked(ends[0][free], ends[1][free], left[free] < 1.0))
         w = Signal({key: spread}, None, 0, bool((span == 1).all()), v.growth)
-        return w if fixed is None else combined(fixed, w, 1.0)
+        result = w if fixed is None else combined(fixed, w, 1.0)
+        return result if self.chain is None else result._replace(ends=values)
 
     def _between(self, v: Signal) -> Signal:
         """With ranges, from which those of maxima and sorts follow better than through comparators."""

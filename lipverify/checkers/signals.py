@@ -125,4 +125,12 @@ def mapped(step: Map, x: Signal, offset: Array | None = None) -> Signal:
             "a network whose numbers may leave the range of float64 is not covered by the checker"
         )
     plain = one and x.plain and offset is None and bool(np.isin(step.kernel, (0.0, 1.0)).all())
-    return Signal(parts, sizes, rounds, plain, growth)
+    ends = None
+    if x.ends is not None:
+        middle, slack = x.ends.sum(0)[:, None] / 2, 4.0 * gamma(step.kernel.shape[2] + step.rounded + 8)
+        apart = np.maximum(x.ends[1][:, None] - middle, middle - x.ends[0][:, None]) * (1.0 + slack) + TINY
+        shift = np.zeros((1, 1)) if offset is None else offset[:, None]
+        centre, spread = image(step.kernel, middle) + shift, image(absolute, apart)
+        spread = spread + slack * (image(absolute, np.abs(middle) + apart) + np.abs(shift)) + TINY
+        ends = np.concatenate([centre - spread, centre + spread], 1).T
+    return Signal(parts, sizes, rounds, plain, growth, ends)

@@ -20,6 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import lipverify as lv
 from lipverify import checkers
+from lipverify.analyzers.local.bab import LocalBaB
 from lipverify.certificates import Issued
 from lipverify.certificates.balls import balls_of
 from lipverify.checkers.balls import prove_local
@@ -70,6 +71,20 @@ def convolutional_network(path: Path, seed: int) -> Path:
     return _saved(path, nodes, {k: v.astype(np.float32) for k, v in stored.items()}, [2, 6, 6])
 
 
+def kinked_network(path: Path, seed: int) -> Path:
+    """4-9-8-4 with ReLU and leaky ReLU."""
+    r = np.random.default_rng(seed)
+    stored, nodes = {}, []
+    for k, (rows, columns) in enumerate(((9, 4), (8, 9), (4, 8))):
+        stored[f"w{k}"] = (r.standard_normal((rows, columns)) / np.sqrt(columns)).astype(np.float32)
+        stored[f"b{k}"] = (r.standard_normal(rows) / 3).astype(np.float32)
+    for k, (source, act) in enumerate((("x", "Relu"), ("a0", "LeakyRelu"), ("a1", None))):
+        result = f"h{k}" if act else "y"
+        nodes.append(helper.make_node("Gemm", [source, f"w{k}", f"b{k}"], [result], transB=1))
+        nodes += [helper.make_node(act, [result], [f"a{k}"])] if act else []
+    return _saved(path, nodes, stored, [4])
+
+
 def _saved(path: Path, nodes: list[Any], stored: dict[str, Any], shape: list[int]) -> Path:
     graph = helper.make_graph(
         nodes,
@@ -98,11 +113,13 @@ def subjects(folder: Path, seed: int = 0) -> list[Subject]:
     r = np.random.default_rng(seed)
     ball = lv.Ball(torch.tensor(r.standard_normal((3, 2, 6, 6))), 0.03, "linf", box=(-4, 4))
     round_ = lv.Ball(ball.center[:2], 0.2, "l2")
+    small = lv.Ball(torch.tensor(r.standard_normal((2, 4)) / 2), 0.4, "linf")
     for build, norm, region, analyzers in (
         (dense_network, "l2", None, ["product", "lipsdp"]),
         (convolutional_network, "l2", None, ["product", "lipsdp"]),
         (convolutional_network, "linf", ball, ["local", "lipsdp"]),
         (convolutional_network, "l2", round_, ["local", "local-sdp"]),
+        (kinked_network, "linf", small, [LocalBaB(leaves=24)]),
     ):
         path = build(folder / f"{build.__name__}.onnx", seed)
         result = lv.audit(
@@ -157,7 +174,8 @@ def mutants(found: list[Subject], count: int, seed: int) -> Iterator[Mutant]:
     made = 0
     turn = 0
     while made < count:
-        kind, subject = kinds[turn % len(kinds)], found[int(r.integers(len(found)))]
+        # Most kinds of changes are for some subjects only; a few tries each.
+        kind, subject = kinds[turn // 4 % len(kinds)], found[int(r.integers(len(found)))]
         turn += 1
         document = copy.deepcopy(subject.issued.document)
         arrays = (
@@ -171,7 +189,7 @@ def mutants(found: list[Subject], count: int, seed: int) -> Iterator[Mutant]:
         data = None if arrays is None else write_safetensors(arrays)
         mutant = _finished(kind, subject, Issued(document, data), r)
         if mutant is not None:
-            made += 1
+            made, turn = made + 1, -(-turn // 4) * 4
             yield mutant
 
 
@@ -321,12 +339,14 @@ def _ball(document: Document, arrays: Any, r: np.random.Generator, found: list[S
     region = claim["region"]
     if region["kind"] != "ball":
         return False
-    match r.integers(5):
-        case 0:
-            radius = region["radius"] * r.choice([1.2, 3.0, 1e3])
+    match r.integers(8):
+        case 0 | 5 | 6 | 7:
+            radius = region["radius"] * float(r.choice([4.0, 1e3]))
             region |= {"radius": radius, "radius_hex": radius.hex()}
         case 1:
+            # With its digest this is another certificate, which may be as true.
             arrays["centres"] = arrays["centres"] * float(r.choice([0.5, 1.5, 1e200]))
+            return True
         case 2:
             arrays["centres"] = arrays["centres"][1:]
             region["count"] -= 1
@@ -336,7 +356,7 @@ def _ball(document: Document, arrays: Any, r: np.random.Generator, found: list[S
             document["proof"]["of"] = [*document["proof"]["of"][int(r.integers(1, 9)) :], 0]
             document["proof"]["proofs"] = document["proof"]["proofs"][:1]
             _restated(document, 0.9)
-    if "kind" in claim["region"] and claim["region"]["kind"] == "ball":
+    if claim["region"]["kind"] == "ball":
         region["centres"] = digest_of(arrays["centres"].numpy())
     _reworded(claim)
     return True
@@ -355,6 +375,32 @@ def _proof_of_a_ball(document: Document, arrays: Any, r: np.random.Generator, fo
             proof["of"] = proof["of"][1:]
         case _:
             proof["proofs"] = [{"kind": "local", "slopes": "known"}] * len(proof["proofs"])
+    return True
+
+
+def _tree(document: Document, arrays: Any, r: np.random.Generator, found: list[Subject]) -> bool:
+    """A part of a ball, or an output, that nothing is proved for; the claim is lowered by what that might save."""
+    trees = [p for p in document["proof"].get("proofs", []) if p["kind"] == "tree"]
+    if not trees:
+        return False
+    group = trees[int(r.integers(len(trees)))]["groups"][int(r.integers(4))]
+    node: Document = {"split": [], "above": group["root"], "below": {}}
+    side = "above"
+    while r.random() < 0.7 and "split" in node[side]:
+        node, side = node[side], str(r.choice(["above", "below"]))
+    holder, key = (node, side) if node["below"] else (group, "root")
+    match r.integers(4):
+        case 0 if "split" in holder[key]:
+            holder[key] = holder[key][str(r.choice(["above", "below"]))]
+            _restated(document, 0.6)
+        case 1:
+            holder[key] = {"kind": "empty", "weights": [(1.0).hex()] * int(r.integers(4))}
+            _restated(document, 0.6)
+        case 2:
+            group["rows"] = [[0, 0], [0, 3], [3, 4], [1, 0]][int(r.integers(4))]
+            return group["rows"] != [3, 4] or trees[0]["groups"][3] is not group
+        case _:
+            _restated(document, 1 - 10 ** r.uniform(-1.5, -0.1))
     return True
 
 
@@ -398,13 +444,16 @@ def _fields(document: Document, arrays: Any, r: np.random.Generator, found: list
         case 0:
             place["also"] = 1
         case 1:
-            if key in ("name", "format", "graph_digest"):
+            if key in ("name", "format", "graph_digest", "sidecar"):  # not read, or written anew
                 key = next(iter(place))
             del place[key]
         case 2:
             document["schema"] = str(r.choice(["lipverify.certificate/2", "lipverify.certificate/0", ""]))
         case _:
-            document["claim"]["norm_out"] = str(r.choice(["l1", "linf", "l3"]))
+            known = document["claim"]["norm_out"]
+            document["claim"]["norm_out"] = str(
+                r.choice([n for n in ("l1", "l2", "linf", "l3") if n != known])
+            )
 
 
 def _number(document: Document, arrays: Any, r: np.random.Generator, found: list[Subject]) -> None:
@@ -435,6 +484,7 @@ _KINDS: dict[str, Callable[..., Any]] = {
     "multipliers": _multipliers,
     "balls": _ball,
     "proof of a ball": _proof_of_a_ball,
+    "trees": _tree,
     "hashes": _hash,
     "weights": lambda *_: None,
     "operators": lambda *_: None,
