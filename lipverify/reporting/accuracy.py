@@ -10,7 +10,7 @@ from itertools import pairwise
 from lipverify.errors import InternalError
 from lipverify.loading.names import display
 from lipverify.reporting.answers import Document
-from lipverify.reporting.radii import Mark, axis_marks, share_text
+from lipverify.reporting.radii import Mark, axis_marks, share_text, steps
 
 LEFT, RIGHT, TOP, HEIGHT = 9.0, 97.0, 12, 240
 
@@ -72,27 +72,17 @@ def _require(curve: Document) -> None:
 def _line(curve: Document, index: int, largest: float) -> Curve:
     attacked = curve.get("attack_accuracy")
     return Curve(
-        _steps(curve["radii"], curve["certified_accuracy"], largest),
+        _path(steps(curve["radii"], curve["certified_accuracy"], largest)),
         index % 8,
         display(curve["model"]),
         f"{display(curve['method'])}, clean accuracy {share_text(curve['clean_accuracy'])}",
-        _along(curve["radii"], attacked, largest) if attacked else None,
+        _path(steps(curve["radii"], attacked, largest, late=True)) if attacked else None,
     )
 
 
-def _along(radii: Sequence[float], shares: Sequence[float], largest: float) -> str:
-    """What was not found at a radius was not found below it: along first, then down."""
-    path = f"M0.000 {100 * (1 - shares[0]):.3f}"
-    for radius, share in zip(radii[1:], shares[1:], strict=True):
-        path += f"H{100 * radius / largest:.3f}V{100 * (1 - share):.3f}"
-    return path
-
-
-def _steps(radii: Sequence[float], shares: Sequence[float], largest: float) -> str:
-    points = list(zip(radii, shares, strict=True))
-    x, y = 0.0, 100 * (1 - points[0][1])
-    path = f"M{x:.3f} {y:.3f}"
-    for radius, share in points[1:]:
-        # What is certified at the larger radius holds on the way to it: down first, then along.
-        path += f"V{100 * (1 - share):.3f}H{100 * radius / largest:.3f}"
+def _path(corners: Sequence[tuple[float, float]]) -> str:
+    """Consecutive corners differ in one coordinate, or not at all."""
+    path = "M{:.3f} {:.3f}".format(*corners[0])
+    for (a, b), (x, y) in pairwise(corners):
+        path += f"H{x:.3f}" if x != a else f"V{y:.3f}" if y != b else ""
     return path

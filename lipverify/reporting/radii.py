@@ -86,7 +86,7 @@ def render_radii(document: Document, inputs: NDArray[Any] | None = None) -> str:
         robust=_robust_rows(document),
         comparison=_comparison_rows(document),
         weakest=[_row(p, pictures) for p in order[:SHOWN]],
-        strongest=[_row(p, pictures) for p in reversed(order[-SHOWN:])] if len(order) > SHOWN else [],
+        strongest=[_row(p, pictures) for p in reversed(order[SHOWN:][-SHOWN:])],
         images=pictures.shown,
         refused=[(display(k), display(v, 600)) for k, v in document.get("refused", {}).items()],
         claim=display(document["claim"], 600),
@@ -154,21 +154,33 @@ def curves(document: Document, with_attack: bool) -> Curves:
     """Step curves of certified and attacked accuracy; what lies between is undecided."""
     radii = document["radii"]
     largest = radii[-1] or 1.0
-    certified = _steps(radii, document["certified_accuracy"], largest)
-    attacked = _steps(radii, document["attack_accuracy"], largest) if with_attack else None
-    path = "M" + " L".join(_place(p) for p in certified)
+    certified = steps(radii, document["certified_accuracy"], largest)
+    attacked = steps(radii, document["attack_accuracy"], largest, late=True) if with_attack else None
+    path = "M" + " L".join(map(_place, certified))
     other = band = None
     if attacked is not None:
-        other = "M" + " L".join(_place(p) for p in attacked)
-        band = "M" + " L".join(_place(p) for p in [*certified, *reversed(attacked)]) + " Z"
+        other = "M" + " L".join(map(_place, attacked))
+        band = "M" + " L".join(map(_place, [*certified, *reversed(attacked)])) + " Z"
     width = _RIGHT - _LEFT
     horizontal = tuple(Mark(_LEFT + width * value / largest, text) for value, text in axis_marks(largest))
     vertical = tuple(Mark(_TOP + _HEIGHT * (1 - s / 4), f"{25 * s} %") for s in range(5))
     return Curves(path, other, band, horizontal, vertical, _LEFT, width, _TOP, _HEIGHT)
 
 
-def _steps(radii: Sequence[float], shares: Sequence[float], largest: float) -> list[tuple[float, float]]:
-    return [(100 * r / largest, 100 * (1 - s)) for r, s in zip(radii, shares, strict=True)]
+def steps(
+    radii: Sequence[float], shares: Sequence[float], largest: float, late: bool = False
+) -> list[tuple[float, float]]:
+    """Corners of a falling curve in a square of 100 by 100.
+
+    Between two radii holds what is known at the larger one: down first, then along. `late`, of attacks: what was not found at
+    the larger radius was not found below it, so along first, then down.
+    """
+    found = [(0.0, 100 * (1 - shares[0]))]
+    for radius, share in zip(radii[1:], shares[1:], strict=True):
+        x, y = 100 * radius / largest, 100 * (1 - share)
+        before = found[-1]
+        found += [(x, before[1]) if late else (before[0], y), (x, y)]
+    return found
 
 
 def _place(point: tuple[float, float]) -> str:

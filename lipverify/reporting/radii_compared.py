@@ -84,7 +84,7 @@ def headline(document: Document) -> str:
         return f"{asked}: no point is classified correctly by all of them."
     best = max(models, key=lambda model: model["mean_radius_common"])
     return (
-        f"{asked}: the largest mean certified radius has {display(best['name'])}, "
+        f"{asked}: {display(best['name'])} has the largest mean certified radius, "
         f"{radius_text(best['mean_radius_common'])} on the {common} that all of them classify correctly."
     )
 

@@ -14,7 +14,9 @@ import pytest
 
 from lipverify.reporting.comparison import render_comparison
 from lipverify.reporting.html import render_audit
-from tests.unit.reporting import comparisons, documents
+from lipverify.reporting.radii import render_radii
+from lipverify.reporting.radii_compared import render_radii_compared
+from tests.unit.reporting import comparisons, documents, radius_documents
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
@@ -31,6 +33,8 @@ DOCUMENTS = {
 
 PAGES = {name: render_audit(document) for name, document in DOCUMENTS.items()}
 PAGES |= {f"compare {name}": render_comparison(document) for name, document in comparisons.DOCUMENTS.items()}
+PAGES["radii"] = render_radii(*radius_documents.single())
+PAGES |= {f"radii of {count}": render_radii_compared(radius_documents.compared(count)) for count in (1, 9)}
 
 # The reports sit in frames, with their own policy in force; only the page around them runs a script.
 PROBE = """<!DOCTYPE html><body>%s<script>
@@ -112,7 +116,9 @@ def test_the_dark_scheme_is_dark(tmp_path: Path) -> None:
     assert all(brightness(page) < 40 for page in dark)
 
 
-@pytest.mark.parametrize("name", ["mlp", "hostile", "compare two", "compare many", "compare hostile"])
+@pytest.mark.parametrize(
+    "name", ["mlp", "hostile", "compare two", "compare many", "compare hostile", "radii", "radii of 9"]
+)
 def test_a_screenshot_shows_something_and_the_console_is_silent(tmp_path: Path, name: str) -> None:
     report, blank = tmp_path / "report.html", tmp_path / "blank.html"
     report.write_text(PAGES[name], encoding="utf-8")

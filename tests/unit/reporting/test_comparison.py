@@ -98,6 +98,14 @@ def test_curves_are_steps_that_never_promise_more_than_the_next_point() -> None:
         accuracy([comparisons.curve("a", [math.nan])])
 
 
+def test_curves_of_attacks_fall_at_the_next_point_and_stay_above() -> None:
+    curve = comparisons.curve("a", [0.9, 0.5, 0.1])
+    figure = accuracy([{**curve, "attack_accuracy": [0.9, 0.9, 0.5]}])
+    assert figure.curves[0].attacked == "M0.000 10.000H50.000H100.000V50.000"
+    with pytest.raises(InternalError, match="resist"):
+        accuracy([{**curve, "attack_accuracy": [0.9, 0.4, 0.1]}])
+
+
 def test_the_terminal_shows_every_model_and_reason() -> None:
     file = io.StringIO()
     print_comparison(DOCUMENTS["two"], file)
