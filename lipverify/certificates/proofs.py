@@ -240,19 +240,38 @@ def _aligned(diagonals: list[Array], free: Sequence[tuple[int, Tensor]], system:
 
 
 def _filled(diagonals: list[Array], system: System) -> list[Array]:
+    """Multipliers for neurons that the analyzer left out, where it left zeros.
+
+    In the checker's matrix neuron i meets what it reads, j, in the entry -C_ij d_j (U_ij for an input). That is harmless when
+    _FAR (C_ij d_j)^2 < d_i d_j. Neurons that drive nothing of influence are made that dear, in order; those that nothing drives
+    that cheap, backwards. No further than that: an exact zero that the checker knows up to rounding alone has to stay harmless too.
+    """
     known = np.concatenate([d[d > 0] for d in diagonals])
-    low, high = (float(known.min()), float(known.max())) if len(known) else (1.0, 1.0)
+    low = float(known.min()) if len(known) else 1.0
     driven: list[Array] = []
-    found = []
-    for k, (block, d) in enumerate(zip(system.blocks, diagonals, strict=True)):
-        reached = np.zeros(len(d), dtype=bool)
+    for block in system.blocks:
+        reached = np.zeros(block.size_of(), dtype=bool)
         for key, matrix in block.parts.items():
-            mask = slice(None) if key < 0 else driven[key]
-            reached |= (matrix[:, mask] != 0).any(1)
+            if key != ONE:
+                reached |= (matrix[:, slice(None) if key == INPUT else driven[key]] != 0).any(1)
         driven.append(reached)
-        # Neurons that drive nothing of influence are made expensive, each block more than the blocks before it; those that
-        # nothing drives are made cheap, each block less than the blocks behind it.
-        dear, cheap = min(60 + 20 * k, 300), max(-40 * (len(diagonals) - k), -300)
-        filler = np.where(reached, math.ldexp(high, dear), math.ldexp(low, cheap))
-        found.append(np.where(d > 0, d, filler))
+    found = [d.copy() for d in diagonals]
+    for k, block in enumerate(system.blocks):
+        dear = np.full(len(found[k]), low)
+        for key, matrix in block.parts.items():
+            if key != ONE and matrix.shape[1]:
+                scale = np.ones(matrix.shape[1]) if key == INPUT else found[key]
+                dear = np.maximum(dear, (_FAR * matrix**2 * scale).max(1))
+        found[k] = np.where((found[k] <= 0) & driven[k], dear, found[k])
+    for k in reversed(range(len(found))):
+        cheap = np.full(len(found[k]), low / _FAR)
+        for j in range(k + 1, len(found)):
+            part = system.blocks[j].parts.get(k)
+            if part is not None and part.size:
+                reads = np.where(part != 0, found[j][:, None] / np.maximum(_FAR * part**2, 1e-300), np.inf)
+                cheap = np.minimum(cheap, reads.min(0))
+        last = system.output.parts.get(k)
+        if last is not None and last.size:
+            cheap /= np.maximum(1.0, (last**2).max(0))
+        found[k] = np.where((found[k] <= 0) & ~driven[k], cheap, found[k])
     return found
