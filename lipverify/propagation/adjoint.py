@@ -24,6 +24,12 @@ def adjoint(op: Op, coefficients: Tensor, shapes: tuple[Shape, ...]) -> tuple[Te
         return coefficients, coefficients
     if isinstance(op, ops.Sub):
         return coefficients, -coefficients
+    if isinstance(op, ops.Slice):
+        source = coefficients.new_zeros(coefficients.shape[0], *shapes[0])
+        part = [slice(None)] * source.ndim
+        part[op.axis + 1] = slice(op.start, op.stop, op.step)
+        source[tuple(part)] = coefficients
+        return (source,)
     if isinstance(op, ops.Gather):
         source = coefficients.new_zeros(coefficients.shape[0], *shapes[0])
         return (source.index_add_(op.axis + 1, op.indices, coefficients),)
@@ -43,7 +49,7 @@ def is_exact(op: Op) -> bool:
     """
     if isinstance(op, ops.Gather):
         return len(op.indices.unique()) == len(op.indices)
-    return isinstance(op, ops.Reshape | ops.Transpose | ops.Add | ops.Sub)
+    return isinstance(op, ops.Reshape | ops.Transpose | ops.Slice | ops.Add | ops.Sub)
 
 
 def _by_differentiation(op: Op, coefficients: Tensor, shapes: tuple[Shape, ...]) -> tuple[Tensor, ...]:

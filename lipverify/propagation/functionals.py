@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from lipverify.ir.graph import Node
+from lipverify.ir.interval import Interval
 from lipverify.ir.norm import Norm
 from lipverify.ir.op import Constant, Input
 from lipverify.linalg.rounding import UNIT_ROUNDOFF, gamma
@@ -157,30 +158,30 @@ class Functionals:
         total, error = self.constant, self.error
         for name, coefficients in self.coefficients.items():
             node, a = self.known.graph[name], coefficients.double()
-            if isinstance(node.op, Input):
-                value = self._over_ball(a)
-            else:
-                value = self._over_box(a, self.known.ranges[name].lower, self.known.ranges[name].upper)
-            slack = 4.0 * gamma(node.size + 16) * self._dot(a.abs(), self.known.largest(name))
+            size = a.abs()
+            box = self.known.ranges.get(name, self.known.box)
+            value = self._over_ball(a, size) if isinstance(node.op, Input) else self._over_box(a, size, box)
+            slack = 4.0 * gamma(node.size + 16) * self._dot(size, self.known.largest(name))
             total = total + value
             error = error + slack + 4.0 * UNIT_ROUNDOFF * (total.abs() + value.abs())
         found = total + error * (1.0 + 16.0 * UNIT_ROUNDOFF)
         return torch.nextafter(found, torch.full_like(found, torch.inf))
 
-    def _over_box(self, a: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
-        """<a, middle> + <|a|, radius>; the radius is rounded so that the box is held."""
+    def _over_box(self, a: Tensor, size: Tensor, box: Interval) -> Tensor:
+        """<a, middle> + <|a|, radius>, size = |a|; the radius is rounded so that the box is held."""
+        lower, upper = box.lower, box.upper
         middle = lower / 2 + upper / 2
         radius = torch.maximum(upper - middle, middle - lower)
         radius = torch.nextafter(radius, torch.full_like(radius, torch.inf))
-        return self._dot(a, middle) + self._dot(a.abs(), radius)
+        return self._dot(a, middle) + self._dot(size, radius)
 
-    def _over_ball(self, a: Tensor) -> Tensor:
+    def _over_ball(self, a: Tensor, size: Tensor) -> Tensor:
         """The support function of the ball, cut by the box. For l2 the smaller of ball and box."""
         ball, box = self.known.ball, self.known.box
         if ball.norm is Norm.LINF:
-            return self._over_box(a, box.lower, box.upper)
+            return self._over_box(a, size, box)
         length = torch.linalg.vector_norm(a.flatten(1), dim=1)
         # The norm is off by gamma_(n+2) relative; the slack of `upper` is at least that of |a| |center|, not of the radius.
         length = length * (1.0 + 2.0 * gamma(a[0].numel() + 4 if len(a) else 4))
         value = self._dot(a, ball.center.to(a)) + ball.radius * length
-        return value if not self.known.cut else torch.minimum(value, self._over_box(a, box.lower, box.upper))
+        return value if not self.known.cut else torch.minimum(value, self._over_box(a, size, box))

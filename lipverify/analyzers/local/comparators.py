@@ -83,7 +83,12 @@ class _Writer:
         return self.emit(ops.Reshape((size,)), (name,), (size,))
 
     def picked(self, name: str, index: Tensor) -> str:
-        return self.emit(ops.Gather(0, index), (name,), (len(index),))
+        count = len(index)
+        first = int(index[0]) if count else 0
+        if bool((index == torch.arange(first, first + count)).all()):
+            # A part of what is there already, not a copy.
+            return self.emit(ops.Slice(0, first, first + count), (name,), (count,))
+        return self.emit(ops.Gather(0, index), (name,), (count,))
 
     def _tournament(self, node: Node, shape: Shape) -> None:
         """Rounds of comparators between the first and the second half of all members, for all results at once."""

@@ -21,7 +21,7 @@ from lipverify import ops
 from lipverify.analyzers.local.gradients import Gradients
 from lipverify.ir.graph import Node
 from lipverify.ir.interval import Interval
-from lipverify.linalg.rounding import UNIT_ROUNDOFF, gamma
+from lipverify.linalg.rounding import UNIT_ROUNDOFF
 from lipverify.ops.planes import chord
 from lipverify.propagation.knowledge import is_affine
 from lipverify.propagation.precision import UNDERFLOW
@@ -46,8 +46,11 @@ class Walk:
         self.constant, self.error = zeros, zeros.clone()
         kind = self.gradients.precision.dtype
         self.coefficients = {name: a.to(kind) for name, a in self.coefficients.items()}
+        self._seen: tuple[Tensor, Tensor] | None = None
         self.rounded: set[str] = set()
-        """Nodes whose coefficients some reader did more with than move them or turn their signs."""
+        """Nodes whose coefficients some reader did more with than move them, turn their signs or add two of them."""
+        self.pending: dict[str, int] = {}
+        """Additions behind a node's coefficients that nothing was charged for yet."""
 
     def upper(self) -> Tensor:
         """Upper bound of every row for every output functional: [rows, output rows]."""
@@ -59,14 +62,25 @@ class Walk:
         if a is not None:
             seeds = self.gradients.seeds
             self.constant = self.constant + self._dot(a, seeds.unsqueeze(0))
-            self._charge(2.0 * gamma(graph.output.size + 16) * self._dot(a.abs(), seeds.abs().unsqueeze(0)))
+            precision = self.gradients.precision
+            count = (
+                (graph.output.size if precision.double else 0) + 16 + self.pending.get(graph.output.name, 0)
+            )
+            self._charge(2.0 * precision.gamma(count) * self._dot(a.abs(), seeds.abs().unsqueeze(0)))
         found = self.constant + self.error * (1.0 + 16.0 * UNIT_ROUNDOFF)
         return torch.nextafter(found, torch.full_like(found, torch.inf))
 
     def _through(self, node: Node) -> None:
         """From the gradients of a node's inputs to its own."""
         inputs = [self.coefficients.get(name) for name in node.inputs]
-        moved = _only_moves(node, inputs)
+        moved = _only_moves(node)
+        if moved:
+            # One rounding of each sum, relative to the sum: the next charge counts it in.
+            behind = [
+                self.pending.get(n, 0) for n, a in zip(node.inputs, inputs, strict=True) if a is not None
+            ]
+            added = int(len(behind) > 1 and not isinstance(node.op, ops.Concat))
+            self.pending[node.name] = max(behind) + added
         for name, a in zip(node.inputs, inputs, strict=True):
             if a is not None and not moved:
                 self.rounded.add(name)
@@ -79,15 +93,23 @@ class Walk:
                 graph, precision = self.gradients.graph, self.gradients.precision
                 readers = (node,) if precision.double else (graph[c] for c in graph.consumers[name])
                 count = max(precision.forward(reader, graph[name]) for reader in readers)
-                self._charge(2.0 * precision.gamma(count) * self._dot_sizes(a, name))
+                count += self.pending.get(name, 0)
+                self._charge(2.0 * precision.gamma(count) * self._dot_sizes(self._absolute(a), name))
         widest = max(a.shape[1] for a in inputs if a is not None)
         if is_affine(node):
             self.coefficients[node.name] = self._affine(node, inputs, widest)
         else:
             self.coefficients[node.name] = self._product(node, inputs)
+        self._seen = None
         for name in node.inputs:
             if self.gradients.graph.consumers[name][-1] == node.name:
                 self.coefficients.pop(name, None)
+
+    def _absolute(self, a: Tensor) -> Tensor:
+        """Absolute values, kept for the next question about the same coefficients."""
+        if self._seen is None or self._seen[0] is not a:
+            self._seen = a, a.abs()
+        return self._seen[1]
 
     def _affine(self, node: Node, inputs: list[Tensor | None], widest: int) -> Tensor:
         rows = len(self.owner)
@@ -125,7 +147,7 @@ class Walk:
             low, high = factor.lower.unsqueeze(1), factor.upper.unsqueeze(1)
             # For a >= 0 the larger slope is p's, for a < 0 it is q's; p - q = |a| (high - low).
             rising, falling = high * t + low * (1.0 - t), low * t + high * (1.0 - t)
-            size = a.abs()
+            size = self._absolute(a)
             # One multiplication and one fused step: a choice by sign would read and write everything twice more.
             middle, half = (
                 self._rows(self.gradients.precision.narrowed(facts))
@@ -139,13 +161,13 @@ class Walk:
         return total
 
     def _dot_sizes(self, a: Tensor, name: str) -> Tensor:
-        """At least <|a|, sizes of a gradient>; also what numbers lost below the smallest float32 would add."""
+        """At least <a, sizes of a gradient> for a >= 0; also what numbers lost below the smallest float32 would add."""
         sizes, precision = self.gradients.sizes[name], self.gradients.precision
         if precision.double:
-            return self._dot(a.abs(), sizes)
+            return self._dot(a, sizes)
         floor = UNDERFLOW * (1.0 + sizes.flatten(2).sum(2))
         rough = precision.above(sizes, floor.reshape(*floor.shape, *[1] * (sizes.ndim - 2)))
-        value = precision.sum_above(self._dot_own(a.abs(), rough), self.gradients.graph[name].size)
+        value = precision.sum_above(self._dot_own(a, rough), self.gradients.graph[name].size)
         return value + self._rows(floor)
 
     def _constant_ends(self, node: Node, inputs: list[Tensor | None], box: Interval) -> Tensor:
@@ -194,8 +216,7 @@ class Walk:
         return (a * rows).flatten(2).sum(2)
 
 
-def _only_moves(node: Node, inputs: list[Tensor | None]) -> bool:
-    """Whether the coefficients of a reader are copies of its inputs', up to signs: nothing to charge."""
-    if isinstance(node.op, ops.Add | ops.Sub):
-        return sum(a is not None for a in inputs) == 1
-    return isinstance(node.op, ops.Reshape | ops.Transpose | ops.Gather)
+def _only_moves(node: Node) -> bool:
+    """Whether the coefficients of a reader are copies of its inputs' up to signs, or sums of two of them."""
+    kinds = ops.Add | ops.Sub | ops.Concat | ops.Reshape | ops.Transpose | ops.Slice | ops.Gather
+    return isinstance(node.op, kinds)
