@@ -31,7 +31,7 @@ def radius(
     data: Annotated[Path, typer.Option(help=".npz with x and y: the points")],
     norm: Annotated[str, typer.Option(help="norm of the perturbation: l2 or linf")] = "linf",
     method: Annotated[
-        str, typer.Option(help="auto, global, local, crown, alpha-crown, branching or smoothing")
+        str, typer.Option(help="auto, global, local, crown, alpha-crown, branching, lirpa or smoothing")
     ] = "auto",
     limit: Limit = None,
     box: Annotated[str | None, typer.Option(help="LO,HI: inputs stay in this box")] = None,

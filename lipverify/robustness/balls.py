@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -78,6 +79,15 @@ class Balls:
         """Where to compute."""
         return self.compute.device
 
+    @cached_property
+    def written(self) -> Graph | None:
+        """The graph with maxima written as ReLUs, whose names it keeps; None where there are none.
+
+        Planes of a maximum know the ranges of its arguments, planes of a ReLU that of their difference: often far tighter.
+        """
+        found = elementary(self.graph)
+        return None if len(found.nodes) == len(self.graph.nodes) else found
+
     def ranges(self, radius: float) -> Bounds:
         """Ranges of all nodes over the ball, inside those of the next larger ball that was looked at.
 
@@ -86,9 +96,12 @@ class Balls:
         """
         if radius not in self.seen:
             larger = min((r for r in self.seen if r > radius), default=None)
-            within = None if larger is None else self.seen[larger]
+            within = {} if larger is None else dict(self.seen[larger])
             ball = Ball(self.x[None], radius, self.norm, self.box)
-            self.seen[radius] = bounds(self.graph, ball, device=self.device, within=within)
+            found = bounds(self.graph, ball, device=self.device, within=within or None)
+            if self.written is not None:
+                found = bounds(self.written, ball, device=self.device, within={**within, **found})
+            self.seen[radius] = found
         return self.seen[radius]
 
     def steepen(self, radius: float, known: Tensor, margin: Tensor) -> Tensor | None:
@@ -100,7 +113,7 @@ class Balls:
                 return None
             best = known
             if not self.semidefinite or gradient_work(self.graph) <= CHEAP:
-                found = self._gradients(radius, ranges)
+                found = _finite(self._constants(ranges), low=False)
                 best = best if found is None else torch.minimum(best, found)
             if self.semidefinite:
                 found = ball_constants(
@@ -119,12 +132,6 @@ class Balls:
             jacobian = torch.func.jacrev(lambda x: evaluate(exact, x[None])[0])(self.x.double())
             self.steep[0.0] = torch.linalg.vector_norm(jacobian.flatten(1), dim=1)
         return self.steep[max(r for r in self.steep if r < radius)]
-
-    def _gradients(self, radius: float, ranges: Bounds) -> Tensor | None:
-        written = elementary(self.graph)
-        same = len(written.nodes) == len(self.graph.nodes)
-        ball = Ball(self.x[None], radius, self.norm, self.box)
-        return _finite(self._constants(written, ball, ranges, ranges if same else None), low=False)
 
     def look_harder(self, radius: float) -> Shell:
         """As `look`, with branch and bound on the margins that are not shown to be positive, and without constants."""
@@ -147,29 +154,24 @@ class Balls:
 
     def look(self, radius: float) -> Shell:
         """Margins and constants over the ball; None for what is not asked or not bounded there."""
-        ball = Ball(self.x[None], radius, self.norm, self.box)
         with torch.no_grad():
-            plain = self.graph
-            written = elementary(plain) if self.constants else plain
             try:
                 ranges = self.ranges(radius)
-                finer = ranges if written is plain or len(written.nodes) == len(plain.nodes) else None
             except UnsupportedModel:
                 return Shell(radius)
             margins = ranges.output.lower.flatten().cpu() if self.margins else None
             optimised = None
             if self.slopes is not None:
                 optimised = self.slopes.margins(ranges, self.compute).cpu()
-            constants = self._constants(written, ball, ranges, finer) if self.constants else None
+            constants = self._constants(ranges) if self.constants else None
         return Shell(
             radius, _finite(margins, low=True), _finite(constants, low=False), _finite(optimised, low=True)
         )
 
-    def _constants(self, written: Graph, ball: Ball, plain: Bounds, finer: Bounds | None) -> Tensor | None:
+    def _constants(self, ranges: Bounds) -> Tensor | None:
         """Dual norms of the gradients of all differences: [rivals]."""
+        graph = ranges.known.graph
         try:
-            ranges = finer or bounds(written, ball, device=self.device, within=plain)
-            graph = ranges.known.graph
             factors = derivative_ranges(graph, ranges)
         except UnsupportedModel:
             return None

@@ -10,7 +10,7 @@ from lipverify.ir.norm import Norm
 from lipverify.robustness.attack import Attack, Box
 from lipverify.robustness.smoothing.settings import Smoothing
 
-METHODS = ("auto", "global", "local", "crown", "alpha-crown", "branching", "smoothing")
+METHODS = ("auto", "global", "local", "crown", "alpha-crown", "branching", "lirpa", "smoothing")
 PARTS = {
     "auto": ("global", "crown", "alpha-crown", "local", "branching"),
     "global": ("global",),
@@ -18,6 +18,7 @@ PARTS = {
     "crown": ("crown",),
     "alpha-crown": ("alpha-crown",),
     "branching": ("branching",),
+    "lirpa": ("lirpa",),
     "smoothing": ("smoothing",),
 }
 """What each method consists of."""

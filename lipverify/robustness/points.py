@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lipverify.analyzers.lipsdp.analyzer import LipSDP
+from lipverify.analyzers.lirpa.margins import ForeignMargins, refuses_margins
 from lipverify.analyzers.protocol import Compute
 from lipverify.errors import InternalError, UnsupportedModel
 from lipverify.falsify import multiplications
@@ -25,7 +26,7 @@ from lipverify.robustness.march import bracket, march
 from lipverify.robustness.optimised import Slopes
 from lipverify.robustness.pairs import differences, enclosed, predict
 from lipverify.robustness.plan import Plan, Record
-from lipverify.robustness.shells import Shells, between, refuse
+from lipverify.robustness.shells import Shell, Shells, between, refuse
 
 BRANCH_EFFORT = 4e9
 """Multiplications of one run of branch and bound where no time is given."""
@@ -68,6 +69,10 @@ def prepare(graph: Graph, plan: Plan, compute: Compute, constants: PairConstants
         reason = refuses_gradients(graph, plan.norm)
         if reason is not None:
             refused["local"] = reason
+    if "lirpa" in plan.parts and "lirpa" not in refused:
+        reason = refuses_margins(differences(graph, 0))
+        if reason is not None:
+            refused["lirpa"] = reason
     if "global" in plan.parts and "global" not in refused and constants is None:
         try:
             # In linf a global constant is rarely the best part of `auto`.
@@ -164,6 +169,14 @@ def _shells(
 ) -> Shells:
     plan = work.plan
     parts = set(plan.parts) - set(work.refused)
+    if parts == {"lirpa"}:
+        foreign = ForeignMargins(graph, x, plan.norm, plan.box, compute.seed)
+        shells = Shells(margin.cpu(), None, lambda radius: Shell(radius, foreign.over(radius)))
+        farthest = LARGEST if found is None else found.size
+        bracket(
+            shells, _guess(x) if found is None else _first(0.0, farthest), farthest, plan.resolution, compute
+        )
+        return shells
     constants = work.constants.rows(label) if "global" in parts and work.constants is not None else None
     local = "local" in parts and (plan.norm is Norm.L2 or _affordable(plan, graph))
     crown = bool(parts & {"crown", "alpha-crown", "branching"})
@@ -234,6 +247,8 @@ def _radii(work: Work, shells: Shells) -> tuple[float, str, dict[str, float]]:
         single["global"] = Shells(shells.margin, shells.constants, shells.look).radius()
     if "crown" in plan.parts and "crown" not in work.refused:
         single["crown"] = shells.linear()
+    if "lirpa" in plan.parts and "lirpa" not in work.refused:
+        single["lirpa"] = shells.linear()
     if "alpha-crown" in plan.parts and "alpha-crown" not in work.refused:
         single["alpha-crown"] = shells.optimised()
     if "branching" in plan.parts and "branching" not in work.refused:

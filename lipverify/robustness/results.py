@@ -154,6 +154,8 @@ class Radii:
 
     def assumptions(self) -> list[str]:
         """What the radii rest on beyond their rigour."""
+        if self.plan.method == "lirpa":
+            return ["auto_LiRPA is right, and its rounding in single precision does not matter"]
         if self.plan.method != "smoothing":
             return []
         return [

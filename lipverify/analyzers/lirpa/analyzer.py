@@ -21,6 +21,7 @@ from lipverify.errors import Refuted, Undecided, UnsupportedModel
 from lipverify.interpreter import evaluate
 from lipverify.ir.certificate import Certificate, Rigour
 from lipverify.ir.graph import Graph
+from lipverify.ir.interval import Interval
 from lipverify.ir.norm import Norm
 from lipverify.ir.region import Ball, Query
 from lipverify.ops import Conv
@@ -125,7 +126,7 @@ class _Bounded:
     """One build of the bounded module for all points and rows: tables for tanh take seconds each."""
 
     def __init__(self, graph: Graph, ball: Ball, device: torch.device) -> None:
-        with _words():
+        with quietly():
             import auto_LiRPA
             from auto_LiRPA.bound_ops import GradNorm, JacobianOP
         self.package, self.version = auto_LiRPA, str(auto_LiRPA.__version__)
@@ -153,7 +154,7 @@ class _Bounded:
         # A bounded tensor already here: with a plain one the gradient nodes are not built.
         example = auto_LiRPA.BoundedTensor(self._center(0))
         options = {"conv_mode": "matrix"}
-        with _words():
+        with quietly():
             self.module = auto_LiRPA.BoundedModule(
                 RowNorms(), self._with_mask(example), bound_opts=options, device=str(device)
             )
@@ -166,15 +167,9 @@ class _Bounded:
 
     def rows(self, index: int) -> Tensor:
         """Bounds of the gradient norms of all outputs over one ball, float64: [outputs]."""
-        box = self.ball.enclosure()
-        single = torch.finfo(torch.float32)
-        # Outward, so that rounding to single precision does not shrink the box.
-        lower, upper = (
-            (end[index : index + 1] + sign * single.eps * (end[index : index + 1].abs() + single.tiny)).to(
-                self.device, torch.float32
-            )
-            for end, sign in ((box.lower, -2.0), (box.upper, 2.0))
-        )
+        ends = self.ball.enclosure()
+        box = Interval(ends.lower[index : index + 1], ends.upper[index : index + 1])
+        lower, upper = (end.to(self.device) for end in outward(box))
         around = self.package.PerturbationLpNorm(norm=torch.inf, x_L=lower, x_U=upper)
         x = self.package.BoundedTensor(self._center(index), around)
         if self.mask is None:
@@ -187,15 +182,25 @@ class _Bounded:
         return torch.cat(found)
 
     def _norms(self, x: Tensor) -> Tensor:
-        with _words():
+        with quietly():
             inputs = self._with_mask(x)
             value = self.module.compute_jacobian_bounds(inputs, optimize=False, bound_lower=False)[1]
         found: Tensor = value.detach().double().flatten()
         return found
 
 
+def outward(box: Interval) -> tuple[Tensor, Tensor]:
+    """Ends of a box in single precision: rounding must not shrink it."""
+    single = torch.finfo(torch.float32)
+    lower, upper = (
+        (end + sign * single.eps * (end.abs() + single.tiny)).float()
+        for end, sign in ((box.lower, -2.0), (box.upper, 2.0))
+    )
+    return lower, upper
+
+
 @contextmanager
-def _words() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Turns any failure of the package into a refusal with its words; what it prints and warns about goes nowhere."""
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
