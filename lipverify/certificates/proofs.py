@@ -14,11 +14,13 @@ from torch import Tensor
 from lipverify.analyzers.lipsdp.evidence import Multipliers, Proof, Proofs
 from lipverify.checkers import NotCovered, gains
 from lipverify.checkers.multipliers import System, needed
+from lipverify.checkers.signals import INPUT, ONE
 from lipverify.checkers.steps import Map, Program
 from lipverify.ir.certificate import Gains
 
 Array = np.ndarray[Any, np.dtype[Any]]
 TOLERANCE, CONVOLUTION_TOLERANCE = 1e-6, 2e-3
+_APART, _NEAR, _TINY = 2.0**40, 2.0**8, 2.0**-200
 """What a proof may add to a bound, relatively."""
 _DENSE_WORK, _DENSE_ENTRIES, _QUICK = 2e10, 1 << 24, 2e8
 
@@ -242,36 +244,44 @@ def _aligned(diagonals: list[Array], free: Sequence[tuple[int, Tensor]], system:
 def _filled(diagonals: list[Array], system: System) -> list[Array]:
     """Multipliers for neurons that the analyzer left out, where it left zeros.
 
-    In the checker's matrix neuron i meets what it reads, j, in the entry -C_ij d_j (U_ij for an input). That is harmless when
-    _FAR (C_ij d_j)^2 < d_i d_j. Neurons that drive nothing of influence are made that dear, in order; those that nothing drives
-    that cheap, backwards. No further than that: an exact zero that the checker knows up to rounding alone has to stay harmless too.
+    In the checker's matrix neuron i meets what it reads, j, in the entry -C_ij d_j (U_ij for an input). Without neuron i the
+    rest of the matrix loses (C_ij d_j)^2 / d_i, without neuron j it loses C_ij^2 d_j: nothing that matters when d_i is `_APART`
+    above C_ij^2 d_j. So neurons that drive nothing of influence are made that dear, in order, and those that nothing drives
+    that cheap, backwards; among themselves `_NEAR` is enough. Not further: a zero known up to rounding stays harmless.
     """
     known = np.concatenate([d[d > 0] for d in diagonals])
     low = float(known.min()) if len(known) else 1.0
-    driven: list[Array] = []
-    for block in system.blocks:
-        reached = np.zeros(block.size_of(), dtype=bool)
-        for key, matrix in block.parts.items():
-            if key != ONE:
-                reached |= (matrix[:, slice(None) if key == INPUT else driven[key]] != 0).any(1)
-        driven.append(reached)
+    reached = _driven(diagonals, system)
     found = [d.copy() for d in diagonals]
     for k, block in enumerate(system.blocks):
         dear = np.full(len(found[k]), low)
         for key, matrix in block.parts.items():
             if key != ONE and matrix.shape[1]:
-                scale = np.ones(matrix.shape[1]) if key == INPUT else found[key]
-                dear = np.maximum(dear, (_FAR * matrix**2 * scale).max(1))
-        found[k] = np.where((found[k] <= 0) & driven[k], dear, found[k])
-    for k in reversed(range(len(found))):
-        cheap = np.full(len(found[k]), low / _FAR)
-        for j in range(k + 1, len(found)):
-            part = system.blocks[j].parts.get(k)
+                read = np.ones(matrix.shape[1]) if key == INPUT else found[key]
+                apart = _APART if key == INPUT else np.where(diagonals[key] > 0, _APART, _NEAR)
+                dear = np.maximum(dear, (matrix**2 * (apart * read)).max(1))
+        found[k] = np.where((diagonals[k] <= 0) & reached[k], dear, found[k])
+    for j in reversed(range(len(found))):
+        cheap = np.full(len(found[j]), low / _APART)
+        for k in range(j + 1, len(found)):
+            part = system.blocks[k].parts.get(j)
             if part is not None and part.size:
-                reads = np.where(part != 0, found[j][:, None] / np.maximum(_FAR * part**2, 1e-300), np.inf)
-                cheap = np.minimum(cheap, reads.min(0))
-        last = system.output.parts.get(k)
+                most = found[k] / np.where(diagonals[k] > 0, _APART, _NEAR)
+                cheap = np.minimum(cheap, (most[:, None] / np.maximum(part**2, _TINY)).min(0))
+        last = system.output.parts.get(j)
         if last is not None and last.size:
             cheap /= np.maximum(1.0, (last**2).max(0))
-        found[k] = np.where((found[k] <= 0) & ~driven[k], cheap, found[k])
+        found[j] = np.where((diagonals[j] <= 0) & ~reached[j], cheap, found[j])
+    return found
+
+
+def _driven(diagonals: list[Array], system: System) -> list[Array]:
+    """For every block, which neurons an input reaches."""
+    found: list[Array] = []
+    for block, d in zip(system.blocks, diagonals, strict=True):
+        reached = np.zeros(len(d), dtype=bool)
+        for key, matrix in block.parts.items():
+            if key != ONE:
+                reached |= (matrix[:, slice(None) if key == INPUT else found[key]] != 0).any(1)
+        found.append(reached)
     return found

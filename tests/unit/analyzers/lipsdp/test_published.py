@@ -12,6 +12,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from lipverify import ops
+from lipverify.analyzers import registry
 from lipverify.analyzers.lipsdp import analyzer
 from lipverify.analyzers.lipsdp.analyzer import LipSDP, LipSDPReference
 from lipverify.analyzers.lipsdp.canonical import canonical_form
@@ -218,3 +219,19 @@ def test_an_objective_of_a_solver_is_no_bound(monkeypatch: pytest.MonkeyPatch) -
     assert found is not None
     assert optimum * (1 - 1e-6) <= float(found) <= 1.1 * optimum
     assert neurons(graph) == pytest.approx(optimum, rel=1e-5)
+
+
+def test_every_variant_has_a_name() -> None:
+    graph = chain(he_weights(1, 6, 4, 2), ops.GroupSort(2, 0))
+    plain = registry.resolve("lipsdp-cvxpy").bound(graph, Query(), Compute()).upper
+    assert plain is not None
+    variants = [registry.resolve(f"lipsdp-cvxpy:{name}") for name in ("scs", "group", "group-diagonal")]
+    scs, group, diagonal = (variant.bound(graph, Query(), Compute()).upper for variant in variants)
+    assert scs is not None and group is not None and diagonal is not None  # noqa: PT018
+    assert float(scs) == pytest.approx(float(plain), rel=1e-2)
+    assert float(plain) <= float(group) * (1 + 1e-3) <= float(diagonal) * (1 + 2e-3)
+    assert [variant.name for variant in variants] == [
+        "lipsdp-cvxpy:scs",
+        "lipsdp-cvxpy:group",
+        "lipsdp-cvxpy:group-diagonal",
+    ]
