@@ -13,7 +13,8 @@ from torch import Tensor
 
 from lipverify import __version__, checkers
 from lipverify.checkers import Model
-from lipverify.checkers.claims import SCHEMA, outward, statement
+from lipverify.checkers.arithmetic import outward
+from lipverify.checkers.claims import SCHEMA, statement
 from lipverify.checkers.files import digest_of
 from lipverify.documents import NOT_COVERED, environment, model_document
 from lipverify.ir.certificate import Certificate

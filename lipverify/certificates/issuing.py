@@ -25,9 +25,9 @@ from lipverify.certificates.proofs import (
     too_small,
 )
 from lipverify.checkers import Model, NotCovered, arithmetic
-from lipverify.checkers.claims import ending
 from lipverify.checkers.gains import prove_product
 from lipverify.checkers.multipliers import System, needed
+from lipverify.checkers.proofs import ending
 from lipverify.checkers.steps import Map, Program, Scalar
 from lipverify.errors import InternalError, LipverifyError, RefutedCertificate, UnsupportedModel
 from lipverify.ir.certificate import Certificate, Gains, Rigour

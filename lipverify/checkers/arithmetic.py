@@ -10,6 +10,7 @@ Legend: u = 2^-53; gamma_n = n u / (1 - n u) bounds n roundings (Higham, Accurac
 from __future__ import annotations
 
 import math
+from decimal import ROUND_CEILING, Context, Decimal
 from fractions import Fraction
 from typing import Any
 
@@ -52,6 +53,11 @@ def above(value: Fraction | int) -> float:
 def below(value: Fraction | int) -> float:
     """The largest float64 <= value."""
     return -above(-value)
+
+
+def outward(value: float) -> str:
+    """Nine significant decimal digits, rounded up."""
+    return str(Context(prec=9, rounding=ROUND_CEILING).create_decimal(Decimal(value)))
 
 
 def trimmed(value: Fraction) -> Fraction:

@@ -23,10 +23,12 @@ from lipverify import checkers
 from lipverify.analyzers.local.bab import LocalBaB
 from lipverify.certificates import Issued
 from lipverify.certificates.balls import balls_of
+from lipverify.checkers.arithmetic import outward
 from lipverify.checkers.balls import prove_local
-from lipverify.checkers.claims import ending, outward, statement
+from lipverify.checkers.claims import statement
 from lipverify.checkers.files import digest_of
 from lipverify.checkers.multipliers import System
+from lipverify.checkers.proofs import ending
 from lipverify.errors import RefutedCertificate, UnreadableCertificate
 from lipverify.falsify import Search
 from lipverify.loading.safetensors import parse_safetensors, write_safetensors

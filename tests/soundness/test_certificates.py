@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from lipverify import checkers
-from lipverify.checkers import arithmetic, balls, claims, gains
+from lipverify.checkers import arithmetic, balls, claims, gains, proofs
 from lipverify.errors import LipverifyError, UnreadableCertificate
 from tests.soundness import mutants
 
@@ -49,7 +49,7 @@ def test_unchanged_certificates_are_accepted(subjects: list[mutants.Subject]) ->
         (arithmetic, "positive_definite", lambda *_: True, "multipliers"),
         (claims, "statement", lambda *_: _Any(), "stronger text"),
         (gains, "prove_product", lambda *_: 0, "lower claim"),
-        (claims, "prove_local", lambda *_: 0.0, "balls"),
+        (proofs, "prove_local", lambda *_: 0.0, "balls"),
         (balls.Chain, "ranges", lambda chain, x: (sum(_RANGES(chain, x)) / 2,) * 2, "balls"),
     ],
 )
@@ -63,7 +63,7 @@ def test_the_changes_would_find_a_broken_checker(
 ) -> None:
     monkeypatch.setattr(where, name, broken)
     if where is gains:
-        monkeypatch.setattr(claims, "prove_product", broken)
+        monkeypatch.setattr(proofs, "prove_product", broken)
     found = [m for m in mutants.mutants(subjects, 400, seed=2) if m.kind == kind]
     assert any(mutant.accepted() for mutant in found)
 

@@ -20,8 +20,8 @@ from lipverify.certificates import described, verify
 from lipverify.certificates.balls import balls_of
 from lipverify.checkers import NotCovered, balls, signals
 from lipverify.checkers.balls import Ball, Chain, Empty, Split, prove_empty, prove_local
-from lipverify.checkers.claims import ending
 from lipverify.checkers.multipliers import System
+from lipverify.checkers.proofs import ending
 from lipverify.falsify import Search
 from lipverify.frontends.builder import Builder
 from lipverify.interpreter import evaluate

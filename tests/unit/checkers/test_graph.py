@@ -19,8 +19,8 @@ from lipverify import checkers, ops, rules, testing
 from lipverify.certificates import described, issue, model_of, verify
 from lipverify.certificates.nodes import TABLE
 from lipverify.checkers import gains
-from lipverify.checkers.claims import ending
 from lipverify.checkers.multipliers import System, prove_lipsdp
+from lipverify.checkers.proofs import ending
 from lipverify.checkers.signals import Signal, identity, mapped, stacked
 from lipverify.checkers.steps import Map, Program, Scalar
 from lipverify.errors import InternalError, RefutedCertificate
