@@ -20,12 +20,17 @@ from lipverify.ir.interval import Interval
 from lipverify.ir.op import Constant, Input, Op, Shape
 from lipverify.linalg.rounding import gamma
 from lipverify.ops.enclosure import Enclosure, rounded
+from lipverify.ops.planes import chord
 from lipverify.propagation.adjoint import adjoint
 from lipverify.propagation.knowledge import is_affine
 from lipverify.propagation.precision import DOUBLE, Precision
 from lipverify.rules import magnitude, slopes
 
 _TINY = torch.finfo(torch.float64).tiny
+
+
+Chord = tuple[Tensor, Tensor, Tensor]
+"""middle, half, rest: a s g <= (a middle + |a| half) g + |a| rest for a slope and a gradient in their ranges."""
 
 
 @dataclass
@@ -45,6 +50,7 @@ class Gradients:
     precision: Precision = DOUBLE
     """Of the coefficients of functionals of gradients."""
     _narrow: dict[str, Op] = field(default_factory=dict)
+    _chords: dict[tuple[str, torch.dtype], tuple[Interval, list[Chord]]] = field(default_factory=dict)
 
     def op(self, node: Node) -> Op:
         """The node's operator with its parameters in the type of the coefficients, rounded once."""
@@ -53,6 +59,23 @@ class Gradients:
         if node.name not in self._narrow:
             self._narrow[node.name] = node.op.to(dtype=self.precision.dtype)
         return self._narrow[node.name]
+
+    def chords(self, node: Node) -> list[Chord]:
+        """For each input of a node that is not affine its products with the gradient's range; computed once for a range."""
+        key, box = (node.name, self.precision.dtype), self.boxes[node.name]
+        have = self._chords.get(key)
+        if have is None or have[0] is not box:
+            t, w = chord(box.lower, box.upper)
+            have = box, [self._chord(factor, t, w) for factor in self.factors[node.name]]
+            self._chords[key] = have
+        return have[1]
+
+    def _chord(self, factor: Interval, t: Tensor, w: Tensor) -> Chord:
+        low, high = factor.lower.unsqueeze(1), factor.upper.unsqueeze(1)
+        # For a >= 0 the larger slope is p's, for a < 0 it is q's; p - q = |a| (high - low).
+        rising, falling = high * t + low * (1.0 - t), low * t + high * (1.0 - t)
+        middle, half = (rising + falling) / 2, (rising - falling) / 2
+        return self.precision.narrowed(middle), self.precision.narrowed(half), (high - low) * w
 
     @property
     def rows(self) -> int:

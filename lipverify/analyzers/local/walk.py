@@ -22,7 +22,6 @@ from lipverify.analyzers.local.gradients import Gradients
 from lipverify.ir.graph import Node
 from lipverify.ir.interval import Interval
 from lipverify.linalg.rounding import UNIT_ROUNDOFF
-from lipverify.ops.planes import chord
 from lipverify.propagation.knowledge import is_affine
 from lipverify.propagation.precision import UNDERFLOW
 from lipverify.propagation.windows import convolved
@@ -139,23 +138,15 @@ class Walk:
         box = self.gradients.boxes[node.name]
         if self.recurjac:
             return self._constant_ends(node, inputs, box)
-        t, w = chord(box.lower, box.upper)
         total: Tensor | None = None
-        for a, factor in zip(inputs, self.gradients.factors[node.name], strict=True):
+        for a, (middle, half, rest) in zip(inputs, self.gradients.chords(node), strict=True):
             if a is None:
                 continue
-            low, high = factor.lower.unsqueeze(1), factor.upper.unsqueeze(1)
-            # For a >= 0 the larger slope is p's, for a < 0 it is q's; p - q = |a| (high - low).
-            rising, falling = high * t + low * (1.0 - t), low * t + high * (1.0 - t)
             size = self._absolute(a)
             # One multiplication and one fused step: a choice by sign would read and write everything twice more.
-            middle, half = (
-                self._rows(self.gradients.precision.narrowed(facts))
-                for facts in ((rising + falling) / 2, (rising - falling) / 2)
-            )
-            part = a * middle
-            part = torch.addcmul(part, size, half)
-            self.constant = self.constant + self._dot(size, (high - low) * w)
+            part = a * self._rows(middle)
+            part = torch.addcmul(part, size, self._rows(half))
+            self.constant = self.constant + self._dot(size, rest)
             total = part if total is None else total + part
         assert total is not None
         return total
