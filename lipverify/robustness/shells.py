@@ -252,7 +252,7 @@ class Shells:
 def between(low: float, high: float) -> float:
     """The middle; of ends of different size the geometric one, because far balls cost time and show nothing."""
     if high > 3.0 * low:
-        return math.sqrt(max(low, 1e-3 * high) * high)
+        return math.sqrt(max(low, 1e-2 * high) * high)
     return 0.5 * (low + high)
 
 
