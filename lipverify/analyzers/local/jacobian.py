@@ -140,6 +140,11 @@ def refine(found: Gradients, node: Node, wanted: Tensor, tier: Tier) -> None:
         value = tier.upper(found, node.name, first, owner.repeat_interleave(2))
         upper[owner, entry] = torch.minimum(upper[owner, entry], value[0::2])
         lower[owner, entry] = torch.maximum(lower[owner, entry], -value[1::2])
+    if tier.known is not None and tier.known.empty is not None:
+        # Planes around values know of the part's conditions: where no input fulfils them, bounds may cross. Both old ends hold.
+        apart = lower > upper
+        before = (end.flatten(2).movedim(1, 2) for end in (box.lower, box.upper))
+        lower, upper = (torch.where(apart, old, new) for old, new in zip(before, (lower, upper), strict=True))
     size = box.lower.shape
     found.boxes[node.name] = Interval(*(end.movedim(2, 1).reshape(size) for end in (lower, upper)))
 

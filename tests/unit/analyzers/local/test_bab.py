@@ -241,3 +241,19 @@ def test_never_below_a_witness(seed: int) -> None:
     assert found is not None
     witness = falsify(graph, query, Compute(seed=seed), Search(restarts=10, rounds=10, seconds=1))
     assert bool((found >= witness.value).all())
+
+
+def test_parts_without_inputs_may_have_bounds_that_cross() -> None:
+    """Planes of tanh see the conditions of a part that no input fulfils: its gradients keep the range from before."""
+    rng = np.random.default_rng(241)
+    graph = random_graph(rng)
+    center = torch.tensor(rng.standard_normal((2, *graph.input_shape)))
+    ball = Ball(center, 10.0 ** rng.uniform(-4, 0.3), "l2")
+    query = Query(*list(itertools.product(Norm, Norm))[241 % 9], ball)
+    found = LocalBaB(leaves=8, sdp=False).bound(graph, query, Compute()).upper
+    plain = Local().bound(graph, query, Compute()).upper
+    assert found is not None
+    assert plain is not None
+    assert bool((found <= plain).all())
+    witness = falsify(graph, query, Compute(seed=0), Search(restarts=10, rounds=10, seconds=1))
+    assert bool((found >= witness.value).all())
