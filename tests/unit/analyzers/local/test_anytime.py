@@ -82,7 +82,12 @@ def test_an_interrupt_keeps_the_parts_so_far() -> None:
     evidence = row.certificate.evidence
     assert isinstance(evidence, Trees)
     for leaves, upper in zip(evidence.centres, found, strict=True):
-        assert max(leaf.upper for leaf in leaves) == float(upper)
+        # The checker's proof of a tree may need a little room.
+        assert (
+            max(leaf.upper for leaf in leaves)
+            <= float(upper)
+            <= (1 + 1e-7) * max(leaf.upper for leaf in leaves)
+        )
     assert all(leaf.splits == () for leaf in evidence.centres[1])
     assert stopped.to_json()["results"][1]["notes"] == [INTERRUPTED]
     assert after.refused == "interrupted before it began"
