@@ -50,6 +50,7 @@ def test_unchanged_certificates_are_accepted(subjects: list[mutants.Subject]) ->
         (claims, "statement", lambda *_: _Any(), "stronger text"),
         (gains, "prove_product", lambda *_: 0, "lower claim"),
         (proofs, "prove_local", lambda *_: 0.0, "balls"),
+        (proofs, "prove_empty", lambda *_: True, "trees"),
         (balls.Chain, "ranges", lambda chain, x: (sum(_RANGES(chain, x)) / 2,) * 2, "balls"),
     ],
 )
