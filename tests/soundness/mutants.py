@@ -396,8 +396,8 @@ def _tree(document: Document, arrays: Any, r: np.random.Generator, found: list[S
             holder[key] = holder[key][str(r.choice(["above", "below"]))]
             _restated(document, 0.6)
         case 1:
-            holder[key] = {"kind": "empty", "weights": [(1.0).hex()] * int(r.integers(4))}
-            _restated(document, 0.6)
+            # Weights of zero show nothing.
+            holder[key] = {"kind": "empty", "weights": [(0.0).hex()] * int(r.integers(4))}
         case 2:
             known = group["rows"]
             group["rows"] = [[0, 0], [0, 3], [3, 4], [1, 0]][int(r.integers(4))]
