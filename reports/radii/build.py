@@ -228,7 +228,9 @@ def table(results: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="*", help="rows to make, again where they are there", default=None)
+    parser.add_argument(
+        "--only", nargs="*", action="extend", help="rows to make, again where they are there", default=None
+    )
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--go-on", action="store_true", help="with --only: do not begin finished rows again")
     parser.add_argument(
