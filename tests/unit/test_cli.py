@@ -45,7 +45,7 @@ def test_a_process_of_its_own_prints_one_document_and_its_exit_code() -> None:
         [*command, "--fail-above", "0.1", "--budget", "2s"],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 3
