@@ -68,11 +68,7 @@ class Knowledge:
 
     def op(self, node: Node) -> Op:
         """The node's operator with its parameters in the type of the coefficients, rounded once."""
-        if self.precision.double:
-            return node.op
-        if node.name not in self._narrow:
-            self._narrow[node.name] = node.op.to(dtype=self.precision.dtype)
-        return self._narrow[node.name]
+        return self.precision.operator(node, self._narrow)
 
     def meet(self, first: Interval, second: Interval) -> Interval:
         """The intersection. Where it is empty the centre is noted in `empty`, and `first` stands for it: every range of

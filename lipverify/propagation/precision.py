@@ -21,6 +21,7 @@ from torch import Tensor
 from lipverify import ops
 from lipverify.errors import UnsupportedModel
 from lipverify.ir.graph import Node
+from lipverify.ir.op import Op
 from lipverify.linalg import rounding
 
 MOST_ROUNDINGS = 2.0**-4
@@ -40,6 +41,14 @@ class Precision:
     def double(self) -> bool:
         """Whether coefficients have the type of the facts."""
         return self.dtype is torch.float64
+
+    def operator(self, node: Node, kept: dict[str, Op]) -> Op:
+        """The node's operator with its parameters in this type, rounded once; `kept` holds those made before."""
+        if self.double:
+            return node.op
+        if node.name not in kept:
+            kept[node.name] = node.op.to(dtype=self.dtype)
+        return kept[node.name]
 
     def gamma(self, count: int) -> float:
         """n u / (1 - n u), rounded up.

@@ -21,7 +21,7 @@ from lipverify.analyzers.lipsdp.reduction import Multipliers, Reduced, live_neur
 from lipverify.analyzers.lipsdp.solver import Settings, require_memory, tuning_of
 from lipverify.analyzers.lipsdp.start import scalar_start
 from lipverify.analyzers.lipsdp.system import BlockSystem, one_output
-from lipverify.analyzers.protocol import Compute
+from lipverify.analyzers.protocol import Compute, keeping_best
 from lipverify.errors import InternalError, UsageError
 from lipverify.linalg.rounding import Upper
 
@@ -99,7 +99,7 @@ class WeightedSearch:
             return self._solve(compute, row)
 
     def _solve(self, compute: Compute, row: int | None) -> LinfSolution:
-        record, interrupted = Record(compute, 1.0), False
+        record = Record(compute, 1.0)
         if not len(self.used):
             sizes = (self.original.inputs, *self.original.sizes)
             zeros = tuple(torch.zeros(n, dtype=torch.float64) for n in sizes)
@@ -115,14 +115,12 @@ class WeightedSearch:
         record.reserve = self.reserve
         record.report_scale = 2.0 ** min(reduced.output_exponent, 1000)
         self._offer(record, factor, y, "lipsdp-fast")
-        try:
+        with keeping_best() as interruption:
             if self.settings.max_iterations and not record.expired and record.rho > 0.0:
                 self._search(reduced, factor, y, record)
-        except KeyboardInterrupt:
-            interrupted = True
         upper, parts, exponents = _certify(reduced, factor.d, record)
         self._latest = record.d
-        return self._solution(upper, parts, exponents, record, interrupted)
+        return self._solution(upper, parts, exponents, record, interruption.happened)
 
     def _search(self, reduced: Reduced, factor: Factor, y: Tensor, record: Record) -> None:
         # Small weights converge late: a tenth of the tolerance brings the bound within it.

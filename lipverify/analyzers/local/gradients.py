@@ -54,11 +54,7 @@ class Gradients:
 
     def op(self, node: Node) -> Op:
         """The node's operator with its parameters in the type of the coefficients, rounded once."""
-        if self.precision.double:
-            return node.op
-        if node.name not in self._narrow:
-            self._narrow[node.name] = node.op.to(dtype=self.precision.dtype)
-        return self._narrow[node.name]
+        return self.precision.operator(node, self._narrow)
 
     def chords(self, node: Node) -> list[Chord]:
         """For each input of a node that is not affine its products with the gradient's range; computed once for a range."""

@@ -18,6 +18,7 @@ import lipverify as lv
 from lipverify import ops, pipeline
 from lipverify.falsify import Search
 from lipverify.ir.graph import Graph
+from tests.interrupts import Stop
 from tests.networks import chain, tensor
 from tests.onnx_models import model, node
 
@@ -28,19 +29,6 @@ def deep(depth: int, width: int) -> Graph:
     rng = np.random.default_rng(0)
     widths = [20, *[width] * depth, 5]
     return chain([tensor(rng, o, i, scale=(2 / i) ** 0.5) for i, o in itertools.pairwise(widths)], ops.ReLU())
-
-
-class Stop:
-    """Stands for Ctrl-C: interrupts when a stage is reported the given number of times."""
-
-    def __init__(self, stage: str, count: int) -> None:
-        self.stage, self.left = stage, count
-
-    def __call__(self, stage: str, best: float | None) -> None:
-        self.left -= stage.startswith(self.stage)
-        if self.left == 0:
-            self.left = -1
-            raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])

@@ -24,21 +24,10 @@ from lipverify.ir.certificate import Certificate
 from lipverify.ir.graph import Graph
 from lipverify.ir.norm import Norm
 from lipverify.ir.region import Ball, Query
+from tests.interrupts import Stop
 from tests.networks import chain, tensor
 
 BRIEF = Search(restarts=4, rounds=4, seconds=0.2)
-
-
-class Stop:
-    """Stands for Ctrl-C: interrupts when a stage is reported the given number of times."""
-
-    def __init__(self, stage: str, count: int) -> None:
-        self.stage, self.left = stage, count
-
-    def __call__(self, stage: str, best: float | None) -> None:
-        self.left -= stage.startswith(self.stage)
-        if self.left == 0:
-            raise KeyboardInterrupt
 
 
 def network(seed: int = 0) -> Graph:
