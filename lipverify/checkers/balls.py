@@ -88,7 +88,7 @@ class Chain:
         """One more block."""
         slope = np.maximum(np.abs(lines.below), np.abs(lines.above))
         offset = np.maximum(np.abs(lines.under), np.abs(lines.over))
-        size, error = (sum(f(k) @ self._most[k] for k in v.parts) for f in (v.size, v.errors))
+        size, error = self._weighed(v)
         self._charges.append((slope * size + offset, slope * error))
         self._ends[len(self.blocks)] = lines.low, lines.high
         self._most[len(self.blocks)] = np.maximum(np.abs(lines.low), np.abs(lines.high))
@@ -123,7 +123,8 @@ class Chain:
                 [self.largest(x.rows(range(i, min(i + step, rows)))) for i in range(0, rows, step)]
             )
         unit, parts, total = 16.0 * gamma(n + 64), dict(x.parts), np.zeros(rows)
-        error = np.asarray(sum((x.errors(k) + unit * x.size(k)) @ self._most[k] for k in parts)) + TINY
+        size, error = self._weighed(x)
+        error = error + unit * size + TINY
         best = self._over(parts) + error * (1.0 + 2.0**-20)
         for k in reversed(range(len(self.blocks))):
             if k not in parts:
@@ -137,6 +138,12 @@ class Chain:
                 parts[key] = parts[key] + back @ m if key in parts else back @ m
             best = np.minimum(best, self._over(parts) + total + error * (1.0 + 2.0**-20))
         return best
+
+    def _weighed(self, x: Signal) -> tuple[Array, Array]:
+        """For every row its terms, and their errors, at the largest values of the sources; roundings are charged by callers."""
+        size = np.asarray(sum(x.size(k) @ self._most[k] for k in x.parts))
+        small = TINY * sum(float(self._most[k].sum()) for k in x.parts) if x.rounds else 0.0
+        return size, size * (2.0 * gamma(x.rounds)) + small
 
     def _over(self, parts: dict[int, Array]) -> Array:
         found = np.zeros(len(next(iter(parts.values()))))

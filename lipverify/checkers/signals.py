@@ -11,7 +11,7 @@ import numpy as np
 from lipverify.checkers.arithmetic import TINY, Array, NotCovered, gamma
 from lipverify.checkers.steps import Map
 
-MAX_ENTRIES, _CHUNK = 1 << 28, 1 << 23
+MAX_ENTRIES, _CHUNK, _NARROW = 1 << 28, 1 << 23, 256
 INPUT, ONE = -1, -2
 """Sources that are no neurons: the input, and the number 1 before constants."""
 Parts = dict[int, Array]
@@ -98,10 +98,18 @@ def mapped(step: Map, x: Signal, offset: Array | None = None) -> Signal:
         m = np.concatenate([m, np.zeros((1, width))])
         if t == 1 == kernel.shape[1]:
             return np.asarray((kernel * m[step.index[:, :, 0]]).reshape(-1, width))
-        out = np.empty((g, kernel.shape[1], p, width))
-        for i in range(0, width, max(1, _CHUNK // step.index.size)):
-            cut = slice(i, i + max(1, _CHUNK // step.index.size))
-            out[..., cut] = np.swapaxes(kernel[:, None] @ m[:, cut][step.index], 1, 2)
+        if p == 1 or width <= _NARROW:
+            out = np.empty((g, kernel.shape[1], p, width))
+            for i in range(0, width, max(1, _CHUNK // step.index.size)):
+                cut = slice(i, i + max(1, _CHUNK // step.index.size))
+                out[..., cut] = np.swapaxes(kernel[:, None] @ m[:, cut][step.index], 1, 2)
+            return out.reshape(-1, width)
+        # What one position of a convolution reads depends on few columns.
+        out, known = np.zeros((g, kernel.shape[1], p, width)), m != 0
+        for i, j in np.ndindex(g, p):
+            at = step.index[i, j]
+            columns = known[at].any(0).nonzero()[0]
+            out[i][:, j, columns] = kernel[i] @ m[at[:, None], columns]
         return out.reshape(-1, width)
 
     parts = {key: image(step.kernel, m) for key, m in x.parts.items()}
