@@ -5,20 +5,11 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
 from lipverify.cli import main
-
-
-@dataclass(frozen=True)
-class Done:
-    """What a command left behind."""
-
-    returncode: int
-    stdout: str
-    stderr: str
+from tests.processes import Done
 
 
 def lipverify(*arguments: str | Path) -> Done:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -15,6 +13,7 @@ import pytest
 from lipverify import checkers
 from lipverify.checkers import arithmetic, balls, claims, gains, proofs
 from lipverify.errors import LipverifyError, UnreadableCertificate
+from tests.processes import run
 from tests.soundness import mutants
 
 FULL = os.environ.get("LIPVERIFY_SOUNDNESS") == "full"
@@ -157,12 +156,7 @@ def test_the_command_ends_with_the_right_code_and_one_line(
         path = tmp_path / f"{name}.json"
         path.write_text(content)
         started = time.monotonic()
-        done = subprocess.run(
-            [sys.executable, "-m", "lipverify", "verify", path, "--model", file, "--json"],
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+        done = run("-m", "lipverify", "verify", path, "--model", file, "--json", timeout=60)
         assert done.returncode == code, (name, done.stdout, done.stderr)
         document = json.loads(done.stdout)
         assert document["schema"] == "lipverify.verify/1"
@@ -171,11 +165,7 @@ def test_the_command_ends_with_the_right_code_and_one_line(
         assert len(done.stderr.splitlines()) <= 1
         assert "\x1b" not in done.stderr
         assert time.monotonic() - started < 20
-    missing = subprocess.run(
-        [sys.executable, "-m", "lipverify", "verify", tmp_path / "none.json", "--model", model],
-        capture_output=True,
-        timeout=60,
-    )
+    missing = run("-m", "lipverify", "verify", tmp_path / "none.json", "--model", model, timeout=60)
     assert missing.returncode == 2
 
 

@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch import nn
 
+from tests.processes import run
+
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
@@ -32,8 +34,7 @@ def test_the_code_of_a_page_runs(page: Path, tmp_path: Path) -> None:
     module = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)).eval()
     torch.onnx.export(module, (torch.zeros(2, 4),), tmp_path / "net.onnx", dynamo=False, verbose=False)
     (tmp_path / "page.py").write_text("\n".join(blocks(page)), encoding="utf-8")
-    command = [sys.executable, "page.py"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=250, check=False)
+    done = run(tmp_path / "page.py", folder=tmp_path, timeout=250)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -44,8 +45,7 @@ def test_the_pages_that_teach_have_code() -> None:
 
 @pytest.mark.parametrize("script", ["generate.py", "picture.py"])
 def test_generated_tables_and_the_picture_are_current(script: str) -> None:
-    command = [sys.executable, DOCS / script, "--check"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    done = run(DOCS / script, "--check", timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

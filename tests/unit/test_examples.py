@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.processes import run
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 SCRIPTS = sorted(path.name for path in EXAMPLES.glob("[0-9][0-9]_*.py"))
@@ -30,15 +29,7 @@ def test_there_are_examples_for_the_first_steps() -> None:
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_an_example_runs(script: str, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLES / script)],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=240,
-    )
+    done = run(EXAMPLES / script, folder=tmp_path, timeout=240)
     assert done.returncode == 0, done.stderr
     for words in SAYS.get(script, ()):
         assert words in done.stdout

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import run
+
 PLUGIN = Path(__file__).resolve().parents[2] / "examples" / "plugin"
 
 USE = """
@@ -81,22 +83,15 @@ def installed(folder: Path) -> Path:
     return folder
 
 
-def run(program: str, folder: Path | None) -> str:
+def output(program: str, folder: Path | None) -> str:
     environment = {**os.environ, "PYTHONPATH": "" if folder is None else str(folder)}
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+    done = run("-c", program, environment=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def test_operator_and_analyzer_are_found_and_answer(tmp_path: Path) -> None:
-    found = json.loads(run(USE, installed(tmp_path)))
+    found = json.loads(output(USE, installed(tmp_path)))
     assert "frobenius" in found["names"]
     assert found["operators"] == {"Asinh": 1, "Linear": 2}
     upper = found["upper"]
@@ -107,11 +102,11 @@ def test_operator_and_analyzer_are_found_and_answer(tmp_path: Path) -> None:
 
 
 def test_the_operator_passes_the_conformance_suite(tmp_path: Path) -> None:
-    assert run(CONFORM, installed(tmp_path)) == "conforms\n"
+    assert output(CONFORM, installed(tmp_path)) == "conforms\n"
 
 
 def test_without_the_package_its_operator_is_refused_by_name() -> None:
-    assert run(WITHOUT, None) == "refused\n"
+    assert output(WITHOUT, None) == "refused\n"
 
 
 def test_the_plug_in_builds_with_pip(tmp_path: Path) -> None:
@@ -132,4 +127,4 @@ def test_the_plug_in_builds_with_pip(tmp_path: Path) -> None:
         [*command, "--target", str(target), str(source)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert json.loads(run(USE, target))["operators"] == {"Asinh": 1, "Linear": 2}
+    assert json.loads(output(USE, target))["operators"] == {"Asinh": 1, "Linear": 2}

@@ -7,10 +7,7 @@ import multiprocessing
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
-from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -25,6 +22,7 @@ from lipverify.ir.norm import Norm
 from lipverify.robustness import Attack, Plan, radii
 from lipverify.robustness.journal import NAME, Journal
 from tests.networks import chain, tensor
+from tests.processes import run, start
 
 KILLS = 20 if os.environ.get("LIPVERIFY_SOUNDNESS") == "full" else 3
 LIMIT = str(2 * KILLS + 2)
@@ -45,18 +43,7 @@ def points(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(points: Path, out: Path, *more: str) -> list[str]:
-    return [
-        sys.executable,
-        "-m",
-        "lipverify",
-        "radius",
-        *OPTIONS,
-        "--data",
-        str(points),
-        "--out",
-        str(out),
-        *more,
-    ]
+    return ["-m", "lipverify", "radius", *OPTIONS, "--data", str(points), "--out", str(out), *more]
 
 
 def timeless(path: Path) -> dict[str, Any]:
@@ -78,20 +65,15 @@ def same_without_times(first: dict[str, Any], second: dict[str, Any]) -> bool:
     return without_times(first) == without_times(second)
 
 
-def killed_after(
-    process: BaseProcess | subprocess.Popen[bytes], journal: Path, points: int, delay: float
-) -> None:
-    """Kills the process a moment after the journal has grown by this many points; it may end before."""
-    pid, start = process.pid, lines(journal)
-    limit = time.monotonic() + 120
-    while lines(journal) < start + points and time.monotonic() < limit:
-        if isinstance(process, BaseProcess) and not process.is_alive():
-            return
+def killed_after(process: BaseProcess, journal: Path, points: int, delay: float) -> bool:
+    """Kills the process a moment after the journal has grown by this many points; it may end before. Whether it was."""
+    start, limit = lines(journal), time.monotonic() + 120
+    while lines(journal) < start + points and time.monotonic() < limit and process.is_alive():
         time.sleep(0.002)
     time.sleep(delay)
-    assert pid is not None
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+    process.kill()
+    process.join()
+    return process.exitcode == -signal.SIGKILL
 
 
 def lines(path: Path) -> int:
@@ -116,9 +98,7 @@ def test_a_run_killed_again_and_again_ends_as_an_undisturbed_one(tmp_path: Path)
     for attempt in range(KILLS):
         process = context.Process(target=run_points, args=(tmp_path, "broken"))
         process.start()
-        killed_after(process, tmp_path / "broken", choice.randint(0, 3), choice.uniform(0.0, 0.05))
-        process.join()
-        killed += process.exitcode == -signal.SIGKILL
+        killed += killed_after(process, tmp_path / "broken", choice.randint(0, 3), choice.uniform(0.0, 0.05))
         if attempt % 2:
             with (tmp_path / "broken").open("ab") as stream:
                 stream.write(b"0badc0de {")
@@ -134,11 +114,10 @@ def test_a_run_killed_again_and_again_ends_as_an_undisturbed_one(tmp_path: Path)
 
 def test_the_command_goes_on_where_it_was_killed(points: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    process = subprocess.Popen(command(points, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    killed_after(process, out / NAME, 4, 0.0)
-    assert process.wait() == -signal.SIGKILL
+    with start(*command(points, out)) as running:
+        assert killed_after(running.process, out / NAME, 4, 0.0)
     before = (out / NAME).read_bytes()
-    subprocess.run(command(points, out, "--resume"), check=True, capture_output=True, timeout=120)
+    assert run(*command(points, out, "--resume")).returncode == 0
     assert (out / NAME).read_bytes().startswith(before[: before.rindex(b"\n") + 1])
     assert len(json.loads((out / "result.json").read_text())["points"]) == MANY
 
@@ -149,33 +128,28 @@ def test_the_command_killed_again_and_again_ends_with_the_same_file(points: Path
     choice, out, killed = random.Random(1), tmp_path / "run", 0
     for attempt in range(KILLS):
         more = ["--limit", LIMIT, *(["--resume"] if attempt else [])]
-        process = subprocess.Popen(
-            command(points, out, *more), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        # The first process lives until its first point: header, shared numbers, one point.
-        killed_after(process, out / NAME, 1 if attempt else 3, choice.uniform(0.0, 0.05))
-        process.wait()
-        killed += process.returncode == -signal.SIGKILL
+        with start(*command(points, out, *more)) as running:
+            # The first process lives until its first point: header, shared numbers, one point.
+            killed += killed_after(
+                running.process, out / NAME, 1 if attempt else 3, choice.uniform(0.0, 0.05)
+            )
     assert killed == KILLS
     assert not (out / "result.json").exists()
     for folder, more in ((out, ["--resume"]), (tmp_path / "whole", [])):
-        subprocess.run(
-            command(points, folder, "--limit", LIMIT, *more), check=True, capture_output=True, timeout=300
-        )
+        assert run(*command(points, folder, "--limit", LIMIT, *more), timeout=300).returncode == 0
     assert timeless(out / "result.json") == timeless(tmp_path / "whole" / "result.json")
 
 
 def test_ctrl_c_keeps_what_is_done(points: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    process = subprocess.Popen(command(points, out), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    limit = time.monotonic() + 120
-    while lines(out / NAME) < 4 and time.monotonic() < limit:
-        time.sleep(0.002)
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
-    assert process.returncode == 130
+    with start(*command(points, out)) as running:
+        limit = time.monotonic() + 120
+        while lines(out / NAME) < 4 and time.monotonic() < limit:
+            time.sleep(0.002)
+        running.signal(signal.SIGINT)
+        assert running.wait(60).returncode == 130
     assert lines(out / NAME) >= 4
-    subprocess.run(command(points, out, "--resume"), check=True, capture_output=True, timeout=300)
+    assert run(*command(points, out, "--resume"), timeout=300).returncode == 0
     assert len(json.loads((out / "result.json").read_text())["points"]) == MANY
 
 
@@ -183,20 +157,15 @@ def test_an_unfinished_run_is_not_thrown_away_unasked(points: Path, tmp_path: Pa
     out = tmp_path / "run"
     out.mkdir()
     (out / NAME).write_bytes(b"")
-    done = subprocess.run(command(points, out), capture_output=True, text=True, timeout=60, check=False)
+    done = run(*command(points, out), timeout=60)
     assert done.returncode == 2
     assert "--resume" in done.stderr
 
 
 def test_json_and_report(points: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    done = subprocess.run(
-        command(points, out, "--limit", "2", "--json"),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
+    done = run(*command(points, out, "--limit", "2", "--json"))
+    assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     assert document["schema"] == "lipverify.radius/1"
     assert len(document["points"]) == 2

@@ -5,8 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from lipverify.ir.graph import Graph
 from tests.interrupts import Stop
 from tests.networks import chain, tensor
 from tests.onnx_models import model, node
+from tests.processes import start
 
 BRIEF = Search(restarts=4, rounds=4, seconds=0.2)
 
@@ -101,25 +100,16 @@ def test_control_c_on_the_command_line_writes_what_was_found(tmp_path: Path) -> 
     path = tmp_path / "deep.onnx"
     onnx.save(model(nodes, ["N", 20], constants=constants), path)
     out = tmp_path / "report"
-    command = [sys.executable, "-m", "lipverify", "audit", str(path), "--analyzers", "product,lipsdp"]
-    running = subprocess.Popen(
-        [*command, "--budget", "100s", "--out", str(out)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A test runner in the background may have left the signal ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    assert running.stderr is not None
-    for line in running.stderr:
-        if "lipsdp step" in line:
-            break
-    else:
-        pytest.fail("the search was not seen")
-    began = time.monotonic()
-    running.send_signal(signal.SIGINT)
-    running.communicate(timeout=120)
-    assert running.returncode == 130
+    command = ["-m", "lipverify", "audit", path, "--analyzers", "product,lipsdp", "--budget", "100s"]
+    with start(*command, "--out", out) as running:
+        limit = time.monotonic() + 100
+        while "lipsdp step" not in running.stderr():
+            assert running.alive, "the search was not seen"
+            assert time.monotonic() < limit, "the search was not seen"
+            time.sleep(0.01)
+        began = time.monotonic()
+        running.signal(signal.SIGINT)
+        assert running.wait(120).returncode == 130
     assert time.monotonic() - began < 60
     document = json.loads((out / "result.json").read_text())
     product, lipsdp = document["results"]
