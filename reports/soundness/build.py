@@ -38,7 +38,7 @@ from lipverify.errors import LipverifyError  # noqa: E402
 from lipverify.ir.norm import Norm  # noqa: E402
 from lipverify.ir.region import Query  # noqa: E402
 from tests.networks import chain  # noqa: E402
-from tests.soundness import mutants  # noqa: E402
+from tests.soundness import certified, mutants  # noqa: E402
 from tests.soundness.search import Found, search  # noqa: E402
 
 LARGE = ("cifar-resnet20.onnx", "cifar-resnet2b.onnx")
@@ -60,7 +60,7 @@ def changed(count: int) -> dict[str, Any]:
     made: Counter[str] = Counter()
     accepted = []
     with tempfile.TemporaryDirectory() as folder:
-        for mutant in mutants.mutants(mutants.subjects(Path(folder)), count, seed=0):
+        for mutant in mutants.mutants(certified.subjects(Path(folder)), count, seed=0):
             made[mutant.kind] += 1
             if mutant.accepted():
                 accepted.append(mutants.describe(mutant))

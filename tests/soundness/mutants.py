@@ -1,4 +1,4 @@
-"""Certificates of small ONNX networks, and changes of them that a checker must refuse.
+"""Changes of certificates that a checker must refuse.
 
 Every change is one an attacker could make: hashes that follow from the change are made again, unless the change is to a hash.
 """
@@ -15,139 +15,15 @@ from typing import Any
 
 import numpy as np
 import onnx
-import torch
-from onnx import TensorProto, helper, numpy_helper
+from onnx import numpy_helper
 
-import lipverify as lv
 from lipverify import checkers
-from lipverify.analyzers.local.bab import LocalBaB
 from lipverify.certificates import Issued
-from lipverify.certificates.balls import balls_of
 from lipverify.checkers.arithmetic import outward
-from lipverify.checkers.balls import prove_local
-from lipverify.checkers.claims import statement
 from lipverify.checkers.files import digest_of
-from lipverify.checkers.multipliers import System
-from lipverify.checkers.proofs import ending
 from lipverify.errors import RefutedCertificate, UnreadableCertificate
-from lipverify.falsify import Search
 from lipverify.loading.safetensors import parse_safetensors, write_safetensors
-
-Document = dict[str, Any]
-
-
-def dense_network(path: Path, seed: int) -> Path:
-    """8-12-12-12-4 with ReLU, tanh and a shortcut."""
-    r = np.random.default_rng(seed)
-    stored, nodes = {}, []
-    for k, (rows, columns) in enumerate(((12, 8), (12, 12), (12, 12), (4, 12))):
-        stored[f"w{k}"] = (r.standard_normal((rows, columns)) / np.sqrt(columns)).astype(np.float32)
-        stored[f"b{k}"] = r.standard_normal(rows).astype(np.float32)
-    for k, (source, act) in enumerate((("x", "Relu"), ("a0", "Tanh"), ("a1", "Relu"))):
-        nodes.append(helper.make_node("Gemm", [source, f"w{k}", f"b{k}"], [f"h{k}"], transB=1))
-        nodes.append(helper.make_node(act, [f"h{k}"], [f"a{k}"]))
-    nodes.append(helper.make_node("Add", ["a2", "a0"], ["s"]))
-    nodes.append(helper.make_node("Gemm", ["s", "w3", "b3"], ["y"], transB=1))
-    return _saved(path, nodes, stored, [8])
-
-
-def convolutional_network(path: Path, seed: int) -> Path:
-    """Two convolutions on 6 x 6 with batch normalisation, average pooling and a dense layer."""
-    r = np.random.default_rng(seed)
-    stored = {
-        "k0": r.standard_normal((3, 2, 3, 3)) / 4,
-        "k1": r.standard_normal((3, 3, 3, 3)) / 5,
-        "w": r.standard_normal((4, 27)),
-    }
-    stored |= {"g": r.standard_normal(3), "z": np.zeros(3), "v": 1 + r.random(3)}
-    nodes = [
-        helper.make_node("Conv", ["x", "k0"], ["c0"], pads=[1, 1, 1, 1]),
-        helper.make_node("BatchNormalization", ["c0", "g", "z", "z", "v"], ["n0"]),
-        helper.make_node("Relu", ["n0"], ["a0"]),
-        helper.make_node("Conv", ["a0", "k1"], ["c1"], pads=[1, 1, 1, 1]),
-        helper.make_node("LeakyRelu", ["c1"], ["a1"], alpha=0.25),
-        helper.make_node("AveragePool", ["a1"], ["p"], kernel_shape=[2, 2], strides=[2, 2]),
-        helper.make_node("Flatten", ["p"], ["f"]),
-        helper.make_node("Gemm", ["f", "w"], ["y"], transB=1),
-    ]
-    return _saved(path, nodes, {k: v.astype(np.float32) for k, v in stored.items()}, [2, 6, 6])
-
-
-def kinked_network(path: Path, seed: int) -> Path:
-    """4-9-8-4 with ReLU and leaky ReLU."""
-    r = np.random.default_rng(seed)
-    stored, nodes = {}, []
-    for k, (rows, columns) in enumerate(((9, 4), (8, 9), (4, 8))):
-        stored[f"w{k}"] = (r.standard_normal((rows, columns)) / np.sqrt(columns)).astype(np.float32)
-        stored[f"b{k}"] = (r.standard_normal(rows) / 3).astype(np.float32)
-    for k, (source, act) in enumerate((("x", "Relu"), ("a0", "LeakyRelu"), ("a1", None))):
-        result = f"h{k}" if act else "y"
-        nodes.append(helper.make_node("Gemm", [source, f"w{k}", f"b{k}"], [result], transB=1))
-        nodes += [helper.make_node(act, [result], [f"a{k}"])] if act else []
-    return _saved(path, nodes, stored, [4])
-
-
-def _saved(path: Path, nodes: list[Any], stored: dict[str, Any], shape: list[int]) -> Path:
-    graph = helper.make_graph(
-        nodes,
-        "net",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", *shape])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4])],
-        [numpy_helper.from_array(array, name) for name, array in stored.items()],
-    )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
-    return path
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A model, its file, and one of its certificates."""
-
-    name: str
-    model: checkers.Model
-    path: Path
-    issued: Issued
-
-
-def subjects(folder: Path, seed: int = 0) -> list[Subject]:
-    """Certificates that check, of both networks for the whole space, and of the second one for balls."""
-    found = []
-    r = np.random.default_rng(seed)
-    ball = lv.Ball(torch.tensor(r.standard_normal((3, 2, 6, 6))), 0.03, "linf", box=(-4, 4))
-    round_ = lv.Ball(ball.center[:2], 0.2, "l2")
-    small = lv.Ball(torch.tensor(r.standard_normal((2, 4)) / 2), 0.4, "linf")
-    for build, norm, region, analyzers in (
-        (dense_network, "l2", None, ["product", "lipsdp"]),
-        (convolutional_network, "l2", None, ["product", "lipsdp"]),
-        (convolutional_network, "linf", ball, ["local", "lipsdp"]),
-        (convolutional_network, "l2", round_, ["local", "local-sdp"]),
-        (kinked_network, "linf", small, [LocalBaB(leaves=24)]),
-    ):
-        path = build(folder / f"{build.__name__}.onnx", seed)
-        result = lv.audit(
-            lv.load(path), norm=norm, region=region, analyzers=analyzers, search=Search(seconds=0.1)
-        )
-        for name, certificate in result.certificates.items():
-            assert str(certificate.rigour) == "checked", (build.__name__, name, certificate.unchecked)
-            assert isinstance(certificate.issued, Issued)
-            where = "" if region is None else f"/{region.norm} ball"
-            known = checkers.read_model(path)
-            issued = certificate.issued if name != "local" else _tightened(certificate, known)
-            found.append(Subject(f"{build.__name__}/{name}{where}", known, path, issued))
-    return found
-
-
-def _tightened(certificate: lv.Certificate, model: checkers.Model) -> Issued:
-    """A local certificate whose numbers are what the checker computes itself, which may be below the analyzer's."""
-    assert isinstance(certificate.issued, Issued)
-    assert model.program is not None
-    document = copy.deepcopy(certificate.issued.document)
-    step = ending(model.program, document["subject"]["output"])
-    norms = document["claim"]["norm_in"], document["claim"]["norm_out"]
-    for place, ball in enumerate(balls_of(certificate.query.region)):
-        proved = prove_local(System(model.program, step, ball), norms)
-        _restated(document, proved / document["claim"]["upper"][place] * (1 + 1e-15), place)
-    return Issued(document, certificate.issued.arrays)
+from tests.soundness.certified import Document, Subject, restated, reworded
 
 
 @dataclass(frozen=True)
@@ -216,31 +92,10 @@ def _finished(kind: str, subject: Subject, issued: Issued, r: np.random.Generato
     return Mutant(kind, subject, certificate, arrays, model)
 
 
-def _restated(document: Document, factor: float, place: int | None = None) -> None:
-    """Every number of the claim, or one of them, times a factor; the rest follows."""
-    claim = document["claim"]
-    several = isinstance(claim["upper"], list)
-    before = claim["upper"] if several else [claim["upper"]]
-    after = [v * factor if place in (None, k) else v for k, v in enumerate(before)]
-    written = {
-        "upper": after,
-        "upper_hex": [v.hex() for v in after],
-        "upper_decimal": [outward(v) for v in after],
-    }
-    claim |= written if several else {key: values[0] for key, values in written.items()}
-    _reworded(claim)
-
-
-def _reworded(claim: Document) -> None:
-    decimals = claim["upper_decimal"]
-    most = max(decimals, key=float) if isinstance(decimals, list) else decimals
-    claim["statement"] = statement((claim["norm_in"], claim["norm_out"]), most, claim["region"])
-
-
 def _lower_claim(document: Document, arrays: Any, r: np.random.Generator, found: list[Subject]) -> None:
     several = document["claim"]["upper"]
     place = int(r.integers(len(several))) if isinstance(several, list) and r.random() < 0.5 else None
-    _restated(document, 1 - 10 ** r.uniform(-4, -0.1), place)
+    restated(document, 1 - 10 ** r.uniform(-4, -0.1), place)
 
 
 def _one_number(document: Document, arrays: Any, r: np.random.Generator, found: list[Subject]) -> None:
@@ -274,7 +129,7 @@ def _gain(document: Document, arrays: Any, r: np.random.Generator, found: list[S
     factor = 1 - 10 ** r.uniform(-4, -0.1)
     stage["gain"] = (float.fromhex(stage["gain"]) * factor).hex()
     if r.random() < 0.5:
-        _restated(document, factor)
+        restated(document, factor)
     return True
 
 
@@ -295,7 +150,7 @@ def _stage(document: Document, arrays: Any, r: np.random.Generator, found: list[
         case _:
             stages[i]["steps"] = stages[i]["steps"] + stages[j]["steps"]
     # What is dropped makes the product smaller: the claim follows.
-    _restated(document, r.uniform(0.2, 0.99))
+    restated(document, r.uniform(0.2, 0.99))
     return True
 
 
@@ -307,7 +162,7 @@ def _torus(document: Document, arrays: Any, r: np.random.Generator, found: list[
     stage["by"] = str(r.choice(["torus", "dense", "rule", "trust"]))
     stage["torus"] = [[int(r.integers(1, 5)), int(r.integers(0, 3))] for _ in range(2)]
     stage["gain"] = (float.fromhex(stage["gain"]) * 0.9).hex()
-    _restated(document, 0.9)
+    restated(document, 0.9)
     return True
 
 
@@ -357,10 +212,10 @@ def _ball(document: Document, arrays: Any, r: np.random.Generator, found: list[S
         case _:
             document["proof"]["of"] = [*document["proof"]["of"][int(r.integers(1, 9)) :], 0]
             document["proof"]["proofs"] = document["proof"]["proofs"][:1]
-            _restated(document, 0.9)
+            restated(document, 0.9)
     if claim["region"]["kind"] == "ball":
         region["centres"] = digest_of(arrays["centres"].numpy())
-    _reworded(claim)
+    reworded(claim)
     return True
 
 
@@ -394,7 +249,7 @@ def _tree(document: Document, arrays: Any, r: np.random.Generator, found: list[S
     match r.integers(4):
         case 0 if "split" in holder[key]:
             holder[key] = holder[key][str(r.choice(["above", "below"]))]
-            _restated(document, 0.6)
+            restated(document, 0.6)
         case 1:
             # Weights of zero show nothing.
             holder[key] = {"kind": "empty", "weights": [(0.0).hex()] * int(r.integers(4))}
@@ -403,7 +258,7 @@ def _tree(document: Document, arrays: Any, r: np.random.Generator, found: list[S
             group["rows"] = [[0, 0], [0, 3], [3, 4], [1, 0]][int(r.integers(4))]
             return bool(group["rows"] != known)
         case _:
-            _restated(document, 1 - 10 ** r.uniform(-1.5, -0.1))
+            restated(document, 1 - 10 ** r.uniform(-1.5, -0.1))
     return True
 
 

@@ -14,7 +14,7 @@ from lipverify import checkers
 from lipverify.checkers import arithmetic, balls, claims, gains, proofs
 from lipverify.errors import LipverifyError, UnreadableCertificate
 from tests.processes import run
-from tests.soundness import mutants
+from tests.soundness import certified, mutants
 
 FULL = os.environ.get("LIPVERIFY_SOUNDNESS") == "full"
 COUNT = 2000 if FULL else 320
@@ -22,11 +22,11 @@ _RANGES = balls.Chain.ranges
 
 
 @pytest.fixture(scope="module")
-def subjects(tmp_path_factory: pytest.TempPathFactory) -> list[mutants.Subject]:
-    return mutants.subjects(tmp_path_factory.mktemp("networks"))
+def subjects(tmp_path_factory: pytest.TempPathFactory) -> list[certified.Subject]:
+    return certified.subjects(tmp_path_factory.mktemp("networks"))
 
 
-def test_changed_certificates_are_refused(subjects: list[mutants.Subject]) -> None:
+def test_changed_certificates_are_refused(subjects: list[certified.Subject]) -> None:
     kinds: Counter[str] = Counter()
     for mutant in mutants.mutants(subjects, COUNT, seed=1):
         kinds[mutant.kind] += 1
@@ -34,7 +34,7 @@ def test_changed_certificates_are_refused(subjects: list[mutants.Subject]) -> No
     assert len(kinds) == len(mutants._KINDS)
 
 
-def test_unchanged_certificates_are_accepted(subjects: list[mutants.Subject]) -> None:
+def test_unchanged_certificates_are_accepted(subjects: list[certified.Subject]) -> None:
     for subject in subjects:
         verdict = subject.issued.check(subject.model)
         assert verdict.binding == "file"
@@ -54,7 +54,7 @@ def test_unchanged_certificates_are_accepted(subjects: list[mutants.Subject]) ->
     ],
 )
 def test_the_changes_would_find_a_broken_checker(
-    subjects: list[mutants.Subject],
+    subjects: list[certified.Subject],
     where: object,
     name: str,
     broken: object,
@@ -98,7 +98,9 @@ MALFORMED = [
 
 
 @pytest.mark.parametrize("data", MALFORMED, ids=range(len(MALFORMED)))
-def test_malformed_certificates_are_unreadable_at_once(data: bytes, subjects: list[mutants.Subject]) -> None:
+def test_malformed_certificates_are_unreadable_at_once(
+    data: bytes, subjects: list[certified.Subject]
+) -> None:
     started = time.monotonic()
     with pytest.raises(UnreadableCertificate):
         checkers.check(lambda: data, lambda name: b"", lambda: subjects[0].model)
@@ -107,7 +109,7 @@ def test_malformed_certificates_are_unreadable_at_once(data: bytes, subjects: li
 
 @pytest.mark.parametrize("which", [1, 4])
 def test_any_value_in_any_place_is_refused_or_changes_nothing(
-    subjects: list[mutants.Subject], which: int
+    subjects: list[certified.Subject], which: int
 ) -> None:
     """Every leaf of a certificate, replaced by values of every type."""
     subject = subjects[which]
@@ -138,10 +140,10 @@ def _places(value: object, path: tuple[object, ...] = ()) -> list[tuple[object, 
 
 
 def test_the_command_ends_with_the_right_code_and_one_line(
-    subjects: list[mutants.Subject], tmp_path: Path
+    subjects: list[certified.Subject], tmp_path: Path
 ) -> None:
-    model = mutants.dense_network(tmp_path / "net.onnx", seed=0)
-    other = mutants.dense_network(tmp_path / "other.onnx", seed=1)
+    model = certified.dense_network(tmp_path / "net.onnx", seed=0)
+    other = certified.dense_network(tmp_path / "other.onnx", seed=1)
     good = tmp_path / "good.json"
     subjects[1].issued.save(good)
     text = good.read_text()
@@ -169,7 +171,7 @@ def test_the_command_ends_with_the_right_code_and_one_line(
     assert missing.returncode == 2
 
 
-def test_a_sidecar_elsewhere_is_never_opened(subjects: list[mutants.Subject]) -> None:
+def test_a_sidecar_elsewhere_is_never_opened(subjects: list[certified.Subject]) -> None:
     document = json.loads(subjects[1].issued.files("c.json")["c.json"])
     for name in ("../x.safetensors", "/etc/passwd", "/dev/zero.safetensors", "a/b.safetensors", "..", ""):
         document["sidecar"]["name"] = name
