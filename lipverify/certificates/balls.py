@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lipverify.analyzers.lipsdp.canonical import commuted, free_neurons
+from lipverify.analyzers.lipsdp.canonical import commuted, layers_of_neurons
 from lipverify.analyzers.lipsdp.evidence import Multipliers, Proofs
+from lipverify.analyzers.lipsdp.neurons import Layer
 from lipverify.analyzers.local.analyzer import JacobianRows
 from lipverify.analyzers.local.bab import Trees
 from lipverify.analyzers.local.comparators import elementary
@@ -21,8 +22,9 @@ from lipverify.analyzers.local.sdp import Smaller
 from lipverify.certificates.proofs import TOLERANCE, lipsdp_parts, product_stages
 from lipverify.certificates.trees import Growing, layers_of
 from lipverify.checkers import NotCovered, arithmetic
-from lipverify.checkers.balls import Ball, Split, prove_local
+from lipverify.checkers.balls import Ball, Split
 from lipverify.checkers.gains import prove_product
+from lipverify.checkers.jacobians import prove_local
 from lipverify.checkers.multipliers import System, prove_lipsdp
 from lipverify.checkers.steps import Program
 from lipverify.errors import RefutedCertificate
@@ -33,6 +35,7 @@ from lipverify.ir.region import Ball as Region
 from lipverify.propagation import bounds
 
 _SLACKS = (0.0, 2.0**-26, 2.0**-22, 0.99 * TOLERANCE)
+_NOTHING = 2.0**-200
 
 
 class SomeUnproved(NotCovered):
@@ -125,8 +128,12 @@ class _Proofs:
             if isinstance(evidence, Multipliers)
             else evidence.centres[centre][0].diagonals
         )
-        free = None if [len(d) for d in diagonals] == system.sizes else self._free(centre)
-        parts, arrays = lipsdp_parts(evidence, system, centre, free)
+        layers = None
+        if system.smooth or [len(d) for d in diagonals] != system.sizes:
+            layers = self._layers(centre)
+        system, slopes = _between(system, layers, f"slopes.{centre:04d}")
+        parts, arrays = lipsdp_parts(evidence, system, centre, layers)
+        arrays |= slopes
         read = {name: np.asarray(array) for name, array in arrays.items()}
         for slack in _SLACKS:
             try:
@@ -139,7 +146,7 @@ class _Proofs:
                     raise
                 continue
             self.arrays |= arrays
-            self.of.append(self._put({"kind": "lipsdp", "parts": parts}))
+            self.of.append(self._put(_multipliers(parts, slopes)))
             return upper * (1 + slack)
         raise AssertionError("unreachable")
 
@@ -152,9 +159,12 @@ class _Proofs:
                 raise NotCovered("its multipliers were not kept")
             alone = leaf.outputs[1] - leaf.outputs[0] == 1
             proof = replace(leaf.proof, outputs=(leaf.outputs[0],) if alone else None)
-            same = [len(d) for d in proof.diagonals] == system.sizes
-            free = None if same else self._free_in_part(centre, leaf)
-            parts, arrays = lipsdp_parts(Proofs(Norm.L2, (), ((proof,),)), system, 0, free)
+            layers = None
+            if system.smooth or [len(d) for d in proof.diagonals] != system.sizes:
+                layers = self._layers_in_part(centre, leaf)
+            system, slopes = _between(system, layers, f"leaf.slopes.{len(self.arrays):06d}")
+            self.arrays |= slopes
+            parts, arrays = lipsdp_parts(Proofs(Norm.L2, (), ((proof,),)), system, 0, layers)
             names = {name: f"leaf.{len(self.arrays) + k:06d}" for k, name in enumerate(arrays)}
             read = {names[name]: np.asarray(array) for name, array in arrays.items()}
             for part in parts:
@@ -165,7 +175,7 @@ class _Proofs:
                     system, [read[name] for name in part["blocks"]], upper, False, weights, part["row"]
                 )
             self.arrays |= {names[name]: array for name, array in arrays.items()}
-            return {"kind": "lipsdp", "parts": parts}
+            return _multipliers(parts, slopes)
 
         sizes = [size for size, _ in make(()).layers]
         growing = Growing(make, self.norms, other, layers_of(self.graph, sizes), upper * (1 + 2.0**-26))
@@ -176,15 +186,15 @@ class _Proofs:
         self.of.append(self._put(growing.trees(leaves)))
         return growing.upper
 
-    def _free(self, centre: int) -> list[tuple[int, Tensor]]:
+    def _layers(self, centre: int) -> list[Layer]:
         """The neurons of the analyzer; ranges of the checker may be tighter, so that it has fewer of them."""
-        return free_neurons(self.graph, bounds(self.graph, self._around(centre)))
+        return layers_of_neurons(self.graph, bounds(self.graph, self._around(centre)))
 
-    def _free_in_part(self, centre: int, leaf: Leaf) -> list[tuple[int, Tensor]]:
+    def _layers_in_part(self, centre: int, leaf: Leaf) -> list[Layer]:
         written = elementary(commuted(self.graph, None)[0]).to(dtype=torch.float64)
         conditions = within(written, [leaf.splits[: leaf.depth]], torch.device("cpu"))
         ranges = bounds(written, self._around(centre), within=conditions)
-        return free_neurons(written, away_from_kinks(written, dict(ranges)))
+        return layers_of_neurons(written, away_from_kinks(written, dict(ranges)))
 
     def _around(self, centre: int) -> Region:
         known = self.region
@@ -195,7 +205,26 @@ class _Proofs:
         return len(self.proofs) - 1
 
 
+def _between(system: System, layers: Sequence[Layer] | None, name: str) -> tuple[System, dict[str, Tensor]]:
+    """The system with the slopes that multipliers were found for, as far as they hold those that the checker finds."""
+    if layers is None or not system.smooth:
+        return system, {}
+    if [layer.size for layer in layers] != [size for size, _ in system.layers]:
+        raise NotCovered("the checker arranges the layers of this network in another way")
+    arrays = {}
+    for k in system.smooth:
+        low, high = system.known[k]
+        ends = np.minimum(layers[k].low.numpy(), low), np.maximum(layers[k].high.numpy(), high)
+        arrays[f"{name}.{k:04d}"] = torch.from_numpy(np.array(ends))
+    return system.within([array.numpy() for array in arrays.values()]), arrays
+
+
+def _multipliers(parts: list[dict[str, Any]], slopes: dict[str, Tensor]) -> dict[str, Any]:
+    return {"kind": "lipsdp", "parts": parts} | ({"slopes": list(slopes)} if slopes else {})
+
+
 def _within(proved: float, upper: float) -> float:
-    if proved > upper * (1 + TOLERANCE):
+    # Beyond the smallest numbers a bound of 0, for a network that is constant there, would need none of the checker's margins.
+    if proved > upper * (1 + TOLERANCE) + _NOTHING:
         raise NotCovered(f"the checker alone proves {proved:.6g}")
     return max(proved, upper)

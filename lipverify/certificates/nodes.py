@@ -119,7 +119,8 @@ def _batch_norm(node: Node) -> Told:
 def _scalar(name: str, **fields: str) -> Callable[[Node], Told]:
     def told(node: Node) -> Told:
         given = {key: float(getattr(node.op, field)) for key, field in fields.items()}
-        if any(not math.isfinite(v) or (key == "beta" and v == 0) for key, v in given.items()):
+        given = {key: v for key, v in given.items() if name != "Clip" or math.isfinite(v)}
+        if any(not math.isfinite(v) for v in given.values()) or (name == "Softplus" and given["beta"] == 0):
             raise NotCovered(f"{node.describe()}: this setting is not covered by the checker")
         return name, [], given
 
@@ -165,12 +166,12 @@ TABLE: dict[type, Callable[[Any], Told]] = {
     ops.GroupSort: lambda n: ("GroupSort", [], {"axis": n.op.axis + 1, "group": n.op.group,
                                                 "descending": int(n.op.descending)}),
     ops.LayerNorm: _normalised("LayerNormalization"), ops.RMSNorm: _normalised("RMSNormalization"),
-    ops.PReLU: lambda n: ("PRelu", [n.op.slope], {}), ops.Clip: _scalar("Clip"),
+    ops.PReLU: lambda n: ("PRelu", [n.op.slope], {}), ops.Clip: _scalar("Clip", min="low", max="high"),
     ops.LeakyReLU: _scalar("LeakyRelu", alpha="slope"),
-    ops.Hardsigmoid: _scalar("HardSigmoid", alpha="alpha"), ops.Softplus: _scalar("Softplus", beta="beta"),
+    ops.Hardsigmoid: _scalar("HardSigmoid", alpha="alpha", beta="beta"), ops.Softplus: _scalar("Softplus", beta="beta"),
     ops.ELU: _scalar("Elu", alpha="alpha"), ops.SELU: _scalar("Selu", alpha="alpha", gamma="gamma"),
     ops.CELU: _scalar("Celu", alpha="alpha"),
-    ops.GELU: lambda n: ("Gelu", [], {"approximate": "tanh"} if n.op.tanh else {}), ops.SiLU: _scalar("Silu"),
+    ops.GELU: lambda n: ("Gelu", [], {"approximate": "tanh"} if n.op.tanh else {}), ops.SiLU: _scalar("Silu", beta="beta"),
     ops.ReLU: _scalar("Relu"), ops.Hardswish: _scalar("HardSwish"),
     **{getattr(ops, name): _scalar(name) for name in ("Abs", "Sigmoid", "Tanh", "Mish", "Softsign", "Tanhshrink", "LogSigmoid",
                                                       "Sin", "Cos", "Erf")},

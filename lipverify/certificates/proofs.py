@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lipverify.analyzers.lipsdp.evidence import Multipliers, Proof, Proofs
+from lipverify.analyzers.lipsdp.neurons import Layer
 from lipverify.checkers import NotCovered, gains
 from lipverify.checkers.multipliers import System, needed
 from lipverify.checkers.signals import INPUT, ONE
@@ -163,11 +164,11 @@ def lipsdp_parts(
     evidence: Multipliers | Proofs,
     system: System,
     centre: int = 0,
-    free: Sequence[tuple[int, Tensor]] | None = None,
+    layers: Sequence[Layer] | None = None,
 ) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
     """Parts of a proof, one for each output where outputs are bounded by themselves, and their arrays by name.
 
-    free: the neurons of every layer that the multipliers are those of; by default those of the system.
+    layers: whose neurons the multipliers are those of; by default those of the system.
     """
     parts: list[dict[str, Any]] = []
     arrays: dict[str, Tensor] = {}
@@ -177,7 +178,7 @@ def lipsdp_parts(
         proofs = [(p.outputs, p.diagonals, p.exponents, _inverse(p)) for p in evidence.centres[centre]]
     for n, (outputs, diagonals, exponents, weights) in enumerate(proofs):
         names, own = [], f"{centre:04d}.{n:04d}"
-        for k, d in enumerate(multipliers(diagonals, exponents, system, free)):
+        for k, d in enumerate(multipliers(diagonals, exponents, system, layers)):
             names.append(f"multipliers.{own}.{k:04d}")
             arrays[names[-1]] = torch.from_numpy(d)
         if weights is not None:
@@ -201,7 +202,7 @@ def multipliers(
     diagonals: Sequence[Tensor],
     exponents: Sequence[int],
     system: System,
-    free: Sequence[tuple[int, Tensor]] | None = None,
+    layers: Sequence[Layer] | None = None,
 ) -> list[Array]:
     """Positive float64 multipliers of every neuron.
 
@@ -213,19 +214,19 @@ def multipliers(
         if not bool(np.isfinite(diagonal).all()):
             raise NotCovered("multipliers beyond float64 are not covered by the checker")
         found.append(diagonal)
-    if free is not None:
-        found = _aligned(found, free, system)
+    if layers is not None:
+        found = _aligned(found, layers, system)
     if [len(d) for d in found] != system.sizes:
         raise NotCovered("the checker arranges the neurons of this network in another way")
     return _filled(found, system) if any((d <= 0).any() for d in found) else found
 
 
-def _aligned(diagonals: list[Array], free: Sequence[tuple[int, Tensor]], system: System) -> list[Array]:
+def _aligned(diagonals: list[Array], layers: Sequence[Layer], system: System) -> list[Array]:
     """Multipliers of the system's own neurons; where it knows a slope that the analyzer did not, none is needed.
 
     Where one more neuron of the analyzer has a known slope, its term in the inequality vanishes, and the rest still holds.
     """
-    filled = [(size, places.numpy()) for size, places in free]
+    filled = [(layer.size, layer.free.numpy()) for layer in layers]
     if [size for size, _ in filled] != [size for size, _ in system.layers]:
         raise NotCovered("the checker arranges the layers of this network in another way")
     left, found = iter(diagonals), []

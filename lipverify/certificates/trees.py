@@ -11,7 +11,8 @@ from lipverify.analyzers.local.comparators import elementary
 from lipverify.analyzers.local.frontier import Leaf
 from lipverify.analyzers.local.parts import splittable
 from lipverify.checkers import NotCovered
-from lipverify.checkers.balls import Empty, Split, prove_empty, prove_local
+from lipverify.checkers.balls import Empty, Split, prove_empty
+from lipverify.checkers.jacobians import prove_local
 from lipverify.checkers.multipliers import System
 from lipverify.errors import RefutedCertificate
 from lipverify.ir.graph import Graph
@@ -73,7 +74,10 @@ class Growing:
             weights = [leaf.weights[k] for k in kept]
             if prove_empty(system, weights):
                 return {"kind": "empty", "weights": [w.hex() for w in weights]}
-        proved = prove_local(system, self.norms, range(*leaf.outputs))
+        try:
+            proved = prove_local(system, self.norms, range(*leaf.outputs))
+        except Empty:
+            return {"kind": "local"}
         if proved <= self.upper * (1 + 1e-9):
             self.upper = max(self.upper, proved)
             return {"kind": "local"}

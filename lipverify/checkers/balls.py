@@ -6,7 +6,8 @@ Source: Zhang et al., NeurIPS 2018 (arXiv 1811.00866) for values; Shi et al., Ne
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from copy import copy
 from fractions import Fraction
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -59,7 +60,7 @@ def met(splits: Sequence[Split], layer: int, low: Array, high: Array) -> tuple[A
 
 
 class Lines(NamedTuple):
-    """below v + under <= w <= above v + over, and low <= w <= high."""
+    """below v + under <= w - also <= above v + over, and low <= w <= high."""
 
     below: Array
     under: Array
@@ -67,45 +68,75 @@ class Lines(NamedTuple):
     over: Array
     low: Array
     high: Array
+    also: Signal | None = None
 
 
 class Chain:
-    """Blocks of neurons between lines of signals of the input, of constants and of earlier blocks."""
+    """Blocks of neurons between lines of signals of the input, of constants and of earlier blocks.
 
-    def __init__(self, ball: Ball | None = None) -> None:
-        self.ball = ball
+    A block may have lines of several kinds, of which each holds; `kinds` are those that bounds are tried with. part: whether the
+    inputs are those of a part of the ball, which may be empty.
+    """
+
+    def __init__(self, ball: Ball | None = None, part: bool = False) -> None:
+        self.ball, self.part = ball, part
+        self.kinds: tuple[int, ...] = (0,)
         self.blocks: list[Signal] = []
-        self.lines: list[Lines] = []
+        self.lines: list[tuple[Lines, ...]] = []
+        self._reads: list[tuple[Array, Array] | None] = []
         self._ends: dict[int, tuple[Array, Array]] = {ONE: (np.ones(1), np.ones(1))}
         self._most: dict[int, Array] = {ONE: np.ones(1)}
-        self._charges: list[tuple[Array, Array]] = []
+        self._charges: list[list[tuple[Array, Array]]] = []
+        self._terms = 1
         if ball is not None:
             self._ends[INPUT] = ball.low, ball.high
             reach = np.maximum(np.abs(ball.low), np.abs(ball.high))
             self._most[INPUT] = np.maximum(reach, np.abs(ball.centre) + ball.radius) * (1 + 2.0**-50)
+            self._terms += len(reach)
 
-    def put(self, v: Signal, lines: Lines) -> None:
-        """One more block."""
-        slope = np.maximum(np.abs(lines.below), np.abs(lines.above))
-        offset = np.maximum(np.abs(lines.under), np.abs(lines.over))
+    def continued(self) -> Chain:
+        """A chain that more blocks can follow without changing this one."""
+        other = copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, list | dict):
+                setattr(other, name, copy(value))
+        return other
+
+    def put(self, v: Signal, *lines: Lines, reads: tuple[Array, Array] | None = None) -> None:
+        """One more block. reads: what v is known to lie between."""
         size, error = self._weighed(v)
-        self._charges.append((slope * size + offset, slope * error))
-        self._ends[len(self.blocks)] = lines.low, lines.high
-        self._most[len(self.blocks)] = np.maximum(np.abs(lines.low), np.abs(lines.high))
+        charges = []
+        for one in lines:
+            slope = np.maximum(np.abs(one.below), np.abs(one.above))
+            offset = np.maximum(np.abs(one.under), np.abs(one.over))
+            more, off = (0.0, 0.0) if one.also is None else self._weighed(one.also)
+            charges.append((slope * size + offset + more, slope * error + off))
+        k, (low, high) = len(self.blocks), lines[0][4:6]
+        self._ends[k], self._most[k] = (low, high), np.maximum(np.abs(low), np.abs(high))
+        self._terms += len(low) * (1 + any(one.also is not None for one in lines))
         self.blocks.append(v)
         self.lines.append(lines)
+        self._charges.append(charges)
+        self._reads.append(reads)
 
-    def ranges(self, x: Signal) -> tuple[Array, Array]:
-        """Lower and upper bounds of the rows of a signal."""
-        low, high = -self.largest(x._replace(parts={k: -m for k, m in x.parts.items()})), self.largest(x)
+    def ranges(self, x: Signal, kinds: tuple[int, ...] = ()) -> tuple[Array, Array]:
+        """Lower and upper bounds of the rows of a signal.
+
+        Raises:
+            Empty: they contradict each other, and there is a part of a ball that holds no input.
+        """
+        negative = x._replace(parts={k: -m for k, m in x.parts.items()})
+        low, high = -self.largest(negative, kinds), self.largest(x, kinds)
         if x.ends is not None:
             low, high = np.maximum(low, x.ends[0]), np.minimum(high, x.ends[1])
+        if self.part and bool((low > high).any()):
+            raise Empty
         # Far from the ends of float64 no underflow grows to TINY, and nothing overflows.
         if not bool(((low <= high) & (low > -(2.0**100)) & (high < 2.0**100)).all()):
             raise NotCovered("numbers over a ball near the ends of float64 are not covered by the checker")
         return low, high
 
-    def largest(self, x: Signal) -> Array:
+    def largest(self, x: Signal, kinds: tuple[int, ...] = ()) -> Array:
         """Upper bounds of the rows of a signal.
 
         Statement: before every step of the loop a row is at most the sum of part @ source over the parts, plus total, plus
@@ -116,27 +147,45 @@ class Chain:
             step. 16 gamma_n covers products, sums, the bound at the end and the rounding of the charges.
         """
         rows = len(next(iter(x.parts.values())))
-        n = sum(map(len, self._most.values()))
+        n = self._terms
         if rows * n > _ROWS and rows > 1:
             step = max(1, _ROWS // n)
             return np.concatenate(
-                [self.largest(x.rows(range(i, min(i + step, rows)))) for i in range(0, rows, step)]
+                [self.largest(x.rows(range(i, min(i + step, rows))), kinds) for i in range(0, rows, step)]
             )
-        unit, parts, total = 16.0 * gamma(n + 64), dict(x.parts), np.zeros(rows)
+        unit = 16.0 * gamma(n + 64)
         size, error = self._weighed(x)
         error = error + unit * size + TINY
-        best = self._over(parts) + error * (1.0 + 2.0**-20)
+        best = self._over(x.parts) + error * (1.0 + 2.0**-20)
+        for kind in kinds or self.kinds:
+            best = np.minimum(best, self._walked(dict(x.parts), error, unit, kind))
+        return best
+
+    def _walked(self, parts: dict[int, Array], error: Array, unit: float, kind: int) -> Array:
+        """The least bound on the way through lines of one kind, or of the first where a block has no others."""
+        total, best = np.zeros_like(error), np.full_like(error, np.inf)
         for k in reversed(range(len(self.blocks))):
             if k not in parts:
                 continue
-            a, line, (size, off) = parts.pop(k), self.lines[k], self._charges[k]
+            own = min(kind, len(self.lines[k]) - 1)
+            a, line, (size, off), reads = (
+                parts.pop(k),
+                self.lines[k][own],
+                self._charges[k][own],
+                self._reads[k],
+            )
             up, down = np.maximum(a, 0.0), np.minimum(a, 0.0)
             total = total + up @ line.over + down @ line.under
             error = error + np.abs(a) @ (unit * size + off)
             back = up * line.above + down * line.below
-            for key, m in self.blocks[k].parts.items():
-                parts[key] = parts[key] + back @ m if key in parts else back @ m
-            best = np.minimum(best, self._over(parts) + total + error * (1.0 + 2.0**-20))
+            if line.also is not None:
+                _add(parts, a, line.also)
+            slack = total + error * (1.0 + 2.0**-20)
+            if reads is not None:
+                known = np.maximum(back, 0.0) @ reads[1] + np.minimum(back, 0.0) @ reads[0]
+                best = np.minimum(best, self._over(parts) + known + slack)
+            _add(parts, back, self.blocks[k])
+            best = np.minimum(best, self._over(parts) + slack)
         return best
 
     def _weighed(self, x: Signal) -> tuple[Array, Array]:
@@ -145,8 +194,8 @@ class Chain:
         small = TINY * sum(float(self._most[k].sum()) for k in x.parts) if x.rounds else 0.0
         return size, size * (2.0 * gamma(x.rounds)) + small
 
-    def _over(self, parts: dict[int, Array]) -> Array:
-        found = np.zeros(len(next(iter(parts.values()))))
+    def _over(self, parts: dict[int, Array]) -> Array | float:
+        found: Array | float = 0.0
         for key, a in parts.items():
             low, high = self._ends[key]
             value = np.maximum(a, 0.0) @ high + np.minimum(a, 0.0) @ low
@@ -155,6 +204,11 @@ class Chain:
                 value = np.minimum(value, round_)
             found = found + value
         return found
+
+
+def _add(parts: dict[int, Array], a: Array, x: Signal) -> None:
+    for key, m in x.parts.items():
+        parts[key] = parts[key] + a @ m if key in parts else a @ m
 
 
 def secant(low: Array, high: Array) -> tuple[Array, Array]:
@@ -206,91 +260,3 @@ def prove_empty(system: System, weights: Sequence[float]) -> bool:
         (Fraction(float(w)) * Fraction(s.at) for w, s in zip(signed, splits, strict=True)), Fraction(0)
     )
     return bool(system.chain.largest(row)[0] < arith.below(limit))
-
-
-def prove_local(system: System, norms: tuple[str, str], outputs: Sequence[int] | None = None) -> float:
-    """A constant of the network over the ball of the system, from ranges of J'g for every output g = e_i, or some of them.
-
-    Statement: f(x) - f(y) = J (x - y) with J'g = V0'g + U'c, b = V'g + C'c, c_i = t_i b_i for some 0 <= t_i <= 1: gradients are
-        a chain of blocks from the output to the input, in which c_i lies between min(b_i, 0) and max(b_i, 0). For a part of
-        the ball J is the derivative, t_i that of a neuron at almost every x; where v_i = 0 its gradient is 0 almost everywhere
-        (Evans, Gariepy, Measure Theory and Fine Properties of Functions, section 4.2). Parts that cover the ball prove its
-        constant, which is the largest norm of a derivative.
-    """
-    rows, ends = [], []
-    for low, high, chain, gradient in _gradients(
-        system, range(system.outputs) if outputs is None else outputs
-    ):
-        ends.append((low, high))
-        most = np.maximum(np.abs(low), np.abs(high)).max(initial=0.0)
-        rows.append(most if norms[0] == "l1" else _summed(low, high, chain, gradient, norms[0] == "l2"))
-    by_row, grown = np.array(rows), 1.0 + gamma(16)
-    if norms[1] == "linf":
-        return float(by_row.max(initial=0.0))
-    total = _length(by_row, norms[1])
-    first, last = (np.array(end) for end in zip(*ends, strict=True))
-    entries = np.maximum(np.abs(first), np.abs(last))
-    if norms[0] == "l1":
-        total = min(total, max(_length(column, norms[1]) for column in entries.T))
-    elif norms == ("l2", "l1"):
-        total = min(total, _length(arith.sums(entries, 0), "l2"))
-    elif norms == ("l2", "l2"):
-        middle = first / 2 + last / 2
-        apart = np.maximum(last - middle, middle - first) * grown + TINY
-        total = min(total, _norm(entries), (_norm(middle) + _norm(apart)) * grown)
-    return total
-
-
-def _length(values: Array, norm: str) -> float:
-    """Upper bound of the l1 or l2 norm of a vector."""
-    squared = values * values if norm == "l2" else values
-    return float(np.sqrt(arith.sums(squared)) * (1.0 + gamma(16)) if norm == "l2" else arith.sums(squared))
-
-
-def _norm(matrix: Array) -> float:
-    """Upper bound of the l2 norm of a matrix: a guess that is proved, or the root of largest row sum times column sum."""
-    guess = np.linalg.norm(matrix, 2) * (1.0 + 2.0**-26 + 2.0**-51 * min(matrix.shape) ** 2) + TINY
-    proved = arith.norms_at_most(matrix[None], 0.0, np.array([guess]))
-    return float(guess) if proved else float(arith.interpolated(np.abs(matrix)))
-
-
-def _summed(low: Array, high: Array, chain: Chain, gradient: Signal, squared: bool) -> float:
-    """The sum of |J_j| or the root of that of J_j^2: entry by entry, and by the chords of these functions as one functional."""
-    ends = [(v * v if squared else np.abs(v)) for v in (low, high)]
-    slope = (ends[1] - ends[0]) / np.where(high > low, high - low, 1.0)
-    rest = np.maximum(ends[0] - slope * low, ends[1] - slope * high)
-    rest = rest + 2.0**-50 * (ends[0] + ends[1] + np.abs(slope) * (np.abs(low) + np.abs(high))) + TINY
-    across = np.arange(len(low))
-    row = mapped(Map((), across, 1, slope[None, None], across[None, None]), gradient)
-    extra = float(rest.sum()) + float(arith.sums(rest)) * 2.0 * gamma(len(rest) + 8)
-    joint = max(0.0, float(chain.largest(row)[0]) + extra) * (1.0 + 2.0**-50)
-    best = min(float(arith.sums(np.maximum(*ends))), joint)
-    return float(np.sqrt(best) * (1.0 + gamma(8))) if squared else best
-
-
-def _gradients(system: System, outputs: Sequence[int]) -> Iterator[tuple[Array, Array, Chain, Signal]]:
-    """For every output the ranges of its gradient at the input, with the chain and the signal they come from."""
-    count, last = len(system.blocks), system.output
-    rounds, growth = (max(getattr(s, f) for s in (*system.blocks, last)) for f in ("rounds", "growth"))
-    behind: dict[int, Signal] = {}
-    for key in (*range(count), INPUT):
-        readers = [(count - 1 - k, b) for k, b in enumerate(system.blocks) if key in b.parts]
-        parts, sizes = {j: b.parts[key].T for j, b in readers}, {j: b.size(key).T for j, b in readers}
-        behind[key] = Signal(parts, sizes, rounds, False, growth)
-    for row in outputs:
-        chain = Chain()
-        for key in (*reversed(range(count)), INPUT):
-            b, width = behind[key], system.inputs if key == INPUT else system.sizes[key]
-            entries, terms = (
-                (last.parts[key], last.size(key)) if key in last.parts else [np.zeros((row + 1, width))] * 2
-            )
-            assert b.sizes is not None
-            b = b._replace(
-                parts=b.parts | {ONE: entries[row][:, None]}, sizes=b.sizes | {ONE: terms[row][:, None]}
-            )
-            low, high = chain.ranges(b)
-            if key == INPUT:
-                yield low, high, chain, b
-                break
-            (s, o), (r, p) = secant(low, high), secant(-high, -low)
-            chain.put(b, Lines(r, -p, s, o, np.minimum(low, 0.0), np.maximum(high, 0.0)))

@@ -10,7 +10,8 @@ import numpy as np
 
 from lipverify.checkers import arithmetic as arith
 from lipverify.checkers.arithmetic import Array, NotCovered, need
-from lipverify.checkers.balls import Ball, Chain, Split, kinked, located, met
+from lipverify.checkers.balls import Ball, Chain, Lines, Split, kinked, located, met
+from lipverify.checkers.functions import Curve
 from lipverify.checkers.signals import INPUT, ONE, Signal, combined, identity, mapped, stacked
 from lipverify.checkers.steps import Map, Order, Program, Scalar, Step
 from lipverify.errors import RefutedCertificate
@@ -22,23 +23,28 @@ _SORTS = {1: [], 2: [[(0, 1)]], 3: [[(0, 1)], [(1, 2)], [(0, 1)]], 4: [[(0, 1), 
 
 
 class System:
-    """Blocks of neurons w = phi(v), slopes in [0, 1], with v as signals of the input and earlier blocks.
+    """Blocks of neurons w = phi(v), with v as signals of the input and earlier blocks.
 
-    With a ball slopes are those over the range of v, within the splits of a part; what is known there has no neuron.
-    read: what every layer reads (-1: the input itself).
+    Slopes are in [0, 1]. With a ball they are those over the range of v, within the splits of a part; what is known there has no
+    neuron, and smooth activations (`curves`: with the ranges of v) are neurons as they are, with `slopes` in other ranges.
+    read: what every layer reads (-1: the input itself); known: slopes of every layer, which may be given.
     """
 
-    def __init__(
-        self, program: Program, output: str, ball: Ball | None = None, splits: Sequence[Split] = ()
-    ) -> None:
+    def __init__(self, program: Program, output: str, ball: Ball | None = None, splits: Sequence[Split] = (),
+                 given: Sequence[tuple[Array, Array]] | None = None) -> None:  # fmt: skip
         self.blocks: list[Signal] = []
         self.sizes: list[int] = []
         self.layers: list[tuple[int, Array]] = []
         self.read: dict[int, Signal] = {}
-        self.splits, self.chain = splits, None
+        self.known: list[tuple[Array, Array]] = []
+        self.slopes: list[tuple[Array, Array]] = []
+        self.curves: dict[int, tuple[Curve, tuple[Array, Array]]] = {}
+        self.smooth: list[int] = []
+        self.splits, self.chain, self._given = splits, None, given
+        self._of, self.local = (program, output), ball is not None or given is not None
         if ball is not None:
             low, high = met(splits, -1, ball.low, ball.high)
-            self.chain = Chain(ball._replace(low=low, high=high))
+            self.chain = Chain(ball._replace(low=low, high=high), bool(splits))
             self.read[-1] = self._input(len(low))
         signals: dict[str, Signal] = {}
         for name, step in needed(program, output).items():
@@ -55,20 +61,27 @@ class System:
         if isinstance(step, Map):
             return mapped(step, x, None if self.chain is None else step.offset)
         if isinstance(step, Scalar):
-            return self._sloped(x, step.low, step.high, step.law)
+            return self._sloped(x, step.low, step.high, step.law, step.curve)
         if isinstance(step, Order) and not step.whole:
             return self._maximum(self._between(x), step.groups)
         if isinstance(step, Order) and step.groups.shape[1] in _SORTS:
             return self._sorted(self._between(x), step.groups)
         raise NotCovered(f"no form of {type(step).__name__} as neurons in the checker")
 
-    def _sloped(self, v: Signal, low: Array, high: Array, law: str = "Relu") -> Signal:
+    def _sloped(
+        self, v: Signal, low: Array, high: Array, law: str = "Relu", curve: Curve | None = None
+    ) -> Signal:
         """phi(v) = low v + span w with slopes of w in [0, 1]; no neuron where low = high."""
+        if self._given is not None:
+            low, high = self._given[len(self.layers)]
         if self.chain is not None:
             ends = met(self.splits, len(self.layers), *self.chain.ranges(v))
             self.read[len(self.layers)] = v
+            if curve is not None:
+                return self._curved(v, low, high, curve, ends)
             left = np.where(low < 1.0, low, high)
             low, high, values = located(law, low, high, left, ends)
+        self.known.append((low, high))
         free, kernel = np.flatnonzero(high > low), np.zeros((1, 1, 1))
         self.layers.append((len(low), free))
         # low + span >= high exactly: the difference is rounded up.
@@ -85,11 +98,41 @@ class System:
             return fixed if self.chain is None else fixed._replace(ends=values)
         self.blocks.append(v.rows(free))
         self.sizes.append(len(free))
+        self.slopes.append((np.zeros(len(free)), np.ones(len(free))))
         if self.chain is not None:
             self.chain.put(self.blocks[-1], kinked(ends[0][free], ends[1][free], left[free] < 1.0))
         w = Signal({key: spread}, None, 0, bool((span == 1).all()), v.growth)
         result = w if fixed is None else combined(fixed, w, 1.0)
         return result if self.chain is None else result._replace(ends=values)
+
+    def _curved(self, v: Signal, low: Array, high: Array, curve: Curve, ends: tuple[Array, Array]) -> Signal:
+        """w = phi(v), every entry a neuron."""
+        assert self.chain is not None
+        key, (first, last) = len(self.blocks), curve.slopes(*ends)
+        first, last = np.clip(first, low, high), np.clip(last, low, high)
+        k = curve.secant(*ends, first, last)
+        values, (under, over) = curve.around(np.zeros_like(k), *ends), curve.around(k, *ends)
+        self.smooth.append(len(self.layers))
+        self.layers.append((len(low), np.arange(len(low))))
+        self.known.append((first, last))
+        self.slopes.append((first, last))
+        self.curves[key] = curve, ends
+        self.blocks.append(v)
+        self.sizes.append(len(low))
+        self.chain.put(v, Lines(k, under, k, over, *values), reads=ends)
+        return identity(key, len(low))._replace(growth=v.growth, ends=np.array(values))
+
+    def within(self, slopes: Sequence[Array]) -> System:
+        """The system for multipliers: as it is, or with smooth activations between these slopes, which hold the known ones."""
+        need(len(slopes) == len(self.smooth), "slopes of other layers")
+        given = list(self.known)
+        for layer, pair in zip(self.smooth, slopes, strict=True):
+            low, high = given[layer]
+            need(pair.shape == (2, len(low)) and bool(np.isfinite(pair).all()), "slopes of another layer")
+            if not bool(((pair[0] <= low) & (high <= pair[1])).all()):
+                raise RefutedCertificate("slopes of activations that are not shown to be in the ranges given")
+            given[layer] = pair[0], pair[1]
+        return System(*self._of, given=given) if self.smooth else self
 
     def _between(self, v: Signal) -> Signal:
         """With ranges, from which those of maxima and sorts follow better than through comparators."""
@@ -174,7 +217,7 @@ def prove_lipsdp(system: System, blocks: Sequence[Array], upper: float, exact: b
                 place[key + 1],
                 np.ones(system.inputs) if key == INPUT else -d[key + 1],
             )
-            if exact and (signal.rounds or system.chain is not None):
+            if exact and (signal.rounds or system.local):
                 raise NotCovered("exact checking covers chains whose matrices are stored as they are")
             exactly.append((here, there, part, factor))
             block = (half[here][:, None] * (part * factor)) * half[there]

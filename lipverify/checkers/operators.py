@@ -11,6 +11,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from lipverify.checkers.arithmetic import Array, NotCovered, need, root_above
+from lipverify.checkers.functions import CURVES, Curve
 from lipverify.checkers.steps import MAX_SIZE, Bounded, Call, Order, Program, Scalar, Value
 
 
@@ -169,23 +170,35 @@ def _sort(p: Program, c: Call) -> None:
     p.values[c.output] = Value((c.output,), np.moveaxis(y.reshape(index.shape), -1, axis))
 
 
-def _scalar(p: Program, name: str, x: Value, law: str, low: Any, high: Any) -> None:
+def _scalar(
+    p: Program, name: str, x: Value, law: str, low: Any, high: Any, curve: Curve | None = None
+) -> None:
     need(
         bool(np.isfinite(low).all() and np.isfinite(high).all() and np.all(low <= high)), "a range of slopes"
     )
     low, high = (np.broadcast_to(np.float64(end), x.places.shape).ravel() for end in (low, high))
-    p.put(name, Scalar(x.sources, x.places.ravel(), x.places.size, low, high, law), x.places.shape)
+    p.put(name, Scalar(x.sources, x.places.ravel(), x.places.size, low, high, law, curve), x.places.shape)
 
 
 def _activation(p: Program, c: Call) -> None:
-    x = p.value(c.inputs[0])
-    stored = [p.array(name) for name in c.inputs[1:] if name]
+    x, given = p.value(c.inputs[0]), dict(c.given)
     law = "GeluTanh" if c.op == "Gelu" and c.given.get("approximate", "none") != "none" else c.op
     if c.op == "PRelu":
-        ends: tuple[Any, Any] = np.minimum(stored[0], 1.0), np.maximum(stored[0], 1.0)
-    else:
-        ends = SLOPES[law](lambda key, default: float(c.given.get(key, np.float32(default))))
-    _scalar(p, c.output, x, law, *ends)
+        slope = p.array(c.inputs[1])
+        _scalar(p, c.output, x, law, np.minimum(slope, 1.0), np.maximum(slope, 1.0))
+        return
+    if c.op == "Clip":
+        given |= {k: p.array(n).item() for k, n in zip(("min", "max"), c.inputs[1:], strict=False) if n}
+        need(given.get("min", -math.inf) <= given.get("max", math.inf), "ends of a clip")
+
+    def setting(key: str, default: float) -> float:
+        value = float(given.get(key, np.float32(default)))
+        need(math.isfinite(value) or (c.op == "Clip" and not math.isnan(value)), "a setting of an activation")
+        return value
+
+    curve = CURVES[law](setting) if law in CURVES else None
+    low, high = SLOPES[law](setting)
+    _scalar(p, c.output, x, law, low, high, curve)
 
 
 def _bounded(p: Program, c: Call) -> None:

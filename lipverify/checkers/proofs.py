@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from lipverify.checkers.arithmetic import Array, NotCovered, above, need, outward, real
-from lipverify.checkers.balls import Ball, Empty, Split, prove_empty, prove_local
+from lipverify.checkers.balls import Ball, Empty, Split, prove_empty
 from lipverify.checkers.gains import prove_product
+from lipverify.checkers.jacobians import prove_local
 from lipverify.checkers.multipliers import System, prove_lipsdp
 from lipverify.checkers.steps import Map, Program
 from lipverify.errors import RefutedCertificate
@@ -60,7 +61,8 @@ def _prove_for(proof: Mapping[str, Any], program: Program, step: str, norms: tup
         for group in proof["groups"]:
             _prove_part(group["root"], splits, lambda inner, parts, rows=range(*group["rows"]): _prove_for(
                 inner, program, step, norms, upper, beside, exact, ball, parts, rows))  # fmt: skip
-    elif kind == "lipsdp" and known == {"parts"}:
+    elif kind == "lipsdp" and known in ({"parts"}, {"parts", "slopes"}):
+        system = system.within([beside[name].astype(np.float64) for name in proof.get("slopes", [])])
         rows = {part["row"] for part in proof["parts"]}
         need(rows == {None} or rows == set(wanted), "rows of the output")
         # One output by itself says nothing about l2; all of them in l2 are at least as large as in linf.

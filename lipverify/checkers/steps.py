@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lipverify.checkers.arithmetic import Array, NotCovered, need
+from lipverify.checkers.functions import Curve
 
 MAX_SIZE = 1 << 27
 
@@ -44,11 +45,12 @@ class Map(Step):
 
 @dataclass(frozen=True)
 class Scalar(Step):
-    """Scalar functions with difference quotients in [low, high], entry by entry; `law` names them."""
+    """Scalar functions with difference quotients in [low, high], entry by entry; `law` names them, a curve says all of them."""
 
     low: Array
     high: Array
     law: str
+    curve: Curve | None = None
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from lipverify.analyzers.local.bab import LocalBaB
 from lipverify.certificates import Issued
 from lipverify.certificates.balls import balls_of
 from lipverify.checkers.arithmetic import outward
-from lipverify.checkers.balls import prove_local
 from lipverify.checkers.claims import statement
+from lipverify.checkers.jacobians import prove_local
 from lipverify.checkers.multipliers import System
 from lipverify.checkers.proofs import ending
 from lipverify.falsify import Search

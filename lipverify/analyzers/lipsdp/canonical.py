@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lipverify import ops
 from lipverify.analyzers.lipsdp.comparators import sorting_network, tournament
-from lipverify.analyzers.lipsdp.neurons import INPUT, Canonical, Signal, add, stacked
+from lipverify.analyzers.lipsdp.neurons import INPUT, Canonical, Layer, Signal, add, stacked
 from lipverify.analyzers.lipsdp.system import BlockSystem, LoopedSystem
 from lipverify.errors import UnsupportedModel
 from lipverify.ir.graph import Graph, Node
@@ -62,9 +62,10 @@ def looped_form(
     return _assembled(*_followed(graph, boxes, device or torch.device("cpu")))
 
 
-def free_neurons(graph: Graph, boxes: Mapping[str, Interval]) -> list[tuple[int, Tensor]]:
-    """For every layer of scalar neurons of the form its size, and which of them have an unknown slope."""
-    return _followed(graph, boxes, torch.device("cpu"))[0].free
+def layers_of_neurons(graph: Graph, boxes: Mapping[str, Interval]) -> list[Layer]:
+    """The layers of scalar neurons of the form, with their slopes over a ball."""
+    form = _followed(graph, boxes, torch.device("cpu"))[0]
+    return [Layer(size, free, *ends) for (size, free), ends in zip(form.free, form.slopes, strict=True)]
 
 
 def _followed(

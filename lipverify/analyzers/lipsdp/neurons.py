@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -61,6 +62,15 @@ def stacked(signals: list[Signal]) -> Signal:
     return Signal(parts, sum(s.size for s in signals), box)
 
 
+class Layer(NamedTuple):
+    """A layer of scalar neurons: its size, which of them have an unknown slope, and the ranges of all slopes."""
+
+    size: int
+    free: Tensor
+    low: Tensor
+    high: Tensor
+
+
 class Canonical:
     """A block system under construction."""
 
@@ -70,6 +80,8 @@ class Canonical:
         self.names: list[str] = []
         self.free: list[tuple[int, Tensor]] = []
         """For every layer of scalar neurons its size, and which of them became neurons of a block."""
+        self.slopes: list[tuple[Tensor, Tensor]] = []
+        """The ranges of slopes of every layer."""
 
     def eye(self, size: int) -> Tensor:
         return torch.eye(size, dtype=torch.float64, device=self.device)
@@ -86,6 +98,7 @@ class Canonical:
         result = v.scaled(low)
         free = torch.nonzero(high > low).flatten()
         self.free.append((v.size, free))
+        self.slopes.append((low, high))
         if len(free) == 0:
             return result
         w = self.neurons(v.rows(free), name)
