@@ -17,17 +17,20 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerContext, ForkServerProcess
+from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
 
-LIBRARIES = ["torch", "torch.export", "torch._dynamo", "networkx", "scipy.optimize", "scipy.sparse.linalg"]
+LIBRARIES = ["torch", "torch.export._trace", "torch._dynamo", "networkx", "scipy.optimize", "scipy.sparse.linalg"]
 """No library that starts threads when it is imported: a fork would lose them."""
 
 
-def _server() -> ForkServerContext:
+def server() -> ForkServerContext:
+    """The server of this worker; also for pools that would spawn their processes."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(LIBRARIES)
+    ensure_running()
     return context
 
 
@@ -113,7 +116,7 @@ def start(
 ) -> Running:
     """Starts what `python ARGUMENTS` would run."""
     outputs: TemporaryDirectory[str] = TemporaryDirectory(prefix="lipverify-test-")
-    process = _server().Process(
+    process = server().Process(
         target=_child,
         args=(
             list(map(str, arguments)),

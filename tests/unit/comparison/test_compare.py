@@ -6,6 +6,7 @@ import json
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -15,13 +16,14 @@ from torch import nn
 import lipverify as lv
 from lipverify.analyzers.product import Product
 from lipverify.analyzers.protocol import Compute
-from lipverify.comparison import Cache, Unreadable, compare, task
+from lipverify.comparison import Cache, Unreadable, compare, pool, task
 from lipverify.comparison.cache import key_of
 from lipverify.comparison.task import Task
 from lipverify.errors import Refuted, Undecided, UsageError
 from lipverify.ir.certificate import Certificate
 from lipverify.ir.graph import Graph
 from lipverify.ir.region import Query
+from tests.processes import server
 
 
 @pytest.fixture(autouse=True)
@@ -173,7 +175,11 @@ def test_centres_of_another_shape_are_a_reason(models: dict[str, Graph]) -> None
 
 
 @pytest.mark.slow
-def test_processes_give_the_same_and_a_dead_one_costs_one_row(models: dict[str, Graph]) -> None:
+def test_processes_give_the_same_and_a_dead_one_costs_one_row(
+    models: dict[str, Graph], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Tasks travel as they do to spawned processes; those of tests/unit/robustness are spawned.
+    monkeypatch.setattr(pool, "multiprocessing", SimpleNamespace(get_context=lambda method: server()))
     steps: list[tuple[int, int]] = []
     methods = ["product", Crashes(hard=True), "lipsdp-fast"]
     models = {"a": models["a"]}

@@ -16,8 +16,10 @@ from lipverify.ir.norm import Norm
 from lipverify.robustness import Plan, radii
 from lipverify.robustness.journal import Journal
 from tests.networks import chain, tensor
+from tests.processes import server
 from tests.unit.robustness.test_long_runs import same_without_times
 
+dask = pytest.importorskip("dask")
 distributed = pytest.importorskip("distributed")
 
 
@@ -28,7 +30,9 @@ def test_a_worker_that_is_killed_changes_nothing(tmp_path: Path, rng: np.random.
     whole = radii(graph, x, plan=plan)
     killed: list[int] = []
     settings = {"n_workers": 2, "threads_per_worker": 1, "processes": True, "host": "127.0.0.1"}
-    with distributed.LocalCluster(dashboard_address=None, **settings) as cluster:
+    server()
+    config = {"distributed.worker.multiprocessing-method": "forkserver"}
+    with dask.config.set(config), distributed.LocalCluster(dashboard_address=None, **settings) as cluster:
         with distributed.Client(cluster) as client:
             victim = next(iter(client.run(os.getpid).values()))
 
