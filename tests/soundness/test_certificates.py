@@ -50,7 +50,7 @@ def test_unchanged_certificates_are_accepted(subjects: list[certified.Subject]) 
         (gains, "prove_product", lambda *_: 0, "lower claim"),
         (proofs, "prove_local", lambda *_: 0.0, "balls"),
         (proofs, "prove_empty", lambda *_: True, "trees"),
-        (balls.Chain, "ranges", lambda chain, x: (sum(_RANGES(chain, x)) / 2,) * 2, "balls"),
+        (balls.Chain, "ranges", lambda chain, x, *kinds: (sum(_RANGES(chain, x, *kinds)) / 2,) * 2, "balls"),
     ],
 )
 def test_the_changes_would_find_a_broken_checker(
