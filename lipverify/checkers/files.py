@@ -122,9 +122,9 @@ def _onnx(data: bytes) -> tuple[Program, tuple[str, ...]]:
     except Exception:
         need(False, "neither safetensors nor ONNX")
     graph, stored = model.graph, {}
-    version = max((o.version for o in model.opset_import), default=0)
-    if model.functions or {o.domain for o in model.opset_import} - {"", "ai.onnx"} or not 7 <= version <= 24:
-        raise NotCovered(f"operator set {version}, functions or other domains are not covered by the checker")
+    version = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
+    if model.functions or not 7 <= version <= 24:
+        raise NotCovered(f"functions and operator set {version} are not covered by the checker")
     for tensor in graph.initializer:
         if tensor.data_location:
             raise NotCovered("external data is not covered by the checker")
@@ -133,7 +133,7 @@ def _onnx(data: bytes) -> tuple[Program, tuple[str, ...]]:
     need(len(inputs) == 1, "the model has several inputs")
     sizes = inputs[0].type.tensor_type.shape.dim
     shape = [d.dim_value or (1 if i == 0 else 0) for i, d in enumerate(sizes)]
-    if len(shape) < 2 or shape[0] != 1 or min(shape) < 1:
+    if min(shape, default=0) < 1 or 1 not in (shape[0], len(shape)):
         raise NotCovered(f"inputs of shape {shape} are not covered by the checker")
     program = Program(inputs[0].name, shape, stored, version)
     # Operators behind no output are not looked at; backwards, every one comes before its inputs.
@@ -149,6 +149,10 @@ def _onnx(data: bytes) -> tuple[Program, tuple[str, ...]]:
             stored[node.output[0]] = onnx.numpy_helper.to_array(given["value"])
         elif node.domain not in ("", "ai.onnx"):
             raise NotCovered(f"the domain {node.domain[:40]!a} is not covered by the checker")
+        elif node.op_type == "Split":
+            for part, name in enumerate(node.output):
+                given |= {"part": part, "parts": len(node.output)}
+                run(program, Call("Split", list(node.input), name, given))
         else:
             run(program, Call(node.op_type, list(node.input), node.output[0], given))
     return program, tuple(value.name for value in graph.output)

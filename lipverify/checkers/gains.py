@@ -19,7 +19,7 @@ from lipverify.checkers.arithmetic import Array, NotCovered, need, real
 from lipverify.checkers.multipliers import needed
 from lipverify.checkers.operators import STEEPEST
 from lipverify.checkers.signals import identity, mapped
-from lipverify.checkers.steps import Bounded, Map, Order, Program, Scalar, Step
+from lipverify.checkers.steps import Bounded, Map, Order, Program, Reflect, Scalar, Step
 from lipverify.errors import RefutedCertificate
 
 _WORK, _MOST = 1 << 24, 1 << 19
@@ -131,6 +131,9 @@ def _rule(steps: Mapping[str, Step], step: Step, norm: str, reach: Reach) -> Fra
     if isinstance(step, Order):
         return _seen(steps, step, np.append(step.view, -1)[step.groups], norm, reach)
     joint = _seen(steps, step, step.view, norm, reach)
+    if isinstance(step, Reflect):
+        # The identity or a reflection on every piece: an isometry in l2, in others within the embedding of a group.
+        return joint if norm == "l2" else joint * arith.root_above(Fraction(step.vectors.shape[1]))
     if isinstance(step, Scalar):
         steepest = max(float(np.abs(step.low).max()), float(np.abs(step.high).max()))
         return joint * Fraction(STEEPEST.get(step.law, steepest))
@@ -217,7 +220,7 @@ def kernel_of(chain: Sequence[Map]) -> tuple[Array, float, list[int]]:
     need(len(place) == 1 and plain, "not one convolution with scalings")
     conv, relative = chain[place[0]], 0.0
     assert conv.lattice is not None
-    kernel, shape, stride, dilation, padding = conv.lattice
+    kernel, shape, stride, dilation, padding, adjoint = conv.lattice
     for i, step in enumerate(chain):
         if i == place[0]:
             continue
@@ -225,10 +228,11 @@ def kernel_of(chain: Sequence[Map]) -> tuple[Array, float, list[int]]:
             step.kernel.shape[1:] == (1, 1) and np.array_equal(step.index.ravel(), np.arange(step.size)),
             "a scaling",
         )
-        factor = step.kernel.reshape(shape[0] if i < place[0] else kernel.shape[0] * kernel.shape[1], -1)
+        inner = (i < place[0]) != adjoint
+        factor = step.kernel.reshape(shape[0] if inner else kernel.shape[0] * kernel.shape[1], -1)
         need((factor == factor[:, :1]).all(), "a scaling that differs within a channel")
         split = factor[:, 0].reshape(len(kernel), -1)
-        split = split[:, None, :] if i < place[0] else split[:, :, None]
+        split = split[:, None, :] if inner else split[:, :, None]
         kernel = kernel * split.reshape(*split.shape, *(1,) * (kernel.ndim - 3))
         relative += arith.gamma(8)
     sizes = []

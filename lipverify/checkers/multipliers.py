@@ -13,7 +13,7 @@ from lipverify.checkers.arithmetic import Array, NotCovered, need
 from lipverify.checkers.balls import Ball, Chain, Lines, Split, kinked, located, met
 from lipverify.checkers.functions import Curve
 from lipverify.checkers.signals import INPUT, ONE, Signal, combined, identity, mapped, stacked
-from lipverify.checkers.steps import Map, Order, Program, Scalar, Step
+from lipverify.checkers.steps import Map, Order, Program, Reflect, Scalar, Step
 from lipverify.errors import RefutedCertificate
 
 MAX_ROWS = 10_000
@@ -66,6 +66,8 @@ class System:
             return self._maximum(self._between(x), step.groups)
         if isinstance(step, Order) and step.groups.shape[1] in _SORTS:
             return self._sorted(self._between(x), step.groups)
+        if isinstance(step, Reflect) and not self.local:
+            return self._reflected(x, step.groups, step.vectors)
         raise NotCovered(f"no form of {type(step).__name__} as neurons in the checker")
 
     def _sloped(
@@ -133,6 +135,22 @@ class System:
                 raise RefutedCertificate("slopes of activations that are not shown to be in the ranges given")
             given[layer] = pair[0], pair[1]
         return System(*self._of, given=given) if self.smooth else self
+
+    def _reflected(self, x: Signal, groups: Array, vectors: Array) -> Signal:
+        """x + 2 w r / |w|^2 with r = relu(-w'x) for every group."""
+        count = groups.size // vectors.shape[1]
+        owners = np.empty(groups.size, dtype=np.int64)
+        owners[groups.ravel()] = np.arange(count).repeat(vectors.shape[1])
+        kernel = -vectors[:, None, :]
+        v = mapped(Map((), np.arange(groups.size), count, kernel, groups.swapaxes(0, 1)), x)
+        # In the order of the blocks of a map: all runs of the first vector, then of the second.
+        back = np.arange(count).reshape(len(vectors), -1).T.ravel()
+        r = self._sloped(v, np.zeros(count), np.ones(count)).rows(back[owners])
+        scale = np.empty(groups.size)
+        scale[groups] = 2.0 * vectors / (vectors * vectors).sum(1, keepdims=True)
+        at = np.arange(groups.size)
+        long = Map((), at, groups.size, scale[:, None, None], at[:, None, None], vectors.shape[1] + 3)
+        return combined(x, mapped(long, r), 1.0)
 
     def _between(self, v: Signal) -> Signal:
         """With ranges, from which those of maxima and sorts follow better than through comparators."""

@@ -5,14 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 
 from lipverify.checkers.arithmetic import Array, NotCovered, need, root_above
 from lipverify.checkers.functions import CURVES, Curve
-from lipverify.checkers.steps import MAX_SIZE, Bounded, Call, Order, Program, Scalar, Value
+from lipverify.checkers.moves import MOVED, MOVES, moved
+from lipverify.checkers.steps import (
+    Bounded,
+    Call,
+    Map,
+    Order,
+    Program,
+    Reflect,
+    Scalar,
+    Step,
+    Value,
+)
+from lipverify.checkers.windows import conv, conv_transpose, optional, positions, window
 
 
 def run(p: Program, call: Call) -> None:
@@ -25,59 +36,21 @@ def run(p: Program, call: Call) -> None:
     translate(p, call)
 
 
-def positions(x: Value) -> Array:
-    return np.arange(x.places.size).reshape(x.places.shape)
-
-
-def window(c: Call, x: Array, kernel: Sequence[int]) -> tuple[Array, tuple[Any, ...]]:
-    """Windows [..., *positions, *kernel] of the last axes, padded with -1; (stride, dilation, padding)."""
-    n = len(kernel)
-    stride, dilation = c.integers("strides", [1] * n), c.integers("dilations", [1] * n)
-    pads, auto = c.integers("pads", [0] * 2 * n), c.given.get("auto_pad", "NOTSET")
-    if c.given.get("ceil_mode") or c.given.get("storage_order") or auto not in ("NOTSET", "VALID"):
-        raise NotCovered("automatic padding and rounding up are not covered by the checker")
-    need(len(pads) == 2 * n == 2 * x.ndim - 4 and c.integers("kernel_shape", kernel) == [*kernel], "a window")
-    need(min(*stride, *dilation, *kernel) >= 1 and min(pads) >= 0 and x.size < MAX_SIZE, "a window")
-    padding = list(zip(pads[:n], pads[n:], strict=True))
-    x = np.pad(x, [(0, 0)] * (x.ndim - n) + padding, constant_values=-1)
-    reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
-    view = sliding_window_view(x, reach, tuple(range(x.ndim - n, x.ndim)))
-    cuts: Any = (..., *(slice(None, None, s) for s in (*stride, *dilation)))
-    view = np.asarray(view[cuts])
-    need(0 < view.size <= MAX_SIZE, "windows too many to check")
-    return view, (stride, dilation, padding)
-
-
 def _matrix(p: Program, c: Call) -> None:
     if c.given.get("alpha", 1.0) != 1 or c.given.get("beta", 1.0) != 1 or c.given.get("transA", 0):
         raise NotCovered("a scaled or transposed Gemm is not covered by the checker")
-    x, weight = p.value(c.inputs[0]), p.array(c.inputs[1]).astype(np.float64)
+    left = c.op == "MatMul" and c.inputs[0] in p.stored
+    x, weight = p.value(c.inputs[int(left)]), p.array(c.inputs[int(not left)]).astype(np.float64)
     need(weight.ndim == 2, "a stored factor that is no matrix")
-    kernel = (weight if c.given.get("transB", 0) else weight.T)[None]
-    *lead, width = x.places.shape
-    bias, out = _optional(p, c, 2), (kernel.shape[1], *lead)
+    kernel = (weight if left or c.given.get("transB", 0) else weight.T)[None]
+    # The axis that is summed over: of a factor on the right the last but one, where there are two.
+    axis = -2 if left and x.places.ndim > 1 else -1
+    index = np.moveaxis(positions(x), axis, -1)
+    *lead, width = index.shape
+    bias, out = optional(p, c, 2), (kernel.shape[1], *lead)
     offset = None if bias is None else np.moveaxis(np.broadcast_to(bias, (*lead, out[0])), -1, 0)
-    y = p.map(c.output, x, kernel, positions(x).reshape(1, -1, width), out, offset=offset)
-    p.values[c.output] = Value(y.sources, np.moveaxis(y.places, 0, -1))
-
-
-def _optional(p: Program, c: Call, place: int) -> Array | None:
-    return (
-        p.array(c.inputs[place]).astype(np.float64) if c.inputs[place : place + 1] not in ([], [""]) else None
-    )
-
-
-def _conv(p: Program, c: Call) -> None:
-    x, weight, groups = p.value(c.inputs[0]), p.array(c.inputs[1]), int(c.given.get("group", 1))
-    taps, image = weight.shape[2:], x.places.shape[1:]
-    need(groups > 0 and len(weight) % groups == 0 and image[0] == weight.shape[1] * groups, "channels")
-    view, geometry = window(c, positions(x), taps)
-    out = view.shape[2 : 2 + len(taps)]
-    index = np.moveaxis(view.reshape(groups, weight.shape[1], math.prod(out), -1), 1, 2)
-    split, bias = weight.reshape(groups, -1, *weight.shape[1:]), _optional(p, c, 2)
-    p.map(c.output, x, split.reshape(*split.shape[:2], -1), index.reshape(groups, math.prod(out), -1),
-          (1, len(weight), *out), 0, (split, image, *geometry),
-          None if bias is None else bias.reshape(-1, *(1,) * len(taps)))  # fmt: skip
+    y = p.map(c.output, x, kernel, index.reshape(1, -1, width), out, offset=offset)
+    p.values[c.output] = Value(y.sources, np.moveaxis(y.places, 0, axis))
 
 
 def _scaling(p: Program, c: Call) -> None:
@@ -91,12 +64,14 @@ def _scaling(p: Program, c: Call) -> None:
         p.diagonal(c.output, x, weight / np.sqrt(var), 4, bias)
         return
     if c.op == "Scale":
-        scale, shift = _optional(p, c, 1), _optional(p, c, 2)
+        scale, shift = optional(p, c, 1), optional(p, c, 2)
         p.diagonal(c.output, p.value(c.inputs[0]), 1.0 if scale is None else scale, 0, shift)
         return
     stored = [name in p.stored for name in c.inputs]
     if not any(stored) and c.op in ("Add", "Sub", "Sum"):
         _grouped(p, c)
+        return
+    if not any(stored) and c.op == "Mul" and len(stored) == 2 and any(_gate(p, c, i) for i in (0, 1)):
         return
     if sum(stored) != 1 or len(stored) != 2 or (c.op == "Div" and stored[0]):
         raise NotCovered(f"{c.op} of these tensors is not covered by the checker")
@@ -107,6 +82,45 @@ def _scaling(p: Program, c: Call) -> None:
     else:
         minus = c.op == "Sub"
         p.diagonal(c.output, x, -1.0 if minus and stored[0] else 1.0, 0, -a if minus and stored[1] else a)
+
+
+def _gate(p: Program, c: Call, place: int) -> bool:
+    """x sigmoid(x), and x (1 + erf(a x)) = 2 Gelu(b x) / b with b = a sqrt 2, whose slopes are twice those of the GELU."""
+    x, gate = p.value(c.inputs[place]), p.value(c.inputs[1 - place])
+    step, law, wanted = _behind(p, gate), "Silu", "Sigmoid"
+    if (
+        _entrywise(step)
+        and step.offset is not None
+        and bool((step.kernel == 1).all() and (step.offset == 1).all())
+    ):
+        step, law, wanted = _behind(p, Value(step.sources, step.view)), "ErfGate", "Erf"
+    if not isinstance(step, Scalar) or step.law != wanted or gate.places.shape != x.places.shape:
+        return False
+    read = Value(step.sources, step.view)
+    inner = _behind(p, read) if law == "ErfGate" else None
+    if _entrywise(inner) and inner.offset is None:
+        read = Value(inner.sources, inner.view)
+    if read.sources != x.sources or not np.array_equal(read.places, x.places.ravel()):
+        return False
+    low, high = SLOPES[law](lambda key, default: default)
+    _scalar(
+        p, c.output, x, law, low, high, CURVES[law](lambda key, default: default) if law in CURVES else None
+    )
+    return True
+
+
+def _entrywise(step: Step | None) -> TypeGuard[Map]:
+    """Whether every entry of the result is a multiple of the same entry of what is read, plus a constant."""
+    if not isinstance(step, Map) or step.kernel.shape != (step.size, 1, 1):
+        return False
+    return np.array_equal(step.index.ravel(), np.arange(step.size))
+
+
+def _behind(p: Program, x: Value) -> Step | None:
+    """The step of which a value holds the whole result in order."""
+    step = p.steps[x.sources[0]]
+    whole = len(x.sources) == 1 and np.array_equal(x.places.ravel(), np.arange(step.size))
+    return step if whole else None
 
 
 def _grouped(p: Program, c: Call) -> None:
@@ -170,6 +184,21 @@ def _sort(p: Program, c: Call) -> None:
     p.values[c.output] = Value((c.output,), np.moveaxis(y.reshape(index.shape), -1, axis))
 
 
+def _reflected(p: Program, c: Call) -> None:
+    """On runs along an axis x where w'x > 0, else x - 2 w w'x / |w|^2."""
+    x, vectors, axis = p.value(c.inputs[0]), p.array(c.inputs[1]).astype(np.float64), int(c.given["axis"])
+    need(vectors.ndim == 2 and vectors.any(1).all() and 0 < axis < x.places.ndim, "reflections")
+    need(x.places.shape[axis] == vectors.size, "reflections of another size")
+    if not (np.abs(vectors[vectors != 0]) >= 2.0**-500).all() or not (np.abs(vectors) <= 2.0**500).all():
+        raise NotCovered("numbers near the ends of float64 are not covered by the checker")
+    # The reflection does not change with the length of w: a power of two is exact.
+    vectors = np.ldexp(vectors, -np.frexp(np.abs(vectors).max(1, keepdims=True))[1])
+    index = np.moveaxis(positions(x), axis, -1)
+    y = p.put(c.output, Reflect(x.sources, x.places.ravel(), x.places.size,
+                                index.reshape(-1, *vectors.shape), vectors), [index.size])  # fmt: skip
+    p.values[c.output] = Value((c.output,), y.places.reshape(x.places.shape))
+
+
 def _scalar(
     p: Program, name: str, x: Value, law: str, low: Any, high: Any, curve: Curve | None = None
 ) -> None:
@@ -214,66 +243,6 @@ def _bounded(p: Program, c: Call) -> None:
     p.put(c.output, Bounded(x.sources, x.places.ravel(), x.places.size, gains), x.places.shape)
 
 
-def _moves(p: Program, c: Call) -> None:
-    if c.op == "Identity" and c.inputs[0] in p.stored:
-        p.stored[c.output] = p.stored[c.inputs[0]]
-        return
-    need(c.op != "Dropout" or not any(c.inputs[2:]), "a dropout in training mode")
-    if c.op == "Concat":
-        sources, places = p.joined(c.inputs)
-        p.values[c.output] = Value(sources, np.concatenate(places, int(c.given["axis"])))
-    else:
-        x = p.value(c.inputs[0])
-        p.values[c.output] = Value(x.sources, np.asarray(MOVES[c.op](p, c, x.places)))
-    need(p.values[c.output].places.size <= MAX_SIZE, "a tensor too large to check")
-
-
-def _reshape(p: Program, c: Call, x: Array) -> Array:
-    axis = int(c.given.get("axis", 1))
-    target = [math.prod(x.shape[:axis]), -1] if c.op == "Flatten" else p.listed(c, 1, "shape") or []
-    need(not c.given.get("allowzero", 0) and axis >= 0, "a reshape")
-    return x.reshape([x.shape[i] if n == 0 else n for i, n in enumerate(target)])
-
-
-def _slice(p: Program, c: Call, x: Array) -> Array:
-    starts, ends, axes, steps = (
-        p.listed(c, i + 1, n) for i, n in enumerate(("starts", "ends", "axes", "steps"))
-    )
-    cut, count = [slice(None)] * x.ndim, len(starts or ())
-    for a, *ends_ in zip(axes or range(count), starts or (), ends or (), steps or [1] * count, strict=True):
-        need(ends_[2] > 0 and cut[a] == slice(None), "a slice")
-        cut[a] = slice(*ends_)
-    return np.asarray(x[tuple(cut)])
-
-
-def _pad(p: Program, c: Call, x: Array) -> Array:
-    pads, mode = p.listed(c, 1, "pads") or [], c.given.get("mode", "constant")
-    need(len(pads) == 2 * x.ndim and min(pads) >= 0 and not any(c.inputs[3:]), "a padding")
-    pairs = list(zip(pads[: x.ndim], pads[x.ndim :], strict=True))
-    if mode == "constant":
-        return np.pad(x, pairs, constant_values=-1)
-    need(
-        mode in ("reflect", "edge", "wrap") and all(max(q) < s for q, s in zip(pairs, x.shape, strict=True)),
-        "padding",
-    )
-    return np.asarray(np.pad(x, pairs, mode=mode))
-
-
-def _repeat(p: Program, c: Call, x: Array) -> Array:
-    for axis, factor in enumerate(c.integers("factors", ())):
-        x = np.repeat(x, factor, axis)
-    return x
-
-
-MOVES: dict[str, Callable[[Program, Call, Array], Array]] = {
-    **dict.fromkeys(("Identity", "Dropout", "Concat"), lambda p, c, x: x), "Reshape": _reshape, "Flatten": _reshape,
-    "Squeeze": lambda p, c, x: np.squeeze(x, tuple(p.listed(c, 1, "axes") or ()) or None), "Slice": _slice, "Pad": _pad,
-    "Unsqueeze": lambda p, c, x: np.expand_dims(x, tuple(p.listed(c, 1, "axes") or ())), "Repeat": _repeat,
-    "Transpose": lambda p, c, x: x.transpose(c.given.get("perm")),
-    "Gather": lambda p, c, x: np.take(x, p.array(c.inputs[1]), int(c.given.get("axis", 0))),
-    "Expand": lambda p, c, x: np.broadcast_to(x, np.broadcast_shapes(x.shape, tuple(p.listed(c, 1, "shape") or ()))),
-}  # fmt: skip
-
 # Ranges of difference quotients over the whole line. f' of the GELU is stationary at +-sqrt 2 (f'' = density (2 - x^2)), of the
 # SiLU where t tanh(t/2) = 2, of the Mish at -2.2564 and 1.4906; the others are monotone pieces. Erf: 2 / sqrt(pi) rounded up.
 SLOPES: dict[str, Callable[[Callable[[str, float], float]], Any]] = {
@@ -287,19 +256,26 @@ SLOPES: dict[str, Callable[[Callable[[str, float], float]], Any]] = {
     "Selu": lambda a: (math.nextafter(a("gamma", 1.05070102) * min(0.0, a("alpha", 1.67326319)), -math.inf),
                        math.nextafter(a("gamma", 1.05070102) * max(1.0, a("alpha", 1.67326319)), math.inf)),
     "Gelu": lambda a: (-0.128905, 1.128905),
-    "GeluTanh": lambda a: (-0.129, 1.129), "Silu": lambda a: (-0.09984, 1.09984),
+    "ErfGate": lambda a: (-0.25781, 2.25781), "GeluTanh": lambda a: (-0.129, 1.129), "Silu": lambda a: (-0.09984, 1.09984),
 }  # fmt: skip
 # The largest slope alone, to more digits.
-STEEPEST = {"Gelu": 1.1289041452, "GeluTanh": 1.1289930687, "Silu": 1.0998393202, "Mish": 1.0884981613}
+STEEPEST = {
+    "Gelu": 1.1289041452,
+    "ErfGate": 2.2578082904,
+    "GeluTanh": 1.1289930687,
+    "Silu": 1.0998393202,
+    "Mish": 1.0884981613,
+}
 _WINDOW = "auto_pad ceil_mode dilations kernel_shape pads strides storage_order count_include_pad"
 OPERATORS: dict[str, tuple[str, Callable[[Program, Call], None]]] = {
-    "Gemm": ("alpha beta transA transB", _matrix), "MatMul": ("", _matrix), "Conv": (f"group {_WINDOW}", _conv),
+    "Gemm": ("alpha beta transA transB", _matrix), "MatMul": ("", _matrix), "Conv": (f"group {_WINDOW}", conv),
+    "ConvTranspose": (f"group output_padding output_shape {_WINDOW}", conv_transpose), "Householder": ("axis", _reflected),
     **dict.fromkeys(("Add", "Sub", "Mul", "Div", "Sum", "Scale"), ("", _scaling)), "PRelu": ("", _activation),
     "BatchNormalization": ("epsilon momentum training_mode spatial", _scaling), "GroupSort": ("axis group descending", _sort),
     **dict.fromkeys(("MaxPool", "AveragePool"), (_WINDOW, _grouped)), **dict.fromkeys(("Max", "Min"), ("", _grouped)),
     **dict.fromkeys(("ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin"), ("axes keepdims", _grouped)),
     **dict.fromkeys(("GlobalAveragePool", "GlobalMaxPool"), ("", _grouped)), "Softmax": ("axis", _bounded),
     **dict.fromkeys(("LayerNormalization", "RMSNormalization"), ("axis epsilon stash_type", _bounded)),
-    **dict.fromkeys(MOVES, ("allowzero axes axis ends factors mode pads perm ratio seed shape starts steps", _moves)),
-    **dict.fromkeys(SLOPES, ("alpha approximate beta gamma max min", _activation)),
+    **dict.fromkeys(MOVES, (MOVED, moved)),
+    **dict.fromkeys(SLOPES.keys() - {"ErfGate"}, ("alpha approximate beta gamma max min", _activation)),
 }  # fmt: skip

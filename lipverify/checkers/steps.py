@@ -33,7 +33,8 @@ class Step:
 class Map(Step):
     """y[g, o, p] = sum_t kernel[g, o, t] x[index[g, p, t]] + offset, index -1 a zero; `rounded` roundings behind a kernel entry.
 
-    lattice: for convolutions weight [g, o, i, *taps], image [channels, *axes], stride, dilation, padding. offset: [size].
+    lattice: for convolutions weight [g, o, i, *taps], image [channels, *axes], stride, dilation, padding, whether the map is the
+    adjoint of that convolution. offset: [size].
     """
 
     kernel: Array
@@ -59,6 +60,14 @@ class Order(Step):
 
     groups: Array
     whole: bool
+
+
+@dataclass(frozen=True)
+class Reflect(Step):
+    """Groups x [n, groups, size] of places, by vectors w [groups, size], |w|_inf about 1: x + 2 w relu(-w'x) / |w|^2."""
+
+    groups: Array
+    vectors: Array
 
 
 @dataclass(frozen=True)
@@ -89,7 +98,8 @@ class Program:
     """Steps by name, in topological order, and what the names of the model mean."""
 
     def __init__(self, name: str, shape: Sequence[int], stored: dict[str, Array], version: int) -> None:
-        need(len(shape) > 1 and shape[0] == 1 and min(shape) > 0, "the shape of the input")
+        # One sample: its first axis has size 1, or it is a vector without one.
+        need(len(shape) > 0 and 1 in (shape[0], len(shape)) and min(shape) > 0, "the shape of the input")
         self.stored, self.version, self.input = stored, version, name
         self.steps: dict[str, Step] = {}
         self.values: dict[str, Value] = {}
