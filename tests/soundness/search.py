@@ -21,7 +21,7 @@ from lipverify.errors import InternalError, LipverifyError, Refuted, RefutedCert
 from lipverify.falsify import Search
 from lipverify.ir.certificate import Rigour
 from tests.networks import random_graph
-from tests.soundness.mutants import _restated
+from tests.soundness.certified import restated
 
 NORMS = ("l2", "linf", "l1")
 SEARCH = Search(restarts=8, rounds=8, seconds=0.4)
@@ -108,7 +108,7 @@ def _claim_below(
     document = copy.deepcopy(issued.document)
     claimed = document["claim"]["upper"]
     claimed = claimed[centre] if isinstance(claimed, list) else claimed
-    _restated(document, witness * (1 - 1e-7) / claimed, centre)
+    restated(document, witness * (1 - 1e-7) / claimed, centre)
     try:
         Issued(document, issued.arrays).check(model_of(graph))
     except (RefutedCertificate, UnreadableCertificate):
