@@ -195,15 +195,19 @@ def audit(
 
 
 def _rows(methods: list[Analyzer], graph: Graph, query: Query, compute: Compute) -> tuple[Row, ...]:
-    """The answers in order. After an interrupt the best so far is kept and the analyzers behind it are not begun."""
+    """The answers in order; what is left of the time is shared evenly by those to come.
+
+    After an interrupt the best so far is kept and the analyzers behind it are not begun.
+    """
     rows: list[Row] = []
-    for method in methods:
+    for count, method in enumerate(methods):
         if any(row.interrupted for row in rows):
             rows.append(Row(method, 0.0, refused="interrupted before it began", stopped=True))
             continue
         started = time.monotonic()
         try:
-            rows.append(_answer(method, graph, query, compute))
+            share = replace(compute, deadline=compute.share(len(methods) - count))
+            rows.append(_answer(method, graph, query, share))
         except KeyboardInterrupt:
             seconds = time.monotonic() - started
             rows.append(Row(method, seconds, refused="interrupted before it had a bound", stopped=True))

@@ -36,6 +36,10 @@ class Compute:
         """Seconds left; infinite without a deadline."""
         return float("inf") if self.deadline is None else max(self.deadline - time.monotonic(), 0.0)
 
+    def expired(self) -> bool:
+        """Whether the deadline has passed."""
+        return self.remaining() <= 0.0
+
     def share(self, parts: int) -> float | None:
         """The deadline of one of `parts` equal pieces of what is left."""
         return None if self.deadline is None else time.monotonic() + self.remaining() / parts

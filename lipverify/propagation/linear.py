@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +24,11 @@ from lipverify.rules import slopes
 _ENTRYWISE = (ops.Scale, ops.BatchNorm, ops.DivideBy, ops.Reshape, ops.Transpose)
 """Affine operators whose entries depend on one entry each, and on another one each: interval arithmetic loses nothing."""
 _COPIES = (ops.Slice, ops.Gather, ops.Pad, ops.Upsample, ops.DepthToSpace, ops.Expand, ops.Concat)
+
+
+def never() -> bool:
+    """There is no deadline."""
+    return False
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,7 @@ def bounds(
     memory: int | None = None,
     within: Mapping[str, Interval] | None = None,
     precision: str = "float64",
+    expired: Callable[[], bool] = never,
 ) -> Bounds:
     """The range of every node's value over every ball.
 
@@ -86,6 +92,7 @@ def bounds(
             them; where no input is left, `Bounds.empty` says so as far as it was noticed.
         precision: of the coefficients, `float64`, or `float32` with all that its rounding may change added outward: looser
             by that, and faster where there are convolutions or no fast float64. Ranges are float64 always.
+        expired: asked again and again; once it says yes no range is tightened any more, and interval arithmetic remains.
 
     Raises:
         UnsupportedModel: an operator without an interval rule, or not bounded on its range; the node is named.
@@ -103,7 +110,14 @@ def bounds(
     plain = None
     if method == "alpha":
         plain = bounds(
-            graph, ball, method="linear", device=device, memory=memory, within=within, precision=precision
+            graph,
+            ball,
+            method="linear",
+            device=device,
+            memory=memory,
+            within=within,
+            precision=precision,
+            expired=expired,
         )
     kind = PRECISIONS[precision]
     with torch.no_grad(), own_products(kind, torch.device(device)):
@@ -123,9 +137,9 @@ def bounds(
                 box = known.meet(box, plain[node.name])
             known.ranges[node.name] = box
             if node.name in targets:
-                known.ranges[node.name] = _tightened(known, node, memory)
+                known.ranges[node.name] = _tightened(known, node, memory, expired)
                 if method == "alpha":
-                    known.ranges[node.name] = _searched(known, node, memory)
+                    known.ranges[node.name] = _searched(known, node, memory, expired)
     return Bounds(known)
 
 
@@ -156,7 +170,7 @@ def _targets(graph: Graph, norm: Norm) -> set[str]:
     return chosen
 
 
-def _tightened(known: Knowledge, node: Node, memory: int) -> Interval:
+def _tightened(known: Knowledge, node: Node, memory: int, expired: Callable[[], bool]) -> Interval:
     """The node's range intersected with linear bounds of the entries that need it."""
     box = known.ranges[node.name]
     lower, upper = box.lower.clone().flatten(1), box.upper.clone().flatten(1)
@@ -165,6 +179,8 @@ def _tightened(known: Knowledge, node: Node, memory: int) -> Interval:
     chunk = max(1, memory // (2 * 8 * 6 * widest))
     before = known.graph.nodes[: [n.name for n in known.graph.nodes].index(node.name) + 1]
     for start in range(0, len(rows), chunk):
+        if expired():
+            break
         _push(known, node, before, rows[start : start + chunk], lower, upper)
     shape = (known.count, *node.shape)
     return Interval(lower.reshape(shape), upper.reshape(shape))
@@ -203,7 +219,7 @@ def _push(
     _write(known, walk.upper(), owner, entry, lower, upper)
 
 
-def _searched(known: Knowledge, node: Node, memory: int) -> Interval:
+def _searched(known: Knowledge, node: Node, memory: int, expired: Callable[[], bool]) -> Interval:
     """The node's range intersected with bounds by searched planes, for the entries whose range still matters."""
     box = known.ranges[node.name]
     lower, upper = box.lower.clone().flatten(1), box.upper.clone().flatten(1)
@@ -212,6 +228,8 @@ def _searched(known: Knowledge, node: Node, memory: int) -> Interval:
     # Both signs; slopes, their moments and gradients, and the coefficients kept for differentiation.
     chunk = max(1, memory // (2 * 8 * 12 * sum(n.size for n in before)))
     for some in rows.split(chunk) if len(rows) else ():
+        if expired():
+            break
         owner, entry = some.T
         place = torch.arange(len(some), device=rows.device)
         start = lower.new_zeros(2 * len(some), node.size)

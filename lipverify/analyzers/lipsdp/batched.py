@@ -16,6 +16,7 @@ from lipverify.analyzers.lipsdp.solver import (
     Solution,
     available_memory,
     default_probes,
+    seconds_for_proof,
     solve,
     tuning_of,
 )
@@ -91,7 +92,7 @@ class _Together:
         for run in self.runs:
             run.begin(shares=False)
         # As in a single run, for all proofs together.
-        self.reserve = min(3.0 * (time.monotonic() - begun), 0.3 * compute.remaining())
+        self.reserve = seconds_for_proof(time.monotonic() - begun, compute)
 
     @property
     def expired(self) -> bool:

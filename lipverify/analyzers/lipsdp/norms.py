@@ -39,6 +39,8 @@ class Answer:
     trace: tuple[tuple[float, float], ...]
     notes: tuple[str, ...]
     interrupted: bool
+    least_seconds: float = 0.0
+    """Without a search it would have taken so long; 0 where that is not known."""
 
 
 def refuse_norms(norm_in: Norm, norm_out: Norm, outputs: int) -> str | None:
@@ -141,7 +143,9 @@ def euclidean(found: Solution) -> Answer:
     proved = Upper.of(found.upper) if found.upper is not None else Upper.zero()
     proof = Proof(proved, None, found.multipliers, found.exponents)
     notes = (found.message,) if found.message else ()
-    return Answer(found.upper, found.log10_upper, (proof,), found.trace, notes, found.interrupted)
+    return Answer(
+        found.upper, found.log10_upper, (proof,), found.trace, notes, found.interrupted, found.least_seconds
+    )
 
 
 def _euclidean_rows(system: Couplings, compute: Compute, settings: Settings | None) -> _Rows:

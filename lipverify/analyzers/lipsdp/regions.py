@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -61,20 +61,36 @@ def refusal(graph: Graph, query: Query, loops: bool = False, large: bool = False
     return None
 
 
+@dataclass
+class Pace:
+    """Seconds that the last centre took for its system, and for its bound without any search."""
+
+    system: float = 0.0
+    least: float = 0.0
+
+
 def systems(
-    graph: Graph, query: Query, compute: Compute, form: Form, optional: bool = False
+    graph: Graph, query: Query, compute: Compute, form: Form, pace: Pace | None = None
 ) -> Iterator[Couplings | LoopedSystem]:
-    """One block system for the whole space, or one with the slopes of its ball for every centre."""
+    """One block system for the whole space, or one with the slopes of its ball for every centre.
+
+    Args:
+        pace: given, centres behind the first are left out when they would not end before the deadline at this pace.
+    """
     if not isinstance(query.region, Ball):
         yield form(graph, None, compute.device)
         return
     ball = query.region
     for index in range(len(ball)):
-        if optional and index and compute.remaining() <= 0.0:
+        if pace is not None and index and compute.remaining() <= pace.system + pace.least:
             return
+        begun = time.monotonic()
         around = Ball(ball.center[index : index + 1], ball.radius, ball.norm, ball.box)
         ranges = bounds(graph, around, device=compute.device)
-        yield form(graph, ranges, compute.device)
+        system = form(graph, ranges, compute.device)
+        if pace is not None:
+            pace.system = time.monotonic() - begun
+        yield system
 
 
 def over_region(
@@ -90,8 +106,8 @@ def over_region(
     """The certificate of one method on every system of the region; `together` answers several small ones at once.
 
     Args:
-        optional: centres whose turn would come after the deadline or an interrupt are left out; there is one number for
-            each of those before.
+        optional: centres that would not end before the deadline, or come after an interrupt, are left out; there is one
+            number for each of those before, and for the first in any case.
 
     Raises:
         UnsupportedModel: what `refusal` says, or a centre's bound exceeds float64.
@@ -103,7 +119,8 @@ def over_region(
     centres = 1 if ball is None else len(ball)
     answers: list[Answer] = []
     names: tuple[str, ...] = ()
-    for batch in _batches(systems(graph, query, compute, form, optional), together is not None):
+    pace = Pace() if optional else None
+    for batch in _batches(systems(graph, query, compute, form, pace), together is not None):
         # What is left of the budget is shared evenly by the centres still to come; after an interrupt nothing is left.
         stopped = any(answer.interrupted for answer in answers)
         if stopped and optional:
@@ -115,6 +132,8 @@ def over_region(
             answers += together(small, within)
         else:
             answers += [method(system, within) for system in batch]
+        if pace is not None:
+            pace.least = answers[-1].least_seconds
         last = batch[-1]
         names = (last.causal if isinstance(last, LoopedSystem) else last).names
     uppers = [answer.upper for answer in answers]

@@ -75,6 +75,8 @@ class Solution:
     """upper / (lower bound of the optimum of the program) - 1; None where none was computed."""
     message: str
     interrupted: bool = False
+    least_seconds: float = 0.0
+    """What start and certificate took: all of it without a search."""
 
 
 def estimate(system: Couplings) -> tuple[int, float]:
@@ -158,6 +160,14 @@ def solve(system: Couplings, compute: Compute, settings: Settings | None = None)
         return run.finish(chosen)
 
 
+def seconds_for_proof(start: float, compute: Compute) -> float:
+    """What a search leaves of its time: the proof takes up to three times as long as the start.
+
+    Of a short time a quarter is searched in any case: a bound without search is worth little.
+    """
+    return min(3.0 * start, 0.75 * compute.remaining())
+
+
 class Run:
     """One call of `solve` or `fast`: `begin`, perhaps `improve`, `certified`."""
 
@@ -174,10 +184,14 @@ class Run:
 
     def finish(self, settings: Settings | None) -> Solution:
         """All of it; without settings the closed form alone."""
+        entered = time.monotonic()
         self.begin()
+        ready = time.monotonic()
         if settings is not None:
             self.improve(settings)
-        return self.certified()
+        searched = time.monotonic()
+        solution = self.certified()
+        return replace(solution, least_seconds=ready - entered + time.monotonic() - searched)
 
     def begin(self, shares: bool = True) -> None:
         """The closed form, with its other shares too if asked; `start` stays None where no neuron has an influence."""
@@ -188,8 +202,7 @@ class Run:
         begun = time.monotonic()
         self.reduced, factor, y = scalar_start(self.reduced)
         record.report_scale = 2.0 ** min(self.reduced.output_exponent, 1000)
-        # The proof takes up to three times as long as the start; a short budget is not given up for it.
-        record.reserve = min(3.0 * (time.monotonic() - begun), 0.3 * self.compute.remaining())
+        record.reserve = seconds_for_proof(time.monotonic() - begun, self.compute)
         self.start, self.start_rho = factor, float(torch.linalg.eigvalsh(y)[-1])
         record.offer(factor.d, self.start_rho, "lipsdp-fast")
         if shares:
@@ -203,6 +216,8 @@ class Run:
         try:
             self.topological = self.reduced.system
             self.start = self._ordered(self.start, record)
+            if record.expired:
+                return
             self._search(settings, self.start, record)
         except KeyboardInterrupt:
             self.interrupt()

@@ -29,6 +29,7 @@ from lipverify.propagation import Bounds, bounds
 from lipverify.propagation.precision import PRECISIONS, own_products
 from lipverify.rules import interval
 
+ENDED = "the budget ended the refinement of linear bounds; what is left is interval arithmetic, or the global product"
 MEMORY = 1 << 30
 """Bytes for the gradients of one chunk of centres and output rows."""
 
@@ -44,6 +45,7 @@ class JacobianRows:
     """Centres where the global product was smaller."""
     rows: Tensor = field(repr=False, compare=False, default_factory=lambda: torch.empty(0, 0))
     """[count, rows]: bounds of the dual norm of every row of the Jacobian; for methods that go on from here, not stored."""
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -71,6 +73,8 @@ class LocalBounds:
     rows: Tensor
     unknown: Tensor
     """How many derivatives are not known exactly."""
+    ended: bool = False
+    """The deadline passed before every refinement was done."""
 
 
 def local_bounds(
@@ -82,6 +86,9 @@ def local_bounds(
     precision: str = "float64",
 ) -> LocalBounds:
     """Upper bounds for every ball of the query.
+
+    A deadline ends refinement, first of the ranges at half of a chunk's share: every range is the intersection of what was
+    found until then, interval arithmetic at least.
 
     Args:
         method: `chord`, `recurjac` or `interval`.
@@ -95,20 +102,25 @@ def local_bounds(
     rows = written.output.size
     per_row = 8 * 8 * sum(node.size for node in written.nodes)
     at_once = max(1, MEMORY // (per_row * min(rows, 64)))
-    found, by_row, unknown = [], [], []
+    found, by_row, unknown, ended = [], [], [], False
     with torch.no_grad(), own_products(PRECISIONS[precision], compute.device):
         for start in range(0, len(ball), at_once):
             part = Ball(ball.center[start : start + at_once], ball.radius, ball.norm, ball.box)
-            ranges = _ranges(graph, written, part, compute, forward, precision)
+            within = replace(compute, deadline=compute.share(-(-(len(ball) - start) // at_once)))
+            early = replace(within, deadline=within.share(2))
+            ranges = _ranges(graph, written, part, early, forward, precision)
+            ended = ended or early.expired()
             chunk = max(1, MEMORY // (per_row * len(part)))
             factors = derivative_ranges(written, ranges)
-            tier = replace(tier_of(written, ranges, method), precision=PRECISIONS[precision])
+            tier = tier_of(written, ranges, method)
+            tier = replace(tier, precision=PRECISIONS[precision], expired=within.expired)
             part_bounds = norm_bounds(written, ranges, query, tier, chunk, factors=factors)
             found.append(part_bounds.upper)
             by_row.append(part_bounds.rows)
             unknown.append(_unknown(factors, ranges))
+            ended = ended or within.expired()
             compute.report(f"local {start + len(part)}/{len(ball)}", float(found[-1].max()))
-    return LocalBounds(torch.cat(found), torch.cat(by_row), torch.cat(unknown))
+    return LocalBounds(torch.cat(found), torch.cat(by_row), torch.cat(unknown), ended)
 
 
 def _ranges(
@@ -116,7 +128,15 @@ def _ranges(
 ) -> Bounds:
     """Ranges of the written-out graph; nodes that both graphs have lie inside the intervals of the original one."""
     within = None if len(written.nodes) == len(graph.nodes) else intervals(graph, ball, compute)
-    return bounds(written, ball, method=forward, device=compute.device, within=within, precision=precision)
+    return bounds(
+        written,
+        ball,
+        method=forward,
+        device=compute.device,
+        within=within,
+        precision=precision,
+        expired=compute.expired,
+    )
 
 
 def intervals(graph: Graph, ball: Ball, compute: Compute) -> Bounds:
@@ -213,25 +233,43 @@ def _certificate(
     reason = _reject(graph, query)
     if reason is not None:
         raise UnsupportedModel(reason)
+    product = _product(graph, query, compute) if with_product else None
     found = local_bounds(graph, query, compute, method, forward, precision)
     upper = found.upper.cpu()
-    product = _product(graph, query, compute) if with_product else None
     better = torch.zeros(len(upper), dtype=torch.bool)
     if product is not None:
         better = product < upper
         upper = torch.minimum(upper, product)
     if not bool(upper.isfinite().all()):
         raise UnsupportedModel("the bound of some centre exceeds the largest float64")
-    return Certificate(
+    certificate = Certificate(
         upper=upper,
         query=query,
         rigour=Rigour.REAL,
         evidence=JacobianRows(
-            method, tuple(found.unknown.tolist()), tuple(better.tolist()), found.rows.cpu()
+            method,
+            tuple(found.unknown.tolist()),
+            tuple(better.tolist()),
+            found.rows.cpu(),
+            (ENDED,) if found.ended else (),
         ),
         made_by=repr(analyzer),
         graph_digest=graph.digest,
     )
+    if not found.ended and analyzer == Local():
+        _FINISHED[graph] = query, certificate
+    return certificate
+
+
+_FINISHED: WeakKeyDictionary[Graph, tuple[Query, Certificate]] = WeakKeyDictionary()
+"""The last query that `local` answered to the end."""
+
+
+def first_bound(graph: Graph, query: Query, compute: Compute, ranges: str = "linear") -> Certificate:
+    """`local` in a third of the time, for methods that go on from it; if that is too short, what it found before, if anything."""
+    found = Local(ranges=ranges).bound(graph, query, replace(compute, deadline=compute.share(3)))
+    asked, finished = _FINISHED.get(graph, (None, found))
+    return finished if asked is query and getattr(found.evidence, "notes", ()) else found
 
 
 def _product(graph: Graph, query: Query, compute: Compute) -> Tensor | None:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 from lipverify.analyzers.lipsdp.canonical import commuted
-from lipverify.analyzers.local.analyzer import JacobianRows, Local, intervals
+from lipverify.analyzers.local.analyzer import JacobianRows, Local, first_bound, intervals
 from lipverify.analyzers.local.comparators import elementary
 from lipverify.analyzers.local.frontier import Leaf
 from lipverify.analyzers.local.sdp import LocalSDP
@@ -71,7 +71,7 @@ class LocalBaB:
         ball = query.region
         assert isinstance(ball, Ball)
         begun = time.monotonic()
-        plain = Local().bound(graph, query, compute)
+        plain = first_bound(graph, query, compute)
         pace = (time.monotonic() - begun) / len(ball)
         assert isinstance(plain.evidence, JacobianRows)
         first, rows = plain, plain.evidence.rows

@@ -7,7 +7,7 @@ linear already. Norms are bounded twice, entry by entry and as one functional of
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -22,6 +22,7 @@ from lipverify.ir.interval import Interval
 from lipverify.ir.norm import Norm
 from lipverify.linalg.rounding import UNIT_ROUNDOFF, gamma
 from lipverify.ops.planes import chord
+from lipverify.propagation import never
 from lipverify.propagation.knowledge import Knowledge, chunk_memory
 from lipverify.propagation.precision import DOUBLE, Precision
 from lipverify.rules import Relaxation
@@ -41,7 +42,7 @@ class Tier:
     refine: by functionals, else by intervals alone; recurjac: constants in place of chords; joint: norms also as one
     functional; middle: entries also around the middle of all slopes, one centre after another; sums: of every row only the
     sum of sizes is asked for; lines: around the slopes of smooth activations, for a second bound of every functional, `known`
-    with them.
+    with them; expired: once it says yes, nothing is refined any more.
     """
 
     refine: bool = True
@@ -53,6 +54,7 @@ class Tier:
     known: Knowledge | None = None
     precision: Precision = DOUBLE
     """Of the coefficients of functionals; planes of smooth activations have float64 always."""
+    expired: Callable[[], bool] = field(default=never, repr=False)
 
     def upper(self, found: Gradients, name: str, coefficients: Tensor, owner: Tensor) -> Tensor:
         """Upper bounds of functionals of one node's gradient; infinite where a number overflowed."""
@@ -76,7 +78,7 @@ def jacobian_ranges(
     found = Gradients(graph, seeds, factors, precision=tier.precision)
     for node in reversed(graph.nodes):
         gradient_of(found, node, count)
-        if not tier.refine:
+        if not tier.refine or tier.expired():
             continue
         if node.name in factors:
             refine(found, node, _meets_unknown_slope(found, node), tier)
@@ -84,16 +86,16 @@ def jacobian_ranges(
             single = _affordable(found)
             # Sums of sizes take entries of unknown sign one by one and the others as one functional: the middle adds nothing.
             if tier.middle and not (tier.sums and tier.joint and single):
-                _around_middle(found, node)
+                _around_middle(found, node, tier.expired)
             if single:
                 refine(found, node, _sign_unknown(found, node), tier)
     return found
 
 
-def _around_middle(found: Gradients, node: Node) -> None:
+def _around_middle(found: Gradients, node: Node, expired: Callable[[], bool]) -> None:
     """Intersects the ranges of the Jacobian's entries with those around the middle of all slopes."""
     box = found.boxes[node.name]
-    parts = [input_ranges(found, index) for index in range(len(box.lower))]
+    parts = [None if expired() else input_ranges(found, index) for index in range(len(box.lower))]
     ends = [
         (box.lower[i : i + 1], box.upper[i : i + 1])
         if part is None
@@ -132,6 +134,8 @@ def refine(found: Gradients, node: Node, wanted: Tensor, tier: Tier) -> None:
     widest = max(n.size for n in found.graph.nodes)
     chunk = max(1, chunk_memory(lower.device) // (2 * 8 * 6 * widest * found.rows))
     for some in _blocks(rows, chunk, widest * found.rows):
+        if tier.expired():
+            break
         owner, entry = some.T
         one = torch.zeros(2 * len(owner), node.size, dtype=tier.precision.dtype, device=owner.device)
         place = torch.arange(len(owner), device=owner.device)

@@ -13,7 +13,7 @@ from lipverify.analyzers.lipsdp.norms import Answer, answer, answers
 from lipverify.analyzers.lipsdp.regions import coupled_form, over_region
 from lipverify.analyzers.lipsdp.solver import Settings
 from lipverify.analyzers.lipsdp.system import Couplings
-from lipverify.analyzers.local.analyzer import Local
+from lipverify.analyzers.local.analyzer import Local, first_bound
 from lipverify.analyzers.protocol import Compute, Interruption, keeping_best
 from lipverify.errors import UnsupportedModel
 from lipverify.ir.certificate import Certificate, Evidence
@@ -65,7 +65,7 @@ class LocalSDP:
         if reason is not None:
             raise UnsupportedModel(reason)
         assert isinstance(query.region, Ball)
-        first = Local(ranges=self.ranges).bound(graph, query, compute)
+        first = first_bound(graph, query, compute, self.ranges)
         return self.improved(first, graph, query, compute)
 
     def improved(self, first: Certificate, graph: Graph, query: Query, compute: Compute) -> Certificate:
@@ -117,4 +117,5 @@ def _smaller(
 ) -> Smaller:
     evidence = (first.evidence,) if second is None else (first.evidence, second.evidence)
     names = ("local", "lipsdp")[: len(evidence)]
-    return Smaller(evidence, names, chosen, interruption.notes)
+    notes = (*getattr(first.evidence, "notes", ()), *interruption.notes)
+    return Smaller(evidence, names, chosen, notes)
