@@ -39,7 +39,8 @@ types: $(READY)
 	$(BIN)/mypy
 
 soundness: $(READY) ## the long searches for a wrong bound
-	LIPVERIFY_SOUNDNESS=full $(BIN)/pytest -n auto --dist worksteal tests/soundness tests/property
+	LIPVERIFY_SOUNDNESS=full $(BIN)/pytest -n auto --dist worksteal tests/soundness tests/property tests/golden \
+	    tests/unit/analyzers tests/unit/propagation tests/unit/robustness
 	$(BIN)/python reports/soundness/build.py
 
 bench-lipsdp: $(READY) ## LipSDP against cone solvers, half an hour; writes reports/bench-lipsdp
