@@ -45,6 +45,12 @@ def model_document(graph: Graph) -> dict[str, Any]:
     return found
 
 
+def query_document(query: Query, part: str | None) -> dict[str, Any]:
+    """What was asked. part: of the model, where it is not about the first output."""
+    about = {} if part is None else {"of": part}
+    return {**query.to_json(), **about, "words": query.words(part)}
+
+
 def nodes_document(graph: Graph) -> list[dict[str, Any]]:
     """The layer graph, in topological order."""
     return [

@@ -77,13 +77,17 @@ def _imported(
         from lipverify.frontends.onnx import extract_onnx
 
         # Only what this output needs: another output may be one that no rule covers.
-        return simplify(extract_onnx(path, input_shape=input_shape, output=output))
+        return _about_output(simplify(extract_onnx(path, input_shape=input_shape, output=output)), output)
     return _selected(_from_weights(path, arch, trust_code, input_shape), output)
 
 
 def _selected(graph: Graph, output: int) -> Graph:
     """One output of a graph that may have several; without others the graph keeps its digest."""
-    return graph.select(output) if len(graph.outputs) > 1 or output else graph
+    return _about_output(graph.select(output), output) if len(graph.outputs) > 1 or output else graph
+
+
+def _about_output(graph: Graph, output: int) -> Graph:
+    return _with_origin(graph, part=f"output {output} of the model") if output else graph
 
 
 def _from_weights(path: Path, arch: str | None, trust_code: bool, input_shape: Sequence[int] | None) -> Graph:
@@ -142,7 +146,9 @@ def margin(graph: Graph, first: int, second: int) -> Graph:
         graph = graph.append(Reshape((size,)), (size,), "flatten")
     row = torch.zeros(1, size, dtype=graph.dtype)
     row[0, first], row[0, second] = 1.0, -1.0
-    return graph.append(Linear(row, None), (1,), "margin")
+    of = graph.origin.part or "the output"
+    difference = f"entry {first} minus entry {second} of {of}"
+    return _with_origin(graph.append(Linear(row, None), (1,), "margin"), part=difference)
 
 
 # -- analyze, falsify, compare

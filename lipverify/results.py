@@ -17,6 +17,7 @@ from lipverify.documents import (
     environment,
     model_document,
     nodes_document,
+    query_document,
     slug,
 )
 from lipverify.ir.certificate import Certificate, Gains, Witness
@@ -137,7 +138,7 @@ class Audit:
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "command": self.command,
             "model": {**model_document(self.graph), "nodes": nodes_document(self.graph)},
-            "query": {**self.query.to_json(), "words": self.query.words()},
+            "query": query_document(self.query, self.graph.origin.part),
             "results": [row.to_json() for row in self.rows],
             "lower": {
                 "value": value.tolist() if isinstance(value, Tensor) else value,

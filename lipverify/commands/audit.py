@@ -24,6 +24,7 @@ from lipverify.commands.options import (
     Trust,
     parsed,
     print_json,
+    refuse_alone,
     say_report,
     words,
 )
@@ -90,9 +91,20 @@ def audit(
     Norm.parse(norm), Norm.parse(norm_out or norm), Norm.parse(ball or norm)
     if wanted_radius is not None and data is None:
         raise UsageError("--radius needs --data: the balls are around the points of a file")
+    if wanted_radius is None:
+        refuse_alone("--data and --radius", ("--ball", ball))
+    if data is None:
+        refuse_alone("--data", ("--limit", limit))
+    if fail_above is not None and not fail_above >= 0:
+        raise UsageError(f"--fail-above takes a limit of at least 0, not {fail_above}")
     if execution not in (None, "float32") or (execution is not None and box is None):
         raise UsageError("--execution takes float32 and needs --box LO,HI: the inputs it is about")
     if monotone is not None:
+        if any(value is not None for value in (norm_out, ball, fail_above, junit, statement_file, execution)):
+            raise UsageError(
+                "--monotone answers another question: --norm-out, --ball, --fail-above, --junit, --statement and --execution "
+                "are about bounds; ask for those in a run without it"
+            )
         from lipverify.monotonicity import command
 
         question = command.Options(
@@ -100,6 +112,7 @@ def audit(
         )
         raise typer.Exit(_monotone(command.run_monotone(question), as_json))
 
+    refuse_alone("--monotone", ("--of", of), ("--names", feature_names))
     from lipverify import pipeline
     from lipverify.auditing import Options, run_audit
     from lipverify.reporting import pipelines, terminal

@@ -14,7 +14,9 @@ import typer
 from lipverify.errors import UsageError
 from lipverify.loading.arguments import parse_box, parse_duration, parse_margin
 
-Model = Annotated[str, typer.Argument(help="an ONNX file, zoo:<name>, or weights together with --arch")]
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="an ONNX file, zoo:<name>, or weights together with --arch")
+]
 Json = Annotated[bool, typer.Option("--json", help="exactly one JSON document on standard output")]
 Arch = Annotated[str | None, typer.Option(help="FILE.py:callable that builds the module for bare weights")]
 Trust = Annotated[bool, typer.Option("--trust-code", help="allow --arch to run that file")]
@@ -23,7 +25,9 @@ Output = Annotated[int, typer.Option(help="which output of the model")]
 NormOut = Annotated[str | None, typer.Option(help="norm at the output; default: the same")]
 Analyzers = Annotated[str, typer.Option(help="comma-separated names, see `lipverify analyzers`")]
 Limit = Annotated[int | None, typer.Option(min=1, help="use only the first N points")]
-InputBox = Annotated[str | None, typer.Option(help="LO,HI: the input box")]
+InputBox = Annotated[
+    str | None, typer.Option(help="LO,HI: the input box; cuts the balls, and is where witnesses are searched")
+]
 Margin = Annotated[str | None, typer.Option(help="A,B: bound the difference of two outputs")]
 Budget = Annotated[str | None, typer.Option(help="time for everything, for example 90s or 10m")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
@@ -58,6 +62,17 @@ def parsed(given: Mapping[str, Any]) -> dict[str, Any]:
         "quiet": given["as_json"],
         "command": shlex.join(["lipverify", *sys.argv[1:]]),
     }
+
+
+def refuse_alone(needed: str, *given: tuple[str, object]) -> None:
+    """Options that mean nothing without another one are not passed over in silence.
+
+    Raises:
+        UsageError: one of them is given.
+    """
+    for name, value in given:
+        if value is not None and value is not False:
+            raise UsageError(f"{name} means nothing here without {needed}")
 
 
 def words(text: str) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from lipverify import __version__
-from lipverify.documents import NOT_COVERED, environment, model_document, nodes_document
+from lipverify.documents import NOT_COVERED, environment, model_document, nodes_document, query_document
 from lipverify.errors import Refuted, Undecided, UnsupportedModel
 from lipverify.ir.graph import Graph
 from lipverify.ir.region import Query
@@ -84,6 +84,11 @@ class Comparison:
         codes = {model.exit_code for model in self.models.values() if isinstance(model, Unreadable)}
         return codes.pop() if len(codes) == 1 and not everything else UnsupportedModel.exit_code
 
+    def _part(self) -> str | None:
+        """What of the models was asked about, where that is the same for all and not their first output."""
+        parts = {model.origin.part for model in self.models.values() if isinstance(model, Graph)}
+        return parts.pop() if len(parts) == 1 else None
+
     def to_json(self) -> dict[str, Any]:
         """The document of `compare --json`."""
         rows = [row for answers in self.answers.values() for answer in answers for row in answer.rows]
@@ -92,7 +97,7 @@ class Comparison:
             "tool": {"name": "lipverify", "version": __version__},
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "command": self.command,
-            "queries": [{**query.to_json(), "words": query.words()} for query in self.queries],
+            "queries": [query_document(query, self._part()) for query in self.queries],
             "analyzers": list(self.analyzers),
             "models": [self._model(name) for name in self.models],
             "summary": [

@@ -65,6 +65,8 @@ class Origin:
     trusted_code: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     import_check: ImportCheck | None = None
+    part: str | None = None
+    """What of the model this graph computes, in words, where that is not its first output."""
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,9 @@ class Ball:
         self.norm = Norm.parse(norm)
         self.box: tuple[Tensor, Tensor] | None = None
         if self.norm is Norm.L1:
-            raise UsageError("a ball is l2 or linf; an l1 ball is not offered")
+            raise UsageError(
+                'a ball is l2 or linf, an l1 ball is not offered; choose its norm by itself (--ball linf; Ball(norm="linf"))'
+            )
         if not math.isfinite(self.radius) or self.radius < 0:
             raise UsageError(f"a radius is a finite number >= 0, not {radius}")
         if self.center.ndim < 1 or self.center.shape[0] < 1:
@@ -60,7 +62,12 @@ class Ball:
             if not bool((low <= high).all()):
                 raise UsageError("the input box has its ends in the wrong order")
             if not bool(((low <= self.center) & (self.center <= high)).all()):
-                raise UsageError("a centre lies outside the input box")
+                outside = (self.center < low) | (self.center > high)
+                index = int(outside.flatten(1).any(1).nonzero()[0]) if self.center.ndim > 1 else 0
+                value = float(self.center[outside][0])
+                raise UsageError(
+                    f"centre {index} lies outside the input box (an entry is {value:g}); give a box that holds every centre"
+                )
             self.box = (low, high)
 
     def __len__(self) -> int:
@@ -119,9 +126,7 @@ class Query:
     def to_json(self) -> dict[str, Any]:
         return {"norm_in": str(self.norm_in), "norm_out": str(self.norm_out), "region": self.region.to_json()}
 
-    def words(self) -> str:
-        """The question as one sentence."""
-        return (
-            f"the largest ratio of output change ({self.norm_out}) to input change ({self.norm_in}), "
-            f"{self.region.words()}"
-        )
+    def words(self, part: str | None = None) -> str:
+        """The question as one sentence. part: of the model, as `Origin.part`."""
+        change = "output change" if part is None else f"the change of {part}"
+        return f"the largest ratio of {change} ({self.norm_out}) to input change ({self.norm_in}), {self.region.words()}"

@@ -125,13 +125,14 @@ class Monotonicity:
 
     def to_json(self) -> dict[str, Any]:
         """The document of `audit --monotone --json`."""
+        part = self.graph.origin.part
         return {
             "schema": "lipverify.monotone/1",
             "tool": {"name": "lipverify", "version": __version__},
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "command": self.command,
             "model": model_document(self.graph),
-            "query": {"region": self.region, "output": self.output},
+            "query": {"region": self.region, "output": self.output, **({"of": part} if part else {})},
             "features": [finding.to_json() for finding in self.findings],
             "rigour": str(self.rigour),
             "witness": "witness.npz",

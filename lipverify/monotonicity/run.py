@@ -183,7 +183,9 @@ def _entry(graph: Graph, output: int | None) -> int:
     size = graph.output.size
     if output is None:
         if size != 1:
-            raise UsageError(f"the model has {size} outputs: say which one, or give a margin of two of them")
+            raise UsageError(
+                f"the model has {size} outputs: say which one (--of 0; output=0), or give a margin of two of them (--margin 1,0)"
+            )
         return 0
     if not 0 <= output < size:
         raise UsageError(f"there is no output {output}; the model has {size}")
@@ -198,7 +200,7 @@ def _features(
         raise UsageError(f"the model has {size} inputs; give as many different names, not {len(names)}")
     if features is None:
         return list(range(size))
-    found = []
+    found: list[int] = []
     for feature in [features] if isinstance(features, int | str) else features:
         if isinstance(feature, str) and names is not None and feature in names:
             found.append(list(names).index(feature))
@@ -209,7 +211,9 @@ def _features(
         if not 0 <= int(feature) < size:
             raise UsageError(f"there is no feature {feature}; the model has {size} inputs")
         found.append(int(feature))
-    return found
+    if not found:
+        raise UsageError(f"name at least one feature, by a position from 0 to {size - 1} or by its name")
+    return list(dict.fromkeys(found))
 
 
 def _words(region: Region, boxes: Interval) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, TextIO
 
 from lipverify.loading.names import display
@@ -48,13 +49,22 @@ def print_monotone(document: dict[str, Any], file: TextIO | None = None) -> None
 
 
 def _headline(document: dict[str, Any]) -> str:
-    region, output = document["query"]["region"], document["query"]["output"]
+    region = document["query"]["region"]
     if region["kind"] == "ball":
         where = f"in the box of radius {region['radius']:g} around {plural(region['count'], 'centre')}"
     else:
         low, high = min(region["low"]), max(region["high"])
         where = f"in a box of {plural(len(region['low']), 'input')} between {low:g} and {high:g}"
-    return f"does output {output} rise or fall with one feature alone, {where}?"
+    return f"does {_asked(document)} rise or fall with one feature alone, {where}?"
+
+
+def _asked(document: dict[str, Any]) -> str:
+    """The entry of the output in words; the only entry of a difference is that difference."""
+    part, output = document["query"].get("of"), document["query"]["output"]
+    if part is None:
+        return f"output {output}"
+    single = math.prod(document["model"]["output_shape"]) == 1
+    return display(part, 200) if single else f"entry {output} of {display(part, 200)}"
 
 
 def _seen(row: dict[str, Any]) -> list[str]:

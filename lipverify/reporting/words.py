@@ -11,20 +11,23 @@ def headline(answers: Answers, query: Document) -> str:
     """The whole answer in one sentence."""
     where = region_words(query["region"])
     norms = f"{display(query['norm_in'])} to {display(query['norm_out'])}"
+    part = display(query.get("of") or "the output", 200)
+    subject = part[:1].upper() + part[1:]
     at_one = " at one of them" if answers.local and answers.count > 1 else ""
     found = "" if answers.lower is None else f"at least {lower_text(answers.lower)} was found{at_one}"
     if answers.best is None:
         rest = f"; {found}" if found else ""
-        return f"No analyzer gave an upper bound ({norms}, {where}){rest}."
+        about = f" of {part}" if "of" in query else ""
+        return f"No analyzer gave an upper bound{about} ({norms}, {where}){rest}."
     tail = f"; {found}" if found else ""
     if not answers.local:
         most = upper_text(answers.best.largest)
-        return f"The output changes by at most {most} times the input change ({norms}, {where}){tail}."
+        return f"{subject} changes by at most {most} times the input change ({norms}, {where}){tail}."
     smallest = min(answers.best.uppers, key=lambda bound: bound.order)
     most = upper_text(answers.best.largest)
     span = most if upper_text(smallest) == most else f"{upper_text(smallest)} to {most}"
     at = "times the input change" if span == most else "times the input change, depending on the centre"
-    return f"The output changes by at most {span} {at} ({norms}, {where}){tail}."
+    return f"{subject} changes by at most {span} {at} ({norms}, {where}){tail}."
 
 
 def region_words(region: Document) -> str:

