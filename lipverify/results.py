@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -175,9 +174,9 @@ class Audit:
         return text
 
     def _repr_html_(self) -> str:
-        # A frame of its own keeps the page's styles away from the notebook's.
-        page = html.escape(self.to_html(), quote=True)
-        return f'<iframe srcdoc="{page}" style="width: 100%; height: 48rem; border: 0"></iframe>'
+        from lipverify.reporting.notebook import framed
+
+        return framed(self.to_html())
 
 
 def _tightness(row: Row) -> float:

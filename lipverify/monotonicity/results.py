@@ -142,6 +142,16 @@ class Monotonicity:
             "seconds": self.seconds,
         }
 
+    def _repr_html_(self) -> str:
+        from lipverify.reporting.monotone import headline
+        from lipverify.reporting.notebook import table
+
+        rows = [
+            (f.name or str(f.feature), str(f.region), str(f.verdict), "[{:.4g}, {:.4g}]".format(*f.slope))
+            for f in self.findings
+        ]
+        return table(headline(self.to_json()), ("feature", "region", "verdict", "slope within"), rows)
+
     def witness_file(self) -> bytes:
         """An .npz with the pairs: arrays `falls_F_R_low`, `falls_F_R_high`, ... for feature F and region R, float64."""
         arrays: dict[str, Any] = {"features": np.array([f.feature for f in self.findings])}

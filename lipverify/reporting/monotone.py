@@ -18,7 +18,7 @@ def print_monotone(document: dict[str, Any], file: TextIO | None = None) -> None
     from rich.text import Text
 
     console = console_for(file)
-    console.print(Text(_headline(document), style="bold"))
+    console.print(Text(headline(document), style="bold"))
     several = document["query"]["region"].get("count", 1) > 1
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     table.add_column("feature", overflow="fold")
@@ -48,7 +48,8 @@ def print_monotone(document: dict[str, Any], file: TextIO | None = None) -> None
         console.print(Text(text, style="yellow"))
 
 
-def _headline(document: dict[str, Any]) -> str:
+def headline(document: dict[str, Any]) -> str:
+    """The question in one sentence."""
     region = document["query"]["region"]
     if region["kind"] == "ball":
         where = f"in the box of radius {region['radius']:g} around {plural(region['count'], 'centre')}"

@@ -172,3 +172,8 @@ class Radii:
         if path is not None:
             Path(path).write_text(text, encoding="utf-8")
         return text
+
+    def _repr_html_(self) -> str:
+        from lipverify.reporting.notebook import framed
+
+        return framed(self.to_html())
