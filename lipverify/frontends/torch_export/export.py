@@ -48,7 +48,20 @@ _FUNCTIONAL = {
     "aten.avg_pool1d.default", "aten.avg_pool2d.default", "aten.adaptive_avg_pool2d.default",
     "aten.layer_norm.default", "aten.softmax.int", "aten.cat.default", "aten.stack.default",
     "aten.flatten.using_ints", "aten.view.default", "aten.reshape.default", "aten.transpose.int",
-    "aten.permute.default", "aten.unsqueeze.default", "aten.squeeze.dim", "aten.sym_size.int",
+    "aten.permute.default", "aten.unsqueeze.default", "aten.squeeze.dim", "aten.sym_size.int", "aten.bmm.default",
+    "aten.addmm.default", "aten.t.default", "aten.conv_transpose1d.default", "aten.roll.default",
+    "aten.flip.default", "aten.index_select.default", "aten.index.Tensor", "aten.slice.Tensor", "aten.select.int",
+    "aten.split.Tensor", "aten.unbind.int", "aten.repeat.default", "aten.expand.default", "aten.squeeze.default",
+    "aten.sum.default", "aten.sum.dim_IntList", "aten.mean.default", "aten.mean.dim", "aten.amax.default",
+    "aten.amin.default", "aten.max.other", "aten.min.other", "aten.pow.Tensor_Scalar", "aten.sqrt.default",
+    "aten.rsqrt.default", "aten.log.default", "aten.relu6.default", "aten.log_sigmoid.default", "aten.where.self",
+    "aten.gt.Scalar", "aten.ge.Scalar", "aten.lt.Scalar", "aten.le.Scalar", "aten.gt.Tensor", "aten.ge.Tensor",
+    "aten.lt.Tensor", "aten.le.Tensor", "aten.var.correction", "aten.std.correction",
+    "aten.linalg_vector_norm.default", "aten.group_norm.default", "aten.log_softmax.int",
+    "aten.constant_pad_nd.default", "aten.pad.default", "aten.add.Scalar", "aten.sub.Scalar", "aten.mul.Scalar",
+    "aten.div.Scalar", "aten.rsub.Scalar", "aten.pixel_shuffle.default", "aten.pixel_unshuffle.default",
+    "aten.upsample_nearest2d.vec", "aten.upsample_bilinear2d.vec", "aten.clamp_min.default",
+    "aten.clamp_max.default", "aten.clamp.Tensor",
 }  # fmt: skip
 
 
