@@ -22,7 +22,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
 
-LIBRARIES = ["torch", "torch.export._trace", "torch._dynamo", "networkx", "scipy.optimize", "scipy.sparse.linalg"]
+LIBRARIES = [
+    "torch",
+    "torch.export._trace",
+    "torch._dynamo",
+    "networkx",
+    "scipy.optimize",
+    "scipy.sparse.linalg",
+]
 """No library that starts threads when it is imported: a fork would lose them."""
 
 

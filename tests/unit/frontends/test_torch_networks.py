@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lipverify.errors import UnsupportedModel
-from lipverify.frontends.torch_export import extract
+from lipverify.frontends.torch_export import export, extract
 from lipverify.interpreter import evaluate
 
 
@@ -29,6 +29,24 @@ def agrees(module: nn.Module, *sample: int, dtype: torch.dtype = torch.float32):
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
+
+
+def test_operators_that_are_not_decomposed_write_nothing_and_draw_nothing():
+    for name in export._FUNCTIONAL:
+        packet, _, overload = name.removeprefix("aten.").partition(".")
+        operator = getattr(getattr(torch.ops.aten, packet), overload)
+        assert str(operator) == name
+        assert not operator._schema.is_mutable, name
+        assert torch.Tag.nondeterministic_seeded not in operator.tags, name
+
+
+def test_statistics_that_are_updated_are_seen_without_an_operator_that_writes():
+    """`batch_norm` changes its statistics though its signature does not say so: it is always decomposed."""
+    module = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2, momentum=0.5))
+    module[1].num_batches_tracked = None
+    with pytest.raises(UnsupportedModel):
+        extract(module, torch.zeros(3, 3))
+    assert not any("batch_norm" in name or "dropout" in name for name in export._FUNCTIONAL)
 
 
 def test_mlp():
