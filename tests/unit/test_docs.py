@@ -19,6 +19,7 @@ DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#\s]+)(#[^)]*)?\)")
+FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^\$ (?:\.venv/bin/)?lipverify (\w+)", re.MULTILINE)
 
 
@@ -70,6 +71,34 @@ def test_commands_that_are_shown_exist() -> None:
     for page in PAGES:
         for name in COMMAND.findall(page.read_text(encoding="utf-8")):
             assert name in known | {"zoo"}, (page.name, name)
+
+
+def test_options_and_analyzers_that_are_shown_exist() -> None:
+    """Of whole commands and of single options, in blocks and in lines."""
+    from typer.main import get_command
+
+    from lipverify.analyzers import registry
+    from lipverify.cli import app
+
+    command = get_command(app)
+    known = {
+        n: {o for p in c.params for o in (*p.opts, *p.secondary_opts)} for n, c in command.commands.items()
+    }  # type: ignore[attr-defined]
+    shown = 0
+    for page in [*PAGES, ROOT / "CONTRIBUTING.md"]:
+        text = page.read_text(encoding="utf-8")
+        lines = re.findall(r"^\$ .*", text, re.MULTILINE) + re.findall(r"`([^`]+)`", FENCED.sub("", text))
+        for line in (found.replace("\n", " ") for found in lines):
+            verb = re.search(r"(?<!\S)(audit|radius|compare|verify|inspect|doctor) ", line)
+            allowed = known[verb[1]] if verb else set().union(*known.values())
+            allowed |= {"--help", "--debug", "--check", "--shape"}
+            if verb or line.startswith("--"):
+                for option in re.findall(r"(?<!\S)(--[a-z][a-z-]*)", line):
+                    shown += 1
+                    assert option in allowed, (page.name, line)
+            for names in re.findall(r"--analyzers ([a-z][a-z:,-]+)", line):
+                assert set(names.split(",")) <= {*registry.names(), "frobenius"}, (page.name, line)
+    assert shown > 40
 
 
 @pytest.mark.skipif(importlib.util.find_spec("mkdocs") is None, reason="the extra `docs` is not installed")

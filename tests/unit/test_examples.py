@@ -15,6 +15,8 @@ SAYS = {
     "02_onnx_file.py": ("import check", "l2: ", "linf: "),
     "03_local_bounds.py": ("everywhere: L <= ", "radius 0.02: "),
     "04_certified_radii.py": ("point 0", "point 3", "certified"),
+    "05_compare_models.py": ("ReLU: product ", "GELU: product ", "one file"),
+    "06_monotone.py": ("around patient 0", "all patients", ": increasing", ": neither", "falls by"),
     "07_maxmin_or_relu.py": ("digits-relu-mlp: accuracy", "<= L <= 0.9999995"),
     "08_write_my_own_analyzer.py": ("with-margin: ", "not Linear"),
     "09_write_my_own_operator.py": ("product: ", "lipsdp: "),

@@ -70,6 +70,8 @@ class Lirpa:
     """
 
     name: ClassVar[str] = "lirpa"
+    optimize: bool = False
+    """Also search the planes below values (alpha-CROWN), the default of auto_LiRPA: little gain for much time."""
 
     def reject(self, graph: Graph, query: Query) -> str | None:
         """Asks for linf balls and the package, and names the node that has no form for it."""
@@ -95,7 +97,7 @@ class Lirpa:
             raise UnsupportedModel(reason)
         ball = query.region
         assert isinstance(ball, Ball)
-        bounded = _Bounded(plain_graph(graph), ball, compute.device)
+        bounded = _Bounded(plain_graph(graph), ball, compute.device, self.optimize)
         rows = []
         for index in range(len(ball)):
             if compute.remaining() <= 0:
@@ -125,7 +127,8 @@ class Lirpa:
 class _Bounded:
     """One build of the bounded module for all points and rows: tables for tanh take seconds each."""
 
-    def __init__(self, graph: Graph, ball: Ball, device: torch.device) -> None:
+    def __init__(self, graph: Graph, ball: Ball, device: torch.device, optimize: bool = False) -> None:
+        self.optimize = optimize
         with quietly():
             import auto_LiRPA
             from auto_LiRPA.bound_ops import GradNorm, JacobianOP
@@ -184,7 +187,7 @@ class _Bounded:
     def _norms(self, x: Tensor) -> Tensor:
         with quietly():
             inputs = self._with_mask(x)
-            value = self.module.compute_jacobian_bounds(inputs, optimize=False, bound_lower=False)[1]
+            value = self.module.compute_jacobian_bounds(inputs, optimize=self.optimize, bound_lower=False)[1]
         found: Tensor = value.detach().double().flatten()
         return found
 

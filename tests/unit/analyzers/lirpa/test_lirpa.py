@@ -112,6 +112,18 @@ def test_doctor_reports_it() -> None:
 
 
 @needs_package
+def test_searched_planes_are_no_looser(rng: np.random.Generator) -> None:
+    """auto_LiRPA as its documentation has it (alpha-CROWN): tighter or equal, and above sampled gradients all the same."""
+    graph = chain([tensor(rng, 16, 5), tensor(rng, 16, 16), tensor(rng, 3, 16)], ops.ReLU())
+    query = Query(Norm.LINF, Norm.LINF, Ball(torch.tensor(rng.normal(size=(2, 5))), 0.2))
+    plain, searched = (Lirpa(optimize=o).bound(graph, query, Compute()).upper for o in (False, True))
+    assert plain is not None
+    assert searched is not None
+    assert bool((searched <= plain * (1 + 1e-4)).all())
+    assert "optimize=True" in Lirpa(optimize=True).bound(graph, query, Compute()).made_by
+
+
+@needs_package
 def test_equal_to_local_on_relu_networks(rng: np.random.Generator) -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(6, 20), nn.ReLU(), nn.Linear(20, 20), nn.ReLU(), nn.Linear(20, 3)).double()
