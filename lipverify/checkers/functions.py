@@ -178,6 +178,17 @@ def _gelu_tanh() -> Curve:
     return Curve(lambda x: x * _logistic(d * (x + c * x**3)), slope, (-turn, turn))
 
 
+def _erf_gate(scale: float) -> Curve:
+    """x (1 + erf(scale x)) = 2 g(b x) / b with the GELU g, b = scale sqrt 2."""
+
+    def slope(x: Array, _: int) -> Array:
+        y = scale * x
+        return 1.0 + _erf(y) + y * (2.0 / math.sqrt(math.pi)) * np.exp(-y * y)
+
+    turn = 1.0 / abs(scale)
+    return Curve(lambda x: x * (1.0 + _erf(scale * x)), slope, (-turn, turn), 3.0)
+
+
 def _exponential(alpha: float, gamma: float, scale: float) -> Curve:
     """gamma x above 0, gamma alpha (exp(x / scale) - 1) below."""
     return Curve(
@@ -217,7 +228,7 @@ CURVES: dict[str, Callable[[Setting], Curve]] = {
     "Gelu": lambda a: Curve(lambda x: x * _normal(x),
                             lambda x, _: _normal(x) + x * np.exp(-x * x / 2) / math.sqrt(2 * math.pi),
                             (-math.sqrt(2.0), math.sqrt(2.0))),
-    "GeluTanh": lambda a: _gelu_tanh(),
+    "GeluTanh": lambda a: _gelu_tanh(), "ErfGate": lambda a: _erf_gate(a("scale", 1.0)),
     "Silu": lambda a: _silu(a("beta", 1.0)),
     "Mish": lambda a: Curve(lambda x: x * _gate(x)[0], lambda x, _: _gate(x)[0] + x * _gate(x)[1],
                             (-2.2563763963607931, 1.4905711794854285)),

@@ -97,15 +97,15 @@ def _gate(p: Program, c: Call, place: int) -> bool:
     if not isinstance(step, Scalar) or step.law != wanted or gate.places.shape != x.places.shape:
         return False
     read = Value(step.sources, step.view)
-    inner = _behind(p, read) if law == "ErfGate" else None
+    inner, scale = _behind(p, read) if law == "ErfGate" else None, 1.0
     if _entrywise(inner) and inner.offset is None:
-        read = Value(inner.sources, inner.view)
+        read, scale = Value(inner.sources, inner.view), float(inner.kernel.flat[0])
+        if bool((inner.kernel != scale).any()):
+            return False
     if read.sources != x.sources or not np.array_equal(read.places, x.places.ravel()):
         return False
-    low, high = SLOPES[law](lambda key, default: default)
-    _scalar(
-        p, c.output, x, law, low, high, CURVES[law](lambda key, default: default) if law in CURVES else None
-    )
+    curve = CURVES[law](lambda key, default: scale if key == "scale" else default)
+    _scalar(p, c.output, x, law, *_ends(law, lambda key, default: default), curve)
     return True
 
 
@@ -199,6 +199,11 @@ def _reflected(p: Program, c: Call) -> None:
     p.values[c.output] = Value((c.output,), y.places.reshape(x.places.shape))
 
 
+def _ends(law: str, setting: Callable[[str, float], float]) -> tuple[float, float]:
+    low, high = SLOPES[law](setting)
+    return low, high
+
+
 def _scalar(
     p: Program, name: str, x: Value, law: str, low: Any, high: Any, curve: Curve | None = None
 ) -> None:
@@ -226,8 +231,7 @@ def _activation(p: Program, c: Call) -> None:
         return value
 
     curve = CURVES[law](setting) if law in CURVES else None
-    low, high = SLOPES[law](setting)
-    _scalar(p, c.output, x, law, low, high, curve)
+    _scalar(p, c.output, x, law, *_ends(law, setting), curve)
 
 
 def _bounded(p: Program, c: Call) -> None:

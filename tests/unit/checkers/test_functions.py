@@ -1,0 +1,170 @@
+"""Activations of the checker against forty digits: values, ranges of slopes, lines around both; and what wrong ones would do."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+
+import mpmath
+import numpy as np
+import pytest
+
+from lipverify.checkers import NotCovered
+from lipverify.checkers.functions import CURVES, Curve
+
+mpmath.mp.dps = 40
+Exact = Callable[[mpmath.mpf], mpmath.mpf]
+mp = mpmath
+FINITE = mp.mpf(10) ** -17
+"""What slopes of short secants in forty digits are off by."""
+
+
+def logistic(x: mpmath.mpf) -> mpmath.mpf:
+    return 1 / (1 + mp.exp(-x))
+
+
+def exponential(alpha: float, gamma: float, scale: float) -> Exact:
+    return lambda x: gamma * (x if x > 0 else mp.mpf(alpha) * mp.expm1(x / scale))
+
+
+def clipped(x: mpmath.mpf, low: float, high: float) -> mpmath.mpf:
+    return min(max(x, mp.mpf(low)), mp.mpf(high))
+
+
+CASES: list[tuple[str, dict[str, float], Exact]] = [
+    ("Sigmoid", {}, logistic),
+    ("Tanh", {}, mp.tanh),
+    *(("Softplus", {"beta": b}, lambda x, b=b: mp.log1p(mp.exp(b * x)) / b) for b in (1.0, 7.0, -0.3)),
+    ("LogSigmoid", {}, lambda x: -mp.log1p(mp.exp(-x))),
+    ("Gelu", {}, lambda x: x * mp.ncdf(x)),
+    ("GeluTanh", {}, lambda x: x / 2 * (1 + mp.tanh(mp.sqrt(2 / mp.pi) * (x + mp.mpf("0.044715") * x**3)))),
+    *(("ErfGate", {"scale": a}, lambda x, a=a: x * (1 + mp.erf(a * x))) for a in (math.sqrt(0.5), -2.0)),
+    *(("Silu", {"beta": b}, lambda x, b=b: x * logistic(b * x)) for b in (1.0, 1.702, -0.5, 0.0)),
+    ("Mish", {}, lambda x: x * mp.tanh(mp.log1p(mp.exp(x)))),
+    ("Softsign", {}, lambda x: x / (1 + abs(x))),
+    ("Tanhshrink", {}, lambda x: x - mp.tanh(x)),
+    ("Erf", {}, mp.erf),
+    ("Sin", {}, mp.sin),
+    ("Cos", {}, mp.cos),
+    *(("Elu", {"alpha": a}, exponential(a, 1.0, 1.0)) for a in (1.0, 0.4, -0.6)),
+    ("Selu", {"alpha": 1.6732632423543772, "gamma": 1.0507009873554805},
+     exponential(1.6732632423543772, 1.0507009873554805, 1.0)),
+    ("Celu", {"alpha": 0.7}, exponential(0.7, 1.0, 0.7)),
+    ("Clip", {"min": -0.5, "max": 0.75}, lambda x: clipped(x, -0.5, 0.75)),
+    ("Clip", {"max": 0.75}, lambda x: min(x, mp.mpf(0.75))),
+    ("HardSigmoid", {"alpha": 1 / 6, "beta": 0.5}, lambda x: clipped(mp.mpf(1 / 6) * x + 0.5, 0.0, 1.0)),
+    ("HardSigmoid", {"alpha": -0.2, "beta": 0.1}, lambda x: clipped(-mp.mpf(0.2) * x + mp.mpf(0.1), 0.0, 1.0)),
+    ("HardSwish", {}, lambda x: x * clipped(x + 3, 0.0, 6.0) / 6),
+]  # fmt: skip
+NAMES = [f"{law} {settings}" for law, settings, _ in CASES]
+
+
+def curve_of(law: str, settings: dict[str, float]) -> Curve:
+    return CURVES[law](lambda key, default: settings.get(key, default))
+
+
+def slope_of(exact: Exact, x: mpmath.mpf, side: int) -> mpmath.mpf:
+    """The derivative from one side, to about 18 digits."""
+    step = side * mp.mpf(10) ** -20
+    return (exact(x + step) - exact(x)) / step
+
+
+def intervals(rng: np.random.Generator, curve: Curve) -> tuple[np.ndarray, np.ndarray]:
+    """Around 0, around turns and at them, wide and narrow, and single points."""
+    places = [0.0, *(t for t in curve.turns if math.isfinite(t)), *rng.normal(0, 3, 8), 20.0, -40.0]
+    centres = np.repeat(places, 3)
+    widths = np.tile([0.0, 1e-9, 1.0], len(places)) * rng.uniform(0.5, 4, len(centres))
+    shares = rng.choice([0.0, 0.3, 1.0], len(centres))
+    return centres - widths * shares, centres + widths * (1 - shares)
+
+
+@pytest.mark.parametrize(("law", "settings", "exact"), CASES, ids=NAMES)
+def test_values_and_slopes_are_as_close_as_stated(
+    law: str, settings: dict[str, float], exact: Exact, rng: np.random.Generator
+) -> None:
+    curve = curve_of(law, settings)
+    for x in [*rng.normal(0, 3, 40), *rng.uniform(-40, 40, 20), 0.0, 1e-12, 300.0, -300.0]:
+        point = np.array([x])
+        with np.errstate(all="ignore"):
+            value = float(curve.value(point)[0])
+        assert abs(mp.mpf(value) - exact(mp.mpf(x))) <= 2.0**-46 * curve.size * (1 + abs(x))
+        first, last = curve.slopes(point, point)
+        for side in (-1, 1):
+            assert first[0] - FINITE <= slope_of(exact, mp.mpf(x), side) <= last[0] + FINITE
+        kink = min((abs(x - t) for t in curve.turns), default=math.inf) < 1e-9
+        assert kink or last[0] - first[0] <= 2.0**-43 * curve.size
+
+
+def lines_hold(curve: Curve, exact: Exact, rng: np.random.Generator) -> None:
+    """Ranges of slopes and lines around values and slopes, at points of intervals of all kinds."""
+    low, high = intervals(rng, curve)
+    first, last = curve.slopes(low, high)
+    k = np.where(rng.random(len(low)) < 0.5, curve.secant(low, high, first, last), rng.normal(0, 1, len(low)))
+    under, over = curve.around(k, low, high)
+    bend, below, above = curve.bent(low, high)
+    for i in range(len(low)):
+        a, b = mp.mpf(low[i]), mp.mpf(high[i])
+        ends = [a, b, *(mp.mpf(t) for t in curve.turns if low[i] <= t <= high[i])]
+        points = [*ends, *(a + (b - a) * mp.mpf(s) for s in rng.random(9))]
+        rest = [exact(x) - mp.mpf(k[i]) * x for x in points]
+        assert all(under[i] <= r <= over[i] for r in rest)
+        for x, side in itertools.product(points, (-1, 1)):
+            if not a <= x + side * mp.mpf(10) ** -20 <= b:
+                continue
+            slope = slope_of(exact, x, side)
+            assert first[i] - FINITE <= slope <= last[i] + FINITE
+            assert below[i] - FINITE <= slope - mp.mpf(bend[i]) * x <= above[i] + FINITE
+
+
+@pytest.mark.parametrize(("law", "settings", "exact"), CASES, ids=NAMES)
+def test_lines_hold_the_functions_and_their_slopes(
+    law: str, settings: dict[str, float], exact: Exact, rng: np.random.Generator
+) -> None:
+    lines_hold(curve_of(law, settings), exact, rng)
+
+
+@pytest.mark.parametrize(("law", "settings", "exact"), CASES, ids=NAMES)
+def test_lines_touch_the_functions(
+    law: str, settings: dict[str, float], exact: Exact, rng: np.random.Generator
+) -> None:
+    """No looser than rounding, against many points of each interval."""
+    curve = curve_of(law, settings)
+    low, high = (end[:24] for end in intervals(rng, curve))
+    k = curve.secant(low, high, *curve.slopes(low, high))
+    under, over = curve.around(k, low, high)
+    with np.errstate(all="ignore"):
+        kinks = np.array([np.clip(t, low, high) for t in curve.turns]).reshape(-1, len(low))
+        x = np.concatenate([low + (high - low) * np.linspace(0, 1, 4001)[:, None], kinks])
+        rest = np.array([curve.value(row) for row in x]) - k * x
+    gap = 3e-7 * curve.size * (high - low) + 1e-11 * (1 + np.abs(low) + np.abs(high))
+    assert (over - rest.max(0) <= gap).all()
+    assert (rest.min(0) - under <= gap).all()
+
+
+WRONG: dict[str, Callable[[Curve], Curve]] = {
+    "turns are overlooked": lambda c: c._replace(turns=()),
+    "turns at another place": lambda c: c._replace(turns=tuple(t + 0.3 for t in c.turns)),
+    "slopes of one side": lambda c: c._replace(slope=lambda x, k: c.slope(x, 0)),
+    "values a little off": lambda c: c._replace(value=lambda x: c.value(x) + 1e-9),
+    "slopes a little off": lambda c: c._replace(slope=lambda x, k: c.slope(x, k) + 1e-9),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+@pytest.mark.parametrize("law", ["Tanh", "Gelu", "Silu", "Elu", "HardSwish"])
+def test_wrong_curves_are_noticed(name: str, law: str, rng: np.random.Generator) -> None:
+    if name == "slopes of one side" and law in ("Tanh", "Gelu", "Silu"):
+        pytest.skip("one formula on all sides")
+    exact, settings = next((e, s) for other, s, e in CASES if other == law)
+    settings = {"alpha": 0.4} if law == "Elu" else settings
+    exact = exponential(0.4, 1.0, 1.0) if law == "Elu" else exact
+    with pytest.raises(AssertionError):
+        lines_hold(WRONG[name](curve_of(law, settings)), exact, rng)
+
+
+def test_sines_over_many_periods_are_refused() -> None:
+    curve = curve_of("Sin", {})
+    ends = np.array([-100.0]), np.array([100.0])
+    with pytest.raises(NotCovered, match="half periods"):
+        curve.slopes(*ends)
