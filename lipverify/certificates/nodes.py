@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -127,6 +127,14 @@ def _scalar(name: str, **fields: str) -> Callable[[Node], Told]:
     return told
 
 
+def _implicit(node: Node) -> Told:
+    op: Any = node.op
+    name, operands, given = TABLE[type(op.activation)](replace(node, op=op.activation))
+    if operands:
+        raise NotCovered(f"{node.describe()}: this activation is not covered by the checker")
+    return "Implicit", [op.recurrent, op.inputs], given | {"activation": name}
+
+
 def _reduced(name: str) -> Callable[[Node], Told]:
     def told(node: Node) -> Told:
         op: Any = node.op
@@ -152,6 +160,7 @@ TABLE: dict[type, Callable[[Any], Told]] = {
     ops.ConvTranspose: lambda n: ("ConvTranspose", [n.op.weight, n.op.bias],
                                   {"group": n.op.groups, "output_padding": list(n.op.output_padding), **_window(n.op)}),
     ops.DepthToSpace: lambda n: ("DepthToSpace", [], {"blocksize": n.op.block, "mode": "CRD" if n.op.column_first else "DCR"}),
+    ops.Implicit: lambda n: _implicit(n),
     ops.Householder: lambda n: ("Householder", [n.op.vectors], {"axis": n.op.axis + 1}),
     ops.Add: lambda n: ("Add", [], {}), ops.Sub: lambda n: ("Sub", [], {}),
     ops.Concat: lambda n: ("Concat", [], {"axis": n.op.axis + 1}), ops.BatchNorm: _batch_norm,

@@ -16,8 +16,10 @@ from lipverify.analyzers.lipsdp.neurons import Layer
 from lipverify.checkers import NotCovered, gains
 from lipverify.checkers.multipliers import System, needed
 from lipverify.checkers.signals import INPUT, ONE
-from lipverify.checkers.steps import Map, Program
+from lipverify.checkers.steps import Implicit, Map, Program
+from lipverify.errors import RefutedCertificate
 from lipverify.ir.certificate import Gains
+from lipverify.ops import implicit
 
 Array = np.ndarray[Any, np.dtype[Any]]
 TOLERANCE, CONVOLUTION_TOLERANCE = 1e-6, 2e-3
@@ -53,7 +55,40 @@ def product_stages(program: Program, output: str) -> list[dict[str, Any]]:
             chains.append([])
             where[name] = chains[-1]
         where[name].append(name)
-    return [stage for chain in chains for stage in _staged({n: steps[n] for n in chain})]
+    stages = [stage for chain in chains for stage in _staged({n: steps[n] for n in chain})]
+    return stages + [_implicit(name, step) for name, step in steps.items() if isinstance(step, Implicit)]
+
+
+def _implicit(name: str, step: Implicit) -> dict[str, Any]:
+    """The smaller of the gains that a contraction and diagonal multipliers prove.
+
+    Both are inequalities with a multiplier K for changes of z (`ops.implicit.monotone`); the checker's go backwards through the
+    layer, with D = rho / (s^2 K): the two Schur complements differ by K on both sides.
+    """
+    w, u, s = step.recurrent, step.inputs, step.slope
+    candidates = []
+    shrink = s * float(np.linalg.norm(w, 2))
+    if shrink < 1:
+        rho = (s * float(np.linalg.norm(u, 2)) / (1 - shrink)) ** 2
+        candidates.append((rho, np.full(len(w), 1 / (1 - shrink))))
+    found = implicit.multipliers(torch.from_numpy(w), torch.from_numpy(u), s)
+    if found is not None:
+        candidates.append((found[0], found[1].numpy()))
+    for rho, k in sorted(candidates, key=lambda pair: pair[0]):
+        gain = math.sqrt(rho) * (1 + TOLERANCE / 10)
+        d = gain**2 / (s * s * k)
+        stage = {
+            "steps": [name],
+            "by": "multipliers",
+            "gain": gain.hex(),
+            "multipliers": [v.hex() for v in d.tolist()],
+        }
+        try:
+            gains.implicit_gain(step, stage)
+        except RefutedCertificate:
+            continue
+        return stage
+    raise NotCovered(f"the implicit layer {name[:60]} has no multipliers that the checker accepts")
 
 
 def _staged(chain: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -16,10 +17,10 @@ import numpy as np
 
 from lipverify.checkers import arithmetic as arith
 from lipverify.checkers.arithmetic import Array, NotCovered, need, real
-from lipverify.checkers.multipliers import needed
+from lipverify.checkers.multipliers import System, needed, prove_lipsdp
 from lipverify.checkers.operators import STEEPEST
 from lipverify.checkers.signals import identity, mapped
-from lipverify.checkers.steps import Bounded, Map, Order, Program, Reflect, Scalar, Step
+from lipverify.checkers.steps import Bounded, Implicit, Map, Order, Program, Reflect, Scalar, Step
 from lipverify.errors import RefutedCertificate
 
 _WORK, _MOST = 1 << 24, 1 << 19
@@ -32,12 +33,15 @@ Reach = Mapping[str, Mapping[str, Fraction]]
 def prove_product(program: Program, output: str, norms: tuple[str, str], stages: Sequence[Mapping[str, Any]],
                   exact: bool = False) -> Fraction:  # fmt: skip
     """The proved constant of one step. In l2 nothing else is followed; other norms may take a detour."""
-    steps, chains = needed(program, output), {}
+    steps, chains, implicit = needed(program, output), {}, {}
     reach: dict[str, dict[str, Fraction]] = {}
     followed = ("l2",) if norms == ("l2", "l2") else ("l1", "l2", "linf")
     for stage in stages:
         names = stage["steps"]
         need(isinstance(names, list) and names, "a stage")
+        if stage["by"] == "multipliers":
+            implicit[names[-1]] = implicit_gain(steps[names[-1]], stage, exact)
+            continue
         chain = [step for name in names if isinstance(step := steps[name], Map)]
         need(len(chain) == len(names), "a stage of other steps than maps")
         linked = all(b.sources == (a,) for a, b in zip(names, chain[1:], strict=False))
@@ -57,6 +61,9 @@ def prove_product(program: Program, output: str, norms: tuple[str, str], stages:
             found = {
                 after: min(g * seen[b] for (b, a), g in gains.items() if a == after) for after in followed
             }
+        elif name in implicit and name in wanted:
+            whole = implicit[name] * _seen(steps, step, step.view, "l2", reach)
+            found = {norm: whole * _embedding("l2", norm, step.size) for norm in followed}
         elif name in wanted:
             found = {norm: _rule(steps, step, norm, reach) for norm in followed}
         else:
@@ -95,6 +102,17 @@ def _gains(
     return found | {
         pair: Fraction(float(values.max() * (1 + arith.gamma(8)))) for pair, values in above.items()
     }
+
+
+def implicit_gain(step: Step, stage: Mapping[str, Any], exact: bool = False) -> Fraction:
+    """The l2 gain of an implicit layer alone, by multipliers."""
+    need(isinstance(step, Implicit), "a stage of another step than an implicit layer")
+    alone = Program("x", (1, len(step.view)), {}, 17)
+    alone.put("z", replace(step, sources=("x",), view=np.arange(len(step.view))), (1, step.size))
+    gain, multipliers = real(stage["gain"]), np.array([real(d) for d in stage["multipliers"]])
+    need(math.isfinite(gain) and gain > 0, "a gain")
+    prove_lipsdp(System(alone, "z"), [multipliers], gain, exact)
+    return Fraction(gain)
 
 
 # -- steps with a gain in closed form

@@ -13,7 +13,7 @@ from lipverify.checkers.arithmetic import Array, NotCovered, need
 from lipverify.checkers.balls import Ball, Chain, Lines, Split, kinked, located, met
 from lipverify.checkers.functions import Curve
 from lipverify.checkers.signals import INPUT, ONE, Signal, combined, identity, mapped, stacked
-from lipverify.checkers.steps import Map, Order, Program, Reflect, Scalar, Step
+from lipverify.checkers.steps import Implicit, Map, Order, Program, Reflect, Scalar, Step
 from lipverify.errors import RefutedCertificate
 
 MAX_ROWS = 10_000
@@ -68,6 +68,8 @@ class System:
             return self._sorted(self._between(x), step.groups)
         if isinstance(step, Reflect) and not self.local:
             return self._reflected(x, step.groups, step.vectors)
+        if isinstance(step, Implicit) and not self.local:
+            return self._implicit(x, step)
         raise NotCovered(f"no form of {type(step).__name__} as neurons in the checker")
 
     def _sloped(
@@ -152,6 +154,23 @@ class System:
         long = Map((), at, groups.size, scale[:, None, None], at[:, None, None], vectors.shape[1] + 3)
         return combined(x, mapped(long, r), 1.0)
 
+    def _implicit(self, x: Signal, step: Implicit) -> Signal:
+        """z = s w with slopes of w in [0, 1], v = s W w + U x: a block that feeds itself.
+
+        Statement: z exists and is unique, because the block of M is positive definite, 2D > s (DW' + WD): see `prove_lipsdp`.
+        Source: Revay, Wang, Manchester 2020 (arXiv 2010.01732).
+        """
+        n, key = step.size, len(self.blocks)
+        columns, own = np.arange(len(step.view))[None, None], np.arange(n)
+        drive = Map((), columns.ravel(), n, step.inputs[None], columns)
+        loop = Map((), own, n, step.slope * step.recurrent[None], own[None, None], 1)
+        v = combined(mapped(drive, x), mapped(loop, identity(key, n)), 1.0)
+        self.layers.append((n, own))
+        self.blocks.append(v)
+        self.sizes.append(n)
+        w = identity(key, n)._replace(growth=v.growth)
+        return mapped(Map((), own, n, np.full((n, 1, 1), step.slope), own[:, None, None]), w)
+
     def _between(self, v: Signal) -> Signal:
         """With ranges, from which those of maxima and sorts follow better than through comparators."""
         return v if self.chain is None else v._replace(ends=np.array(self.chain.ranges(v)))
@@ -206,7 +225,9 @@ def prove_lipsdp(system: System, blocks: Sequence[Array], upper: float, exact: b
             | V0  -VD             rho    |
 
         T = I, rho = upper^2; or T = diag(tau), rho sum(tau) = upper^2: |J d|^2 <= rho d'T d <= rho sum(tau) |d|_inf^2.
-    Source: LipSDP-Neuron (Fazlyab et al., NeurIPS 2019) in reverse mode, by the Schur complement of T.
+    Source: LipSDP-Neuron (Fazlyab et al., NeurIPS 2019) in reverse mode, by the Schur complement of T. Blocks that feed
+        themselves have C on the diagonal too. M is proved positive definite, so 2D - DC' - CD is: every I - C diag(t) with t in
+        [0, 1] is invertible and the equilibrium unique (El Ghaoui et al. 2021, arXiv 1908.06315).
     """
     last = system.output if row is None else system.output.rows([row])
     sizes = [system.inputs, *system.sizes, system.outputs if row is None else 1]

@@ -15,6 +15,7 @@ from lipverify.checkers.moves import MOVED, MOVES, moved
 from lipverify.checkers.steps import (
     Bounded,
     Call,
+    Implicit,
     Map,
     Order,
     Program,
@@ -204,6 +205,26 @@ def _ends(law: str, setting: Callable[[str, float], float]) -> tuple[float, floa
     return low, high
 
 
+def _implicit(p: Program, c: Call) -> None:
+    x, recurrent, inputs = p.value(c.inputs[0]), *(p.array(n).astype(np.float64) for n in c.inputs[1:3])
+    low, high = SLOPES[c.given["activation"]](
+        lambda key, default: float(c.given.get(key, np.float32(default)))
+    )
+    if x.places.ndim != 2 or low < 0 or not 2.0**-100 < high < 2.0**100:
+        raise NotCovered(
+            "implicit layers on matrices or with falling activations are not covered by the checker"
+        )
+    need(
+        recurrent.shape == (len(inputs), len(inputs)) and inputs.shape[1] == x.places.size,
+        "an implicit layer",
+    )
+    known = np.abs(np.concatenate([recurrent.ravel(), inputs.ravel()]))
+    if not bool(((known[known > 0] >= 2.0**-400) & (known[known > 0] <= 2.0**400)).all()):
+        raise NotCovered("numbers near the ends of float64 are not covered by the checker")
+    step = Implicit(x.sources, x.places.ravel(), len(inputs), recurrent, inputs, high)
+    p.put(c.output, step, (1, len(inputs)))
+
+
 def _scalar(
     p: Program, name: str, x: Value, law: str, low: Any, high: Any, curve: Curve | None = None
 ) -> None:
@@ -270,10 +291,12 @@ STEEPEST = {
     "Silu": 1.0998393202,
     "Mish": 1.0884981613,
 }
+_SETTINGS = "alpha approximate beta gamma max min"
 _WINDOW = "auto_pad ceil_mode dilations kernel_shape pads strides storage_order count_include_pad"
 OPERATORS: dict[str, tuple[str, Callable[[Program, Call], None]]] = {
     "Gemm": ("alpha beta transA transB", _matrix), "MatMul": ("", _matrix), "Conv": (f"group {_WINDOW}", conv),
     "ConvTranspose": (f"group output_padding output_shape {_WINDOW}", conv_transpose), "Householder": ("axis", _reflected),
+    "Implicit": (f"activation {_SETTINGS}", _implicit),
     **dict.fromkeys(("Add", "Sub", "Mul", "Div", "Sum", "Scale"), ("", _scaling)), "PRelu": ("", _activation),
     "BatchNormalization": ("epsilon momentum training_mode spatial", _scaling), "GroupSort": ("axis group descending", _sort),
     **dict.fromkeys(("MaxPool", "AveragePool"), (_WINDOW, _grouped)), **dict.fromkeys(("Max", "Min"), ("", _grouped)),
@@ -281,5 +304,5 @@ OPERATORS: dict[str, tuple[str, Callable[[Program, Call], None]]] = {
     **dict.fromkeys(("GlobalAveragePool", "GlobalMaxPool"), ("", _grouped)), "Softmax": ("axis", _bounded),
     **dict.fromkeys(("LayerNormalization", "RMSNormalization"), ("axis epsilon stash_type", _bounded)),
     **dict.fromkeys(MOVES, (MOVED, moved)),
-    **dict.fromkeys(SLOPES.keys() - {"ErfGate"}, ("alpha approximate beta gamma max min", _activation)),
+    **dict.fromkeys(SLOPES.keys() - {"ErfGate"}, (_SETTINGS, _activation)),
 }  # fmt: skip

@@ -71,6 +71,15 @@ class Reflect(Step):
 
 
 @dataclass(frozen=True)
+class Implicit(Step):
+    """The z with z = phi(W z + U x + b), slopes of phi in [0, slope]; W: recurrent [n, n], U: inputs [n, m]."""
+
+    recurrent: Array
+    inputs: Array
+    slope: float
+
+
+@dataclass(frozen=True)
 class Bounded(Step):
     """A function with known gains, by norm."""
 

@@ -211,10 +211,13 @@ def monotone(op: Implicit, drive: Tensor) -> Upper | None:
     Sound when: the slopes are not negative, and the assumptions of `lipverify.linalg` hold.
     """
     low, high = slope_range(op)
-    if low < 0.0:
-        return None
-    w, b = op.recurrent.double(), drive.double()
-    best: float | None = None
+    found = None if low < 0.0 else multipliers(op.recurrent.double(), drive.double(), high)
+    return None if found is None else Upper.of(found[0]).sqrt()
+
+
+def multipliers(w: Tensor, b: Tensor, high: float) -> tuple[float, Tensor] | None:
+    """The smallest rho that is proved for W, B and slopes in [0, high], with its K; see `monotone`."""
+    best: tuple[float, Tensor] | None = None
     for weight in multiplier_candidates(w):
         if best is not None and len(w) > _LARGE:
             break
@@ -223,9 +226,11 @@ def monotone(op: Implicit, drive: Tensor) -> Upper | None:
         if not smallest > 0.0:
             continue
         for factor in _FACTORS:
-            found = _monotone_root(w, b, high, weight * (factor / smallest))
-            best = found if best is None or (found is not None and found < best) else best
-    return None if best is None else Upper.of(best).sqrt()
+            k = weight * (factor / smallest)
+            found = _monotone_root(w, b, high, k)
+            if found is not None and (best is None or found < best[0]):
+                best = found, k
+    return best
 
 
 def _monotone_root(w: Tensor, b: Tensor, high: float, k: Tensor) -> float | None:
