@@ -75,7 +75,7 @@ def test_reflections_are_isometries_by_either_proof(axis: int, rng: np.random.Ge
 
 def _squares(op: ops.Householder, count: int) -> Any:
     """Multipliers |w|^2 / 2 of the scaled vectors, for all runs of the first vector, then of the second."""
-    vectors = op.vectors.numpy()
+    vectors = op.vectors.double().numpy()
     vectors = np.ldexp(vectors, -np.frexp(np.abs(vectors).max(1, keepdims=True))[1])
     return np.repeat((vectors**2).sum(1) / 2.0, count // len(vectors))
 
