@@ -213,7 +213,7 @@ def lipsdp_parts(
         proofs = [(p.outputs, p.diagonals, p.exponents, _inverse(p)) for p in evidence.centres[centre]]
     for n, (outputs, diagonals, exponents, weights) in enumerate(proofs):
         names, own = [], f"{centre:04d}.{n:04d}"
-        for k, d in enumerate(multipliers(diagonals, exponents, system, layers)):
+        for k, d in enumerate(multipliers(diagonals, exponents, system, layers, weights)):
             names.append(f"multipliers.{own}.{k:04d}")
             arrays[names[-1]] = torch.from_numpy(d)
         if weights is not None:
@@ -238,8 +238,9 @@ def multipliers(
     exponents: Sequence[int],
     system: System,
     layers: Sequence[Layer] | None = None,
+    weights: Array | None = None,
 ) -> list[Array]:
-    """Positive float64 multipliers of every neuron.
+    """Positive float64 multipliers of every neuron. weights: the diagonal T of the inputs, by default ones.
 
     Neurons without influence have none of their own (zero): they get numbers so small, or so large, that they do not matter.
     """
@@ -253,7 +254,7 @@ def multipliers(
         found = _aligned(found, layers, system)
     if [len(d) for d in found] != system.sizes:
         raise NotCovered("the checker arranges the neurons of this network in another way")
-    return _filled(found, system) if any((d <= 0).any() for d in found) else found
+    return _filled(found, system, weights) if any((d <= 0).any() for d in found) else found
 
 
 def _aligned(diagonals: list[Array], layers: Sequence[Layer], system: System) -> list[Array]:
@@ -277,10 +278,11 @@ def _aligned(diagonals: list[Array], layers: Sequence[Layer], system: System) ->
     return found
 
 
-def _filled(diagonals: list[Array], system: System) -> list[Array]:
+def _filled(diagonals: list[Array], system: System, weights: Array | None) -> list[Array]:
     """Multipliers for neurons that the analyzer left out, where it left zeros.
 
-    In the checker's matrix neuron i meets what it reads, j, in the entry -C_ij d_j (U_ij for an input). Without neuron i the
+    In the checker's matrix neuron i meets what it reads, j, in the entry -C_ij d_j (U_ij for an input, which has T_j where a
+    neuron has d_j: as if d_j were 1 / T_j). Without neuron i the
     rest of the matrix loses (C_ij d_j)^2 / d_i, without neuron j it loses C_ij^2 d_j: nothing that matters when d_i is `_APART`
     above C_ij^2 d_j. So neurons that drive nothing of influence are made that dear, in order, and those that nothing drives
     that cheap, backwards; among themselves `_NEAR` is enough. Not further: a zero known up to rounding stays harmless.
@@ -293,7 +295,7 @@ def _filled(diagonals: list[Array], system: System) -> list[Array]:
         dear = np.full(len(found[k]), low)
         for key, matrix in block.parts.items():
             if key != ONE and matrix.shape[1]:
-                read = np.ones(matrix.shape[1]) if key == INPUT else found[key]
+                read = found[key] if key != INPUT else 1.0 / (np.ones(matrix.shape[1]) if weights is None else weights)
                 apart = _APART if key == INPUT else np.where(diagonals[key] > 0, _APART, _NEAR)
                 dear = np.maximum(dear, (matrix**2 * (apart * read)).max(1))
         found[k] = np.where((diagonals[k] <= 0) & reached[k], dear, found[k])
