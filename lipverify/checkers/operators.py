@@ -98,14 +98,13 @@ def _gate(p: Program, c: Call, place: int) -> bool:
     if not isinstance(step, Scalar) or step.law != wanted or gate.places.shape != x.places.shape:
         return False
     read = Value(step.sources, step.view)
-    inner, scale = _behind(p, read) if law == "ErfGate" else None, 1.0
+    inner, scales = _behind(p, read) if law == "ErfGate" else None, np.ones(1)
     if _entrywise(inner) and inner.offset is None:
-        read, scale = Value(inner.sources, inner.view), float(inner.kernel.flat[0])
-        if bool((inner.kernel != scale).any()):
-            return False
+        read, scales = Value(inner.sources, inner.view), inner.kernel.ravel()
     if read.sources != x.sources or not np.array_equal(read.places, x.places.ravel()):
         return False
-    curve = CURVES[law](lambda key, default: scale if key == "scale" else default)
+    scale = float(scales[0]) if bool((scales == scales[0]).all() and scales[0]) else None
+    curve = None if scale is None else CURVES[law](lambda key, default: scale if key == "scale" else default)
     _scalar(p, c.output, x, law, *_ends(law, lambda key, default: default), curve)
     return True
 

@@ -119,6 +119,7 @@ ERF = [node("Mul", "xa", "e"), node("Erf", "e", "f")]
 GATES = {
     "sigmoid": ("Silu", gate([node("Sigmoid", "x", "g")], {})),
     "erf": ("ErfGate", gate([*ERF, node("Add", "fo", "g")], {"a": np.array([0.7, -1.2, 3.0]), "o": ONE})),
+    "erf of one scale": ("ErfGate", gate([*ERF, node("Add", "fo", "g")], {"a": np.full(1, 0.7), "o": ONE})),
     "erf plus 2": (None, gate([*ERF, node("Add", "fo", "g")], {"a": ONE, "o": TWO})),
     "tanh": (None, gate([node("Tanh", "x", "g")], {})),
     "erf of a sum": (
@@ -150,6 +151,7 @@ def test_gates_are_recognised_and_nothing_like_them(
     step = known.program.steps["y"]
     assert isinstance(step, Scalar)
     assert step.law == law
+    assert (step.curve is None) is (name == "erf")  # scales of its own in every entry
     x = np.repeat(np.linspace(-8, 8, 4001)[:, None], 3, 1)
     reference = ReferenceEvaluator(proto)
     y = np.stack([reference.run(None, {"x": row[None].astype(np.float32)})[0][0] for row in x]).astype(float)
