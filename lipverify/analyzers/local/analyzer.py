@@ -269,7 +269,8 @@ def first_bound(graph: Graph, query: Query, compute: Compute, ranges: str = "lin
     """`local` in a third of the time, for methods that go on from it; if that is too short, what it found before, if anything."""
     found = Local(ranges=ranges).bound(graph, query, replace(compute, deadline=compute.share(3)))
     asked, finished = _FINISHED.get(graph, (None, found))
-    return finished if asked is query and getattr(found.evidence, "notes", ()) else found
+    early = isinstance(found.evidence, JacobianRows) and found.evidence.notes
+    return finished if asked is query and early else found
 
 
 def _product(graph: Graph, query: Query, compute: Compute) -> Tensor | None:
