@@ -25,9 +25,11 @@ from lipverify.commands.options import (
     Trust,
     parsed,
     print_json,
+    refuse_alone,
     say_report,
     words,
 )
+from lipverify.ir.norm import Norm
 from lipverify.loading.arguments import parse_radius
 
 
@@ -77,6 +79,12 @@ def compare(
     """Compare models and analyzers in one report."""
     common = parsed(locals())
     radii = () if radius is None else tuple(parse_radius(part) for part in radius.split(","))
+    for name in (*words(norm), *words(norm_out or ""), *words(ball or "")):
+        Norm.parse(name)
+    if not radii:
+        refuse_alone("--data and --radius", ("--ball", ball), ("--everywhere", everywhere))
+    if data is None:
+        refuse_alone("--data", ("--limit", limit))
     from lipverify.comparison.command import Options, run_compare
 
     options = Options(

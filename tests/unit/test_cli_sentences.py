@@ -88,6 +88,25 @@ def test_options_that_make_no_sense(options: tuple[str, ...], words: str) -> Non
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        (("--ball", "linf"), "--ball means nothing here without --data and --radius"),
+        (("--everywhere",), "--everywhere means nothing here without --data and --radius"),
+        (("--limit", "2"), "--limit means nothing here without --data"),
+        (("--radius", "0.1"), "--radius needs --data"),
+        (("--norm", "l2,l7"), "choose l1, l2 or linf"),
+        (("--resume",), "--resume needs --out"),
+        (("--radii", "crown"), "--radii needs --data"),
+        (("--analyzers", "nonsense"), "there is no analyzer 'nonsense'"),
+    ],
+)
+def test_comparisons_that_make_no_sense(options: tuple[str, ...], words: str) -> None:
+    done = lipverify("compare", MODEL, *options)
+    assert done.returncode == 2
+    assert words in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
         (("--norm", "l1"), "choose its norm by itself (--ball linf"),
         (("--norm", "linf", "--box", "0.9,1"), "centre 0 lies outside the input box"),
     ],
