@@ -78,6 +78,22 @@ def kinked_network(path: Path, seed: int) -> Path:
     return _saved(path, nodes, stored, [4])
 
 
+def smooth_network(path: Path, seed: int) -> Path:
+    """4-9-4 with a softplus that reads values near 0: steeper operators and larger weights make it steeper."""
+    r = np.random.default_rng(seed)
+    stored = {
+        "w0": r.standard_normal((9, 4)) / 4,
+        "b0": r.standard_normal(9) / 9,
+        "w1": r.standard_normal((4, 9)) / 3,
+    }
+    nodes = [
+        helper.make_node("Gemm", ["x", "w0", "b0"], ["h"], transB=1),
+        helper.make_node("Softplus", ["h"], ["a"]),
+        helper.make_node("Gemm", ["a", "w1"], ["y"], transB=1),
+    ]
+    return _saved(path, nodes, {k: v.astype(np.float32) for k, v in stored.items()}, [4])
+
+
 def _saved(path: Path, nodes: list[Any], stored: dict[str, Any], shape: list[int]) -> Path:
     graph = helper.make_graph(
         nodes,
@@ -113,6 +129,7 @@ def subjects(folder: Path, seed: int = 0) -> list[Subject]:
         (convolutional_network, "linf", ball, ["local", "lipsdp"]),
         (convolutional_network, "l2", round_, ["local", "local-sdp"]),
         (kinked_network, "linf", small, [LocalBaB(leaves=24)]),
+        (smooth_network, "l2", lv.Ball(small.center / 2, 0.3, "l2"), ["local", "lipsdp"]),
     ):
         path = build(folder / f"{build.__name__}.onnx", seed)
         result = lv.audit(

@@ -190,6 +190,27 @@ def _multipliers(document: Document, arrays: Any, r: np.random.Generator, found:
     return True
 
 
+def _slopes(document: Document, arrays: Any, r: np.random.Generator, found: list[Subject]) -> bool:
+    """Slopes of smooth activations that do not hold what the checker finds, or none."""
+    names = [n for n in arrays or {} if n.startswith("slopes")]
+    if not names:
+        return False
+    name = names[r.integers(len(names))]
+    values, entry = arrays[name], int(r.integers(arrays[name].shape[1]))
+    match r.integers(4):
+        case 0:
+            share = float(r.choice([0.5, 1.0, 0.01]))
+            values[:, entry] = (1 - share) * values[:, entry] + share * values[:, entry].mean()
+        case 1:
+            values[int(r.integers(2)), entry] = float(r.choice([np.nan, np.inf, -np.inf]))
+        case 2:
+            arrays[name] = values[:, :-1].clone()
+        case _:
+            part = next(p for p in document["proof"]["proofs"] if "slopes" in p)
+            part["slopes"] = [[], [name, name]][int(r.integers(2))]
+    return True
+
+
 def _ball(document: Document, arrays: Any, r: np.random.Generator, found: list[Subject]) -> bool:
     """Another region, with everything else as it must be: larger or other balls, fewer of them, no box."""
     claim = document["claim"]
@@ -280,7 +301,11 @@ def _changed_file(data: bytes, kind: str, r: np.random.Generator) -> bytes:
         array = numpy_helper.to_array(tensor) * np.float32(r.choice([1.01, 1.5, -2.0, 10.0]))
         tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
     else:
-        nodes = [n for n in model.graph.node if n.op_type in ("Relu", "Tanh", "LeakyRelu", "AveragePool")]
+        nodes = [
+            n
+            for n in model.graph.node
+            if n.op_type in ("Relu", "Tanh", "LeakyRelu", "Softplus", "AveragePool")
+        ]
         node = nodes[r.integers(len(nodes))]
         pool = node.op_type == "AveragePool"
         node.op_type = "MaxPool" if pool else "Erf"
@@ -340,6 +365,7 @@ _KINDS: dict[str, Callable[..., Any]] = {
     "stages": _stage,
     "another proof": _torus,
     "multipliers": _multipliers,
+    "slopes": _slopes,
     "balls": _ball,
     "proof of a ball": _proof_of_a_ball,
     "trees": _tree,

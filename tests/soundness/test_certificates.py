@@ -7,11 +7,13 @@ import os
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lipverify import checkers
 from lipverify.checkers import arithmetic, balls, claims, gains, proofs
+from lipverify.checkers.multipliers import System
 from lipverify.errors import LipverifyError, UnreadableCertificate
 from tests.processes import run
 from tests.soundness import certified, mutants
@@ -19,6 +21,12 @@ from tests.soundness import certified, mutants
 FULL = os.environ.get("LIPVERIFY_SOUNDNESS") == "full"
 COUNT = 2000 if FULL else 320
 _RANGES = balls.Chain.ranges
+
+
+def _trusting(system: System, slopes: list[Any]) -> System:
+    known = dict(zip(system.smooth, slopes, strict=True))
+    given = [known.get(k, pair) for k, pair in enumerate(system.known)]
+    return System(*system._of, given=given) if system.smooth else system
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +58,7 @@ def test_unchanged_certificates_are_accepted(subjects: list[certified.Subject]) 
         (gains, "prove_product", lambda *_: 0, "lower claim"),
         (proofs, "prove_local", lambda *_: 0.0, "balls"),
         (proofs, "prove_empty", lambda *_: True, "trees"),
+        (System, "within", _trusting, "slopes"),
         (balls.Chain, "ranges", lambda chain, x, *kinds: (sum(_RANGES(chain, x, *kinds)) / 2,) * 2, "balls"),
     ],
 )
