@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_CEILING
 from typing import Any, TextIO
@@ -75,6 +75,8 @@ class Question:
     losses: tuple[tuple[str, tuple[Fall, ...]], ...]
     refusals: tuple[tuple[tuple[str, ...], str], ...]
     """Every reason once, with the models and analyzers that it stands for."""
+    notes: tuple[tuple[tuple[str, ...], str], ...]
+    """What rows say beside their number, likewise: searches that were ended, bounds by pieces."""
     rigours: tuple[tuple[str, str], ...]
 
 
@@ -123,7 +125,10 @@ def _question(document: Document, index: int) -> Question:
     samples, without = _samples(names, answered)
     best = set(pareto.front(pareto.middles(samples)))
     used = {answer.rigour for _, answers in answered for answer in answers.answers}
-    title = f"{display(query['norm_in'])} to {display(query['norm_out'])}, {region_words(query['region'])}"
+    about = f"{display(query['of'], 200)}, " if "of" in query else ""
+    title = (
+        f"{about}{display(query['norm_in'])} to {display(query['norm_out'])}, {region_words(query['region'])}"
+    )
     return Question(
         title,
         query["region"]["kind"] != "everywhere",
@@ -135,16 +140,22 @@ def _question(document: Document, index: int) -> Question:
             _summary_row(row, row["analyzer"] in best) for row in document["summary"] if row["query"] == index
         ),
         tuple(_losses(document, index)),
-        _refusals(answered),
+        _grouped((m, refusal.analyzer, refusal.reason) for m, a in answered for refusal in a.refusals),
+        _grouped(
+            (m, row.analyzer, text)
+            for m, a in answered
+            for row in a.answers
+            for text in texts(row.row.get("notes"))
+        ),
         tuple((name, RIGOUR[name]) for name in RIGOUR if name in used),
     )
 
 
-def _refusals(answered: Sequence[tuple[str, Answers]]) -> tuple[tuple[tuple[str, ...], str], ...]:
+def _grouped(said: Iterable[tuple[str, str, str]]) -> tuple[tuple[tuple[str, ...], str], ...]:
+    """Every text once, with the models and analyzers of which it was said."""
     found: dict[str, dict[str, list[str]]] = {}
-    for model, answers in answered:
-        for refusal in answers.refusals:
-            found.setdefault(refusal.reason, {}).setdefault(model, []).append(refusal.analyzer)
+    for model, analyzer, text in said:
+        found.setdefault(text, {}).setdefault(model, []).append(analyzer)
     return tuple(
         (tuple(f"{model}: {', '.join(names)}" for model, names in by_model.items()), reason)
         for reason, by_model in found.items()
@@ -330,6 +341,8 @@ def print_comparison(document: Document, file: TextIO | None = None) -> None:
             console.print(table)
         for who, reason in question.refusals:
             console.print(Text.assemble(("refused by " + "; ".join(who) + ": ", "yellow"), reason))
+        for who, text in question.notes:
+            console.print(Text.assemble(("note on " + "; ".join(who) + ": ", "dim"), text))
     for model in document["models"]:
         if "unreadable" in model:
             name = display(model["name"])

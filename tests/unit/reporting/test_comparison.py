@@ -59,6 +59,22 @@ def test_reasons_and_missing_models_are_named() -> None:
     assert "no such file" in text
 
 
+def test_notes_of_rows_and_the_part_that_was_asked_about_are_shown() -> None:
+    """A bound that the budget cut short says so in a comparison too, once for all models of which it is true."""
+    document = copy.deepcopy(DOCUMENTS["two"])
+    audits = [m["audits"][0] for m in document["models"] if "audits" in m]
+    given = [row for audit in audits for row in audit["results"] if "refused" not in row]
+    for row in given[:2]:
+        row["notes"] = ["ended <early>"]
+    document["queries"][0]["of"] = "entry 3 minus entry 5 of the output"
+    file = io.StringIO()
+    print_comparison(document, file)
+    for text in (parse(render_comparison(document)).whole_text(), file.getvalue()):
+        assert text.count("ended <early>") == 1
+        assert "entry 3 minus entry 5 of the output, l" in " ".join(text.split())
+    assert "Notes" not in parse(render_comparison(DOCUMENTS["two"])).whole_text()
+
+
 def test_an_impossible_pair_of_bounds_is_never_shown() -> None:
     broken = copy.deepcopy(DOCUMENTS["two"])
     broken["models"][0]["audits"][0]["lower"]["value"] = 1e6
