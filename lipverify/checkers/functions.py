@@ -21,7 +21,8 @@ import numpy as np
 
 from lipverify.checkers.arithmetic import Array, NotCovered
 
-_NEAR, _UNIT, _PIECES, _HALVINGS, _PERIODS, _ENTRIES = 2.0**-48, 2.0**-42, 256, 48, 32, 1 << 18
+_NEAR, _UNIT, _PIECES, _HALVINGS, _PERIODS = 2.0**-48, 2.0**-42, 256, 48, 32
+_ENTRIES, _LEAST = 1 << 18, 2.0**-1000
 _ERF = np.frompyfunc(math.erf, 1, 1)
 Function = Callable[[Array], Array]
 Setting = Callable[[str, float], float]
@@ -30,7 +31,7 @@ Setting = Callable[[str, float], float]
 class Curve(NamedTuple):
     """slope: of the piece with this number, between two turns, also at its ends. period: of endless turns from the first one on.
 
-    jumps: the slope is constant on every piece, and exact.
+    jumps: the slope is constant on every piece, and exact. tails: slopes are within 2^-42 of themselves where they are small, too.
     """
 
     value: Function
@@ -39,6 +40,7 @@ class Curve(NamedTuple):
     size: float = 2.0
     period: float = 0.0
     jumps: bool = False
+    tails: bool = False
 
     def pieces(self, low: Array, high: Array) -> Iterator[tuple[int, Array, Array, Array]]:
         """Parts [p, q] of the intervals with a monotone slope, and where there is one."""
@@ -63,8 +65,12 @@ class Curve(NamedTuple):
                 for s in (self.slope(p, k), self.slope(q, k)):
                     first = np.where(inside, np.minimum(first, s), first)
                     last = np.where(inside, np.maximum(last, s), last)
-        margin = 0.0 if self.jumps else self.size * 2.0**-45
-        return first - margin, last + margin
+        if self.jumps:
+            return first, last
+        margins = [
+            2.0**-42 * np.abs(s) + _LEAST if self.tails else self.size * 2.0**-45 for s in (first, last)
+        ]
+        return first - margins[0], last + margins[1]
 
     def around(self, k: Array, low: Array, high: Array) -> tuple[Array, Array]:
         """Bounds of f(x) - k x on [low, high].
@@ -121,7 +127,10 @@ class Curve(NamedTuple):
             a, b = self.slopes(p, q)
             under = np.minimum(under, (a - np.maximum(k * p, k * q)).min(0))
             over = np.maximum(over, (b - np.minimum(k * p, k * q)).max(0))
-        slack = 2.0**-50 * (self.size + np.abs(k) * (1.0 + np.maximum(np.abs(low), np.abs(high))))
+        slack = (
+            2.0**-50 * (np.abs(under) + np.abs(over) + np.abs(k) * np.maximum(np.abs(low), np.abs(high)))
+            + _LEAST
+        )
         return k, under - slack, over + slack
 
 
@@ -147,7 +156,11 @@ def _normal(x: Array) -> Array:
 
 def _softplus(beta: float) -> Curve:
     return Curve(
-        lambda x: _plus(beta * x) / beta, lambda x, _: _logistic(beta * x), (), max(2.0, 1.0 / abs(beta))
+        lambda x: _plus(beta * x) / beta,
+        lambda x, _: _logistic(beta * x),
+        (),
+        max(2.0, 1.0 / abs(beta)),
+        tails=True,
     )
 
 
@@ -198,6 +211,7 @@ def _exponential(alpha: float, gamma: float, scale: float) -> Curve:
         ),
         (0.0,),
         max(2.0, abs(gamma), abs(gamma * alpha), abs(gamma * alpha / scale)),
+        tails=True,
     )
 
 
@@ -221,10 +235,10 @@ def _hard_sigmoid(alpha: float, beta: float) -> Curve:
 
 
 CURVES: dict[str, Callable[[Setting], Curve]] = {
-    "Sigmoid": lambda a: Curve(_logistic, lambda x, _: _bell(x), (0.0,)),
-    "Tanh": lambda a: Curve(np.tanh, lambda x, _: 4.0 * _bell(2.0 * x), (0.0,)),
+    "Sigmoid": lambda a: Curve(_logistic, lambda x, _: _bell(x), (0.0,), tails=True),
+    "Tanh": lambda a: Curve(np.tanh, lambda x, _: 4.0 * _bell(2.0 * x), (0.0,), tails=True),
     "Softplus": lambda a: _softplus(a("beta", 1.0)),
-    "LogSigmoid": lambda a: Curve(lambda x: -_plus(-x), lambda x, _: _logistic(-x)),
+    "LogSigmoid": lambda a: Curve(lambda x: -_plus(-x), lambda x, _: _logistic(-x), tails=True),
     "Gelu": lambda a: Curve(lambda x: x * _normal(x),
                             lambda x, _: _normal(x) + x * np.exp(-x * x / 2) / math.sqrt(2 * math.pi),
                             (-math.sqrt(2.0), math.sqrt(2.0))),
@@ -232,9 +246,9 @@ CURVES: dict[str, Callable[[Setting], Curve]] = {
     "Silu": lambda a: _silu(a("beta", 1.0)),
     "Mish": lambda a: Curve(lambda x: x * _gate(x)[0], lambda x, _: _gate(x)[0] + x * _gate(x)[1],
                             (-2.2563763963607931, 1.4905711794854285)),
-    "Softsign": lambda a: Curve(lambda x: x / (1.0 + np.abs(x)), lambda x, _: 1.0 / (1.0 + np.abs(x)) ** 2, (0.0,)),
-    "Tanhshrink": lambda a: Curve(lambda x: x - np.tanh(x), lambda x, _: np.tanh(x) ** 2, (0.0,)),
-    "Erf": lambda a: Curve(_erf, lambda x, _: 2.0 / math.sqrt(math.pi) * np.exp(-x * x), (0.0,)),
+    "Softsign": lambda a: Curve(lambda x: x / (1.0 + np.abs(x)), lambda x, _: 1.0 / (1.0 + np.abs(x)) ** 2, (0.0,), tails=True),
+    "Tanhshrink": lambda a: Curve(lambda x: x - np.tanh(x), lambda x, _: np.tanh(x) ** 2, (0.0,), tails=True),
+    "Erf": lambda a: Curve(_erf, lambda x, _: 2.0 / math.sqrt(math.pi) * np.exp(-x * x), (0.0,), tails=True),
     "Sin": lambda a: Curve(np.sin, lambda x, _: np.cos(x), (0.0,), 2.0, math.pi),
     "Cos": lambda a: Curve(np.cos, lambda x, _: -np.sin(x), (math.pi / 2,), 2.0, math.pi),
     "Elu": lambda a: _exponential(a("alpha", 1.0), 1.0, 1.0),

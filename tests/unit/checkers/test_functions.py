@@ -1,4 +1,4 @@
-"""Activations of the checker against forty digits: values, ranges of slopes, lines around both; and what wrong ones would do."""
+"""Activations of the checker against eighty digits: values, ranges of slopes, lines around both; and what wrong ones would do."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import pytest
 from lipverify.checkers import NotCovered
 from lipverify.checkers.functions import CURVES, Curve
 
-mpmath.mp.dps = 40
+mpmath.mp.dps = 80
 Exact = Callable[[mpmath.mpf], mpmath.mpf]
 mp = mpmath
-FINITE = mp.mpf(10) ** -17
-"""What slopes of short secants in forty digits are off by."""
+FINITE = mp.mpf(10) ** -36
+"""What slopes of short secants in eighty digits are off by."""
 
 
 def logistic(x: mpmath.mpf) -> mpmath.mpf:
@@ -65,14 +65,14 @@ def curve_of(law: str, settings: dict[str, float]) -> Curve:
 
 
 def slope_of(exact: Exact, x: mpmath.mpf, side: int) -> mpmath.mpf:
-    """The derivative from one side, to about 18 digits."""
-    step = side * mp.mpf(10) ** -20
+    """The derivative from one side, to about 38 digits."""
+    step = side * mp.mpf(10) ** -40
     return (exact(x + step) - exact(x)) / step
 
 
 def intervals(rng: np.random.Generator, curve: Curve) -> tuple[np.ndarray, np.ndarray]:
     """Around 0, around turns and at them, wide and narrow, and single points."""
-    places = [0.0, *(t for t in curve.turns if math.isfinite(t)), *rng.normal(0, 3, 8), 20.0, -40.0]
+    places = [0.0, *(t for t in curve.turns if math.isfinite(t)), *rng.normal(0, 3, 8), 20.0, -25.0, -40.0]
     centres = np.repeat(places, 3)
     widths = np.tile([0.0, 1e-9, 1.0], len(places)) * rng.uniform(0.5, 4, len(centres))
     shares = rng.choice([0.0, 0.3, 1.0], len(centres))
@@ -93,7 +93,7 @@ def test_values_and_slopes_are_as_close_as_stated(
         for side in (-1, 1):
             assert first[0] - FINITE <= slope_of(exact, mp.mpf(x), side) <= last[0] + FINITE
         kink = min((abs(x - t) for t in curve.turns), default=math.inf) < 1e-9
-        assert kink or last[0] - first[0] <= 2.0**-43 * curve.size
+        assert kink or last[0] - first[0] <= 2.0**-41 * curve.size
 
 
 def lines_hold(curve: Curve, exact: Exact, rng: np.random.Generator) -> None:
@@ -110,7 +110,7 @@ def lines_hold(curve: Curve, exact: Exact, rng: np.random.Generator) -> None:
         rest = [exact(x) - mp.mpf(k[i]) * x for x in points]
         assert all(under[i] <= r <= over[i] for r in rest)
         for x, side in itertools.product(points, (-1, 1)):
-            if not a <= x + side * mp.mpf(10) ** -20 <= b:
+            if not a <= x + side * mp.mpf(10) ** -40 <= b:
                 continue
             slope = slope_of(exact, x, side)
             assert first[i] - FINITE <= slope <= last[i] + FINITE
