@@ -11,7 +11,7 @@ import numpy as np
 from lipverify.checkers.arithmetic import TINY, Array, NotCovered, gamma
 from lipverify.checkers.steps import Map
 
-MAX_ENTRIES, _CHUNK, _NARROW = 1 << 28, 1 << 23, 256
+MAX_ENTRIES, _CHUNK, _NARROW, _FEW = 1 << 28, 1 << 23, 256, 4
 INPUT, ONE = -1, -2
 """Sources that are no neurons: the input, and the number 1 before constants."""
 Parts = dict[int, Array]
@@ -96,20 +96,23 @@ def mapped(step: Map, x: Signal, offset: Array | None = None) -> Signal:
         if g * p * kernel.shape[1] * width > MAX_ENTRIES:
             raise NotCovered("a matrix of the network is too large for the checker")
         m = np.concatenate([m, np.zeros((1, width))])
-        if t == 1 == kernel.shape[1]:
-            return np.asarray((kernel * m[step.index[:, :, 0]]).reshape(-1, width))
-        if p == 1 or width <= _NARROW:
+        if kernel.shape[1] == 1 and t <= _FEW:
+            terms = (kernel[:, 0, k, None, None] * m[step.index[:, :, k]] for k in range(t))
+            return np.asarray(sum(terms)).reshape(-1, width)
+        if p * g == 1 or width <= _NARROW:
             out = np.empty((g, kernel.shape[1], p, width))
             for i in range(0, width, max(1, _CHUNK // step.index.size)):
                 cut = slice(i, i + max(1, _CHUNK // step.index.size))
                 out[..., cut] = np.swapaxes(kernel[:, None] @ m[:, cut][step.index], 1, 2)
             return out.reshape(-1, width)
-        # What one position of a convolution reads depends on few columns.
+        # What one position of a convolution reads depends on few columns, and on nothing where activations are off.
         out, known = np.zeros((g, kernel.shape[1], p, width)), m != 0
+        alive = known.any(1)
         for i, j in np.ndindex(g, p):
-            at = step.index[i, j]
+            on = alive[step.index[i, j]]
+            at = step.index[i, j][on]
             columns = known[at].any(0).nonzero()[0]
-            out[i][:, j, columns] = kernel[i] @ m[at[:, None], columns]
+            out[i][:, j, columns] = kernel[i][:, on] @ m[at[:, None], columns]
         return out.reshape(-1, width)
 
     parts = {key: image(step.kernel, m) for key, m in x.parts.items()}
