@@ -295,7 +295,11 @@ def _filled(diagonals: list[Array], system: System, weights: Array | None) -> li
         dear = np.full(len(found[k]), low)
         for key, matrix in block.parts.items():
             if key != ONE and matrix.shape[1]:
-                read = found[key] if key != INPUT else 1.0 / (np.ones(matrix.shape[1]) if weights is None else weights)
+                read = (
+                    found[key]
+                    if key != INPUT
+                    else 1.0 / (np.ones(matrix.shape[1]) if weights is None else weights)
+                )
                 apart = _APART if key == INPUT else np.where(diagonals[key] > 0, _APART, _NEAR)
                 dear = np.maximum(dear, (matrix**2 * (apart * read)).max(1))
         found[k] = np.where((diagonals[k] <= 0) & reached[k], dear, found[k])

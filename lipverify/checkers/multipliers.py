@@ -66,7 +66,7 @@ class System:
             return self._maximum(self._between(x), step.groups)
         if isinstance(step, Order) and step.groups.shape[1] in _SORTS:
             return self._sorted(self._between(x), step.groups)
-        if isinstance(step, Reflect) and not self.local:
+        if isinstance(step, Reflect):
             return self._reflected(x, step.groups, step.vectors)
         if isinstance(step, Implicit) and not self.local:
             return self._implicit(x, step)

@@ -9,15 +9,17 @@ import numpy as np
 import pytest
 import torch
 
+import lipverify as lv
 from lipverify import ops, rules
 from lipverify.certificates import described
 from lipverify.checkers.gains import implicit_gain, prove_product
 from lipverify.checkers.multipliers import System, prove_lipsdp
 from lipverify.checkers.steps import Implicit, Program
 from lipverify.errors import RefutedCertificate
+from lipverify.falsify import Search
 from lipverify.ir.graph import Graph, Node
 from lipverify.ir.op import Input
-from tests.networks import tensor
+from tests.networks import chain, tensor
 from tests.unit.checkers.test_graph import signal_of
 
 SIZE = 4
@@ -134,3 +136,18 @@ def test_a_transposed_convolution_is_proved_at_its_norm(rng: np.random.Generator
     assert float(prove_product(program, "y", ("l2", "l2"), [stage | {"gain": (1.5 * size).hex()}])) >= size
     with pytest.raises(RefutedCertificate):
         prove_product(program, "y", ("l2", "l2"), [stage | {"gain": (size * (1 - 1e-9)).hex()}])
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_reflections_over_balls_are_proved(norm: str, rng: np.random.Generator) -> None:
+    graph = chain(
+        [tensor(rng, 6, 4), tensor(rng, 6, 6), tensor(rng, 3, 6)], ops.Householder(tensor(rng, 2, 3))
+    )
+    ball = lv.Ball(torch.tensor(rng.standard_normal((2, 4))), 0.1, norm)
+    result = lv.audit(graph, norm=norm, region=ball, analyzers=["local"], search=Search(seconds=0.2))
+    (row,) = result.rows
+    assert row.certificate is not None
+    assert str(row.certificate.rigour) == "checked", row.certificate.unchecked
+    # Some reflections are decided in so small a ball, so that the bound is below the one for the whole space.
+    everywhere = lv.audit(graph, norm=norm, analyzers=["product"], search=Search(seconds=0.2)).best
+    assert float(row.certificate.upper.max()) < float(everywhere.upper)
