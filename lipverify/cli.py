@@ -14,6 +14,7 @@ from lipverify.commands.options import Arch, InputShape, Json, Model, Output, Tr
 from lipverify.commands.radius import radius
 from lipverify.commands.zoo import zoo_app
 from lipverify.errors import LipverifyError, Refuted
+from lipverify.loading.names import display_path
 
 app = typer.Typer(
     name="lipverify",
@@ -75,7 +76,7 @@ def verify(
     except (Refuted, UnreadableCertificate) as error:
         if as_json:
             print_json({"schema": "lipverify.verify/1", "valid": False, "reason": str(error)})
-        raise
+        raise type(error)(f"{display_path(certificate)} is not proved for {model}: {error}") from error
     if as_json:
         print_json(verdict.to_json())
     else:

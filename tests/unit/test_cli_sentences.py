@@ -152,3 +152,12 @@ def test_features_are_asked_once() -> None:
     assert "does entry 3 minus entry 5 of the output rise or fall" in " ".join(
         lipverify(*command).stdout.split()
     )
+
+
+@pytest.mark.parametrize(("name", "text"), [("prose.json", "hello"), ("other.json", '{"schema": "else"}')])
+def test_a_certificate_that_is_none_is_named(name: str, text: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8")
+    done = lipverify("verify", path, "--model", MODEL)
+    assert done.returncode == 7
+    assert f"{name} is not proved for {MODEL}: " in done.stderr
