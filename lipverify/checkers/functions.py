@@ -31,7 +31,7 @@ Setting = Callable[[str, float], float]
 class Curve(NamedTuple):
     """slope: of the piece with this number, between two turns, also at its ends. period: of endless turns from the first one on.
 
-    jumps: the slope is constant on every piece, and exact. tails: slopes are within 2^-42 of themselves where they are small, too.
+    jumps: the slope is constant on every piece, and exact. tails: small slopes are within 2^-42 of themselves as well.
     """
 
     value: Function
