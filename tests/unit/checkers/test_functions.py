@@ -72,7 +72,15 @@ def slope_of(exact: Exact, x: mpmath.mpf, side: int) -> mpmath.mpf:
 
 def intervals(rng: np.random.Generator, curve: Curve) -> tuple[np.ndarray, np.ndarray]:
     """Around 0, around turns and at them, wide and narrow, and single points."""
-    places = [0.0, *(t for t in curve.turns if math.isfinite(t)), *rng.normal(0, 3, 8), 20.0, -25.0, -40.0]
+    places = [
+        0.0,
+        *(t for t in curve.turns if math.isfinite(t)),
+        *rng.normal(0, 3, 8),
+        20.0,
+        -7.0,
+        -25.0,
+        -40.0,
+    ]
     centres = np.repeat(places, 3)
     widths = np.tile([0.0, 1e-9, 1.0], len(places)) * rng.uniform(0.5, 4, len(centres))
     shares = rng.choice([0.0, 0.3, 1.0], len(centres))
@@ -148,14 +156,20 @@ WRONG: dict[str, Callable[[Curve], Curve]] = {
     "slopes of one side": lambda c: c._replace(slope=lambda x, k: c.slope(x, 0)),
     "values a little off": lambda c: c._replace(value=lambda x: c.value(x) + 1e-9),
     "slopes a little off": lambda c: c._replace(slope=lambda x, k: c.slope(x, k) + 1e-9),
+    "small slopes taken as known": lambda c: c._replace(tails=True),
 }
+# One formula on all sides has no wrong side; only differences of numbers lose small slopes.
+NOTICED = [
+    (name, law)
+    for name, law in itertools.product(WRONG, ("Tanh", "Gelu", "Silu", "Elu", "HardSwish"))
+    if {"slopes of one side": law in ("Elu", "HardSwish"), "small slopes taken as known": law == "Gelu"}.get(
+        name, True
+    )
+]
 
 
-@pytest.mark.parametrize("name", WRONG)
-@pytest.mark.parametrize("law", ["Tanh", "Gelu", "Silu", "Elu", "HardSwish"])
+@pytest.mark.parametrize(("name", "law"), NOTICED)
 def test_wrong_curves_are_noticed(name: str, law: str, rng: np.random.Generator) -> None:
-    if name == "slopes of one side" and law in ("Tanh", "Gelu", "Silu"):
-        pytest.skip("one formula on all sides")
     exact, settings = next((e, s) for other, s, e in CASES if other == law)
     settings = {"alpha": 0.4} if law == "Elu" else settings
     exact = exponential(0.4, 1.0, 1.0) if law == "Elu" else exact
