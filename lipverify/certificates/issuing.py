@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from lipverify import checkers
 from lipverify.analyzers.lipsdp.evidence import Multipliers, Proofs
+from lipverify.analyzers.local.analyzer import JacobianRows
 from lipverify.certificates.balls import ball_proofs
 from lipverify.certificates.format import Issued, document_of, region_arrays
 from lipverify.certificates.nodes import Described, described
@@ -130,21 +132,33 @@ def _issued(
         own = known or described(graph)
         if (reason := too_small(certificate.evidence, own.program)) is not None:
             raise RefutedCertificate(reason)
-    proof, arrays, upper = _proof(certificate, program, output, graph, query)
-    # A proof in floating point needs a little room, and more of it on large networks.
-    slacks = _SLACKS if proof["kind"] == "lipsdp" else (0.0,)
-    for slack in slacks:
-        raised = upper * (1 + slack)
-        written = replace(certificate, upper=raised, rigour=Rigour.CHECKED)
-        document = document_of(written, graph, query, analyzer) | {
-            "proof": proof, "times": {"analyzer_seconds": seconds}}  # fmt: skip
+
+    def written(proof: dict[str, Any], arrays: dict[str, Tensor], raised: Tensor) -> Issued:
+        document = document_of(
+            replace(certificate, upper=raised, rigour=Rigour.CHECKED), graph, query, analyzer
+        ) | {"proof": proof, "times": {"analyzer_seconds": seconds}}
         document["subject"] |= {"sha256": model.sha256, "output": output}
         beside = arrays | region_arrays(query.region)
         if known is not None:
             document |= {"graph": known.document, "tensors": known.tensors}
             foreign = sorted(known.arrays.keys() - model.tensors.keys())
             beside |= {f"tensor.{d}": torch.from_numpy(known.arrays[d].copy()) for d in foreign}
-        issued = Issued(document, write_safetensors(beside) if beside else None)
+        return Issued(document, write_safetensors(beside) if beside else None)
+
+    if isinstance(certificate.evidence, JacobianRows):
+        step, norms = ending(program, output), (str(query.norm_in), str(query.norm_out))
+        # What fails here is tried again centre by centre, with a reason for each.
+        with suppress(RefutedCertificate):
+            proof, arrays, upper = ball_proofs(certificate, program, step, graph, norms, ahead=True)
+            issued = written(proof, arrays, upper)
+            issued.check(model)
+            return issued, upper
+    proof, arrays, upper = _proof(certificate, program, output, graph, query)
+    # A proof in floating point needs a little room, and more of it on large networks.
+    slacks = _SLACKS if proof["kind"] == "lipsdp" else (0.0,)
+    for slack in slacks:
+        raised = upper * (1 + slack)
+        issued = written(proof, arrays, raised)
         try:
             issued.check(model)
         except RefutedCertificate as error:
