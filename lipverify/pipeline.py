@@ -195,7 +195,7 @@ def audit(
     rows = _rows(methods, graph, query, compute)
     for row in rows:
         _contradiction(row, witness)
-    rows = tuple(_checked(row, graph, query) for row in rows)
+    rows = _proved(rows, graph, query, compute)
     value = witness.value if isinstance(query.region, Ball) else float(witness.value[0])
     return Audit(graph, query, rows, Lower(value, witness), time.monotonic() - started)
 
@@ -218,6 +218,29 @@ def _rows(methods: list[Analyzer], graph: Graph, query: Query, compute: Compute)
             seconds = time.monotonic() - started
             rows.append(Row(method, seconds, refused="interrupted before it had a bound", stopped=True))
     return tuple(rows)
+
+
+def _proved(rows: tuple[Row, ...], graph: Graph, query: Query, compute: Compute) -> tuple[Row, ...]:
+    """The rows, `checked` where the checker has a proof. After an interrupt bounds stay, as `real` as they were."""
+    found: list[Row] = []
+    for row in rows:
+        if any(before.stopped and before.certificate is not None for before in found):
+            found.append(_unproved(row))
+            continue
+        try:
+            if row.certificate is not None:
+                compute.report(f"proof of {row.analyzer}", None)
+            found.append(_checked(row, graph, query))
+        except KeyboardInterrupt:
+            found.append(_unproved(row))
+    return tuple(found)
+
+
+def _unproved(row: Row) -> Row:
+    if row.certificate is None:
+        return row
+    why = "interrupted before the checker had proved it"
+    return replace(row, certificate=replace(row.certificate, unchecked=why), stopped=True)
 
 
 def answer(method: Analyzer, graph: Graph, query: Query, compute: Compute) -> Row:
