@@ -118,13 +118,15 @@ def measure(row: Around, checkpoints: Path) -> dict[str, Any]:
     return {
         **found,
         "upper": result["upper"],
+        "checked": sum(result["checked"]) if "checked" in result else 0,
         "lower": document["lower"]["value"],
         "analysis_seconds": round(result["seconds"], 1),
     }
 
 
 def _times(found: dict[str, Any]) -> str:
-    return f"{found['analysis_seconds']} | {found.get('cpu_seconds', '')} | {found['load']}"
+    proved = f"{found['checked']} of {len(found['upper'])}" if "checked" in found else ""
+    return f"{found['analysis_seconds']} | {found.get('cpu_seconds', '')} | {found['load']} | {proved}"
 
 
 def processor_seconds() -> float:
@@ -144,18 +146,19 @@ def tables(results: dict[str, Any]) -> str:
         "# Around ten real images",
         "",
         "linf to linf constants on balls of one grey level (1/255 of a pixel) in units of each model's input, by `local`, on one",
-        "thread. Seconds are those of the analyzer for all ten points; `cpu`: processor seconds of the whole command, import and",
-        "search for the lower bound included; `load`: load average at the end (2 cores: seconds are upper ends).",
+        "thread. Seconds are those of the analyzer for all ten points; `cpu`: processor seconds of the whole command, import,",
+        "search for the lower bound and proofs included; `load`: load average at the end (2 cores: seconds are upper ends);",
+        "`checked`: points whose bound the checker has proved.",
         "",
-        "| network | query | s for all | cpu | load | mean upper | mean lower | upper / lower, mean and largest |",
-        "|---|---|---|---|---|---|---|---|",
+        "| network | query | s for all | cpu | load | checked | mean upper | mean lower | upper / lower, mean and largest |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in LOCAL:
         found = results.get("local", {}).get(row.name)
         if found is None:
             continue
         if "upper" not in found:
-            lines.append(f"| {row.name} | | | | | {found['said']} | | |")
+            lines.append(f"| {row.name} | | | | | | {found['said']} | | |")
             continue
         upper, lower = np.array(found["upper"]), np.array(found["lower"])
         ratio = upper / lower
@@ -170,15 +173,15 @@ def tables(results: dict[str, Any]) -> str:
         "l2 to l2 constants, first three images of `inputs/cifar10.npz` that the network classifies correctly, radii in units of",
         "the model's input; seconds of the analyzer for the three points together, ranges included; `cpu` and `load` as above.",
         "",
-        "| network and ball | analyzer | s for three | cpu | load | upper | wanted at most | sampled lower |",
-        "|---|---|---|---|---|---|---|---|",
+        "| network and ball | analyzer | s for three | cpu | load | checked | upper | wanted at most | sampled lower |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in BALLS:
         found = results.get("balls", {}).get(row.name)
         if found is None:
             continue
         if "upper" not in found:
-            lines.append(f"| {row.name} | {row.analyzer} | | | | {found['said']} | | |")
+            lines.append(f"| {row.name} | {row.analyzer} | | | | | {found['said']} | | |")
             continue
         upper, lower, wanted = (
             " / ".join(f"{value:.4g}" for value in found[key]) for key in ("upper", "lower", "wanted")
