@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import mpmath
 import numpy as np
@@ -13,11 +13,17 @@ import pytest
 from lipverify.checkers import NotCovered
 from lipverify.checkers.functions import CURVES, Curve
 
-mpmath.mp.dps = 80
 Exact = Callable[[mpmath.mpf], mpmath.mpf]
 mp = mpmath
 FINITE = mp.mpf(10) ** -36
 """What slopes of short secants in eighty digits are off by."""
+
+
+@pytest.fixture(autouse=True)
+def eighty_digits() -> Iterator[None]:
+    """The precision is one for the whole process, and other tests have their own."""
+    with mpmath.workdps(80):
+        yield
 
 
 def logistic(x: mpmath.mpf) -> mpmath.mpf:

@@ -62,7 +62,8 @@ def test_an_interrupt_keeps_the_parts_so_far() -> None:
     assert local.certificate is not None
     first, found = uppers(local.certificate), uppers(row.certificate)
     assert float(found[0]) < float(first[0])
-    assert float(found[1]) == float(first[1])
+    # The certificate of `local` has a little room for the checker's proof.
+    assert float(found[1]) <= float(first[1]) <= (1 + 1e-7) * float(found[1])
     # Far more parts than the interrupted run had; still more could only be lower.
     whole = uppers(LocalBaB(sdp=False, leaves=200).bound(graph, Query(Norm.LINF, Norm.LINF, ball), Compute()))
     assert bool((found >= whole * (1 - 1e-12)).all())
