@@ -146,10 +146,9 @@ def _issued(
         return Issued(document, write_safetensors(beside) if beside else None)
 
     if isinstance(certificate.evidence, JacobianRows):
-        step, norms = ending(program, output), (str(query.norm_in), str(query.norm_out))
         # What fails here is tried again centre by centre, with a reason for each.
         with suppress(RefutedCertificate):
-            proof, arrays, upper = ball_proofs(certificate, program, step, graph, norms, ahead=True)
+            proof, arrays, upper = _proof(certificate, program, output, graph, query, ahead=True)
             issued = written(proof, arrays, upper)
             issued.check(model)
             return issued, upper
@@ -203,14 +202,14 @@ def _content(program: Program, output: str) -> Counter[Any]:
 
 
 def _proof(
-    certificate: Certificate, program: Program, output: str, graph: Graph, query: Query
+    certificate: Certificate, program: Program, output: str, graph: Graph, query: Query, ahead: bool = False
 ) -> tuple[dict[str, Any], dict[str, Tensor], Tensor]:
-    """Evidence in the checker's form, with the bound that it proves."""
+    """Evidence in the checker's form, with the bound that it proves. ahead: see `ball_proofs`."""
     assert certificate.upper is not None
     step = ending(program, output)
     norms = str(query.norm_in), str(query.norm_out)
     if not isinstance(query.region, Everywhere) and not isinstance(certificate.evidence, Gains):
-        return ball_proofs(certificate, program, step, graph, norms)
+        return ball_proofs(certificate, program, step, graph, norms, ahead)
     if isinstance(certificate.evidence, Gains):
         stages = product_stages(program, step)
         proved = arithmetic.above(prove_product(program, step, norms, stages))

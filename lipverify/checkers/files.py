@@ -119,7 +119,7 @@ def _onnx(data: bytes) -> tuple[Program, tuple[str, ...]]:
 
     try:
         model = onnx.ModelProto.FromString(data)
-    except Exception:
+    except Exception:  # whatever the parser says of a stranger's bytes is one refusal
         need(False, "neither safetensors nor ONNX")
     graph, stored = model.graph, {}
     version = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)

@@ -13,7 +13,6 @@ import torch
 import lipverify as lv
 from lipverify import ops
 from lipverify.analyzers.local.analyzer import Local
-from lipverify.analyzers.local.bab import LocalBaB
 from lipverify.analyzers.protocol import Compute
 from lipverify.certificates import verify
 from lipverify.checkers import NotCovered, jacobians
@@ -25,7 +24,7 @@ from lipverify.ir.op import Op
 from lipverify.ir.region import Query
 from tests.unit.checkers.test_balls import (
     QUICK,
-    leaves,
+    kinds_of_parts,
     network,
     over_seeds,
     simple,
@@ -149,12 +148,6 @@ def test_trees_of_parts_are_proved_part_by_part(rng: np.random.Generator) -> Non
     for op in (ops.Tanh(), ops.Clip(-0.5, 0.6)):
         graph = simple(np.random.default_rng(1), op)
         region = lv.Ball(torch.tensor(rng.standard_normal((1, 3))), 0.7, "linf")
-        found = lv.audit(graph, norm="linf", region=region, analyzers=[LocalBaB(leaves=24)], search=QUICK)
-        certificate = found.certificates["local-bab"]
-        assert str(certificate.rigour) == "checked", certificate.unchecked
-        assert verify(certificate, graph).upper == certificate.upper.tolist()
-        for proof in certificate.issued.document["proof"]["proofs"]:
-            for group in proof.get("groups", []):
-                kinds.update(leaves(group["root"]))
+        kinds += kinds_of_parts(graph, "linf", region)
     assert kinds["local"] > 10
     assert kinds["lipsdp"] > 0
