@@ -12,11 +12,13 @@ float32 (`propagation.precision`): constants, errors and inner products with ran
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from lipverify.errors import InternalError
 from lipverify.ir.graph import Node
 from lipverify.ir.interval import Interval
 from lipverify.ir.norm import Norm
@@ -28,13 +30,24 @@ from lipverify.propagation.knowledge import Knowledge, is_affine
 
 @dataclass
 class Functionals:
-    """Rows of inequalities. coefficients: frontier node -> [rows, *shape]; owner [rows]: index of the ball."""
+    """Rows of inequalities. coefficients: frontier node -> [rows, *shape]; owner [rows]: index of the ball.
+
+    Raises:
+        InternalError: a tensor of another shape, at the start or after any step: nothing is broadcast over rows.
+    """
 
     known: Knowledge
     coefficients: dict[str, Tensor]
     owner: Tensor
     constant: Tensor
     error: Tensor
+    mirrored: bool = field(default=False, init=False)
+    """Whether every row is followed by its negative."""
+    relaxed: bool = field(default=False, init=False)
+    """Whether some plane was used: rows hold from one side only."""
+
+    def __post_init__(self) -> None:
+        self._check(self.coefficients)
 
     @classmethod
     def start(cls, known: Knowledge, coefficients: dict[str, Tensor], owner: Tensor) -> Functionals:
@@ -43,13 +56,34 @@ class Functionals:
         first = {name: a.to(known.precision.dtype) for name, a in coefficients.items()}
         return cls(known, first, owner, zeros, zeros.clone())
 
-    def keep(self, rows: Tensor) -> None:
-        """Only these rows."""
+    def _check(self, names: Iterable[str]) -> None:
+        """One number for each row, and coefficients of these nodes in the shape of the node."""
+        rows = (len(self.owner),)
+        for tensor in (self.owner, self.constant, self.error):
+            if tensor.shape != rows:
+                raise InternalError(
+                    f"{len(self.owner)} functionals have numbers of shape {list(tensor.shape)}"
+                )
+        for name in names:
+            wanted, found = (*rows, *self.known.graph[name].shape), self.coefficients[name].shape
+            if found != wanted:
+                raise InternalError(
+                    f"coefficients of {self.known.graph[name].describe()} have the shape {list(found)}, not {list(wanted)}"
+                )
+
+    def keep(self, pairs: Tensor) -> None:
+        """Only these pairs of a row and its negative; pairs: a mask, [rows / 2]."""
+        if not self.mirrored or pairs.shape != (len(self.owner) // 2,):
+            raise InternalError(f"a choice of {list(pairs.shape)} among {len(self.owner)} functionals")
+        rows = pairs.repeat_interleave(2).nonzero().flatten()
         self.coefficients = {name: a[rows] for name, a in self.coefficients.items()}
         self.owner, self.constant, self.error = self.owner[rows], self.constant[rows], self.error[rows]
 
     def mirror(self) -> None:
         """Every row is followed by its negative. Only while no plane was used: until then both need the same numbers."""
+        if self.mirrored or self.relaxed:
+            raise InternalError("functionals are mirrored once, before any plane is used")
+        self.mirrored = True
         self.coefficients = {
             name: torch.stack((a, -a), 1).flatten(0, 1) for name, a in self.coefficients.items()
         }
@@ -64,6 +98,7 @@ class Functionals:
         if is_affine(node) and is_exact(node.op):
             for name, back in zip(node.inputs, self._adjoint(node, a), strict=True):
                 self._add(name, back)
+            self._check(node.inputs)
             return
         # Twice: the sum of absolute values is computed too. 16: products, offsets and their addition.
         precision = self.known.precision
@@ -77,8 +112,10 @@ class Functionals:
             for name, back in zip(node.inputs, self._adjoint(node, a), strict=True):
                 self._add(name, back)
         else:
+            self.relaxed = True
             self._relax(node, a)
         self._charge(error)
+        self._check(name for name in node.inputs if name in self.coefficients)
 
     def _adjoint(self, node: Node, a: Tensor) -> tuple[Tensor, ...]:
         return adjoint(self.known.op(node), a, self.known.shapes(node))
@@ -120,6 +157,8 @@ class Functionals:
         if have is None:
             self.coefficients[name] = more
             return
+        if have.shape != more.shape:
+            raise InternalError(f"coefficients of shapes {list(have.shape)} and {list(more.shape)} are added")
         total = have + more
         self._charge(2.0 * self.known.precision.unit * self._dot(total.abs(), self.known.largest(name)))
         self.coefficients[name] = total
@@ -153,6 +192,12 @@ class Functionals:
             return a.flatten(1) @ rows.flatten()
         return (a * rows).flatten(1).sum(1)
 
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """Lower and upper bound of the functional of every pair: [rows / 2] each, infinite where a number overflowed."""
+        if not self.mirrored:
+            raise InternalError("a functional without its negative has no lower bound")
+        return ends_of(self.upper())
+
     def upper(self) -> Tensor:
         """Upper bound of every row from the ranges of the frontier, or from the ball itself at the input: [rows]."""
         total, error = self.constant, self.error
@@ -185,3 +230,14 @@ class Functionals:
         length = length * (1.0 + 2.0 * gamma(a[0].numel() + 4 if len(a) else 4))
         value = self._dot(a, ball.center.to(a)) + ball.radius * length
         return value if not self.known.cut else torch.minimum(value, self._over_box(a, size, box))
+
+
+def ends_of(upper: Tensor) -> tuple[Tensor, Tensor]:
+    """Lower and upper bound of functionals, from upper bounds of each and of its negative behind it: [2n] -> [n], [n].
+
+    What overflowed is infinite: it says nothing.
+    """
+    if upper.ndim != 1 or len(upper) % 2:
+        raise InternalError(f"bounds of functionals and their negatives have the shape {list(upper.shape)}")
+    pairs = torch.where(upper.isfinite(), upper, torch.full_like(upper, torch.inf)).reshape(-1, 2)
+    return -pairs[:, 1], pairs[:, 0]

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from lipverify import ops
-from lipverify.errors import UnsupportedModel, UsageError
+from lipverify.errors import InternalError, UnsupportedModel, UsageError
 from lipverify.ir.graph import Graph, Node
 from lipverify.ir.interval import Interval
 from lipverify.ir.norm import Norm
 from lipverify.ir.op import Constant, Input
 from lipverify.ir.region import Ball
-from lipverify.propagation.functionals import Functionals
+from lipverify.propagation.functionals import Functionals, ends_of
 from lipverify.propagation.knowledge import Knowledge, chunk_memory, is_affine
 from lipverify.propagation.precision import PRECISIONS, own_products
 from lipverify.propagation.searched import searched_upper
@@ -196,27 +196,29 @@ def _push(
     owner, entry = rows[:, 0], rows[:, 1]
     start = lower.new_zeros(len(rows), node.size, dtype=known.precision.dtype)
     start[torch.arange(len(rows), device=rows.device), entry] = 1.0
-    walk, both = Functionals.start(known, {node.name: start.reshape(-1, *node.shape)}, owner), False
+    walk = Functionals.start(known, {node.name: start.reshape(-1, *node.shape)}, owner)
     for step in reversed(before):
         if step.name not in walk.coefficients or isinstance(step.op, Input):
             continue
-        early = step.name != node.name and not is_affine(step)
-        if not both and not is_affine(step) and not isinstance(step.op, Constant):
-            walk.mirror()
-            both = True
-        walk.step(step)
-        if not early:
+        # Without a plane both sides are the same functional: a constant only adds to it, as an affine node does.
+        if is_affine(step) or isinstance(step.op, Constant):
+            walk.step(step)
             continue
-        _write(known, walk.upper(), owner, entry, lower, upper)
+        if not walk.mirrored:
+            walk.mirror()
+        walk.step(step)
+        if step.name == node.name:
+            continue
+        _write(known, walk.ends(), owner, entry, lower, upper)
         open_rows = _unsettled(known, node, lower, upper)[owner, entry]
         if int(open_rows.sum()) < 0.9 * len(owner):
-            walk.keep(open_rows.repeat_interleave(2).nonzero().flatten())
+            walk.keep(open_rows)
             owner, entry = owner[open_rows], entry[open_rows]
             if len(owner) == 0:
                 return
-    if not both:
+    if not walk.mirrored:
         walk.mirror()
-    _write(known, walk.upper(), owner, entry, lower, upper)
+    _write(known, walk.ends(), owner, entry, lower, upper)
 
 
 def _searched(known: Knowledge, node: Node, memory: int, expired: Callable[[], bool]) -> Interval:
@@ -237,21 +239,22 @@ def _searched(known: Knowledge, node: Node, memory: int, expired: Callable[[], b
         found = searched_upper(
             known, node, start.reshape(-1, *node.shape), owner.repeat_interleave(2), before
         )
-        _write(known, found, owner, entry, lower, upper)
+        _write(known, ends_of(found), owner, entry, lower, upper)
     shape = (known.count, *node.shape)
     return Interval(lower.reshape(shape), upper.reshape(shape))
 
 
 def _write(
-    known: Knowledge, found: Tensor, owner: Tensor, entry: Tensor, lower: Tensor, upper: Tensor
+    known: Knowledge, found: tuple[Tensor, Tensor], owner: Tensor, entry: Tensor, lower: Tensor, upper: Tensor
 ) -> None:
-    """Intersects with found [2n]: upper bounds of an entry and of its negative. What overflowed is left out.
+    """Intersects with found: lower and upper bounds of the entries, [n] each.
 
     Where the ends cross the part of the ball is empty, and the entry stays as it was.
     """
-    found = torch.where(found.isfinite(), found, torch.full_like(found, torch.inf))
-    high = torch.minimum(upper[owner, entry], found[0::2])
-    low = torch.maximum(lower[owner, entry], -found[1::2])
+    if not found[0].shape == found[1].shape == owner.shape:
+        raise InternalError(f"{len(owner)} entries have bounds of shape {list(found[0].shape)}")
+    low = torch.maximum(lower[owner, entry], found[0])
+    high = torch.minimum(upper[owner, entry], found[1])
     if known.empty is not None:
         apart = low > high
         known.empty[owner[apart]] = True
