@@ -1,0 +1,1 @@
+"""The reader: bytes of strangers into programs. It knows nothing of proofs."""
