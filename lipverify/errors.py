@@ -42,6 +42,10 @@ class RefutedCertificate(Refuted):
     """The evidence of a certificate does not carry its claim."""
 
 
+class NotCovered(RefutedCertificate):
+    """The checker has no proof for this operator, size, file or kind of claim."""
+
+
 class Undecided(LipverifyError):
     """Nothing could be decided within the budget."""
 

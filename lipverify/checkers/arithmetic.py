@@ -17,16 +17,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lipverify.errors import RefutedCertificate, UnreadableCertificate
+from lipverify.errors import NotCovered as NotCovered
+from lipverify.errors import UnreadableCertificate
 
 Array = NDArray[Any]
 TINY = 2.0**-300
 """Covers every underflow: matrices are scaled near 1 first."""
 _BITS, _LIMB = 192, 20
-
-
-class NotCovered(RefutedCertificate):
-    """The checker has no proof for this operator, size or kind of claim."""
 
 
 def need(condition: object, message: str) -> None:

@@ -1,1 +1,19 @@
-"""The reader: bytes of strangers into programs. It knows nothing of proofs."""
+"""From bytes to programs: model files, and the architecture a certificate states for weights. Nothing here knows of proofs."""
+
+from __future__ import annotations
+
+from lipverify.checkers.reader.architecture import architecture, tensors_read
+from lipverify.checkers.reader.files import (
+    MAX_CERTIFICATE,
+    MAX_MODEL,
+    Model,
+    digest_of,
+    model_of_bytes,
+    parse_json,
+    parse_safetensors,
+    read_bytes,
+    read_model,
+)
+
+__all__ = ["MAX_CERTIFICATE", "MAX_MODEL", "Model", "architecture", "digest_of", "model_of_bytes", "parse_json",
+           "parse_safetensors", "read_bytes", "read_model", "tensors_read"]  # fmt: skip

@@ -1,0 +1,209 @@
+"""A program under construction: values as places in the results of steps, and an account of everything that is made.
+
+Every array the reader makes is charged before it exists, so that no file asks for more memory or time than the account holds.
+One sample is followed: the first axis of the input has size 1, or there is none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lipverify.checkers.kernel.program import (
+    MAX_SIZE,
+    Affine,
+    Array,
+    Constant,
+    Input,
+    Lattice,
+    Scalar,
+    Step,
+    View,
+    checked,
+)
+from lipverify.checkers.reader.refusals import need
+
+ROOM = 1 << 28
+"""Numbers and places in all arrays of one program together."""
+MAX_AXES = 12
+FLOATS: tuple[np.dtype[Any], ...] = (np.dtype("<f2"), np.dtype("<f4"), np.dtype("<f8"))
+
+
+class Value(NamedTuple):
+    """Computed numbers: `places` [*shape] in the joined results of `sources`, -1 the number 0. kind: their type in the file."""
+
+    sources: tuple[int, ...]
+    places: Array
+    kind: np.dtype[Any]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.places.shape
+
+
+class Stored(NamedTuple):
+    """Numbers that no input changes, in the type of the file."""
+
+    array: Array
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A result that cannot be used, and why."""
+
+    reason: str
+
+
+Operand = Value | Stored | Missing | None
+
+
+def kind_of(x: Value | Stored) -> np.dtype[Any]:
+    """The element type of an operand."""
+    return x.kind if isinstance(x, Value) else x.array.dtype
+
+
+def positions(x: Value) -> Array:
+    """The places of a value's numbers in its own view."""
+    return np.arange(x.places.size).reshape(x.places.shape)
+
+
+class Builder:
+    """Steps so far. Raises NotCovered for what the account does not hold and for numbers near the ends of float64."""
+
+    def __init__(self, shape: Sequence[int], kind: np.dtype[Any], room: int = ROOM) -> None:
+        self.room = room
+        self.steps: list[Step] = []
+        self.charge(size_of(shape))
+        need(
+            min(shape, default=0) > 0 and 1 in (shape[0], len(shape)),
+            f"inputs of shape {list(shape)} are not covered",
+        )
+        self.input = self.add(Input(View((), np.empty(0, np.int64)), math.prod(shape)), shape, kind)
+
+    def charge(self, count: int) -> int:
+        """Takes `count` numbers from the account."""
+        self.room -= count
+        need(0 <= count <= MAX_SIZE and self.room >= 0, "a model too large to check")
+        return count
+
+    def add(self, step: Step, shape: Sequence[int], kind: np.dtype[Any]) -> Value:
+        need(math.prod(shape) == step.size, "a result of another size")
+        self.charge(step.size)
+        self.steps.append(checked(step, self.steps))
+        return Value((len(self.steps) - 1,), np.arange(step.size).reshape(shape), kind)
+
+    def view(self, x: Value) -> View:
+        self.charge(x.places.size)
+        return View(x.sources, x.places.ravel())
+
+    # -- stored numbers
+
+    def computed(self, x: Operand) -> Value:
+        """A value; stored floats become a constant."""
+        if isinstance(x, Stored):
+            self.charge(x.array.size)
+            need(x.array.dtype in FLOATS and x.array.size > 0, "integers where real numbers are expected")
+            values = real(x)
+            return self.add(
+                Constant(View((), np.empty(0, np.int64)), values.size, values.ravel()),
+                values.shape,
+                x.array.dtype,
+            )
+        need(not isinstance(x, Missing), x.reason if isinstance(x, Missing) else "")
+        assert isinstance(x, Value)
+        return x
+
+    # -- values
+
+    def joined(self, values: Sequence[Value]) -> tuple[tuple[int, ...], list[Array]]:
+        """Places of several values in one list of sources."""
+        sources = tuple(dict.fromkeys(s for v in values for s in v.sources))
+        if len(sources) == 1:
+            return sources, [v.places for v in values]
+        sizes = [self.steps[s].size for s in sources]
+        starts = dict(zip(sources, np.cumsum([0, *sizes]).tolist(), strict=False))
+        found = []
+        for v in values:
+            self.charge(v.places.size + sum(self.steps[s].size for s in v.sources))
+            table = [np.arange(self.steps[s].size) + starts[s] for s in v.sources]
+            found.append(np.append(np.concatenate([*table, np.empty(0, np.int64)]), -1)[v.places])
+        return sources, found
+
+    def tidy(self, x: Value) -> Value:
+        """The same numbers, without sources of which nothing is read."""
+        if len(x.sources) < 2:
+            return x
+        self.charge(x.places.size)
+        ends = np.cumsum([self.steps[s].size for s in x.sources])
+        used = np.unique(np.searchsorted(ends, x.places[x.places >= 0], side="right"))
+        if len(used) == len(x.sources):
+            return x
+        need(len(used) > 0, "a result of zeros alone")
+        starts = ends - [self.steps[s].size for s in x.sources]
+        kept = [self.steps[x.sources[k]].size for k in used]
+        shift = np.zeros(len(ends), np.int64)
+        shift[used] = np.cumsum([0, *kept])[:-1] - starts[used]
+        owner = np.searchsorted(ends, np.maximum(x.places, 0), side="right")
+        places = np.where(x.places >= 0, x.places + shift[owner], -1)
+        return Value(tuple(x.sources[k] for k in used), places, x.kind)
+
+    # -- affine steps
+
+    def affine(self, x: Value, kernel: Array, index: Array, shape: Sequence[int], rounded: int = 0,
+               lattice: Lattice | None = None, offset: Array | None = None) -> Value:  # fmt: skip
+        """kernel: [groups, out, terms]; index: [groups, positions, terms]; offset: anything that broadcasts to `shape`."""
+        size = size_of(shape)
+        self.charge(kernel.size + index.size + (size if offset is not None else 0))
+        known = np.abs(kernel[kernel != 0])
+        need(
+            bool(((known >= 2.0**-500) & (known <= 2.0**500)).all()),
+            "numbers near the ends of float64 are not covered by the checker",
+        )
+        offset = (
+            None if offset is None else np.broadcast_to(np.asarray(offset, np.float64), shape).reshape(-1)
+        )
+        return self.add(Affine(self.view(x), size, kernel, index, offset, rounded, lattice), shape, x.kind)
+
+    def scaled(self, x: Value, factor: Array | float, rounded: int = 0, offset: Array | None = None) -> Value:
+        """Entry by entry factor * x + offset, all three broadcast."""
+        shape = np.broadcast_shapes(x.shape, np.shape(factor), () if offset is None else offset.shape)
+        self.charge(3 * size_of(shape))
+        kernel = np.broadcast_to(np.float64(factor), shape).reshape(-1, 1, 1)
+        x = Value(x.sources, np.broadcast_to(x.places, shape), x.kind)
+        if bool((kernel == 1).all()) and (offset is None or not offset.any()):
+            return x
+        return self.affine(x, kernel, np.arange(kernel.size).reshape(-1, 1, 1), shape, rounded, None, offset)
+
+    def summed(self, x: Value, groups: Array, shape: Sequence[int], terms: Array, rounded: int = 0) -> Value:
+        """Weighted sums of groups [n, count] of places in the view of x. terms: [count], or [n, count]."""
+        if terms.ndim > 1 and bool((terms != terms[0]).any()):
+            return self.affine(x, terms[:, None], groups[:, None], shape, rounded)
+        return self.affine(x, np.atleast_2d(terms)[:1, None], groups[None], shape, rounded)
+
+    def scalar(
+        self, x: Value, law: str, settings: Mapping[str, float] | None = None, slopes: Array | None = None
+    ) -> Value:
+        """The activation `law` of every entry."""
+        given = tuple(sorted((key, float(value)) for key, value in (settings or {}).items()))
+        need(not any(math.isnan(v) for _, v in given), "a setting of an activation that is no number")
+        step = Scalar(self.view(x), x.places.size, law, given, slopes)
+        return self.add(step, x.shape, x.kind)
+
+
+def size_of(shape: Sequence[int]) -> int:
+    """How many numbers a shape holds, before any of them exists."""
+    need(len(shape) <= MAX_AXES and all(n >= 0 for n in shape), "a tensor of too many axes")
+    size = math.prod(shape)
+    need(size <= MAX_SIZE, "a tensor too large to check")
+    return size
+
+
+def real(x: Stored) -> Array:
+    """Stored floats as float64, exactly."""
+    need(x.array.dtype in FLOATS, "integers where real numbers are expected")
+    need(bool(np.isfinite(x.array).all()), "a tensor that is not finite")
+    return x.array.astype(np.float64)

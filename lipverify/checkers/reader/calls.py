@@ -1,0 +1,151 @@
+"""One operator as it is called: operands and settings that are each taken, or refused.
+
+An operator's translation takes what it understands. What is left over when it is done (an attribute nobody asked for, an operand
+nobody looked at, a result nobody made) ends the reading, so nothing can be ignored by mistake.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from lipverify.checkers.kernel.program import Array
+from lipverify.checkers.reader.building import FLOATS, Builder, Missing, Operand, Stored, Value, kind_of, real
+from lipverify.checkers.reader.refusals import need, shown
+from lipverify.errors import NotCovered
+
+
+class Call:
+    """One operator of a model.
+
+    version: the operator set. words: it is an operator of a certificate, which writes lists of sizes as settings always.
+    given: settings by name: int, float, str, or a tuple or array of these.
+    """
+
+    def __init__(self, op: str, version: int, operands: Sequence[Operand], given: Mapping[str, Any], results: int,
+                 words: bool = False) -> None:  # fmt: skip
+        self.op, self.version, self.words, self.results = op, version, words, results
+        self.operands = list(operands)
+        while self.operands and self.operands[-1] is None:
+            self.operands.pop()
+        self._given, self._taken = dict(given), [False] * len(self.operands)
+
+    # -- operands
+
+    def operand(self, place: int) -> Value | Stored | None:
+        """An operand, None where it is left out."""
+        if place >= len(self.operands):
+            return None
+        self._taken[place] = True
+        found = self.operands[place]
+        if isinstance(found, Missing):
+            raise NotCovered(found.reason)
+        return found
+
+    def any(self, place: int) -> Value | Stored:
+        found = self.operand(place)
+        need(isinstance(found, Value | Stored), f"{self.op} lacks an operand")
+        assert isinstance(found, Value | Stored)
+        return found
+
+    def all(self) -> list[Value | Stored]:
+        """Every operand, at least one."""
+        need(len(self.operands) > 0, f"{self.op} has no operands")
+        return [self.any(k) for k in range(len(self.operands))]
+
+    def value(self, p: Builder, place: int) -> Value:
+        return p.computed(self.any(place))
+
+    def stored(self, place: int) -> Array:
+        """A stored tensor as it is."""
+        found = self.any(place)
+        need(isinstance(found, Stored), f"{self.op} with a computed tensor where a stored one is expected")
+        assert isinstance(found, Stored)
+        return found.array
+
+    def reals(self, place: int, kind: np.dtype[Any]) -> Array:
+        """Stored floats of the type `kind`, as float64."""
+        array = self.stored(place)
+        need(array.dtype == kind, f"{self.op} of numbers of different types")
+        return real(Stored(array))
+
+    def optional(self, place: int, kind: np.dtype[Any]) -> Array | None:
+        return None if self.operand(place) is None else self.reals(place, kind)
+
+    def integers_at(self, place: int) -> list[int]:
+        """A stored list of integers."""
+        array = self.stored(place)
+        need(
+            array.dtype in (np.dtype("<i8"), np.dtype("<i4")) and array.ndim <= 1,
+            f"{self.op} with sizes that are no integers",
+        )
+        need(array.size <= 1 << 16, f"{self.op} with too many sizes")
+        return [int(n) for n in array.reshape(-1)]
+
+    # -- settings
+
+    def has(self, name: str) -> bool:
+        return name in self._given
+
+    def _take(self, name: str, default: Any, kinds: tuple[type, ...]) -> Any:
+        if name not in self._given:
+            need(default is not None, f"{self.op} lacks the setting {name}")
+            return default
+        found = self._given.pop(name)
+        need(type(found) in kinds, f"the setting {name} of {self.op} has another type")
+        return found
+
+    def integer(self, name: str, default: int | None) -> int:
+        return int(self._take(name, default, (int,)))
+
+    def number(self, name: str, default: float | None) -> float:
+        """A float; defaults are those of float32. Infinite or no number: refused."""
+        value = float(self._take(name, default, (float,)))
+        need(math.isfinite(value), f"the setting {name} of {self.op} is not finite")
+        return float(np.float32(value)) if not self.words else value
+
+    def limit(self, name: str, default: float) -> float:
+        """A float that may be infinite."""
+        value = float(self._take(name, default, (float,)))
+        need(not math.isnan(value), f"the setting {name} of {self.op} is no number")
+        return value
+
+    def text(self, name: str, default: str) -> str:
+        return str(self._take(name, default, (str,)))
+
+    def integers(self, name: str, default: Sequence[int] | None) -> list[int]:
+        found = self._take(name, None if default is None else tuple(default), (tuple,))
+        need(
+            all(type(n) is int for n in found) and len(found) <= 1 << 16,
+            f"the setting {name} of {self.op} is no list of integers",
+        )
+        return list(found)
+
+    def listed(self, place: int, name: str, since: int) -> list[int] | None:
+        """Integers that are a setting before the operator set `since` and an operand from then on; None where left out."""
+        if self.words or self.version < since:
+            return self.integers(name, ()) if self.has(name) else None
+        return None if self.operand(place) is None else self.integers_at(place)
+
+    def finish(self) -> None:
+        """Refuses what nobody took."""
+        if self._given:
+            need(False, f"the setting {shown(min(self._given))} of {self.op} is not covered by the checker")
+        unread = [
+            k
+            for k, (taken, o) in enumerate(zip(self._taken, self.operands, strict=True))
+            if not taken and o is not None
+        ]
+        need(not unread, f"operand {unread[:1]} of {self.op} is not covered by the checker")
+
+
+def same_kind(operands: Sequence[Value | Stored], op: str) -> np.dtype[Any]:
+    """The one type of floats of all operands."""
+    kinds = {kind_of(o) for o in operands}
+    need(len(kinds) == 1, f"{op} of numbers of different types")
+    kind = kinds.pop()
+    need(kind in FLOATS, f"{op} of numbers that are not real")
+    return kind

@@ -1,0 +1,348 @@
+"""Operators that move numbers and change none: on places of computed numbers, and on stored numbers alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from lipverify.checkers.kernel.program import Array
+from lipverify.checkers.reader.building import (
+    FLOATS,
+    MAX_AXES,
+    Builder,
+    Missing,
+    Operand,
+    Stored,
+    Value,
+    kind_of,
+    size_of,
+)
+from lipverify.checkers.reader.calls import Call, same_kind
+from lipverify.checkers.reader.refusals import need
+
+Move = Callable[[Builder, Call, Array], Array]
+Results = Sequence[Operand]
+
+
+def array_of(x: Value | Stored) -> Array:
+    return x.places if isinstance(x, Value) else x.array
+
+
+def like(p: Builder, x: Value | Stored, array: Array) -> Value | Stored:
+    """The operand with its numbers moved."""
+    p.charge(array.size)
+    return p.tidy(Value(x.sources, array, x.kind)) if isinstance(x, Value) else Stored(array)
+
+
+def moving(move: Move) -> Callable[[Builder, Call], Results]:
+    """An operator that moves the numbers of its first operand."""
+
+    def run(p: Builder, c: Call) -> Results:
+        x = c.any(0)
+        found = move(p, c, array_of(x))
+        need(isinstance(x, Stored) or found.size > 0, f"{c.op} with an empty result")
+        return [like(p, x, found)]
+
+    return run
+
+
+def axis_of(axis: int, count: int) -> int:
+    need(-count <= axis < count, "an axis that is not there")
+    return axis % count
+
+
+def axes_of(axes: Sequence[int], count: int) -> list[int]:
+    found = sorted(axis_of(a, count) for a in axes)
+    need(len(set(found)) == len(found), "an axis twice")
+    return found
+
+
+def reshape(p: Builder, c: Call, x: Array) -> Array:
+    target = c.listed(1, "shape", 5)
+    need(target is not None, "a reshape without a shape")
+    assert target is not None
+    zero = c.integer("allowzero", 0) if c.version >= 14 else 0
+    need(zero in (0, 1) and not (zero and 0 in target and -1 in target), "a reshape")
+    need(all(n >= -1 for n in target) and len(target) <= MAX_AXES, "a reshape")
+    if not zero:
+        need(all(n != 0 or k < x.ndim for k, n in enumerate(target)), "a reshape")
+        target = [x.shape[k] if n == 0 else n for k, n in enumerate(target)]
+    return _shaped(x, target)
+
+
+def _shaped(x: Array, target: Sequence[int]) -> Array:
+    known = math.prod(n for n in target if n != -1)
+    need(list(target).count(-1) <= 1 and (known > 0 or -1 not in target), "a reshape")
+    full = [x.size // known if n == -1 else n for n in target]
+    need(math.prod(full) == x.size, "a reshape to another size")
+    return x.reshape(full)
+
+
+def flatten(p: Builder, c: Call, x: Array) -> Array:
+    axis = c.integer("axis", 1)
+    need((-x.ndim if c.version >= 11 else 0) <= axis <= x.ndim, "an axis that is not there")
+    axis += x.ndim if axis < 0 else 0
+    return x.reshape(math.prod(x.shape[:axis]), -1 if x.size else math.prod(x.shape[axis:]))
+
+
+def squeeze(p: Builder, c: Call, x: Array) -> Array:
+    axes = c.listed(1, "axes", 13)
+    if axes is None:
+        return np.asarray(np.squeeze(x))
+    kept = axes_of(axes, x.ndim)
+    need(all(x.shape[a] == 1 for a in kept), "an axis that is not 1")
+    return np.asarray(np.squeeze(x, tuple(kept)))
+
+
+def unsqueeze(p: Builder, c: Call, x: Array) -> Array:
+    axes = c.listed(1, "axes", 13)
+    need(axes is not None and x.ndim + len(axes) <= MAX_AXES, "unsqueeze without axes")
+    assert axes is not None
+    return np.expand_dims(x, tuple(axes_of(axes, x.ndim + len(axes))))
+
+
+def cut(p: Builder, c: Call, x: Array) -> Array:
+    """Slice: every axis once; ends beyond the tensor are its ends."""
+    starts, ends, axes = (c.listed(k + 1, name, 10) for k, name in enumerate(("starts", "ends", "axes")))
+    steps = c.listed(4, "steps", 10) if c.words or c.version >= 10 else None
+    need(starts is not None and ends is not None, "a slice without ends")
+    assert starts is not None
+    assert ends is not None
+    axes = list(range(len(starts))) if axes is None else [axis_of(a, x.ndim) for a in axes]
+    steps = [1] * len(starts) if steps is None else steps
+    need(len(starts) == len(ends) == len(axes) == len(steps) and len(set(axes)) == len(axes), "a slice")
+    need(all(a < x.ndim for a in axes) and all(steps), "a slice")
+    for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
+        x = np.take(x, np.arange(*_range(start, end, step, x.shape[axis])), axis)
+    return x
+
+
+def _range(start: int, end: int, step: int, size: int) -> tuple[int, int, int]:
+    """First, end and step within an axis, as ONNX clamps them."""
+    start, end = (n + size if n < 0 else n for n in (start, end))
+    # Where a slice runs backwards from before the first entry, runtimes disagree.
+    need(step > 0 or start >= 0, "a slice")
+    low, high = (0, size) if step > 0 else (-1, size - 1)
+    start, end = max(start, 0), max(end, low)
+    start, end = min(start, high), min(end, high)
+    return start, end, max(-size - 1, min(step, size + 1))
+
+
+def transpose(p: Builder, c: Call, x: Array) -> Array:
+    order = c.integers("perm", range(x.ndim)[::-1])
+    need(sorted(order) == list(range(x.ndim)), "a transposition")
+    return x.transpose(order)
+
+
+def gather(p: Builder, c: Call, x: Array) -> Array:
+    index, axis = c.stored(1), axis_of(c.integer("axis", 0), x.ndim)
+    need(index.dtype in (np.dtype("<i8"), np.dtype("<i4")), "indices that are no integers")
+    low = -x.shape[axis] if c.words or c.version >= 11 else 0
+    need(bool(((index >= low) & (index < x.shape[axis])).all()), "an index that is not there")
+    p.charge(size_of((*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])))
+    return np.take(x, index, axis)
+
+
+def expand(p: Builder, c: Call, x: Array) -> Array:
+    target = c.listed(1, "shape", 8)
+    need(target is not None and len(target) <= MAX_AXES and all(n >= 1 for n in target), "an expansion")
+    assert target is not None
+    shape = np.broadcast_shapes(x.shape, tuple(target))
+    p.charge(size_of(shape))
+    return np.broadcast_to(x, shape)
+
+
+def tile(p: Builder, c: Call, x: Array) -> Array:
+    factors = c.integers_at(1)
+    need(len(factors) == x.ndim and min(factors, default=1) >= 1, "a repetition")
+    p.charge(size_of([n * k for n, k in zip(x.shape, factors, strict=True)]))
+    return np.tile(x, factors)
+
+
+def repeat(p: Builder, c: Call, x: Array) -> Array:
+    """Every entry so often along every axis (a word of certificates)."""
+    factors = c.integers("factors", None)
+    need(len(factors) == x.ndim and min(factors, default=1) >= 1, "a repetition")
+    p.charge(2 * size_of([n * k for n, k in zip(x.shape, factors, strict=True)]))
+    for axis, factor in enumerate(factors):
+        x = np.repeat(x, factor, axis)
+    return x
+
+
+def depth_to_space(p: Builder, c: Call, x: Array) -> Array:
+    """Channels to space; mode CRD: the block comes after the channel."""
+    n = c.integer("blocksize", None)
+    mode = c.text("mode", "DCR") if c.words or c.version >= 11 else "DCR"
+    need(mode in ("DCR", "CRD") and x.ndim == 4 and 0 < n <= x.shape[1] and x.shape[1] % n**2 == 0, "blocks")
+    batch, channels, *image = x.shape
+    later, inner = mode == "CRD", channels // n**2
+    x = x.reshape(batch, inner, n, n, *image) if later else x.reshape(batch, n, n, inner, *image)
+    x = x.transpose(0, 1, 4, 2, 5, 3) if later else x.transpose(0, 3, 4, 1, 5, 2)
+    return x.reshape(batch, inner, n * image[0], n * image[1])
+
+
+def space_to_depth(p: Builder, c: Call, x: Array) -> Array:
+    n = c.integer("blocksize", None)
+    need(x.ndim == 4 and n > 0 and x.shape[2] % n == 0 and x.shape[3] % n == 0, "blocks")
+    batch, channels, height, width = x.shape
+    x = x.reshape(batch, channels, height // n, n, width // n, n).transpose(0, 3, 5, 1, 2, 4)
+    return x.reshape(batch, channels * n**2, height // n, width // n)
+
+
+# -- operators of several operands or results
+
+
+def concat(p: Builder, c: Call) -> Results:
+    values = c.all()
+    axis = axis_of(c.integer("axis", None), array_of(values[0]).ndim)
+    shapes = [array_of(v).shape for v in values]
+    need(len({len(s) for s in shapes}) == 1, "tensors of different axes")
+    need(len({s[:axis] + s[axis + 1 :] for s in shapes}) == 1, "tensors of different sizes")
+    size_of((*shapes[0][:axis], sum(s[axis] for s in shapes), *shapes[0][axis + 1 :]))
+    if all(isinstance(v, Stored) for v in values):
+        need(len({array_of(v).dtype for v in values}) == 1, "tensors of different types")
+        arrays = [array_of(v) for v in values]
+        p.charge(sum(a.size for a in arrays))
+        return [Stored(np.concatenate(arrays, axis))]
+    kind = same_kind(values, c.op)
+    full = [p.computed(v) for v in values if array_of(v).size]
+    sources, places = p.joined(full)
+    p.charge(sum(a.size for a in places))
+    return [Value(sources, np.concatenate(places, axis), kind)]
+
+
+def split(p: Builder, c: Call) -> Results:
+    x = c.any(0)
+    array = array_of(x)
+    axis, count = axis_of(c.integer("axis", 0), array.ndim), c.results
+    sizes, length = c.listed(1, "split", 13), array.shape[axis]
+    if c.version >= 18 and not c.words:
+        told = c.integer("num_outputs", -1)
+        need((told == -1) == (sizes is not None) and told in (-1, count), "parts of another number")
+        part = -(-length // count)
+        sizes = [part] * (count - 1) + [length - part * (count - 1)] if sizes is None else sizes
+    if sizes is None:
+        need(length % count == 0, "parts of different sizes")
+        sizes = [length // count] * count
+    need(len(sizes) == count and sum(sizes) == length and min(sizes) >= 1, "parts of another size")
+    starts = np.cumsum([0, *sizes])
+    return [
+        like(p, x, np.take(array, np.arange(s, s + n), axis)) for s, n in zip(starts, sizes, strict=False)
+    ]
+
+
+_MODES = {"reflect": "reflect", "edge": "edge", "wrap": "wrap"}
+
+
+def pad(p: Builder, c: Call) -> Results:
+    """A padding with a constant reads that constant: a step of its own, unless it is 0."""
+    x, mode = c.any(0), c.text("mode", "constant")
+    array, pads = array_of(x), c.listed(1, "pads", 11)
+    fill = _filling(c, x)
+    axes = list(range(array.ndim))
+    if c.version >= 18 and not c.words and c.operand(3) is not None:
+        axes = [axis_of(a, array.ndim) for a in c.integers_at(3)]
+    need(
+        pads is not None
+        and len(pads) == 2 * len(axes)
+        and len(set(axes)) == len(axes)
+        and min(pads, default=0) >= 0,
+        "a padding",
+    )
+    assert pads is not None
+    pairs = [(0, 0)] * array.ndim
+    for k, axis in enumerate(axes):
+        pairs[axis] = pads[k], pads[k + len(axes)]
+    p.charge(size_of([n + a + b for n, (a, b) in zip(array.shape, pairs, strict=True)]))
+    need(array.size > 0, "a padding of nothing")
+    if mode == "constant" and isinstance(x, Value):
+        inner = Value(x.sources, np.pad(x.places, pairs, constant_values=-1), x.kind)
+        return [
+            inner
+            if fill == 0
+            else _filled(p, inner, np.pad(np.zeros(x.shape, bool), pairs, constant_values=True), fill)
+        ]
+    if mode == "constant":
+        return [Stored(np.pad(array, pairs, constant_values=fill))]
+    need(mode in _MODES and (mode != "wrap" or c.words or c.version >= 19), "a padding")
+    # A padding that reflects twice, or wraps around twice, is one that runtimes disagree about.
+    need(
+        all(max(pair) < n for pair, n in zip(pairs, array.shape, strict=True)), "a padding beyond the tensor"
+    )
+    padded: Array = np.pad(array, pairs, mode=mode)  # type: ignore[call-overload]
+    return [like(p, x, padded)]
+
+
+def _filling(c: Call, x: Value | Stored) -> float:
+    """The number that a padding with a constant writes."""
+    if c.words or c.version < 11:
+        return c.number("value", 0.0)
+    if c.operand(2) is None:
+        return 0.0
+    value, kind = c.stored(2), kind_of(x)
+    need(
+        value.size == 1 and value.ndim <= 1 and value.dtype == kind, "a padding with another type of numbers"
+    )
+    need(kind.kind in "iu" or bool(np.isfinite(value).all()), "a padding that is not finite")
+    return float(value.reshape(-1)[0])
+
+
+def _filled(p: Builder, x: Value, where: Array, fill: float) -> Value:
+    """x, with `fill` where the padding is."""
+    need(x.kind in FLOATS, "a padding of integers")
+    constant = p.computed(Stored(np.full(1, fill, x.kind)))
+    sources, (inner, place) = p.joined([x, constant])
+    return Value(sources, np.where(where, place[0], inner), x.kind)
+
+
+def shape(p: Builder, c: Call) -> Results:
+    """The shape for one sample, as stored integers."""
+    found = array_of(c.any(0)).shape
+    start, end = (c.integer("start", 0), c.integer("end", len(found))) if c.version >= 15 else (0, len(found))
+    return [
+        Stored(
+            np.array(found[slice(*(max(-len(found), min(n, len(found))) for n in (start, end)))], np.int64)
+        )
+    ]
+
+
+def identity(p: Builder, c: Call) -> Results:
+    return [c.any(0)]
+
+
+def dropout(p: Builder, c: Call) -> Results:
+    """The identity, outside training."""
+    if c.version < 12:
+        c.number("ratio", 0.5)
+    else:
+        c.integer("seed", 0)
+        need(c.operand(1) is None or c.stored(1).size == 1, "a dropout")
+        need(
+            c.operand(2) is None or not c.stored(2).any(),
+            "a dropout in training mode is not covered by the checker",
+        )
+    return c.any(0), Missing("the mask of a dropout is not covered by the checker")
+
+
+MOVES: dict[str, tuple[str, Callable[[Builder, Call], Results]]] = {
+    "Identity": ("1 13 14 16 19 21 23 24 25", identity),
+    "Dropout": ("7 10 12 13 22", dropout),
+    "Shape": ("1 13 15 19 21 23 24 25", shape),
+    "Concat": ("4 11 13", concat),
+    "Split": ("2 11 13 18", split),
+    "Pad": ("2 11 13 18 19 21 23 24 25", pad),
+    "Reshape": ("5 13 14 19 21 23 24 25", moving(reshape)),
+    "Flatten": ("1 9 11 13 21 23 24 25", moving(flatten)),
+    "Squeeze": ("1 11 13 21 23 24 25", moving(squeeze)),
+    "Unsqueeze": ("1 11 13 21 23 24 25", moving(unsqueeze)),
+    "Slice": ("1 10 11 13", moving(cut)),
+    "Transpose": ("1 13 21 23 24 25", moving(transpose)),
+    "Gather": ("1 11 13", moving(gather)),
+    "Expand": ("8 13", moving(expand)),
+    "Tile": ("6 13", moving(tile)),
+    "DepthToSpace": ("1 11 13", moving(depth_to_space)),
+    "SpaceToDepth": ("1 13", moving(space_to_depth)),
+}
+"""Operator -> the versions of its definition that are read, and how."""

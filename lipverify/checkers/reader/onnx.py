@@ -1,0 +1,380 @@
+"""ONNX files as programs. Everything in a file is read or refused, and nothing beside the file is read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lipverify.checkers.kernel.program import Array, Output, Program, View
+from lipverify.checkers.reader.building import FLOATS, MAX_AXES, Builder, Operand, Stored
+from lipverify.checkers.reader.calls import Call
+from lipverify.checkers.reader.finishing import finished
+from lipverify.checkers.reader.operators import run
+from lipverify.checkers.reader.refusals import need, shown
+from lipverify.checkers.reader.wire import Message, parse_model
+from lipverify.errors import LipverifyError, NotCovered
+
+OLDEST, NEWEST = 7, 28
+"""Operator sets that are read."""
+_KINDS = {
+    1: ("<f4", "float_data"), 2: ("u1", "int32_data"), 3: ("i1", "int32_data"), 4: ("<u2", "int32_data"),
+    5: ("<i2", "int32_data"), 6: ("<i4", "int32_data"), 7: ("<i8", "int64_data"), 9: ("?", "int32_data"),
+    10: ("<f2", "int32_data"), 11: ("<f8", "double_data"), 12: ("<u4", "uint64_data"), 13: ("<u8", "uint64_data"),
+}  # fmt: skip
+_DATA = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data")
+_STANDARD = ("", "ai.onnx")
+
+
+@dataclass(frozen=True)
+class Read:
+    """What a file says. refused: why the outputs with these numbers are not covered. used: stored tensors behind the others."""
+
+    program: Program
+    refused: Mapping[int, str]
+    tensors: Mapping[str, Array]
+    used: frozenset[str]
+    input_name: str
+    input_shape: tuple[int, ...]
+    kind: np.dtype[Any]
+
+
+@dataclass(frozen=True)
+class _Node:
+    op: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    given: Mapping[str, Any]
+
+
+def read_onnx(data: bytes) -> Read:
+    """The program of a file.
+
+    Raises:
+        NotCovered: something in the file that is not read.
+    """
+    model = parse_model(data)
+    need(
+        3 <= model.get("ir_version", 0) <= 14,
+        f"ONNX of version {model.get('ir_version')} is not covered by the checker",
+    )
+    need("graph" in model, "a model without a graph")
+    graph, version = model["graph"], _version(model["opset_import"])
+    tensors: dict[str, Array] = {}
+    for entry in graph["initializer"]:
+        name = entry.get("name", "")
+        need(name and name not in tensors, f"the name {shown(name)} has two meanings")
+        tensors[name] = _tensor(entry)
+    nodes = [_node(entry) for entry in graph["node"]]
+    name, shape, kind = _input(graph["input"], tensors)
+    outputs = _outputs(graph["output"])
+    writers = _writers(nodes, {name, *tensors})
+    for node in nodes:
+        if node.op == "Constant":
+            need(not node.inputs and len(node.outputs) == 1 and node.outputs[0], "a constant with operands")
+            tensors[node.outputs[0]] = _constant(node, version)
+    builder = Builder(shape, kind)
+    values: dict[str, Operand] = {name: builder.input, **{n: Stored(a) for n, a in tensors.items()}}
+    found, refused, wanted = [], {}, set()
+    for k, (output, told) in enumerate(outputs):
+        need(output in values or output in writers, f"output {shown(output)} is written by nothing")
+        try:
+            wanted |= _follow(output, nodes, writers, values, builder, version)
+            found.append(_output(builder, output, values[output], told))
+        except NotCovered as error:
+            refused[k] = str(error)
+            found.append(Output(output, View((), np.empty(0, np.int64)), (0,)))
+    if len(refused) == len(outputs):
+        raise NotCovered(next(iter(refused.values())))
+    program = finished(Program(tuple(builder.steps), tuple(found)))
+    return Read(program, refused, tensors, frozenset(wanted & tensors.keys()), name, shape, kind)
+
+
+def _version(imports: Sequence[Message]) -> int:
+    domains = ["" if entry.get("domain", "") in _STANDARD else entry["domain"] for entry in imports]
+    need(len(set(domains)) == len(domains), "two versions of one operator set")
+    need("" in domains, "a model that does not say which operator set it means")
+    version = imports[domains.index("")].get("version", 0)
+    need(OLDEST <= version <= NEWEST, f"operator set {version} is not covered by the checker")
+    return int(version)
+
+
+# -- tensors
+
+
+def _tensor(entry: Message) -> Array:
+    """A stored tensor: numbers of one known type, as many as its shape says, in one place."""
+    need(entry.get("data_location", 0) == 0, "external data is not covered by the checker")
+    shape, kind = entry["dims"], entry.get("data_type", 0)
+    need(len(shape) <= MAX_AXES and all(n >= 0 for n in shape), "a stored tensor of an invalid shape")
+    need(kind in _KINDS, f"element type {kind} is not covered by the checker")
+    form, typed = _KINDS[kind]
+    dtype, count = np.dtype(form), math.prod(shape)
+    filled = [name for name in _DATA if name in entry and len(entry[name])]
+    need(filled in ([], ["raw_data"], [typed]), "a stored tensor with data of another type")
+    need(filled or count == 0, "a stored tensor without data")
+    if filled == [typed]:
+        return _finite(_listed(entry[typed], dtype, count).reshape(shape))
+    raw = entry.get("raw_data", b"")
+    need(len(raw) == count * dtype.itemsize, "a stored tensor of another size")
+    need(form != "?" or not np.any(np.frombuffer(raw, "u1") > 1), "a truth value other than 0 and 1")
+    return _finite(np.frombuffer(raw, dtype, count).reshape(shape))
+
+
+def _listed(numbers: Sequence[Any], dtype: np.dtype[Any], count: int) -> Array:
+    """Numbers of a typed field, every one within the type of the tensor."""
+    if dtype.kind == "f" and dtype.itemsize > 2:
+        flat: Array = np.concatenate([np.atleast_1d(np.asarray(n, dtype)) for n in numbers])
+        need(len(flat) == count, "a stored tensor of another size")
+        return flat
+    need(len(numbers) == count, "a stored tensor of another size")
+    wide = np.array(numbers, np.uint64 if dtype.kind == "u" and dtype.itemsize == 8 else np.int64)
+    bits = np.dtype("<u2") if dtype.kind == "f" else dtype
+    narrow = wide.astype(bits)
+    need(bool((narrow == wide).all()), "a stored number that its type cannot hold")
+    return narrow.view(dtype) if dtype.kind == "f" else narrow
+
+
+def _finite(array: Array) -> Array:
+    need(array.dtype.kind != "f" or bool(np.isfinite(array).all()), "a stored tensor that is not finite")
+    return array
+
+
+# -- operators
+
+
+def _node(entry: Message) -> _Node:
+    op, domain = entry.get("op_type", ""), entry.get("domain", "")
+    need(domain in _STANDARD, f"operators of the domain {shown(domain)} are not covered by the checker")
+    need(not entry.get("overload") and op, "an operator without a name, or one of several of its name")
+    given: dict[str, Any] = {}
+    for attribute in entry["attribute"]:
+        name = attribute.get("name", "")
+        need(name and name not in given, f"the setting {shown(name)} of {shown(op)} occurs twice")
+        given[name] = _attribute(attribute, op)
+    need(entry["output"], f"{shown(op)} without results")
+    return _Node(op, tuple(entry["input"]), tuple(entry["output"]), given)
+
+
+_ATTRIBUTES = {
+    1: ("f", 0.0),
+    2: ("i", 0),
+    3: ("s", b""),
+    4: ("t", None),
+    6: ("floats", ()),
+    7: ("ints", ()),
+    8: ("strings", ()),
+}
+
+
+def _attribute(entry: Message, op: str) -> Any:
+    """The one value of a setting, of the type that it states."""
+    need(
+        entry.get("type", 0) in _ATTRIBUTES,
+        f"a setting of {shown(op)} of a type that is not covered by the checker",
+    )
+    field, default = _ATTRIBUTES[entry["type"]]
+    filled = {
+        name
+        for name, _ in _ATTRIBUTES.values()
+        if name in entry and (name[-1] != "s" or name == "s" or len(entry[name]))
+    }
+    need(filled <= {field}, f"a setting of {shown(op)} with values of another type")
+    value = entry.get(field, default)
+    if field == "t":
+        need(value is not None, f"a setting of {shown(op)} without its tensor")
+        return _tensor(value)
+    if field == "s":
+        try:
+            return value.decode("utf-8", "strict")
+        except UnicodeDecodeError:
+            raise NotCovered(f"a setting of {shown(op)} that is no text") from None
+    if field == "floats":
+        return tuple(float(n) for part in value for n in np.atleast_1d(part))
+    return tuple(value) if field in ("ints", "strings") else value
+
+
+def _constant(node: _Node, version: int) -> Array:
+    """The numbers of a Constant: the one setting that it has."""
+    need(len(node.given) == 1, "a constant of several values")
+    ((name, value),) = node.given.items()
+    if name == "value":
+        need(isinstance(value, np.ndarray), "a constant of another type")
+        return np.asarray(value)
+    need(
+        version >= 12, f"a constant by {shown(name)} in operator set {version} is not covered by the checker"
+    )
+    kinds: dict[str, tuple[type, Any]] = {"value_float": (float, np.float32), "value_int": (int, np.int64)}
+    many: dict[str, tuple[type, Any]] = {"value_floats": (float, np.float32), "value_ints": (int, np.int64)}
+    need(name in kinds or name in many, f"a constant by {shown(name)} is not covered by the checker")
+    kind, dtype = (kinds | many)[name]
+    need(
+        type(value) is kind
+        if name in kinds
+        else type(value) is tuple and all(type(v) is kind for v in value),
+        "a constant of another type",
+    )
+    return _finite(np.array(value, dtype))
+
+
+# -- names
+
+
+def _input(
+    entries: Sequence[Message], tensors: Mapping[str, Array]
+) -> tuple[str, tuple[int, ...], np.dtype[Any]]:
+    """Name, shape for one sample and type of the one input; stored tensors may be listed as inputs too, with their own shape."""
+    names = [entry.get("name", "") for entry in entries]
+    need(all(names) and len(set(names)) == len(names), "an input without a name, or two of one name")
+    free = [entry for entry in entries if entry["name"] not in tensors]
+    need(len(free) == 1, f"models with {len(free)} inputs are not covered by the checker")
+    for entry in entries:
+        kind, dims = _type(entry)
+        if entry["name"] in tensors:
+            stored = tensors[entry["name"]]
+            fits = kind == stored.dtype and (dims is None or len(dims) == stored.ndim)
+            need(
+                fits and all(n in (-1, m) for n, m in zip(dims or (), stored.shape, strict=False)),
+                "a stored tensor that is an input of another shape",
+            )
+    kind, dims = _type(free[0])
+    need(kind in FLOATS, "inputs that are no real numbers are not covered by the checker")
+    need(dims is not None and len(dims) > 0, "an input without a shape is not covered by the checker")
+    assert dims is not None
+    shape = tuple(1 if k == 0 and n == -1 and len(dims) > 1 else n for k, n in enumerate(dims))
+    need(min(shape) >= 1, "inputs without a fixed shape are not covered by the checker")
+    return free[0]["name"], shape, kind
+
+
+def _type(entry: Message) -> tuple[np.dtype[Any], list[int] | None]:
+    """Element type and axes (-1 where a name stands) of a value; None: no shape is given."""
+    tensor = entry.get("type", {}).get("tensor_type")
+    need(tensor is not None, f"{shown(entry.get('name', ''))} is no tensor")
+    kind = tensor.get("elem_type", 0)
+    need(kind in _KINDS, f"element type {kind} is not covered by the checker")
+    if "shape" not in tensor:
+        return np.dtype(_KINDS[kind][0]), None
+    dims = []
+    for axis in tensor["shape"]["dim"]:
+        need(not ("dim_value" in axis and "dim_param" in axis), "an axis with two sizes")
+        dims.append(axis.get("dim_value", -1))
+        need(dims[-1] >= 1 or "dim_value" not in axis or dims[-1] == 0, "an axis of a negative size")
+    # Some exporters write an unknown size as 0.
+    return np.dtype(_KINDS[kind][0]), [n or -1 for n in dims]
+
+
+def _outputs(entries: Sequence[Message]) -> list[tuple[str, np.dtype[Any] | None]]:
+    names = [entry.get("name", "") for entry in entries]
+    need(names and all(names) and len(set(names)) == len(names), "outputs without names, or two of one name")
+    return [(entry["name"], _type(entry)[0] if "type" in entry else None) for entry in entries]
+
+
+def _writers(nodes: Sequence[_Node], given: set[str]) -> dict[str, int]:
+    """Name -> the node that writes it. Every name has one meaning, and every name that is read has one."""
+    writers: dict[str, int] = {}
+    for k, node in enumerate(nodes):
+        for name in node.outputs:
+            need(
+                not name or (name not in writers and name not in given),
+                f"the name {shown(name)} has two meanings",
+            )
+            if name:
+                writers[name] = k
+    for node in nodes:
+        for name in node.inputs:
+            need(
+                not name or name in given or name in writers,
+                f"{shown(node.op)} reads {shown(name)}, which nothing writes",
+            )
+    return writers
+
+
+def _order(
+    output: str, nodes: Sequence[_Node], writers: Mapping[str, int], known: Mapping[str, Any]
+) -> Iterator[int]:
+    """The nodes behind an output that are not known yet, each after those that it reads."""
+    state: dict[int, int] = {}
+    waiting = [] if output in known else [writers[output]]
+    while waiting:
+        k = waiting[-1]
+        if state.get(k) == 2:
+            waiting.pop()
+            continue
+        before = {writers[n] for n in nodes[k].inputs if n and n not in known}
+        left = sorted(b for b in before if state.get(b) != 2)
+        if not left:
+            state[k] = 2
+            waiting.pop()
+            yield k
+            continue
+        need(state.get(k) != 1, "operators that wait for each other")
+        state[k] = 1
+        waiting.extend(left[::-1])
+
+
+def _follow(output: str, nodes: Sequence[_Node], writers: Mapping[str, int], values: dict[str, Operand], builder: Builder,
+            version: int) -> set[str]:  # fmt: skip
+    """Translates what is behind an output; the names that it rests on."""
+    for k in list(_order(output, nodes, writers, values)):
+        node = nodes[k]
+        operands = [values[name] if name else None for name in node.inputs]
+        names = node.outputs
+        try:
+            results = run(builder, Call(node.op, version, operands, node.given, len(names)))
+        except LipverifyError:
+            raise
+        except (ValueError, IndexError, TypeError, OverflowError) as error:
+            raise NotCovered(f"{shown(node.op)} does not fit together ({type(error).__name__})") from error
+        values.update({name: result for name, result in zip(names, results, strict=False) if name})
+    return _behind(output, nodes, writers)
+
+
+def _behind(output: str, nodes: Sequence[_Node], writers: Mapping[str, int]) -> set[str]:
+    found, waiting = {output}, [output]
+    while waiting:
+        k = writers.get(waiting.pop())
+        for name in () if k is None else nodes[k].inputs:
+            if name and name not in found:
+                found.add(name)
+                waiting.append(name)
+    return found
+
+
+def _output(builder: Builder, name: str, x: Operand, told: np.dtype[Any] | None) -> Output:
+    value = builder.computed(x)
+    need(told is None or told == value.kind, "an output of another type than the file says")
+    shape = value.shape[1:] if len(value.shape) > 1 and value.shape[0] == 1 else value.shape
+    return Output(name, builder.view(value), shape)
+
+
+# -- for a runtime
+
+
+def input_of(data: bytes) -> tuple[str, tuple[int, ...], np.dtype[Any]]:
+    """Name, shape for one sample and type of the input of a file that was read."""
+    graph = parse_model(data)["graph"]
+    return _input(graph["input"], {entry["name"]: _tensor(entry) for entry in graph["initializer"]})
+
+
+def only(data: bytes, outputs: Sequence[str]) -> bytes:
+    """The file with these outputs alone and the operators behind them: a runtime runs what the reader has measured, no more."""
+    graph = parse_model(data)["graph"]
+    nodes = [_node(entry) for entry in graph["node"]]
+    writers = {name: k for k, node in enumerate(nodes) for name in node.outputs if name}
+    needed = {
+        writers[name] for output in outputs for name in _behind(output, nodes, writers) if name in writers
+    }
+    if len(needed) == len(nodes) and len(outputs) == len(graph["output"]):
+        return data
+    import onnx
+
+    model = onnx.ModelProto.FromString(data)
+    kept = [node for k, node in enumerate(model.graph.node) if k in needed]
+    shown_outputs = [value for value in model.graph.output if value.name in outputs]
+    del model.graph.node[:], model.graph.output[:]
+    model.graph.node.extend(kept)
+    model.graph.output.extend(shown_outputs)
+    return bytes(model.SerializeToString())
