@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lipverify.errors import UnreadableCertificate
+from lipverify.errors import NotCovered, UnreadableCertificate
 
 Array = NDArray[Any]
 MAX_SIZE = 1 << 27
@@ -184,7 +184,8 @@ def checked(step: Step, before: Sequence[Step]) -> Step:
     """The step, after everything that holds of every step has been looked at once.
 
     Raises:
-        UnreadableCertificate: it reads what is not there, or its sizes contradict each other.
+        UnreadableCertificate: it reads what is not there, or its sizes contradict each other. NotCovered: numbers near the ends
+            of float64.
     """
     views = [step.view, step.other] if isinstance(step, Product) else [step.view]
     good = type(step.size) is int and 0 < step.size <= MAX_SIZE and isinstance(step, Input) == (not before)
@@ -217,7 +218,7 @@ def _shaped(step: Step) -> bool:
         good = len(shape) == len(index) == 3 and shape[::2] == index[::2] and places(step.index)
         good = (
             good
-            and _finite(step.kernel)
+            and _moderate(step.kernel)
             and math.prod((*shape[:2], index[1])) == step.size
             and step.rounded >= 0
         )
@@ -235,26 +236,34 @@ def _shaped(step: Step) -> bool:
         return rows and once and step.size == (step.groups.size if step.whole else len(step.groups))
     if isinstance(step, Reflect):
         fits = step.groups.ndim == 3 and step.groups.shape[1:] == step.vectors.shape
-        return fits and _permutation(step.groups, n) and step.size == n and _finite(step.vectors)
+        most = np.abs(step.vectors).max(-1, initial=0.0) if fits else np.zeros(1)
+        long = bool(((most >= 0.5) & (most <= 1.0)).all()) and _moderate(step.vectors)
+        return fits and long and _permutation(step.groups, n) and step.size == n
     if isinstance(step, Implicit):
         square = step.recurrent.shape == (step.size, step.size) and step.inputs.shape == (step.size, n)
         bias = step.bias is None or (step.bias.shape == (step.size,) and _finite(step.bias))
-        return square and bias and _finite(step.recurrent) and _finite(step.inputs)
+        return square and bias and _moderate(step.recurrent) and _moderate(step.inputs)
     if isinstance(step, Product):
         return n == len(step.other.places) == step.size
     if isinstance(step, Softmax):
         return step.groups.ndim == 2 and _permutation(step.groups, n) and step.size == n
     if isinstance(step, Normalise):
         same = step.groups.ndim == 2 and step.groups.shape == step.weight.shape == step.bias.shape
-        known = (
-            _finite(step.weight) and _finite(step.bias) and math.isfinite(step.epsilon) and step.epsilon > 0
-        )
+        known = _moderate(step.weight) and _finite(step.bias) and 2.0**-100 < step.epsilon < 2.0**100
         return same and known and _permutation(step.groups, n) and step.size == n
     return isinstance(step, Input) and n == 0
 
 
 def _finite(values: Array) -> bool:
     return values.dtype == np.float64 and bool(np.isfinite(values).all())
+
+
+def _moderate(values: Array) -> bool:
+    """Finite; NotCovered unless so far from the ends of float64 that no product of a few of them is lost."""
+    known = np.abs(values[values != 0]) if _finite(values) else np.zeros(0)
+    if not bool(((known >= 2.0**-400) & (known <= 2.0**400)).all()):
+        raise NotCovered("numbers near the ends of float64 are not covered by the checker")
+    return _finite(values)
 
 
 def _permutation(groups: Array, count: int) -> bool:

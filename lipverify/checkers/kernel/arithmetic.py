@@ -1,0 +1,131 @@
+"""The arithmetic a proof rests on: exact rationals, norms and definiteness with every rounding accounted for.
+
+Assumptions: IEEE round-to-nearest, matrix products and Cholesky made of ordinary inner products in any order, cos and sin within
+2 units in the last place. Eigenvalue and singular value routines are never trusted; nothing here searches.
+
+Legend: u = 2^-53; gamma_n = n u / (1 - n u) bounds n roundings (Higham, Accuracy and Stability, 2nd edition, Lemma 3.1).
+"""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lipverify.errors import UnreadableCertificate
+
+Array = NDArray[Any]
+TINY = 2.0**-300
+"""Covers every underflow: matrices are scaled near 1 first."""
+_BITS = 192
+
+
+def need(condition: object, message: str) -> None:
+    """UnreadableCertificate with this message unless the condition holds."""
+    if not condition:
+        raise UnreadableCertificate(message)
+
+
+def above(value: Fraction | int) -> float:
+    """The smallest float64 >= value; OverflowError above the largest."""
+    nearest = float(value)
+    return nearest if Fraction(nearest) >= value else math.nextafter(nearest, math.inf)
+
+
+def below(value: Fraction | int) -> float:
+    """The largest float64 <= value."""
+    return -above(-value)
+
+
+def trimmed(value: Fraction) -> Fraction:
+    """A dyadic number >= value >= 0 of at most 192 bits, so that long products stay short."""
+    excess = value.numerator.bit_length() - value.denominator.bit_length() - _BITS
+    scaled = value / Fraction(2) ** excess
+    return Fraction(math.ceil(scaled)) * Fraction(2) ** excess
+
+
+def root_above(value: Fraction) -> Fraction:
+    """A rational >= the square root of value >= 0, within 2^-90 relatively."""
+    if value == 0:
+        return Fraction(0)
+    shift = (_BITS - value.numerator.bit_length() + value.denominator.bit_length()) // 2
+    scaled = math.ceil(value * Fraction(4) ** shift)
+    root = math.isqrt(scaled)
+    return Fraction(root if root * root == scaled else root + 1) / Fraction(2) ** shift
+
+
+def gamma(count: int) -> float:
+    """gamma_count, rounded up."""
+    if not 0 <= count < 1 << 40:
+        raise ValueError(f"{count} roundings are too many to control")
+    return above(Fraction(count, (1 << 53) - count))
+
+
+def sums(values: Array, axis: int | tuple[int, ...] | None = None) -> Array:
+    """Upper bounds of sums of absolute values along axes."""
+    size = values.size if axis is None else math.prod(values.shape[a] for a in np.atleast_1d(np.array(axis)))
+    return np.asarray(np.abs(values).sum(axis=axis) * (1.0 + 2.0 * gamma(int(size) + 4)) + TINY * TINY)
+
+
+def interpolated(values: Array) -> Array:
+    """Upper bound of the l2 norm of matrices with these absolute values: root of largest row sum times largest column sum."""
+    product = sums(values, -1).max(-1) * sums(values, -2).max(-1)
+    return np.asarray(np.sqrt(product) * (1.0 + gamma(8)))
+
+
+def exponent_of(values: Array) -> int:
+    """e with the largest absolute value in [2^(e-1), 2^e); 0 for zeros."""
+    return int(np.frexp(np.abs(values).max(initial=0.0))[1])
+
+
+def positive_definite(a: Array, slack: Array) -> bool:
+    """Proves a + P positive semidefinite for every symmetric P with P + diag(slack) positive semidefinite.
+
+    Statement: Cholesky of a - diag(t) that runs to its end is exact for a matrix off by at most g sqrt(a_ii a_jj) in entry ij,
+        g = gamma / (1 - gamma). With t_i >= slack_i + g sqrt(a_ii) sum_j sqrt(a_jj) diagonal dominance absorbs both.
+    Source: Demmel (LAPACK Working Note 14, 1989); Rump, BIT 46 (2006), theorem 2.3; Higham, theorem 10.5, with 2n + 20 in place
+        of n + 1 for blocked triangular solves.
+
+    Args:
+        a: [..., n, n], symmetric, diagonal scaled near 1. slack: [..., n] or anything that broadcasts to it.
+    """
+    diagonal = np.diagonal(a, axis1=-2, axis2=-1)
+    if not bool(np.isfinite(a).all() and (diagonal > 0).all() and np.isfinite(slack).all()):
+        return False
+    unit = gamma(2 * a.shape[-1] + 20)
+    root = np.sqrt(diagonal)
+    # u |a_ii| twice for the subtraction; the factor covers the roundings of this line.
+    shift = (slack + 1.01 * unit * root * sums(root, -1)[..., None] + gamma(4) * diagonal) * (1 + 2.0**-30)
+    shifted = np.array(a, dtype=np.float64)
+    places = np.arange(a.shape[-1])
+    shifted[..., places, places] -= shift + TINY
+    try:
+        factor = np.linalg.cholesky(shifted)
+    except np.linalg.LinAlgError:
+        return False
+    return bool(np.isfinite(factor).all())
+
+
+def norms_at_most(w: Array, error: float, limits: Array) -> bool:
+    """Proves |W|_2 <= limit for real W [..., m, n] that are within `error` of w in the l2 norm, one limit for each.
+
+    Statement: (c - error)^2 I - w'w >= 0. The product w'w is off by at most gamma_m |w|_F^2.
+    """
+    w = w if w.shape[-2] >= w.shape[-1] else np.swapaxes(w, -1, -2)
+    power = exponent_of(limits)
+    w, error, limits = np.ldexp(w, -power), math.ldexp(error, -power), np.ldexp(limits, -power)
+    reduced = (limits - error) * (1.0 - gamma(4)) - TINY
+    if not bool(np.isfinite(w).all()):
+        return False
+    if not bool((reduced > TINY).all()):
+        return bool((limits >= error).all()) and not w.any()
+    square = reduced * reduced * (1.0 - gamma(2))
+    gram = -(np.swapaxes(w, -1, -2) @ w)
+    places = np.arange(gram.shape[-1])
+    gram[..., places, places] += square[..., None]
+    frobenius = sums(w * w, (-2, -1))
+    slack = (gamma(w.shape[-2] + 4) * frobenius + gamma(4) * square) * 1.01 + TINY
+    return positive_definite(gram, slack[..., None])

@@ -1,0 +1,77 @@
+"""A proof: steps read into typed values, then checked in order, each from earlier facts alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, get_type_hints
+
+from lipverify.checkers.kernel.arithmetic import Array, need
+from lipverify.checkers.kernel.language import RULES, Scope, Subject
+from lipverify.checkers.kernel.ranges import Empty
+from lipverify.checkers.kernel.theorems import THEOREMS, Emptiness, Fact, Facts, Known
+from lipverify.errors import NotCovered
+
+MAX_STEPS = 100_000
+FIELDS: dict[str, dict[str, str]] = {
+    kind: {name: hint.__metadata__[0] for name, hint in get_type_hints(check, include_extras=True).items()
+           if hasattr(hint, "__metadata__")} for kind, check in THEOREMS.items()}  # fmt: skip
+"""Kind of step -> its fields -> the rule each is read by."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step as it was read: nothing in it is text or number of a file any more. uses: the facts that it names."""
+
+    kind: str
+    fields: Mapping[str, Any]
+    uses: frozenset[int]
+
+
+def parse_steps(document: Any, arrays: Mapping[str, Array], subject: Subject) -> list[Step]:
+    """The steps of a proof.
+
+    Args:
+        document: a list of JSON objects. arrays: those of the sidecar, by name.
+
+    Raises:
+        UnreadableCertificate: a field that is not what its rule says, that is missing, or that nobody knows.
+    """
+    need(isinstance(document, list) and len(document) <= MAX_STEPS, "a list of proof steps")
+    steps = []
+    for number, entry in enumerate(document):
+        need(isinstance(entry, dict) and entry.get("step") in FIELDS, f"step {number} is of no known kind")
+        rules = FIELDS[entry["step"]]
+        need(entry.keys() == {"step", *rules}, f"the fields of step {number}")
+        scope, uses = Scope(subject, arrays, number), set()
+        for name, rule in rules.items():
+            scope.seen[name] = RULES[rule](scope, entry[name])
+            if rule.startswith("fact"):
+                uses |= {entry[name]} if type(entry[name]) is int else set(entry[name] or ())
+        steps.append(Step(entry["step"], {name: scope.seen[name] for name in rules}, frozenset(uses)))
+    return steps
+
+
+def prove(
+    steps: Sequence[Step], subject: Subject, expired: Callable[[], bool] = lambda: False
+) -> list[Fact | None]:
+    """The facts that the steps add; None for ranges, which hold matrices, after their last use.
+
+    Raises:
+        RefutedCertificate: a step that does not hold. NotCovered: one that there is no theorem for, or no time (`expired`).
+    """
+    ends = {number: k for k, step in enumerate(steps) for number in step.uses}
+    facts = Facts(subject)
+    for k, step in enumerate(steps):
+        if expired():
+            raise NotCovered(f"the time for checking is over before step {k}")
+        try:
+            fact = THEOREMS[step.kind](facts, **step.fields)
+        except Empty:  # ranges contradict each other, which those of an input would not
+            fact = Emptiness(facts.get(step.fields["ranges"], Known).part, Fraction(0))
+        facts.found.append(fact)
+        for number in {k, *step.uses}:
+            if ends.get(number, -1) <= k and isinstance(facts.found[number], Known):
+                facts.found[number] = None
+    return facts.found

@@ -1,0 +1,320 @@
+"""What values can be over a region: neurons lie between lines, and linear functions are pushed back through them.
+
+Nothing here is evidence: ranges, and slopes with them, are computed anew, with every rounding accounted for.
+Source: Zhang et al., NeurIPS 2018 (arXiv 1811.00866); McCormick, Mathematical Programming 10 (1976), for products.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import copy
+from fractions import Fraction
+from typing import NamedTuple
+
+import numpy as np
+
+from lipverify.checkers.kernel import arithmetic as arith
+from lipverify.checkers.kernel.arithmetic import TINY, Array, gamma, need
+from lipverify.checkers.kernel.curves import Curve, Lines, curve
+from lipverify.checkers.kernel.neurons import Elementary, Extreme, Slopes, Within, everywhere, follow
+from lipverify.checkers.kernel.program import Implicit, Product, Scalar, Step
+from lipverify.checkers.kernel.signals import INPUT, ONE, Signal, scaled, sprouted, stacked, total
+from lipverify.errors import NotCovered
+
+_ROWS, _FAR = 1 << 24, 2.0**100
+
+
+class Region(NamedTuple):
+    """|x - centre| <= radius in `norm` (l2 or linf), and low <= x <= high, which hold the ball's own box unless they cut it."""
+
+    centre: Array
+    radius: float
+    norm: str
+    low: Array
+    high: Array
+
+
+class Condition(NamedTuple):
+    """Inputs for which an entry of what a layer reads (-1: of the input) is at least `at`, or at most `at`."""
+
+    layer: int
+    entry: int
+    at: float
+    above: bool
+
+
+class Empty(Exception):
+    """No input fulfils the conditions of a part."""
+
+
+class Chain:
+    """Blocks of neurons between lines of signals of the input, of constants and of earlier blocks.
+
+    A block may have lines of several kinds, of which each holds; `kinds` are those that bounds are tried with. part: whether the
+    inputs are those of a part of the region, which may be empty.
+    """
+
+    def __init__(self, region: Region | None = None, part: bool = False) -> None:
+        self.region, self.part = region, part
+        self.kinds: tuple[int, ...] = (0,)
+        self.blocks: list[Signal] = []
+        self.lines: list[tuple[Lines, ...]] = []
+        self._reads: list[Slopes | None] = []
+        self._ends: dict[int, Slopes] = {ONE: (np.ones(1), np.ones(1))}
+        self._most: dict[int, Array] = {ONE: np.ones(1)}
+        self._charges: list[list[Slopes]] = []
+        self._terms = 1
+        if region is not None:
+            self._ends[INPUT] = region.low, region.high
+            reach = np.maximum(np.abs(region.low), np.abs(region.high))
+            self._most[INPUT] = np.maximum(reach, np.abs(region.centre) + region.radius) * (1 + 2.0**-50)
+            self._terms += len(reach)
+
+    def continued(self) -> Chain:
+        """A chain that more blocks can follow without changing this one."""
+        other = copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, list | dict):
+                setattr(other, name, copy(value))
+        return other
+
+    def put(self, v: Signal, *lines: Lines, reads: Slopes | None = None) -> int:
+        """One more block, and its number. reads: what v is known to lie between."""
+        size, error = self._weighed(v)
+        charges = []
+        for one in lines:
+            if not all(bool((np.abs(f) < _FAR).all()) for f in one[:6]):
+                raise NotCovered(
+                    "numbers over a ball near the ends of float64 are not covered by the checker"
+                )
+            slope = np.maximum(np.abs(one.below), np.abs(one.above))
+            offset = np.maximum(np.abs(one.under), np.abs(one.over))
+            more, off = (0.0, 0.0) if one.also is None else self._weighed(one.also)
+            charges.append((slope * size + offset + more, slope * error + off))
+        k, (low, high) = len(self.blocks), lines[0][4:6]
+        self._ends[k], self._most[k] = (low, high), np.maximum(np.abs(low), np.abs(high))
+        self._terms += len(low) * (1 + any(one.also is not None for one in lines))
+        self.blocks.append(v)
+        self.lines.append(lines)
+        self._charges.append(charges)
+        self._reads.append(reads)
+        return k
+
+    def ranges(self, x: Signal, kinds: tuple[int, ...] = ()) -> Slopes:
+        """Lower and upper bounds of the rows of a signal; infinite where nothing is known.
+
+        Raises:
+            Empty: they contradict each other, and there is a part of a region that holds no input.
+        """
+        unknown = np.any([np.isnan(m).any(1) for m in x.parts.values()], axis=0)
+        x = x.rows(np.where(unknown, -1, np.arange(x.height))) if unknown.any() else x
+        negative = x._replace(parts={k: -m for k, m in x.parts.items()})
+        low, high = -self.largest(negative, kinds), self.largest(x, kinds)
+        if x.ends is not None:
+            low, high = np.maximum(low, x.ends[0]), np.minimum(high, x.ends[1])
+        if self.part and bool((low > high).any()):
+            raise Empty
+        # Far from the ends of float64 no underflow grows to TINY, and nothing overflows.
+        if not bool(((low <= high) & (low > -_FAR) & (high < _FAR)).all()):
+            raise NotCovered("numbers over a ball near the ends of float64 are not covered by the checker")
+        return np.where(unknown, -np.inf, low), np.where(unknown, np.inf, high)
+
+    def largest(self, x: Signal, kinds: tuple[int, ...] = ()) -> Array:
+        """Upper bounds of the rows of a signal.
+
+        Statement: before every step of the loop a row is at most the sum of part @ source over the parts, plus total, plus
+            error. A neuron with a positive coefficient is replaced by its upper line, others by their lower line. Every bound
+            on the way counts: what is replaced lies in a known range as well.
+        Rounding: coefficients and constants come from fewer than n operations on terms whose sizes, times the largest
+            values of their sources, are `charged`: a coefficient times (slope times the sizes of v, plus offset) at every
+            step. 16 gamma_n covers products, sums, the bound at the end and the rounding of the charges.
+        """
+        rows, n = x.height, self._terms
+        if rows * n > _ROWS and rows > 1:
+            step = max(1, _ROWS // n)
+            return np.concatenate(
+                [self.largest(x.rows(range(i, min(i + step, rows))), kinds) for i in range(0, rows, step)]
+            )
+        unit = 16.0 * gamma(n + 64)
+        size, error = self._weighed(x)
+        error = error + unit * size + TINY
+        best = self._over(x.parts) + error * (1.0 + 2.0**-20)
+        for kind in kinds or self.kinds:
+            best = np.minimum(best, self._walked(dict(x.parts), error, unit, kind))
+        return best
+
+    def _walked(self, parts: dict[int, Array], error: Array, unit: float, kind: int) -> Array:
+        """The least bound on the way through lines of one kind, or of the last where a block has fewer."""
+        constant, best = np.zeros_like(error), np.full_like(error, np.inf)
+        for k in reversed(range(len(self.blocks))):
+            if k not in parts:
+                continue
+            own = min(kind, len(self.lines[k]) - 1)
+            a, line, (size, off), reads = (
+                parts.pop(k),
+                self.lines[k][own],
+                self._charges[k][own],
+                self._reads[k],
+            )
+            up, down = np.maximum(a, 0.0), np.minimum(a, 0.0)
+            constant = constant + up @ line.over + down @ line.under
+            error = error + np.abs(a) @ (unit * size + off)
+            back = up * line.above + down * line.below
+            if line.also is not None:
+                _add(parts, a, line.also)
+            slack = constant + error * (1.0 + 2.0**-20)
+            if reads is not None:
+                known = np.maximum(back, 0.0) @ reads[1] + np.minimum(back, 0.0) @ reads[0]
+                best = np.minimum(best, self._over(parts) + known + slack)
+            _add(parts, back, self.blocks[k])
+            best = np.minimum(best, self._over(parts) + slack)
+        return best
+
+    def _weighed(self, x: Signal) -> Slopes:
+        """For every row its terms, and their errors, at the largest values of the sources; roundings are charged by callers."""
+        size = np.asarray(sum(x.size(k) @ self._most[k] for k in x.parts))
+        small = TINY * sum(float(self._most[k].sum()) for k in x.parts) if x.rounds else 0.0
+        return size, size * (2.0 * gamma(x.rounds)) + small
+
+    def _over(self, parts: dict[int, Array]) -> Array | float:
+        found: Array | float = 0.0
+        for key, a in parts.items():
+            low, high = self._ends[key]
+            value = np.maximum(a, 0.0) @ high + np.minimum(a, 0.0) @ low
+            if key == INPUT and self.region is not None and self.region.norm == "l2":
+                round_ = a @ self.region.centre + self.region.radius * np.sqrt((a * a).sum(1))
+                value = np.minimum(value, round_)
+            found = found + value
+        return found
+
+
+def _add(parts: dict[int, Array], a: Array, x: Signal) -> None:
+    for key, m in x.parts.items():
+        parts[key] = parts[key] + a @ m if key in parts else a @ m
+
+
+class Ranges:
+    """Ranges of what all layers of a program read over a part of a region, and the slopes that follow.
+
+    reads: what a layer reads (-1: the input), of layers with conditions and with slopes that `bends` knows by lines: (curve or,
+    for products, None, ends). slopes: of every layer; of implicit layers those everywhere. output: the last step.
+    """
+
+    def __init__(self, p: Elementary, region: Region, conditions: Sequence[Condition]) -> None:
+        self.conditions, self.chain = tuple(conditions), Chain()
+        self.reads: dict[int, Signal] = {}
+        self.slopes: dict[int, Slopes] = {}
+        self.bends: dict[int, tuple[Curve | None, Slopes]] = {}
+        low, high = self._met(-1, region.low, region.high)
+        self.chain = Chain(region._replace(low=low, high=high), bool(conditions))
+        self.output = follow(p, 0, len(p.steps) - 1, self._layer, True, self._extreme)
+        need(all(c.layer in self.reads for c in conditions), "a condition on an implicit layer")
+
+    def _met(self, layer: int, low: Array, high: Array) -> Slopes:
+        """Ranges within the conditions of the part."""
+        low, high = low.copy(), high.copy()
+        for c in self.conditions:
+            if c.layer == layer:
+                end, choose = (low, max) if c.above else (high, min)
+                end[c.entry] = choose(end[c.entry], c.at)
+        if bool((low > high).any()):
+            raise Empty
+        return low, high
+
+    def _layer(self, k: int, step: Step, v: Signal) -> Signal:
+        if isinstance(step, Implicit):
+            return Signal({ONE: np.full((step.size, 1), np.nan)})
+        if k < 0 or any(c.layer == k for c in self.conditions):
+            self.reads[k] = v
+        if k < 0:
+            return v._replace(ends=np.array(self.chain.ranges(v)))
+        low, high = self._met(k, *self.chain.ranges(v))
+        unknown = ~(np.isfinite(low) & np.isfinite(high))
+        if unknown.any():
+            v = v.rows(np.where(unknown, -1, np.arange(v.height)))
+            low, high = np.where(unknown, 0.0, low), np.where(unknown, 0.0, high)
+        return (self._product if isinstance(step, Product) else self._scalar)(
+            k, step, v, (low, high), unknown
+        )
+
+    def _scalar(self, k: int, step: Step, v: Signal, ends: Slopes, unknown: Array) -> Signal:
+        assert isinstance(step, Scalar)
+        f = curve(step.law, step.settings, step.slopes)
+        first, last = f.slopes(*ends)
+        if unknown.any():
+            most = everywhere(step)
+            self.slopes[k] = np.where(unknown, most[0], first), np.where(unknown, most[1], last)
+        else:
+            self.slopes[k] = first, last
+            if not f.jumps:
+                self.reads[k], self.bends[k] = v, (f, ends)
+        # Where the slope of two lines through 0 is known, the result is a multiple of what is read.
+        free = np.flatnonzero((last > first) | (not f.kinks))
+        factor, lines = (
+            np.where(last > first, 0.0, first) if f.kinks else np.zeros(len(first)),
+            f.lines(*ends, first, last),
+        )
+        y = self._grown(v, factor, free, Lines(*(part[free] for part in lines[:6])), ends)
+        return _forgotten(y._replace(ends=np.array(lines[4:6])), unknown)
+
+    def _product(self, k: int, step: Step, v: Signal, ends: Slopes, unknown: Array) -> Signal:
+        """w = x y: with the middles a of x and b of y, w - a y = b x - a b + (x - a)(y - b)."""
+        n, swapped = step.size, np.roll(np.arange(len(ends[0])), step.size)
+        self.slopes[k] = (
+            np.where(unknown, -np.inf, ends[0])[swapped],
+            np.where(unknown, np.inf, ends[1])[swapped],
+        )
+        if not unknown.any():
+            self.reads[k], self.bends[k] = v, (None, ends)
+        low, high = ends
+        middle = low / 2 + high / 2
+        apart = np.maximum(high - middle, middle - low) * (1.0 + 2.0**-50)
+        a, b, rest = middle[:n], middle[n:], apart[:n] * apart[n:]
+        corners = np.array([p[:n] * q[n:] for p in ends for q in ends])
+        slack = 2.0**-49 * (np.abs(a * b) + rest + np.abs(corners).max(0)) + TINY
+        bottom, top = corners.min(0) - slack, corners.max(0) + slack
+        if isinstance(step, Within):
+            bottom, top = np.maximum(bottom, step.low), np.minimum(top, step.high)
+        also = scaled(a, v.rows(np.arange(n, 2 * n)))._replace(ends=None)
+        lines = Lines(b, -a * b - rest - slack, b, rest - a * b + slack, bottom, top, also)
+        x = v.rows(np.arange(n))
+        y = self._grown(x, np.zeros(n), np.arange(n), lines, (low[:n], high[:n]))
+        return _forgotten(y._replace(ends=np.array([bottom, top])), unknown[:n] | unknown[n:])
+
+    def _grown(self, v: Signal, factor: Array, free: Array, lines: Lines, ends: Slopes) -> Signal:
+        if not len(free):
+            return scaled(factor, v)
+        key = self.chain.put(v.rows(free), lines, reads=(ends[0][free], ends[1][free]))
+        return sprouted(key, v, factor, free)
+
+    def _extreme(self, step: Extreme, x: Signal, y: Signal) -> Signal:
+        if not step.pairs.size:
+            low, high = self.chain.ranges(y)
+            return _forgotten(y._replace(ends=np.array([low, high])), ~np.isfinite(low))
+        if x.ends is None or y.ends is None:
+            return y
+        low, high = (end[step.pairs].max(1) if step.larger else end[step.pairs].min(1) for end in x.ends)
+        return y._replace(ends=np.array([np.maximum(y.ends[0], low), np.minimum(y.ends[1], high)]))
+
+    def empty(self, weights: Sequence[float]) -> bool:
+        """Whether no input fulfils all conditions: a sum of s_i (z_i - at_i) >= 0, weights s_i >= 0, that is negative everywhere.
+
+        Source: Farkas' lemma, with linear bounds of the values z.
+        """
+        splits = self.conditions
+        signed = np.array([w if c.above else -w for w, c in zip(weights, splits, strict=True)])
+        row = total(signed, stacked([self.reads[c.layer].rows([c.entry]) for c in splits]))
+        limit = sum(
+            (Fraction(float(w)) * Fraction(c.at) for w, c in zip(signed, splits, strict=True)), Fraction(0)
+        )
+        return bool(self.chain.largest(row)[0] < arith.below(limit))
+
+
+def _forgotten(y: Signal, unknown: Array) -> Signal:
+    """The signal with rows of which nothing is known."""
+    if not unknown.any():
+        return y
+    hidden = np.where(unknown, np.nan, 0.0)
+    parts = y.parts | {ONE: y.parts.get(ONE, 0.0) + hidden[:, None]}
+    sizes = None if y.sizes is None else y.sizes | {ONE: y.sizes.get(ONE, 0.0) + hidden[:, None]}
+    return y._replace(parts=parts, sizes=sizes, ends=None if y.ends is None else y.ends + hidden)

@@ -1,0 +1,165 @@
+"""Results of steps as linear functions of an input and of neurons, with a bound on every entry's error."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from lipverify.checkers.kernel.arithmetic import TINY, Array, gamma
+from lipverify.errors import NotCovered
+
+MAX_ENTRIES, _CHUNK, _NARROW, _FEW = 1 << 28, 1 << 23, 256, 4
+INPUT, ONE = -1, -2
+"""Sources that are no neurons: the input, and the number 1 before constants."""
+Parts = dict[int, Array]
+
+
+class Signal(NamedTuple):
+    """Sum over sources of matrix @ source; exact entries differ by at most gamma(rounds) times the sizes, and underflows.
+
+    parts: source -> [size, source size], never empty; sizes: of all terms, None where they are the absolute entries. plain: every
+    row copies one entry or none, so that products with it are exact. growth: log2 of what steps can make of an underflow of
+    2^-1074. ends: [2, size], what the results are known to lie between over a region.
+    """
+
+    parts: Parts
+    sizes: Parts | None = None
+    rounds: int = 0
+    plain: bool = False
+    growth: float = 0.0
+    ends: Array | None = None
+
+    @property
+    def height(self) -> int:
+        return len(next(iter(self.parts.values())))
+
+    def size(self, key: int) -> Array:
+        return np.abs(self.parts[key]) if self.sizes is None else self.sizes[key]
+
+    def errors(self, key: int) -> Array:
+        return self.size(key) * (2.0 * gamma(self.rounds)) + (TINY if self.rounds else 0.0)
+
+    def rows(self, index: Sequence[int] | Array) -> Signal:
+        """Some rows; -1 gives zeros."""
+        at = np.asarray(index, dtype=np.int64)
+        sizes = None if self.sizes is None else {k: _taken(m, at) for k, m in self.sizes.items()}
+        ends = None if self.ends is None else np.append(self.ends, [[0.0], [0.0]], 1)[:, at]
+        return self._replace(parts={k: _taken(m, at) for k, m in self.parts.items()}, sizes=sizes, ends=ends)
+
+
+def identity(key: int, size: int) -> Signal:
+    if size * size > MAX_ENTRIES:
+        raise NotCovered(f"matrices of {size} columns are too large for the checker")
+    return Signal({key: np.eye(size)}, None, 0, True)
+
+
+def _taken(m: Array, index: Array) -> Array:
+    if index.size and index.min() < 0:
+        m = np.concatenate([m, np.zeros((1, m.shape[1]))])
+    if index.size * m.shape[1] > MAX_ENTRIES:
+        raise NotCovered("a matrix of the network is too large for the checker")
+    return m if np.array_equal(index, np.arange(len(m))) else m[index]
+
+
+def stacked(signals: Sequence[Signal]) -> Signal:
+    """Rows of several signals, one after another."""
+    if len(signals) == 1:
+        return signals[0]
+    some = {k: m for s in signals for k, m in s.parts.items()}
+
+    def joined(k: int, sizes: bool) -> Array:
+        own = [(s.size(k) if sizes else s.parts[k]) if k in s.parts else np.zeros((s.height, some[k].shape[1]))
+               for s in signals]  # fmt: skip
+        return np.concatenate(own)
+
+    sizes = None if all(s.sizes is None for s in signals) else {k: joined(k, True) for k in some}
+    known = [s.ends for s in signals if s.ends is not None]
+    return Signal({k: joined(k, False) for k in some}, sizes, max(s.rounds for s in signals),
+                  all(s.plain for s in signals), max(s.growth for s in signals),
+                  np.concatenate(known, 1) if len(known) == len(signals) else None)  # fmt: skip
+
+
+def scaled(factor: Array, x: Signal) -> Signal:
+    """Row by row times factor [size]."""
+    return mapped(factor[:, None, None], np.arange(len(factor))[:, None, None], x)
+
+
+def total(factor: Array, x: Signal) -> Signal:
+    """The row factor [size] @ x."""
+    return mapped(factor[None, None], np.arange(len(factor))[None, None], x)
+
+
+def added(first: Signal, second: Signal) -> Signal:
+    """The sum, with one rounding more where both are there."""
+    n = first.height
+    places = np.arange(2 * n).reshape(1, 2, n).swapaxes(1, 2)
+    return mapped(np.ones((1, 1, 2)), places, stacked([first, second]))
+
+
+def sprouted(key: int, v: Signal, factor: Array, free: Array) -> Signal:
+    """factor [rows] times v, plus, in the rows `free`, a number each of the new source `key`."""
+    spread = np.zeros((v.height, len(free)))
+    spread[free, np.arange(len(free))] = 1.0
+    w = Signal({key: spread}, None, 0, True, v.growth)
+    if not len(free):
+        return scaled(factor, v)
+    return added(scaled(factor, v), w) if factor.any() else w
+
+
+def mapped(kernel: Array, index: Array, x: Signal, offset: Array | None = None, rounded: int = 0) -> Signal:
+    """The map of an `Affine` step on what its view shows, without its offset unless that is given."""
+
+    def image(kernel: Array, m: Array) -> Array:
+        (g, p, t), width = index.shape, m.shape[1]
+        if g * p * kernel.shape[1] * width > MAX_ENTRIES:
+            raise NotCovered("a matrix of the network is too large for the checker")
+        m = np.concatenate([m, np.zeros((1, width))])
+        if kernel.shape[1] == 1 and t <= _FEW:
+            terms = (kernel[:, 0, k, None, None] * m[index[:, :, k]] for k in range(t))
+            return np.asarray(sum(terms)).reshape(-1, width)
+        if p * g == 1 or width <= _NARROW:
+            out, step = np.empty((g, kernel.shape[1], p, width)), max(1, _CHUNK // index.size)
+            for i in range(0, width, step):
+                out[..., i : i + step] = np.swapaxes(kernel[:, None] @ m[:, i : i + step][index], 1, 2)
+            return out.reshape(-1, width)
+        # What one position of a convolution reads depends on few columns, and on nothing where activations are off.
+        out, known = np.zeros((g, kernel.shape[1], p, width)), m != 0
+        alive = known.any(1)
+        for i, j in np.ndindex(g, p):
+            on = alive[index[i, j]]
+            at = index[i, j][on]
+            columns = known[at].any(0).nonzero()[0]
+            out[i][:, j, columns] = kernel[i][:, on] @ m[at[:, None], columns]
+        return out.reshape(-1, width)
+
+    parts = {key: image(kernel, m) for key, m in x.parts.items()}
+    absolute, unit = np.abs(kernel), bool(np.isin(kernel, (-1.0, 0.0, 1.0)).all())
+    known = (absolute != 0).astype(np.float64)
+    # Behind an entry with one term there is no sum, and no product where one factor is 0, 1 or -1.
+    one = (x.plain or unit) and max(
+        image(known, 1.0 * (m != 0)).max(initial=0) for m in x.parts.values()
+    ) <= 1
+    rounds = x.rounds + rounded + (0 if one else kernel.shape[2] + 2)
+    sizes = {key: image(absolute, x.size(key)) for key in x.parts} if rounds else None
+    if offset is not None:
+        sizes = sizes or {key: np.abs(m) for key, m in parts.items()}
+        sizes[ONE] = sizes.get(ONE, 0.0) + np.abs(offset)[:, None]
+        parts[ONE], rounds = parts.get(ONE, 0.0) + offset[:, None], rounds + 1
+    growth = x.growth + math.log2(max(1.0, float(absolute.sum(2).max()) * 2, kernel.shape[2]))
+    if growth > 600:
+        raise NotCovered(
+            "a network whose numbers may leave the range of float64 is not covered by the checker"
+        )
+    plain = one and x.plain and offset is None and bool(np.isin(kernel, (0.0, 1.0)).all())
+    ends = None
+    if x.ends is not None:
+        middle, slack = x.ends.sum(0)[:, None] / 2, 4.0 * gamma(kernel.shape[2] + rounded + 8)
+        apart = np.maximum(x.ends[1][:, None] - middle, middle - x.ends[0][:, None]) * (1.0 + slack) + TINY
+        shift = np.zeros((1, 1)) if offset is None else offset[:, None]
+        centre, spread = image(kernel, middle) + shift, image(absolute, apart)
+        spread = spread + slack * (image(absolute, np.abs(middle) + apart) + np.abs(shift)) + TINY
+        ends = np.concatenate([centre - spread, centre + spread], 1).T
+    return Signal(parts, sizes, rounds, plain, growth, ends)

@@ -1,0 +1,363 @@
+"""Every proof step: a theorem that is checked from its fields and the facts that it names, and the facts there are.
+
+The list in words is docs/proof-format.md. A theorem raises RefutedCertificate where what it would say is not shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from itertools import pairwise
+from typing import TypeVar
+
+import numpy as np
+
+from lipverify.checkers.kernel import gains as paths
+from lipverify.checkers.kernel import language as is_
+from lipverify.checkers.kernel.arithmetic import Array, above, need, root_above
+from lipverify.checkers.kernel.jacobians import gradients, jacobian_limit
+from lipverify.checkers.kernel.language import Rows, Subject
+from lipverify.checkers.kernel.multipliers import multipliers_hold
+from lipverify.checkers.kernel.neurons import Differences, Elementary, differences, elementary, everywhere
+from lipverify.checkers.kernel.program import Affine, Implicit, Input, Program, View
+from lipverify.checkers.kernel.ranges import Condition, Ranges, Region
+from lipverify.checkers.kernel.ranges import Empty as NoInput
+from lipverify.checkers.kernel.signals import Signal, mapped
+from lipverify.errors import NotCovered, RefutedCertificate
+
+
+@dataclass(frozen=True)
+class Part:
+    """Inputs in a region (by its number in the certificate; None: everywhere) that fulfil conditions."""
+
+    region: int | None = None
+    conditions: tuple[Condition, ...] = ()
+
+
+@dataclass(frozen=True)
+class Gained:
+    """The last step of a chain, as a function of what the first one reads, changes by at most `gains` times as much."""
+
+    first: int
+    last: int
+    gains: paths.Gains
+
+
+@dataclass(frozen=True)
+class Known:
+    """Ranges over a part."""
+
+    part: Part
+    ranges: Ranges
+
+
+@dataclass(frozen=True)
+class Stated:
+    """A statement about all inputs of a part, which statements about two halves of it make again."""
+
+    part: Part
+    limit: Fraction
+
+
+@dataclass(frozen=True)
+class Emptiness(Stated):
+    """No input fulfils the conditions of the part; the limit says nothing."""
+
+
+@dataclass(frozen=True)
+class Constant(Stated):
+    """Along a segment of inputs, almost wherever it is in the part, rows of `end` change at most limit times as fast as `start`.
+
+    In the norms of `start` and of `end`. So from step 0 the rows of two points x, y of a whole region differ by limit |x - y|.
+    """
+
+    start: int
+    end: int
+    rows: Rows
+    norms: tuple[str, str]
+
+
+@dataclass(frozen=True)
+class AtLeast(Stated):
+    """sign times the row of the last step is at least the limit."""
+
+    rows: Rows
+    sign: int
+
+
+@dataclass(frozen=True)
+class Monotone(Stated):
+    """Along a segment in the direction of the input, almost wherever it is in the part, sign times the row does not fall."""
+
+    row: int
+    input: int
+    sign: int
+
+
+Fact = Gained | Known | Stated
+Kind = TypeVar("Kind")
+THEOREMS: dict[str, Callable[..., Fact]] = {}
+
+
+def theorem(check: Callable[..., Fact]) -> Callable[..., Fact]:
+    THEOREMS[check.__name__] = check
+    return check
+
+
+class Facts:
+    """The facts so far, by their numbers; None where no later step needs one."""
+
+    def __init__(self, subject: Subject) -> None:
+        self.subject = subject
+        self.found: list[Fact | None] = []
+
+    def get(self, number: int, kind: type[Kind]) -> Kind:
+        fact = self.found[number]
+        need(isinstance(fact, kind), f"fact {number} is of another kind than the step needs")
+        assert isinstance(fact, kind)
+        return fact
+
+    def ranges(self, number: int | None) -> tuple[Part, Ranges | None]:
+        if number is None:
+            return Part(), None
+        known = self.get(number, Known)
+        return known.part, known.ranges
+
+
+def _shown(condition: bool, message: str) -> None:
+    if not condition:
+        raise RefutedCertificate(message)
+
+
+def _narrow(parts: Iterable[Part]) -> Part:
+    """The one part among these that is not everything."""
+    found = set(parts) - {Part()}
+    need(len(found) < 2, "facts about different parts")
+    return found.pop() if found else Part()
+
+
+def _picked(x: Signal, rows: Rows) -> Signal:
+    if rows.minus is None:
+        return x.rows(range(rows.low, rows.high))
+    return mapped(np.array([[[1.0, -1.0]]]), np.array([[[rows.low, rows.minus]]]), x)
+
+
+@theorem
+def gain(facts: Facts, *, chain: is_.Chain, torus: is_.Grid, limit: is_.Limit) -> Gained:
+    """A chain of affine steps has at most this l2 gain: limit^2 I - M'M is definite for its matrix, or for its symbol on a torus.
+
+    Other norms by sums of absolute entries.
+    """
+    steps = facts.subject.program.steps
+    maps = [s for k in chain if isinstance(s := steps[k], Affine)]
+    need(len(maps) == len(chain), "a chain of other steps than affine ones")
+    need(all(steps[b].view.sources == (a,) for a, b in pairwise(chain)), "steps that are no chain")
+    found = paths.chain_gains(maps, limit, torus, facts.subject.exact)
+    if found is None:
+        raise RefutedCertificate(f"the gain {limit!r} of step {chain[-1]} is not proved")
+    return Gained(chain[0], chain[-1], found)
+
+
+@theorem
+def implicit(facts: Facts, *, of: is_.StepId, multipliers: is_.Diagonal, limit: is_.Limit) -> Gained:
+    """An implicit layer has one solution, and at most this l2 gain: the matrix of `multipliers` for it alone is definite."""
+    step = facts.subject.program.steps[of]
+    need(isinstance(step, Implicit), "another step than an implicit layer")
+    n, none = len(step.view.places), View((), np.empty(0, dtype=np.int64))
+    alone = elementary(Program((Input(none, n), replace(step, view=View((0,), np.arange(n))))))
+    found = differences(alone, 0, 1, lambda k: None)
+    _shown(multipliers_hold(found, found.output, [multipliers], limit, None, facts.subject.exact),
+           f"the multipliers of step {of} do not prove {limit!r}")  # fmt: skip
+    return Gained(of, of, {("l2", "l2"): Fraction(limit)})
+
+
+@theorem
+def product(facts: Facts, *, start: is_.StepId, end: is_.StepId, gains: is_.AnyFactIds, norms: is_.Norms,
+            limit: is_.Limit) -> Constant:  # fmt: skip
+    """Products of gains along every path, sums where paths meet."""
+    given = [facts.get(k, Gained) for k in gains]
+    chains = {g.last: (g.first, g.gains) for g in given}
+    need(len(chains) == len(given), "two gains of one step")
+    steps = facts.subject.program.steps
+    found = paths.product_constant(steps, start, end, norms, chains)
+    _shown(found <= Fraction(limit), f"the gains prove {above(found)!r}, not {limit!r}")
+    return Constant(Part(), Fraction(limit), start, end, Rows(0, steps[end].size), norms)
+
+
+@theorem
+def ranges(facts: Facts, *, region: is_.RegionId, conditions: is_.Conditions) -> Known | Emptiness:
+    """Ranges of what every layer reads over a part, computed anew; or that it is empty, where they contradict each other."""
+    if facts.subject.exact:
+        raise NotCovered("exact checking covers no ranges")
+    part = Part(region, conditions)
+    try:
+        return Known(part, Ranges(facts.subject.elements, facts.subject.regions[region], conditions))
+    except NoInput:
+        return Emptiness(part, Fraction(0))
+
+
+def _between(
+    facts: Facts, start: int, end: int, known: Ranges | None, wider: Sequence[Array | None] | None
+) -> Differences:
+    """Neurons between two steps; slopes as given have to hold those that are known."""
+    subject = facts.subject
+    p: Elementary = subject.elements
+    given = {} if known is None else dict(known.slopes)
+    for k, pair in zip(subject.layers(start, end), wider or (), strict=wider is not None):
+        if pair is not None:
+            low, high = given[k] if k in given else everywhere(p.steps[p.layers[k]])
+            _shown(
+                bool(((pair[0] <= low) & (high <= pair[1])).all()), "slopes that are not shown to be as given"
+            )
+            given[k] = pair[0], pair[1]
+    return differences(p, p.place[start], p.place[end], given.get)
+
+
+@theorem
+def multipliers(facts: Facts, *, start: is_.StepId, end: is_.StepId, ranges: is_.Part, wider: is_.Slopes,
+                blocks: is_.Diagonals, weights: is_.Inputs, rows: is_.Target, norms: is_.Norms,
+                limit: is_.Limit) -> Constant:  # fmt: skip
+    """LipSDP: one matrix, made of the neurons between two steps and of multipliers, is definite."""
+    part, known = facts.ranges(ranges)
+    need(norms[0] == ("l2" if weights is None else "linf"), "weights of the inputs go with linf")
+    need(norms[1] != "l1" or rows.high == rows.low + 1, "l1 of several rows")
+    found = _between(facts, start, end, known, wider)
+    places = {k: n for n, k in enumerate(facts.subject.layers(start, end))}
+    own = [blocks[places[k]][free] for k, free, _ in found.layers]
+    holds = multipliers_hold(found, _picked(found.output, rows), own, limit, weights, facts.subject.exact)
+    _shown(holds, f"the multipliers do not prove {limit!r}")
+    return Constant(part, Fraction(limit), start, end, rows, norms)
+
+
+@theorem
+def jacobian(facts: Facts, *, start: is_.StepId, end: is_.StepId, ranges: is_.Part, rows: is_.Target, norms: is_.Norms,
+             limit: is_.Limit) -> Constant:  # fmt: skip
+    """Ranges of all derivatives, gradients pushed back through slopes in their ranges; computed anew."""
+    need(not facts.subject.exact, "exact checking covers no ranges")
+    part, known = facts.ranges(ranges)
+    found = _between(facts, start, end, known, None)
+    proved = jacobian_limit(found, known, _picked(found.output, rows), norms)
+    _shown(proved <= limit, f"the derivatives prove {proved!r}, not {limit!r}")
+    return Constant(part, Fraction(limit), start, end, rows, norms)
+
+
+@theorem
+def sign(facts: Facts, *, ranges: is_.Part, row: is_.Row, input: is_.Entry, sign: is_.Sign) -> Monotone:
+    """The range of one derivative is on one side of 0."""
+    need(not facts.subject.exact, "exact checking covers no ranges")
+    part, known = facts.ranges(ranges)
+    found = _between(facts, 0, len(facts.subject.program.steps) - 1, known, None)
+    for g in gradients(found, known, found.output.rows([row]), True):
+        _shown(bool(g.low[input] >= 0 if sign > 0 else g.high[input] <= 0), "a derivative without that sign")
+    return Monotone(part, Fraction(0), row, input, sign)
+
+
+@theorem
+def value(
+    facts: Facts, *, ranges: is_.FactId, rows: is_.Target, sign: is_.Sign, limit: is_.Number
+) -> AtLeast:
+    """A row of the last step, pushed back to the input."""
+    known = facts.get(ranges, Known)
+    need(rows.high == rows.low + 1, "several rows")
+    low, high = known.ranges.chain.ranges(_picked(known.ranges.output, rows))
+    _shown(
+        bool(low[0] >= limit if sign > 0 else -high[0] >= limit), f"a value that is not shown to be {limit!r}"
+    )
+    return AtLeast(known.part, Fraction(limit), rows, sign)
+
+
+@theorem
+def empty(facts: Facts, *, ranges: is_.FactId, weights: is_.Weights) -> Emptiness:
+    """A weighted sum of the conditions that is negative for every input of the region (Farkas)."""
+    known = facts.get(ranges, Known)
+    need(len(weights) == len(known.part.conditions) > 0, "weights of other conditions")
+    _shown(known.ranges.empty(weights), "a part that is not shown to be empty")
+    return Emptiness(known.part, Fraction(0))
+
+
+@theorem
+def cover(facts: Facts, *, above: is_.FactId, below: is_.FactId) -> Fact:
+    """Two parts that differ in the side of their last condition are together the part without it; an empty one needs no bound."""
+    sides = [facts.get(k, Stated) for k in (above, below)]
+    need(all(s.part.conditions for s in sides), "a part without conditions")
+    last, wholes = zip(
+        *((s.part.conditions[-1], Part(s.part.region, s.part.conditions[:-1])) for s in sides), strict=True
+    )
+    need(
+        last[0].above and last[0]._replace(above=False) == last[1],
+        "parts that are not the two sides of a condition",
+    )
+    need(wholes[0] == wholes[1], "parts that differ in more than a condition")
+    stated = [s for s in sides if not isinstance(s, Emptiness)] or sides
+    worst = (max if isinstance(stated[0], Constant) else min)(s.limit for s in stated)
+    found = [replace(s, part=wholes[0], limit=worst) for s in stated]
+    need(found[0] == found[-1], "facts that say different things of the two sides")
+    return found[0]
+
+
+@theorem
+def rows(facts: Facts, *, of: is_.FactIds, norm: is_.Norm) -> Constant:
+    """Constants of rows one after another make one of all: the largest, the root of the sum of squares, the sum."""
+    found = [facts.get(k, Constant) for k in of]
+    first, last = found[0], found[-1]
+    for c in found:
+        need(
+            (c.start, c.end, c.norms[0]) == (first.start, first.end, first.norms[0]),
+            "constants of other functions",
+        )
+        need(
+            c.rows.minus is None and (c.norms[1] == norm or c.rows.high == c.rows.low + 1),
+            "constants in another norm",
+        )
+    need(all(a.rows.high == b.rows.low for a, b in pairwise(found)), "rows that do not follow each other")
+    limits = [c.limit for c in found]
+    squares = sum((v * v for v in limits), Fraction(0))
+    whole = {"linf": max(limits), "l1": sum(limits, Fraction(0)), "l2": root_above(squares)}[norm]
+    part, all_rows = _narrow(c.part for c in found), Rows(first.rows.low, last.rows.high)
+    return Constant(part, whole, first.start, first.end, all_rows, (first.norms[0], norm))
+
+
+@theorem
+def compose(facts: Facts, *, first: is_.FactId, second: is_.FactId) -> Constant:
+    """The constant of one function times that of the next, which is a function of all that the first one gives."""
+    a, b = (facts.get(k, Constant) for k in (first, second))
+    need(
+        a.end == b.start and a.rows == Rows(0, facts.subject.program.steps[a.end].size),
+        "functions that do not follow",
+    )
+    need(a.norms[1] == b.norms[0], "constants in different norms")
+    part, norms = _narrow([a.part, b.part]), (a.norms[0], b.norms[1])
+    return Constant(part, a.limit * b.limit, a.start, b.end, b.rows, norms)
+
+
+@theorem
+def walk(facts: Facts, *, value: is_.FactId, constants: is_.FactIds) -> AtLeast:
+    """From a ball outward: a value on the smallest, less each constant times how much further its ball reaches."""
+    inner = facts.get(value, AtLeast)
+    balls, limit, last = [inner.part], inner.limit, len(facts.subject.program.steps) - 1
+    for k in constants:
+        c = facts.get(k, Constant)
+        need(c.rows == inner.rows and (c.start, c.end) == (0, last), "a constant of another function")
+        need(c.part.region is not None, "a constant of no ball")
+        balls.append(c.part)
+        inside, outside = (facts.subject.regions[p.region or 0] for p in balls[-2:])
+        need(c.norms[0] == outside.norm, "a constant in another norm than that of its ball")
+        limit -= c.limit * (Fraction(outside.radius) - Fraction(inside.radius))
+    need(
+        inner.part.region is not None and not any(p.conditions for p in balls), "a part that is no whole ball"
+    )
+    regions = [facts.subject.regions[p.region or 0] for p in balls]
+    need(
+        all(_grows(a, b) for a, b in pairwise(regions)) and all(_grows(r, regions[-1]) for r in regions),
+        "balls that do not grow",
+    )
+    return AtLeast(balls[-1], limit, inner.rows, inner.sign)
+
+
+def _grows(a: Region, b: Region) -> bool:
+    """Whether b is the larger ball around one centre, and a is its part within the radius of a."""
+    low = np.maximum(np.nextafter(a.centre - a.radius, -np.inf), b.low)
+    high = np.minimum(np.nextafter(a.centre + a.radius, np.inf), b.high)
+    same = a.norm == b.norm and a.radius <= b.radius and np.array_equal(a.centre, b.centre)
+    return same and bool(((a.low <= low) & (high <= a.high)).all())
