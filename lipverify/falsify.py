@@ -1,7 +1,7 @@
 """Lower bounds: a search for two inputs whose outputs differ as much as possible, relative to their distance.
 
-Nothing here is trusted. The search may be as clever or as careless as it likes; what it reports is the slope of a stored pair
-of points, evaluated again in float64.
+The search is not trusted: it may be as clever or as careless as it likes. What is reported is the slope of a stored pair of
+points as `propagation.points` proves it, every rounding accounted for.
 
 Legend: J the Jacobian at a point, v an input direction, u an output functional, p and q the exponents of the input and output
 norm, p* and q* their duals.
@@ -11,18 +11,22 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lipverify.analyzers.protocol import Compute
+from lipverify.errors import UnsupportedModel
 from lipverify.interpreter import evaluate
 from lipverify.ir.certificate import Witness
 from lipverify.ir.graph import Graph
 from lipverify.ir.norm import Norm
 from lipverify.ir.region import Ball, Query
+from lipverify.linalg.lengths import at_most, length_above
 from lipverify.ops import Conv, ConvTranspose, Linear
+from lipverify.propagation.points import derivatives_below, slopes_below
 
 MULTIPLICATIONS_A_SECOND = 1e9
 EVALUATIONS_A_ROUND = 40
@@ -64,9 +68,10 @@ def falsify(
 ) -> Witness:
     """The steepest pair of points found, for every centre of the query's region (one for `Everywhere`).
 
-    Statement: value <= L for the Lipschitz constant L over the region, up to the float64 evaluation of the two stored points;
-    the value printed is lowered by 1e-9 relative, and pairs whose difference could drown in rounding are not used.
-    A ball of radius 0 has no pairs: there the witness is the norm of the Jacobian at the centre, with the input direction.
+    Statement: value <= L for the Lipschitz constant L over the region of the real-valued function that the graph and its stored
+    weights define. It is the slope of the stored pair, rounded down from an enclosure of both outputs; both points lie in the
+    region. A ball of radius 0 has no pairs: there the witness is a direction, and the value at most the norm of every limit of
+    Jacobians at the centre. Where no rule encloses an operator, nothing is shown: the value is 0 and `note` says why.
 
     Args:
         box: search only here when the region is `Everywhere`, (low, high) broadcasting to a sample.
@@ -111,6 +116,7 @@ class _Climber:
         cost = SECONDS_A_ROUND + followed * (A_MULTIPLICATION * multiplications(graph) + A_VALUE * per_sample)
         self.rounds = min(search.rounds, max(1, int(search.seconds / cost)))
         self.norms = query.norm_in, query.norm_out
+        self.kept: dict[int, Pair] = {}
 
     def function(self, x: Tensor) -> Tensor:
         return evaluate(self.graph, x).flatten(1)
@@ -119,6 +125,7 @@ class _Climber:
         remaining = self.compute.remaining()
         patience = PATIENCE if math.isinf(remaining) else 1.0
         end = time.monotonic() + min(patience * self.search.seconds, remaining)
+        self.compute.report("lower bound", None)
         x = self.start()
         v = self.normal(x.shape)
         slope, v, gradient = self.ascend(x, v)
@@ -136,14 +143,61 @@ class _Climber:
             slope = torch.where(better, new_slope, slope)
             if bool((better & (new_slope > best[0])).any()):
                 best = self.better(best, self.measure(x, v))
-                self.compute.report("lower bound", float(best[0].max()))
-        value = (best[0] * (1 - 1e-9)).clamp_min(0.0)
-        return Witness(
-            value=value.cpu(),
-            points=best[1].cpu(),
-            partner=torch.where(self.wide(value > 0), best[2], best[1]).cpu(),
-            method="gradient-ascent",
-        )
+        return self.shown()
+
+    def shown(self) -> Witness:
+        """The steepest of the kept pairs by what is proved of it, tried in the order of what the search believed."""
+        kept = list(self.kept.values())
+        believed = torch.stack([pair[0] for pair in kept])
+        order = believed.argsort(dim=0, descending=True)
+        value = torch.zeros(self.count, dtype=torch.float64)
+        points, partner = (torch.zeros(self.count, *self.shape, dtype=torch.float64) for _ in range(2))
+        notes: list[str] = []
+        column = torch.arange(self.count)
+        for rank in range(len(order)):
+            place = order[rank].cpu()
+            x, y = (torch.stack([pair[side] for pair in kept]).cpu()[place, column] for side in (1, 2))
+            x, y = self.strictly_inside(x), self.strictly_inside(y)
+            # A pair is worth a proof only where it may show more than what is proved already.
+            open_ = (believed.cpu()[place, column] > value * (1 + 1e-6)) & (x != y).flatten(1).any(1)
+            proved = torch.zeros_like(value)
+            if bool(open_.any()):
+                proved[open_] = self.proved(slopes_below, x[open_], y[open_], notes)
+            better = proved > value
+            value = torch.where(better, proved, value)
+            wide = better.reshape(-1, *(1,) * len(self.shape))
+            fresh = (value == 0).reshape(wide.shape) & (rank == 0)
+            points = torch.where(wide | fresh, x, points)
+            partner = torch.where(wide, y, torch.where(fresh, x, partner))
+        note = notes[0] if notes and not bool((value > 0).any()) else ""
+        self.compute.report("lower bound", float(value.max()))
+        return Witness(value=value, points=points, partner=partner, method="gradient-ascent", note=note)
+
+    def proved(self, below: Callable[..., Tensor], first: Tensor, second: Tensor, notes: list[str]) -> Tensor:
+        """Proved slopes [n]; 0 with a note where nothing is shown."""
+        try:
+            return below(self.graph, first, second, *self.norms)
+        except UnsupportedModel as error:
+            if len(first) == 1:
+                notes.append(f"no pair of inputs could be enclosed: {error}")
+                return torch.zeros(1, dtype=torch.float64)
+            # One point outside the domain of an operator takes no other with it.
+            pairs = zip(first.split(1), second.split(1), strict=True)
+            return torch.cat([self.proved(below, *pair, notes) for pair in pairs])
+
+    def strictly_inside(self, x: Tensor) -> Tensor:
+        """Points proved to lie in the region; the centre where that fails. x [count, *shape]."""
+        if not isinstance(self.region, Ball):
+            return x
+        center = self.region.center
+        x = self.region.project(center + (self.region.project(x) - center) * (1.0 - 2.0**-40))
+        step = (x - center).flatten(1)
+        # The centre lies in the box, which was checked when the ball was made.
+        held = at_most(length_above(step, self.region.norm.value), self.region.radius)
+        if self.region.box is not None:
+            low, high = self.region.box
+            held &= ((low <= x) & (x <= high)).flatten(1).all(1)
+        return torch.where(held.reshape(-1, *(1,) * len(self.shape)), x, center)
 
     def at_centre(self) -> Witness:
         """The norm of the Jacobian at every centre, from below: the best of several starts of the power method."""
@@ -151,15 +205,13 @@ class _Climber:
         center = self.region.center.to(self.compute.device)
         x = center.expand(self.restarts, *center.shape)
         slope, direction, _ = self.ascend(x, self.normal(x.shape))
-        top = slope.argmax(dim=0)
-        column = torch.arange(self.count, device=x.device)
-        value = slope[top, column] * (1 - 1e-9)
-        return Witness(
-            value=torch.where(value.isfinite(), value, torch.zeros_like(value)).cpu(),
-            points=center.cpu(),
-            direction=direction[top, column].cpu(),
-            method="gradient-norm",
-        )
+        top = torch.nan_to_num(slope, nan=0.0).argmax(dim=0)
+        chosen = direction[top, torch.arange(self.count, device=x.device)].cpu()
+        notes: list[str] = []
+        chosen = torch.nan_to_num(chosen)
+        value = self.proved(derivatives_below, center.cpu(), chosen, notes)
+        note = notes[0] if notes and not bool((value > 0).any()) else ""
+        return Witness(value=value, points=center.cpu(), direction=chosen, method="gradient-norm", note=note)
 
     # -- where to look
 
@@ -248,7 +300,7 @@ class _Climber:
             pushed = self._push(pulled, probe, _maximiser(v.flatten(1), p).reshape(v.shape))
             functional = _maximiser(pushed, q.dual)
             (v,) = torch.autograd.grad(y, x, functional, retain_graph=True, materialize_grads=True)
-            slope = torch.linalg.vector_norm(v.flatten(1), ord=p.dual.order, dim=1)
+            slope = _lengths(v.flatten(1), p.dual)
         direction = _maximiser(v.flatten(1), p).reshape(v.shape)
         return slope.detach(), direction.detach(), self._gradient(x, y, functional, direction)
 
@@ -279,6 +331,7 @@ class _Climber:
             top = slope.argmax(dim=0)
             column = torch.arange(self.count, device=x.device)
             found = slope[top, column], x[top, column], y[top, column]
+            self.kept[exponent] = self.better(self.kept[exponent], found) if exponent in self.kept else found
             best = found if best is None else self.better(best, found)
         assert best is not None
         return best
@@ -289,14 +342,13 @@ class _Climber:
         return torch.where(take, b[0], a[0]), torch.where(wide, b[1], a[1]), torch.where(wide, b[2], a[2])
 
     def slopes(self, x: Tensor, fx: Tensor, y: Tensor) -> Tensor:
-        """Slope of every pair; 0 where the difference of the outputs could be mostly rounding."""
+        """Slope of every pair as float64 sees it; 0 where the difference of the outputs could be mostly rounding."""
         p, q = self.norms
         fy = self.batched(y)
-        change = torch.linalg.vector_norm(fy - fx, ord=q.order, dim=-1)
-        distance = torch.linalg.vector_norm((y - x).flatten(2), ord=p.order, dim=-1)
-        size = torch.linalg.vector_norm(fx, ord=q.order, dim=-1)
+        change, size = _lengths(fy - fx, q), _lengths(fx, q)
+        distance = _lengths((y - x).flatten(2), p)
         trusted = (distance > 0) & (change > 1e-5 * size) & torch.isfinite(change)
-        return torch.where(trusted, change / distance.clamp_min(1e-300), 0.0)
+        return torch.where(trusted, change / distance.clamp_min(math.ulp(0.0)), 0.0)
 
     def batched(self, x: Tensor) -> Tensor:
         rows = x.flatten(0, 1)
@@ -326,24 +378,20 @@ def multiplications(graph: Graph) -> float:
     return work
 
 
+def _lengths(rows: Tensor, norm: Norm) -> Tensor:
+    """Norms along the last axis; squares of tiny and of huge entries are not lost."""
+    size = rows.abs().amax(-1, keepdim=True).clamp_min(math.ulp(0.0))
+    found: Tensor = torch.linalg.vector_norm(rows / size, ord=norm.order, dim=-1) * size[..., 0]
+    return found
+
+
 def _maximiser(z: Tensor, norm: Norm) -> Tensor:
     """The vector of unit norm whose inner product with z is largest. z [batch, n]."""
     if norm is Norm.L2:
+        z = z / z.abs().amax(1, keepdim=True).clamp_min(math.ulp(0.0))
         length: Tensor = torch.linalg.vector_norm(z, dim=1, keepdim=True)
-        return z / length.clamp_min(1e-300)
+        return z / length.clamp_min(math.ulp(0.0))
     if norm is Norm.LINF:
         return torch.where(z >= 0, 1.0, -1.0).to(z)
     top = z.abs().argmax(dim=1, keepdim=True)
     return torch.zeros_like(z).scatter(1, top, torch.where(z.gather(1, top) >= 0, 1.0, -1.0).to(z))
-
-
-def slope_of(graph: Graph, query: Query, witness: Witness) -> Tensor:
-    """The slope of a stored pair, evaluated anew in float64: [count]. What a sceptic computes."""
-    assert witness.partner is not None
-    exact = graph.to(dtype=torch.float64)
-    change = (evaluate(exact, witness.partner) - evaluate(exact, witness.points)).flatten(1)
-    distance = (witness.partner - witness.points).flatten(1)
-    top = torch.linalg.vector_norm(change, ord=query.norm_out.order, dim=1)
-    bottom = torch.linalg.vector_norm(distance, ord=query.norm_in.order, dim=1)
-    slope: Tensor = torch.where(bottom > 0, top / bottom.clamp_min(math.ulp(0.0)), torch.zeros_like(top))
-    return slope

@@ -143,6 +143,7 @@ class Audit:
                 "value": value.tolist() if isinstance(value, Tensor) else value,
                 "method": self.lower.witness.method,
                 "witness": "witness.npz",
+                **({"note": self.lower.witness.note} if self.lower.witness.note else {}),
             },
             "best": None if best is None else {"analyzer": best.analyzer, **best.bound_document()},
             "assumptions": sorted({text for c in self.certificates.values() for text in c.assumptions}),

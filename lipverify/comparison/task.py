@@ -137,7 +137,8 @@ def _lower(task: Task, compute: Compute, seconds: float | None) -> Solved:
     np.savez(buffer, **plain)
     local = isinstance(task.query.region, Ball)
     value = witness.value.tolist() if local else float(witness.value[0])
-    return Solved("bound", {"value": value, "method": witness.method}, {"witness": buffer.getvalue()})
+    document = {"value": value, "method": witness.method} | ({"note": witness.note} if witness.note else {})
+    return Solved("bound", document, {"witness": buffer.getvalue()})
 
 
 def tensor_digest(value: Any) -> str:

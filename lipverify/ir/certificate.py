@@ -123,9 +123,9 @@ class Certificate:
 class Witness:
     """A lower bound with what shows it; its own type, so that nobody can pass it where an upper bound belongs.
 
-    value: [count] (1 for `Everywhere`), the slope of the stored pair or the gradient norm at the stored point, evaluated
-    in float64 and rounded down; points: [count, *input shape]; partner: the other point of each pair, or None where the
-    witness is a gradient norm, with `direction` the output functional or input direction that attains it.
+    value: [count] (1 for `Everywhere`), a lower bound of the slope of the stored pair, or of the derivative along the stored
+    direction, with every rounding accounted for; points: [count, *input shape]; partner: the other point of each pair, or None
+    where the witness is a derivative, with `direction` the input direction; note: why nothing is shown, where nothing is.
     """
 
     value: Tensor
@@ -133,3 +133,4 @@ class Witness:
     method: str
     partner: Tensor | None = None
     direction: Tensor | None = None
+    note: str = ""

@@ -1,6 +1,6 @@
 """Pairs of inputs that differ in one feature and contradict a direction.
 
-The search is not trusted: a pair counts when interval arithmetic separates its two outputs.
+The search is not trusted: a pair counts when what is proved of its two outputs separates them.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ from torch import Tensor
 
 from lipverify.interpreter import evaluate
 from lipverify.ir.graph import Graph
-from lipverify.ir.interval import Interval
 from lipverify.monotonicity.results import Pair
-from lipverify.propagation import interval_ranges
+from lipverify.propagation.points import values
 
 LINES = 8
 """Points through which the feature's line is searched."""
@@ -73,8 +72,7 @@ class PairSearch:
 
     def proved(self, feature: int, low: Tensor, high: Tensor, sign: int) -> Pair | None:
         """The pair with ranges of its outputs; None where rounding could have made the difference."""
-        ends = torch.stack([low, high])
-        box = interval_ranges(self.graph, Interval(ends, ends))[self.graph.output.name]
+        box = values(self.graph, torch.stack([low, high]))
         lower, upper = (end.flatten(1)[:, self.entry].tolist() for end in (box.lower, box.upper))
         certain = upper[1] < lower[0] if sign > 0 else lower[1] > upper[0]
         if not certain:

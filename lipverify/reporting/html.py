@@ -196,7 +196,7 @@ def _lower_words(lower: Document | None, answers: Answers) -> str:
     method = display(lower.get("method") or "search")
     what = "at each centre a slope" if answers.local else "a slope"
     return (
-        f"The lower bound is {what} that was found by {method} and evaluated again in float64, rounded down. "
+        f"The lower bound is {what} that was found by {method}, and proved with every rounding accounted for. "
         "No valid upper bound lies below it."
     )
 

@@ -1,4 +1,4 @@
-"""Adversarial examples: the upper side of a radius. The search is not trusted; what it reports is shown by interval arithmetic.
+"""Adversarial examples: the upper side of a radius. The search is not trusted; what it reports is proved.
 
 Legend: x the point, y its predicted class, d a perturbation of size r in the norm asked for, m_j = f_y - f_j.
 """

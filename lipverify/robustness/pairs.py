@@ -10,7 +10,7 @@ from lipverify.interpreter import evaluate
 from lipverify.ir.graph import Graph
 from lipverify.ir.interval import Interval
 from lipverify.ops import Linear, Reshape
-from lipverify.propagation import interval_ranges
+from lipverify.propagation.points import values
 
 
 def classes(graph: Graph) -> int:
@@ -61,6 +61,5 @@ def enclosed(graph: Graph, x: Tensor) -> Interval:
     Raises:
         UnsupportedModel: a node without an interval rule.
     """
-    point = x[None].double()
-    box = interval_ranges(graph, Interval(point, point))[graph.output.name]
+    box = values(graph, x[None], enough=1e-9)
     return Interval(box.lower.flatten(), box.upper.flatten())
