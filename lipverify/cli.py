@@ -10,7 +10,20 @@ import typer
 
 from lipverify.commands.audit import audit
 from lipverify.commands.compare import compare
-from lipverify.commands.options import Arch, InputShape, Json, Model, Output, Trust, print_json, shape
+from lipverify.commands.options import (
+    Arch,
+    Constants,
+    Input,
+    InputShape,
+    Json,
+    Model,
+    Output,
+    Trust,
+    constants,
+    print_json,
+    shape,
+)
+from lipverify.commands.options import output as parsed_output
 from lipverify.commands.radius import radius
 from lipverify.commands.zoo import zoo_app
 from lipverify.errors import LipverifyError, Refuted
@@ -29,7 +42,9 @@ app.add_typer(zoo_app, name="zoo")
 @app.command()
 def inspect(
     model: Model,
-    output: Output = 0,
+    output: Output = "0",
+    input: Input = None,
+    constant: Constants = None,
     arch: Arch = None,
     trust_code: Trust = False,
     input_shape: InputShape = None,
@@ -40,7 +55,13 @@ def inspect(
     from lipverify.documents import inspect_document
 
     graph = pipeline.load(
-        model, arch=arch, trust_code=trust_code, input_shape=shape(input_shape), output=output
+        model,
+        arch=arch,
+        trust_code=trust_code,
+        input_shape=shape(input_shape),
+        output=parsed_output(output),
+        input=input,
+        constants=constants(constant),
     )
     document = inspect_document(graph)
     if as_json:

@@ -6,7 +6,7 @@ The public verbs are short compositions of them; arguments and results are those
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,7 +42,9 @@ def load(
     arch: str | None = None,
     trust_code: bool = False,
     input_shape: Sequence[int] | None = None,
-    output: int = 0,
+    output: int | str = 0,
+    input: str | None = None,
+    constants: Mapping[str, Any] | None = None,
 ) -> Graph:
     """A graph from an ONNX file, a network of the model zoo, or weights with an architecture.
 
@@ -50,35 +52,38 @@ def load(
         model: a path, `zoo:<name>`, or a folder of the model zoo.
         arch: `FILE.py:callable` for bare weights; runs that file, so `trust_code` must be true.
         input_shape: shape of one sample, without the batch axis; for bare weights and for ONNX inputs of open size.
-        output: which output of the model.
+        output: which output of the model, by position; of an ONNX file also by name.
+        input: of an ONNX file whose output depends on several inputs, the name of the one that varies.
+        constants: what its other inputs are fixed at: name -> a number for all entries, or an array.
 
     Raises:
         InvalidFile, UsageError: missing, damaged or invalid (exit 2). UnsupportedModel: no rule covers it (exit 5).
         UnsafeInput: reading it would run foreign code (exit 6). ExtractionMismatch: the graph computes something else.
     """
-    return _imported(model, arch, trust_code, input_shape, output)
-
-
-def _imported(
-    model: str | Path, arch: str | None, trust_code: bool, input_shape: Sequence[int] | None, output: int
-) -> Graph:
-    folder = zoo.resolve(model)
-    if folder is not None:
-        module, card = zoo.load_module(folder.name)
-        weights = loading.read_regular(folder / "weights.safetensors")
-        graph = extract(module, zoo.example_input(card))
-        graph = _with_origin(graph, format="zoo", path=f"zoo:{card.name}", sha256=weights.sha256)
-        return _selected(graph, output)
     path = Path(model)
-    file = loading.read_regular(path)
-    if loading.detect(file.data, path) is loading.Format.ONNX:
+    folder = zoo.resolve(model)
+    if folder is None and loading.detect(loading.read_regular(path).data, path) is loading.Format.ONNX:
         if arch is not None:
             raise UsageError("an ONNX file holds its own architecture; --arch is for bare weights")
         from lipverify.frontends.onnx import extract_onnx
 
         # Only what this output needs: another output may be one that no rule covers.
-        return _about_output(simplify(extract_onnx(path, input_shape=input_shape, output=output)), output)
-    return _selected(_from_weights(path, arch, trust_code, input_shape), output)
+        graph = extract_onnx(path, input_shape=input_shape, output=output, input=input, constants=constants)
+        return _about_output(simplify(graph), output)
+    if isinstance(output, str) or input is not None or constants:
+        raise UsageError("inputs and outputs have names in ONNX files only; give the position of the output")
+    return _selected(_imported(path, folder, arch, trust_code, input_shape), output)
+
+
+def _imported(
+    path: Path, folder: Path | None, arch: str | None, trust_code: bool, input_shape: Sequence[int] | None
+) -> Graph:
+    if folder is None:
+        return _from_weights(path, arch, trust_code, input_shape)
+    module, card = zoo.load_module(folder.name)
+    weights = loading.read_regular(folder / "weights.safetensors")
+    graph = extract(module, zoo.example_input(card))
+    return _with_origin(graph, format="zoo", path=f"zoo:{card.name}", sha256=weights.sha256)
 
 
 def _selected(graph: Graph, output: int) -> Graph:
@@ -86,8 +91,14 @@ def _selected(graph: Graph, output: int) -> Graph:
     return _about_output(graph.select(output), output) if len(graph.outputs) > 1 or output else graph
 
 
-def _about_output(graph: Graph, output: int) -> Graph:
-    return _with_origin(graph, part=f"output {output} of the model") if output else graph
+def _about_output(graph: Graph, output: int | str) -> Graph:
+    """Says which part of the model the graph computes: another output than the first, inputs that are fixed."""
+    named = f'output "{loading.display(output, 60)}"' if isinstance(output, str) else f"output {output}"
+    parts = [f"{named} of the model"] if output else []
+    fixed = graph.origin.part
+    if fixed is not None:
+        parts = [*(parts or ["the model"]), fixed]
+    return _with_origin(graph, part=" with ".join(parts)) if parts else graph
 
 
 def _from_weights(path: Path, arch: str | None, trust_code: bool, input_shape: Sequence[int] | None) -> Graph:
@@ -272,6 +283,8 @@ def _checked(row: Row, graph: Graph, query: Query) -> Row:
     """The row with its certificate, `checked` where the independent checker has proved it from its written form."""
     if row.certificate is None:
         return row
+    if graph.origin.unbound is not None:
+        return replace(row, certificate=replace(row.certificate, unchecked=graph.origin.unbound))
     from lipverify.certificates import issue
 
     return replace(row, certificate=issue(row.certificate, graph, query, row.method, row.seconds))

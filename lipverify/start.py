@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,7 +32,9 @@ class Common:
     box: tuple[float, float] | None
     margin: tuple[int, int] | None
     budget: float | None
-    output: int
+    output: int | str
+    input: str | None
+    constants: Mapping[str, Any]
     device: str
     seed: int
     out: Path | None
@@ -51,6 +54,8 @@ class Common:
             trust_code=self.trust_code,
             input_shape=self.input_shape,
             output=self.output,
+            input=self.input,
+            constants=self.constants,
         )
 
     def points(self) -> Points | None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from lipverify.errors import UsageError
-from lipverify.loading.arguments import parse_box, parse_duration, parse_margin
+from lipverify.loading.arguments import parse_box, parse_constant, parse_duration, parse_margin
+from lipverify.loading.names import display
 
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="an ONNX file, zoo:<name>, or weights together with --arch")
@@ -21,7 +23,20 @@ Json = Annotated[bool, typer.Option("--json", help="exactly one JSON document on
 Arch = Annotated[str | None, typer.Option(help="FILE.py:callable that builds the module for bare weights")]
 Trust = Annotated[bool, typer.Option("--trust-code", help="allow --arch to run that file")]
 InputShape = Annotated[str | None, typer.Option(help="shape of one sample, for example 3,32,32")]
-Output = Annotated[int, typer.Option(help="which output of the model")]
+Output = Annotated[
+    str, typer.Option(help="which output of the model: its position, or its name in an ONNX file")
+]
+Input = Annotated[
+    str | None, typer.Option(help="ONNX files with several inputs: the name of the one that varies")
+]
+Constants = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--constant",
+        metavar="NAME=VALUE",
+        help="fix another input: a number, numbers with commas, or an .npy file",
+    ),
+]
 NormOut = Annotated[str | None, typer.Option(help="norm at the output; default: the same")]
 Analyzers = Annotated[str, typer.Option(help="comma-separated names, see `lipverify analyzers`")]
 Limit = Annotated[int | None, typer.Option(min=1, help="use only the first N points")]
@@ -50,7 +65,9 @@ def parsed(given: Mapping[str, Any]) -> dict[str, Any]:
         "box": None if given["box"] is None else parse_box(given["box"]),
         "margin": None if given.get("margin") is None else parse_margin(given["margin"]),
         "budget": None if given["budget"] is None else parse_duration(given["budget"]),
-        "output": given["output"],
+        "output": output(given["output"]),
+        "input": given["input"],
+        "constants": constants(given["constant"]),
         "device": given["device"],
         "seed": given["seed"],
         "out": given["out"],
@@ -90,6 +107,27 @@ def shape(text: str | None) -> tuple[int, ...] | None:
         raise UsageError(f"--input-shape takes whole numbers with commas, not {text!r}") from None
     if any(size < 1 for size in found):
         raise UsageError(f"--input-shape takes sizes of at least 1, not {text!r}")
+    return found
+
+
+def output(text: str) -> int | str:
+    """`--output`: a position, or a name."""
+    return int(text) if re.fullmatch("-?[0-9]{1,9}", text) else text
+
+
+def constants(texts: Sequence[str] | None) -> dict[str, Any]:
+    """`--constant NAME=VALUE`, any number of times. Raises UsageError."""
+    found: dict[str, Any] = {}
+    for text in texts or ():
+        name, value = parse_constant(text)
+        if name in found:
+            raise UsageError(f'--constant names input "{display(name)}" twice')
+        if isinstance(value, Path):
+            from lipverify.loading.numpy_archive import read_npy
+
+            found[name] = read_npy(value)
+        else:
+            found[name] = value
     return found
 
 

@@ -10,8 +10,10 @@ import typer
 from lipverify.commands.options import (
     Arch,
     Budget,
+    Constants,
     Device,
     Force,
+    Input,
     InputShape,
     Jobs,
     Json,
@@ -50,7 +52,9 @@ def radius(
         str | None, typer.Option(help="address of a Dask scheduler whose workers take the points")
     ] = None,
     resume: Resume = False,
-    output: Output = 0,
+    output: Output = "0",
+    input: Input = None,
+    constant: Constants = None,
     device: Device = "auto",
     seed: Annotated[int, typer.Option(min=0, help="seed of attacks and noise")] = 0,
     out: Annotated[

@@ -9,17 +9,18 @@ refused where the source has a symbolic batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
 from lipverify import ops
 from lipverify.errors import InvalidFile
 from lipverify.frontends.building.arithmetic import Arithmetic
-from lipverify.frontends.building.nodes import Operand, Value
+from lipverify.frontends.building.nodes import Masked, Operand, Value
 from lipverify.ir.op import Op, Shape
 from lipverify.loading.names import display
 
-__all__ = ["Builder", "Operand", "Value"]
+__all__ = ["Builder", "Masked", "Operand", "Value"]
 
 
 class Builder(Arithmetic):
@@ -41,38 +42,35 @@ class Builder(Arithmetic):
             assert isinstance(b, Tensor)
             if b.ndim == 1:
                 return self.squeeze(self.linear(a, b.reshape(1, -1)), [a.rank - 1])
-            return self._stacked(a, b, a.rank - 1, lambda v, w: self.linear(v, w.T))
+            return self._stacked(a, b, lambda v, w: self.linear(v, w.T))
         assert isinstance(b, Value)
         if a.ndim == 1:
             a = a.reshape(1, -1)
             return self.squeeze(self.matmul(a, b), [max(b.rank, 2) - 2])
         if b.rank == 1:
             return self.linear(b, a)
-        return self._stacked(b, a, b.rank - 2, self._left_multiply)
+        return self._stacked(b, a, self._left_multiply)
 
     def _left_multiply(self, v: Value, weight: Tensor) -> Value:
         """W x over the last but one axis."""
         swapped = [*range(v.rank - 2), v.rank - 1, v.rank - 2]
         return self.transpose(self.linear(self.transpose(v, swapped), weight), swapped)
 
-    def _stacked(
-        self, v: Value, weight: Tensor, axis: int, multiply: Callable[[Value, Tensor], Value]
-    ) -> Value:
+    def _stacked(self, v: Value, weight: Tensor, multiply: Callable[[Value, Tensor], Value]) -> Value:
         """A matrix product with a stack of stored matrices [..., k, n]: one product a matrix, side by side again."""
-        while weight.ndim > 2 and weight.shape[0] == 1:
-            if v.rank < weight.ndim:
-                v = self.unsqueeze(v, [0])
-            weight = weight.squeeze(0)
         if weight.ndim == 2:
             return multiply(v, weight)
-        if weight.ndim > 3:
-            raise self.refuse("product with a stored tensor of more than three axes", (v, weight))
-        if v.rank < 3:
-            v = self.unsqueeze(v, range(3 - v.rank))
-        where, count = v.rank - 3, weight.shape[0]
+        if v.rank < weight.ndim:
+            v = self.unsqueeze(v, range(weight.ndim - v.rank))
+        if weight.shape[0] == 1:
+            return self._stacked(v, weight[0], multiply)
+        where = v.rank - weight.ndim
         v = self.free(v, where)
         own = v.source_shape[where] != 1
-        parts = [multiply(self.slice(v, where, i, i + 1) if own else v, weight[i]) for i in range(count)]
+        parts = [
+            self._stacked(self.slice(v, where, i, i + 1) if own else v, matrix, multiply)
+            for i, matrix in enumerate(weight)
+        ]
         return self.concat(parts, where)
 
     def _bilinear(self, a: Value, b: Value) -> Value:
@@ -87,8 +85,19 @@ class Builder(Arithmetic):
         return self.add(ops.MatMul(), pair, pair[0].batch)
 
     def conv(self, v: Value, op: ops.Conv | ops.ConvTranspose) -> Value:
-        """A convolution [batch, channels, *spatial], or one without batch axis."""
-        v = self._channels_first(v, op.weight.ndim - 2)
+        """A convolution [batch, channels, *spatial], or one without batch axis.
+
+        Where the first axis belongs to the sample, its entries are convolved as groups of channels of their own.
+        """
+        spatial = op.weight.ndim - 2
+        if v.batch is None and v.rank == spatial + 2 and v.source_shape[0] > 1:
+            count, channels, *sizes = v.source_shape
+            bias = None if op.bias is None else op.bias.repeat(count)
+            weight = op.weight.repeat(count, *(1,) * (spatial + 1))
+            wide = replace(op, weight=weight, bias=bias, groups=op.groups * count)
+            result = self.add(wide, (self.view(v, (count * channels, *sizes), None),), None)
+            return self.view(result, (count, result.shape[0] // count, *result.shape[1:]), None)
+        v = self._channels_first(v, spatial)
         return self.add(op, (v,), v.batch)
 
     def _channels_first(self, v: Value, spatial: int) -> Value:
@@ -98,6 +107,14 @@ class Builder(Arithmetic):
             v = self.view(v, v.source_shape[1:], 0)
         if len(v.shape) != spatial + 1:
             raise self.refuse(f"needs [batch, channels] and {spatial} spatial axes", (v,))
+        return v
+
+    def _last_axes(self, v: Value, spatial: int) -> Value:
+        """Any axes in front of these many, the batch axis among them if there is one."""
+        if v.rank < spatial + 1 or (v.batch is not None and v.batch >= v.rank - spatial):
+            if self.symbolic_batch or v.rank < spatial + 1:
+                raise self.refuse(f"needs [batch, channels] and {spatial} spatial axes", (v,))
+            return self.view(v, v.source_shape, None)
         return v
 
     # -- windows, reductions, normalisation
@@ -112,8 +129,12 @@ class Builder(Arithmetic):
         ceil: bool,
     ) -> Value:
         """Max pooling over the last axes; a ceil-mode overhang is padding with -inf."""
-        v = self._channels_first(v, len(kernel))
-        over = _overhang(v.shape[1:], kernel, stride, padding, dilation) if ceil else (0,) * len(kernel)
+        v = self._last_axes(v, len(kernel))
+        over = (
+            _overhang(v.shape[-len(kernel) :], kernel, stride, padding, dilation)
+            if ceil
+            else (0,) * len(kernel)
+        )
         pads = tuple((a, b + extra) for (a, b), extra in zip(padding, over, strict=True))
         return self.add(ops.MaxPool(kernel, stride, pads, dilation), (v,), v.batch)
 
@@ -127,9 +148,11 @@ class Builder(Arithmetic):
         count_include_pad: bool,
     ) -> Value:
         """Average pooling over the last axes."""
-        v = self._channels_first(v, len(kernel))
+        v = self._last_axes(v, len(kernel))
         ones = (1,) * len(kernel)
-        over = _overhang(v.shape[1:], kernel, stride, padding, ones) if ceil else (0,) * len(kernel)
+        over = (
+            _overhang(v.shape[-len(kernel) :], kernel, stride, padding, ones) if ceil else (0,) * len(kernel)
+        )
         op = ops.AvgPool(kernel, stride, tuple(padding), count_include_pad, over)
         return self.add(op, (v,), v.batch)
 

@@ -67,6 +67,8 @@ class Origin:
     import_check: ImportCheck | None = None
     part: str | None = None
     """What of the model this graph computes, in words, where that is not its first output."""
+    unbound: str | None = None
+    """Why the file alone does not say which function this is; None where it does."""
 
 
 @dataclass(frozen=True)

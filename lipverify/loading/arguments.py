@@ -6,6 +6,7 @@ import math
 import re
 import sys
 from fractions import Fraction
+from pathlib import Path
 from typing import NoReturn
 
 from lipverify.errors import UsageError
@@ -55,6 +56,20 @@ def parse_margin(text: str) -> tuple[int, int]:
     if first == second:
         _fail("margin", text, "two different outputs")
     return first, second
+
+
+def parse_constant(text: str) -> tuple[str, float | list[float] | Path]:
+    """`NAME=VALUE`: a number, numbers with commas, or the path of an .npy file. Raises UsageError."""
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise UsageError(f'--constant takes NAME=VALUE, not "{display(text, 40)}"')
+    if value.endswith(".npy"):
+        return name, Path(value)
+    parts = [part.strip() for part in value.split(",")]
+    if not all(len(part) <= MAX_LENGTH and _NUMBER.fullmatch(part) for part in parts):
+        _fail("constant", value, "a number, numbers with commas, or the path of an .npy file")
+    numbers = [_float64(Fraction(part), "constant", value) for part in parts]
+    return name, numbers[0] if len(numbers) == 1 else numbers
 
 
 def parse_duration(text: str) -> float:

@@ -84,6 +84,13 @@ def read_npz(path: Path) -> dict[str, NDArray[np.generic]]:
     return parse_npz(file.data, path)
 
 
+def read_npy(path: Path) -> NDArray[np.generic]:
+    """The array of an .npy file, native byte order. Raises as read_points."""
+    file = read_regular(path)
+    require_format(file, {Format.NPY}, Format.NPY.value)
+    return parse_npy(file.data, "array", path)
+
+
 def require_finite(array: NDArray[np.generic], name: str, path: Path) -> None:
     """Raises InvalidFile naming array and index when an entry is NaN or infinite."""
     if array.dtype.kind != "f":

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lipverify.errors import InvalidFile
+from lipverify.errors import InvalidFile, UnsupportedModel
 from lipverify.loading.files import Path, read_regular
 from lipverify.loading.formats import Format, require_format
 from lipverify.loading.names import sentence
 from lipverify.loading.onnx_scan import scan
-from lipverify.loading.onnx_structure import check_structure
+from lipverify.loading.onnx_structure import check_nodes, check_structure, prune, selected_outputs
 from lipverify.loading.onnx_tensors import MAX_TOTAL_BYTES, ExternalData, check_tensors, tensors
 
 if TYPE_CHECKING:
@@ -21,31 +21,69 @@ if TYPE_CHECKING:
 class OnnxFile:
     """A checked model with all weights inside.
 
-    `sha256` is that of the file, `external_files` holds name and SHA-256 of every file beside it that was used.
+    `sha256` is that of the file, `external_files` holds name and SHA-256 of every file beside it that was used, `inputs` are
+    those of the whole file, whatever the model was pruned to.
     """
 
     model: onnx.ModelProto
     path: str
     sha256: str
     external_files: tuple[tuple[str, str], ...]
+    inputs: tuple[onnx.ValueInfoProto, ...]
 
 
-def read_onnx(path: Path) -> OnnxFile:
+def read_onnx(path: Path, output: int | str | None = None, *, prune_to_output: bool = False) -> OnnxFile:
     """Reads an ONNX file under the loader's policy.
 
-    Raises InvalidFile (damaged or self-contradictory, NaN or infinite weights), UnsafeInput (another format
-    that would run code, external data outside the model's folder), UnsupportedModel (too many nodes, nested
-    too deep, functions that call themselves, element types without real numbers).
+    prune_to_output: keep only what the output, by position or by name, depends on (all outputs for None); what is left out
+    is held to the structure of a file, not to what can be computed, and its external data is not opened.
+
+    Raises InvalidFile (damaged or self-contradictory, NaN weights), UnsafeInput (another format that would run code,
+    external data outside the model's folder), UnsupportedModel (too many nodes, nested too deep, functions that call
+    themselves, element types without real numbers, a format newer than the installed onnx), UsageError (no such output).
     """
     file = read_regular(path, MAX_TOTAL_BYTES)
     require_format(file, {Format.ONNX}, "an ONNX model")
     scan(file.data, path)
     model = _parse(file.data, path)
     external = ExternalData(path)
-    check_structure(model, path)
-    check_tensors((pair for scope in (model.graph, *model.functions) for pair in tensors(scope)), external)
+    inputs = checked(model, path, external, output, prune_to_output=prune_to_output)
     used = tuple((name, beside.sha256) for name, beside in sorted(external.files.items()))
-    return OnnxFile(model, file.path, file.sha256, used)
+    return OnnxFile(model, file.path, file.sha256, used, tuple(inputs))
+
+
+def checked(
+    model: onnx.ModelProto,
+    path: Path,
+    external: ExternalData,
+    output: int | str | None,
+    *,
+    prune_to_output: bool,
+) -> list[onnx.ValueInfoProto]:
+    """Holds a scanned model to the policy, in place; its tensors are inside afterwards. Raises and gives the inputs of the
+    whole model as `read_onnx`."""
+    check_version(model, path)
+    check_structure(model, path)
+    inputs = list(model.graph.input)
+    if prune_to_output:
+        prune(model, selected_outputs(model, output))
+    check_nodes(model, path)
+    check_tensors((pair for scope in (model.graph, *model.functions) for pair in tensors(scope)), external)
+    return inputs
+
+
+def check_version(model: onnx.ModelProto, path: Path) -> None:
+    """Raises UnsupportedModel for a format newer than the installed onnx, InvalidFile where the version is missing."""
+    import onnx
+
+    version = model.ir_version
+    if version < 1:
+        raise InvalidFile(
+            sentence(path, "does not say which version of the ONNX format it has", "export it again")
+        )
+    if version > onnx.IR_VERSION:
+        what = f"has version {version} of the ONNX format; the installed onnx {onnx.__version__} knows {onnx.IR_VERSION}"
+        raise UnsupportedModel(sentence(path, what, "install a newer onnx"))
 
 
 def _parse(data: bytes, path: Path) -> onnx.ModelProto:
@@ -59,7 +97,6 @@ def _parse(data: bytes, path: Path) -> onnx.ModelProto:
         raise InvalidFile(sentence(path, "is a damaged ONNX file", "export it again")) from None
     if not model.HasField("graph"):
         raise InvalidFile(sentence(path, "is not an ONNX model: it has no graph", "export it again"))
-    # Training graphs take no part in inference, and unknown fields in nothing: what stays was checked.
+    # Training graphs take no part in inference: what stays is checked.
     model.ClearField("training_info")
-    model.DiscardUnknownFields()
     return model

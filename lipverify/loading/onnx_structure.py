@@ -1,12 +1,16 @@
-"""Structure of an ONNX graph: every value has one writer, every edge a source, and nothing calls itself."""
+"""Structure of an ONNX graph: every value has one writer, every edge a source, and nothing calls itself.
+
+The names of a whole file are checked first; then only what the wanted outputs need is kept (`pruned`), and only that is held
+against what can be computed (`check_nodes`): a file may bring whatever it likes beside the output that is asked about.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NoReturn
 
-from lipverify.errors import InvalidFile, UnsupportedModel
+from lipverify.errors import InvalidFile, UnsupportedModel, UsageError
 from lipverify.loading.files import Path
 from lipverify.loading.names import display, sentence
 from lipverify.loading.onnx_scan import MAX_NODES
@@ -17,9 +21,11 @@ FunctionKey = tuple[str, str, str]
 
 
 def check_structure(model: Any, path: Path) -> None:
-    """Raises InvalidFile for two writers of a value, a dangling edge, a cycle, a name that is not text, or a
-    number attribute that is not finite; UnsupportedModel for functions that call themselves, expand to more
-    than MAX_NODES nodes or redefine a standard operator, and for sparse tensors."""
+    """Names and edges of a whole file.
+
+    Raises InvalidFile for two writers of a value, a dangling edge, a cycle, a name that is not text or an attribute that
+    is not what it says; UnsupportedModel for functions that call themselves, expand to more than MAX_NODES nodes or
+    redefine a standard operator."""
     _check_graph(model.graph, frozenset(), path)
     if not model.graph.output:
         raise InvalidFile(sentence(path, "the ONNX graph has no output", "export it again"))
@@ -28,12 +34,92 @@ def check_structure(model: Any, path: Path) -> None:
     _check_calls(model, path)
 
 
+def check_nodes(model: Any, path: Path) -> None:
+    """What takes part in the computation.
+
+    Raises InvalidFile for a number attribute that is not finite, UnsupportedModel for sparse tensors.
+    """
+    for scope in (model.graph, *model.functions):
+        for graph in _all_graphs(scope):
+            if getattr(graph, "sparse_initializer", ()):
+                _unsupported(path, "the ONNX graph has sparse initialisers", "export dense weights")
+        for node in _all_nodes(scope):
+            _check_numbers(node, path)
+
+
+def selected_outputs(model: Any, output: int | str | None) -> list[str]:
+    """Names of the outputs that are asked for: one, by its position or by its name, or all of them.
+
+    Raises:
+        UsageError: there is no such output.
+    """
+    names = [value.name for value in model.graph.output]
+    if output is None:
+        return names
+    if isinstance(output, str) and output in names:
+        return [output]
+    if isinstance(output, int) and 0 <= output < len(names):
+        return [names[output]]
+    if str(output) in names:  # a name made of digits
+        return [str(output)]
+    listed = ", ".join(f'{i}: "{display(name, 30)}"' for i, name in enumerate(names[:8]))
+    shown = f'"{display(output)}"' if isinstance(output, str) else str(output)
+    raise UsageError(f"there is no output {shown}; the model has {listed}")
+
+
+def prune(model: Any, outputs: list[str]) -> None:
+    """Keeps of the graph what these outputs depend on, in place: nodes, initialisers, inputs, and the outputs themselves."""
+    graph = model.graph
+    nodes, read = needed_nodes(graph, outputs)
+    kept = set(nodes)
+    _keep(graph.node, [position in kept for position in range(len(graph.node))])
+    _keep(graph.initializer, [tensor.name in read for tensor in graph.initializer])
+    _keep(graph.sparse_initializer, [tensor.values.name in read for tensor in graph.sparse_initializer])
+    _keep(graph.input, [value.name in read for value in graph.input])
+    _keep(graph.output, [value.name in outputs for value in graph.output])
+    _keep(graph.value_info, [value.name in read for value in graph.value_info])
+    _keep(graph.quantization_annotation, [note.tensor_name in read for note in graph.quantization_annotation])
+
+
+def needed_nodes(graph: Any, outputs: Iterable[str]) -> tuple[list[int], set[str]]:
+    """Positions of the nodes that these values depend on, in the order of the file, and all names those nodes read."""
+    writer = {name: position for position, node in enumerate(graph.node) for name in node.output if name}
+    read = set(outputs)
+    stack = [writer[name] for name in read if name in writer]
+    found: set[int] = set()
+    while stack:
+        position = stack.pop()
+        if position in found:
+            continue
+        found.add(position)
+        names = {name for name in names_read(graph.node[position]) if name}
+        read |= names
+        stack.extend(writer[name] for name in names if name in writer)
+    return sorted(found), read
+
+
+def names_read(node: Any) -> Iterator[str]:
+    """What a node reads, its subgraphs included."""
+    yield from node.input
+    for inner in _subgraphs(node):
+        for deeper in inner.node:
+            yield from names_read(deeper)
+        yield from (value.name for value in inner.output)
+
+
+def _keep(fields: Any, wanted: list[bool]) -> None:
+    if all(wanted):
+        return
+    left = [field for field, keep in zip(fields, wanted, strict=True) if keep]
+    del fields[:]
+    fields.extend(left)
+
+
 def _check_graph(graph: Any, outer: frozenset[str], path: Path) -> set[str]:
     """Checks one graph; returns the names it captures from the graphs around it."""
-    if graph.sparse_initializer:
-        _unsupported(path, "the ONNX graph has sparse initialisers", "export dense weights")
     inputs = [value.name for value in graph.input]
     initializers = [tensor.name for tensor in graph.initializer]
+    initializers += [tensor.values.name for tensor in graph.sparse_initializer]
     _unique(inputs, "graph input", path)
     _unique(initializers, "initialiser", path)
     # An initialiser may be listed as an input too: all files of IR version 3 and below do.
@@ -77,23 +163,41 @@ def _check_scope(
     return captured
 
 
+# onnx.AttributeProto.AttributeType -> the field that holds its value
+_VALUES = {
+    1: "f", 2: "i", 3: "s", 4: "t", 5: "g", 6: "floats", 7: "ints", 8: "strings", 9: "tensors", 10: "graphs",
+    11: "sparse_tensor", 12: "sparse_tensors", 13: "tp", 14: "type_protos",
+}  # fmt: skip
+
+
 def _check_node(node: Any, path: Path) -> None:
     texts = [node.name, node.op_type, node.domain, *node.input, *node.output]
     seen = set()
     for attribute in node.attribute:
         texts.append(attribute.name)
+        shown = display(attribute.name, 40) if isinstance(attribute.name, str) else ascii(attribute.name)
         if attribute.name in seen:
-            _invalid(path, f'{_where(node)} has attribute "{display(attribute.name, 40)}" twice')
+            _invalid(path, f'{_where(node)} has attribute "{shown}" twice')
         seen.add(attribute.name)
-        if attribute.HasField("sparse_tensor") or attribute.sparse_tensors:
-            _unsupported(path, f"{_where(node)} holds a sparse tensor", "export dense weights")
-        # Clip without a limit is written with an infinite one; everywhere else the number takes part.
-        allowed_infinite = node.op_type == "Clip"
-        for number in (attribute.f, *attribute.floats):
-            if math.isnan(number) or (math.isinf(number) and not allowed_infinite):
-                _invalid(path, f'{_where(node)} has attribute "{display(attribute.name, 40)}" = {number}')
+        # Readers that look at another field than the declared one would see another value.
+        filled = {field.name for field, _ in attribute.ListFields()} & set(_VALUES.values())
+        if not filled <= {_VALUES.get(attribute.type, "")} or (filled and attribute.ref_attr_name):
+            _invalid(path, f'{_where(node)} has attribute "{shown}" of another type than it says')
     if not all(isinstance(text, str) for text in texts):
         _invalid(path, f"{_where(node)} has a name that is not UTF-8")
+
+
+# Where an infinite number means that there is no limit, or takes part in nothing but comparisons.
+_MAY_BE_INFINITE = ("Clip", "Pad", "Constant")
+
+
+def _check_numbers(node: Any, path: Path) -> None:
+    for attribute in node.attribute:
+        if attribute.HasField("sparse_tensor") or attribute.sparse_tensors:
+            _unsupported(path, f"{_where(node)} holds a sparse tensor", "export dense weights")
+        for number in (attribute.f, *attribute.floats):
+            if math.isnan(number) or (math.isinf(number) and node.op_type not in _MAY_BE_INFINITE):
+                _invalid(path, f'{_where(node)} has attribute "{display(attribute.name, 40)}" = {number}')
 
 
 def _check_acyclic(scope: Any, sources: list[set[int]], path: Path) -> None:
@@ -161,6 +265,13 @@ def _expand(
             continue
         sizes[key] = sum(sizes.get(callee, 1) for callee in calls[key])
         stack.pop()
+
+
+def _all_graphs(scope: Any) -> Iterator[Any]:
+    yield scope
+    for node in scope.node:
+        for inner in _subgraphs(node):
+            yield from _all_graphs(inner)
 
 
 def _all_nodes(scope: Any) -> Iterator[Any]:

@@ -48,8 +48,8 @@ _DATA_FIELDS = (
     "double_data",
     "uint64_data",
 )
-# Exponent bits of the 16-bit formats: all set means NaN or infinity.
-_EXPONENT = {10: 0x7C00, 16: 0x7F80}
+# Bits of infinity in the 16-bit formats; above it, without the sign, lies NaN.
+_INFINITY = {10: 0x7C00, 16: 0x7F80}
 _EXTERNAL = 1
 
 
@@ -119,7 +119,9 @@ def tensors(graph: Any) -> Iterator[tuple[str, Any]]:
 def check_tensors(named: Iterable[tuple[str, Any]], external: ExternalData) -> None:
     """Checks every tensor and moves external data into the model, in place.
 
-    Raises InvalidFile for a tensor that contradicts itself or holds NaN or infinity (tensor and index named),
+    Infinities are numbers here: masks and limits hold them. What computes with them decides.
+
+    Raises InvalidFile for a tensor that contradicts itself or holds NaN (tensor and index named),
     UnsafeInput for external data outside the policy, UnsupportedModel for element types and sizes beyond it.
     """
     total = 0
@@ -191,16 +193,16 @@ def _check_values(tensor: Any, shown: str, path: Path) -> None:
             raise InvalidFile(sentence(path, f'tensor "{shown}" holds numbers out of the range of {kind}'))
     if kind == "BOOL" and bool((values > 1).any()):
         raise InvalidFile(sentence(path, f'tensor "{shown}" is BOOL and holds numbers other than 0 and 1'))
-    mask = _EXPONENT.get(tensor.data_type)
-    if mask is not None:
-        bad = (values & mask) == mask
+    infinity = _INFINITY.get(tensor.data_type)
+    if infinity is not None:
+        bad = (values & 0x7FFF) > infinity
     elif values.dtype.kind == "f":
-        bad = ~np.isfinite(values)
+        bad = np.isnan(values)
     else:
         return
     if bool(bad.any()):
         index = [int(i) for i in np.unravel_index(int(np.argmax(bad)), tuple(tensor.dims))]
-        what = f'holds NaN or infinity (tensor "{shown}", index {index})'
+        what = f'holds NaN (tensor "{shown}", index {index})'
         raise InvalidFile(sentence(path, what, "no bound exists for such weights"))
 
 

@@ -34,7 +34,7 @@ from lipverify.ops.smooth import (
     Tanh,
     Tanhshrink,
 )
-from lipverify.ops.softmax import LogSoftmax, Softmax
+from lipverify.ops.softmax import LogSoftmax, MaskedSoftmax, Softmax
 from lipverify.ops.sorting import GroupSort, Householder
 
 __all__ = [
@@ -72,6 +72,7 @@ __all__ = [
     "Linear",
     "LogSigmoid",
     "LogSoftmax",
+    "MaskedSoftmax",
     "MatMul",
     "MaxPool",
     "Maximum",

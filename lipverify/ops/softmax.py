@@ -26,6 +26,17 @@ class Softmax(Op):
 
 
 @dataclass(frozen=True, eq=False)
+class MaskedSoftmax(Op):
+    """Softmax along one sample axis over the entries that are kept; 0 elsewhere: softmax of x where kept, -infinity elsewhere.
+
+    kept: bool, of the sample's shape, with at least one entry in each row along the axis.
+    """
+
+    axis: int
+    kept: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class LogSoftmax(Op):
     """Logarithm of softmax along one sample axis."""
 
@@ -35,6 +46,11 @@ class LogSoftmax(Op):
 @forward.register(Softmax)
 def _softmax(op: Softmax, x: Tensor) -> Tensor:
     return torch.softmax(x, dim=op.axis + 1)
+
+
+@forward.register(MaskedSoftmax)
+def _masked_softmax(op: MaskedSoftmax, x: Tensor) -> Tensor:
+    return torch.softmax(x.masked_fill(~op.kept, -math.inf), dim=op.axis + 1)
 
 
 @forward.register(LogSoftmax)
@@ -51,7 +67,17 @@ def _softmax_gain(op: Softmax, shapes: tuple[Shape, ...], norm_in: Norm, norm_ou
     signs s with plus mass a give entries 2 p_i (1-a) and -2 p_i a: l1 norm 4a(1-a) <= 1, squared l2 norm
     <= 8 a^2 (1-a)^2 <= 1/2; l2 -> l1 by symmetry.
     """
-    n = shapes[0][op.axis]
+    return _rows_gain(shapes[0][op.axis], shapes[0], op.axis, norm_in, norm_out)
+
+
+@gain.register(MaskedSoftmax)
+def _masked_softmax_gain(op: MaskedSoftmax, shapes: tuple[Shape, ...], norm_in: Norm, norm_out: Norm) -> Gain:
+    """Every row is a softmax of fewer entries."""
+    return _rows_gain(int(op.kept.sum(op.axis).max()), shapes[0], op.axis, norm_in, norm_out)
+
+
+def _rows_gain(n: int, shape: Shape, axis: int, norm_in: Norm, norm_out: Norm) -> Gain:
+    """Rows along an axis, each a softmax of at most n entries."""
     if n == 1:
         return single(Upper.zero())
     squares = {
@@ -63,7 +89,7 @@ def _softmax_gain(op: Softmax, shapes: tuple[Shape, ...], norm_in: Norm, norm_ou
         (Norm.LINF, Norm.L1): Fraction(1),
     }
     block = Upper.of(squares.get((norm_in, norm_out), Fraction(1, 4))).sqrt()
-    return single(blocks_norm(block, math.prod(shapes[0]) // max(n, 1), norm_in, norm_out))
+    return single(blocks_norm(block, math.prod(shape) // max(shape[axis], 1), norm_in, norm_out))
 
 
 @gain.register(LogSoftmax)
@@ -100,6 +126,24 @@ def _softmax_interval(op: Softmax | LogSoftmax, box: Interval) -> Interval:
         raise Unbounded("a softmax needs a finite box")
     lower, upper = x.lower.movedim(op.axis + 1, -1), x.upper.movedim(op.axis + 1, -1)
     smallest, largest = _entries(op, lower, upper).lower, _entries(op, upper, lower).upper
+    return Interval(smallest.movedim(-1, op.axis + 1), largest.movedim(-1, op.axis + 1))
+
+
+@interval.register(MaskedSoftmax)
+def _masked_softmax_interval(op: MaskedSoftmax, box: Interval) -> Interval:
+    """As for softmax, with entries so low in place of those left out that their exponentials are 0: as bounds from below these
+    are right, and from above what they add is charged to the totals."""
+    x = Enclosure.of(box)
+    if not bool((x.lower.isfinite() & x.upper.isfinite()).all()):
+        raise Unbounded("a softmax needs a finite box")
+    kept = op.kept.movedim(op.axis, -1).expand(x.lower.movedim(op.axis + 1, -1).shape)
+    lower, upper = x.lower.movedim(op.axis + 1, -1), x.upper.movedim(op.axis + 1, -1)
+    out = lower.amin(-1, keepdim=True) - 2000.0  # exp(-2000) is 0 in float64
+    low, high = (torch.where(kept, end, out.expand_as(end)) for end in (lower, upper))
+    plain = Softmax(-1)
+    smallest, largest = _entries(plain, low, high).lower, _entries(plain, high, low).upper
+    zero = torch.zeros_like(smallest)
+    smallest, largest = torch.where(kept, smallest, zero), torch.where(kept, largest, zero)
     return Interval(smallest.movedim(-1, op.axis + 1), largest.movedim(-1, op.axis + 1))
 
 

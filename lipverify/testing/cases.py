@@ -247,6 +247,8 @@ def _other() -> list[OperatorCase]:
         _case(ops.Softmax(0), (5,)),
         _case(ops.Softmax(1), (2, 2), label="pairs"),
         _case(ops.Softmax(0), (1, 3), label="single"),
+        _case(ops.MaskedSoftmax(1, torch.ones(4, 4).tril().bool()), (4, 4), label="causal"),
+        _case(ops.MaskedSoftmax(0, torch.tensor([True, False, True, True])), (4,), label="gap"),
         _case(ops.LogSoftmax(0), (5,)),
         _case(ops.LogSoftmax(0), (2, 3), label="pairs"),
     ]

@@ -15,7 +15,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from lipverify.errors import LipverifyError
+from lipverify.errors import InvalidFile, LipverifyError
+from lipverify.frontends.onnx import extract_onnx
 from lipverify.loading import read_onnx
 
 SECRET = b"the-secret-of-somebody-else-" * 4
@@ -293,10 +294,16 @@ def test_unsorted_and_listed_initialisers_are_read(tmp_path: Path) -> None:
 
 def test_numbers_that_are_not_finite(tmp_path: Path) -> None:
     for dtype in (np.float32, np.float64, np.float16):
-        for bad in (np.nan, np.inf, -np.inf):
-            array = np.ones((2, 2), dtype)
-            array[1, 0] = bad
-            assert '"w", index [1, 0]' in refused(2, save(tmp_path, linear(weight(array))))
+        array = np.ones((2, 2), dtype)
+        array[1, 0] = np.nan
+        assert '"w", index [1, 0]' in refused(2, save(tmp_path, linear(weight(array))))
+    # An infinity may be a mask or a limit; as a weight it is refused where it is used.
+    for bad in (np.inf, -np.inf):
+        array = np.array([[1, 1], [bad, 1]], np.float32)
+        path = save(tmp_path, linear(weight(array)))
+        assert read_onnx(path).model.graph.initializer
+        with pytest.raises(InvalidFile, match=r'tensor "w", index \[1, 0\]'):
+            extract_onnx(path, check=False)
     array = np.array([[1, 1], [np.nan, 1]], np.float32)
     typed = helper.make_tensor("w", TensorProto.FLOAT, [2, 2], array.ravel())
     assert typed.float_data
@@ -384,3 +391,69 @@ def test_file_beyond_protobuf(tmp_path: Path) -> None:
 def test_names_that_are_not_text(tmp_path: Path) -> None:
     model = model_of([helper.make_node("Relu", ["x"], ["y"], name="NAME")]).SerializeToString()
     assert "not UTF-8" in refused(2, save(tmp_path, model.replace(b"NAME", b"\xff\xfe\xfd\xfc")))
+
+
+# A file has one meaning.
+
+
+def test_bytes_beside_the_model(tmp_path: Path) -> None:
+    valid = linear(weight()).SerializeToString()
+    assert "no part of the ONNX format" in refused(2, save(tmp_path, valid + b"\x50\x4b"))
+    assert "no part of the ONNX format" in refused(
+        2, save(tmp_path, valid + bytes([15 << 3 | 2, 3]) + b"abc")
+    )
+    assert 'gives field "graph" of ModelProto twice' in refused(2, save(tmp_path, valid + wrapped(b"")))
+    refused(2, save(tmp_path, b"PK" + valid))
+    twice = valid + b"\x08\x07"  # another version of the format behind everything
+    assert 'field "ir_version"' in refused(2, save(tmp_path, twice))
+
+
+def test_versions_of_the_format(tmp_path: Path) -> None:
+    newer = linear(weight())
+    newer.ir_version = onnx.IR_VERSION + 1
+    assert "install a newer onnx" in refused(5, save(tmp_path, newer))
+    newer.ir_version = 0
+    assert "does not say which version" in refused(2, save(tmp_path, newer))
+
+
+def test_two_definitions_of_one_name(tmp_path: Path) -> None:
+    def sparse() -> Any:
+        values = weight(np.ones(2, np.float32))
+        return onnx.SparseTensorProto(values=values, indices=weight(np.array([0, 3])), dims=[2, 2])
+
+    shadowed = linear(weight())
+    shadowed.graph.node.append(helper.make_node("Constant", [], ["w"], value=weight(name="")))
+    assert '"w" has two writers' in refused(2, save(tmp_path, shadowed))
+    both = linear(weight())
+    both.graph.sparse_initializer.append(sparse())
+    assert 'initialiser "w" occurs twice' in refused(2, save(tmp_path, both))
+    del both.graph.initializer[:]
+    assert "sparse initialisers" in refused(5, save(tmp_path, both))
+
+
+def test_attributes_of_another_type_than_they_say(tmp_path: Path) -> None:
+    leaky = model_of([helper.make_node("LeakyRelu", ["x"], ["y"], alpha=0.5, name="act")])
+    leaky.graph.node[0].attribute[0].i = 3
+    assert "of another type than it says" in refused(2, save(tmp_path, leaky))
+    leaky.graph.node[0].attribute[0].ClearField("i")
+    leaky.graph.node[0].attribute[0].type = onnx.AttributeProto.INT
+    assert "of another type than it says" in refused(2, save(tmp_path, leaky))
+
+
+def test_what_an_output_does_not_need_is_not_refused(tmp_path: Path) -> None:
+    from lipverify.pipeline import load
+
+    nan = weight(np.full((2, 2), np.nan, np.float32), "bad")
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["y"]),
+        helper.make_node("Strange", ["s", "bad"], ["z"], domain="nobody.knows"),
+    ]
+    path = save(tmp_path, model_of(nodes, [weight(), nan], inputs=["x", "s"], outputs=["y", "z"]))
+    assert load(path).input_shape == (2,)
+    assert load(path, output="y").output_shape == (2,)
+    refused(2, path)
+    for output in (1, "z"):
+        with pytest.raises(LipverifyError):
+            load(path, output=output)
+    with pytest.raises(LipverifyError, match='there is no output "w"; the model has 0: "y", 1: "z"'):
+        load(path, output="w")

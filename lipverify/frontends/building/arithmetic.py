@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lipverify import ops
 from lipverify.errors import InvalidFile
-from lipverify.frontends.building.nodes import Operand, Value
+from lipverify.frontends.building.nodes import Masked, Operand, Value
 from lipverify.frontends.building.shapes import Shapes
 from lipverify.ir.op import Op, Shape
 from lipverify.loading.names import display
@@ -68,10 +68,41 @@ class Arithmetic(Shapes):
         """Elementwise minimum; with one stored number it is a clip."""
         return self._extreme(a, b, ops.Minimum(), lambda c: ops.Clip(-math.inf, c))
 
+    def masked(self, v: Value, *kept: Tensor | None) -> Value | Masked:
+        """v where all of these masks hold, which broadcast to it, -infinity elsewhere."""
+        found = [mask for mask in kept if mask is not None]
+        if not found:
+            return v
+        whole = found[0]
+        for mask in found[1:]:
+            whole = whole & mask
+        return Masked(v, whole.expand(v.source_shape))
+
+    def masked_softmax(self, m: Masked, axis: int) -> Value:
+        """Softmax along a source axis of a tensor that holds -infinity.
+
+        Raises:
+            InvalidFile: a row holds nothing else, where softmax is not defined.
+        """
+        v = self.free(m.value, axis)
+        kept = m.kept if v.batch is None else m.kept.squeeze(v.batch)
+        sample = self.axis(v, axis)
+        if not bool(kept.any(sample).all()):
+            raise InvalidFile(
+                f'{self.what} "{display(self.where)}": a row of its input is -infinity throughout, where softmax is not defined'
+            )
+        return self.add(ops.MaskedSoftmax(sample, kept.contiguous()), (v,), v.batch)
+
     def _extreme(self, a: Operand, b: Operand, op: Op, clip: Callable[[float], Op]) -> Value:
         if isinstance(a, Tensor):
             a, b = b, a
         assert isinstance(a, Value)
+        if isinstance(b, Tensor) and bool(b.isinf().any()):
+            # No limit: there the other operand is the tensor itself.
+            numbers = torch.where(b.isinf(), torch.zeros_like(b), b)
+            if bool(b.isinf().all()):
+                return self.expand(a, torch.broadcast_shapes(a.source_shape, tuple(b.shape)))
+            b = self.plus(self.times(a, b.isinf().to(b.dtype)), numbers)
         if isinstance(b, Tensor):
             if b.numel() == 1:
                 return self.elementwise(clip(float(b)), a)

@@ -39,6 +39,19 @@ class Value:
 Operand = Value | Tensor
 
 
+@dataclass(frozen=True)
+class Masked:
+    """A tensor of extended numbers: `value` where `kept` [source shape] holds, -infinity elsewhere."""
+
+    value: Value
+    kept: Tensor
+
+    @property
+    def source_shape(self) -> Shape:
+        """Shape of the source's tensor for a batch of one."""
+        return self.value.source_shape
+
+
 class Nodes:
     """Collects nodes and follows the batch axis."""
 
@@ -52,9 +65,13 @@ class Nodes:
         self._nodes: list[Node] = []
         self._names: dict[str, int] = {}
 
-    def refuse(self, reason: str, operands: Sequence[Operand] = (), remedy: str = "") -> UnsupportedModel:
+    def refuse(
+        self, reason: str, operands: Sequence[Operand | Masked] = (), remedy: str = ""
+    ) -> UnsupportedModel:
         """The error to raise for the source's node in work: node, operator, shapes, reason, remedy."""
-        shapes = ", ".join(str(list(x.source_shape if isinstance(x, Value) else x.shape)) for x in operands)
+        shapes = ", ".join(
+            str(list(x.source_shape if isinstance(x, (Value, Masked)) else x.shape)) for x in operands
+        )
         shown = f" {shapes}" if shapes else ""
         advice = f"; {remedy}" if remedy else ""
         return UnsupportedModel(f'{self.what} "{display(self.where)}"{shown}: {reason}{advice}')

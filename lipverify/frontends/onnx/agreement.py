@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -12,7 +12,7 @@ import onnx
 import torch
 from torch import Tensor
 
-from lipverify.errors import ExtractionMismatch, UnsupportedModel
+from lipverify.errors import ExtractionMismatch, InvalidFile, UnsupportedModel
 from lipverify.frontends.builder import Value
 from lipverify.frontends.checking import TOLERANCE, as_numpy, check_import, compare, evaluated_in, inputs
 from lipverify.frontends.onnx.inputs import Layout
@@ -41,39 +41,97 @@ class Import:
 
 
 def checked(
-    model: Any, found: Import, layout: Layout, names: list[str], refused: UnsupportedModel | None
+    model: Any,
+    found: Import,
+    layout: Layout,
+    names: list[str],
+    refused: UnsupportedModel | None,
+    converted: Any | None = None,
 ) -> Graph:
     """The graph with its import check, made by the first reader that runs the model.
 
-    refused: why the graph was not lowered for batches of any size, where the file leaves the size open.
+    refused: why the graph was not lowered for batches of any size, where the file leaves the size open. converted: the model in
+    newer operators, for readers that do not know its own.
 
     Raises:
+        InvalidFile: neither onnxruntime nor onnx.checker takes the model.
         ExtractionMismatch: the graph computes something else, or no reader runs the model.
         UnsupportedModel: the samples of a batch influence each other.
     """
-    failures = []
+    failures: list[str] = []
     positions = [[value.name for value in model.graph.output].index(name) for name in names]
-    for reader, start in runners(model, layout.name):
+    for source, reader, start in _readers(model, converted, layout.name):
         try:
             run = start()
             run(as_numpy(_batch(torch.zeros((1, *layout.sample_shape), dtype=layout.dtype), layout)))
         except Exception as error:
             failures.append(f"{reader}: {reason(error)}")
+            _require_valid(source, failures[-1])
             continue
         reference = _one_by_one(run, found, layout, positions)
         try:
             done = check_import(found.graph, reference, name=reader, dtype=layout.dtype)
         except ExtractionMismatch as error:
             raise ExtractionMismatch(
-                f"{error}{_first_difference(model, found, layout, reader)}{advice(reader)}"
+                f"{error}{_first_difference(source, found, layout, reader)}{advice(reader)}"
             ) from None
-        notes = () if not layout.symbolic else _batch_notes(run, reference, found, layout, positions, refused)
+        notes = [*(f"not run by {failure}" for failure in failures), *_declared(model, found)]
+        if layout.symbolic:
+            notes += _batch_notes(run, reference, found, layout, positions, refused)
         origin = found.graph.origin
         return replace(found.graph, origin=replace(origin, import_check=done, notes=(*origin.notes, *notes)))
     tried = "; ".join(failures) + advice(failures[-1])
     raise ExtractionMismatch(
         f"no reader runs the model, so the import cannot be checked ({tried}); export it again"
     )
+
+
+def _readers(model: Any, converted: Any | None, feed: str) -> Iterator[tuple[Any, str, Callable[[], Runner]]]:
+    """Models and what may run them, best first. The evaluator of onnx misreads operator sets that need conversion."""
+    for reader, start in runners(model, feed):
+        if converted is None or reader.startswith("onnxruntime"):
+            yield model, reader, start
+    if converted is not None:
+        for reader, start in runners(converted, feed):
+            yield converted, f"{reader} (converted)", start
+
+
+def _require_valid(model: Any, failure: str) -> None:
+    """What one reader does not run is only read by the evaluator of onnx if it is a valid model at all.
+
+    Raises:
+        InvalidFile: onnx.checker does not take it either.
+    """
+    complete = onnx.ModelProto()
+    complete.CopyFrom(model)
+    for value in (*complete.graph.input, *complete.graph.output):
+        if value.type.HasField("tensor_type"):
+            value.type.tensor_type.shape.SetInParent()  # which nothing depends on
+    try:
+        onnx.checker.check_model(complete)
+    except Exception as error:
+        raise InvalidFile(
+            f"the model is taken neither by {failure} nor by onnx.checker ({reason(error)}); export it again"
+        ) from None
+
+
+def _declared(model: Any, found: Import) -> Iterator[str]:
+    """Outputs whose shape is not the one that the file declares."""
+    declared = {value.name: value.type.tensor_type for value in model.graph.output}
+    for name, batch, output in zip(
+        (value.name for value in model.graph.output), found.batches, found.graph.outputs, strict=True
+    ):
+        if not declared[name].HasField("shape"):
+            continue
+        says = [d.dim_value if d.dim_value > 0 else None for d in declared[name].shape.dim]
+        shape = list(found.graph[output].shape)
+        if batch is not None:
+            shape.insert(batch, 1)
+        if len(says) != len(shape) or any(
+            a is not None and a != n for a, n in zip(says, shape, strict=False)
+        ):
+            listed = [size or "?" for size in says]
+            yield f'output "{display(name, 40)}" is declared as {listed}; the model computes {shape}'
 
 
 def _batch(x: Tensor, layout: Layout) -> Tensor:
@@ -165,7 +223,7 @@ def _first_difference(model: Any, found: Import, layout: Layout, reader: str) ->
     probe.CopyFrom(model)
     del probe.graph.output[:]
     probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in values)
-    start = dict(runners(probe, layout.name))[reader]
+    start = dict(runners(probe, layout.name))[reader.removesuffix(" (converted)")]
     own = evaluated_in(layout.dtype)
     graph = found.graph.to(dtype=own)
     try:

@@ -2,36 +2,44 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from lipverify.errors import InvalidFile, UnsupportedModel
-from lipverify.frontends.builder import Operand, Value
+from lipverify.frontends.builder import Masked, Operand, Value
 from lipverify.frontends.onnx.lowering import OnnxBuilder, Stored
+from lipverify.loading.names import display
 
 _MAX_LIST = 1 << 16
 """Entries of a stored list of sizes, axes or pads."""
 
+Result = Value | Masked | Stored
+"""What a name of the file became."""
+
 
 @dataclass(frozen=True)
 class Call:
-    """A node with its inputs looked up. `version`: of the operator set; `used`: which outputs anything reads."""
+    """A node with its inputs looked up. `version`: of the operator set; `used`: which outputs anything reads; `names`: of the
+    inputs in the file."""
 
     build: OnnxBuilder
     op: str
     version: int
-    inputs: tuple[Value | Stored | None, ...]
+    inputs: tuple[Result | None, ...]
     used: tuple[bool, ...]
     attributes: dict[str, Any] = field(default_factory=dict)
+    names: tuple[str, ...] = ()
 
     def attribute(self, name: str, default: Any = None) -> Any:
         """A setting: int, float, str, list of these, or a stored tensor."""
         return self.attributes.get(name, default)
 
-    def raw(self, position: int) -> Value | Stored | None:
+    def raw(self, position: int) -> Result | None:
         """An input as it is; None where it is left out."""
         return self.inputs[position] if position < len(self.inputs) else None
 
@@ -40,7 +48,40 @@ class Call:
         found = self.raw(position)
         if found is None:
             raise self.build.invalid(f"its input {position} is missing")
-        return found if isinstance(found, Value) else self.build.tensor(found)
+        if isinstance(found, Masked):
+            raise self.refuse(
+                "computes with -infinity, which only a softmax, a maximum or an exponential may"
+            )
+        return found if isinstance(found, Value) else self.finite(position, found)
+
+    def extended(self, position: int, infinity: float = -math.inf) -> tuple[Operand, Tensor | None]:
+        """An input that may hold this infinity: finite numbers, and where they count (None: everywhere)."""
+        found = self.raw(position)
+        if isinstance(found, Masked) and infinity < 0:
+            return found.value, found.kept
+        if isinstance(found, np.ndarray) and found.dtype.kind == "f" and bool((found == infinity).any()):
+            endless = found == infinity
+            return self.finite(
+                position, np.where(endless, np.zeros((), found.dtype), found)
+            ), torch.from_numpy(np.asarray(~endless))
+        return self.operand(position), None
+
+    def finite(self, position: int, array: Stored) -> Tensor:
+        """A stored input as an operand of real arithmetic.
+
+        Raises:
+            InvalidFile: it holds infinity or NaN.
+        """
+        if array.dtype.kind == "f" or array.dtype.name == "bfloat16":
+            bad = ~np.isfinite(array.astype(np.float64) if array.dtype.name == "bfloat16" else array)
+            if bool(bad.any()):
+                index = [int(i) for i in np.unravel_index(int(np.argmax(bad)), array.shape)]
+                name = display(self.names[position], 60) if position < len(self.names) else ""
+                raise InvalidFile(
+                    f'{self.build.what} "{display(self.build.where)}": computes with infinity or NaN (tensor "{name}", index '
+                    f"{index}); no bound exists for such weights"
+                )
+        return self.build.tensor(array)
 
     def operands(self) -> list[Operand]:
         """All inputs of an operator that takes any number of them."""
@@ -51,11 +92,23 @@ class Call:
         found = self.raw(position)
         if isinstance(found, Value):
             return found
-        raise self.refuse("an input other than the first one depends on the graph's input")
+        if isinstance(found, Masked):
+            raise self.refuse(
+                "computes with -infinity, which only a softmax, a maximum or an exponential may"
+            )
+        raise self.refuse(self._elsewhere(position))
+
+    def _elsewhere(self, position: int) -> str:
+        """Why a stored input is refused: another one is the computed one."""
+        computed = [i for i, x in enumerate(self.inputs) if isinstance(x, (Value, Masked))]
+        return (
+            f"its input {computed[0]} depends on the graph's input and its input {position} is stored; this operator is covered "
+            "the other way round"
+        )
 
     def stored(self, position: int, role: str) -> Tensor:
         """An input that has to be stored, such as a weight; finite numbers."""
-        return self.build.tensor(self.array(position, role))
+        return self.finite(position, self.array(position, role))
 
     def optional(self, position: int, role: str) -> Tensor | None:
         """`stored`, or None where the input is left out."""
@@ -66,8 +119,10 @@ class Call:
         found = self.raw(position)
         if found is None:
             raise self.build.invalid(f"its {role} is missing")
-        if isinstance(found, Value):
-            raise self.refuse(f"its {role} depends on the graph's input", "only stored numbers are covered")
+        if isinstance(found, (Value, Masked)):
+            raise self.refuse(
+                f"its {role} depends on the graph's input", "only stored numbers are covered there"
+            )
         return found
 
     def ints(self, position: int, role: str) -> list[int] | None:

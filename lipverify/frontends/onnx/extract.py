@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,21 +11,23 @@ import onnx
 from torch import Tensor
 
 from lipverify.errors import InvalidFile, UnsupportedModel, UsageError
-from lipverify.frontends.builder import Value
+from lipverify.frontends.builder import Masked, Value
 from lipverify.frontends.onnx import translators as _translators  # registers them
 from lipverify.frontends.onnx.agreement import Import, checked
-from lipverify.frontends.onnx.inputs import Layout, input_layout
-from lipverify.frontends.onnx.lowering import OnnxBuilder, Stored
+from lipverify.frontends.onnx.call import Result
+from lipverify.frontends.onnx.inputs import Constant, Layout, fix_inputs, input_layout
+from lipverify.frontends.onnx.lowering import OnnxBuilder
 from lipverify.frontends.onnx.references import reason
 from lipverify.frontends.onnx.registry import STANDARD_DOMAINS, lower
+from lipverify.frontends.onnx.versions import OPSETS
 from lipverify.frontends.onnx.walk import Walk
 from lipverify.ir.graph import Graph, Origin
 from lipverify.loading import read_onnx
 from lipverify.loading.names import display
+from lipverify.loading.onnx_structure import prune
 
 del _translators
 
-OPSETS = range(7, 22)
 _MEMORY = "the model in memory"
 _BATCH = 3
 
@@ -34,28 +36,53 @@ def extract_onnx(
     source: str | Path | onnx.ModelProto,
     *,
     input_shape: Sequence[int] | None = None,
-    output: int | None = None,
+    output: int | str | None = None,
+    input: str | None = None,
+    constants: Mapping[str, Constant] | None = None,
     check: bool = True,
 ) -> Graph:
     """The layer graph of an ONNX model, for a batch of one sample.
 
-    source: a path, read under the loader's policy, or a model in memory without external data. input_shape: sizes of one
-    sample, where the file leaves them open. output: which output alone to import; all of them without it. With `check` the
-    graph is compared with the model on random inputs, and the largest difference is stored in `graph.origin.import_check`.
+    Only what the output depends on is looked at: other inputs, nodes and tensors of the file may be anything.
+
+    Args:
+        source: a path, read under the loader's policy, or a model in memory without external data.
+        input_shape: sizes of one sample, where the file leaves them open.
+        output: which output alone to import, by position or by name; all of them without it.
+        input: the name of the input that varies, where the output depends on several.
+        constants: numbers or tensors that the other inputs are fixed at, by name.
+        check: compare the graph with the model on random inputs; the largest difference is stored in
+            `graph.origin.import_check`.
 
     Raises:
-        InvalidFile: a damaged or contradictory model. UsageError: an input shape or output the model does not have.
+        InvalidFile: a damaged or contradictory model. UsageError: an input, input shape or output the model does not have.
         UnsupportedModel: several inputs, integer inputs, open sizes, an operator without a translation, samples of a batch
             that influence each other. ExtractionMismatch: the graph computes something else than the model.
         UnsafeInput: external data outside the model's folder.
     """
     lower.load_entry_points()
-    model, origin = _read(source)
+    model, origin, declared = _read(source, output)
+    fixed, notes = fix_inputs(model, declared, input, constants or {})
+    stored = {tensor.name for tensor in model.graph.initializer}
+    several = len([value for value in declared if value.name not in stored]) > 1 or bool(fixed)
+    origin = replace(
+        origin,
+        notes=(*origin.notes, *notes, *fixed),
+        part=", ".join(fixed) or None,
+        unbound="the model file has several inputs, and the checker has no proof about one of them"
+        if several
+        else None,
+    )
+    original = model
+    model, conversions = _current(model)
+    converted = None if model is original else model
     model = _inlined(model)
+    names = [value.name for value in model.graph.output]
+    prune(model, names)
     _refuse_foreign(model.graph)
-    names = _outputs(model.graph, output)
-    layout = input_layout(model.graph, input_shape)
+    layout = input_layout(model.graph, input_shape, input)
     versions = _versions(model)
+    origin = replace(origin, notes=(*origin.notes, *conversions))
     refused: UnsupportedModel | None = None
     try:
         found = _lowered(model, layout, names, versions, origin)
@@ -69,7 +96,7 @@ def extract_onnx(
         if refused is not None:
             raise refused
         return found.graph
-    return checked(model, found, layout, names, refused)
+    return checked(original, found, layout, names, refused, converted)
 
 
 def _about_batches(layout: Layout) -> str:
@@ -82,19 +109,24 @@ def _about_batches(layout: Layout) -> str:
     )
 
 
-def _read(source: str | Path | onnx.ModelProto) -> tuple[Any, Origin]:
+def _read(source: str | Path | onnx.ModelProto, output: int | str | None) -> tuple[Any, Origin, list[Any]]:
+    """The model as far as the output needs it, where it comes from, and the inputs of the whole file."""
     if isinstance(source, onnx.ModelProto):
-        return _policed(source), Origin(format="onnx")
-    file = read_onnx(Path(source))
+        return _policed(source, output)
+    file = read_onnx(Path(source), output, prune_to_output=True)
     notes = tuple(f"external data {display(name)} (sha256 {digest})" for name, digest in file.external_files)
-    return file.model, Origin(format="onnx", path=file.path, sha256=file.sha256, notes=notes)
+    return (
+        file.model,
+        Origin(format="onnx", path=file.path, sha256=file.sha256, notes=notes),
+        list(file.inputs),
+    )
 
 
-def _policed(model: onnx.ModelProto) -> Any:
+def _policed(model: onnx.ModelProto, output: int | str | None) -> tuple[Any, Origin, list[Any]]:
     """A copy of a model in memory, held to the rules for files."""
+    from lipverify.loading.onnx_file import checked as held_to_policy
     from lipverify.loading.onnx_scan import scan
-    from lipverify.loading.onnx_structure import check_structure
-    from lipverify.loading.onnx_tensors import ExternalData, check_tensors, tensors
+    from lipverify.loading.onnx_tensors import ExternalData, tensors
 
     try:
         data = model.SerializeToString()
@@ -106,9 +138,27 @@ def _policed(model: onnx.ModelProto) -> Any:
     named = [pair for scope in (copy.graph, *copy.functions) for pair in tensors(scope)]
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL for _, tensor in named):
         raise UsageError(f"{_MEMORY} has external data; load it with its data, or give the path of the file")
-    check_structure(copy, Path(_MEMORY))
-    check_tensors(named, ExternalData(Path(_MEMORY)))
-    return copy
+    inputs = held_to_policy(copy, Path(_MEMORY), ExternalData(Path(_MEMORY)), output, prune_to_output=True)
+    return copy, Origin(format="onnx"), inputs
+
+
+def _current(model: Any) -> tuple[Any, tuple[str, ...]]:
+    """A model of operator sets that are covered: older ones go through the converter of onnx."""
+    found = [entry.version for entry in model.opset_import if entry.domain in STANDARD_DOMAINS]
+    if not found or min(found) >= OPSETS.start:
+        return model, ()
+    import onnx.version_converter
+
+    try:
+        newer = onnx.version_converter.convert_version(model, OPSETS.start)
+    except Exception as error:
+        raise UnsupportedModel(
+            f"the model uses version {min(found)} of the ONNX operators, which onnx cannot convert ({reason(error)}); export "
+            f"with opset_version {OPSETS.start} or later"
+        ) from None
+    return newer, (
+        f"converted from version {min(found)} of the ONNX operators to {OPSETS.start} by onnx {onnx.__version__}",
+    )
 
 
 def _inlined(model: Any) -> Any:
@@ -138,16 +188,6 @@ def _refuse_foreign(graph: Any) -> None:
             )
 
 
-def _outputs(graph: Any, output: int | None) -> list[str]:
-    names = [value.name for value in graph.output]
-    if output is None:
-        return names
-    if not 0 <= output < len(names):
-        listed = ", ".join(f'{i}: "{display(name, 30)}"' for i, name in enumerate(names[:8]))
-        raise UsageError(f"there is no output {output}; the model has {listed}")
-    return [names[output]]
-
-
 def _versions(model: Any) -> dict[str, int]:
     """Operator set versions by domain; both spellings of the standard domain are one.
 
@@ -171,6 +211,11 @@ def _versions(model: Any) -> dict[str, int]:
             f"the model uses version {version} of the ONNX operators; versions {OPSETS.start} to {OPSETS.stop - 1} are "
             "covered: export with such an opset_version"
         )
+    if version > onnx.defs.onnx_opset_version():
+        raise UnsupportedModel(
+            f"the model uses version {version} of the ONNX operators; the installed onnx {onnx.__version__} knows "
+            f"{onnx.defs.onnx_opset_version()}: install a newer one"
+        )
     return found
 
 
@@ -179,7 +224,7 @@ def _lowered(
 ) -> Import:
     build = OnnxBuilder(layout.dtype, symbolic_batch=layout.symbolic)
     walk = Walk(build, versions)
-    entry: dict[str, Value | Stored] = {
+    entry: dict[str, Result | None] = {
         layout.name: build.input(layout.source_shape, layout.batch, layout.name)
     }
     scope = walk.run(model.graph, entry, names)
@@ -187,6 +232,10 @@ def _lowered(
     for name in names:
         build.where, build.what = name, "output"
         result = scope[name]
+        if isinstance(result, Masked) or result is None:
+            raise build.refuse(
+                "this output holds -infinity" if result is not None else "this output is not covered"
+            )
         values.append(result if isinstance(result, Value) else build.tensor(result))
     batches = tuple(value.batch if isinstance(value, Value) else None for value in values)
     notes = [*origin.notes, *layout.notes]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from onnx import numpy_helper
 
 from lipverify.errors import UnsupportedModel, UsageError
 from lipverify.ir.op import Shape
@@ -35,8 +39,9 @@ class Layout:
         return self.source_shape if self.batch is None else self.source_shape[1:]
 
 
-def input_layout(graph: Any, input_shape: Sequence[int] | None) -> Layout:
-    """The layout of the input of a graph. input_shape: sizes of one sample given by the user, batch axis left out.
+def input_layout(graph: Any, input_shape: Sequence[int] | None, name: str | None = None) -> Layout:
+    """The layout of the one input of a graph that is not stored. input_shape: sizes of one sample given by the user, batch axis
+    left out; name: of the input, where the user says which.
 
     The first axis is the batch axis where it is open or 1 and there are others; any other first axis belongs to the sample.
 
@@ -44,7 +49,7 @@ def input_layout(graph: Any, input_shape: Sequence[int] | None) -> Layout:
         UnsupportedModel: several inputs, an input that is no floating-point tensor, or open sizes.
         UsageError: the user's shape contradicts the file.
     """
-    value = _only_input(graph)
+    value = _only_input(graph, name)
     tensor = value.type.tensor_type
     shown = f'input "{display(value.name)}"'
     if tensor.elem_type not in _FLOATS:
@@ -68,7 +73,7 @@ def input_layout(graph: Any, input_shape: Sequence[int] | None) -> Layout:
     )
 
 
-def _only_input(graph: Any) -> Any:
+def _only_input(graph: Any, name: str | None) -> Any:
     stored = {tensor.name for tensor in graph.initializer}
     free = [value for value in graph.input if value.name not in stored]
     if len(free) == 1:
@@ -80,15 +85,124 @@ def _only_input(graph: Any) -> Any:
         return value
     if not free:
         raise UnsupportedModel(
-            "the graph has no input, so it computes a constant; export the model with its input"
+            "the output depends on no input, so it is a constant; choose another output, or export the model with its input"
         )
     listed = ", ".join(f'"{display(value.name, 30)}"' for value in free[:6]) + (
         ", ..." if len(free) > 6 else ""
     )
+    if name is not None:
+        listed = ", ".join(f'"{display(value.name, 30)}"' for value in free if value.name != name)
+        raise UnsupportedModel(
+            f"the output also depends on {listed}; fix them, for example --constant NAME=0 (Python: constants={{name: 0}})"
+        )
     raise UnsupportedModel(
-        f"the graph has {len(free)} inputs ({listed}); export one floating-point input, with the others (states, masks, "
-        "rates) as constants"
+        f"the output depends on {len(free)} inputs ({listed}); choose one with --input NAME and fix the others with "
+        "--constant NAME=VALUE (Python: input=, constants=)"
     )
+
+
+Constant = float | Sequence[float] | NDArray[Any]
+"""What an input may be fixed at: one number for all entries, or a tensor."""
+
+
+def fix_inputs(
+    model: Any, declared: Sequence[Any], name: str | None, constants: Mapping[str, Constant]
+) -> tuple[list[str], list[str]]:
+    """Turns all inputs but one into stored tensors, in place; in words, what was fixed, and notes.
+
+    declared: the inputs of the whole file; those that the output does not need are gone from the model. name: the input that
+    stays, where the user says which; an initialiser of that name is only its default and is dropped.
+
+    Raises:
+        UsageError: there is no such input, or a value does not fit it.
+    """
+    graph = model.graph
+    every = {value.name: value for value in declared}
+    for wanted in (*([] if name is None else [name]), *constants):
+        if wanted not in every:
+            listed = ", ".join(f'"{display(known, 30)}"' for known in list(every)[:6])
+            raise UsageError(f'there is no input "{display(wanted)}"; the model has {listed or "none"}')
+    if name in constants:
+        raise UsageError(f'input "{display(str(name))}" cannot be both the input and a constant')
+    left = {value.name for value in graph.input}
+    if name is not None and name not in left:
+        raise UsageError(f'the output does not depend on input "{display(name)}", so its constant is 0')
+    default = {tensor.name for tensor in graph.initializer} & left
+    fixed, notes = [], []
+    for wanted, value in constants.items():
+        if wanted not in left:
+            notes.append(f'the output does not depend on input "{display(wanted)}"')
+            continue
+        tensor, words = _stored(every[wanted], value)
+        _drop(graph.initializer, wanted)
+        graph.initializer.append(tensor)
+        fixed.append(f'input "{display(wanted, 40)}" fixed at {words}')
+    if name is not None and name in default:
+        _drop(graph.initializer, name)
+    stored = {tensor.name for tensor in graph.initializer}
+    if model.ir_version >= 4:
+        others = sorted((default & stored) - set(constants) - {name})
+        notes += [f'input "{display(other, 40)}" has its stored default' for other in others]
+        kept = [value for value in graph.input if value.name not in stored]
+        del graph.input[:]
+        graph.input.extend(kept)
+    return fixed, notes
+
+
+def _drop(tensors: Any, name: str) -> None:
+    for position in reversed([i for i, tensor in enumerate(tensors) if tensor.name == name]):
+        del tensors[position]
+
+
+def _stored(value: Any, given: Constant) -> tuple[Any, str]:
+    """The tensor that an input is fixed at, and the same in words."""
+    shown = f'input "{display(value.name)}"'
+    if not value.type.HasField("tensor_type"):
+        raise UsageError(f"{shown} is no tensor and cannot be fixed")
+    tensor = value.type.tensor_type
+    kind = _dtype(tensor.elem_type, shown)
+    sizes = [d.dim_value if d.dim_value > 0 else None for d in tensor.shape.dim]
+    known = tensor.HasField("shape")
+    array = np.asarray(given)
+    if array.dtype.kind not in "biuf":
+        raise UsageError(f"{shown} is fixed at real numbers, not at {array.dtype}")
+    if not bool(np.isfinite(array.astype(np.float64)).all()):
+        raise UsageError(f"{shown} is fixed at finite numbers only")
+    single = tuple(size or 1 for size in sizes)  # open sizes are those of a single sample
+    if known and (array.ndim == 0 or (array.ndim < len(sizes) and array.size == math.prod(single))):
+        shape = single
+    else:
+        shape = array.shape
+        fits = not known or (
+            len(shape) == len(sizes) and all(s in (None, n) for s, n in zip(sizes, shape, strict=True))
+        )
+        if not fits:
+            raise UsageError(f"{shown} has shape {[size or '?' for size in sizes]}, not {list(shape)}")
+    if math.prod(shape) > _MAX_INPUT:
+        raise UsageError(f"{shown} has {math.prod(shape)} numbers, which is too many to fix")
+    if array.ndim == 0:
+        array = np.full(shape, array)
+    found = np.ascontiguousarray(array).astype(kind).reshape(shape)
+    if kind.kind in "biu" and bool((found != array.reshape(shape)).any()):
+        raise UsageError(f"{shown} takes numbers of type {kind}")
+    if found.size and bool((found == found.reshape(-1)[0]).all()):
+        words = f"{found.reshape(-1)[0]!s}"
+    else:
+        digest = hashlib.sha256(found.astype(np.float64).tobytes()).hexdigest()
+        words = f"a tensor {list(shape)} (sha256 {digest[:16]} in float64)"
+        if found.size <= 4:
+            words = "[" + ", ".join(str(n) for n in found.reshape(-1).tolist()) + "]"
+    return numpy_helper.from_array(found, value.name), words
+
+
+def _dtype(code: int, shown: str) -> np.dtype[Any]:
+    kinds = {
+        1: np.float32, 2: np.uint8, 3: np.int8, 4: np.uint16, 5: np.int16, 6: np.int32, 7: np.int64, 9: np.bool_,
+        10: np.float16, 11: np.float64, 12: np.uint32, 13: np.uint64,
+    }  # fmt: skip
+    if code not in kinds:
+        raise UsageError(f"{shown} is of ONNX element type {code} and cannot be fixed")
+    return np.dtype(kinds[code])
 
 
 def _filled(declared: list[int | None] | None, given: Sequence[int] | None, shown: str) -> Shape:

@@ -12,6 +12,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 Translator = Callable[..., Any]
 
 STANDARD_DOMAINS = ("", "ai.onnx")
+DEFINED_DOMAINS = ("", "ai.onnx.ml")
+"""Domains whose operators the installed onnx defines."""
 
 
 class Lowering:

@@ -5,40 +5,52 @@ from __future__ import annotations
 import heapq
 from collections import ChainMap
 from collections.abc import Iterable, MutableMapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from onnx import AttributeProto, numpy_helper
 
 from lipverify.errors import InvalidFile
-from lipverify.frontends.builder import Value
-from lipverify.frontends.onnx.call import Call
-from lipverify.frontends.onnx.constants import Folder, shape_of, size_of
+from lipverify.frontends.builder import Masked, Value
+from lipverify.frontends.onnx import control_flow, functions
+from lipverify.frontends.onnx.call import Call, Result
+from lipverify.frontends.onnx.constants import Folder, folds, shape_of, size_of
+from lipverify.frontends.onnx.element_types import ElementTypes
 from lipverify.frontends.onnx.lowering import OnnxBuilder, Stored
-from lipverify.frontends.onnx.registry import STANDARD_DOMAINS, lower
+from lipverify.frontends.onnx.registry import DEFINED_DOMAINS, STANDARD_DOMAINS, lower
+from lipverify.frontends.onnx.versions import NEWEST
 from lipverify.loading.names import display
+from lipverify.loading.onnx_structure import names_read, needed_nodes
 
-Scope = MutableMapping[str, Value | Stored]
+Scope = MutableMapping[str, Result | None]
+
+MAX_STEPS = 400_000
+"""Nodes looked at, those of unrolled loops and of the bodies of functions counted each time."""
 
 
 class Walk:
     """One pass over a graph. versions: the version of every operator set by its domain ("" is the standard one)."""
 
-    def __init__(self, build: OnnxBuilder, versions: dict[str, int]) -> None:
+    def __init__(self, build: OnnxBuilder, versions: dict[str, int], outer: Walk | None = None) -> None:
         self.build = build
         self.versions = versions
-        self.folder = Folder()
+        self.folder: Folder = Folder() if outer is None else outer.folder
+        self.types = ElementTypes()
+        self.steps: list[int] = [0] if outer is None else outer.steps
+        self.inside: str | None = None if outer is None else build.where
+        """The node of the file whose definition is walked; None in the file's own graph."""
 
     def run(self, graph: Any, outer: Scope, wanted: Iterable[str]) -> Scope:
         """What the graph's values became, as far as the wanted ones need them."""
         scope: Scope = ChainMap({}, _Initialisers(graph), outer)  # type: ignore[arg-type]
+        if isinstance(graph, onnx.GraphProto):
+            self.types.declare(graph)
         order, read = needed(graph, wanted)
         for node in order:
-            self.build.where = node.name or next((name for name in node.output if name), node.op_type)
-            self.build.what = display(
-                node.op_type if node.domain in STANDARD_DOMAINS else f"{node.domain}::{node.op_type}", 60
-            )
+            self._locate(node)
             results = self._lower(node, scope, read)
             for name, result in zip(node.output, results, strict=False):
                 if name:
@@ -48,47 +60,64 @@ class Walk:
                     raise self.build.refuse(f"its output {position} is not covered")
         return scope
 
-    def _lower(self, node: Any, scope: Scope, read: set[str]) -> list[Value | Stored]:
+    def _locate(self, node: Any) -> None:
+        self.steps[0] += 1
+        own = node.name or next((name for name in node.output if name), node.op_type)
+        self.build.where = own if self.inside is None else f"{self.inside}/{own}"
+        self.build.what = display(
+            node.op_type if node.domain in STANDARD_DOMAINS else f"{node.domain}::{node.op_type}", 60
+        )
+        if self.steps[0] > MAX_STEPS:
+            raise self.build.refuse(f"more than {MAX_STEPS} nodes, loops and functions written out")
+
+    def _lower(self, node: Any, scope: Scope, read: set[str]) -> list[Result | None]:
         domain = "" if node.domain in STANDARD_DOMAINS else node.domain
-        if not domain:
-            check_schema(self.build, node, self.versions[""])
+        schema = check_schema(self.build, node, domain, self.versions) if domain in DEFINED_DOMAINS else None
+        bound = {} if schema is None else self.types.check(node, schema, self.build.invalid)
         attributes = {a.name: _attribute(self.build, a) for a in node.attribute}
         inputs = tuple(scope[name] if name else None for name in node.input)
         used = tuple(name in read for name in node.output)
-        call = Call(self.build, node.op_type, self.versions.get(domain, 0), inputs, used, attributes)
+        version = self.versions.get(domain, 0)
+        call = Call(self.build, node.op_type, version, inputs, used, attributes, tuple(node.input))
+        results = self._results(call, domain, node, schema, scope)
+        if schema is not None:
+            self.types.record(node, schema, bound, results)
+        return results
+
+    def _results(self, call: Call, domain: str, node: Any, schema: Any, scope: Scope) -> list[Result | None]:
+        if not domain and node.op_type in control_flow.OPERATORS:
+            return control_flow.OPERATORS[node.op_type](self, call, scope, node)
         if not domain and node.op_type == "Constant":
             return [constant(call)]
-        if not domain and node.op_type == "If":
-            return self._branch(call, scope, node)
-        first = inputs[0] if inputs else None
-        if not domain and node.op_type in ("Shape", "Size") and isinstance(first, Value):
+        first = call.raw(0)
+        if not domain and node.op_type in ("Shape", "Size") and isinstance(first, (Value, Masked)):
             return [(shape_of if node.op_type == "Shape" else size_of)(call, first.source_shape)]
         translate = lower.find(node.domain, node.op_type)
-        stored = not any(isinstance(x, Value) for x in inputs)
+        stored = not any(isinstance(x, (Value, Masked)) for x in call.inputs)
+        if stored and not getattr(translate, "refuses", False) and folds(domain, node.op_type):
+            return [*self.folder.fold(call, domain, node)]
+        body = (
+            None if translate is not None and not stored else functions.body(self, call, domain, node, schema)
+        )
+        if body is not None:
+            return functions.expanded(self, call, node, schema, body)
         if stored and not getattr(translate, "refuses", False):
             return [*self.folder.fold(call, domain, node)]
         if translate is None:
             remedy = f'replace it, or teach it to lipverify with @lower.register("{self.build.what}")'
             raise call.refuse("this operator is not covered", remedy)
+        if isinstance(first, Masked) and node.op_type in _MOVES and not domain:
+            # Where it is -infinity moves as the entries do.
+            value, kept = (
+                replace(call, inputs=(x, *call.inputs[1:])) for x in (first.value, first.kept.numpy().copy())
+            )
+            moved, mask = translate(value), self.folder.fold(kept, domain, node)[0]
+            return [Masked(moved, torch.from_numpy(mask.copy()))]
         found = translate(call)
         return list(found) if isinstance(found, (list, tuple)) else [found]
 
-    def _branch(self, call: Call, scope: Scope, node: Any) -> list[Value | Stored]:
-        """An If whose condition is known is one of its branches."""
-        condition = call.raw(0)
-        if condition is None or isinstance(condition, Value):
-            raise call.refuse(
-                "branches on computed numbers, so it is not continuous", "export the branch you need"
-            )
-        if condition.size != 1:
-            raise call.invalid("its condition is not one number")
-        name = "then_branch" if bool(condition.reshape(()).item()) else "else_branch"
-        branch = call.attribute(name)
-        names = [value.name for value in branch.output]
-        if len(names) < len(node.output):
-            raise call.invalid("its branch has fewer outputs than the node")
-        inner = self.run(branch, scope, [n for n, use in zip(names, call.used, strict=False) if use])
-        return [inner[n] if use else np.zeros(0) for n, use in zip(names, call.used, strict=False)]
+
+_MOVES = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Expand", "Slice", "Gather", "Flatten")
 
 
 class _Initialisers(dict[str, Stored]):
@@ -96,7 +125,7 @@ class _Initialisers(dict[str, Stored]):
 
     def __init__(self, graph: Any) -> None:
         super().__init__()
-        self._protos = {tensor.name: tensor for tensor in graph.initializer}
+        self._protos = {tensor.name: tensor for tensor in getattr(graph, "initializer", ())}
 
     def __contains__(self, name: object) -> bool:
         return name in self._protos
@@ -113,19 +142,11 @@ def needed(graph: Any, wanted: Iterable[str]) -> tuple[list[Any], set[str]]:
     Raises:
         InvalidFile: the graph has a cycle.
     """
-    writer = {name: i for i, node in enumerate(graph.node) for name in node.output if name}
-    reads: dict[int, set[str]] = {}
-    read = set(wanted)
-    stack = [writer[name] for name in read if name in writer]
-    while stack:
-        i = stack.pop()
-        if i in reads:
-            continue
-        reads[i] = {name for name in _names(graph.node[i]) if name}
-        read |= reads[i]
-        stack.extend(writer[name] for name in reads[i] if name in writer)
-    sources = {i: {writer[name] for name in names if name in writer} for i, names in reads.items()}
-    readers: dict[int, list[int]] = {i: [] for i in reads}
+    positions, read = needed_nodes(graph, wanted)
+    nodes = list(graph.node)
+    writer = {name: i for i in positions for name in nodes[i].output if name}
+    sources = {i: {writer[name] for name in names_read(nodes[i]) if name in writer} for i in positions}
+    readers: dict[int, list[int]] = {i: [] for i in positions}
     for i, found in sources.items():
         for source in found:
             readers[source].append(i)
@@ -135,34 +156,28 @@ def needed(graph: Any, wanted: Iterable[str]) -> tuple[list[Any], set[str]]:
     order = []
     while ready:
         i = heapq.heappop(ready)
-        order.append(graph.node[i])
+        order.append(nodes[i])
         for reader in readers[i]:
             missing[reader] -= 1
             if missing[reader] == 0:
                 heapq.heappush(ready, reader)
-    if len(order) < len(reads):
+    if len(order) < len(positions):
         raise InvalidFile("the ONNX graph has a cycle; export it again")
     return order, read
 
 
-def _names(node: Any) -> Iterable[str]:
-    """What a node reads, its subgraphs included."""
-    yield from node.input
-    for attribute in node.attribute:
-        for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-            for deeper in inner.node:
-                yield from _names(deeper)
-            yield from (value.name for value in inner.output)
-
-
-def check_schema(build: OnnxBuilder, node: Any, version: int) -> None:
-    """Holds a node of the standard domain against its definition.
+def check_schema(build: OnnxBuilder, node: Any, domain: str, versions: dict[str, int]) -> Any:
+    """Holds a node of a domain that onnx defines against its definition there, and gives that definition.
 
     Raises:
-        UnsupportedModel: the operator set has no such operator. InvalidFile: inputs or attributes the operator does not have.
+        UnsupportedModel: the operator set has no such operator, or one that nobody has read yet.
+        InvalidFile: inputs or attributes the operator does not have.
     """
+    version = versions.get(domain)
+    if version is None:
+        raise build.invalid(f'the model does not say which version of "{display(domain, 40)}" it uses')
     try:
-        schema = onnx.defs.get_schema(node.op_type, version, "")
+        schema = onnx.defs.get_schema(node.op_type, version, domain)
     except onnx.defs.SchemaError:
         raise build.refuse(
             f"operator set {version} of ONNX has no such operator", (), "export the model again"
@@ -171,20 +186,28 @@ def check_schema(build: OnnxBuilder, node: Any, version: int) -> None:
         raise build.refuse(
             f"this operator was removed from operator set {version}", (), "export the model again"
         )
+    if not domain and schema.since_version > NEWEST.get(node.op_type, schema.since_version):
+        raise build.refuse(
+            f"version {schema.since_version} of this operator is newer than the one that is covered, "
+            f"{NEWEST[node.op_type]}; export with an older opset_version"
+        )
     if not schema.min_input <= len(node.input) <= schema.max_input:
         raise build.invalid(f"it has {len(node.input)} inputs")
     if not schema.min_output <= len(node.output) <= schema.max_output:
         raise build.invalid(f"it has {len(node.output)} outputs")
     for attribute in node.attribute:
         known = schema.attributes.get(attribute.name)
-        if known is None or int(known.type) != attribute.type:
+        if known is None:
             raise build.invalid(
                 f'operator set {version} gives it no attribute "{display(attribute.name, 40)}"'
             )
+        if int(known.type) != attribute.type:
+            raise build.invalid(f'its attribute "{attribute.name}" is not of the type that the operator has')
     present = {attribute.name for attribute in node.attribute}
     for name, known in schema.attributes.items():
         if known.required and name not in present:
             raise build.invalid(f'its attribute "{name}" is missing')
+    return schema
 
 
 def _attribute(build: OnnxBuilder, attribute: Any) -> Any:
@@ -196,6 +219,8 @@ def _attribute(build: OnnxBuilder, attribute: Any) -> Any:
     found = onnx.helper.get_attribute_value(attribute)
     if attribute.type == AttributeProto.STRING:
         return found.decode("utf-8", "replace")
+    if attribute.type == AttributeProto.STRINGS:
+        return [text.decode("utf-8", "replace") for text in found]
     if attribute.type in (AttributeProto.INTS, AttributeProto.FLOATS):
         return list(found)
     return found

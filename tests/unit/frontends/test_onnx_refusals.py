@@ -144,7 +144,7 @@ def test_foreign_domains_and_a_foreign_relu() -> None:
             extract_onnx(source)
 
 
-@pytest.mark.parametrize("opset", [1, 6, 22, 999])
+@pytest.mark.parametrize("opset", [29, 999])
 def test_operator_sets_outside_the_range(opset: int) -> None:
     source = model([node("Relu", ["x"], ["y"])], ["N", 6], opset_imports=[helper.make_opsetid("", opset)])
     with pytest.raises(UnsupportedModel, match=f"version {opset} .* export with such an opset_version"):
@@ -260,11 +260,11 @@ def test_operators_their_operator_set_does_not_have(op: str) -> None:
 
 def test_stored_infinities_do_not_enter_the_computation() -> None:
     nodes = [node("Div", ["one", "zero"], ["inf"]), node("Add", ["x", "inf"], ["y"])]
-    with pytest.raises(UnsupportedModel, match=r'Add "y_node".*infinity'):
+    with pytest.raises(InvalidFile, match=r'Add "y_node".*infinity or NaN \(tensor "inf", index \[\]\)'):
         extract_onnx(model(nodes, ["N", 6], 13, {"one": np.float32(1), "zero": np.float32(0)}))
     branch = {"inf": np.float32(1e38), "ten": np.float32(10)}
     nodes = [node("Mul", ["inf", "ten"], ["big"]), node("Where", ["c", "x", "big"], ["y"])]
-    with pytest.raises(UnsupportedModel, match=r'Where "y_node".*infinity'):
+    with pytest.raises(InvalidFile, match=r'Where "y_node".*infinity'):
         extract_onnx(model(nodes, ["N", 6], 13, {**MASK, **branch}))
 
 
@@ -304,5 +304,5 @@ def test_loops() -> None:
         [result("on", TensorProto.BOOL, []), result("b", TensorProto.FLOAT, None)],
     )  # fmt: skip
     stored = {"n": np.int64(2**62), "t": np.bool_(True)}
-    with pytest.raises(UnsupportedModel, match=r'Loop "y_node".*control flow'):
+    with pytest.raises(UnsupportedModel, match=r'Loop "y_node".*runs more than 4096 times'):
         extract_onnx(model([node("Loop", ["n", "t", "x"], ["y"], body=body)], ["N", 6], 13, stored))

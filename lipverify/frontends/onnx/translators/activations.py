@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from lipverify import ops
-from lipverify.frontends.builder import Value
+from lipverify.frontends.builder import Masked, Value
 from lipverify.frontends.onnx import forms
 from lipverify.frontends.onnx.call import Call
 from lipverify.frontends.onnx.registry import lower
@@ -28,7 +28,6 @@ _PLAIN: dict[str, Op] = {
     "HardSwish": ops.Hardswish(),
     "Mish": ops.Mish(),
     "Erf": ops.Erf(),
-    "Exp": ops.Exp(),
     "Sqrt": ops.Sqrt(),
     "Reciprocal": ops.Reciprocal(),
     "Sin": ops.Sin(),
@@ -44,6 +43,14 @@ def _register_plain(name: str, op: Op) -> None:
 
 for _name, _op in _PLAIN.items():
     _register_plain(_name, _op)
+
+
+@lower.register("Exp")
+def _exp(c: Call) -> Value:
+    found = c.raw(0)
+    if isinstance(found, Masked):  # 0 where its argument is -infinity
+        return c.build.times(c.build.elementwise(ops.Exp(), found.value), found.kept.to(c.build.dtype))
+    return c.build.elementwise(ops.Exp(), c.value())
 
 
 @lower.register("LeakyRelu")
@@ -135,7 +142,16 @@ def _clip_by_values(c: Call) -> Value:
 def _register_softmax(name: str, kind: type[Op]) -> None:
     @lower.register(name)
     def translate(c: Call) -> Value:
-        x, b = c.value(), c.build
+        found, b = c.raw(0), c.build
+        if isinstance(found, Masked) and kind is ops.Softmax:
+            rank = len(found.source_shape)
+            axis = forms.normalised(c, c.attribute("axis", -1 if c.version >= 13 else 1), rank)
+            if c.version < 13 and math.prod(found.source_shape[axis + 1 :]) != 1:
+                raise c.refuse(
+                    "several axes that hold -infinity are not covered as one", "use opset_version 13"
+                )
+            return b.masked_softmax(found, axis)
+        x = c.value()
         axis = forms.normalised(c, c.attribute("axis", -1 if c.version >= 13 else 1), x.rank)
         if c.version >= 13 or math.prod(x.source_shape[axis + 1 :]) == 1:
             return b.along(kind, x, axis)

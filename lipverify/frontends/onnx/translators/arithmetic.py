@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import reduce
 
@@ -10,30 +11,47 @@ import torch
 from torch import Tensor
 
 from lipverify import ops
-from lipverify.frontends.builder import Operand, Value
+from lipverify.frontends.builder import Masked, Operand, Value
 from lipverify.frontends.onnx.call import Call
 from lipverify.frontends.onnx.lowering import Stored
 from lipverify.frontends.onnx.registry import lower
 
 
 @lower.register("Add")
-def _add(c: Call) -> Value:
-    return c.build.plus(c.operand(0), c.operand(1))
+def _add(c: Call) -> Value | Masked:
+    (x, kept), (y, also) = c.extended(0), c.extended(1)
+    return c.build.masked(c.build.plus(x, y), kept, also)
 
 
 @lower.register("Sub")
-def _sub(c: Call) -> Value:
-    return c.build.minus(c.operand(0), c.operand(1))
+def _sub(c: Call) -> Value | Masked:
+    x, kept = c.extended(0)
+    return c.build.masked(c.build.minus(x, c.operand(1)), kept)
 
 
 @lower.register("Mul")
-def _mul(c: Call) -> Value:
+def _mul(c: Call) -> Value | Masked:
+    for position in (0, 1):
+        found = c.raw(position)
+        if isinstance(found, Masked):
+            return c.build.masked(c.build.times(found.value, _positive(c, 1 - position)), found.kept)
     return c.build.times(c.operand(0), c.operand(1))
 
 
 @lower.register("Div")
-def _div(c: Call) -> Value:
+def _div(c: Call) -> Value | Masked:
+    found = c.raw(0)
+    if isinstance(found, Masked):
+        return c.build.masked(c.build.over(found.value, _positive(c, 1)), found.kept)
     return c.build.over(c.operand(0), c.operand(1))
+
+
+def _positive(c: Call, position: int) -> Tensor:
+    """A stored factor of a tensor that holds -infinity: positive ones alone leave it there."""
+    factor = c.operand(position)
+    if isinstance(factor, Value) or not bool((factor > 0).all()):
+        raise c.refuse("multiplies -infinity by numbers that are not positive")
+    return factor
 
 
 @lower.register("Neg")
@@ -52,20 +70,46 @@ def _mean(c: Call) -> Value:
 
 
 @lower.register("Max")
-def _max(c: Call) -> Value:
-    return _joined(c, c.build.maximum, torch.maximum)
+def _max(c: Call) -> Value | Stored:
+    """The maximum; -infinity takes part in it as what no number is below."""
+    b, pairs = c.build, [c.extended(position) for position in range(len(c.inputs))]
+    lead = next((x for x, kept in pairs if isinstance(x, Value) and kept is None), None)
+    operands: list[Operand] = []
+    for x, kept in pairs:
+        if kept is None:
+            operands.append(x)
+        elif isinstance(x, Tensor):
+            operands.append(torch.where(kept, x, torch.full_like(x, -math.inf)))
+        elif lead is None:
+            raise c.refuse("compares tensors that all hold -infinity")
+        else:  # the other operand where this one is -infinity
+            mask = kept.to(b.dtype)
+            operands.append(b.plus(b.times(x, mask), b.times(lead, 1.0 - mask)))
+    return _folded(operands, b.maximum, torch.maximum)
 
 
 @lower.register("Min")
 def _min(c: Call) -> Value:
-    return _joined(c, c.build.minimum, torch.minimum)
+    pairs = [c.extended(position, math.inf) for position in range(len(c.inputs))]
+    operands = [
+        x if kept is None or isinstance(x, Value) else torch.where(kept, x, torch.full_like(x, math.inf))
+        for x, kept in pairs
+    ]
+    return _folded(operands, c.build.minimum, torch.minimum)
 
 
 def _joined(
     c: Call, pair: Callable[[Operand, Operand], Value], stored: Callable[[Tensor, Tensor], Tensor]
 ) -> Value:
+    return _folded(c.operands(), pair, stored)
+
+
+def _folded(
+    operands: list[Operand],
+    pair: Callable[[Operand, Operand], Value],
+    stored: Callable[[Tensor, Tensor], Tensor],
+) -> Value:
     """One pair after the other, stored tensors first among themselves."""
-    operands = c.operands()
     constants = [x for x in operands if isinstance(x, Tensor)]
     values = [x for x in operands if isinstance(x, Value)]
     result = reduce(pair, values[1:], values[0])
@@ -90,7 +134,7 @@ def _pow(c: Call) -> Value:
 
 
 @lower.register("Where")
-def _where(c: Call) -> Value | Stored:
+def _where(c: Call) -> Value | Masked | Stored:
     """A stored choice between two tensors: mask * x + (1 - mask) * y, exact because each term is a number or zero."""
     b = c.build
     condition = c.raw(0)
@@ -98,17 +142,24 @@ def _where(c: Call) -> Value | Stored:
         raise c.refuse("chooses by computed numbers, which jumps", "use max, min or a fixed mask")
     if condition.dtype != np.bool_:
         raise c.invalid("its condition is not boolean")
-    shapes = [x.source_shape if isinstance(x, Value) else x.shape for x in c.inputs if x is not None]
+    shapes = [
+        x.source_shape if isinstance(x, (Value, Masked)) else x.shape for x in c.inputs if x is not None
+    ]
     shape = list(torch.broadcast_shapes(*shapes))
     mask = torch.from_numpy(condition.copy())
     for everywhere, position in ((mask.all(), 1), (~mask.any(), 2)):
         kept = c.raw(position)
-        if bool(everywhere):
+        if bool(everywhere) and not isinstance(kept, Masked):
             return b.expand(kept, shape) if isinstance(kept, Value) else np.broadcast_to(kept, shape)  # type: ignore[arg-type]
-    parts = [(c.operand(1), mask), (c.operand(2), ~mask)]
-    weighted = [
-        b.times(x, m.to(b.dtype)) if isinstance(x, Value) else torch.where(m, x, torch.zeros_like(x))
-        for x, m in parts
-    ]
-    result = b.plus(weighted[0], weighted[1])
-    return b.expand(result, shape)
+    parts: list[Operand] = []
+    masks: list[torch.Tensor | None] = []
+    for position, chosen in ((1, mask), (2, ~mask)):
+        x, finite = c.extended(position)
+        parts.append(
+            b.times(x, chosen.to(b.dtype))
+            if isinstance(x, Value)
+            else torch.where(chosen, x, torch.zeros_like(x))
+        )
+        masks.append(None if finite is None else finite | ~chosen)
+    result = b.plus(parts[0], parts[1])
+    return b.masked(b.expand(result, shape), *masks)

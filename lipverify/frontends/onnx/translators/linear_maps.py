@@ -140,6 +140,8 @@ def _conv_transpose(c: Call) -> Value:
     ]
     mode = c.choice("auto_pad", "NOTSET", "NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID")
     pads = explicit_pads(c, rank)
+    if mode != "NOTSET" and "pads" in c.attributes and (mode != "VALID" or any(a or b for a, b in pads)):
+        raise c.invalid(f"both auto_pad {mode} and pads are given")
     wanted = c.attribute("output_shape")
     if wanted is not None and len(wanted) == rank + 2:
         wanted = wanted[2:]  # some exporters write batch and channels too

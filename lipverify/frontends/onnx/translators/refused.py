@@ -17,7 +17,6 @@ _QUANTISED = (
 )
 _RANDOM = ("is random", "export in evaluation mode, without noise")
 _RECURRENT = ("recurrent layers are not covered", "export the layers before or behind them")
-_LOOP = ("control flow is not covered", "export an unrolled graph")
 _SEQUENCE = ("sequences of tensors are not covered", "export tensors alone")
 _LOG = ("is unbounded near 0 and not covered", "return what stands before it")
 
@@ -33,7 +32,6 @@ _REASONS: dict[str, tuple[str, str]] = {
          "QLinearMatMul"],
         _QUANTISED,
     ),
-    **dict.fromkeys(["Loop", "Scan"], _LOOP),
     **dict.fromkeys(["LSTM", "GRU", "RNN"], _RECURRENT),
     **dict.fromkeys(["SequenceAt", "SplitToSequence", "ConcatFromSequence", "SequenceConstruct", "SequenceInsert"], _SEQUENCE),
     **dict.fromkeys(["Log", "ReduceLogSum", "ReduceLogSumExp"], _LOG),

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from lipverify import ops
-from lipverify.frontends.builder import Value
+from lipverify.frontends.builder import Masked, Value
 from lipverify.frontends.checking import as_numpy
 from lipverify.frontends.onnx import forms
 from lipverify.frontends.onnx.call import Call
@@ -19,38 +19,39 @@ _FLOATS: dict[int, torch.dtype] = {1: torch.float32, 10: torch.float16, 11: torc
 
 
 @lower.register("Identity")
-def _identity(c: Call) -> Value:
-    return c.value()
+def _identity(c: Call) -> Value | Masked:
+    found = c.raw(0)
+    return found if isinstance(found, Masked) else c.value()
 
 
 @lower.register("Dropout")
-def _dropout(c: Call) -> Value:
+def _dropout(c: Call) -> Value | Masked:
     if c.raw(2) is not None and (isinstance(c.raw(2), Value) or bool(np.any(c.array(2, "training_mode")))):
         raise c.refuse("drops entries at random", "export in evaluation mode")
     if any(c.used[1:]):
         raise c.refuse("uses the mask of a dropout", "export in evaluation mode")
-    return c.value()
+    return _identity(c)
 
 
 @lower.register("Cast")
-def _cast(c: Call) -> Value:
+def _cast(c: Call) -> Value | Masked:
     return _converted(c, _FLOATS.get(c.attribute("to")), f"ONNX element type {c.attribute('to')}")
 
 
 @lower.register("CastLike")
-def _cast_like(c: Call) -> Value | Stored:
+def _cast_like(c: Call) -> Value | Masked | Stored:
     x, like = c.raw(0), c.raw(1)
     if isinstance(like, Value):  # of the graph's own type
-        return x if isinstance(x, Value) else as_numpy(c.stored(0, "number").to(c.build.dtype))
+        return x if isinstance(x, (Value, Masked)) else as_numpy(c.stored(0, "number").to(c.build.dtype))
     kind = (
         None
-        if like is None
+        if like is None or isinstance(like, Masked)
         else {str(d).removeprefix("torch."): d for d in _FLOATS.values()}.get(like.dtype.name)
     )
-    return _converted(c, kind, str(None if like is None else like.dtype))
+    return _converted(c, kind, str(None if like is None or isinstance(like, Masked) else like.dtype))
 
 
-def _converted(c: Call, dtype: torch.dtype | None, shown: str) -> Value:
+def _converted(c: Call, dtype: torch.dtype | None, shown: str) -> Value | Masked:
     """A conversion that is the identity on real numbers: not to integers, nor to a type coarser than float32 and the input's."""
     if dtype is None:
         raise c.refuse(
@@ -64,7 +65,7 @@ def _converted(c: Call, dtype: torch.dtype | None, shown: str) -> Value:
         c.build.notes.append(
             f"{c.build.where} converts computed numbers to {dtype}; in real numbers that changes nothing"
         )
-    return c.value()
+    return _identity(c)
 
 
 @lower.register("Reshape")
