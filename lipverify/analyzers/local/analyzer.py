@@ -13,19 +13,21 @@ from torch import Tensor
 from lipverify.analyzers.lipsdp.canonical import commuted
 from lipverify.analyzers.local.comparators import elementary
 from lipverify.analyzers.local.coupled import slope_lines
+from lipverify.analyzers.local.forms import FormRows, constants_by_forms
 from lipverify.analyzers.local.gradients import Gradients, derivative_ranges, reason_to_refuse
 from lipverify.analyzers.local.jacobian import Tier, jacobian_ranges, of_rows, row_norms
 from lipverify.analyzers.local.norms import from_matrix, from_rows
 from lipverify.analyzers.product import Product
 from lipverify.analyzers.protocol import Compute
-from lipverify.errors import UnsupportedModel
-from lipverify.ir.certificate import Certificate, Rigour
+from lipverify.errors import Undecided, UnsupportedModel
+from lipverify.ir.certificate import Certificate, Evidence, Rigour
 from lipverify.ir.graph import Graph
 from lipverify.ir.interval import Interval
 from lipverify.ir.norm import Norm
 from lipverify.ir.op import Input
 from lipverify.ir.region import Ball, Query
 from lipverify.propagation import Bounds, bounds
+from lipverify.propagation.forms import refuses_forms
 from lipverify.propagation.precision import PRECISIONS, own_products
 from lipverify.rules import interval
 
@@ -56,13 +58,27 @@ class JacobianRows:
         }
 
 
-def _reject(graph: Graph, query: Query) -> str | None:
+def rejects_gradients(graph: Graph, query: Query) -> str | None:
+    """Why gradients of every node cannot be bounded from the output backwards, naming the nodes; None if they can."""
+    return _reject_ranges(graph, query) or reason_to_refuse(elementary(graph))
+
+
+def _reject_ranges(graph: Graph, query: Query) -> str | None:
     if not isinstance(query.region, Ball):
         return "needs a ball: give --data and --radius"
     missing = interval.missing(node for node in graph.nodes if not isinstance(node.op, Input))
     if missing:
         return f"no interval rule for {', '.join(node.describe() for node in missing[:3])}"
-    return reason_to_refuse(elementary(graph))
+    return None
+
+
+def _reject(graph: Graph, query: Query) -> str | None:
+    reason = _reject_ranges(graph, query)
+    if reason is not None:
+        return reason
+    written = elementary(graph)
+    reason = reason_to_refuse(written)
+    return None if reason is None or refuses_forms(written) is None else reason
 
 
 @dataclass(frozen=True)
@@ -230,7 +246,7 @@ def _certificate(
     forward: str = "linear",
     precision: str = "float64",
 ) -> Certificate:
-    reason = _reject(graph, query)
+    reason = rejects_gradients(graph, query)
     if reason is not None:
         raise UnsupportedModel(reason)
     product = _product(graph, query, compute) if with_product else None
@@ -259,6 +275,31 @@ def _certificate(
     if not found.ended and analyzer == Local():
         _FINISHED[graph] = query, certificate
     return certificate
+
+
+def _by_forms(analyzer: Local, graph: Graph, query: Query, compute: Compute) -> Certificate:
+    """Bounds by affine forms, or the global product where that is smaller or the time did not last."""
+    product = _product(graph, query, compute) if analyzer.with_product else None
+    evidence: Evidence
+    try:
+        found = constants_by_forms(elementary(graph), query, compute)
+        upper, evidence = found.upper, found.evidence
+    except Undecided:
+        if product is None:
+            raise
+        upper, evidence = product, FormRows(0, notes=(ENDED,))
+    if product is not None:
+        upper = torch.minimum(upper, product)
+    if not bool(upper.isfinite().all()):
+        raise UnsupportedModel("the bound of some centre exceeds the largest float64; take a smaller radius")
+    return Certificate(
+        upper=upper,
+        query=query,
+        rigour=Rigour.REAL,
+        evidence=evidence,
+        made_by=repr(analyzer),
+        graph_digest=graph.digest,
+    )
 
 
 _FINISHED: WeakKeyDictionary[Graph, tuple[Query, Certificate]] = WeakKeyDictionary()
@@ -307,8 +348,10 @@ class Local:
     Source: Shi et al., NeurIPS 2022 (arXiv 2210.07394), with the tight chord of slope times gradient, all entries of a row
     bounded as one functional, planes in the activations' arguments for smooth ones, and one slope for each comparison of a
     maximum or sort; the minimum with the global product.
-    Sound when: every operator is affine, scalar with proven slopes on boxes, a product or quotient, a maximum, a sort or a
-    reflection.
+    Networks with attention or normalisation over features: affine forms of values and gradients with shared symbols
+    (`propagation.forms`), keys centred or not.
+    Sound when: every operator is affine, scalar with proven slopes on boxes, a product or quotient, a softmax, a layer
+    normalisation, a maximum, a sort or a reflection.
     """
 
     name: ClassVar[str] = "local"
@@ -320,11 +363,16 @@ class Local:
     """Of coefficients: `float64`, or `float32` with its rounding added outward (`propagation.precision`)."""
 
     def reject(self, graph: Graph, query: Query) -> str | None:
-        """Asks for a ball, and names the nodes without a range of derivatives."""
+        """Asks for a ball, and names the nodes without a range of derivatives or an affine form."""
         return _reject(graph, query)
 
     def bound(self, graph: Graph, query: Query, compute: Compute) -> Certificate:
         """One number for each centre."""
+        reason = _reject(graph, query)
+        if reason is not None:
+            raise UnsupportedModel(reason)
+        if rejects_gradients(graph, query) is not None:
+            return _by_forms(self, graph, query, compute)
         return _certificate(
             self, graph, query, compute, "chord", self.with_product, self.ranges, self.precision
         )
@@ -346,7 +394,7 @@ class LocalSingle:
 
     def reject(self, graph: Graph, query: Query) -> str | None:
         """As `local`."""
-        return _reject(graph, query)
+        return rejects_gradients(graph, query)
 
     def bound(self, graph: Graph, query: Query, compute: Compute) -> Certificate:
         """One number for each centre."""
@@ -368,7 +416,7 @@ class LocalRecurJac:
 
     def reject(self, graph: Graph, query: Query) -> str | None:
         """As `local`."""
-        return _reject(graph, query)
+        return rejects_gradients(graph, query)
 
     def bound(self, graph: Graph, query: Query, compute: Compute) -> Certificate:
         """One number for each centre."""
@@ -390,7 +438,7 @@ class LocalInterval:
 
     def reject(self, graph: Graph, query: Query) -> str | None:
         """As `local`."""
-        return _reject(graph, query)
+        return rejects_gradients(graph, query)
 
     def bound(self, graph: Graph, query: Query, compute: Compute) -> Certificate:
         """One number for each centre."""

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 from lipverify.analyzers.lipsdp.canonical import commuted
-from lipverify.analyzers.local.analyzer import JacobianRows, Local, first_bound, intervals
+from lipverify.analyzers.local.analyzer import JacobianRows, first_bound, intervals, rejects_gradients
 from lipverify.analyzers.local.comparators import elementary
 from lipverify.analyzers.local.frontier import Leaf
 from lipverify.analyzers.local.sdp import LocalSDP
@@ -61,7 +61,7 @@ class LocalBaB:
 
     def reject(self, graph: Graph, query: Query) -> str | None:
         """As `local`."""
-        return Local().reject(graph, query)
+        return rejects_gradients(graph, query)
 
     def bound(self, graph: Graph, query: Query, compute: Compute) -> Certificate:
         """One number for each centre; the centres share the budget."""

@@ -13,7 +13,7 @@ from lipverify.analyzers.lipsdp.norms import Answer, answer, answers
 from lipverify.analyzers.lipsdp.regions import coupled_form, over_region
 from lipverify.analyzers.lipsdp.solver import Settings
 from lipverify.analyzers.lipsdp.system import Couplings
-from lipverify.analyzers.local.analyzer import Local, first_bound
+from lipverify.analyzers.local.analyzer import first_bound, rejects_gradients
 from lipverify.analyzers.protocol import Compute, Interruption, keeping_best
 from lipverify.errors import UnsupportedModel
 from lipverify.ir.certificate import Certificate, Evidence
@@ -57,7 +57,7 @@ class LocalSDP:
 
     def reject(self, graph: Graph, query: Query) -> str | None:
         """As `local` and `lipsdp`: a ball, inputs in l2 or linf, neurons with bounded slopes."""
-        return Local().reject(graph, query) or LipSDP(self.settings).reject(graph, query)
+        return rejects_gradients(graph, query) or LipSDP(self.settings).reject(graph, query)
 
     def bound(self, graph: Graph, query: Query, compute: Compute) -> Certificate:
         """One number for each centre; the centres share the budget."""

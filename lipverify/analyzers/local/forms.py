@@ -1,0 +1,107 @@
+"""Constants over balls by affine forms: for attention, normalisation over features and gates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lipverify.analyzers.local.norms import from_rows
+from lipverify.analyzers.protocol import Compute
+from lipverify.errors import Undecided, UnsupportedModel
+from lipverify.ir.graph import Graph
+from lipverify.ir.norm import Norm
+from lipverify.ir.region import Ball, Query
+from lipverify.propagation import bounds
+from lipverify.propagation.forms import FormBounds, affordable, form_bounds
+
+LOOSE = 2.0
+"""Bounds above this many times the reference network's norm are worth ranges by linear bounds, and another sweep."""
+LINEAR_WORK = 2e11
+"""Multiplications that linear bounds of one ball may take for that."""
+
+
+@dataclass(frozen=True)
+class FormRows:
+    """Evidence of a bound by affine forms; the checker does not cover it."""
+
+    symbols: int
+    """Parts of values that the forms tell apart, for any one centre."""
+    rows: Tensor = field(repr=False, compare=False, default_factory=lambda: torch.empty(0, 0))
+    """[count, rows]: bounds of the dual norm of every row of the Jacobian, not stored."""
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": "affine-forms", "symbols": self.symbols}
+
+
+@dataclass(frozen=True)
+class ByForms:
+    """upper [count] and rows [count, outputs], as `LocalBounds`, with what they come from."""
+
+    upper: Tensor
+    evidence: FormRows
+
+
+def constants_by_forms(written: Graph, query: Query, compute: Compute) -> ByForms:
+    """Upper bounds for every ball of the query, by forms of a graph with maxima written out.
+
+    Raises:
+        UnsupportedModel: a node without a form, not bounded on its range, or too large. Undecided: no time.
+    """
+    ball = query.region
+    assert isinstance(ball, Ball)
+    at_once = affordable(written, compute.device)
+    uppers, rows, symbols, notes = [], [], 0, dict[str, None]()
+    for start in range(0, len(ball), at_once):
+        part = Ball(ball.center[start : start + at_once], ball.radius, ball.norm, ball.box)
+        within = replace(compute, deadline=compute.share(-(-(len(ball) - start) // at_once)))
+        found = tightened(written, part, query.norm_in, within)
+        uppers.append(_norm(found, query))
+        rows.append(found.rows)
+        symbols = max(symbols, found.symbols)
+        notes.update(dict.fromkeys(found.notes))
+        compute.report(f"local {start + len(part)}/{len(ball)}", float(uppers[-1].max()))
+    evidence = FormRows(symbols, torch.cat(rows).cpu(), tuple(notes))
+    return ByForms(torch.cat(uppers).cpu(), evidence)
+
+
+def tightened(graph: Graph, ball: Ball, norm_in: Norm, compute: Compute) -> FormBounds:
+    """Forms, and where they are loose, forms inside ranges by linear bounds that the first ones helped to find."""
+    found = form_bounds(graph, ball, norm_in, device=compute.device, expired=compute.expired)
+    if not bool((found.rows.amax(1) > LOOSE * found.reference.amax(1)).any()):
+        return found
+    if compute.expired() or _linear_work(graph) > LINEAR_WORK:
+        return found
+    try:
+        ranges = bounds(
+            graph,
+            ball,
+            device=compute.device,
+            within=found.intervals(),
+            expired=compute.expired,
+        )
+        again = form_bounds(
+            graph, ball, norm_in, device=compute.device, within=ranges, expired=compute.expired
+        )
+    except (Undecided, UnsupportedModel):
+        return found
+    return found.meet(again)
+
+
+def _linear_work(graph: Graph) -> float:
+    """About how many multiplications linear bounds take on one ball: every value is a functional of all before it."""
+    total = before = 0.0
+    for node in graph.nodes:
+        before += node.size
+        total += node.size * before
+    return 8.0 * total
+
+
+def _norm(found: FormBounds, query: Query) -> Tensor:
+    upper = from_rows(found.rows, query.norm_out)
+    if found.spectral is not None and query.norm_in is query.norm_out is Norm.L2:
+        upper = torch.minimum(upper, found.spectral)
+    return upper

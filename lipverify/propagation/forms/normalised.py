@@ -1,0 +1,294 @@
+"""Layer normalisation and its relative without a mean.
+
+Legend: for a token z of n entries, P = I - 11'/n (RMSNorm: P = I), y = P z, s = sqrt(|y|^2/n + eps), f = y/s, |f|^2 <= n;
+J = (P - f f'/n)/s. P and J are symmetric, 0 <= J <= I/s. Reference T = (P - h h'/n)/r with numbers h, r near f, s at `middle`.
+    |s(z) - s(m)| <= |z - m|_2/sqrt n      s >= s_lo = sqrt(max(0, |P m|_2/sqrt n - rho/sqrt n)^2 + eps) where |z - m|_2 <= rho
+    |J(z) - J(m)|_2 <= |1/s - 1/s_m| + |f f' - f_m f_m'|_2/(n s_m) <= rho/(sqrt n s_lo s_m) + 2 |f - f_m|_2/(sqrt n s_m)
+                    <= 3 rho/(sqrt n s_lo s_m),             because |f - f_m|_2 <= rho/s_lo
+and entry by entry by interval arithmetic on boxes shrunk towards the middle, whose deviations grow with the box.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lipverify import ops
+from lipverify.errors import UnsupportedModel
+from lipverify.ir.graph import Node
+from lipverify.linalg.rounding import gamma
+from lipverify.ops.enclosure import Enclosure
+from lipverify.propagation.forms.domain import FAR
+from lipverify.propagation.forms.symbols import Facts, Form
+
+if TYPE_CHECKING:
+    from lipverify.propagation.forms.sweep import Sweep
+
+ENTRIES = 1 << 22
+"""Entries of all tokens' Jacobians up to which they are bounded one by one."""
+
+
+@dataclass(frozen=True)
+class _Token:
+    """Tokens [count, tokens, n]: the middle, its normalised value h and deviation r, and how far they may be from the truth."""
+
+    mean: bool
+    eps: float
+    n: int
+    middle: Tensor
+    h: Tensor
+    r: Tensor
+    """[count, tokens, 1]."""
+    y: Enclosure
+    f: Enclosure
+    s: Enclosure
+
+    @classmethod
+    def of(cls, op: ops.LayerNorm | ops.RMSNorm, middle: Tensor) -> _Token:
+        n, x = middle.shape[-1], Enclosure.of(middle)
+        mean = isinstance(op, ops.LayerNorm)
+        y = x - x.sum((-1,)) / float(n) if mean else x
+        s = (y.square().sum((-1,)) / float(n) + op.eps).sqrt()
+        if not bool((s.lower > 0).all()):
+            raise UnsupportedModel("without eps it divides by a number that may be zero here; set eps > 0")
+        f = y / s
+        return cls(mean, op.eps, n, middle, f.lower / 2 + f.upper / 2, s.lower / 2 + s.upper / 2, y, f, s)
+
+    def through(self, part: Tensor) -> Tensor:
+        """T applied along the last axis of [count, any, tokens, n]."""
+        h, r = self.h.unsqueeze(1), self.r.unsqueeze(1)
+        centred = part - part.mean(-1, keepdim=True) if self.mean else part
+        return (centred - h * ((h * part).sum(-1, keepdim=True) / self.n)) / r
+
+    def absolute(self, part: Tensor) -> Tensor:
+        """At least |T| applied to numbers >= 0."""
+        h, r = self.h.abs().unsqueeze(1), self.r.unsqueeze(1)
+        whole = part + part.mean(-1, keepdim=True) if self.mean else part
+        found = (whole + h * ((h * part).sum(-1, keepdim=True) / self.n)) / r
+        return found * (FAR + 4.0 * gamma(2 * self.n + 32))
+
+    def doubt(self) -> Tensor:
+        """|T - J(middle)|_2 at most: [count, tokens]."""
+        root = math.sqrt(self.n)
+        off = torch.linalg.vector_norm(self.f.upper - self.f.lower, dim=-1) * (FAR + 4.0 * gamma(self.n + 16))
+        least = self.s.lower[..., 0]
+        wide = (self.s.upper - self.s.lower)[..., 0]
+        found: Tensor = (wide / (least * least) + off * (2.0 * root + off) / (self.n * least)) * FAR
+        return found
+
+
+def normalised(sweep: Sweep, node: Node) -> Form:
+    """Over the last axes of the sample.
+
+    Raises:
+        UnsupportedModel: eps is 0 and a token may be constant.
+    """
+    op, name = node.op, node.inputs[0]
+    assert isinstance(op, ops.LayerNorm | ops.RMSNorm)
+    known = sweep.ask(name)
+    sweep.fence(node)
+    n = math.prod(op.shape)
+    form, count = sweep.forms[name], sweep.domain.count
+    matrix = form.matrix
+    if matrix is None:
+        matrix = form.centre.new_zeros(1, sweep.domain.rows, *form.centre.shape[1:])
+
+    def flat(part: Tensor, before: int) -> Tensor:
+        return part.reshape(*part.shape[:before], -1, n)
+
+    z = Form(flat(form.centre, 1), flat(matrix, 2), flat(form.slack, 2), flat(form.size, 2))
+    facts = Facts(flat(known.lower, 1), flat(known.upper, 1), flat(known.slopes, 2))
+    token = _Token.of(op, facts.lower / 2 + facts.upper / 2)
+    weight = z.centre.new_ones(n) if op.weight is None else op.weight.to(torch.float64).flatten()
+    norms = sweep.symbols.token_norms(z, facts.slopes, 1)
+    rho, slope, least = _steepness(sweep, name, token, facts, norms)
+    errors, groups, steep = _errors(sweep, token, facts, norms, rho, slope, least)
+    caps = (norms / least.unsqueeze(1) * FAR).unsqueeze(-1)
+    form = _reference(token, z, op, weight, n)
+    errors = errors * weight.abs() * FAR
+    groups = groups * weight.abs().max() * FAR
+    caps = caps * weight.abs() * FAR
+    box = sweep.boxes[node.name]
+    sweep.boxes[node.name] = replace(
+        box, slopes=torch.minimum(box.slopes, caps.reshape(count, -1, *node.shape))
+    )
+    form, errors, lost = _given_up(sweep, form, errors, caps, box, token, op, weight)
+    whole = _whole(sweep, z, facts, errors, steep * weight.abs().max() * FAR, groups, lost)
+    plain = torch.linalg.vector_norm(errors, dim=-1) * (FAR + 4.0 * gamma(n + 16))
+    groups = torch.where(lost[:, None], plain, torch.minimum(groups, plain))
+    assert form.matrix is not None
+
+    def back(part: Tensor, before: int) -> Tensor:
+        return part.reshape(*part.shape[:before], *node.shape)
+
+    moved = Form(back(form.centre, 1), back(form.matrix, 2), back(form.slack, 2), back(form.size, 2))
+    single = len(op.shape) == 1
+    return sweep.symbols.fresh(
+        moved,
+        back(errors, 2),
+        whole,
+        groups.reshape(*groups.shape[:2], *node.shape[:-1]) if single else None,
+    )
+
+
+def _steepness(
+    sweep: Sweep, name: str, token: _Token, facts: Facts, norms: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """How far a token is from its middle in l2, |J - T| on all of that, and the smallest deviation s: [count, tokens] each."""
+    n, root = token.n, math.sqrt(token.n)
+    wide = FAR + 4.0 * gamma(n + 16)
+    radius = torch.maximum(facts.upper - token.middle, token.middle - facts.lower)
+    offset = sweep.offset(
+        name, token.middle.reshape(sweep.point[name].lower.shape[0], *sweep.graph[name].shape)
+    )
+    start = torch.linalg.vector_norm(offset.reshape(token.middle.shape), dim=-1)
+    rho = torch.minimum(
+        torch.linalg.vector_norm(radius, dim=-1), start + sweep.domain.reach[:, None] * norms[:, 0]
+    )
+    rho = rho * wide
+    low = (token.y.square().sum((-1,)).lower[..., 0].clamp_min(0.0).sqrt() * (2.0 - FAR) - rho).clamp_min(
+        0.0
+    ) / root
+    least = ((low * low * (2.0 - FAR) + token.eps) * (2.0 - FAR)).sqrt() * (2.0 - FAR)
+    if not bool((least > 0).all()):
+        raise UnsupportedModel("without eps it divides by a number that may be zero on this ball")
+    slope = 3.0 * rho / (root * least * token.s.lower[..., 0]) * FAR
+    return rho, slope, least
+
+
+def _errors(
+    sweep: Sweep, token: _Token, facts: Facts, norms: Tensor, rho: Tensor, slope: Tensor, least: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Before the weight, errors of entries [count, 1 + kinds, tokens, n], of tokens in l2 (without n), and |J - T|."""
+    most = (1.0 / least + 1.0 / token.s.lower[..., 0]) * FAR
+    doubt = token.doubt()
+    # mean over t of slope t, or of the constant.
+    value = (torch.minimum(slope / 2, most) + doubt) * rho * FAR
+    steep = (torch.minimum(slope, most) + doubt) * FAR
+    groups = torch.cat([value.unsqueeze(1), steep.unsqueeze(1) * norms], 1) * FAR
+    errors = groups.unsqueeze(-1).expand(*groups.shape, token.n)
+    if token.middle.numel() * token.n <= ENTRIES:
+        radius = torch.maximum(facts.upper - token.middle, token.middle - facts.lower) * FAR
+        devs = [_deviation(token, radius * (k / sweep.shells)) for k in range(1, sweep.shells + 1)]
+        mean = torch.stack(devs).sum(0) / sweep.shells
+        single = torch.cat(
+            [
+                (mean @ radius.unsqueeze(-1)).squeeze(-1).unsqueeze(1),
+                (devs[-1].unsqueeze(1) @ facts.slopes.unsqueeze(-1)).squeeze(-1),
+            ],
+            1,
+        )
+        errors = torch.minimum(errors, single * (FAR + 4.0 * gamma(token.n + 16)))
+    return errors, groups, steep
+
+
+def _deviation(token: _Token, radius: Tensor) -> Tensor:
+    """sup |J - T| entry by entry on the box around the middle: [count, tokens, n, n], growing with the box."""
+    n, root = token.n, math.sqrt(token.n)
+    mean = radius.mean(-1, keepdim=True)
+    spread = (radius * (1.0 - 2.0 / n) + mean if token.mean else radius) * (FAR + 4.0 * gamma(n + 16))
+    spread = spread.clamp_min(0.0)
+    y = token.y + Enclosure(-spread, spread)
+    step = torch.linalg.vector_norm(radius, dim=-1, keepdim=True) * (FAR + 4.0 * gamma(n + 16))
+    size = token.y.square().sum((-1,)).sqrt()
+    size = size + Enclosure(-step, step)
+    by_norm = size.clipped(0.0, math.inf).square() / float(n)
+    by_entry = y.square().sum((-1,)) / float(n)
+    variance = Enclosure(
+        torch.maximum(by_norm.lower, by_entry.lower), torch.minimum(by_norm.upper, by_entry.upper)
+    )
+    s = (variance + token.eps).sqrt()
+    f = (y / s).clipped(-root * FAR, root * FAR)
+    inverse = 1.0 / s
+    a = Enclosure(f.lower.unsqueeze(-1), f.upper.unsqueeze(-1))
+    b = Enclosure(f.lower.unsqueeze(-2), f.upper.unsqueeze(-2))
+    j = _projection(token) - a * b / float(n)
+    j = j * Enclosure(inverse.lower.unsqueeze(-1), inverse.upper.unsqueeze(-1))
+    h = Enclosure.of(token.h)
+    outer = Enclosure(h.lower.unsqueeze(-1), h.upper.unsqueeze(-1)) * Enclosure(
+        h.lower.unsqueeze(-2), h.upper.unsqueeze(-2)
+    )
+    t = (_projection(token) - outer / float(n)) / Enclosure.of(token.r.unsqueeze(-1))
+    return torch.maximum(j.upper - t.lower, t.upper - j.lower).clamp_min(0.0) * FAR
+
+
+def _projection(token: _Token) -> Enclosure:
+    """P [n, n]."""
+    eye = Enclosure.of(torch.eye(token.n, dtype=torch.float64, device=token.h.device))
+    return eye - Enclosure.of(1.0) / float(token.n) if token.mean else eye
+
+
+def _reference(token: _Token, z: Form, op: ops.LayerNorm | ops.RMSNorm, weight: Tensor, n: int) -> Form:
+    """(h + T (z - middle)) weight + bias."""
+    assert z.matrix is not None
+    bias = _bias(op, z.centre)
+    centre = (token.h + token.through((z.centre - token.middle).unsqueeze(1))[:, 0]) * weight + bias
+    matrix = token.through(z.matrix.expand(len(token.h), *z.matrix.shape[1:])) * weight
+    sizes = z.size.clone()
+    sizes[:, 0] += token.middle.abs()
+    size = token.absolute(sizes) * weight.abs() * FAR
+    slack = token.absolute(z.slack) * weight.abs() * FAR + 2.0 * gamma(2 * n + 64) * size
+    off = (token.f.upper - token.f.lower) + 2.0 * gamma(16) * token.h.abs()
+    slack[:, 0] += (off * weight.abs() + 2.0 * gamma(16) * bias.abs()) * FAR
+    size[:, 0] += token.h.abs() * weight.abs() + bias.abs()
+    return Form(centre, matrix, slack, size)
+
+
+def _bias(op: ops.LayerNorm | ops.RMSNorm, like: Tensor) -> Tensor:
+    bias = op.bias if isinstance(op, ops.LayerNorm) else None
+    return like.new_zeros(like.shape[-1]) if bias is None else bias.to(torch.float64).flatten()
+
+
+def _given_up(
+    sweep: Sweep,
+    form: Form,
+    errors: Tensor,
+    caps: Tensor,
+    box: Facts,
+    token: _Token,
+    op: ops.LayerNorm | ops.RMSNorm,
+    weight: Tensor,
+) -> tuple[Form, Tensor, Tensor]:
+    """Tokens whose form has exploded become constants with errors: their range, slope 1/s_lo. lost [count, tokens]."""
+    assert form.matrix is not None
+    reached = (sweep.symbols.measure(form.matrix) + form.slack + errors)[:, 1]
+    lost = caps[:, 0].sum(-1) < 0.5 * reached.sum(-1)
+    if not bool(lost.any()):
+        return form, errors, lost
+    stay = (~lost).to(form.centre).unsqueeze(-1)
+    centre = token.h * weight + _bias(op, token.h)
+    lower, upper = box.lower.reshape(centre.shape), box.upper.reshape(centre.shape)
+    inside = torch.maximum(upper - centre, centre - lower) * FAR
+    errors = torch.where(lost[:, None, :, None], torch.cat([inside.unsqueeze(1), caps], 1), errors)
+    form = replace(
+        form,
+        centre=torch.where(lost.unsqueeze(-1), centre, form.centre),
+        matrix=form.matrix * stay.unsqueeze(1),
+        slack=form.slack * stay.unsqueeze(1),
+    )
+    return form, errors, lost
+
+
+def _whole(
+    sweep: Sweep, z: Form, facts: Facts, errors: Tensor, steep: Tensor, groups: Tensor, lost: Tensor
+) -> Tensor | None:
+    """The errors of all tokens together, in l2: tokens weighed by the norms of their deviations."""
+    two = sweep.symbols.two
+    if two is None:
+        return None
+    assert z.matrix is not None
+    weight = steep.masked_fill(lost, 0.0).unsqueeze(-1).expand(z.centre.shape).flatten(1)
+    found = sweep.symbols.spectral(
+        z.matrix.flatten(2) * weight.unsqueeze(1),
+        facts.slopes[:, two].flatten(1) * weight * FAR,
+        z.slack[:, 1 + two].flatten(1) * weight * FAR,
+    )
+    rest = torch.linalg.vector_norm(errors[:, 1 + two] * lost.to(errors).unsqueeze(-1), dim=(1, 2))
+    value = torch.linalg.vector_norm(groups[:, 0], dim=1)
+    plain = torch.linalg.vector_norm(errors[:, 0], dim=(1, 2))
+    value = torch.where(lost.any(1), plain, torch.minimum(value, plain))
+    return torch.stack([value, found + rest], 1) * (FAR + 4.0 * gamma(errors[0, 0].numel() + 16))

@@ -1,0 +1,374 @@
+"""Forms that share symbols, and how far they reach.
+
+Legend, for every input x = middle + t of a ball and entry i of a node:
+    z_i(x) = c_i + C_i't + sum_k M_ki eta_k(x) + rest,       |eta_k(x)| <= errors[0, k],           |rest| <= slack[0, i]
+    dz_i/dx = C_i + sum_k M_ki tau_k(x) + rest,               |tau_k(x)|_kind <= errors[kind, k],   |rest|_kind <= slack[kind, i]
+The matrix of a node holds C_i in its first rows and M_ki in the others: the derivative of a reference network in which every
+node that is not affine is a fixed linear map, in the inputs and in what was left out at earlier nodes. Its numbers are what
+they are, rounded; what rounding left out of an identity is in `slack`, which affine maps multiply by absolute values.
+Identity behind it, for any reference: J = J_ref + sum over nodes m of B_m (J_m - R_m) J_<m.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from lipverify.errors import InternalError, UnsupportedModel
+from lipverify.ir.interval import Interval
+from lipverify.ir.norm import Norm
+from lipverify.linalg.dense import gram_norm
+from lipverify.linalg.rounding import gamma
+from lipverify.propagation.forms.domain import FAR, Domain
+
+GRAM_STEPS = 7
+"""Squarings of a Gram matrix: bounds of spectral norms within a few per cent for matrices of rank 50."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """A node's form. centre [count, *shape]; matrix [count or 1, rows, *shape], None for what does not depend on the input.
+
+    slack, size [count, 1 + kinds, *shape]: of values first, then of gradients. size: at least the sum of the absolute values
+    of all terms, which rounding is charged against.
+    """
+
+    centre: Tensor
+    matrix: Tensor | None
+    slack: Tensor
+    size: Tensor
+
+    @classmethod
+    def constant(cls, value: Tensor, kinds: int) -> Form:
+        """What does not depend on the input. value [count, *shape]"""
+        none = value.new_zeros(len(value), 1 + kinds, *value.shape[1:])
+        size = none.clone()
+        size[:, 0] = value.abs()
+        return cls(value, None, none, size)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of one node: its range [count, *shape], and bounds of its entries' gradients [count, kinds, *shape]."""
+
+    lower: Tensor
+    upper: Tensor
+    slopes: Tensor
+
+    def meet(self, other: Facts) -> Facts:
+        """Both hold."""
+        return Facts(
+            torch.maximum(self.lower, other.lower),
+            torch.minimum(self.upper, other.upper),
+            torch.minimum(self.slopes, other.slopes),
+        )
+
+    def within(self, box: Interval) -> Facts:
+        """The values also lie in this box."""
+        return replace(
+            self, lower=torch.maximum(self.lower, box.lower), upper=torch.minimum(self.upper, box.upper)
+        )
+
+    def map(self, change: object) -> Facts:
+        """The same of moved entries; `change` is applied to tensors [count, *shape]."""
+        move = change
+        assert callable(move)
+        slopes = torch.stack([move(part) for part in self.slopes.unbind(1)], 1)
+        return Facts(move(self.lower), move(self.upper), slopes)
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Symbols taken together: place [symbols] -> group; bounds [count, 1 + kinds, groups] of the l2 norm of a group's errors.
+
+    Of gradients the norm of the group's matrix of gradients, from the input's norm of the kind to l2.
+    """
+
+    place: Tensor
+    bounds: Tensor
+
+
+@dataclass(frozen=True)
+class Block:
+    """The symbols `start` to `end` of one node. whole [count, 2]: the l2 norm of all errors together, of values and gradients."""
+
+    start: int
+    end: int
+    whole: Tensor | None
+    groups: Groups | None
+
+
+@dataclass
+class Symbols:
+    """All symbols so far: errors [count, 1 + kinds, symbols], by blocks."""
+
+    domain: Domain
+    memory: int
+    errors: Tensor
+    blocks: list[Block] = field(default_factory=list)
+
+    @classmethod
+    def none(cls, domain: Domain, memory: int) -> Symbols:
+        size = domain.count, 1 + len(domain.kinds), 0
+        return cls(domain, memory, domain.middle.new_zeros(size))
+
+    @property
+    def two(self) -> int | None:
+        """The place of l2 among the kinds; None where it is not asked, and no l2 norms are used."""
+        return self.domain.kinds.index(Norm.L2) if Norm.L2 in self.domain.kinds else None
+
+    def measure(self, matrix: Tensor) -> Tensor:
+        """How far the rows of a matrix [count or 1, rows, *shape] reach: [count, 1 + kinds, *shape]; no slack in it."""
+        flat = matrix.flatten(2)
+        rows = self.domain.rows
+        total = self.domain.sizes(flat[:, :rows])
+        for block in self.blocks:
+            if rows + block.start >= flat.shape[1]:
+                break
+            total = total + self._block(block, flat[:, rows + block.start : rows + block.end])
+        total = total * (FAR + 4.0 * gamma(flat.shape[1] + 16))
+        return total.reshape(*total.shape[:2], *matrix.shape[2:])
+
+    def _block(self, block: Block, part: Tensor) -> Tensor:
+        """The share of one block of symbols: the smallest of what entries, groups and the whole block say."""
+        errors = self.errors[:, :, block.start : block.end]
+        found = errors @ part.abs()
+        two = self.two
+        if two is not None and block.whole is not None:
+            length = torch.linalg.vector_norm(part, dim=1)
+            found[:, 0] = torch.minimum(found[:, 0], length * block.whole[:, :1])
+            found[:, 1 + two] = torch.minimum(found[:, 1 + two], length * block.whole[:, 1:])
+        if block.groups is not None:
+            count = block.groups.bounds.shape[2]
+            length = part.new_zeros(len(part), count, part.shape[2])
+            length = length.index_add_(1, block.groups.place, part.square()).sqrt()
+            found = torch.minimum(found, block.groups.bounds @ length)
+        return found
+
+    def facts(self, form: Form, point: Interval) -> tuple[Facts, Form]:
+        """What a form and the mean value theorem around `point`, the value at the middle, say; and the form with exact sizes.
+
+        |z(x) - z(middle)| <= reach * sup |dz/dx|, because the ball, cut by its box or not, is convex.
+        """
+        if form.matrix is None:
+            none = form.slack[:, 1:]
+            return Facts(form.centre - form.slack[:, 0], form.centre + form.slack[:, 0], none), form
+        far = self.measure(form.matrix) + form.slack
+        step = self.domain.reach.reshape(-1, *[1] * (form.centre.ndim - 1)) * far[:, 1]
+        found = Facts(
+            torch.maximum(_down(form.centre, far[:, 0]), _down(point.lower, step)),
+            torch.minimum(_up(form.centre, far[:, 0]), _up(point.upper, step)),
+            far[:, 1:] * FAR,
+        )
+        size = far.clone()
+        size[:, 0] += form.centre.abs()
+        return found, replace(form, size=size * FAR)
+
+    # -- new symbols
+
+    def fresh(
+        self,
+        form: Form,
+        errors: Tensor,
+        whole: Tensor | None = None,
+        groups: Tensor | None = None,
+    ) -> Form:
+        """The form with new symbols for what it leaves out: errors [count, 1 + kinds, *shape]; entries without any get none.
+
+        Args:
+            whole: [count, 2], the l2 norm of all errors together, of values and (from l2 to l2) of gradients.
+            groups: [count, 1 + kinds, *shape without its last axis], the same of the entries along the last axis.
+        """
+        assert form.matrix is not None
+        if not bool(errors.isfinite().all()):
+            raise UnsupportedModel(
+                "its values over this ball are above the largest float64; take a smaller radius"
+            )
+        shape = form.centre.shape[1:]
+        flat = errors.flatten(2)
+        keep = (flat > 0).any(1).any(0).nonzero().flatten()
+        total, rows = self.errors.shape[2], self.domain.rows
+        old = form.matrix
+        missing = rows + total - old.shape[1]
+        self._afford(rows + total + len(keep), form.centre[0].numel())
+        new = old.new_zeros(self.domain.count, missing + len(keep), flat.shape[2])
+        new[:, missing + torch.arange(len(keep), device=keep.device), keep] = 1.0
+        matrix = torch.cat(
+            [old.expand(self.domain.count, *old.shape[1:]), new.reshape(*new.shape[:2], *shape)], 1
+        )
+        if len(keep):
+            found = flat[:, :, keep]
+            self.blocks.append(
+                Block(
+                    total, total + len(keep), self._whole(found, whole, groups), _groups(groups, keep, shape)
+                )
+            )
+            self.errors = torch.cat([self.errors, found], 2)
+        return replace(form, matrix=matrix)
+
+    def _whole(self, errors: Tensor, whole: Tensor | None, groups: Tensor | None) -> Tensor | None:
+        two = self.two
+        if two is None:
+            return None
+        found = [errors] if groups is None else [errors, groups.flatten(2)]
+        bounds = [
+            torch.linalg.vector_norm(part[:, [0, 1 + two]], dim=2) * (FAR + 4.0 * gamma(part.shape[2] + 16))
+            for part in found
+        ]
+        if whole is not None:
+            bounds.append(whole)
+        return torch.stack(bounds).amin(0)
+
+    def _afford(self, rows: int, entries: int) -> None:
+        """Raises UnsupportedModel before a matrix of more than `memory` bytes is made."""
+        need = 8 * self.domain.count * rows * entries
+        if need > self.memory:
+            raise UnsupportedModel(
+                f"its affine forms take {rows} x {entries} numbers, {need / 1e9:.1f} GB a step and more than the "
+                f"{self.memory / 1e9:.1f} GB allowed; take a part of the network or a smaller input"
+            )
+
+    def spelled(self, form: Form) -> Form:
+        """The same form with symbols for its slack, which then stops growing with absolute values."""
+        return replace(self.fresh(form, form.slack), slack=torch.zeros_like(form.slack))
+
+    def same_rows(self, *matrices: Tensor) -> list[Tensor]:
+        """Matrices with rows for the same symbols."""
+        most = max(m.shape[1] for m in matrices)
+        return [
+            m
+            if m.shape[1] == most
+            else torch.cat([m, m.new_zeros(len(m), most - m.shape[1], *m.shape[2:])], 1)
+            for m in matrices
+        ]
+
+    # -- norms of several entries together
+
+    def spectral(self, matrix: Tensor, slopes: Tensor, slack: Tensor) -> Tensor:
+        """Bounds of |dz/dx| from l2 to l2 for all entries together: [count]. l2 only.
+
+        Args:
+            matrix: [count or 1, rows, entries]; slopes, slack [count, entries]: of single gradients in l2.
+        """
+        length = FAR + 4.0 * gamma(matrix.shape[2] + 16)
+        crude: Tensor = torch.linalg.vector_norm(slopes, dim=1) * length
+        used = (slopes > 0).any(0).nonzero().flatten()
+        if len(used) == 0:
+            return crude
+        matrix, rows = matrix[:, :, used], self.domain.rows
+        first = self.domain.lifted(matrix[:, :rows])
+        total = largest(first).expand(self.domain.count) * self.domain.stretch
+        if self.domain.front is not None:
+            rough = torch.einsum("r,brc->bc", self.domain.front.columns, matrix[:, :rows].abs())
+            total = total + 2.0 * gamma(rows + 8) * torch.linalg.vector_norm(rough, dim=1)
+        for block in self.blocks:
+            if rows + block.start >= matrix.shape[1]:
+                break
+            if block.whole is None:
+                return crude
+            total = total + largest(matrix[:, rows + block.start : rows + block.end]) * block.whole[:, 1]
+        total = (total + torch.linalg.vector_norm(slack, dim=1) * length) * FAR
+        return torch.minimum(crude, total)
+
+    def token_norms(self, form: Form, slopes: Tensor, axis: int) -> Tensor:
+        """sup |d(entries along one axis)/dx| from the norm of each kind to l2: [count, kinds, *shape without the axis].
+
+        Args:
+            slopes: [count, kinds, *shape], of single entries. axis: of the sample.
+        """
+        width = form.centre.shape[axis + 1]
+        length = FAR + 4.0 * gamma(width + 16)
+        entry: Tensor = torch.linalg.vector_norm(slopes, dim=axis + 2) * length
+        if form.matrix is None:
+            return entry
+        matrix = form.matrix.movedim(axis + 2, 2)
+        rest = matrix.shape[3:]
+        matrix = matrix.flatten(3)  # [count or 1, rows, width, tokens]
+        rows = self.domain.rows
+        slack = torch.linalg.vector_norm(form.slack[:, 1:], dim=axis + 2).flatten(2)
+        found = []
+        for place, kind in enumerate(self.domain.kinds):
+            total = self._first_rows(matrix[:, :rows], kind) + slack[:, place]
+            for block in self.blocks:
+                if rows + block.start >= matrix.shape[1]:
+                    break
+                part = matrix[:, rows + block.start : rows + block.end]
+                total = total + self._block_tokens(block, part, place)
+            found.append(total * (FAR + 4.0 * gamma(matrix.shape[1] * width + 16)))
+        together = torch.stack(found, 1)
+        return torch.minimum(entry, together.reshape(*together.shape[:2], *rest))
+
+    def _first_rows(self, first: Tensor, kind: Norm) -> Tensor:
+        """sup over |t| <= 1 of |C't|_2 for each token: first [count or 1, rows, width, tokens] -> [count, tokens].
+
+        l2: sigma(C); l1: the longest row; linf: |C't|^2 = |(C/w)' (w t)|^2 <= sigma(C/w)^2 sum w^2, for every w > 0.
+        """
+        domain, wide = self.domain, self.domain.lifted(first)
+        rough = first.new_zeros(())
+        if domain.front is not None:
+            width = torch.linalg.vector_norm(first, dim=2)
+            rough = 2.0 * gamma(domain.rows + 8) * torch.einsum("r,brc->bc", domain.front.columns, width)
+        length = torch.linalg.vector_norm(wide, dim=2)  # [count or 1, inputs, tokens]
+        tokens = wide.movedim(3, 1)  # [count or 1, tokens, inputs, width]
+        if kind is Norm.L2:
+            found = largest(tokens) * domain.stretch
+        elif kind is Norm.LINF:
+            found = length.amax(1) * FAR
+        else:
+            weight = length.sqrt().clamp_min(1e-150)
+            scaled = tokens / weight.movedim(2, 1).unsqueeze(3)
+            weights = torch.linalg.vector_norm(weight, dim=1) * (FAR + 4.0 * gamma(weight.shape[1] + 16))
+            found = largest(scaled) * weights * FAR
+        return (found + rough).expand(domain.count, -1)
+
+    def _block_tokens(self, block: Block, part: Tensor, place: int) -> Tensor:
+        """The share of one block in `token_norms`: part [count, symbols, width, tokens] -> [count, tokens].
+
+        |sum_k B_k tau_k|: entry by entry; symbol by symbol, sum |B_k|_2 |tau_k|; or the whole block, sigma(B) times its norm.
+        """
+        errors = self.errors[:, 1 + place, block.start : block.end]
+        entries = torch.einsum("bk,bkwt->bwt", errors, part.abs())
+        if block.groups is not None:
+            bounds = block.groups.bounds[:, 1 + place]
+            length = part.new_zeros(len(part), bounds.shape[1], *part.shape[2:])
+            length = length.index_add_(1, block.groups.place, part.square()).sqrt()
+            entries = torch.minimum(entries, torch.einsum("bg,bgwt->bwt", bounds, length))
+        entries = torch.linalg.vector_norm(entries, dim=1)
+        rows = torch.linalg.vector_norm(part, dim=2)
+        found = torch.minimum(entries, torch.einsum("bk,bkt->bt", errors, rows))
+        if place == self.two and block.whole is not None:
+            found = torch.minimum(found, largest(part.movedim(3, 1)) * block.whole[:, 1:])
+        return found
+
+
+def _groups(bounds: Tensor | None, keep: Tensor, shape: torch.Size) -> Groups | None:
+    if bounds is None:
+        return None
+    place = torch.arange(shape.numel() // shape[-1], device=keep.device).repeat_interleave(shape[-1])[keep]
+    return Groups(place, bounds.flatten(2))
+
+
+def largest(matrix: Tensor) -> Tensor:
+    """Upper bounds of spectral norms [..., rows, columns] -> [...]; infinite where a number overflowed."""
+    if not bool(matrix.isfinite().all()):
+        return matrix.new_full(matrix.shape[:-2], torch.inf)
+    if min(matrix.shape[-2:]) == 0:
+        return matrix.new_zeros(matrix.shape[:-2])
+    return gram_norm(matrix, GRAM_STEPS)
+
+
+def _up(value: Tensor, more: Tensor) -> Tensor:
+    return torch.nextafter(value + more, torch.full_like(value, torch.inf))
+
+
+def _down(value: Tensor, less: Tensor) -> Tensor:
+    return torch.nextafter(value - less, torch.full_like(value, -torch.inf))
+
+
+def checked(facts: Facts, name: str) -> Facts:
+    """Raises InternalError where a range is empty: all its parts hold the values of the same inputs."""
+    if not bool((facts.lower <= facts.upper).all()):
+        raise InternalError(f"the ranges of {name!r} do not meet")
+    return facts

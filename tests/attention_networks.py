@@ -1,0 +1,121 @@
+"""Random networks with attention, gates and normalisation, small enough for thousands of checks."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lipverify import ops
+from lipverify.ir.graph import Graph, Node
+from lipverify.ir.op import Constant, Input, Op
+
+
+class _Writer:
+    """Appends nodes; shapes are told by the caller."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self.rng, self.nodes = rng, list[Node]()
+
+    def add(self, op: Op, inputs: tuple[str, ...], shape: tuple[int, ...]) -> str:
+        name = f"{op.kind().lower()}{len(self.nodes)}"
+        self.nodes.append(Node(name, op, inputs, shape))
+        return name
+
+    def tensor(self, *shape: int, scale: float = 1.0) -> Tensor:
+        return torch.tensor(self.rng.normal(size=shape) * scale)
+
+    def linear(self, x: str, lead: tuple[int, ...], size: int, out: int, scale: float = 1.0) -> str:
+        weight = self.tensor(out, size, scale=scale / math.sqrt(size))
+        return self.add(ops.Linear(weight, self.tensor(out, scale=0.3)), (x,), (*lead, out))
+
+
+def attention(
+    w: _Writer, x: str, n: int, d: int, heads: int, scale: float, causal: bool, axis_first: bool
+) -> str:
+    """Multi-head self-attention on [n, d]; the softmax along the last axis, or along the first of transposed logits."""
+    size = d // heads
+
+    def head(order: tuple[int, ...], shape: tuple[int, ...]) -> str:
+        part = w.linear(x, (n,), d, d, scale)
+        part = w.add(ops.Reshape((n, heads, size)), (part,), (n, heads, size))
+        return w.add(ops.Transpose(order), (part,), shape)
+
+    q = head((1, 0, 2), (heads, n, size))
+    k = head((1, 2, 0), (heads, size, n))
+    v = head((1, 0, 2), (heads, n, size))
+    logits = w.add(ops.MatMul(), (q, k), (heads, n, n))
+    mask = None
+    if causal:
+        mask = torch.full((n, n), -30.0, dtype=torch.float64).triu(1)
+    factor = torch.tensor(1.0 / math.sqrt(size), dtype=torch.float64)
+    logits = w.add(ops.Scale(factor, mask), (logits,), (heads, n, n))
+    if axis_first:
+        turned = w.add(ops.Transpose((0, 2, 1)), (logits,), (heads, n, n))
+        p = w.add(ops.Softmax(1), (turned,), (heads, n, n))
+        p = w.add(ops.Transpose((0, 2, 1)), (p,), (heads, n, n))
+    else:
+        p = w.add(ops.Softmax(2), (logits,), (heads, n, n))
+    y = w.add(ops.MatMul(), (p, v), (heads, n, size))
+    y = w.add(ops.Transpose((1, 0, 2)), (y,), (n, heads, size))
+    y = w.add(ops.Reshape((n, d)), (y,), (n, d))
+    return w.linear(y, (n,), d, d, scale)
+
+
+def normalisation(w: _Writer, x: str, n: int, d: int, kind: str) -> str:
+    """LayerNorm or RMSNorm over the last axis, or nothing."""
+    weight = w.tensor(d, scale=0.5) + 1.0
+    if kind == "layer":
+        return w.add(ops.LayerNorm((d,), weight, w.tensor(d, scale=0.2), 1e-5), (x,), (n, d))
+    return w.add(ops.RMSNorm((d,), weight, 1e-5), (x,), (n, d)) if kind == "rms" else x
+
+
+def mlp(w: _Writer, x: str, n: int, d: int, kind: str, scale: float) -> str:
+    """Two layers with an activation, or with a gate: act(a) b."""
+    hidden = 2 * d
+    activations = {
+        "relu": ops.ReLU,
+        "gelu": ops.GELU,
+        "swiglu": ops.SiLU,
+        "geglu": ops.GELU,
+        "tanh": ops.Tanh,
+    }
+    h = w.linear(x, (n,), d, hidden, scale)
+    h = w.add(activations[kind](), (h,), (n, hidden))
+    if kind.endswith("glu"):
+        h = w.add(ops.Mul(), (h, w.linear(x, (n,), d, hidden, scale)), (n, hidden))
+    return w.linear(h, (n,), hidden, d, scale)
+
+
+def random_transformer(seed: int) -> tuple[Graph, Tensor]:
+    """A transformer on [tokens, d] with every option drawn, and a centre [1, tokens, d]."""
+    rng = np.random.default_rng(seed)
+    w = _Writer(rng)
+    tokens, heads, size = int(rng.integers(2, 5)), int(rng.integers(1, 4)), int(rng.integers(1, 4))
+    d, depth = heads * size, int(rng.integers(1, 3))
+    norm = ["none", "layer", "rms"][int(rng.integers(3))] if d > 2 else "none"
+    kind = ["relu", "gelu", "swiglu", "geglu", "tanh"][int(rng.integers(5))]
+    scale = float(rng.choice([0.7, 1.0, 2.0]))
+    pre, causal, first, token = (bool(rng.integers(2)) for _ in range(4))
+    w.nodes.append(Node("input", Input(), (), (tokens, d)))
+    x, n = "input", tokens
+    if token:
+        start = w.add(Constant(w.tensor(1, d)), (), (1, d))
+        n = tokens + 1
+        x = w.add(ops.Concat(0), (start, x), (n, d))
+    for _ in range(depth):
+        for part in range(2):
+            y = normalisation(w, x, n, d, norm) if pre else x
+            y = (
+                attention(w, y, n, d, heads, scale, causal, first)
+                if part == 0
+                else mlp(w, y, n, d, kind, scale)
+            )
+            x = w.add(ops.Add(), (x, y), (n, d))
+            x = x if pre else normalisation(w, x, n, d, norm)
+    x = w.add(ops.ReduceMean((0,), False), (x,), (d,))
+    w.linear(x, (), d, 3)
+    graph = Graph(tuple(w.nodes), (w.nodes[-1].name,))
+    return graph, torch.tensor(rng.normal(size=(1, tokens, d)))

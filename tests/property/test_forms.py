@@ -1,0 +1,184 @@
+"""Affine forms over random networks with attention, gates and normalisation: above every sample, and mistakes are noticed."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lipverify.errors import InternalError, Undecided, UnsupportedModel
+from lipverify.interpreter import evaluate_all
+from lipverify.ir.graph import Graph
+from lipverify.ir.norm import Norm
+from lipverify.ir.region import Ball
+from lipverify.propagation import forms
+from lipverify.propagation.forms import bilinear, form_bounds, nonlinear, normalised, softmax, sweep, symbols
+from tests.attention_networks import random_transformer
+
+FULL = os.environ.get("LIPVERIFY_SOUNDNESS") == "full"
+COUNT = 2000 if FULL else 12
+PAIRS = (("linf", "linf"), ("l2", "l2"), ("linf", "l2"), ("l2", "linf"), ("linf", "l1"))
+CPU = torch.device("cpu")
+
+
+def case(seed: int) -> tuple[Graph, Ball, Norm]:
+    """A network, one or two balls (some cut by a box) and a norm."""
+    graph, x = random_transformer(seed)
+    norm, norm_in = PAIRS[seed % len(PAIRS)]
+    radius = (0.003, 0.03, 0.3)[seed // 5 % 3]
+    center = torch.cat([x, 0.5 * x]) if seed % 3 == 0 else x
+    box = None
+    if seed % 4 == 1:
+        box = (float(center.min()) - 0.1 * radius, float(center.max()) + 0.3 * radius)
+    return graph, Ball(center, radius, norm, box), Norm.parse(norm_in)
+
+
+def points(ball: Ball, index: int, count: int, generator: torch.Generator) -> Tensor:
+    """Points of one ball, most of them near its border."""
+    center = ball.center[index]
+    step = torch.randn(count, center.numel(), generator=generator, dtype=torch.float64)
+    step = torch.sign(step) if ball.norm is Norm.LINF else step / step.norm(dim=1, keepdim=True)
+    step = ball.radius * step * torch.rand(count, 1, generator=generator, dtype=torch.float64).pow(0.2)
+    x = center + step.reshape(count, *center.shape)
+    return x if ball.box is None else x.clamp(*ball.box)
+
+
+def wrong(seed: int, count: int = 40) -> list[str]:
+    """What samples show to be no bound: values and gradients of all nodes that were looked at, and of the outputs."""
+    graph, ball, norm_in = case(seed)
+    found, bad = form_bounds(graph, ball, norm_in, device=CPU), []
+    generator = torch.Generator().manual_seed(seed)
+    kinds = list(dict.fromkeys((ball.norm.dual, norm_in.dual)))
+    for index in range(len(ball)):
+        x = points(ball, index, count, generator).requires_grad_()
+        values = evaluate_all(graph, x)
+        for name, facts in found.ranges.items():
+            value = values[name]
+            room = 1e-9 * (1.0 + value.detach().abs().max())
+            if bool((value < facts.lower[index] - room).any() | (value > facts.upper[index] + room).any()):
+                bad.append(f"range of {name}")
+            if not value.requires_grad:
+                continue
+            entry = int(torch.randint(value[0].numel(), (1,), generator=generator))
+            (slope,) = torch.autograd.grad(value.flatten(1)[:, entry].sum(), x, retain_graph=True)
+            for place, kind in enumerate(kinds):
+                most = float(facts.slopes[index, place].flatten()[entry])
+                met = torch.linalg.vector_norm(slope.flatten(1), ord=kind.order, dim=1).max()
+                if float(met) > most * (1 + 1e-9) + 1e-12:
+                    bad.append(f"gradient of {name}")
+        out = values[graph.output.name].flatten(1)
+        jacobian = torch.stack(
+            [
+                torch.autograd.grad(out[:, k].sum(), x, retain_graph=True)[0].flatten(1)
+                for k in range(out.shape[1])
+            ],
+            1,
+        )
+        rows = torch.linalg.vector_norm(jacobian, ord=norm_in.dual.order, dim=2).amax(0)
+        if bool((rows > found.rows[index] * (1 + 1e-9)).any()):
+            bad.append("rows")
+        if found.spectral is not None:
+            met = torch.linalg.matrix_norm(jacobian, 2).max()
+            if bool(met > found.spectral[index] * (1 + 1e-9)):
+                bad.append("spectral norm")
+    return bad
+
+
+@pytest.mark.parametrize("block", range(4))
+def test_nothing_sampled_lies_outside(block: int) -> None:
+    for index in range(COUNT // 4):
+        seed = block * 100_003 + index
+        assert wrong(seed) == [], f"seed {seed}"
+
+
+def _no_deviation(pl: Tensor, pu: Tensor) -> tuple[Tensor, Tensor]:
+    """Trap: the Jacobian of a softmax at the middle stands for all of the box."""
+    middle = torch.softmax((pl + pu)[..., 0] / 2, -1)
+    return middle, middle
+
+
+def _half_facts(self: Any, form: Any, point: Any) -> Any:
+    """Trap: mean value ranges around the centre of the form, which no input needs to have as its value."""
+    found, exact = _FACTS(self, form, point)
+    if form.matrix is None:
+        return found, exact
+    step = self.domain.reach.reshape(-1, *[1] * (form.centre.ndim - 1)) * found.slopes[:, 0]
+    middle = (found.lower + found.upper) / 2
+    return replace(found, lower=middle - 0.4 * step, upper=middle + 0.4 * step), exact
+
+
+_FACTS = symbols.Symbols.facts
+
+MISTAKES = {
+    "softmax at the middle": (softmax, "_probabilities", _no_deviation),
+    "too short mean value ranges": (symbols.Symbols, "facts", _half_facts),
+    "errors of gates and logits": (bilinear, "_tokens", lambda s, n, errors, *rest: 0.2 * errors),
+    "rows of probabilities": (
+        bilinear,
+        "_averages",
+        lambda s, n, errors, *rest: (0.2 * errors, None),
+    ),
+    "slopes of activations": (
+        nonlinear,
+        "_line",
+        lambda *a: (lambda k, o, e: (k, o, 0.0 * e))(*_LINE(*a)),
+    ),
+    "variance of a token": (
+        normalised,
+        "_steepness",
+        lambda *a: (lambda rho, slope, least: (0.1 * rho, 0.1 * slope, 2.0 * least))(*_STEEP(*a)),
+    ),
+    "symbols left out": (
+        symbols.Symbols,
+        "_block",
+        lambda self, block, part: 0.0 * _BLOCK(self, block, part),
+    ),
+    "a shrunk first block": (sweep.Domain, "sizes", lambda self, c: 0.7 * _SIZES(self, c)),
+}
+_LINE, _STEEP = nonlinear._line, normalised._steepness
+_BLOCK, _SIZES = symbols.Symbols._block, sweep.Domain.sizes
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_planted_mistake_is_noticed(mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    where, name, change = MISTAKES[mistake]
+    monkeypatch.setattr(where, name, change)
+    for seed in range(60):
+        try:
+            noticed = bool(wrong(seed, 20))
+        except InternalError:  # two ranges of one node do not meet
+            noticed = True
+        if noticed:
+            return
+    pytest.fail("no sample contradicts it")
+
+
+def test_balls_together_are_balls_one_by_one() -> None:
+    graph, ball, norm_in = case(0)
+    together = form_bounds(graph, ball, norm_in, device=CPU)
+    for index in range(len(ball)):
+        single = Ball(ball.center[index : index + 1], ball.radius, ball.norm, ball.box)
+        found = form_bounds(graph, single, norm_in, device=CPU)
+        assert torch.allclose(found.rows[0], together.rows[index], rtol=1e-6)
+
+
+def test_smaller_balls_have_smaller_bounds() -> None:
+    graph, ball, norm_in = case(2)
+    found = [
+        form_bounds(graph, Ball(ball.center, r, ball.norm), norm_in, device=CPU).rows.amax()
+        for r in (0.01, 0.003, 0.001)
+    ]
+    assert found[0] >= found[1] >= found[2] > 0
+
+
+def test_no_time_and_no_memory_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, ball, norm_in = case(2)
+    with pytest.raises(Undecided, match="no time"):
+        form_bounds(graph, ball, norm_in, device=CPU, expired=lambda: True)
+    monkeypatch.setattr(forms.bounds, "ON_PROCESSORS", 1000)
+    with pytest.raises(UnsupportedModel, match="numbers"):
+        form_bounds(graph, ball, norm_in, device=CPU)
