@@ -27,7 +27,7 @@ from lipverify.checkers.kernel.program import (
 )
 from lipverify.checkers.reader.refusals import need
 
-ROOM = 1 << 28
+ROOM = 1 << 27
 """Numbers and places in all arrays of one program together."""
 MAX_AXES = 12
 FLOATS: tuple[np.dtype[Any], ...] = (np.dtype("<f2"), np.dtype("<f4"), np.dtype("<f8"))

@@ -28,15 +28,16 @@ class Call:
     def __init__(self, op: str, version: int, operands: Sequence[Operand], given: Mapping[str, Any], results: int,
                  words: bool = False) -> None:  # fmt: skip
         self.op, self.version, self.words, self.results = op, version, words, results
-        self.operands = list(operands)
+        self.operands, self._told = list(operands), len(operands)
         while self.operands and self.operands[-1] is None:
             self.operands.pop()
-        self._given, self._taken = dict(given), [False] * len(self.operands)
+        self._given, self._taken, self._known = dict(given), [False] * len(self.operands), 0
 
     # -- operands
 
     def operand(self, place: int) -> Value | Stored | None:
         """An operand, None where it is left out."""
+        self._known = max(self._known, place + 1)
         if place >= len(self.operands):
             return None
         self._taken[place] = True
@@ -53,7 +54,7 @@ class Call:
 
     def all(self) -> list[Value | Stored]:
         """Every operand, at least one."""
-        need(len(self.operands) > 0, f"{self.op} has no operands")
+        need(len(self.operands) == self._told > 0, f"{self.op} lacks an operand")
         return [self.any(k) for k in range(len(self.operands))]
 
     def value(self, p: Builder, place: int) -> Value:
@@ -75,11 +76,11 @@ class Call:
     def optional(self, place: int, kind: np.dtype[Any]) -> Array | None:
         return None if self.operand(place) is None else self.reals(place, kind)
 
-    def integers_at(self, place: int) -> list[int]:
-        """A stored list of integers."""
+    def integers_at(self, place: int, short: bool = False) -> list[int]:
+        """A stored list of integers of 64 bits; short: or of 32."""
         array = self.stored(place)
         need(
-            array.dtype in (np.dtype("<i8"), np.dtype("<i4")) and array.ndim <= 1,
+            array.dtype in (np.dtype("<i8"), np.dtype("<i4" if short else "<i8")) and array.ndim <= 1,
             f"{self.op} with sizes that are no integers",
         )
         need(array.size <= 1 << 16, f"{self.op} with too many sizes")
@@ -100,6 +101,11 @@ class Call:
 
     def integer(self, name: str, default: int | None) -> int:
         return int(self._take(name, default, (int,)))
+
+    def flag(self, name: str, default: int) -> bool:
+        found = self.integer(name, default)
+        need(found in (0, 1), f"the setting {name} of {self.op} is neither 0 nor 1")
+        return bool(found)
 
     def number(self, name: str, default: float | None) -> float:
         """A float; defaults are those of float32. Infinite or no number: refused."""
@@ -124,11 +130,16 @@ class Call:
         )
         return list(found)
 
-    def listed(self, place: int, name: str, since: int) -> list[int] | None:
+    def reals_given(self, name: str) -> list[float]:
+        found = self._take(name, None, (tuple,))
+        need(all(type(n) is float for n in found), f"the setting {name} of {self.op} is no list of numbers")
+        return list(found)
+
+    def listed(self, place: int, name: str, since: int, short: bool = False) -> list[int] | None:
         """Integers that are a setting before the operator set `since` and an operand from then on; None where left out."""
         if self.words or self.version < since:
             return self.integers(name, ()) if self.has(name) else None
-        return None if self.operand(place) is None else self.integers_at(place)
+        return None if self.operand(place) is None else self.integers_at(place, short)
 
     def finish(self) -> None:
         """Refuses what nobody took."""
@@ -139,7 +150,10 @@ class Call:
             for k, (taken, o) in enumerate(zip(self._taken, self.operands, strict=True))
             if not taken and o is not None
         ]
-        need(not unread, f"operand {unread[:1]} of {self.op} is not covered by the checker")
+        need(
+            not unread and self._told <= self._known,
+            f"operand {unread[:1]} of {self.op} is not covered by the checker",
+        )
 
 
 def same_kind(operands: Sequence[Value | Stored], op: str) -> np.dtype[Any]:

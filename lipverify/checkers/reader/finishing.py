@@ -1,33 +1,160 @@
-"""The last look at a program: steps that no output reads are dropped."""
+"""The last look at a program: pairs of a maximum and a minimum become sorts, and steps that no output reads are dropped."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
-from lipverify.checkers.kernel.program import Output, Product, Program, Step, View, checked
+import numpy as np
 
-
-def views_of(step: Step) -> list[View]:
-    return [step.view, step.other] if isinstance(step, Product) else [step.view]
+from lipverify.checkers.kernel.program import (
+    Affine,
+    Array,
+    Order,
+    Output,
+    Product,
+    Program,
+    Step,
+    View,
+    checked,
+)
 
 
 def finished(program: Program) -> Program:
     """The same outputs from the steps they read, in the same order."""
-    needed = {0} | {s for output in program.outputs for s in output.view.sources}
-    for k in range(len(program.steps) - 1, 0, -1):
+    merged = _with_sorts(program)
+    needed = {0} | {s for output in merged.outputs for s in output.view.sources}
+    for k in range(len(merged.steps) - 1, 0, -1):
         if k in needed:
-            needed |= {s for view in views_of(program.steps[k]) for s in view.sources}
-    place = {old: new for new, old in enumerate(sorted(needed))}
-    steps: list[Step] = []
+            needed |= {s for view in _views(merged.steps[k]) for s in view.sources}
+    draft = _Draft(merged)
     for old in sorted(needed):
-        step = program.steps[old]
-        step = replace(step, view=_moved(step.view, place))
-        if isinstance(step, Product):
-            step = replace(step, other=_moved(step.other, place))
-        steps.append(checked(step, steps))
-    outputs = tuple(Output(o.name, _moved(o.view, place), o.shape) for o in program.outputs)
-    return Program(tuple(steps), outputs)
+        draft.keep(old)
+    return draft.program()
 
 
-def _moved(view: View, place: dict[int, int]) -> View:
-    return View(tuple(place[s] for s in view.sources), view.places)
+def _views(step: Step) -> list[View]:
+    return [step.view, step.other] if isinstance(step, Product) else [step.view]
+
+
+class _Draft:
+    """A program made of the steps of another one. table: where the results of an old step are in a new one."""
+
+    def __init__(self, old: Program) -> None:
+        self.old = old
+        self.steps: list[Step] = []
+        self.place: dict[int, tuple[int, Array | None]] = {}
+
+    def add(self, step: Step) -> int:
+        self.steps.append(checked(step, self.steps))
+        return len(self.steps) - 1
+
+    def keep(self, old: int) -> None:
+        step = self.old.steps[old]
+        moved = replace(step, view=self.moved(step.view))
+        if isinstance(moved, Product):
+            moved = replace(moved, other=self.moved(moved.other))
+        self.place[old] = self.add(moved), None
+
+    def moved(self, view: View) -> View:
+        """The same numbers, in the new steps."""
+        found = [self.place[s] for s in view.sources]
+        sources = tuple(dict.fromkeys(new for new, _ in found))
+        if all(table is None for _, table in found):
+            return View(sources, view.places)
+        starts = dict(
+            zip(sources, np.cumsum([0, *(self.steps[s].size for s in sources)]).tolist(), strict=False)
+        )
+        tables = [
+            starts[new] + (np.arange(self.old.steps[s].size) if table is None else table)
+            for s, (new, table) in zip(view.sources, found, strict=True)
+        ]
+        return View(sources, np.append(np.concatenate(tables), -1)[view.places])
+
+    def program(self) -> Program:
+        outputs = tuple(Output(o.name, self.moved(o.view), o.shape) for o in self.old.outputs)
+        return Program(tuple(self.steps), outputs)
+
+
+class _Pairs(NamedTuple):
+    """Pairs of entries of earlier steps: low, high [n], low < high, in the order of low; row: which group each pair is."""
+
+    low: Array
+    high: Array
+    row: Array
+
+
+def _pairs(view: View, groups: Array, starts: Array) -> _Pairs | None:
+    """The pairs that groups choose from; None unless they are disjoint pairs of entries."""
+    if groups.shape[1] != 2 or bool((groups < 0).any()) or bool((view.places[groups] < 0).any()):
+        return None
+    local = np.cumsum([0, *(starts[s + 1] - starts[s] for s in view.sources)])
+    owner = np.searchsorted(local, view.places, side="right") - 1
+    entries = view.places - local[owner] + starts[np.array(view.sources, np.int64)[owner]]
+    chosen = np.sort(entries[groups], axis=1)
+    row = np.argsort(chosen[:, 0], kind="stable")
+    once = len(np.unique(chosen)) == chosen.size
+    return _Pairs(chosen[row, 0], chosen[row, 1], row) if once else None
+
+
+def _negative(step: Step) -> bool:
+    """Whether a step is -x, entry by entry."""
+    if not isinstance(step, Affine) or step.kernel.shape != (step.size, 1, 1) or step.offset is not None:
+        return False
+    return bool((step.kernel == -1).all()) and np.array_equal(step.index.reshape(-1), np.arange(step.size))
+
+
+def _chosen(steps: Sequence[Step], k: int) -> tuple[View, Array, bool] | None:
+    """What a step chooses from, by groups, and whether it takes the largest: a maximum, or the negative of one of negatives."""
+    step = steps[k]
+    if isinstance(step, Order) and not step.whole:
+        return step.view, step.groups, True
+    if not _negative(step) or len(step.view.sources) != 1:
+        return None
+    order = steps[step.view.sources[0]]
+    if (
+        not isinstance(order, Order)
+        or order.whole
+        or not np.array_equal(step.view.places, np.arange(order.size))
+    ):
+        return None
+    inner = steps[order.view.sources[0]] if len(order.view.sources) == 1 else step
+    if inner is step or not _negative(inner) or bool((order.view.places < 0).any()):
+        return None
+    return View(inner.view.sources, inner.view.places[order.view.places]), order.groups, False
+
+
+def _with_sorts(program: Program) -> Program:
+    """A maximum and a minimum of the same disjoint pairs are one sort, of which both read their half."""
+    starts = np.cumsum([0, *(step.size for step in program.steps)])
+    found: dict[tuple[bytes, bytes], dict[bool, tuple[int, _Pairs]]] = {}
+    for k in range(len(program.steps)):
+        chosen = _chosen(program.steps, k)
+        pairs = None if chosen is None else _pairs(chosen[0], chosen[1], starts)
+        if chosen is not None and pairs is not None:
+            found.setdefault((pairs.low.tobytes(), pairs.high.tobytes()), {}).setdefault(
+                chosen[2], (k, pairs)
+            )
+    sides = [both for both in found.values() if len(both) == 2]
+    if not sides:
+        return program
+    draft, done = _Draft(program), {}
+    mine = {k: (n, largest, pairs) for n, both in enumerate(sides) for largest, (k, pairs) in both.items()}
+    for k, step in enumerate(program.steps):
+        if k not in mine:
+            draft.keep(k)
+            continue
+        n, largest, pairs = mine[k]
+        if n not in done:
+            # The entries are there by now: both steps read all of them.
+            entries = np.stack([pairs.low, pairs.high], 1).reshape(-1)
+            owner = np.searchsorted(starts, entries, side="right") - 1
+            sources, place = np.unique(owner, return_inverse=True)
+            sizes = np.cumsum([0, *(program.steps[s].size for s in sources)])
+            view = draft.moved(View(tuple(sources.tolist()), entries - starts[owner] + sizes[place]))
+            done[n] = draft.add(Order(view, len(entries), np.arange(len(entries)).reshape(-1, 2), True))
+        table = np.empty(step.size, np.int64)
+        table[pairs.row] = 2 * np.arange(step.size) + largest
+        draft.place[k] = done[n], table
+    return draft.program()

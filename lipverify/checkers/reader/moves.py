@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from fractions import Fraction
+from typing import Any
 
 import numpy as np
 
@@ -63,8 +65,8 @@ def reshape(p: Builder, c: Call, x: Array) -> Array:
     target = c.listed(1, "shape", 5)
     need(target is not None, "a reshape without a shape")
     assert target is not None
-    zero = c.integer("allowzero", 0) if c.version >= 14 else 0
-    need(zero in (0, 1) and not (zero and 0 in target and -1 in target), "a reshape")
+    zero = c.version >= 14 and c.flag("allowzero", 0)
+    need(not (zero and 0 in target and -1 in target), "a reshape")
     need(all(n >= -1 for n in target) and len(target) <= MAX_AXES, "a reshape")
     if not zero:
         need(all(n != 0 or k < x.ndim for k, n in enumerate(target)), "a reshape")
@@ -105,8 +107,10 @@ def unsqueeze(p: Builder, c: Call, x: Array) -> Array:
 
 def cut(p: Builder, c: Call, x: Array) -> Array:
     """Slice: every axis once; ends beyond the tensor are its ends."""
-    starts, ends, axes = (c.listed(k + 1, name, 10) for k, name in enumerate(("starts", "ends", "axes")))
-    steps = c.listed(4, "steps", 10) if c.words or c.version >= 10 else None
+    starts, ends, axes = (
+        c.listed(k + 1, name, 10, True) for k, name in enumerate(("starts", "ends", "axes"))
+    )
+    steps = c.listed(4, "steps", 10, True) if c.words or c.version >= 10 else None
     need(starts is not None and ends is not None, "a slice without ends")
     assert starts is not None
     assert ends is not None
@@ -139,8 +143,7 @@ def transpose(p: Builder, c: Call, x: Array) -> Array:
 def gather(p: Builder, c: Call, x: Array) -> Array:
     index, axis = c.stored(1), axis_of(c.integer("axis", 0), x.ndim)
     need(index.dtype in (np.dtype("<i8"), np.dtype("<i4")), "indices that are no integers")
-    low = -x.shape[axis] if c.words or c.version >= 11 else 0
-    need(bool(((index >= low) & (index < x.shape[axis])).all()), "an index that is not there")
+    need(bool(((index >= -x.shape[axis]) & (index < x.shape[axis])).all()), "an index that is not there")
     p.charge(size_of((*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])))
     return np.take(x, index, axis)
 
@@ -185,9 +188,14 @@ def depth_to_space(p: Builder, c: Call, x: Array) -> Array:
 
 def space_to_depth(p: Builder, c: Call, x: Array) -> Array:
     n = c.integer("blocksize", None)
-    need(x.ndim == 4 and n > 0 and x.shape[2] % n == 0 and x.shape[3] % n == 0, "blocks")
+    mode = c.text("mode", "DCR") if c.version >= 28 else "DCR"
+    need(
+        x.ndim == 4 and n > 0 and x.shape[2] % n == 0 and x.shape[3] % n == 0 and mode in ("DCR", "CRD"),
+        "blocks",
+    )
     batch, channels, height, width = x.shape
-    x = x.reshape(batch, channels, height // n, n, width // n, n).transpose(0, 3, 5, 1, 2, 4)
+    order = (0, 1, 3, 5, 2, 4) if mode == "CRD" else (0, 3, 5, 1, 2, 4)
+    x = x.reshape(batch, channels, height // n, n, width // n, n).transpose(order)
     return x.reshape(batch, channels * n**2, height // n, width // n)
 
 
@@ -210,7 +218,26 @@ def concat(p: Builder, c: Call) -> Results:
     full = [p.computed(v) for v in values if array_of(v).size]
     sources, places = p.joined(full)
     p.charge(sum(a.size for a in places))
-    return [Value(sources, np.concatenate(places, axis), kind)]
+    return [p.tidy(Value(sources, np.concatenate(places, axis), kind))]
+
+
+def where(p: Builder, c: Call) -> Results:
+    """One of two tensors, by a stored condition."""
+    condition, a, b = c.stored(0), c.any(1), c.any(2)
+    need(condition.dtype == np.dtype("?"), "a condition that is no truth value")
+    full = np.broadcast_shapes(condition.shape, array_of(a).shape, array_of(b).shape)
+    p.charge(3 * size_of(full))
+    if isinstance(a, Stored) and isinstance(b, Stored):
+        need(a.array.dtype == b.array.dtype, "tensors of different types")
+        return [Stored(np.where(condition, a.array, b.array))]
+    kind = same_kind([a, b], c.op)
+    # A tensor of which nothing is chosen is not read at all.
+    chosen = np.broadcast_to(condition, full)
+    if bool(chosen.all()) or not bool(chosen.any()):
+        x = p.computed(a if chosen.flat[0] else b)
+        return [x._replace(places=np.broadcast_to(x.places, full))]
+    sources, (first, second) = p.joined([p.computed(a), p.computed(b)])
+    return [p.tidy(Value(sources, np.where(condition, first, second), kind))]
 
 
 def split(p: Builder, c: Call) -> Results:
@@ -244,33 +271,29 @@ def pad(p: Builder, c: Call) -> Results:
     axes = list(range(array.ndim))
     if c.version >= 18 and not c.words and c.operand(3) is not None:
         axes = [axis_of(a, array.ndim) for a in c.integers_at(3)]
-    need(
-        pads is not None
-        and len(pads) == 2 * len(axes)
-        and len(set(axes)) == len(axes)
-        and min(pads, default=0) >= 0,
-        "a padding",
-    )
+    need(pads is not None and len(pads) == 2 * len(axes) and len(set(axes)) == len(axes), "a padding")
     assert pads is not None
     pairs = [(0, 0)] * array.ndim
     for k, axis in enumerate(axes):
         pairs[axis] = pads[k], pads[k + len(axes)]
     p.charge(size_of([n + a + b for n, (a, b) in zip(array.shape, pairs, strict=True)]))
     need(array.size > 0, "a padding of nothing")
+    if min(min(pair) for pair in pairs) < 0:
+        # A negative padding cuts; runtimes agree about that where a constant is written beside it.
+        ends = [(max(-a, 0), n - max(-b, 0)) for n, (a, b) in zip(array.shape, pairs, strict=True)]
+        need(mode == "constant" and all(a < b for a, b in ends), "a padding")
+        array = array[tuple(slice(a, b) for a, b in ends)]
+        pairs = [(max(a, 0), max(b, 0)) for a, b in pairs]
     if mode == "constant" and isinstance(x, Value):
-        inner = Value(x.sources, np.pad(x.places, pairs, constant_values=-1), x.kind)
-        return [
-            inner
-            if fill == 0
-            else _filled(p, inner, np.pad(np.zeros(x.shape, bool), pairs, constant_values=True), fill)
-        ]
+        inner = p.tidy(Value(x.sources, np.pad(array, pairs, constant_values=-1), x.kind))
+        added = np.pad(np.zeros(array.shape, bool), pairs, constant_values=True)
+        return [inner if fill == 0 or not added.any() else _filled(p, inner, added, fill)]
     if mode == "constant":
         return [Stored(np.pad(array, pairs, constant_values=fill))]
     need(mode in _MODES and (mode != "wrap" or c.words or c.version >= 19), "a padding")
     # A padding that reflects twice, or wraps around twice, is one that runtimes disagree about.
-    need(
-        all(max(pair) < n for pair, n in zip(pairs, array.shape, strict=True)), "a padding beyond the tensor"
-    )
+    beyond = any(max(pair) >= n for pair, n in zip(pairs, array.shape, strict=True))
+    need(mode == "edge" or not beyond, "a padding beyond the tensor")
     padded: Array = np.pad(array, pairs, mode=mode)  # type: ignore[call-overload]
     return [like(p, x, padded)]
 
@@ -297,6 +320,95 @@ def _filled(p: Builder, x: Value, where: Array, fill: float) -> Value:
     return Value(sources, np.where(where, place[0], inner), x.kind)
 
 
+def resize(p: Builder, c: Call) -> Results:
+    """Upsample and Resize to the nearest entry."""
+    x = c.any(0)
+    array = array_of(x)
+    p.charge(array.size)
+    need(c.text("mode", "nearest") == "nearest", "resizing that interpolates is not covered by the checker")
+    old = c.op == "Upsample" or c.version < 11
+    place, rounding = "asymmetric", "floor"
+    axes, sizes = list(range(array.ndim)), None
+    if not old:
+        place = c.text("coordinate_transformation_mode", "half_pixel")
+        rounding = c.text("nearest_mode", "round_prefer_floor")
+        # Settings of other modes.
+        c.number("cubic_coeff_a", -0.75), c.flag("exclude_outside", 0), c.number("extrapolation_value", 0.0)
+    if c.version >= 18:
+        need(
+            not c.flag("antialias", 0) and c.text("keep_aspect_ratio_policy", "stretch") == "stretch",
+            "this resizing",
+        )
+        axes = [axis_of(a, array.ndim) for a in c.integers("axes", axes)]
+    if not old:
+        need(c.operand(1) is None or c.stored(1).dtype in FLOATS, "a region of another type")
+        sizes = None if c.operand(3) is None else c.integers_at(3)
+    scales = _scales(c, 2 if not old else 1)
+    need((scales is None) != (sizes is None) and len(set(axes)) == len(axes), "this resizing")
+    told: Sequence[Any] = scales if sizes is None and scales is not None else sizes or ()
+    need(len(told) == len(axes), "a resizing of other axes")
+    shape_after = list(array.shape)
+    for axis, number in zip(axes, told, strict=True):
+        shape_after[axis] = number if sizes is not None else math.floor(array.shape[axis] * number)
+    need(min(shape_after) >= 1, "a resizing to nothing")
+    p.charge(2 * size_of(shape_after))
+    for axis, number in zip(axes, told, strict=True):
+        n, m = array.shape[axis], shape_after[axis]
+        scale = Fraction(m, n) if sizes is not None else Fraction(number)
+        need(
+            old is False or scale.denominator == 1,
+            "a resizing by parts of an entry is not covered by the checker",
+        )
+        array = np.take(array, _nearest(n, m, scale, place, rounding), axis)
+    return [like(p, x, array)]
+
+
+def _scales(c: Call, place: int) -> list[float] | None:
+    if c.op == "Upsample" and c.version < 9:
+        found = c.reals_given("scales")
+    elif c.operand(place) is None or not c.stored(place).size:
+        return None
+    else:
+        array = c.stored(place)
+        need(array.dtype == np.dtype("<f4") and array.ndim == 1, "scales of another type")
+        found = [float(n) for n in array]
+    need(all(math.isfinite(n) and 0 < n < 1 << 24 for n in found), "a scale")
+    return found
+
+
+def _nearest(n: int, m: int, scale: Fraction, place: str, rounding: str) -> Array:
+    """Which of n entries each of m entries is: exactly, and refused where float32 may round to another one.
+
+    Scales that are whole numbers, or parts of one, are exact in every runtime.
+    """
+    rules: dict[str, Callable[[int], Fraction]] = {
+        "asymmetric": lambda k: k / scale,
+        "half_pixel": lambda k: (k + _HALF) / scale - _HALF,
+        "pytorch_half_pixel": lambda k: (k + _HALF) / scale - _HALF if m > 1 else Fraction(0),
+        "align_corners": lambda k: Fraction(k * (n - 1), m - 1) if m > 1 else Fraction(0),
+    }
+    need(place in rules and rounding in _ROUNDING, "a resizing of this mode is not covered by the checker")
+    exact = 1 in (scale.numerator, scale.denominator) and place != "align_corners"
+    found = []
+    for k in range(m):
+        at = rules[place](k)
+        chosen = {
+            min(max(_ROUNDING[rounding](at + d), 0), n - 1) for d in ((0,) if exact else (0, _SHY, -_SHY))
+        }
+        need(len(chosen) == 1, "a resizing that hangs on a rounding is not covered by the checker")
+        found.append(chosen.pop())
+    return np.array(found, np.int64)
+
+
+_HALF, _SHY = Fraction(1, 2), Fraction(1, 1000)
+_ROUNDING: dict[str, Callable[[Fraction], int]] = {
+    "floor": math.floor,
+    "ceil": math.ceil,
+    "round_prefer_floor": lambda x: math.ceil(x - _HALF),
+    "round_prefer_ceil": lambda x: math.floor(x + _HALF),
+}
+
+
 def shape(p: Builder, c: Call) -> Results:
     """The shape for one sample, as stored integers."""
     found = array_of(c.any(0)).shape
@@ -306,6 +418,18 @@ def shape(p: Builder, c: Call) -> Results:
             np.array(found[slice(*(max(-len(found), min(n, len(found))) for n in (start, end)))], np.int64)
         )
     ]
+
+
+def triangle(p: Builder, c: Call) -> Results:
+    """Numbers on one side of a diagonal; 0 on the other."""
+    x, upper = c.any(0), c.flag("upper", 1)
+    array, shift = array_of(x), c.stored(1) if c.operand(1) is not None else np.zeros((), np.int64)
+    need(array.ndim >= 2 and shift.size == 1 and shift.dtype == np.dtype("<i8"), "a triangle")
+    k = max(-array.shape[-2] - 1, min(array.shape[-1] + 1, int(shift.reshape(-1)[0])))
+    rows, columns = np.arange(array.shape[-2])[:, None], np.arange(array.shape[-1])
+    kept = columns >= rows + k if upper else columns <= rows + k
+    zero = -1 if isinstance(x, Value) else np.zeros((), array.dtype)
+    return [like(p, x, np.where(kept, array, zero))]
 
 
 def identity(p: Builder, c: Call) -> Results:
@@ -342,7 +466,11 @@ MOVES: dict[str, tuple[str, Callable[[Builder, Call], Results]]] = {
     "Gather": ("1 11 13", moving(gather)),
     "Expand": ("8 13", moving(expand)),
     "Tile": ("6 13", moving(tile)),
-    "DepthToSpace": ("1 11 13", moving(depth_to_space)),
-    "SpaceToDepth": ("1 13", moving(space_to_depth)),
+    "Where": ("9 16", where),
+    "Trilu": ("14", triangle),
+    "Upsample": ("7 9 !10", resize),
+    "Resize": ("10 11 13 18 19", resize),
+    "DepthToSpace": ("1 11 13 28", moving(depth_to_space)),
+    "SpaceToDepth": ("1 13 28", moving(space_to_depth)),
 }
 """Operator -> the versions of its definition that are read, and how."""

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from lipverify.checkers.kernel.program import Array, Output, Program, View
-from lipverify.checkers.reader.building import FLOATS, MAX_AXES, Builder, Operand, Stored
+from lipverify.checkers.reader.building import FLOATS, MAX_AXES, Builder, Missing, Operand, Stored
 from lipverify.checkers.reader.calls import Call
 from lipverify.checkers.reader.finishing import finished
 from lipverify.checkers.reader.operators import run
 from lipverify.checkers.reader.refusals import need, shown
 from lipverify.checkers.reader.wire import Message, parse_model
-from lipverify.errors import LipverifyError, NotCovered
+from lipverify.errors import NotCovered, UnreadableCertificate
 
 OLDEST, NEWEST = 7, 28
 """Operator sets that are read."""
@@ -78,19 +78,25 @@ def read_onnx(data: bytes) -> Read:
             tensors[node.outputs[0]] = _constant(node, version)
     builder = Builder(shape, kind)
     values: dict[str, Operand] = {name: builder.input, **{n: Stored(a) for n, a in tensors.items()}}
-    found, refused, wanted = [], {}, set()
-    for k, (output, told) in enumerate(outputs):
+    for output, _ in outputs:
         need(output in values or output in writers, f"output {shown(output)} is written by nothing")
+    order, wanted = _order(nodes, writers), _behind([o for o, _ in outputs], nodes, writers)
+    for k in order:
+        if nodes[k].op != "Constant" and not wanted.isdisjoint(nodes[k].outputs):
+            _translate(nodes[k], values, builder, version)
+    found: list[Output] = []
+    refused: dict[int, str] = {}
+    for k, (output, told) in enumerate(outputs):
         try:
-            wanted |= _follow(output, nodes, writers, values, builder, version)
             found.append(_output(builder, output, values[output], told))
         except NotCovered as error:
             refused[k] = str(error)
             found.append(Output(output, View((), np.empty(0, np.int64)), (0,)))
     if len(refused) == len(outputs):
-        raise NotCovered(next(iter(refused.values())))
+        raise NotCovered(refused[0])
     program = finished(Program(tuple(builder.steps), tuple(found)))
-    return Read(program, refused, tensors, frozenset(wanted & tensors.keys()), name, shape, kind)
+    used = _behind([o.name for k, o in enumerate(found) if k not in refused], nodes, writers)
+    return Read(program, refused, tensors, frozenset(used & tensors.keys()), name, shape, kind)
 
 
 def _version(imports: Sequence[Message]) -> int:
@@ -292,48 +298,34 @@ def _writers(nodes: Sequence[_Node], given: set[str]) -> dict[str, int]:
     return writers
 
 
-def _order(
-    output: str, nodes: Sequence[_Node], writers: Mapping[str, int], known: Mapping[str, Any]
-) -> Iterator[int]:
-    """The nodes behind an output that are not known yet, each after those that it reads."""
-    state: dict[int, int] = {}
-    waiting = [] if output in known else [writers[output]]
-    while waiting:
-        k = waiting[-1]
-        if state.get(k) == 2:
-            waiting.pop()
-            continue
-        before = {writers[n] for n in nodes[k].inputs if n and n not in known}
-        left = sorted(b for b in before if state.get(b) != 2)
-        if not left:
-            state[k] = 2
-            waiting.pop()
-            yield k
-            continue
-        need(state.get(k) != 1, "operators that wait for each other")
-        state[k] = 1
-        waiting.extend(left[::-1])
+def _order(nodes: Sequence[_Node], writers: Mapping[str, int]) -> list[int]:
+    """All nodes, each after those that it reads."""
+    readers: list[list[int]] = [[] for _ in nodes]
+    waiting_for = []
+    for k, node in enumerate(nodes):
+        before = {writers[n] for n in node.inputs if n in writers}
+        waiting_for.append(len(before))
+        for b in before:
+            readers[b].append(k)
+    ready, order = [k for k, count in enumerate(waiting_for) if not count], []
+    while ready:
+        order.append(ready.pop())
+        for k in readers[order[-1]]:
+            waiting_for[k] -= 1
+            if not waiting_for[k]:
+                ready.append(k)
+    need(len(order) == len(nodes), "operators in a cycle, which wait for each other")
+    # As the file has it, where that is an order: programs then follow the file.
+    return list(range(len(nodes))) if _in_order(nodes, writers) else order
 
 
-def _follow(output: str, nodes: Sequence[_Node], writers: Mapping[str, int], values: dict[str, Operand], builder: Builder,
-            version: int) -> set[str]:  # fmt: skip
-    """Translates what is behind an output; the names that it rests on."""
-    for k in list(_order(output, nodes, writers, values)):
-        node = nodes[k]
-        operands = [values[name] if name else None for name in node.inputs]
-        names = node.outputs
-        try:
-            results = run(builder, Call(node.op, version, operands, node.given, len(names)))
-        except LipverifyError:
-            raise
-        except (ValueError, IndexError, TypeError, OverflowError) as error:
-            raise NotCovered(f"{shown(node.op)} does not fit together ({type(error).__name__})") from error
-        values.update({name: result for name, result in zip(names, results, strict=False) if name})
-    return _behind(output, nodes, writers)
+def _in_order(nodes: Sequence[_Node], writers: Mapping[str, int]) -> bool:
+    return all(writers.get(name, -1) < k for k, node in enumerate(nodes) for name in node.inputs)
 
 
-def _behind(output: str, nodes: Sequence[_Node], writers: Mapping[str, int]) -> set[str]:
-    found, waiting = {output}, [output]
+def _behind(outputs: Sequence[str], nodes: Sequence[_Node], writers: Mapping[str, int]) -> set[str]:
+    """The names that outputs rest on, their own among them."""
+    found, waiting = set(outputs), list(outputs)
     while waiting:
         k = writers.get(waiting.pop())
         for name in () if k is None else nodes[k].inputs:
@@ -341,6 +333,24 @@ def _behind(output: str, nodes: Sequence[_Node], writers: Mapping[str, int]) -> 
                 found.add(name)
                 waiting.append(name)
     return found
+
+
+def _translate(node: _Node, values: dict[str, Operand], builder: Builder, version: int) -> None:
+    """One operator. What is not covered makes results that cannot be used; an output that needs none of them is still read."""
+    operands = [values[name] if name else None for name in node.inputs]
+    results: Sequence[Operand]
+    try:
+        results = run(builder, Call(node.op, version, operands, node.given, len(node.outputs)))
+    except NotCovered as error:
+        results = [Missing(str(error))] * len(node.outputs)
+    except (ValueError, IndexError, TypeError, OverflowError, UnreadableCertificate) as error:
+        reason = f"{shown(node.op)} does not fit together ({type(error).__name__})"
+        results = [Missing(reason)] * len(node.outputs)
+    for name, result in zip(node.outputs, results, strict=False):
+        if name:
+            values[name] = result
+        else:
+            need(isinstance(result, Missing), f"a result of {shown(node.op)} without a name")
 
 
 def _output(builder: Builder, name: str, x: Operand, told: np.dtype[Any] | None) -> Output:
@@ -364,17 +374,16 @@ def only(data: bytes, outputs: Sequence[str]) -> bytes:
     graph = parse_model(data)["graph"]
     nodes = [_node(entry) for entry in graph["node"]]
     writers = {name: k for k, node in enumerate(nodes) for name in node.outputs if name}
-    needed = {
-        writers[name] for output in outputs for name in _behind(output, nodes, writers) if name in writers
-    }
+    needed = {writers[name] for name in _behind(outputs, nodes, writers) if name in writers}
     if len(needed) == len(nodes) and len(outputs) == len(graph["output"]):
         return data
     import onnx
 
     model = onnx.ModelProto.FromString(data)
-    kept = [node for k, node in enumerate(model.graph.node) if k in needed]
-    shown_outputs = [value for value in model.graph.output if value.name in outputs]
-    del model.graph.node[:], model.graph.output[:]
-    model.graph.node.extend(kept)
-    model.graph.output.extend(shown_outputs)
+    for k in reversed(range(len(nodes))):
+        if k not in needed:
+            del model.graph.node[k]
+    for k in reversed(range(len(graph["output"]))):
+        if graph["output"][k]["name"] not in outputs:
+            del model.graph.output[k]
     return bytes(model.SerializeToString())

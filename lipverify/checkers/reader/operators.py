@@ -28,12 +28,13 @@ from lipverify.checkers.reader.building import (
     Missing,
     Stored,
     Value,
+    kind_of,
     positions,
     real,
     size_of,
 )
 from lipverify.checkers.reader.calls import Call, same_kind
-from lipverify.checkers.reader.moves import MOVES, Results, array_of, axes_of, axis_of, moving, repeat
+from lipverify.checkers.reader.moves import MOVES, Results, array_of, axes_of, axis_of, like, moving, repeat
 from lipverify.checkers.reader.recognition import gate
 from lipverify.checkers.reader.refusals import need, shown
 from lipverify.checkers.reader.windows import conv, conv_transpose, pool_windows
@@ -84,6 +85,7 @@ def _arithmetic(p: Builder, c: Call) -> Results:
     if all(isinstance(x, Stored) and x.array.dtype.kind != "f" for x in operands):
         return [_folded(p, c.op, [array_of(x) for x in operands])]
     same_kind(operands, c.op)
+    _old_shapes(c, operands)
     if all(isinstance(x, Stored) for x in operands):
         operands[0] = p.computed(operands[0])
     size_of(np.broadcast_shapes(*(array_of(x).shape for x in operands)))
@@ -99,6 +101,15 @@ def _arithmetic(p: Builder, c: Call) -> Results:
         return [p.scaled(p.scalar(x, "Reciprocal"), a)]
     need(c.op != "Div" or bool(a.all()), "a division by zero")
     return [p.scaled(x, a if c.op == "Mul" else 1.0 / a, int(c.op == "Div"))]
+
+
+def _old_shapes(c: Call, operands: Sequence[Value | Stored]) -> None:
+    """Before operator set 8 nothing is broadcast by operators of several operands."""
+    if c.op in ("Sum", "Mean", "Max", "Min") and c.version < 8:
+        need(
+            len({array_of(x).shape for x in operands}) == 1,
+            f"{c.op} of different sizes in operator set {c.version}",
+        )
 
 
 def _combined(p: Builder, op: str, values: Sequence[Value]) -> Value:
@@ -269,11 +280,9 @@ def _batch_norm(p: Builder, c: Call) -> Results:
         "batch normalisation by no positive variance",
     )
     if c.version >= 14 or c.words:
-        need(c.integer("training_mode", 0) == 0, "statistics of the batch are not covered by the checker")
+        need(not c.flag("training_mode", 0), "statistics of the batch are not covered by the checker")
     elif c.version < 9:
-        need(
-            c.integer("spatial", 1) == 1, "batch normalisation of single places is not covered by the checker"
-        )
+        need(c.flag("spatial", 1), "batch normalisation of single places is not covered by the checker")
     need(c.results == 1, "statistics of the batch are not covered by the checker")
     return [p.scaled(p.scaled(x, 1.0, 0, -mean), weight / np.sqrt(var + epsilon), 4, bias)]
 
@@ -287,11 +296,11 @@ def _pool(p: Builder, c: Call) -> Results:
     groups, shape = pool_windows(p, c, positions(x))
     if c.op == "MaxPool":
         # Only the order of positions, which nobody may use, depends on this.
-        c.integer("storage_order", 0)
+        c.flag("storage_order", 0)
         return _extreme(p, x, groups, shape, False), Missing(
             "positions of maxima are not covered by the checker"
         )
-    return [_averaged(p, x, groups, shape, bool(c.integer("count_include_pad", 0)))]
+    return [_averaged(p, x, groups, shape, c.flag("count_include_pad", 0))]
 
 
 def _averaged(p: Builder, x: Value, groups: Array, shape: Sequence[int], all_of_them: bool) -> Value:
@@ -319,12 +328,16 @@ def _reduced(p: Builder, c: Call) -> Results:
     x = c.value(p, 0)
     n = x.places.ndim
     axes = c.listed(1, "axes", 13 if c.op == "ReduceSum" else 18)
-    keep, idle = c.integer("keepdims", 1), 0
+    keep, idle = c.flag("keepdims", 1), False
     if c.words or c.version >= (13 if c.op == "ReduceSum" else 18):
-        idle = c.integer("noop_with_empty_axes", 0)
-    if not axes:
-        need(not idle, "a reduction over nothing is not covered by the checker")
-        axes = list(range(n))
+        idle = c.flag("noop_with_empty_axes", 0)
+    if not axes and idle:
+        need(
+            c.op in ("ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin"),
+            "a reduction over nothing is not covered by the checker",
+        )
+        return [x]
+    axes = axes or list(range(n))
     axes = axes_of(axes, n)
     shape = [1 if a in axes else s for a, s in enumerate(x.shape) if keep or a not in axes]
     if c.op in ("ReduceSumSquare", "ReduceL1"):
@@ -347,6 +360,7 @@ def _extremes(p: Builder, c: Call) -> Results:
         f"{c.op} of stored tensors is not covered by the checker",
     )
     same_kind(operands, c.op)
+    _old_shapes(c, operands)
     values = [p.computed(x) for x in operands]
     return [_extreme(p, *_stacked(p, values), c.op == "Min")] if len(values) > 1 else [values[0]]
 
@@ -372,10 +386,10 @@ def _top(p: Builder, c: Call) -> Results:
     """The largest or smallest entries along an axis, in order: a sort, of which some are read."""
     x, count = c.value(p, 0), c.integers_at(1) if c.version >= 10 else [c.integer("k", None)]
     axis = axis_of(c.integer("axis", -1), x.places.ndim)
-    largest, ordered = (c.integer("largest", 1), c.integer("sorted", 1)) if c.version >= 11 else (1, 1)
+    largest, ordered = (c.flag("largest", 1), c.flag("sorted", 1)) if c.version >= 11 else (True, True)
     need(len(count) == 1 and 0 < count[0] <= x.shape[axis], "more entries than there are")
     need(ordered, "largest entries in no particular order are not covered by the checker")
-    places = _sorted_along(p, x, axis, x.shape[axis], bool(largest))
+    places = _sorted_along(p, x, axis, x.shape[axis], largest)
     kept = np.take(places.places, np.arange(count[0]), axis)
     positions_of = Missing("positions of the largest entries are not covered by the checker")
     return places._replace(places=kept), positions_of
@@ -394,7 +408,7 @@ def _group_sort(p: Builder, c: Call) -> Results:
     """A word of certificates: consecutive groups along an axis, in ascending order unless `descending`."""
     x, axis, group = c.value(p, 0), c.integer("axis", None), c.integer("group", None)
     need(0 < axis < x.places.ndim and group > 0 and x.shape[axis] % group == 0, "groups")
-    return [_sorted_along(p, x, axis, group, bool(c.integer("descending", 0)))]
+    return [_sorted_along(p, x, axis, group, c.flag("descending", 0))]
 
 
 def _reflected(p: Builder, c: Call) -> Results:
@@ -470,6 +484,65 @@ def _normalised(p: Builder, x: Value, groups: Array, tail: Sequence[int], scale:
     return _in_place(p, x, step, groups)
 
 
+def _group_norm(p: Builder, c: Call) -> Results:
+    """InstanceNormalization, one group for each channel, and GroupNormalization with weights for each channel."""
+    x = c.value(p, 0)
+    need(x.places.ndim >= 3 and x.shape[0] == 1, "a normalisation of another shape")
+    channels = x.shape[1]
+    count = channels if c.op == "InstanceNormalization" else c.integer("num_groups", None)
+    need(count > 0 and channels % count == 0, "groups of channels")
+    epsilon = c.number("epsilon", 1e-5)
+    if c.version >= 21:
+        c.integer("stash_type", 1)
+    scale, bias = c.reals(1, x.kind), c.reals(2, x.kind)
+    need(scale.shape == bias.shape == (channels,), "weights of another size")
+    groups = positions(x).reshape(count, -1)
+    p.charge(4 * groups.size)
+    each = math.prod(x.shape[2:])
+    full = [np.repeat(a, each).reshape(groups.shape) for a in (scale, bias)]
+    step = Normalise(p.view(x), x.places.size, groups, full[0], full[1], epsilon, True)
+    need(epsilon > 0, "a normalisation without epsilon is not covered by the checker")
+    return [_in_place(p, x, step, groups)]
+
+
+def _einsum(p: Builder, c: Call) -> Results:
+    """One operand moved, or a product of two: every letter stands once in each, and none is summed within one operand."""
+    operands, equation = c.all(), c.text("equation", "").replace(" ", "")
+    need(
+        equation.count("->") == 1 and len(operands) in (1, 2),
+        "an equation that is not covered by the checker",
+    )
+    read, written = equation.split("->")
+    terms = read.split(",")
+    plain = all(w.isalpha() and w.isascii() and len(set(w)) == len(w) for w in (*terms, written))
+    need(plain and len(terms) == len(operands), "an equation that is not covered by the checker")
+    shapes = [array_of(x).shape for x in operands]
+    need(all(len(w) == len(s) for w, s in zip(terms, shapes, strict=True)), "an equation for other axes")
+    sizes = [(letter, n) for w, s in zip(terms, shapes, strict=True) for letter, n in zip(w, s, strict=True)]
+    need(len(set(sizes)) == len(dict(sizes)), "an equation for other sizes")
+    size = dict(sizes)
+    need(set(written) <= set(size), "an equation that is not covered by the checker")
+    if len(terms) == 1:
+        need(set(written) == set(terms[0]), "an equation that is not covered by the checker")
+        return [like(p, operands[0], array_of(operands[0]).transpose([terms[0].index(n) for n in written]))]
+    same_kind(operands, c.op)
+    both = [n for n in terms[0] if n in terms[1]]
+    batch, summed = [n for n in both if n in written], [n for n in both if n not in written]
+    free = [[n for n in w if n not in both] for w in terms]
+    need(all(n in written for w in free for n in w), "an equation that is not covered by the checker")
+    order = [[*batch, *free[0], *summed], [*batch, *summed, *free[1]]]
+    parts = [[batch, free[0], summed], [batch, summed, free[1]]]
+    turned: list[Value | Stored] = []
+    for x, w, letters, groups in zip(operands, terms, order, parts, strict=True):
+        array = array_of(x).transpose([w.index(n) for n in letters])
+        array = array.reshape([math.prod(size[n] for n in group) for group in groups])
+        turned.append(x._replace(places=array) if isinstance(x, Value) else Stored(array))
+    y = _product(p, turned[0], turned[1])
+    found = [*batch, *free[0], *free[1]]
+    places = y.places.reshape([size[n] for n in found]).transpose([found.index(n) for n in written])
+    return [y._replace(places=places)]
+
+
 def _implicit(p: Builder, c: Call) -> Results:
     """A word of certificates: the z with z = phi(W z + U x + b)."""
     x = c.value(p, 0)
@@ -516,13 +589,33 @@ def _activation(p: Builder, c: Call) -> Results:
         kind = c.text("approximate", "none")
         need(kind in ("none", "tanh"), "an unknown approximation")
         law = "GeluTanh" if kind == "tanh" else law
-    own = {} if law == "Softplus" and not c.words else _SETTINGS[law]
+    own = {} if (law == "Softplus" and not c.words) or c.op == "Gelu" else _SETTINGS[law]
     settings = {key: c.number(key, default) for key, default in own.items()}
     need(law != "Celu" or settings["alpha"] > 0, "a Celu with a setting that is not positive")
     if law == "Softplus":
         settings = settings or {"beta": 1.0}
         need(settings["beta"] != 0, "a setting of an activation")
     return [p.scalar(x, law, settings)]
+
+
+def _log_softmax(p: Builder, c: Call) -> Results:
+    """The logarithm of the softmax."""
+    (y,) = _softmax(p, c)
+    assert isinstance(y, Value)
+    return [p.scalar(y, "Log")]
+
+
+def _thresholded(p: Builder, c: Call) -> Results:
+    """A ReLU where the threshold is 0; elsewhere a function that jumps."""
+    need(c.number("alpha", 1.0) == 0, "a function that jumps is not covered by the checker")
+    return [p.scalar(c.value(p, 0), "Relu")]
+
+
+def _shrink(p: Builder, c: Call) -> Results:
+    """x moved towards 0 by up to `bias`, where the threshold is as large: x - clip(x). Elsewhere it jumps."""
+    x, bias, threshold = c.value(p, 0), c.number("bias", 0.0), c.number("lambd", 0.5)
+    need(bias == threshold and bias > 0, "a function that jumps is not covered by the checker")
+    return [_combined(p, "Sub", [x, p.scalar(x, "Clip", {"min": -bias, "max": bias})])]
 
 
 def _swish(p: Builder, c: Call) -> Results:
@@ -561,9 +654,10 @@ def _power(p: Builder, c: Call) -> Results:
         exponents.size > 0 and exponents.dtype.kind in "fi" and bool((exponents == exponents.flat[0]).all()),
         "several powers",
     )
-    need(np.broadcast_shapes(exponents.shape, x.shape) == x.shape, "a power of another size")
-    exponent = float(exponents.flat[0])
-    need(math.isfinite(exponent) and exponent != 0, "a power")
+    shape = np.broadcast_shapes(exponents.shape, x.shape)
+    size_of(shape)
+    x, exponent = x._replace(places=np.broadcast_to(x.places, shape)), float(exponents.flat[0])
+    need(0 < abs(exponent) <= 8, "a power that is not covered by the checker")
     if exponent == 1:
         return [x]
     law = {2.0: "Square", 0.5: "Sqrt", -1.0: "Reciprocal"}.get(exponent)
@@ -572,9 +666,12 @@ def _power(p: Builder, c: Call) -> Results:
 
 def _cast(p: Builder, c: Call) -> Results:
     """To a type that holds every number of the first exactly."""
-    x, target = c.any(0), c.integer("to", None)
+    x = c.any(0)
+    target = c.integer("to", None) if c.op == "Cast" else 0
     if c.version >= 19:
-        c.integer("saturate", 1)
+        c.flag("saturate", 1)
+    if c.version >= 24:
+        c.text("round_mode", "up")
     kinds: dict[int, np.dtype[Any]] = {
         1: FLOATS[1],
         10: FLOATS[0],
@@ -582,8 +679,8 @@ def _cast(p: Builder, c: Call) -> Results:
         7: np.dtype("<i8"),
         6: np.dtype("<i4"),
     }
-    need(target in kinds, "a conversion that is not covered by the checker")
-    kind = kinds[target]
+    need(target in kinds or c.op == "CastLike", "a conversion that is not covered by the checker")
+    kind = kinds[target] if c.op == "Cast" else kind_of(c.any(1))
     if isinstance(x, Value):
         need(
             kind in FLOATS and kind.itemsize >= x.kind.itemsize,
@@ -614,14 +711,18 @@ OPERATORS: dict[str, tuple[str, Run]] = {
     **dict.fromkeys(("ReduceMax", "ReduceMin"), ("1 11 12 13 18 20", _reduced)),
     **dict.fromkeys(("ReduceSumSquare", "ReduceL1"), ("1 11 13 18", _reduced)),
     **dict.fromkeys(("Max", "Min"), ("6 8 12 13", _extremes)), "TopK": ("1 10 11 24", _top),
-    "Softmax": ("1 11 13", _softmax), "LayerNormalization": ("17", _layer_norm), "RMSNormalization": ("23", _layer_norm),
+    "Softmax": ("1 11 13", _softmax), "LogSoftmax": ("1 11 13", _log_softmax),
+    "LayerNormalization": ("17", _layer_norm), "RMSNormalization": ("23", _layer_norm),
     "Relu": (_OLD, _activation), "LeakyRelu": ("6 16", _activation), "PRelu": ("7 9 16", _prelu),
     **dict.fromkeys(("Abs", "Tanh", "Sigmoid", "Exp", "Log", "Sqrt", "Reciprocal"), ("6 13", _activation)),
+    "InstanceNormalization": ("6 22", _group_norm), "GroupNormalization": ("21", _group_norm),
+    "Einsum": ("12 28", _einsum), "CastLike": ("15 19 21 23 24 25", _cast),
+    "ThresholdedRelu": ("10 22", _thresholded), "Shrink": ("9", _shrink),
     "Erf": ("9 13", _activation), "Gelu": ("20", _activation), "Swish": ("24", _swish),
-    **dict.fromkeys(("Elu", "Selu", "HardSigmoid"), ("6 22", _activation)), "Celu": ("12", _activation),
+    **dict.fromkeys(("Elu", "Selu", "HardSigmoid"), ("6 22", _activation)), "Celu": ("12 28", _activation),
     "HardSwish": ("14 22", _activation), "Mish": ("18 22", _activation),
     **dict.fromkeys(("Softplus", "Softsign"), ("1 22", _activation)), **dict.fromkeys(("Sin", "Cos"), ("7 22", _activation)),
-    "Clip": ("6 11 12 13", _clip), "Pow": ("7 12 13 15", _power), "Cast": ("6 9 13 19 21 23 24 25", _cast),
+    "Clip": ("6 11 12 13", _clip), "Pow": ("7 12 13 15", _power), "Cast": ("6 9 13 19 21 23 24 25 28", _cast),
 }  # fmt: skip
 """Operator -> the versions of its definition that are read, and how."""
 

@@ -30,7 +30,9 @@ class Geometry(NamedTuple):
         return found
 
 
-def geometry(c: Call, image: Sequence[int], kernel: Sequence[int], dilations: bool = True) -> Geometry:
+def geometry(
+    c: Call, image: Sequence[int], kernel: Sequence[int], dilations: bool = True, same: bool = True
+) -> Geometry:
     """Strides, dilations and padding, with `auto_pad` resolved."""
     n = len(kernel)
     need(n == len(image) > 0 and min(*kernel, 1) >= 1, "a window over other axes")
@@ -43,9 +45,14 @@ def geometry(c: Call, image: Sequence[int], kernel: Sequence[int], dilations: bo
         pads = c.integers("pads", pads)
     # Pads beside an automatic padding are left over, and refused as such.
     elif auto != "VALID":
-        need(auto in ("SAME_UPPER", "SAME_LOWER"), "a padding")
+        need(
+            same and auto in ("SAME_UPPER", "SAME_LOWER"),
+            "this automatic padding is not covered by the checker",
+        )
         sizes = zip(image, kernel, stride, dilation, strict=True)
-        total = [max((-(-size // s) - 1) * s + d * (k - 1) + 1 - size, 0) for size, k, s, d in sizes]
+        total = [(-(-size // s) - 1) * s + d * (k - 1) + 1 - size for size, k, s, d in sizes]
+        # Where windows leave gaps, some runtimes cut the image instead of padding it.
+        need(min(total) >= 0, "an automatic padding that is negative")
         less, more = [t // 2 for t in total], [t - t // 2 for t in total]
         pads = less + more if auto == "SAME_UPPER" else more + less
     need(len(pads) == 2 * n and min(pads) >= 0 and max(pads) < 1 << 24, "a padding")
@@ -107,11 +114,8 @@ def conv_transpose(p: Builder, c: Call) -> list[Value]:
     need(x.places.ndim == weight.ndim and x.shape[:2] == (1, len(weight)), "channels")
     channels, image = groups * weight.shape[1], x.shape[2:]
     need(bias is None or bias.shape == (channels,), "a bias of another size")
-    need(
-        c.text("auto_pad", "NOTSET") == "NOTSET" and not c.has("output_shape"),
-        "automatic padding is not covered by the checker",
-    )
-    g = geometry(c, image, taps)
+    need(not c.has("output_shape"), "a stated size of the output is not covered by the checker")
+    g = geometry(c, image, taps, same=False)
     more = c.integers("output_padding", [0] * n)
     need(
         len(more) == n
@@ -147,10 +151,26 @@ def pool_windows(p: Builder, c: Call, x: Array) -> tuple[Array, list[int]]:
     dilations = c.words or c.version >= (10 if c.op == "MaxPool" else 19)
     g = geometry(c, x.shape[2:], kernel, dilations)
     counts = g.counts(x.shape[2:], kernel)
-    if (c.version >= 10 or c.words) and c.integer("ceil_mode", 0):
-        # Where nothing is rounded, up and down are the same.
-        rows = zip(x.shape[2:], kernel, g.stride, g.dilation, g.padding, strict=True)
-        left = [(n + a + b - d * (k - 1) - 1) % s for n, k, s, d, (a, b) in rows]
-        need(not any(left), "a pool that rounds sizes up is not covered by the checker")
+    if (c.version >= 10 or c.words) and c.flag("ceil_mode", 0):
+        g = _rounded_up(c, x.shape[2:], kernel, g)
+        counts = g.counts(x.shape[2:], kernel)
     view = windows(p, x, kernel, g)
     return view.reshape(math.prod(view.shape[: -len(kernel)]), -1), [*x.shape[:2], *counts]
+
+
+def _rounded_up(c: Call, image: Sequence[int], kernel: Sequence[int], g: Geometry) -> Geometry:
+    """Padding behind the image for a last window that reaches beyond it.
+
+    Maxima alone: how many entries a mean over such a window has is a matter that operator sets and runtimes disagree about, and
+    so is a window that begins behind the image.
+    """
+    rows = zip(image, kernel, g.stride, g.dilation, g.padding, strict=True)
+    left = [-(n + a + b - d * (k - 1) - 1) % s for n, k, s, d, (a, b) in rows]
+    if any(left):
+        need(c.op == "MaxPool", "a mean that rounds sizes up is not covered by the checker")
+    padding = tuple((a, b + more) for (a, b), more in zip(g.padding, left, strict=True))
+    wider = g._replace(padding=padding)
+    counts = wider.counts(image, kernel)
+    inside = [(m - 1) * s < n + a for m, s, n, (a, _) in zip(counts, g.stride, image, padding, strict=True)]
+    need(all(inside), "a window behind the image")
+    return wider

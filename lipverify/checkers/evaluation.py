@@ -1,0 +1,218 @@
+"""A program evaluated in float64, and how far float32 (or another type) may be from that.
+
+The kernel proves nothing with this: it is how the reader is held against a runtime, and how tests look at a program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from lipverify.checkers.kernel.curves import curve
+from lipverify.checkers.kernel.program import (
+    Affine,
+    Array,
+    Constant,
+    Implicit,
+    Input,
+    Normalise,
+    Order,
+    Product,
+    Program,
+    Reflect,
+    Scalar,
+    Softmax,
+    Step,
+    View,
+)
+from lipverify.errors import NotCovered
+
+_ROUNDS = 4000
+"""Rounds of the fixed point of an implicit layer."""
+_PIECEWISE = ("Relu", "LeakyRelu", "PRelu", "Abs", "Clip")
+
+
+def evaluate(program: Program, x: Array) -> list[Array]:
+    """The results of all steps. x: [batch, inputs]; results: [batch, size], float64.
+
+    Raises:
+        NotCovered: a law that has no values, or an implicit layer whose fixed point is not found.
+    """
+    return [values for values, _ in _walk(program, x, None)]
+
+
+def shown(view: View, results: Sequence[Array]) -> Array:
+    """What a view shows of results [batch, size]: [batch, n]."""
+    batch = len(results[0])
+    joined = np.concatenate([*(results[s] for s in view.sources), np.zeros((batch, 1))], axis=1)
+    return joined[:, view.places]
+
+
+def evaluate_with_deviations(program: Program, x: Array, unit: float) -> tuple[list[Array], list[Array]]:
+    """The results of all steps, and standard deviations of the same computed with relative roundings of `unit`.
+
+    The model: the roundings of a sum are independent, each of the size of its terms taken as a root of squares, and pass
+    through later steps as deviations do. It is no bound; it says on which scale a difference means another function.
+    """
+    pairs = list(_walk(program, x, unit))
+    return [values for values, _ in pairs], [deviation for _, deviation in pairs]
+
+
+def _walk(program: Program, x: Array, unit: float | None) -> list[tuple[Array, Array]]:
+    results: list[Array] = []
+    deviations: list[Array] = []
+    with np.errstate(all="ignore"):
+        for step in program.steps:
+            if isinstance(step, Input):
+                results.append(np.array(x, np.float64).reshape(len(x), step.size))
+                deviations.append(np.zeros_like(results[-1]))
+                continue
+            read = shown(step.view, results)
+            other = shown(step.other, results) if isinstance(step, Product) else read
+            values = _value(step, read, other)
+            results.append(values)
+            if unit is None:
+                deviations.append(np.zeros((0, 0)))
+                continue
+            spread = shown(step.view, deviations)
+            beside = shown(step.other, deviations) if isinstance(step, Product) else spread
+            deviations.append(_deviation(step, read, other, values, spread, beside, unit))
+    return list(zip(results, deviations, strict=True))
+
+
+def _value(step: Step, x: Array, other: Array) -> Array:
+    """One step. x, other: [batch, n]."""
+    if isinstance(step, Constant):
+        return np.broadcast_to(step.values, (len(x), step.size)).copy()
+    if isinstance(step, Affine):
+        return _mapped(step, x, step.kernel) + (0.0 if step.offset is None else step.offset)
+    if isinstance(step, Scalar):
+        return np.asarray(curve(step.law, step.settings, step.slopes).value(x))
+    if isinstance(step, Order):
+        found = _grouped(x, step.groups, -np.inf)
+        return np.sort(found, axis=-1).reshape(len(x), -1) if step.whole else found.max(-1)
+    if isinstance(step, Reflect):
+        y, w = x[:, step.groups], step.vectors
+        along = np.maximum(-(y * w).sum(-1, keepdims=True), 0.0) * 2.0 / (w * w).sum(-1, keepdims=True)
+        out = np.empty_like(x)
+        out[:, step.groups] = y + along * w
+        return out
+    if isinstance(step, Product):
+        return np.asarray(x * other)
+    if isinstance(step, Softmax):
+        y = x[:, step.groups]
+        e = np.exp(y - y.max(-1, keepdims=True))
+        return np.asarray(e / e.sum(-1, keepdims=True)).reshape(len(x), -1)
+    if isinstance(step, Normalise):
+        y, scale = _centred(step, x)
+        return (step.weight * y / scale + step.bias).reshape(len(x), -1)
+    if isinstance(step, Implicit):
+        return _fixed_point(step, x)
+    raise NotCovered(f"steps of the kind {type(step).__name__} have no values")
+
+
+def _mapped(step: Affine, x: Array, kernel: Array) -> Array:
+    """The linear part with this kernel, one sample after another: gathered windows of several would not fit."""
+    padded = np.append(x, np.zeros((len(x), 1)), axis=1)
+    out = np.empty((len(x), step.size))
+    narrow = kernel.shape[0] > 64 or kernel.shape[2] == 1
+    for k, row in enumerate(padded):
+        terms = row[step.index]
+        y = (
+            np.einsum("got,gpt->gop", kernel, terms)
+            if narrow
+            else np.matmul(kernel, np.swapaxes(terms, 1, 2))
+        )
+        out[k] = y.reshape(-1)
+    return out
+
+
+def _grouped(x: Array, groups: Array, missing: float) -> Array:
+    return np.append(x, np.full((len(x), 1), missing), axis=1)[:, groups]
+
+
+def _centred(step: Normalise, x: Array) -> tuple[Array, Array]:
+    y = x[:, step.groups]
+    y = y - y.mean(-1, keepdims=True) if step.centred else y
+    return y, np.sqrt((y * y).mean(-1, keepdims=True) + step.epsilon)
+
+
+def _fixed_point(step: Implicit, x: Array) -> Array:
+    """By averaged rounds, which converge for every monotone layer that is not too stiff."""
+    phi: Callable[[Array], Array] = curve(step.law, step.settings, None).value
+    given = x @ step.inputs.T + (0.0 if step.bias is None else step.bias)
+    z = np.zeros((len(x), step.size))
+    pace = 1.0
+    for _ in range(_ROUNDS):
+        after = phi(z @ step.recurrent.T + given)
+        if not np.isfinite(after).all():
+            z, pace = np.zeros_like(z), pace / 2
+            continue
+        gap = float(np.abs(after - z).max(initial=0.0))
+        if gap <= 2.0**-44 * (1.0 + float(np.abs(z).max(initial=0.0))):
+            return after
+        z = z + pace * (after - z)
+        pace = max(pace * 0.998, 1.0 / 64)
+    raise NotCovered("the fixed point of an implicit layer was not found")
+
+
+def _root(*squares: Any) -> Array:
+    return np.asarray(np.sqrt(sum(np.square(s) for s in squares)))
+
+
+def _deviation(
+    step: Step, x: Array, other: Array, y: Array, spread: Array, beside: Array, unit: float
+) -> Array:
+    """Standard deviations of one step. spread, beside: those of x and other."""
+    if isinstance(step, Constant):
+        return np.zeros_like(y)
+    if isinstance(step, Affine):
+        squares = np.square(step.kernel)
+        terms = (
+            _mapped(step, np.square(x), squares)
+            * unit**2
+            * (1.0 + np.log2(step.kernel.shape[2] + 1.0) + step.rounded)
+        )
+        return np.asarray(np.sqrt(_mapped(step, np.square(spread), squares) + terms + np.square(unit * y)))
+    if isinstance(step, Scalar):
+        value, d = (
+            curve(step.law, step.settings, step.slopes).value,
+            64.0 * np.maximum(spread, unit**2 * (1.0 + np.abs(x))),
+        )
+        moved = np.fmax(np.abs(value(x + d) - y), np.abs(value(x - d) - y)) / 64.0
+        size = max([1.0, *(abs(v) for _, v in step.settings)])
+        own = np.abs(y) if step.law in _PIECEWISE else size * (1.0 + np.abs(x)) * np.maximum(np.abs(y), 1.0)
+        return _root(moved, unit * own)
+    if isinstance(step, Order):
+        worst = _grouped(spread, step.groups, 0.0).max(-1, keepdims=True)
+        return np.broadcast_to(
+            worst, (*worst.shape[:-1], step.groups.shape[-1] if step.whole else 1)
+        ).reshape(len(x), -1)
+    if isinstance(step, Reflect):
+        w = step.vectors
+        inner = np.square(w * _root(spread[:, step.groups], unit * x[:, step.groups])).sum(-1, keepdims=True)
+        out = np.empty_like(x)
+        out[:, step.groups] = _root(
+            spread[:, step.groups], 2.0 * w / (w * w).sum(-1, keepdims=True) * np.sqrt(inner)
+        )
+        return _root(out, unit * y)
+    if isinstance(step, Product):
+        return _root(x * beside, other * spread, unit * y)
+    if isinstance(step, Softmax):
+        z, s, p = x[:, step.groups], spread[:, step.groups], y.reshape(len(x), *step.groups.shape)
+        around = np.sqrt(np.square(p * s).sum(-1, keepdims=True))
+        return (p * _root(s, around, unit * (4.0 + z.max(-1, keepdims=True) - z))).reshape(len(x), -1)
+    if isinstance(step, Normalise):
+        z, scale = _centred(step, x)
+        own = _root(spread[:, step.groups], unit * x[:, step.groups])
+        own = _root(own, np.sqrt(np.square(own).mean(-1, keepdims=True)))
+        common = np.sqrt(np.square(own * z / scale).mean(-1, keepdims=True)) * np.abs(z) / scale
+        found = np.abs(step.weight) / scale * _root(own, common, unit * z)
+        return _root(
+            found.reshape(len(x), -1),
+            unit * y,
+            unit * np.broadcast_to(step.bias, z.shape).reshape(len(x), -1),
+        )
+    raise NotCovered(f"steps of the kind {type(step).__name__} are computed by no runtime")

@@ -1,0 +1,76 @@
+"""The checker's reader against onnxruntime on changed files: where both read a file, they read the same function."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import onnx
+import pytest
+
+from lipverify.checkers.reader import operators
+from tests.soundness import readers
+
+FULL = os.environ.get("LIPVERIFY_SOUNDNESS") == "full"
+PARTS = 100 if FULL else 2
+EACH = 1000 if FULL else 300
+
+pytest.importorskip("onnxruntime")
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_changed_files(part: int) -> None:
+    found = readers.run(EACH, first=part * EACH)
+    assert not found.wrong, found.wrong
+    assert found.compared > EACH // 20
+
+
+def test_every_operator_is_changed() -> None:
+    """The models to begin with are read, are right, and have every operator but those that another one is read as."""
+    found, seen = readers.Found(), set()
+    for source in readers.seeds():
+        data = source.SerializeToString()
+        assert readers.difference(data, found) is None
+        seen |= {node.op_type for node in source.graph.node}
+    assert found.compared > 600
+    assert operators.OPERATORS.keys() - seen <= {"Log", "RMSNormalization", "Sqrt", "Swish"}
+
+
+WRONG = {
+    "a bias that is left out": ("Gemm", lambda given, stored: stored.update(b=stored["b"] + 1)),
+    "another axis": ("Softmax", lambda given, stored: given.update(axis=1)),
+    "another slope": ("LeakyRelu", lambda given, stored: given.update(alpha=0.31)),
+    "a weight that is small": ("MatMul", lambda given, stored: stored.update(w=stored["w"] * np.float32(1.00002))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", WRONG)
+def test_a_wrong_reading_is_seen(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The comparison itself: a reader that reads a slightly different file is caught."""
+    from lipverify.checkers import reader
+
+    op, change = WRONG[fault]
+    case = next(
+        c for c in readers.CASES if c.op == op and 13 in c.opsets and (op != "Softmax" or len(c.shape) > 1)
+    )
+    nodes = [readers.node(case.op, case.inputs or ("x", *case.constants), case.outputs, **case.attributes)]
+    given, stored = dict(case.attributes), dict(case.constants)
+    change(given, stored)
+    other = [readers.node(case.op, case.inputs or ("x", *case.constants), case.outputs, **given)]
+    true = readers.model(nodes, [1, *case.shape], 13, dict(case.constants)).SerializeToString()
+    read = reader.model_of_bytes("m", readers.model(other, [1, *case.shape], 13, stored).SerializeToString())
+    assert readers.difference(true, readers.Found()) is None
+    monkeypatch.setattr(readers, "model_of_bytes", lambda name, data: read)
+    assert readers.difference(true, readers.Found()) is not None
+
+
+def test_versions_of_operators() -> None:
+    """Every definition that onnx has of an operator is read or left out on purpose: a new one is noticed."""
+    known: dict[str, set[int]] = {}
+    for schema in onnx.defs.get_all_schemas_with_history():
+        if schema.domain == "" and not schema.deprecated:
+            known.setdefault(schema.name, set()).add(schema.since_version)
+    for op, (text, _) in operators.OPERATORS.items():
+        listed = {int(v.lstrip("!")) for v in text.split()}
+        assert listed <= known[op] | {10}, op
+        assert {v for v in known[op] if v > min(listed)} <= listed, (op, known[op] - listed)

@@ -1,0 +1,167 @@
+"""Every program is held against a runtime on inputs of all sizes: a wrong reading shows, rounding does not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import numpy_helper
+
+from lipverify.checkers.evaluation import evaluate, shown
+from lipverify.checkers.kernel.program import Affine, Program, Scalar
+from lipverify.checkers.reader import agreement, model_of_bytes, read_model
+from lipverify.checkers.reader.agreement import agree
+from lipverify.errors import NotCovered
+from tests.onnx_models import model, node, random
+from tests.unit.frontends.test_onnx_operators import CASES
+
+CHECKPOINTS = Path(__file__).resolve().parents[5] / "shared" / "checkpoints"
+
+
+def program_of(data: bytes) -> Program:
+    found = model_of_bytes("m.onnx", data)
+    assert found.program is not None, found.reason
+    return found.program
+
+
+def small(**change: Any) -> bytes:
+    """Two layers with tiny weights beside ordinary ones."""
+    stored = {"w": random(6, 5) * np.float32(1e-4), "b": random(5), "v": random(5, 3)} | change
+    nodes = [
+        node("Gemm", ["x", "w", "b"], ["a"]),
+        node("Tanh", ["a"], ["h"]),
+        node("MatMul", ["h", "v"], ["y"]),
+    ]
+    return bytes(model(nodes, ["N", 6], 13, stored).SerializeToString())
+
+
+def test_what_is_read_is_what_runs() -> None:
+    found = agree(small(), program_of(small()))
+    assert found.evaluator.startswith("onnx")
+    assert found.inputs >= 10
+    assert found.share < 0.2
+
+
+SOME = [c for c in CASES if c.op in ("Conv", "Softmax", "LayerNormalization", "Resize", "Gelu")][::4]
+
+
+@pytest.mark.parametrize("case", SOME, ids=str)
+def test_operators_agree(case: Any) -> None:
+    inputs = case.inputs or ("x", *case.constants)
+    nodes = [node(case.op, inputs, case.outputs, **case.attributes)]
+    data = model(nodes, [1, *case.shape], case.opsets[-1], dict(case.constants))
+    found = model_of_bytes("m.onnx", data.SerializeToString())
+    if found.program is not None:
+        assert found.data is not None
+        assert agree(found.data, found.program).share < 0.5
+
+
+def changed(program: Program, kind: type, **fields: Any) -> Program:
+    """The program with the first step of this kind changed."""
+    k = next(k for k, s in enumerate(program.steps) if isinstance(s, kind))
+    steps = [*program.steps]
+    steps[k] = replace(steps[k], **{name: change(getattr(steps[k], name)) for name, change in fields.items()})
+    return replace(program, steps=tuple(steps))
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        (Affine, {"kernel": lambda k: k * 1.001}),
+        (Affine, {"kernel": lambda k: k * 0}),
+        (Affine, {"offset": lambda b: b + 1e-4}),
+        (Affine, {"index": lambda i: i[..., ::-1].copy()}),
+        (Scalar, {"law": lambda law: "Softsign"}),
+    ],
+)
+def test_a_program_of_something_else_does_not_agree(kind: type, fields: Any) -> None:
+    with pytest.raises(NotCovered, match="computes another function than the checker read"):
+        agree(small(), changed(program_of(small()), kind, **fields))
+
+
+def test_types_that_onnxruntime_lacks_are_held_against_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime")
+    weight = {"w": random(2, 1, 3)}
+    source = model([node("Conv", ["x", "w"], ["y"])], [1, 1, 6], 13, weight, kind=11)
+    source.graph.initializer[0].CopyFrom(numpy_helper.from_array(weight["w"].astype(np.float64), "w"))
+    data = source.SerializeToString()
+    assert agree(data, program_of(data)).evaluator.startswith("onnx.reference")
+
+    def absent(*arguments: Any) -> Any:
+        raise ImportError("onnxruntime")
+
+    monkeypatch.setattr(agreement, "_onnxruntime", absent)
+    assert agree(small(), program_of(small())).evaluator.startswith("onnx.reference")
+    monkeypatch.setattr(agreement, "_reference", absent)
+    with pytest.raises(NotCovered, match="no runtime that is installed"):
+        agree(small(), program_of(small()))
+
+
+def test_a_file_that_runtimes_refuse_is_not_covered() -> None:
+    pytest.importorskip("onnxruntime")
+    # Celu is defined for float32 alone.
+    data = model([node("Celu", ["x"], ["y"])], [1, 6], 13, kind=10).SerializeToString()
+    with pytest.raises(NotCovered, match="no runtime that is installed evaluates the file"):
+        agree(data, program_of(data))
+
+
+def test_outputs_that_are_not_covered_are_not_run() -> None:
+    nodes = [
+        node("ArgMax", ["x"], ["label"], axis=1),
+        node("Relu", ["x"], ["hidden"]),
+        node("Tanh", ["hidden"], ["logits"]),
+    ]
+    source = model(nodes, [1, 6], 13, outputs=("label", "logits"))
+    source.graph.output[0].type.tensor_type.elem_type = 7
+    data = source.SerializeToString()
+    found = model_of_bytes("m.onnx", data)
+    assert found.program is not None
+    assert list(found.refused) == [0]
+    assert "ArgMax" in found.refused[0]
+    assert [o.name for o in found.program.outputs] == ["label", "logits"]
+    agree(data, found.program)
+
+
+def test_evaluation_shows_all_steps() -> None:
+    program = program_of(small())
+    x = np.random.default_rng(0).standard_normal((4, 6))
+    results = evaluate(program, x)
+    assert [r.shape for r in results] == [(4, s.size) for s in program.steps]
+    np.testing.assert_array_equal(shown(program.outputs[0].view, results), results[-1])
+
+
+@pytest.mark.third_party
+@pytest.mark.skipif(not CHECKPOINTS.exists(), reason="the folder shared/checkpoints is not there")
+def test_networks_of_others() -> None:
+    """Every network that the checker reads computes what onnxruntime computes."""
+    found = {
+        path.name: read_model(path)
+        for path in sorted(CHECKPOINTS.glob("*/*.onnx"))
+        if path.stat().st_size < 1 << 20
+    }
+    refused = {name for name, m in found.items() if m.program is None}
+    assert refused <= {"past.onnx", "quant_model.onnx", "quantized_model.onnx"}
+    for name, read in found.items():
+        if read.program is not None and name not in ("model_v8.onnx",):
+            assert read.data is not None
+            assert agree(read.data, read.program).share < 1.0, name
+
+
+@pytest.mark.third_party
+@pytest.mark.skipif(not CHECKPOINTS.exists(), reason="the folder shared/checkpoints is not there")
+@pytest.mark.parametrize("name", ["groupsort-iris", "groupsort-wine"])
+def test_sorts_that_are_written_out_are_found(name: str) -> None:
+    program = read_model(CHECKPOINTS / "converted" / f"{name}.onnx").program
+    assert program is not None
+    assert [type(s).__name__ for s in program.steps] == [
+        "Input",
+        "Affine",
+        "Order",
+        "Affine",
+        "Order",
+        "Affine",
+    ]
+    assert all(getattr(s, "whole", True) for s in program.steps)
