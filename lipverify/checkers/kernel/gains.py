@@ -18,7 +18,6 @@ from lipverify.checkers.kernel.program import (
     Constant,
     Normalise,
     Order,
-    Product,
     Reflect,
     Scalar,
     Softmax,
@@ -44,18 +43,14 @@ def product_constant(steps: Sequence[Step], start: int, end: int, norms: tuple[s
     gains: by the last step of a chain its first step and its gains; other steps have a rule. In l2 nothing else is followed.
     """
     followed = ("l2",) if norms == ("l2", "l2") else NORMS
-    wanted = {end}
+    wanted = {start, end}
     for k in range(end, start, -1):
-        step = steps[gains[k][0]] if k in gains else steps[k]
-        if k in wanted:
-            wanted |= {*step.view.sources, *(step.other.sources if isinstance(step, Product) else ())}
-    early = [k for k in wanted if k < start and not isinstance(steps[k], Constant)]
-    need(start <= end and not early, "a step that is no function of the other alone")
-    need(
-        all(start < first and last in wanted for last, (first, _) in gains.items()), "a gain that is not used"
-    )
+        wanted |= set(steps[gains[k][0] if k in gains else k].reads) if k in wanted else set()
+    alone = all(k >= start or isinstance(steps[k], Constant) for k in wanted)
+    need(start <= end and alone, "a step that is no function of the other alone")
+    need(all(start < first and k in wanted for k, (first, _) in gains.items()), "a gain that is not used")
     reach: dict[int, dict[str, Fraction]] = {}
-    for k in sorted(wanted | {start}):
+    for k in sorted(wanted):
         step = steps[k]
         if k == start:
             found = {a: embedding(norms[0], a, step.size) for a in followed}

@@ -13,8 +13,8 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 
 from lipverify.checkers.kernel.arithmetic import Array, need
+from lipverify.checkers.kernel.elementary import Elementary, behind, elementary
 from lipverify.checkers.kernel.gains import NORMS, Torus
-from lipverify.checkers.kernel.neurons import Elementary, elementary
 from lipverify.checkers.kernel.program import Program
 from lipverify.checkers.kernel.ranges import Condition, Region
 
@@ -45,7 +45,8 @@ class Subject:
         Raises:
             UnreadableCertificate: the second is no function of the first alone.
         """
-        between = set(self.elements.between(self.elements.place[start], self.elements.place[end]))
+        place = self.elements.place
+        between = set(behind(self.elements.steps, place[end], place[start]))
         return [k for k, step in enumerate(self.elements.layers) if step in between]
 
 

@@ -35,6 +35,10 @@ class Step:
     view: View
     size: int
 
+    @property
+    def reads(self) -> tuple[int, ...]:
+        return self.view.sources
+
 
 @dataclass(frozen=True)
 class Input(Step):
@@ -118,6 +122,10 @@ class Product(Step):
     """Entry by entry, what `view` shows times what `other` shows."""
 
     other: View
+
+    @property
+    def reads(self) -> tuple[int, ...]:
+        return (*self.view.sources, *self.other.sources)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ import numpy as np
 from lipverify.checkers.kernel import arithmetic as arith
 from lipverify.checkers.kernel.arithmetic import TINY, Array, gamma, need
 from lipverify.checkers.kernel.curves import Curve, Lines, curve
-from lipverify.checkers.kernel.neurons import Elementary, Extreme, Slopes, Within, everywhere, follow
+from lipverify.checkers.kernel.elementary import Elementary, Extreme, Within
+from lipverify.checkers.kernel.neurons import Slopes, everywhere, follow
 from lipverify.checkers.kernel.program import Implicit, Product, Scalar, Step
 from lipverify.checkers.kernel.signals import INPUT, ONE, Signal, scaled, sprouted, stacked, total
 from lipverify.errors import NotCovered
@@ -207,7 +208,7 @@ class Ranges:
         self.bends: dict[int, tuple[Curve | None, Slopes]] = {}
         low, high = self._met(-1, region.low, region.high)
         self.chain = Chain(region._replace(low=low, high=high), bool(conditions))
-        self.output = follow(p, 0, len(p.steps) - 1, self._layer, True, self._extreme)
+        self.output = follow(p, 0, len(p.steps) - 1, self._layer, self._known)
         need(all(c.layer in self.reads for c in conditions), "a condition on an implicit layer")
 
     def _met(self, layer: int, low: Array, high: Array) -> Slopes:
@@ -227,7 +228,7 @@ class Ranges:
         if k < 0 or any(c.layer == k for c in self.conditions):
             self.reads[k] = v
         if k < 0:
-            return v._replace(ends=np.array(self.chain.ranges(v)))
+            return v._replace(ends=np.array([self.chain.region.low, self.chain.region.high]))
         low, high = self._met(k, *self.chain.ranges(v))
         unknown = ~(np.isfinite(low) & np.isfinite(high))
         if unknown.any():
@@ -274,7 +275,7 @@ class Ranges:
         slack = 2.0**-49 * (np.abs(a * b) + rest + np.abs(corners).max(0)) + TINY
         bottom, top = corners.min(0) - slack, corners.max(0) + slack
         if isinstance(step, Within):
-            bottom, top = np.maximum(bottom, step.low), np.minimum(top, step.high)
+            bottom, top = np.maximum(bottom, step.least), np.minimum(top, step.most)
         also = scaled(a, v.rows(np.arange(n, 2 * n)))._replace(ends=None)
         lines = Lines(b, -a * b - rest - slack, b, rest - a * b + slack, bottom, top, also)
         x = v.rows(np.arange(n))
@@ -287,13 +288,14 @@ class Ranges:
         key = self.chain.put(v.rows(free), lines, reads=(ends[0][free], ends[1][free]))
         return sprouted(key, v, factor, free)
 
-    def _extreme(self, step: Extreme, x: Signal, y: Signal) -> Signal:
-        if not step.pairs.size:
+    def _known(self, step: Step, x: Signal, y: Signal) -> Signal:
+        if not isinstance(step, Extreme):
             low, high = self.chain.ranges(y)
             return _forgotten(y._replace(ends=np.array([low, high])), ~np.isfinite(low))
         if x.ends is None or y.ends is None:
             return y
-        low, high = (end[step.pairs].max(1) if step.larger else end[step.pairs].min(1) for end in x.ends)
+        choose, n = np.maximum if step.sign > 0 else np.minimum, step.size
+        low, high = choose(x.ends[:, :n], x.ends[:, n : 2 * n])
         return y._replace(ends=np.array([np.maximum(y.ends[0], low), np.minimum(y.ends[1], high)]))
 
     def empty(self, weights: Sequence[float]) -> bool:

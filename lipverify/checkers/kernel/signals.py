@@ -101,12 +101,15 @@ def added(first: Signal, second: Signal) -> Signal:
 
 def sprouted(key: int, v: Signal, factor: Array, free: Array) -> Signal:
     """factor [rows] times v, plus, in the rows `free`, a number each of the new source `key`."""
+    copies = bool(np.isin(factor, (0.0, 1.0)).all())
+    y = v.rows(np.where(factor > 0, np.arange(v.height), -1)) if copies else scaled(factor, v)
+    if not len(free):
+        return y
     spread = np.zeros((v.height, len(free)))
     spread[free, np.arange(len(free))] = 1.0
-    w = Signal({key: spread}, None, 0, True, v.growth)
-    if not len(free):
-        return scaled(factor, v)
-    return added(scaled(factor, v), w) if factor.any() else w
+    return y._replace(
+        parts=y.parts | {key: spread}, sizes=None if y.sizes is None else y.sizes | {key: spread}
+    )
 
 
 def mapped(kernel: Array, index: Array, x: Signal, offset: Array | None = None, rounded: int = 0) -> Signal:

@@ -16,10 +16,11 @@ import numpy as np
 from lipverify.checkers.kernel import gains as paths
 from lipverify.checkers.kernel import language as is_
 from lipverify.checkers.kernel.arithmetic import Array, above, need, root_above
+from lipverify.checkers.kernel.elementary import elementary
 from lipverify.checkers.kernel.jacobians import gradients, jacobian_limit
 from lipverify.checkers.kernel.language import Rows, Subject
 from lipverify.checkers.kernel.multipliers import multipliers_hold
-from lipverify.checkers.kernel.neurons import Differences, Elementary, differences, elementary, everywhere
+from lipverify.checkers.kernel.neurons import Differences, differences, everywhere
 from lipverify.checkers.kernel.program import Affine, Implicit, Input, Program, View
 from lipverify.checkers.kernel.ranges import Condition, Ranges, Region
 from lipverify.checkers.kernel.ranges import Empty as NoInput
@@ -202,7 +203,7 @@ def _between(
 ) -> Differences:
     """Neurons between two steps; slopes as given have to hold those that are known."""
     subject = facts.subject
-    p: Elementary = subject.elements
+    p = subject.elements
     given = {} if known is None else dict(known.slopes)
     for k, pair in zip(subject.layers(start, end), wider or (), strict=wider is not None):
         if pair is not None:

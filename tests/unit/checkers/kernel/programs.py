@@ -10,6 +10,7 @@ import numpy as np
 
 from lipverify.checkers.kernel.program import (
     Affine,
+    Constant,
     Implicit,
     Input,
     Normalise,
@@ -100,3 +101,156 @@ def mlp(rng: np.random.Generator, widths: Sequence[int], law: str = "Relu", **se
 def ball(centre: Array, radius: float, norm: str = "linf") -> Region:
     low, high = np.nextafter(centre - radius, -np.inf), np.nextafter(centre + radius, np.inf)
     return Region(centre, radius, norm, low, high)
+
+
+LAWS = {
+    "Relu": lambda x: np.maximum(x, 0),
+    "Abs": np.abs,
+    "LeakyRelu": lambda x, alpha=0.01: np.where(x < 0, alpha * x, x),
+    "Tanh": np.tanh,
+    "Sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+    "Silu": lambda x, beta=1.0: x / (1 + np.exp(-beta * x)),
+    "Sin": np.sin,
+    "Clip": lambda x, min=-np.inf, max=np.inf: np.clip(x, min, max),
+    "HardSwish": lambda x: x * np.clip(x + 3, 0, 6) / 6,
+    "Exp": np.exp,
+    "Square": np.square,
+    "Sqrt": np.sqrt,
+    "Log": np.log,
+    "Reciprocal": lambda x: 1 / x,
+    "Power": lambda x, exponent=1.0: x**exponent,
+}
+
+
+def evaluate(steps: Sequence[Step], x: Array) -> Array:
+    """The last step at x [points, inputs]: straight from the definitions."""
+    found: list[Array] = []
+
+    def seen(view: View) -> Array:
+        joined = np.concatenate([np.zeros((len(x), 0)), *(found[s] for s in view.sources)], 1)
+        return np.append(joined, np.zeros((len(x), 1)), 1)[:, view.places]
+
+    for step in steps:
+        v = np.append(seen(step.view), np.zeros((len(x), 1)), 1)
+        if isinstance(step, Input):
+            y = x
+        elif isinstance(step, Constant):
+            y = np.broadcast_to(step.values, (len(x), step.size))
+        elif isinstance(step, Affine):
+            y = np.einsum("got,ngpt->ngop", step.kernel, v[:, step.index]).reshape(len(x), -1)
+            y = y + (0 if step.offset is None else step.offset)
+        elif isinstance(step, Scalar) and step.law == "PRelu":
+            y = np.where(v[:, :-1] < 0, step.slopes * v[:, :-1], v[:, :-1])
+        elif isinstance(step, Scalar):
+            y = LAWS[step.law](v[:, :-1], **dict(step.settings))
+        elif isinstance(step, Order):
+            groups = np.where(step.groups >= 0, v[:, step.groups], -np.inf)
+            y = np.sort(groups, -1).reshape(len(x), -1) if step.whole else groups.max(-1)
+        elif isinstance(step, Reflect):
+            u, w = v[:, step.groups], step.vectors
+            scale = 2 * np.maximum(-(u * w).sum(-1, keepdims=True), 0) / (w * w).sum(-1, keepdims=True)
+            y = np.empty((len(x), step.size))
+            y[:, step.groups] = u + scale * w
+        elif isinstance(step, Product):
+            y = v[:, :-1] * seen(step.other)
+        elif isinstance(step, Softmax):
+            e = np.exp(v[:, step.groups])
+            y = (e / e.sum(-1, keepdims=True)).reshape(len(x), -1)
+        elif isinstance(step, Normalise):
+            u = v[:, step.groups]
+            u = u - (u.mean(-1, keepdims=True) if step.centred else 0)
+            u = u / np.sqrt((u * u).mean(-1, keepdims=True) + step.epsilon)
+            y = (step.weight * u + step.bias).reshape(len(x), -1)
+        elif isinstance(step, Implicit):
+            y = np.zeros((len(x), step.size))
+            for _ in range(200):
+                drive = y @ step.recurrent.T + v[:, :-1] @ step.inputs.T
+                y = LAWS[step.law](drive + (0 if step.bias is None else step.bias), **dict(step.settings))
+        else:
+            raise TypeError(type(step))
+        found.append(y)
+    return found[-1]
+
+
+def jacobians(steps: Sequence[Step], x: Array, h: float = 1e-6) -> Array:
+    """Difference quotients [points, outputs, inputs] in the middle of the points."""
+    columns = [
+        (evaluate(steps, x + h * e) - evaluate(steps, x - h * e)) / (2 * h) for e in np.eye(x.shape[1])
+    ]
+    return np.stack(columns, -1)
+
+
+def points(rng: np.random.Generator, region: Region, count: int) -> Array:
+    """Points of a region, at its edge as well."""
+    n = len(region.centre)
+    step = rng.uniform(-1, 1, (count, n)) * rng.choice([0.3, 1.0, 3.0], (count, 1))
+    step = np.clip(step, -1, 1)
+    if region.norm == "l2":
+        step = step / np.maximum(1, np.linalg.norm(step, axis=1, keepdims=True))
+    return np.clip(region.centre + region.radius * step, region.low, region.high)
+
+
+def pictures(rng: np.random.Generator) -> dict[str, Program]:
+    """A small program for every kind of step, with layers before and behind it."""
+
+    def begun(inputs: int = 3, width: int = 6) -> Writing:
+        w = Writing(inputs)
+        w.dense(rng.standard_normal((width, inputs)) / 2, 0.3 * rng.standard_normal(width))
+        return w
+
+    def ended(w: Writing, outputs: int = 2) -> Program:
+        width = w.steps[-1].size
+        w.dense(rng.standard_normal((4, width)) / 2, 0.3 * rng.standard_normal(4))
+        w.scalar("Relu")
+        w.dense(rng.standard_normal((outputs, 4)) / 2, 0.3 * rng.standard_normal(outputs))
+        return w.program()
+
+    found = {}
+    for law, settings in (("Relu", {}), ("Abs", {}), ("LeakyRelu", {"alpha": -0.5}), ("LeakyRelu", {"alpha": 1.7}), ("Tanh", {}),
+                          ("Silu", {"beta": 1.7}), ("Sin", {}), ("Clip", {"min": -0.5, "max": 0.6}), ("HardSwish", {}),
+                          ("Exp", {}), ("Square", {})):  # fmt: skip
+        w = begun()
+        w.scalar(law, **settings)
+        found[f"{law} {settings}"] = ended(w)
+    for law in ("Sqrt", "Log", "Reciprocal", "Power"):
+        w = begun()
+        w.scalar("Exp")
+        w.scalar(law, **({"exponent": -0.5} if law == "Power" else {}))
+        found[law] = ended(w)
+    w = begun()
+    w.scalar("PRelu", slopes=rng.uniform(-0.5, 2, 6))
+    found["PRelu"] = ended(w)
+    for group, whole in ((2, True), (3, True), (6, False), (3, False)):
+        w = begun()
+        w.sort(group, whole)
+        found[f"order {group} {whole}"] = ended(w)
+    w = begun()
+    w.reflect(rng.standard_normal((2, 3)))
+    found["reflect"] = ended(w)
+    w = begun()
+    gate = w.scalar("Sigmoid")
+    other = w.scalar("Relu", 1)
+    w.product(gate, other)
+    found["product"] = ended(w)
+    w = begun()
+    w.product(1, 1)
+    found["square by product"] = ended(w)
+    for count in (6, 3, 2):
+        w = begun()
+        w.softmax(count)
+        found[f"softmax {count}"] = ended(w)
+    for centred in (True, False):
+        w = begun()
+        w.normalise(3, rng.standard_normal(3), rng.standard_normal(3), centred=centred)
+        found[f"normalise {centred}"] = ended(w)
+    w = begun()
+    constant = w.put(Constant(View((), np.empty(0, dtype=np.int64)), 6, rng.standard_normal(6)))
+    w.sum(1, constant)
+    w.scalar("Tanh")
+    skip = w.sum(1, len(w.steps) - 1)
+    w.product(skip, constant)
+    found["constant"] = ended(w)
+    w = begun()
+    w.implicit(0.1 * rng.standard_normal((4, 4)), rng.standard_normal((4, 6)), rng.standard_normal(4))
+    found["implicit"] = ended(w)
+    return found

@@ -1,0 +1,199 @@
+"""Programs in elementary steps: maxima, sorts, reflections, softmax and normalisation by affine maps, scalar functions, products.
+
+Layers are the scalar functions, products and implicit layers of what that gives, in order; -1 is the input. A layer reads one
+number for each neuron; a product reads two vectors, one after the other, and is two sets of neurons.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lipverify.checkers.kernel import program as steps
+from lipverify.checkers.kernel.arithmetic import Array, need
+from lipverify.checkers.kernel.program import Affine, Constant, Product, Program, Scalar, Step, View
+from lipverify.errors import NotCovered
+
+# Fewest comparators for the small sizes (Knuth, The Art of Computer Programming, volume 3, section 5.3.4).
+_SORTS = {1: [], 2: [[(0, 1)]], 3: [[(0, 1)], [(1, 2)], [(0, 1)]], 4: [[(0, 1), (2, 3)], [(0, 2), (1, 3)], [(1, 2)]],
+          5: [[(0, 3), (1, 4)], [(0, 2), (1, 3)], [(0, 1), (2, 4)], [(1, 2), (3, 4)], [(2, 3)]]}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Ranged(Affine):
+    """A copy of what maxima read, from the ranges of which theirs follow better than through comparators."""
+
+
+@dataclass(frozen=True)
+class Extreme(Affine):
+    """Entry i is the larger (sign 1) or smaller (-1) of entries i and size + i of what it reads."""
+
+    sign: float = 1.0
+
+
+@dataclass(frozen=True)
+class Within(Product):
+    """A product whose results are known to lie in [-most, most], or [0, most]."""
+
+    least: float
+    most: float
+
+
+class Elementary(NamedTuple):
+    """place: where every step of the program it came from is; layers: the steps that are layers."""
+
+    steps: tuple[Step, ...]
+    place: dict[int, int]
+    layers: tuple[int, ...]
+
+    def size(self, layer: int) -> int:
+        """How many numbers a layer reads."""
+        step = self.steps[self.layers[layer] if layer >= 0 else 0]
+        return step.size * (2 if isinstance(step, Product) else 1)
+
+
+def behind(steps: Sequence[Step], end: int, start: int = 0) -> list[int]:
+    """The steps that one is computed from, in order, as far as `start`.
+
+    Raises:
+        UnreadableCertificate: `end` is no function of `start` alone.
+    """
+    found = {start, end}
+    for k in range(end, start, -1):
+        found |= set(steps[k].reads) if k in found else set()
+    alone = all(k >= start or isinstance(steps[k], Constant) for k in found)
+    need(start <= end and alone, "a step that is no function of the other alone")
+    return sorted(found)
+
+
+def elementary(program: Program) -> Elementary:
+    """What is behind the last step of a program, in elementary steps."""
+    writer = _Writer()
+    for k in behind(program.steps, len(program.steps) - 1):
+        writer.write(k, program.steps[k])
+    layers = [k for k, s in enumerate(writer.steps) if isinstance(s, Scalar | Product | steps.Implicit)]
+    return Elementary(tuple(writer.steps), writer.place, tuple(layers))
+
+
+class _Writer:
+    """Elementary steps so far. Vectors are views of them."""
+
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
+        self.place: dict[int, int] = {}
+
+    def write(self, number: int, step: Step) -> None:
+        x = View(tuple(self.place[s] for s in step.view.sources), step.view.places)
+        if isinstance(step, steps.Order):
+            x = self.put(Ranged(x, len(x.places), *_entrywise(len(x.places), [1.0])))
+            y = self.sort(x, step.groups) if step.whole else self.maximum(x, step.groups)
+        elif isinstance(step, steps.Reflect):
+            y = self.reflect(x, step.groups, step.vectors)
+        elif isinstance(step, steps.Softmax):
+            y = self.softmax(x, step.groups)
+        elif isinstance(step, steps.Normalise):
+            y = self.normalise(x, step)
+        elif isinstance(step, Product):
+            other = View(tuple(self.place[s] for s in step.other.sources), step.other.places)
+            y = self.put(replace(step, view=x, other=other))
+        else:
+            y = self.put(replace(step, view=x))
+        if len(y.sources) > 1 or not np.array_equal(y.places, np.arange(step.size)):
+            y = self.sum([1.0], y)
+        self.place[number] = y.sources[0]
+
+    def put(self, step: Step) -> View:
+        self.steps.append(step)
+        return View((len(self.steps) - 1,), np.arange(step.size))
+
+    def joined(self, views: Sequence[View]) -> View:
+        """Several views, one after another."""
+        counts = [sum(self.steps[s].size for s in v.sources) for v in views]
+        starts = np.cumsum([0, *counts[:-1]])
+        places = [np.where(v.places < 0, -1, v.places + n) for v, n in zip(views, starts, strict=True)]
+        return View(tuple(s for v in views for s in v.sources), np.concatenate(places))
+
+    def sum(self, factors: Any, *views: View, rounded: int = 0, offset: Array | None = None) -> View:
+        """Entry by entry the sum of factors times views; factors: [terms] or [size, terms]."""
+        n = len(views[0].places)
+        return self.put(Affine(self.joined(views), n, *_entrywise(n, factors), offset, rounded))
+
+    def dense(self, matrix: Array, x: View, groups: Array, rounded: int = 0, offset: float = 0.0) -> View:
+        """matrix [out, count] on every row of groups [n, count] of places in x; results [n, out]."""
+        size = len(groups) * len(matrix)
+        y = self.put(Affine(x, size, matrix[None], groups[None], np.full(size, offset), rounded))
+        return View(y.sources, y.places.reshape(len(matrix), -1).T.ravel())
+
+    def scalar(self, law: str, x: View, **settings: float) -> View:
+        return self.put(Scalar(x, len(x.places), law, tuple(settings.items())))
+
+    def compared(self, p: View, q: View) -> tuple[View, View]:
+        """max = q + r, min = p - r with r = relu(p - q)."""
+        views, n = self.joined([p, q, self.scalar("Relu", self.sum([1.0, -1.0], p, q))]), len(p.places)
+        kernels = (_entrywise(n, [0.0, 1.0, 1.0]), 1.0), (_entrywise(n, [1.0, 0.0, -1.0]), -1.0)
+        high, low = (self.put(Extreme(views, n, *k, None, 0, None, sign)) for k, sign in kernels)
+        return high, low
+
+    def maximum(self, x: View, groups: Array) -> View:
+        rows = [[i for i in row if i >= 0] for row in groups.tolist()]
+        while max(map(len, rows)) > 1:
+            pairs = [pair for r in rows for pair in zip(r[::2], r[1::2], strict=False)]
+            kept = [r[-1] for r in rows if len(r) % 2]
+            p, q = (View(x.sources, x.places[[pair[k] for pair in pairs]]) for k in (0, 1))
+            x = self.joined(
+                [self.compared(p, q)[0], View(x.sources, x.places[np.array(kept, dtype=np.int64)])]
+            )
+            won, rest = iter(range(len(pairs))), iter(range(len(pairs), len(pairs) + len(kept)))
+            rows = [[next(won) for _ in r[1::2]] + [next(rest) for _ in range(len(r) % 2)] for r in rows]
+        return View(x.sources, x.places[[r[0] for r in rows]])
+
+    def sort(self, x: View, groups: Array) -> View:
+        if groups.shape[1] not in _SORTS:
+            raise NotCovered(f"sorts of {groups.shape[1]} numbers have no form as neurons in the checker")
+        wires, n = [View(x.sources, x.places[column]) for column in groups.T], len(groups)
+        for stage in _SORTS[groups.shape[1]]:
+            high, low = self.compared(*(self.joined([wires[pair[k]] for pair in stage]) for k in (0, 1)))
+            for place, (i, j) in enumerate(stage):
+                rows = slice(place * n, (place + 1) * n)
+                wires[i], wires[j] = (View(v.sources, v.places[rows]) for v in (low, high))
+        y = self.joined(wires)
+        return View(y.sources, y.places.reshape(-1, n).T.ravel())
+
+    def reflect(self, x: View, groups: Array, vectors: Array) -> View:
+        """x + 2 w r / |w|^2 with r = relu(-w'x) for every group."""
+        (runs, many, length), size = groups.shape, groups.size
+        v = self.put(Affine(x, runs * many, -vectors[:, None, :], groups.swapaxes(0, 1)))
+        r, owners, scale = self.scalar("Relu", v), np.empty(size, dtype=np.int64), np.empty(size)
+        # Results of an affine step: all runs of the first vector, then of the second.
+        owners[groups.ravel()] = np.arange(runs * many).reshape(many, runs).T.ravel().repeat(length)
+        scale[groups] = 2.0 * vectors / (vectors * vectors).sum(1, keepdims=True)
+        factors = np.stack([np.ones(size), scale], 1)
+        return self.sum(factors, x, View(r.sources, r.places[owners]), rounded=length + 3)
+
+    def softmax(self, x: View, groups: Array) -> View:
+        """exp(u) / sum exp(u) with u = x - mean(x), which changes nothing."""
+        n, count = groups.shape
+        e = self.scalar("Exp", self.dense(np.eye(count) - 1.0 / count, x, groups, 2))
+        total = self.dense(np.ones((1, count)), e, np.arange(n * count).reshape(n, count))
+        r = self.scalar("Reciprocal", total)
+        return self.put(Within(e, n * count, View(r.sources, r.places.repeat(count)), 0.0, 1.0))
+
+    def normalise(self, x: View, step: steps.Normalise) -> View:
+        """weight u / sqrt(mean of u^2 + epsilon) + bias, u = x or x - mean(x): |u_i| is at most root n times that root."""
+        n, count = step.groups.shape
+        u = self.dense(np.eye(count) - (1.0 / count if step.centred else 0.0), x, step.groups, 2)
+        squares, rows = self.scalar("Square", u), np.arange(n * count).reshape(n, count)
+        mean = self.dense(np.full((1, count), 1.0 / count), squares, rows, 2, step.epsilon)
+        r, most = self.scalar("Power", mean, exponent=-0.5), float(np.sqrt(count)) * (1.0 + 2.0**-40)
+        y = self.put(Within(u, n * count, View(r.sources, r.places.repeat(count)), -most, most))
+        return self.sum(step.weight.reshape(-1, 1), y, offset=step.bias.ravel())
+
+
+def _entrywise(n: int, factors: Any) -> tuple[Array, Array]:
+    """Kernel and index of the sum of vectors of n numbers, one after another, times factors [terms] or [n, terms]."""
+    kernel = np.atleast_2d(np.asarray(factors, dtype=np.float64))[:, None]
+    terms = kernel.shape[2]
+    return kernel, np.arange(terms * n).reshape(terms, n).T.reshape(len(kernel), -1, terms)

@@ -1,0 +1,141 @@
+"""Ranges, derivatives and multipliers hold what programs of every kind of step do, and wrong rules are noticed."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from lipverify.checkers.kernel import Condition, Program, Region, Subject
+from lipverify.checkers.kernel.jacobians import gradients, jacobian_limit
+from lipverify.checkers.kernel.multipliers import multipliers_hold
+from lipverify.checkers.kernel.neurons import Differences, differences
+from lipverify.checkers.kernel.ranges import Empty, Ranges
+from lipverify.errors import NotCovered
+from tests.unit.checkers.kernel.programs import Array, ball, evaluate, jacobians, pictures, points
+
+NAMES = sorted(pictures(np.random.default_rng(0)))
+ORDER = {"l1": 1.0, "l2": 2.0, "linf": np.inf}
+
+
+def region_of(rng: np.random.Generator, inputs: int = 3) -> Region:
+    region = ball(rng.uniform(-1, 1, inputs), 10 ** rng.uniform(-2, -0.3), str(rng.choice(["l2", "linf"])))
+    if rng.random() < 0.3:
+        region = region._replace(low=np.maximum(region.low, region.centre - 0.05))
+    return region
+
+
+def largest_gain(matrices: Array, first: float, last: float) -> float:
+    """From below: the gain of unit vectors, corners for l_inf, and singular vectors."""
+    n = matrices.shape[2]
+    tries = [np.array(t) for t in itertools.product((-1.0, 1.0), repeat=n)] + list(np.eye(n))
+    tries += [v[0] for v in np.linalg.svd(matrices)[2]]
+    gains = [np.linalg.norm(matrices @ t, last, axis=1).max() / np.linalg.norm(t, first) for t in tries]
+    return float(max(gains))
+
+
+def values_are_inside(program: Program, rng: np.random.Generator) -> None:
+    region, subject = region_of(rng), Subject(program)
+    ranges = Ranges(subject.elements, region, ())
+    low, high = ranges.chain.ranges(ranges.output)
+    y = evaluate(program.steps, points(rng, region, 300))
+    assert (y >= low - 1e-12).all()
+    assert (y <= high + 1e-12).all()
+
+
+def derivatives_are_inside(program: Program, rng: np.random.Generator) -> None:
+    region, subject = region_of(rng), Subject(program)
+    ranges = Ranges(subject.elements, region, ())
+    found = differences(subject.elements, 0, len(subject.elements.steps) - 1, ranges.slopes.get)
+    seen = jacobians(program.steps, points(rng, region._replace(radius=region.radius * 0.999), 100))
+    for row, g in enumerate(gradients(found, ranges, found.output, True)):
+        assert (seen[:, row] >= g.low - 1e-7).all()
+        assert (seen[:, row] <= g.high + 1e-7).all()
+    for first, last in itertools.product(ORDER, ORDER):
+        bound = jacobian_limit(found, ranges, found.output, (first, last))
+        assert largest_gain(seen, ORDER[first], ORDER[last]) <= bound * (1 + 1e-6) + 1e-7
+
+
+def multipliers_are_above(program: Program, rng: np.random.Generator) -> None:
+    """The least limits that simple multipliers prove, over a ball and everywhere, against slopes."""
+    region, subject = region_of(rng), Subject(program)
+    seen = jacobians(program.steps, points(rng, region._replace(radius=region.radius * 0.999), 100))
+    for local, weights in itertools.product((True, False), (None, np.full(3, 1.0))):
+        try:
+            slopes = Ranges(subject.elements, region, ()).slopes if local else {}
+            found = differences(subject.elements, 0, len(subject.elements.steps) - 1, slopes.get)
+        except NotCovered:
+            assert not local
+            continue
+        proved = smallest(found, weights)
+        assert largest_gain(seen, 2.0 if weights is None else np.inf, 2.0) <= proved * (1 + 1e-6) + 1e-7
+
+
+def smallest(found: Differences, weights: Array | None) -> float:
+    """The least limit, by bisection, that one of a few families of multipliers proves; infinity where none does."""
+    best = np.inf
+    for growth, first in itertools.product((1.0, 8.0), (0.7, 10.0)):
+        own = [np.full(n, first * growth**k) for k, n in enumerate(found.sizes)]
+        low, high = 1e-3, min(best, 1e4)
+        if not multipliers_hold(found, found.output, own, high, weights):
+            continue
+        for _ in range(14):
+            middle = float(np.sqrt(low * high))
+            holds = multipliers_hold(found, found.output, own, middle, weights)
+            low, high = (low, middle) if holds else (middle, high)
+        best = high
+    return best
+
+
+ORACLES = [values_are_inside, derivatives_are_inside, multipliers_are_above]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("oracle", ORACLES, ids=lambda f: f.__name__)
+def test_what_is_known_over_balls_holds(
+    oracle: Callable[[Program, np.random.Generator], None], name: str
+) -> None:
+    for seed in range(1 if oracle is multipliers_are_above else 3):
+        rng = np.random.default_rng(seed)
+        program = pictures(rng)[name]
+        if name == "implicit" and oracle is not multipliers_are_above:
+            continue
+        oracle(program, rng)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_elementary_steps_compute_the_same(name: str) -> None:
+    rng = np.random.default_rng(7)
+    program, x = pictures(rng)[name], rng.standard_normal((20, 3))
+    assert np.allclose(evaluate(Subject(program).elements.steps, x), evaluate(program.steps, x), atol=1e-12)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_parts_hold_what_fulfils_their_conditions(name: str) -> None:
+    rng = np.random.default_rng(3)
+    program = pictures(rng)[name]
+    region, subject = region_of(rng), Subject(program)
+    conditions = [
+        Condition(-1, 0, float(region.centre[0]), True),
+        Condition(0, 1, 0.0, bool(rng.random() < 0.5)),
+    ]
+    if name == "implicit":
+        conditions = conditions[:1]
+    x = points(rng, region, 3000)
+    x = x[x[:, 0] >= region.centre[0]]
+    if len(conditions) > 1:
+        k = subject.elements.layers[0]
+        step = subject.elements.steps[k]
+        v = evaluate(subject.elements.steps[: step.view.sources[0] + 1], x)[:, step.view.places[1]]
+        x = x[(v >= 0) == conditions[1].above]
+    try:
+        ranges = Ranges(subject.elements, region, conditions)
+    except Empty:
+        assert len(x) == 0
+        return
+    low, high = ranges.chain.ranges(ranges.output)
+    y = evaluate(program.steps, x)
+    assert (y >= low - 1e-12).all()
+    assert (y <= high + 1e-12).all()
