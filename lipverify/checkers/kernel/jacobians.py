@@ -123,6 +123,34 @@ def gradients(found: Differences, ranges: Ranges | None, output: Signal, middle:
             chain.put(b, chord, joint, around)
 
 
+def _explicit(found: Differences) -> None:
+    if any(k in b.parts for k, b in enumerate(found.blocks)):
+        raise NotCovered(
+            "gradients through implicit layers are not covered by the checker: their constants multiply"
+        )
+
+
+def never_falling(found: Differences, output: Signal) -> Array:
+    """For which inputs no path to the one row `output` has a negative product: exact where slopes, and so ranges, end at 0."""
+    _explicit(found)
+    paths: dict[int, Array] = {}  # whether positive and whether negative paths lead from a source to the row
+
+    def add(x: Signal, ways: Array) -> None:
+        for key, m in x.parts.items():
+            error, there = x.errors(key), x.size(key) > 0
+            positive, negative = (m > -error) & there, (m < error) & there
+            found = np.array(
+                [ways[0] @ positive | ways[1] @ negative, ways[0] @ negative | ways[1] @ positive]
+            )
+            paths[key] = paths.get(key, False) | found
+
+    add(output, np.array([[True], [False]]))
+    for k in reversed(range(len(found.blocks))):
+        if k in paths:
+            add(found.blocks[k], paths.pop(k))
+    return ~paths[INPUT][1] if INPUT in paths else np.ones(found.inputs, dtype=bool)
+
+
 def _products(q: Array, low: Array, high: Array) -> tuple[Lines, Lines]:
     """Lines around s b with s in [0, q], b in [low, high]: chords of max(0, q b) and min(0, q b); and around the middle s."""
     (s, o), (r, t), most = secant(low, high), secant(-high, -low), np.maximum(np.abs(low), np.abs(high))

@@ -1,6 +1,6 @@
 """What the fields of a proof step may hold: each is looked at once, where it is read, and is a typed value afterwards.
 
-A theorem (`theorems`) is a function; the types of its arguments name the rules here by which its fields are read.
+A theorem (`theorems`) is a function; the types of its arguments hold the rules by which its fields are read.
 """
 
 from __future__ import annotations
@@ -37,6 +37,13 @@ class Subject:
     elements: Elementary = field(init=False)
 
     def __post_init__(self) -> None:
+        size = (self.program.steps[0].size,)
+        for r in self.regions:
+            known = all(a.shape == size and bool(np.isfinite(a).all()) for a in (r.centre, r.low, r.high))
+            need(
+                known and bool(((r.low <= r.centre) & (r.centre <= r.high)).all()), "a region of another size"
+            )
+            need(r.norm in ("l2", "linf") and 0.0 <= r.radius < 2.0**100, "a region that is no ball")
         object.__setattr__(self, "elements", elementary(self.program))
 
     def layers(self, start: int, end: int) -> list[int]:
@@ -50,35 +57,11 @@ class Subject:
         return [k for k, step in enumerate(self.elements.layers) if step in between]
 
 
-StepId = Annotated[int, "step"]
-FactId = Annotated[int, "fact"]
-Part = Annotated[int | None, "fact or null"]
-FactIds = Annotated[tuple[int, ...], "facts"]
-AnyFactIds = Annotated[tuple[int, ...], "facts or none"]
-Chain = Annotated[tuple[int, ...], "chain"]
-Grid = Annotated[Torus | None, "torus"]
-Norm = Annotated[str, "norm"]
-Norms = Annotated[tuple[str, str], "norms"]
-RegionId = Annotated[int, "region"]
-Conditions = Annotated[tuple[Condition, ...], "conditions"]
-Target = Annotated[Rows, "rows"]
-Row = Annotated[int, "row"]
-Entry = Annotated[int, "input"]
-Sign = Annotated[int, "sign"]
-Number = Annotated[float, "number"]
-Limit = Annotated[float, "limit"]
-Weights = Annotated[tuple[float, ...], "limits"]
-Diagonal = Annotated[Array, "array of the step"]
-Diagonals = Annotated[tuple[Array, ...], "arrays of all layers"]
-Slopes = Annotated[tuple[Array | None, ...] | None, "slopes of layers or null"]
-Inputs = Annotated[Array | None, "array of the start or null"]
-
-
 class Scope:
     """What the fields of one step are read against; `start`, `end` and `of` are read before what they decide."""
 
     def __init__(self, subject: Subject, arrays: Mapping[str, Array], number: int) -> None:
-        self.subject, self.arrays, self.number = subject, arrays, number
+        self.subject, self.arrays, self.number, self.uses = subject, arrays, number, set[int]()
         self.seen: dict[str, Any] = {"start": 0, "end": len(subject.program.steps) - 1}
 
     def size(self, name: str) -> int:
@@ -88,10 +71,15 @@ class Scope:
         need(type(value) is int and low <= value < high, "an integer out of its range")
         return int(value)
 
-    def integers(self, value: Any, low: int, high: int, least: int = 1) -> tuple[int, ...]:
-        need(isinstance(value, list) and len(value) >= least, "a list")
-        found = tuple(self.integer(v, low, high) for v in value)
+    def distinct(self, value: Any, read: Callable[[Any], int]) -> tuple[int, ...]:
+        need(isinstance(value, list), "a list")
+        found = tuple(read(v) for v in value)
         need(len(set(found)) == len(found), "a number twice in a list")
+        return found
+
+    def fact(self, value: Any) -> int:
+        found = self.integer(value, 0, self.number)
+        self.uses.add(found)
         return found
 
     def real(self, value: Any) -> float:
@@ -101,9 +89,7 @@ class Scope:
             found = float.fromhex(value)
         except (ValueError, OverflowError):
             found = math.nan
-        need(
-            math.isfinite(found) and found.hex() == value, "a number is not finite, or written in another way"
-        )
+        need(math.isfinite(found) and found.hex() == value, "a number in another form, or not finite")
         return found
 
     def limit(self, value: Any) -> float:
@@ -119,6 +105,10 @@ class Scope:
         need(type(value) is str and value in among, f"none of {', '.join(among)}")
         return str(value)
 
+    def norms(self, value: Any) -> tuple[str, str]:
+        need(isinstance(value, list) and len(value) == 2, "two norms")
+        return self.text(value[0], NORMS), self.text(value[1], NORMS)
+
     def step(self, value: Any) -> int:
         found = self.integer(value, 0, len(self.subject.program.steps))
         need(found in self.subject.elements.place, "a step that is not behind the output")
@@ -128,10 +118,8 @@ class Scope:
         need(type(name) is str and name in self.arrays, "an array that is not there")
         found = self.arrays[name]
         need(found.dtype == np.float64 and found.shape == shape, "an array of another type or shape")
-        need(
-            bool(np.isfinite(found).all() and (not positive or (found > 0).all())),
-            "an array with other numbers",
-        )
+        good = np.isfinite(found) & ((found > 0) | (not positive))
+        need(bool(good.all()), "an array with other numbers")
         return found
 
     def rows(self, value: Any) -> Rows:
@@ -143,65 +131,60 @@ class Scope:
         need(low < high and (minus is None or (high == low + 1 and minus != low)), "rows")
         return Rows(low, high, minus)
 
-    def conditions(self, value: Any) -> tuple[Condition, ...]:
-        need(
-            isinstance(value, list) and all(isinstance(c, list) and len(c) == 4 for c in value), "conditions"
-        )
-        steps, found = self.subject.elements, []
-        for layer, entry, at, side in value:
-            k = self.integer(layer, -1, len(steps.layers))
-            above = self.text(side, ("above", "below")) == "above"
-            found.append(Condition(k, self.integer(entry, 0, steps.size(k)), self.real(at), above))
-        return tuple(found)
-
-    def torus(self, value: Any) -> Torus:
-        need(isinstance(value, list) and all(isinstance(v, list) and len(v) == 2 for v in value), "a torus")
-        return tuple((self.integer(n, 1, (1 << 15) + 1), self.integer(twist, 0, 2)) for n, twist in value)
-
-    def diagonals(self, value: Any) -> tuple[Array, ...]:
-        layers = self.subject.layers(self.seen["start"], self.seen["end"])
-        need(isinstance(value, list) and len(value) == len(layers), "arrays of other layers")
-        return tuple(
-            self.array(n, (self.subject.elements.size(k),)) for n, k in zip(value, layers, strict=True)
+    def condition(self, value: Any) -> Condition:
+        need(isinstance(value, list) and len(value) == 4, "a condition")
+        elements = self.subject.elements
+        layer = self.integer(value[0], -1, len(elements.layers))
+        entry = self.integer(value[1], 0, elements.size(layer))
+        return Condition(
+            layer, entry, self.real(value[2]), self.text(value[3], ("above", "below")) == "above"
         )
 
-    def slopes(self, value: Any) -> tuple[Array | None, ...]:
+    def axis(self, value: Any) -> tuple[int, int]:
+        need(isinstance(value, list) and len(value) == 2, "an axis of a torus")
+        return self.integer(value[0], 1, (1 << 15) + 1), self.integer(value[1], 0, 2)
+
+    def by_layer(self, value: Any, read: Callable[[Any, int], Any]) -> tuple[Any, ...]:
         layers = self.subject.layers(self.seen["start"], self.seen["end"])
-        need(isinstance(value, list) and len(value) == len(layers), "slopes of other layers")
-        sizes = [(2, self.subject.elements.size(k)) for k in layers]
-        found = [None if n is None else self.array(n, s, False) for n, s in zip(value, sizes, strict=True)]
-        need(all(f is None or bool((f[0] <= f[1]).all()) for f in found), "slopes that contradict each other")
-        return tuple(found)
+        need(isinstance(value, list) and len(value) == len(layers), "a list for other layers")
+        return tuple(read(v, self.subject.elements.size(k)) for v, k in zip(value, layers, strict=True))
+
+    def slopes(self, name: Any, size: int) -> Array | None:
+        found = None if name is None else self.array(name, (2, size), positive=False)
+        need(found is None or bool((found[0] <= found[1]).all()), "slopes that contradict each other")
+        return found
 
 
-def _list(scope: Scope, value: Any, read: Callable[[Any], Any]) -> tuple[Any, ...]:
-    need(isinstance(value, list), "a list")
-    return tuple(read(v) for v in value)
+def _listed(read: Callable[[Scope, Any], Any]) -> Callable[[Scope, Any], tuple[Any, ...]]:
+    def found(scope: Scope, value: Any) -> tuple[Any, ...]:
+        need(isinstance(value, list), "a list")
+        return tuple(read(scope, v) for v in value)
+
+    return found
 
 
-RULES: dict[str, Callable[[Scope, Any], Any]] = {
-    "step": Scope.step,
-    "fact": lambda s, v: s.integer(v, 0, s.number),
-    "fact or null": lambda s, v: None if v is None else s.integer(v, 0, s.number),
-    "facts": lambda s, v: s.integers(v, 0, s.number),
-    "facts or none": lambda s, v: s.integers(v, 0, s.number, 0),
-    "chain": lambda s, v: tuple(map(s.step, s.integers(v, 1, len(s.subject.program.steps)))),
-    "torus": lambda s, v: None if v is None else s.torus(v),
-    "norm": lambda s, v: s.text(v, NORMS),
-    "norms": lambda s, v: tuple(
-        s.text(n, NORMS) for n in (v if isinstance(v, list) and len(v) == 2 else [v])
-    ),
-    "region": lambda s, v: s.integer(v, 0, len(s.subject.regions)),
-    "conditions": Scope.conditions,
-    "rows": Scope.rows,
-    "row": lambda s, v: s.integer(v, 0, s.size("end")),
-    "input": lambda s, v: s.integer(v, 0, s.size("start")),
-    "sign": Scope.sign,
-    "number": Scope.real,
-    "limit": Scope.limit,
-    "limits": lambda s, v: _list(s, v, s.limit),
-    "array of the step": lambda s, v: s.array(v, (s.size("of"),)),
-    "arrays of all layers": Scope.diagonals,
-    "slopes of layers or null": lambda s, v: None if v is None else s.slopes(v),
-    "array of the start or null": lambda s, v: None if v is None else s.array(v, (s.size("start"),)),
-}
+def _or_null(read: Callable[[Scope, Any], Any]) -> Callable[[Scope, Any], Any]:
+    return lambda scope, value: None if value is None else read(scope, value)
+
+
+StepId = Annotated[int, Scope.step]
+FactId = Annotated[int, Scope.fact]
+Part = Annotated[int | None, _or_null(Scope.fact)]
+FactIds = Annotated[tuple[int, ...], lambda s, v: s.distinct(v, s.fact)]
+Chain = Annotated[tuple[int, ...], lambda s, v: s.distinct(v, s.step)]
+Grid = Annotated[Torus | None, _or_null(_listed(Scope.axis))]
+Norm = Annotated[str, lambda s, v: s.text(v, NORMS)]
+Norms = Annotated[tuple[str, str], Scope.norms]
+RegionId = Annotated[int, lambda s, v: s.integer(v, 0, len(s.subject.regions))]
+Conditions = Annotated[tuple[Condition, ...], _listed(Scope.condition)]
+Target = Annotated[Rows, Scope.rows]
+Row = Annotated[int, lambda s, v: s.integer(v, 0, s.size("end"))]
+Entry = Annotated[int, lambda s, v: s.integer(v, 0, s.size("start"))]
+Sign = Annotated[int, Scope.sign]
+Number = Annotated[float, Scope.real]
+Limit = Annotated[float, Scope.limit]
+Limits = Annotated[tuple[float, ...], _listed(Scope.limit)]
+Diagonal = Annotated[Array, lambda s, v: s.array(v, (s.size("of"),))]
+Diagonals = Annotated[tuple[Array, ...], lambda s, v: s.by_layer(v, lambda name, n: s.array(name, (n,)))]
+Slopes = Annotated[tuple[Array | None, ...] | None, _or_null(lambda s, v: s.by_layer(v, s.slopes))]
+Inputs = Annotated[Array | None, _or_null(lambda s, v: s.array(v, (s.size("start"),)))]

@@ -198,86 +198,58 @@ def checked(step: Step, before: Sequence[Step]) -> Step:
     views = [step.view, step.other] if isinstance(step, Product) else [step.view]
     good = type(step.size) is int and 0 < step.size <= MAX_SIZE and isinstance(step, Input) == (not before)
     for view in views:
-        places, count = view.places, width(view, before) if _known(view, before) else -1
-        good = (
-            good and count >= 0 and places.ndim == 1 and places.dtype == np.int64 and len(places) <= MAX_SIZE
-        )
-        good = good and bool(((places >= -1) & (places < count)).all())
-    if not good or not _shaped(step):
+        there = all(type(s) is int and 0 <= s < len(before) for s in view.sources)
+        good = good and there and view.places.ndim == 1 and len(view.places) <= MAX_SIZE
+        good = good and _places(view.places, width(view, before))
+    if not good or not _shaped(step, len(step.view.places), step.size):
         raise UnreadableCertificate(f"step {len(before)} ({type(step).__name__}) does not fit together")
     return step
 
 
-def _known(view: View, before: Sequence[Step]) -> bool:
-    return all(type(s) is int and 0 <= s < len(before) for s in view.sources)
-
-
-def _shaped(step: Step) -> bool:
-    """Whether the parameters of a step have the shapes and ranges that its class states."""
-    n = len(step.view.places)
-
-    def places(groups: Array, limit: int = n) -> bool:
-        return groups.dtype == np.int64 and bool(((groups >= -1) & (groups < limit)).all())
-
+def _shaped(step: Step, n: int, size: int) -> bool:
+    """Whether the parameters of a step that reads n numbers have the shapes and ranges that its class states."""
     if isinstance(step, Constant):
-        return n == 0 and step.values.shape == (step.size,) and _finite(step.values)
+        return n == 0 and _numbers(step.values, (size,))
     if isinstance(step, Affine):
-        shape, index = step.kernel.shape, step.index.shape
-        good = len(shape) == len(index) == 3 and shape[::2] == index[::2] and places(step.index)
-        good = (
-            good
-            and _moderate(step.kernel)
-            and math.prod((*shape[:2], index[1])) == step.size
-            and step.rounded >= 0
-        )
-        return good and (step.offset is None or (step.offset.shape == (step.size,) and _finite(step.offset)))
+        index, kernel = step.index, step.kernel
+        fits = index.ndim == kernel.ndim == 3 and kernel.shape[::2] == index.shape[::2] and _places(index, n)
+        fits = fits and math.prod(kernel.shape[:2]) * index.shape[1] == size and step.rounded >= 0
+        return fits and _numbers(kernel, kernel.shape, True) and _numbers(step.offset, (size,))
     if isinstance(step, Scalar):
-        settings = all(type(v) is float for _, v in step.settings)
-        return (
-            settings
-            and n == step.size
-            and (step.slopes is None or (step.slopes.shape == (n,) and _finite(step.slopes)))
-        )
-    if isinstance(step, Order):
-        rows = step.groups.ndim == 2 and places(step.groups) and bool((step.groups >= 0).any(1).all())
-        once = not step.whole or _permutation(step.groups, n)
-        return rows and once and step.size == (step.groups.size if step.whole else len(step.groups))
-    if isinstance(step, Reflect):
-        fits = step.groups.ndim == 3 and step.groups.shape[1:] == step.vectors.shape
-        most = np.abs(step.vectors).max(-1, initial=0.0) if fits else np.zeros(1)
-        long = bool(((most >= 0.5) & (most <= 1.0)).all()) and _moderate(step.vectors)
-        return fits and long and _permutation(step.groups, n) and step.size == n
+        return n == size and all(type(v) is float for _, v in step.settings) and _numbers(step.slopes, (n,))
     if isinstance(step, Implicit):
-        square = step.recurrent.shape == (step.size, step.size) and step.inputs.shape == (step.size, n)
-        bias = step.bias is None or (step.bias.shape == (step.size,) and _finite(step.bias))
-        return square and bias and _moderate(step.recurrent) and _moderate(step.inputs)
+        stored = _numbers(step.recurrent, (size, size), True) and _numbers(step.inputs, (size, n), True)
+        return stored and _numbers(step.bias, (size,))
     if isinstance(step, Product):
-        return n == len(step.other.places) == step.size
-    if isinstance(step, Softmax):
-        return step.groups.ndim == 2 and _permutation(step.groups, n) and step.size == n
-    if isinstance(step, Normalise):
-        same = step.groups.ndim == 2 and step.groups.shape == step.weight.shape == step.bias.shape
-        known = _moderate(step.weight) and _finite(step.bias) and 2.0**-100 < step.epsilon < 2.0**100
-        return same and known and _permutation(step.groups, n) and step.size == n
+        return n == len(step.other.places) == size
+    if isinstance(step, Order) and not step.whole:
+        rows = step.groups.ndim == 2 and len(step.groups) == size and _places(step.groups, n)
+        return rows and bool((step.groups >= 0).any(1).all())
+    if isinstance(step, Order | Reflect | Softmax | Normalise):
+        # Every place once.
+        groups = step.groups
+        once = _places(groups, n) and np.array_equal(np.sort(groups, axis=None), np.arange(n)) and n == size
+        if isinstance(step, Reflect):
+            most = np.abs(step.vectors).max(-1, initial=0.0)
+            long = bool(((most >= 0.5) & (most <= 1.0)).all())
+            return once and groups.ndim == 3 and long and _numbers(step.vectors, groups.shape[1:], True)
+        if isinstance(step, Normalise):
+            once = once and _numbers(step.weight, groups.shape, True) and _numbers(step.bias, groups.shape)
+            once = once and 2.0**-100 < step.epsilon < 2.0**100
+        return once and groups.ndim == 2
     return isinstance(step, Input) and n == 0
 
 
-def _finite(values: Array) -> bool:
-    return values.dtype == np.float64 and bool(np.isfinite(values).all())
+def _places(places: Array, count: int) -> bool:
+    return places.dtype == np.int64 and bool(((places >= -1) & (places < count)).all())
 
 
-def _moderate(values: Array) -> bool:
-    """Finite; NotCovered unless so far from the ends of float64 that no product of a few of them is lost."""
-    known = np.abs(values[values != 0]) if _finite(values) else np.zeros(0)
+def _numbers(values: Array | None, shape: tuple[int, ...], factors: bool = False) -> bool:
+    """Finite float64 of this shape, or none; NotCovered where factors are so large or small that products of a few are lost."""
+    if values is None:
+        return True
+    good = values.dtype == np.float64 and values.shape == shape and bool(np.isfinite(values).all())
+    known = np.abs(values[values != 0]) if good and factors else np.ones(1)
     if not bool(((known >= 2.0**-400) & (known <= 2.0**400)).all()):
         raise NotCovered("numbers near the ends of float64 are not covered by the checker")
-    return _finite(values)
-
-
-def _permutation(groups: Array, count: int) -> bool:
-    """Whether every place occurs once."""
-    return (
-        groups.dtype == np.int64
-        and groups.size == count
-        and np.array_equal(np.sort(groups, axis=None), np.arange(count))
-    )
+    return good

@@ -7,17 +7,23 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, get_type_hints
 
+import numpy as np
+
 from lipverify.checkers.kernel.arithmetic import Array, need
-from lipverify.checkers.kernel.language import RULES, Scope, Subject
+from lipverify.checkers.kernel.language import Scope, Subject
 from lipverify.checkers.kernel.ranges import Empty
 from lipverify.checkers.kernel.theorems import THEOREMS, Emptiness, Fact, Facts, Known
 from lipverify.errors import NotCovered
 
 MAX_STEPS = 100_000
-FIELDS: dict[str, dict[str, str]] = {
-    kind: {name: hint.__metadata__[0] for name, hint in get_type_hints(check, include_extras=True).items()
-           if hasattr(hint, "__metadata__")} for kind, check in THEOREMS.items()}  # fmt: skip
-"""Kind of step -> its fields -> the rule each is read by."""
+Rule = Callable[[Scope, Any], Any]
+FIELDS: dict[str, dict[str, Rule]] = {}
+"""Kind of step -> its fields, in order -> the rule each is read by."""
+for _kind, _check in THEOREMS.items():
+    _hints = get_type_hints(_check, include_extras=True)
+    FIELDS[_kind] = {
+        name: hint.__metadata__[0] for name, hint in _hints.items() if hasattr(hint, "__metadata__")
+    }
 
 
 @dataclass(frozen=True)
@@ -39,18 +45,19 @@ def parse_steps(document: Any, arrays: Mapping[str, Array], subject: Subject) ->
         UnreadableCertificate: a field that is not what its rule says, that is missing, or that nobody knows.
     """
     need(isinstance(document, list) and len(document) <= MAX_STEPS, "a list of proof steps")
-    steps = []
-    for number, entry in enumerate(document):
-        need(isinstance(entry, dict) and entry.get("step") in FIELDS, f"step {number} is of no known kind")
-        rules = FIELDS[entry["step"]]
-        need(entry.keys() == {"step", *rules}, f"the fields of step {number}")
-        scope, uses = Scope(subject, arrays, number), set()
-        for name, rule in rules.items():
-            scope.seen[name] = RULES[rule](scope, entry[name])
-            if rule.startswith("fact"):
-                uses |= {entry[name]} if type(entry[name]) is int else set(entry[name] or ())
-        steps.append(Step(entry["step"], {name: scope.seen[name] for name in rules}, frozenset(uses)))
-    return steps
+    return [parse_step(entry, number, arrays, subject) for number, entry in enumerate(document)]
+
+
+def parse_step(entry: Any, number: int, arrays: Mapping[str, Array], subject: Subject) -> Step:
+    """One step; `number` is its place in the proof."""
+    kind = entry.get("step") if isinstance(entry, dict) else None
+    need(type(kind) is str and kind in FIELDS, f"step {number} is of no known kind")
+    rules = FIELDS[kind]
+    need(entry.keys() == {"step", *rules}, f"the fields of step {number}")
+    scope = Scope(subject, arrays, number)
+    for name, rule in rules.items():
+        scope.seen[name] = rule(scope, entry[name])
+    return Step(kind, {name: scope.seen[name] for name in rules}, frozenset(scope.uses))
 
 
 def prove(
@@ -67,7 +74,8 @@ def prove(
         if expired():
             raise NotCovered(f"the time for checking is over before step {k}")
         try:
-            fact = THEOREMS[step.kind](facts, **step.fields)
+            with np.errstate(all="ignore"):  # what is not finite is refused where it is used
+                fact = THEOREMS[step.kind](facts, **step.fields)
         except Empty:  # ranges contradict each other, which those of an input would not
             fact = Emptiness(facts.get(step.fields["ranges"], Known).part, Fraction(0))
         facts.found.append(fact)

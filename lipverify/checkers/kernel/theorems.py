@@ -17,14 +17,14 @@ from lipverify.checkers.kernel import gains as paths
 from lipverify.checkers.kernel import language as is_
 from lipverify.checkers.kernel.arithmetic import Array, above, need, root_above
 from lipverify.checkers.kernel.elementary import elementary
-from lipverify.checkers.kernel.jacobians import gradients, jacobian_limit
+from lipverify.checkers.kernel.jacobians import gradients, jacobian_limit, never_falling
 from lipverify.checkers.kernel.language import Rows, Subject
 from lipverify.checkers.kernel.multipliers import multipliers_hold
 from lipverify.checkers.kernel.neurons import Differences, differences, everywhere
 from lipverify.checkers.kernel.program import Affine, Implicit, Input, Program, View
 from lipverify.checkers.kernel.ranges import Condition, Ranges, Region
 from lipverify.checkers.kernel.ranges import Empty as NoInput
-from lipverify.checkers.kernel.signals import Signal, mapped
+from lipverify.checkers.kernel.signals import Signal, mapped, scaled
 from lipverify.errors import NotCovered, RefutedCertificate
 
 
@@ -152,7 +152,7 @@ def gain(facts: Facts, *, chain: is_.Chain, torus: is_.Grid, limit: is_.Limit) -
     """
     steps = facts.subject.program.steps
     maps = [s for k in chain if isinstance(s := steps[k], Affine)]
-    need(len(maps) == len(chain), "a chain of other steps than affine ones")
+    need(len(maps) == len(chain) > 0, "a chain of other steps than affine ones")
     need(all(steps[b].view.sources == (a,) for a, b in pairwise(chain)), "steps that are no chain")
     found = paths.chain_gains(maps, limit, torus, facts.subject.exact)
     if found is None:
@@ -174,7 +174,7 @@ def implicit(facts: Facts, *, of: is_.StepId, multipliers: is_.Diagonal, limit: 
 
 
 @theorem
-def product(facts: Facts, *, start: is_.StepId, end: is_.StepId, gains: is_.AnyFactIds, norms: is_.Norms,
+def product(facts: Facts, *, start: is_.StepId, end: is_.StepId, gains: is_.FactIds, norms: is_.Norms,
             limit: is_.Limit) -> Constant:  # fmt: skip
     """Products of gains along every path, sums where paths meet."""
     given = [facts.get(k, Gained) for k in gains]
@@ -245,12 +245,15 @@ def jacobian(facts: Facts, *, start: is_.StepId, end: is_.StepId, ranges: is_.Pa
 
 @theorem
 def sign(facts: Facts, *, ranges: is_.Part, row: is_.Row, input: is_.Entry, sign: is_.Sign) -> Monotone:
-    """The range of one derivative is on one side of 0."""
+    """No path to the row has a negative product, or the range of the derivative is on one side of 0."""
     need(not facts.subject.exact, "exact checking covers no ranges")
     part, known = facts.ranges(ranges)
     found = _between(facts, 0, len(facts.subject.program.steps) - 1, known, None)
-    for g in gradients(found, known, found.output.rows([row]), True):
-        _shown(bool(g.low[input] >= 0 if sign > 0 else g.high[input] <= 0), "a derivative without that sign")
+    output = scaled(np.array([float(sign)]), found.output.rows([row]))
+    rises = never_falling(found, output)[input] or all(
+        g.low[input] >= 0 for g in gradients(found, known, output, True)
+    )
+    _shown(bool(rises), "a derivative without that sign")
     return Monotone(part, Fraction(0), row, input, sign)
 
 
@@ -269,7 +272,7 @@ def value(
 
 
 @theorem
-def empty(facts: Facts, *, ranges: is_.FactId, weights: is_.Weights) -> Emptiness:
+def empty(facts: Facts, *, ranges: is_.FactId, weights: is_.Limits) -> Emptiness:
     """A weighted sum of the conditions that is negative for every input of the region (Farkas)."""
     known = facts.get(ranges, Known)
     need(len(weights) == len(known.part.conditions) > 0, "weights of other conditions")
@@ -301,6 +304,7 @@ def cover(facts: Facts, *, above: is_.FactId, below: is_.FactId) -> Fact:
 def rows(facts: Facts, *, of: is_.FactIds, norm: is_.Norm) -> Constant:
     """Constants of rows one after another make one of all: the largest, the root of the sum of squares, the sum."""
     found = [facts.get(k, Constant) for k in of]
+    need(found, "no rows")
     first, last = found[0], found[-1]
     for c in found:
         need(

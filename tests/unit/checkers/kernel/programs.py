@@ -123,12 +123,22 @@ LAWS = {
 
 
 def evaluate(steps: Sequence[Step], x: Array) -> Array:
-    """The last step at x [points, inputs]: straight from the definitions."""
+    """The last step at x [points, inputs]."""
+    return results(steps, x)[-1]
+
+
+def shown(view: View, found: Sequence[Array]) -> Array:
+    """What a view shows of results [points, size]."""
+    zeros = np.zeros((len(found[0]), 1))
+    return np.concatenate([*(found[s] for s in view.sources), zeros], 1)[:, view.places]
+
+
+def results(steps: Sequence[Step], x: Array) -> list[Array]:
+    """All steps at x [points, inputs]: straight from the definitions."""
     found: list[Array] = []
 
     def seen(view: View) -> Array:
-        joined = np.concatenate([np.zeros((len(x), 0)), *(found[s] for s in view.sources)], 1)
-        return np.append(joined, np.zeros((len(x), 1)), 1)[:, view.places]
+        return shown(view, found) if found else np.zeros((len(x), 0))
 
     for step in steps:
         v = np.append(seen(step.view), np.zeros((len(x), 1)), 1)
@@ -169,7 +179,7 @@ def evaluate(steps: Sequence[Step], x: Array) -> Array:
         else:
             raise TypeError(type(step))
         found.append(y)
-    return found[-1]
+    return found
 
 
 def jacobians(steps: Sequence[Step], x: Array, h: float = 1e-6) -> Array:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import ast
+import re
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from lipverify.checkers import kernel
 from lipverify.checkers.kernel import Constant, Subject, parse_steps, prove
 from lipverify.checkers.kernel.program import Affine
-from lipverify.errors import RefutedCertificate
+from lipverify.checkers.kernel.proof import FIELDS
+from lipverify.errors import RefutedCertificate, UnreadableCertificate
 from tests.unit.checkers.kernel.programs import ball, mlp
 
 ALL = {"start": 0, "end": 5}
@@ -47,3 +54,47 @@ def test_derivatives_over_a_ball() -> None:
                 prove(steps, subject)
         else:
             assert isinstance(prove(steps, subject)[-1], Constant)
+
+
+def page() -> dict[str, set[str]]:
+    """Steps of docs/proof-format.md and their fields."""
+    text = (Path(__file__).parents[4] / "docs" / "proof-format.md").read_text(encoding="utf-8")
+    rows = [line.split("|") for line in text.split("**Steps.**")[1].splitlines() if line.startswith("| `")]
+    return {row[1].strip(" `"): set(re.findall(r"`([a-z]+)`", row[2])) for row in rows}
+
+
+def test_the_page_and_the_code_know_the_same_steps_and_fields() -> None:
+    assert page() == {kind: set(fields) for kind, fields in FIELDS.items()}
+
+
+def test_the_page_is_two_pages_at_most() -> None:
+    text = (Path(__file__).parents[4] / "docs" / "proof-format.md").read_text(encoding="utf-8")
+    assert len(text.split()) < 1400
+
+
+def test_the_kernel_imports_nothing_but_numpy_and_itself() -> None:
+    folder = Path(kernel.__file__).parent
+    allowed = {"lipverify.errors", "lipverify.checkers.kernel", "numpy", "numpy.typing"}
+    for file in folder.glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = [node.module] if isinstance(node, ast.ImportFrom) else []
+            names += [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            for name in names:
+                known = name in allowed or str(name).startswith("lipverify.checkers.kernel.")
+                assert known or str(name).split(".")[0] in sys.stdlib_module_names, (file.name, name)
+
+
+@pytest.mark.parametrize("change", [
+    {"limit": "nan"}, {"limit": (-1.0).hex()}, {"limit": "-0x0.0p+0"}, {"limit": 2.0}, {"limit": "0x1p+0"}, {"chain": [-1]},
+    {"chain": [True]}, {"chain": [1, 1]}, {"chain": [9]}, {"chain": []}, {"chain": [2]}, {"torus": [[0, 0]]}, {"torus": [[4, 2]]},
+    {"step": "lemma"}, {"step": ["gain"]}, {"note": 1},
+], ids=str)  # fmt: skip
+def test_fields_are_what_they_have_to_be(change: dict[str, object]) -> None:
+    subject = Subject(mlp(np.random.default_rng(0), (3, 4, 2)))
+    with pytest.raises(UnreadableCertificate):
+        prove(
+            parse_steps(
+                [{"step": "gain", "chain": [1], "torus": None, "limit": (9.0).hex()} | change], {}, subject
+            ),
+            subject,
+        )
