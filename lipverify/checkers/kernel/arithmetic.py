@@ -31,7 +31,7 @@ def need(condition: object, message: str) -> None:
 
 def above(value: Fraction | int) -> float:
     """The smallest float64 >= value; infinity above the largest."""
-    if abs(value) >= 2**1023:
+    if not -(2**1023) < value < 2**1023:
         return math.inf if value > 0 else -(2.0**1023)
     nearest = float(value)
     return nearest if Fraction(nearest) >= value else math.nextafter(nearest, math.inf)

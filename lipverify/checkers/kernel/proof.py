@@ -50,8 +50,8 @@ def parse_steps(document: Any, arrays: Mapping[str, Array], subject: Subject) ->
 
 def parse_step(entry: Any, number: int, arrays: Mapping[str, Array], subject: Subject) -> Step:
     """One step; `number` is its place in the proof."""
-    kind = entry.get("step") if isinstance(entry, dict) else None
-    need(type(kind) is str and kind in FIELDS, f"step {number} is of no known kind")
+    kind = str(entry.get("step")) if isinstance(entry, dict) else ""
+    need(kind in FIELDS and entry["step"] == kind, f"step {number} is of no known kind")
     rules = FIELDS[kind]
     need(entry.keys() == {"step", *rules}, f"the fields of step {number}")
     scope = Scope(subject, arrays, number)

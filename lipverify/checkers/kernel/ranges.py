@@ -206,8 +206,8 @@ class Ranges:
         self.reads: dict[int, Signal] = {}
         self.slopes: dict[int, Slopes] = {}
         self.bends: dict[int, tuple[Curve | None, Slopes]] = {}
-        low, high = self._met(-1, region.low, region.high)
-        self.chain = Chain(region._replace(low=low, high=high), bool(conditions))
+        self._box = self._met(-1, region.low, region.high)
+        self.chain = Chain(region._replace(low=self._box[0], high=self._box[1]), bool(conditions))
         self.output = follow(p, 0, len(p.steps) - 1, self._layer, self._known)
         need(all(c.layer in self.reads for c in conditions), "a condition on an implicit layer")
 
@@ -228,7 +228,7 @@ class Ranges:
         if k < 0 or any(c.layer == k for c in self.conditions):
             self.reads[k] = v
         if k < 0:
-            return v._replace(ends=np.array([self.chain.region.low, self.chain.region.high]))
+            return v._replace(ends=np.array(self._box))
         low, high = self._met(k, *self.chain.ranges(v))
         unknown = ~(np.isfinite(low) & np.isfinite(high))
         if unknown.any():
