@@ -30,6 +30,8 @@ _HOMES = {
     "lipverify.robustness": ("Radii", "radii"),
     "lipverify.monotonicity": ("Monotonicity", "monotone"),
     "lipverify.propagation": ("Bounds", "bounds"),
+    "lipverify.questions": ("Answer", "InputBox", "ask"),
+    "lipverify.questions.deviation": ("Deviation", "deviation"),
     "lipverify.errors": (
         "ExtractionMismatch",
         "InternalError",
@@ -73,6 +75,8 @@ if TYPE_CHECKING:
     from lipverify.monotonicity import Monotonicity, monotone
     from lipverify.pipeline import audit, extract, load, margin
     from lipverify.propagation import Bounds, bounds
+    from lipverify.questions import Answer, InputBox, ask
+    from lipverify.questions.deviation import Deviation, deviation
     from lipverify.results import Audit
     from lipverify.robustness import Radii, radii
 

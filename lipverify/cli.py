@@ -24,6 +24,7 @@ from lipverify.commands.options import (
     shape,
 )
 from lipverify.commands.options import output as parsed_output
+from lipverify.commands.questions import Verbs
 from lipverify.commands.radius import radius
 from lipverify.commands.zoo import zoo_app
 from lipverify.errors import LipverifyError, Refuted
@@ -31,6 +32,7 @@ from lipverify.loading.names import display_path
 
 app = typer.Typer(
     name="lipverify",
+    cls=Verbs,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

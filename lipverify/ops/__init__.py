@@ -5,6 +5,7 @@ from lipverify.ops import powers as _powers
 from lipverify.ops import smooth_curves as _smooth_curves
 from lipverify.ops import source as _source
 from lipverify.ops.affine import DivideBy, Linear, Scale
+from lipverify.ops.change import Change, Same
 from lipverify.ops.convolution import Conv, ConvTranspose
 from lipverify.ops.gated import ClipGate, ErfGate, SigmoidGate, TanhGate
 from lipverify.ops.implicit import Implicit
@@ -46,6 +47,7 @@ __all__ = [
     "Add",
     "AvgPool",
     "BatchNorm",
+    "Change",
     "Clip",
     "ClipGate",
     "Concat",
@@ -91,6 +93,7 @@ __all__ = [
     "ReduceMin",
     "ReduceSum",
     "Reshape",
+    "Same",
     "Scale",
     "Shape",
     "SiLU",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -90,6 +91,86 @@ class OperatorCase:
                 lower[3], upper[3] = lower[3].clamp(max=0.0), torch.zeros_like(upper[3])
             boxes.append(Interval(lower, upper))
         return tuple(boxes)
+
+    def points(
+        self, boxes: tuple[Interval, ...], rng: torch.Generator, count: int
+    ) -> Iterator[tuple[Tensor, ...]]:
+        """At least `count` inputs inside the boxes, [batch, *shape] each."""
+        yield from zip(*(points_in(box, rng, count) for box in boxes), strict=True)
+
+
+@dataclass(frozen=True)
+class DifferenceCase(OperatorCase):
+    """Inputs (d_1 .., a_1 .., b_1 ..) with d_i = a_i - b_i: what the rules of the operator take for granted.
+
+    The d are rounded differences: off by one rounding, which the slack of the checks covers.
+    """
+
+    def sample(self, rng: torch.Generator, batch: int) -> tuple[Tensor, ...]:
+        drawn = super().sample(rng, batch)
+        count = len(drawn) // 3
+        first = drawn[count : 2 * count]
+        # Arguments far apart, close together, and the same.
+        share = torch.tensor([(1.0, 1e-3, 0.0)[row % 3] for row in range(batch)], dtype=torch.float64)
+        second = tuple(
+            a + share.reshape(-1, *(1,) * (a.ndim - 1)) * (b - a)
+            for a, b in zip(first, drawn[2 * count :], strict=True)
+        )
+        return (*(a - b for a, b in zip(first, second, strict=True)), *first, *second)
+
+    def random_box(self, rng: torch.Generator, batch: int = 6) -> tuple[Interval, ...]:
+        """Boxes of a and b of one width around samples, inside the domain; boxes of d of any width around their differences."""
+        point = self.sample(rng, batch)
+        count = len(point) // 3
+        width = torch.tensor([(0.0, 1e-9, 0.1, 1.0, 5.0, 20.0)[row % 6] for row in range(batch)])
+        boxes: list[list[Interval]] = [[], [], []]
+        for i, (d, a, b) in enumerate(
+            zip(point[:count], point[count : 2 * count], point[2 * count :], strict=True)
+        ):
+            low, high = self.domain(i)
+            reach = width.to(torch.float64).reshape(-1, *(1,) * (a.ndim - 1)).expand_as(a)
+            for center in (a, b):
+                reach = torch.minimum(reach, torch.minimum(center - low, high - center).clamp(min=0.0))
+            share = torch.rand(a.shape, generator=rng, dtype=torch.float64)
+            for found, center, size in zip(
+                boxes, (d, a, b), (2.0 * share * reach, reach, reach), strict=True
+            ):
+                found.append(Interval(center - size, center + size))
+        return tuple(box for group in boxes for box in group)
+
+    def points(
+        self, boxes: tuple[Interval, ...], rng: torch.Generator, count: int
+    ) -> Iterator[tuple[Tensor, ...]]:
+        """a anywhere in its box, b where both its box and the box of the difference allow it."""
+        third = len(boxes) // 3
+        for first in zip(*(points_in(box, rng, count) for box in boxes[third : 2 * third]), strict=True):
+            second = []
+            for a, d, b in zip(first, boxes[:third], boxes[2 * third :], strict=True):
+                low, high = torch.maximum(b.lower, a - d.upper), torch.minimum(b.upper, a - d.lower)
+                share = torch.rand(low.shape, generator=rng, dtype=torch.float64)
+                share = torch.where(share < 0.2, 0.0, torch.where(share > 0.8, 1.0, share))
+                second.append(low + share * (high - low).clamp(min=0.0))
+            yield (*(a - b for a, b in zip(first, second, strict=True)), *first, *second)
+
+
+@dataclass(frozen=True)
+class SameCase(OperatorCase):
+    """Two inputs that are equal, each with a box of its own around them."""
+
+    def sample(self, rng: torch.Generator, batch: int) -> tuple[Tensor, ...]:
+        return (super().sample(rng, batch)[0],) * 2
+
+    def random_box(self, rng: torch.Generator, batch: int = 6) -> tuple[Interval, ...]:
+        (center, _) = self.sample(rng, batch)
+        reach = [torch.rand(center.shape, generator=rng, dtype=torch.float64) for _ in range(4)]
+        return tuple(Interval(center - reach[i], center + reach[i + 1]) for i in (0, 2))
+
+    def points(
+        self, boxes: tuple[Interval, ...], rng: torch.Generator, count: int
+    ) -> Iterator[tuple[Tensor, ...]]:
+        lower = torch.maximum(boxes[0].lower, boxes[1].lower)
+        upper = torch.minimum(boxes[0].upper, boxes[1].upper)
+        yield from ((x, x) for x in points_in(Interval(lower, upper), rng, count))
 
 
 def points_in(box: Interval, rng: torch.Generator, count: int) -> Tensor:

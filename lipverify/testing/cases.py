@@ -10,13 +10,23 @@ from torch import Tensor
 
 from lipverify import ops
 from lipverify.ir.op import Op, Shape
+from lipverify.ops.change import has_change
 from lipverify.ops.convolution import Pads
-from lipverify.testing.case import OperatorCase
+from lipverify.testing.case import DifferenceCase, OperatorCase, SameCase
 
 
 def operator_cases() -> list[OperatorCase]:
     """At least one case for every built-in operator; the same ones in the same order at every call."""
-    return [*_affine(), *_convolutions(), *_merging(), *_scalar(), *_pooling(), *_reshaping(), *_other()]
+    return [
+        *_affine(),
+        *_convolutions(),
+        *_merging(),
+        *_scalar(),
+        *_pooling(),
+        *_reshaping(),
+        *_other(),
+        *_differences(),
+    ]
 
 
 def _numbers(*shape: int, seed: int = 0, low: float | None = None) -> Tensor:
@@ -270,3 +280,21 @@ def _implicit() -> list[OperatorCase]:
         _case(ops.Implicit(triangular, _numbers(2, 3), None), (3,), label="triangular"),
         _case(ops.Implicit(0.3 * triangular, _numbers(2, 3), None, ops.LeakyReLU(2.5)), (3,), label="steep"),
     ]
+
+
+def _differences() -> list[OperatorCase]:
+    """The change of every scalar activation, and of operators that choose among entries."""
+    inner = [*_scalar(), *_pooling()[:2]]
+    inner += [_case(ops.ReduceMax((1,), False), (3, 4)), _case(ops.ReduceMin((0, 1), True), (3, 2))]
+    inner += [_case(ops.GroupSort(2), (6,)), _case(ops.GroupSort(3, 0, True), (6, 2), label="descending")]
+    inner += [_case(kind(), (2, 3), (2, 3)) for kind in (ops.Maximum, ops.Minimum)]
+    found: list[OperatorCase] = [SameCase(ops.Same(), ((3,), (3,)), bounded=False)]
+    for case in inner:
+        if not has_change(case.op):
+            continue
+        label = f"{case.op.kind()}-{case.label}".rstrip("-")
+        change = ops.Change(case.op)
+        domains = case.domains * 3 if len(case.domains) > 1 else case.domains
+        shapes = case.input_shapes * 3
+        found.append(DifferenceCase(change, shapes, label, domains, False, max(case.point_width, 1e-7)))
+    return found

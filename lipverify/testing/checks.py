@@ -14,7 +14,7 @@ from lipverify.errors import UnsupportedModel
 from lipverify.ir.interval import Interval
 from lipverify.ir.op import Input, Op, Shape
 from lipverify.rules import Rule, Unbounded
-from lipverify.testing.case import TOLERANCE, OperatorCase, points_in
+from lipverify.testing.case import TOLERANCE, OperatorCase
 from lipverify.testing.gains import check_gain_not_below
 
 
@@ -67,7 +67,7 @@ def check_interval_encloses(case: OperatorCase, seed: int = 0) -> None:
         except UnsupportedModel:
             assert not case.bounded, f"{case}: `interval` refuses a box of the operator's domain"
             continue
-        for points in zip(*(points_in(box, rng, 24) for box in boxes), strict=True):
+        for points in case.points(boxes, rng, 24):
             _assert_inside(found, rules.forward(op, *points), f"{case}: a result lies outside `interval`")
     inputs = case.sample(rng, 8)
     result = rules.forward(op, *inputs)

@@ -65,8 +65,10 @@ def test_every_page_is_in_the_menu() -> None:
 
 def test_commands_that_are_shown_exist() -> None:
     from lipverify.cli import app, zoo_app
+    from lipverify.commands.questions import verbs
 
     known = {c.name or c.callback.__name__ for c in app.registered_commands if c.callback is not None}
+    known |= set(verbs())
     assert zoo_app.registered_commands
     for page in PAGES:
         for name in COMMAND.findall(page.read_text(encoding="utf-8")):
@@ -79,17 +81,18 @@ def test_options_and_analyzers_that_are_shown_exist() -> None:
 
     from lipverify.analyzers import registry
     from lipverify.cli import app
+    from lipverify.commands.questions import Later, verbs
 
     command = get_command(app)
-    known = {
-        n: {o for p in c.params for o in (*p.opts, *p.secondary_opts)} for n, c in command.commands.items()
-    }  # type: ignore[attr-defined]
+    commands = dict(command.commands)  # type: ignore[attr-defined]
+    commands |= {verb: Later(verb).built() for verb in verbs()}
+    known = {n: {o for p in c.params for o in (*p.opts, *p.secondary_opts)} for n, c in commands.items()}
     shown = 0
     for page in [*PAGES, ROOT / "CONTRIBUTING.md"]:
         text = page.read_text(encoding="utf-8")
         lines = re.findall(r"^\$ .*", text, re.MULTILINE) + re.findall(r"`([^`]+)`", FENCED.sub("", text))
         for line in (found.replace("\n", " ") for found in lines):
-            verb = re.search(r"(?<!\S)(audit|radius|compare|verify|inspect|doctor) ", line)
+            verb = re.search(r"(?<!\S)(audit|radius|compare|verify|inspect|doctor|deviate) ", line)
             allowed = known[verb[1]] if verb else set().union(*known.values())
             allowed |= {"--help", "--debug", "--check", "--shape"}
             if verb or line.startswith("--"):

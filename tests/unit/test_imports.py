@@ -24,6 +24,11 @@ LAYERS = {
     "passes": {"errors", "ir", "rules", "ops", "interpreter", "loading"},
     "propagation": {"errors", "ir", "rules", "ops", "linalg"},
     "analyzers": {"errors", "ir", "rules", "ops", "linalg", "interpreter", "loading", "propagation"},
+    "combine": {"errors", "ir", "rules", "ops", "interpreter"},
+    "questions": {
+        *("errors", "ir", "ops", "interpreter", "loading", "propagation", "combine", "analyzers", "falsify"),
+        *("documents", "reporting", "start"),
+    },
     "zoo": {"errors", "loading"},
     "reporting": {"errors", "loading", "ir"},
 }

@@ -8,10 +8,12 @@ from torch import Tensor
 
 from lipverify import ops, rules
 from lipverify.ir.interval import Interval
-from lipverify.testing.case import OperatorCase
+from lipverify.testing.case import DifferenceCase, OperatorCase, SameCase
 from lipverify.testing.cases import operator_cases
 
-CASES = [case for case in operator_cases() if rules.relax.covers(type(case.op))]
+PLANES = [case for case in operator_cases() if rules.relax.covers(type(case.op))]
+CASES = [case for case in PLANES if not isinstance(case, DifferenceCase | SameCase)]
+RELATED = [case for case in PLANES if isinstance(case, DifferenceCase | SameCase)]
 AFFINE = [case for case in operator_cases() if rules.linear.covers(type(case.op))]
 WIDTHS = (0.0, 1e-9, 1e-2, 1.0, 6.0)
 
@@ -56,6 +58,23 @@ def test_planes_enclose(case: OperatorCase) -> None:
             slack = 1e-14 * (1.0 + y.abs() + sum(t.abs() for t in terms))
             assert bool((value(found.lower, terms) <= y + slack).all()), f"width {width}"
             assert bool((value(found.upper, terms) >= y - slack).all()), f"width {width}"
+
+
+@pytest.mark.parametrize("case", RELATED, ids=str)
+def test_planes_of_related_inputs_enclose(case: OperatorCase) -> None:
+    rng, op = torch.Generator().manual_seed(5), case.exact()
+    for _ in range(3):
+        boxes = case.random_box(rng)
+        found = rules.relax(op, *boxes)
+        for xs in case.points(boxes, rng, 24):
+            y, terms = rules.forward(op, *xs), list(xs)
+            if found.entries is not None:
+                terms = list(xs[0].flatten(1)[:, found.entries].movedim(1, 0))
+            # The difference of the inputs is rounded here, and so are forward and plane.
+            slack = 1e-14 * (1.0 + y.abs() + sum(t.abs() for t in (*terms, *xs) if t.shape == y.shape))
+            slack = slack + 1e-14 * max(float(t.abs().max()) for t in terms)
+            assert bool((value(found.lower, terms) <= y + slack).all())
+            assert bool((value(found.upper, terms) >= y - slack).all())
 
 
 @pytest.mark.parametrize("case", AFFINE, ids=str)

@@ -1,0 +1,250 @@
+"""The difference of two networks as one graph: as a subtraction, and with the difference of every layer carried along.
+
+Legend: f, g the networks, h_f and h_g the values of one layer in each, d = h_f - h_g.
+Source: ReluDiff (ICSE 2020, arXiv 2001.03662), NeuroDiff (arXiv 2009.09943), VeryDiff (arXiv 2410.20207), here as a rewriting
+into operators that have ranges and planes (`ops.change`), for any graph.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lipverify import ops
+from lipverify.combine.agreement import require_close, samples
+from lipverify.combine.carry import RUNS, Draft, Pair, alike, carried, covered, equal, run_changed
+from lipverify.errors import UsageError
+from lipverify.interpreter import evaluate, evaluate_all
+from lipverify.ir.graph import Graph, Node
+from lipverify.ir.graphs import different_inputs, joined
+from lipverify.ir.op import Constant, Input, Op
+from lipverify.ops.change import Same
+
+LISTED = 8
+"""Places where the structures differ that are named."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A pair of layers, all names in the graph of the difference: the two nodes, the node of d, and the nodes of what the layer's
+    own parameters add to it."""
+
+    first: str
+    second: str
+    change: str
+    own: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """x -> f(x) - g(x). graph: its output is the difference, [*output shape].
+
+    first, second, carried: the nodes of f(x), of g(x) and of the carried difference of both in it.
+
+    zero: f and g are one function by their structure, so that the difference is 0 exactly (the graph then says so too).
+    apart: where the structures differ, in words; the difference is that of two separate branches there.
+    """
+
+    graph: Graph
+    first: str
+    second: str
+    carried: str
+    layers: tuple[Layer, ...]
+    apart: tuple[str, ...]
+    zero: bool
+
+    def functionals(self, rows: Tensor, of_each: Tensor) -> Graph:
+        """A graph with three outputs: `rows` [count, size] of the flattened difference, `of_each` of f(x) and of g(x)."""
+        draft = Draft({node.name: node.shape for node in self.graph.nodes}, "rows.")
+        draft.source = "output"
+
+        def linear(name: str, matrix: Tensor) -> str:
+            size = math.prod(draft.shapes[name])
+            flat = name if len(draft.shapes[name]) == 1 else draft.add(ops.Reshape((size,)), name)
+            return draft.add(ops.Linear(matrix.to(torch.float64), None), flat)
+
+        apart = draft.add(ops.Sub(), self.first, self.second)
+        met = draft.add(Same(), linear(self.carried, rows), linear(apart, rows))
+        outputs = (met, linear(self.first, of_each), linear(self.second, of_each))
+        return Graph((*self.graph.nodes, *draft.nodes), outputs)
+
+
+def minus(f: Graph, g: Graph) -> Graph:
+    """x -> f(x) - g(x): two branches that meet in a subtraction. Parameters become float64.
+
+    Raises:
+        UsageError: inputs or outputs of different shapes.
+    """
+    both = joined(*_prepared(f, g))
+    first, second = both.outputs
+    nodes = (*both.nodes, Node("difference", ops.Sub(), (first, second), both[first].shape))
+    found = Graph(nodes, ("difference",))
+    x = samples(f)
+    parts = [evaluate(graph.to(dtype=torch.float64), x) for graph in (f, g)]
+    wanted = (parts[0].flatten(1) - parts[1].flatten(1)).reshape(evaluate(found, x).shape)
+    require_close(wanted, evaluate(found, x), "minus")
+    return found
+
+
+def difference(f: Graph, g: Graph) -> Difference:
+    """x -> f(x) - g(x) with the difference of every layer carried: exact over the reals, checked by the interpreter.
+
+    Layers pair up from the outputs on. An affine layer gives W_g d + (W_f - W_g) h_f, an activation `Change`; where structures
+    differ the two branches are subtracted.
+
+    Raises:
+        UsageError: inputs or outputs of different shapes.
+    """
+    f, g = _prepared(f, g)
+    turned = _weight(f) < _weight(g)
+    both = joined(g, f, ("g.", "f.")) if turned else joined(f, g)
+    first, second = reversed(both.outputs) if turned else both.outputs
+    work = _Rewriting(both)
+    output = work.run()
+    draft = work.draft
+    draft.source = "output"
+    if output is None:
+        carried_output = draft.add(ops.Constant(torch.zeros(f.output_shape, dtype=torch.float64)))
+    elif turned:
+        carried_output = draft.add(ops.Scale(torch.tensor(-1.0, dtype=torch.float64), None), output)
+    else:
+        carried_output = output
+    end = carried_output if output is None else draft.met(carried_output, first, second)
+    graph = Graph((*both.nodes, *draft.nodes), (end,))
+    found = Difference(
+        graph, first, second, carried_output, tuple(work.layers), tuple(work.apart), output is None
+    )
+    _check(found)
+    return found
+
+
+def _weight(graph: Graph) -> tuple[float, str]:
+    """How large the parameters are. The carried difference goes through those of the network with the smaller ones, which
+    amplify it less; and the answer is the same whichever network comes first."""
+    total = 0.0
+    for node in graph.nodes:
+        for value in vars(node.op).values():
+            if isinstance(value, torch.Tensor) and value.is_floating_point():
+                total += float(value.double().abs().sum())
+    return total, graph.digest
+
+
+def _prepared(f: Graph, g: Graph) -> tuple[Graph, Graph]:
+    """Both in float64, with outputs of one shape."""
+    if f.input_shape != g.input_shape:
+        raise UsageError(different_inputs(f, g))
+    if f.output.size != g.output.size:
+        raise UsageError(
+            f"the networks give outputs of different sizes, {list(f.output_shape)} and {list(g.output_shape)}; "
+            "they cannot be subtracted"
+        )
+    found = []
+    for graph in (f, g):
+        graph = graph.to(dtype=torch.float64).pruned()
+        if f.output_shape != g.output_shape:
+            graph = graph.append(ops.Reshape((graph.output.size,)), (graph.output.size,), "flatten")
+        found.append(graph)
+    return found[0], found[1]
+
+
+class _Rewriting:
+    """Pairs of nodes of a joined graph, each with the node of its difference (None: zero)."""
+
+    def __init__(self, both: Graph) -> None:
+        self.both = both
+        self.draft = Draft({node.name: node.shape for node in both.nodes})
+        self.found: dict[tuple[str, str], str | None] = {}
+        self.layers: list[Layer] = []
+        self.apart: list[str] = []
+
+    def run(self) -> str | None:
+        """The node of the difference of the outputs."""
+        first, second = self.both.outputs
+        place = {node.name: index for index, node in enumerate(self.both.nodes)}
+        needed, todo = set[tuple[str, str]](), [(first, second)]
+        while todo:
+            pair = todo.pop()
+            if pair not in needed:
+                needed.add(pair)
+                todo.extend(self._inputs(*pair))
+        for pair in sorted(needed, key=lambda pair: (place[pair[0]], place[pair[1]])):
+            self.found[pair] = self._difference(*pair)
+        return self.found[first, second]
+
+    def _inputs(self, first: str, second: str) -> list[tuple[str, str]]:
+        """The pairs that the difference of this pair is made of; none where it is a subtraction, or zero."""
+        m, n = self.both[first], self.both[second]
+        if first == second or isinstance(m.op, Input) or isinstance(n.op, Input):
+            return []
+        shapes = tuple(tuple(self.both[name].shape for name in node.inputs) for node in (m, n))
+        if m.shape != n.shape:
+            return []
+        if alike(m.op, n.op, (shapes[0], shapes[1])):
+            return list(zip(m.inputs, self._order(m, n), strict=True))
+        leaves = self._run(first)[0], self._run(second)[0]
+        before = [self.both[name].shape for name in leaves]
+        return [leaves] if before[0] == before[1] and leaves != (first, second) else []
+
+    def _run(self, name: str) -> tuple[str, list[Op]]:
+        """The run of affine operators of one input that ends here: the node before it, and its operators in order."""
+        run: list[Op] = []
+        while isinstance(self.both[name].op, RUNS):
+            run.insert(0, self.both[name].op)
+            (name,) = self.both[name].inputs
+        return name, run
+
+    def _order(self, m: Node, n: Node) -> tuple[str, ...]:
+        """The inputs of n in the order that suits m: a sum may be written either way."""
+        if not isinstance(m.op, ops.Add) or m.inputs[0] == n.inputs[0]:
+            return n.inputs
+        kinds = [[self.both[name].op.kind() for name in node.inputs] for node in (m, n)]
+        turned = kinds[0] != kinds[1] and kinds[0] == kinds[1][::-1]
+        return n.inputs[::-1] if turned else n.inputs
+
+    def _difference(self, first: str, second: str) -> str | None:
+        if first == second:
+            return None
+        m, n = self.both[first], self.both[second]
+        pairs = self._inputs(first, second)
+        self.draft.source = m.source or m.name
+        self.draft.own = []
+        if not pairs and not (isinstance(m.op, Constant) and isinstance(n.op, Constant)):
+            self.apart.append(f"{m.describe()} against {n.describe()}")
+            return self.draft.add(ops.Sub(), first, second)
+        d = tuple(self.found[pair] for pair in pairs)
+        shapes = tuple(tuple(self.both[name].shape for name in node.inputs) for node in (m, n))
+        if not alike(m.op, n.op, (shapes[0], shapes[1])):
+            change = run_changed(self._run(second)[1], first, pairs[0][0], d[0], self.draft)
+            self.layers.append(Layer(first, second, change, tuple(self.draft.own)))
+            return change
+        if all(change is None for change in d) and equal(m.op, n.op):
+            return None
+        if not covered(m.op):
+            self.apart.append(f"{m.describe()}, whose change has no rule")
+            return self.draft.add(ops.Sub(), first, second)
+        b = tuple(pair[1] for pair in pairs)
+        found = carried(m.op, n.op, Pair(self.draft, first, second, m.inputs, b, d))
+        if found is not None:
+            self.layers.append(Layer(first, second, found, tuple(self.draft.own)))
+        return found
+
+
+def _check(found: Difference) -> None:
+    """Every carried difference is that of its two layers, on random inputs; and the output that of the networks."""
+    graph = found.graph
+    x = samples(graph)
+    values = evaluate_all(graph, x)
+    sizes = torch.stack([v.abs().flatten(1).amax(1).expand(len(x)) for v in values.values() if v[0].numel()])
+    largest = sizes.amax(0)
+    pairs = [(layer.first, layer.second, layer.change) for layer in found.layers]
+    for first, second, name in [*pairs, (found.first, found.second, graph.output.name)]:
+        wanted = values[first] - values[second]
+        change = values[name].expand(wanted.shape)
+        if not bool(change.isfinite().all()):
+            raise UsageError(
+                f"the parameters of {graph[first].describe()} are so far apart that their difference is beyond float64"
+            )
+        require_close(wanted, change, "difference", largest[: len(wanted)])

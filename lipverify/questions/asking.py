@@ -1,0 +1,96 @@
+"""The shell: facts until the budget ends, the witness, the formula, the answer."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from lipverify.analyzers.protocol import Compute, Report, keeping_best, silent
+from lipverify.errors import Refuted, Undecided
+from lipverify.ir.certificate import Witness
+from lipverify.ir.interval import Interval
+from lipverify.questions.question import Answer, Found, Question
+
+METHOD = "gradient-ascent"
+
+
+def ask(
+    question: Question,
+    *,
+    budget: float | None = None,
+    device: str | torch.device = "cpu",
+    seed: int = 0,
+    report: Report | None = None,
+) -> Answer:
+    """The answer to a question: a bound that is never below the truth, and a witness that is never above it.
+
+    Args:
+        budget: seconds. The first facts are always finished; what is refined after them ends at the deadline.
+
+    Raises:
+        UnsupportedModel: an operator that no rule covers; it is named. Refuted: a witness contradicts the bound: a bug of ours.
+        Undecided: interrupted before there was any bound.
+    """
+    started = time.monotonic()
+    deadline = None if budget is None else started + budget
+    compute = Compute(torch.device(device), seed, deadline, report or silent)
+    witness, lower = _witness(question, compute)
+    found: Found | None = None
+    trace: list[tuple[float, float]] = []
+    with keeping_best() as interruption:
+        for more in question.facts(compute):
+            found = more if found is None else _met(found, more)
+            best = float(question.formula.evaluate(found.facts).upper.max())
+            trace.append((time.monotonic() - started, best))
+            compute.report(question.name, best)
+            if compute.expired():
+                break
+    if found is None:
+        raise Undecided("interrupted before there was a bound")
+    upper = question.formula.evaluate(found.facts).upper
+    if lower is not None and bool((lower > upper).any()):
+        worst = int((lower - upper).argmax())
+        raise Refuted(
+            f"the witness of region {worst} has the value {float(lower[worst])!r}, above the bound {float(upper[worst])!r}; "
+            "this is a bug of lipverify, please report it with the models"
+        )
+    fields = dict(question.findings(found, compute))
+    arrays = {name: value for name, value in fields.items() if isinstance(value, Tensor)}
+    single = question.single
+    return Answer(
+        question,
+        float(upper[0]) if single else upper,
+        None if lower is None else float(lower[0]) if single else lower,
+        witness,
+        found,
+        {name: value for name, value in fields.items() if name not in arrays},
+        time.monotonic() - started,
+        tuple(trace),
+        interruption.happened,
+        arrays=arrays,
+    )
+
+
+def _witness(question: Question, compute: Compute) -> tuple[Witness | None, Tensor | None]:
+    """The points of an untrusted search with the values that interval arithmetic proves there."""
+    share = replace(compute, deadline=compute.share(5))
+    points = question.search(share)
+    if points is None:
+        return None, None
+    value = question.formula.evaluate(question.at(points)).lower.clamp(min=0.0)
+    return Witness(value=value.cpu(), points=points.cpu(), method=METHOD), value.cpu()
+
+
+def _met(first: Found, second: Found) -> Found:
+    """Both hold."""
+    facts = {
+        name: Interval(
+            torch.maximum(box.lower, second.facts[name].lower),
+            torch.minimum(box.upper, second.facts[name].upper),
+        )
+        for name, box in first.facts.items()
+    }
+    return Found(facts, min(first.rigour, second.rigour), second.more)

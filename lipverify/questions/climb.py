@@ -1,0 +1,82 @@
+"""An untrusted search for inputs of a region where a value is large: sign-gradient ascent from several starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lipverify.analyzers.protocol import Compute
+from lipverify.ir.norm import Norm
+from lipverify.ir.region import Ball
+
+Objective = Callable[[Tensor], Tensor]
+"""[rows, *input shape] -> [rows], differentiable almost everywhere; rows are starts times regions, regions running fastest."""
+
+
+@dataclass(frozen=True)
+class Climb:
+    """starts: points followed in each region; steps: of each; work: multiplications all of it may take, which cuts the starts."""
+
+    starts: int = 16
+    steps: int = 40
+    work: float = 4e9
+
+
+def climb(
+    objective: Objective,
+    region: Ball,
+    compute: Compute,
+    cost: float,
+    settings: Climb,
+    hints: Tensor | None = None,
+) -> Tensor:
+    """The best inputs found, [count, *input shape]: inside the region as far as float64 can say.
+
+    Args:
+        cost: multiplications of one evaluation of one input. hints: [n, *input shape], more starts in every region.
+    """
+    center = region.center.to(compute.device)
+    count, shape = len(region), center.shape[1:]
+    rng = torch.Generator().manual_seed(compute.seed)
+    affordable = int(settings.work / (3.0 * max(cost, 1.0) * settings.steps * count))
+    starts = max(1, min(settings.starts, affordable))
+    step = torch.randn((starts, count, *shape), generator=rng, dtype=torch.float64).to(compute.device)
+    if region.norm is Norm.LINF:
+        step = torch.where(
+            step.new_tensor([k % 2 for k in range(starts)]).reshape(-1, *[1] * center.ndim) > 0,
+            step.sign(),
+            step,
+        )
+    step[0] = 0.0
+    x = region.project(center + region.radius * step)
+    if hints is not None:
+        more = hints.to(x)[: max(1, starts)].unsqueeze(1).expand(-1, count, *shape)
+        x = region.project(torch.cat([x, more]))
+    best, where = torch.full((count,), -torch.inf, dtype=x.dtype, device=x.device), center.clone()
+    pace = 0.5 * region.radius
+    for _ in range(settings.steps):
+        rows = x.flatten(0, 1).detach().requires_grad_(True)
+        with torch.enable_grad():
+            value = objective(rows)
+            (gradient,) = torch.autograd.grad(value.sum(), rows, materialize_grads=True)
+        value = value.detach().reshape(x.shape[:2]).nan_to_num(nan=-torch.inf)
+        top, row = value.max(0)
+        better = top > best
+        best = torch.where(better, top, best)
+        chosen = x[row, torch.arange(count, device=x.device)]
+        where = torch.where(better.reshape(-1, *[1] * len(shape)), chosen, where)
+        if compute.expired():
+            break
+        x = region.project(x + pace * _direction(gradient.reshape(x.shape), region.norm))
+        pace *= 0.9
+    return where.cpu()
+
+
+def _direction(gradient: Tensor, norm: Norm) -> Tensor:
+    if norm is Norm.LINF:
+        return gradient.sign()
+    length: Tensor = torch.linalg.vector_norm(gradient.flatten(2), dim=2)
+    return gradient / length.clamp_min(1e-300).reshape(*length.shape, *[1] * (gradient.ndim - 2))

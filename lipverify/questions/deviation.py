@@ -1,0 +1,157 @@
+"""How far can a changed copy of a network answer differently?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from lipverify.analyzers.protocol import Compute
+from lipverify.combine import Difference, difference
+from lipverify.errors import UsageError
+from lipverify.ir.graph import Graph
+from lipverify.ir.interval import Interval
+from lipverify.ir.region import Ball
+from lipverify.propagation import bounds, interval_ranges
+from lipverify.questions import compared, labels
+from lipverify.questions.asking import ask
+from lipverify.questions.formula import Formula, fact, of
+from lipverify.questions.options import Options, option
+from lipverify.questions.question import Answer, Found, Subject
+from lipverify.questions.regions import InputBox, asked_region, region_words
+from lipverify.reporting.sections import Section
+
+FORMULAS = {
+    "linf": of("largest", of("absolute", fact("difference"))),
+    "l2": of("length", fact("difference")),
+    "pairs": of("largest", of("absolute", fact("pairs"))),
+}
+MEANS = {"linf": "in every output", "l2": "in l2", "pairs": "in every difference of two outputs"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviationOptions(Options):
+    """How far to measure, and what fails."""
+
+    norm_out: Annotated[str, option("linf, l2, or pairs: differences of two outputs")] = "linf"
+    fail_on_change: Annotated[bool, option("exit 3 if a label is shown to change")] = False
+
+
+@dataclass(frozen=True, eq=False)
+class Deviation:
+    """The largest difference of two networks over a region. data: points [n, *input shape] whose labels are asked about.
+
+    Statement: |f(x) - g(x)|_out <= upper for every x of the region (of each ball, where there are several).
+    Source: differential analysis of two networks, ReluDiff (ICSE 2020, arXiv 2001.03662), NeuroDiff (arXiv 2009.09943), VeryDiff
+        (arXiv 2410.20207); backward linear bounds (CROWN, arXiv 1811.00866) through the carried difference of each layer, met
+        with the difference of both networks bounded side by side.
+    Sound when: as `lipverify.bounds`; the carried graph is exact over the reals; the interpreter holds it against both networks.
+
+    Raises:
+        UsageError: networks of different inputs or outputs, another word for `norm_out`, points of another shape.
+    """
+
+    name: ClassVar[str] = "deviation"
+    options: ClassVar[type[Any]] = DeviationOptions
+    f: Graph
+    g: Graph
+    region: Ball
+    norm_out: str = "linf"
+    data: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.norm_out not in FORMULAS or (self.norm_out == "pairs" and not self._classes):
+            raise UsageError(
+                f"a deviation is measured in {', '.join(FORMULAS)} (pairs: 2 to {labels.MOST_CLASSES} outputs)"
+            )
+
+    @property
+    def _classes(self) -> bool:
+        return 2 <= self.f.output.size <= labels.MOST_CLASSES
+
+    @property
+    def subjects(self) -> tuple[Subject, ...]:
+        return Subject("original", self.f), Subject("changed", self.g)
+
+    @property
+    def single(self) -> bool:
+        return isinstance(self.region, InputBox)
+
+    @property
+    def formula(self) -> Formula:
+        return FORMULAS[self.norm_out]
+
+    def query(self) -> dict[str, Any]:
+        words = f"how far apart can the networks be {MEANS[self.norm_out]}, {region_words(self.region)}?"
+        return {"norm_out": self.norm_out, "region": self.region.to_json(), "words": words}
+
+    def claim(self, upper: str) -> str:
+        return f"the networks differ by at most {upper} {MEANS[self.norm_out]}, {region_words(self.region)}"
+
+    @cached_property
+    def carried(self) -> Difference:
+        return difference(self.f, self.g)
+
+    @cached_property
+    def graph(self) -> Graph:
+        """Entries and pairs of the difference; pairs of f; pairs of g."""
+        size = self.f.output.size
+        rows = labels.pairs(size) if self._classes else torch.zeros(0, size, dtype=torch.float64)
+        return self.carried.functionals(torch.cat([torch.eye(size, dtype=torch.float64), rows]), rows)
+
+    def facts(self, compute: Compute) -> Iterator[Found]:
+        if self.carried.zero:
+            zeros = torch.zeros(len(self.region), self.graph.output.size, dtype=torch.float64)
+            yield Found(self._facts(Interval(zeros, zeros)))
+            return
+        for method in ("interval", "linear"):
+            ranges = bounds(
+                self.graph, self.region, method=method, device=compute.device, expired=compute.expired
+            )
+            yield Found(self._facts(ranges[self.graph.outputs[0]]), more=ranges)
+
+    def _facts(self, box: Interval) -> dict[str, Interval]:
+        ends = [
+            torch.zeros_like(end.cpu()) if self.carried.zero else end.cpu() for end in (box.lower, box.upper)
+        ]
+        size = self.f.output.size
+        parts = {"difference": slice(0, size), "pairs": slice(size, None)}
+        return {name: Interval(ends[0][:, part], ends[1][:, part]) for name, part in parts.items()}
+
+    def search(self, compute: Compute) -> Tensor:
+        hints = self.data if self.single else None
+        return compared.search(self.carried, self.region, self.norm_out, hints, compute)
+
+    def at(self, points: Tensor) -> Mapping[str, Interval]:
+        return self._facts(interval_ranges(self.graph, Interval(points, points))[self.graph.outputs[0]])
+
+    def findings(self, found: Found, compute: Compute) -> Mapping[str, Any]:
+        data = self.data if self._classes else None
+        return compared.findings(self.carried, self.graph, self.region, self.single, data, found, compute)
+
+    @classmethod
+    def asked(cls, options: DeviationOptions, graphs: Sequence[Graph], x: Tensor | None) -> Iterator[Self]:
+        region = asked_region(graphs[0], x, options.radius, options.ball, options.box)
+        for other in graphs[1:]:
+            yield cls(graphs[0], other, region, options.norm_out, x)
+
+    @staticmethod
+    def sections(document: Mapping[str, Any]) -> Sequence[Section]:
+        return compared.sections(document)
+
+    @staticmethod
+    def gate(options: DeviationOptions, document: Mapping[str, Any]) -> str | None:
+        return compared.gate(options.fail_on_change, document)
+
+
+def deviation(
+    f: Graph, g: Graph, region: Ball, *, norm_out: str = "linf", data: Tensor | None = None, **settings: Any
+) -> Answer:
+    """The answer to `Deviation`; settings as in `ask`. In balls the labels are asked about their centres."""
+    if data is None and not isinstance(region, InputBox):
+        data = region.center
+    return ask(Deviation(f, g, region, norm_out, data), **settings)

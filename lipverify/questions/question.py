@@ -1,0 +1,214 @@
+"""What a question is, and what its answer holds."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lipverify import __version__
+from lipverify.analyzers.protocol import Compute, docstring_field
+from lipverify.documents import NOT_COVERED, environment, model_document
+from lipverify.ir.certificate import Rigour, Witness
+from lipverify.ir.graph import Graph
+from lipverify.ir.interval import Interval
+from lipverify.questions.formula import Formula
+from lipverify.reporting.places import WITNESS
+from lipverify.reporting.sections import Section
+
+UNCHECKED = "the checker has no proof of this kind of question: only the code that computed the bound accounts for rounding"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One of the networks a question is about, with its part in it: `original`, `changed`, ..."""
+
+    role: str
+    graph: Graph
+
+
+@dataclass(frozen=True)
+class Found:
+    """Facts that the formula needs, proved: name -> range [count, entries]. more: what the question itself wants to keep."""
+
+    facts: Mapping[str, Interval]
+    rigour: Rigour = Rigour.REAL
+    more: Any = None
+
+
+class Question(Protocol):
+    """What is asked of one network or several. The docstring has `Statement:`, `Source:` and `Sound when:`, as analyzers have.
+
+    single: whether there is one region, whose bound is a number; else the bounds are a list, one for each region.
+    """
+
+    name: ClassVar[str]
+    options: ClassVar[type[Any]]
+    """The options of the command line: a subclass of `questions.options.Options`."""
+
+    @property
+    def subjects(self) -> tuple[Subject, ...]: ...
+
+    @property
+    def single(self) -> bool: ...
+
+    @property
+    def formula(self) -> Formula:
+        """The answer as a closed form over facts."""
+        ...
+
+    def query(self) -> dict[str, Any]:
+        """What is asked, for documents; `words`: as a sentence."""
+        ...
+
+    def claim(self, upper: str) -> str:
+        """The sentence that is certified, with the number written in it."""
+        ...
+
+    def facts(self, compute: Compute) -> Iterator[Found]:
+        """The facts, again and again: each time all of them. Each holds; the shell keeps the intersection.
+
+        Raises:
+            UnsupportedModel: an operator without a rule.
+        """
+        ...
+
+    def search(self, compute: Compute) -> Tensor | None:
+        """Inputs at which the value is large, [count, *input shape]; not trusted. None where there is nothing to search."""
+        ...
+
+    def at(self, points: Tensor) -> Mapping[str, Interval]:
+        """The facts at single inputs, every rounding accounted for: what makes a point a witness."""
+        ...
+
+    def findings(self, found: Found, compute: Compute) -> Mapping[str, Any]:
+        """Fields of the question's own in the document; arrays (tensors) go to the witness file."""
+        ...
+
+    @classmethod
+    def asked(cls, options: Any, graphs: Sequence[Graph], points: Any) -> Iterator[Self]:
+        """The questions of a command line, one for each answer."""
+        ...
+
+    @staticmethod
+    def sections(document: Mapping[str, Any]) -> Sequence[Section]:
+        """Tables and pictures of the question's own on the page."""
+        ...
+
+    @staticmethod
+    def gate(options: Any, document: Mapping[str, Any]) -> str | None:
+        """Why a gate of the question's own fails; None where it does not."""
+        ...
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A bound, what it claims, and what was found below it. upper: a number, or [count] for several regions."""
+
+    question: Question
+    upper: float | Tensor
+    lower: float | Tensor | None
+    witness: Witness | None
+    found: Found
+    fields: Mapping[str, Any]
+    seconds: float
+    trace: tuple[tuple[float, float], ...] = ()
+    interrupted: bool = False
+    command: str | None = None
+    arrays: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def rigour(self) -> Rigour:
+        """The least of the facts."""
+        return self.found.rigour
+
+    @property
+    def largest(self) -> float:
+        """The bound, for several regions the largest."""
+        return float(self.upper.max()) if isinstance(self.upper, Tensor) else self.upper
+
+    @property
+    def shown(self) -> float:
+        """The lower bound, for several regions the largest; 0 without a witness."""
+        if self.lower is None:
+            return 0.0
+        return float(self.lower.max()) if isinstance(self.lower, Tensor) else self.lower
+
+    def to_json(self, witness: str = WITNESS) -> dict[str, Any]:
+        """The document of `--json`. witness: the name of the file with the points."""
+        from lipverify.reporting.format import Magnitude, upper_text
+
+        question = self.question
+        lower = None
+        if self.witness is not None:
+            lower = {"value": _plain(self.lower), "method": self.witness.method, "witness": witness}
+        return {
+            "schema": "lipverify.answer/1",
+            "tool": {"name": "lipverify", "version": __version__},
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": self.command,
+            "question": question.name,
+            "models": [{**model_document(s.graph), "role": s.role} for s in question.subjects],
+            "query": question.query(),
+            "claim": question.claim(upper_text(Magnitude(self.largest))),
+            "upper": _plain(self.upper),
+            "lower": lower,
+            "rigour": str(self.rigour),
+            "formula": str(question.formula),
+            "needs": [self._need(name) for name in question.formula.facts()],
+            "certificate": None,
+            "unchecked": UNCHECKED,
+            **dict(self.fields),
+            "trace": [list(moment) for moment in self.trace],
+            "interrupted": self.interrupted,
+            "statement": docstring_field(question, "Statement"),
+            "source": docstring_field(question, "Source"),
+            "sound_when": docstring_field(question, "Sound when"),
+            "not_covered": list(NOT_COVERED),
+            "environment": environment(),
+            "seconds": self.seconds,
+        }
+
+    def _need(self, name: str) -> dict[str, Any]:
+        box = self.found.facts[name]
+        if self.question.single:
+            ends: dict[str, Any] = {"lower": box.lower[0].tolist(), "upper": box.upper[0].tolist()}
+        else:
+            size = torch.maximum(box.upper, -box.lower).flatten(1).amax(1)
+            ends = {"upper": size.tolist(), "entries": int(box.lower[0].numel())}
+        return {"name": name, **ends, "rigour": str(self.rigour), "certificate": None}
+
+    def witness_file(self) -> bytes:
+        """An .npz with `points` and their `value`, and the question's own arrays; numbers as float64."""
+        arrays: dict[str, Any] = {name: np.asarray(tensor) for name, tensor in self.arrays.items()}
+        if self.witness is not None:
+            arrays |= {"points": self.witness.points.numpy(), "value": self.witness.value.numpy()}
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)
+        return buffer.getvalue()
+
+    def to_html(self, path: str | Path | None = None) -> str:
+        """The self-contained page; also written to `path` when given."""
+        from lipverify.reporting.answer import render_answers
+
+        document = self.to_json()
+        text = render_answers([document], [self.question.sections(document)])
+        if path is not None:
+            Path(path).write_text(text, encoding="utf-8")
+        return text
+
+    def _repr_html_(self) -> str:
+        from lipverify.reporting.notebook import framed
+
+        return framed(self.to_html())
+
+
+def _plain(value: float | Tensor | None) -> Any:
+    return value.tolist() if isinstance(value, Tensor) else value

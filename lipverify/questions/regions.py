@@ -1,0 +1,74 @@
+"""The region of a question: a box of inputs, or balls around points."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lipverify.errors import UsageError
+from lipverify.ir.graph import Graph
+from lipverify.ir.norm import Norm
+from lipverify.ir.region import Ball
+
+
+class InputBox(Ball):
+    """All inputs with low <= x <= high, as one linf ball that the box cuts.
+
+    low, high: numbers or tensors that broadcast to a sample; shape: of a sample.
+
+    Raises:
+        UsageError: ends that are not finite or in the wrong order.
+    """
+
+    def __init__(self, shape: tuple[int, ...], low: float | Tensor, high: float | Tensor) -> None:
+        ends = [torch.as_tensor(end, dtype=torch.float64).expand(1, *shape) for end in (low, high)]
+        if not all(bool(end.isfinite().all()) for end in ends) or not bool((ends[0] <= ends[1]).all()):
+            raise UsageError("a box of inputs needs finite ends, the lower one first: --box LO,HI")
+        middle = torch.minimum(torch.maximum(ends[0] / 2 + ends[1] / 2, ends[0]), ends[1])
+        reach = torch.maximum(ends[1] - middle, middle - ends[0]).max() if middle.numel() else torch.zeros(())
+        super().__init__(middle, math.nextafter(float(reach), math.inf), Norm.LINF, (ends[0][0], ends[1][0]))
+
+    def to_json(self) -> dict[str, Any]:
+        assert self.box is not None
+        low, high = (end.expand(self.center.shape[1:]) for end in self.box)
+        found: dict[str, Any] = {"kind": "box", "low": float(low.min()), "high": float(high.max())}
+        if bool((low != low.flatten()[0]).any()) or bool((high != high.flatten()[0]).any()):
+            found |= {"lows": low.tolist(), "highs": high.tolist()}
+        return found
+
+    def words(self) -> str:
+        found = self.to_json()
+        return f"for all inputs in the box from {found['low']:g} to {found['high']:g}" + (
+            ", of its own for every entry" if "lows" in found else ""
+        )
+
+
+def asked_region(
+    graph: Graph, x: Tensor | None, radius: float | None, ball: str, box: tuple[float, float] | None
+) -> Ball:
+    """The region of a command line: balls around the points where there is a radius, else the box.
+
+    Raises:
+        UsageError: neither, or a point outside the box.
+    """
+    if radius is not None:
+        if x is None:
+            raise UsageError("--radius needs --data: the balls are around the points of a file")
+        return Ball(x, radius, Norm.parse(ball), box)
+    if box is None:
+        raise UsageError(
+            "give a region: --box LO,HI for all inputs, or --data with --radius for balls around points"
+        )
+    return InputBox(graph.input_shape, *box)
+
+
+def region_words(region: Ball) -> str:
+    """Where, in words, of single inputs (not of pairs)."""
+    if isinstance(region, InputBox):
+        return region.words()
+    cut = "" if region.box is None else ", cut by the input box"
+    points = "the point" if len(region) == 1 else f"each of {len(region)} points"
+    return f"for all inputs inside the {region.norm} ball of radius {region.radius:g} around {points}{cut}"

@@ -1,0 +1,148 @@
+"""`deviate`: measured figures, labels, gates, documents, the page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import lipverify as lv
+from lipverify import ops, zoo
+from lipverify.errors import UsageError
+from tests import networks
+from tests.command import lipverify
+
+F, INT8, PRUNED = "zoo:digits-relu-mlp", "zoo:digits-int8", "zoo:digits-pruned"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    x, y = zoo.points("digits-relu-mlp", 40)
+    path = tmp_path_factory.mktemp("data") / "points.npz"
+    np.savez(path, x=x.numpy(), y=y.numpy())
+    return path
+
+
+def document(*arguments: str | Path, code: int = 0) -> dict[str, Any]:
+    done = lipverify("deviate", *arguments, "--json")
+    assert done.returncode == code, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_figures_of_the_zoo() -> None:
+    """Against figures measured once with another program: bounds within two per cent, witnesses above nine tenths of theirs."""
+    f, g, h = (lv.load(name) for name in (F, INT8, PRUNED))
+    whole = lv.InputBox((64,), 0.0, 1.0)
+    for other, bound, witness in ((g, 1.7582, 0.2264), (h, 85.4, 19.72)):
+        answer = lv.deviation(f, other, whole)
+        assert isinstance(answer.upper, float)
+        assert answer.upper <= 1.02 * bound
+        assert 0.9 * witness < answer.shown <= answer.upper
+        assert abs(lv.deviation(other, f, whole).upper / answer.upper - 1) < 1e-12
+
+
+def test_balls_and_labels(data: Path) -> None:
+    found = document(F, INT8, "--data", data, "--limit", "12", "--radius", "1/64", "--box", "0,1")
+    assert len(found["upper"]) == len(found["lower"]["value"]) == len(found["kept"]["label_kept"]) == 12
+    assert all(low <= high for low, high in zip(found["lower"]["value"], found["upper"], strict=True))
+    assert found["kept"]["certified"] > 0.9
+    assert found["kept"]["label_kept"].count(True) >= 11
+    far = document(
+        F, PRUNED, "--data", data, "--limit", "12", "--radius", "0.3", "--ball", "l2", "--box", "0,1"
+    )
+    assert far["kept"]["changed"]
+    assert far["kept"]["label_kept"].count(False) == len(far["kept"]["changed"])
+
+
+def test_the_whole_box_document_and_folder(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    found = document(F, INT8, "--data", data, "--box", "0,1", "--out", out)
+    assert found["schema"] == "lipverify.answer/1"
+    assert found["question"] == "deviation"
+    assert [model["role"] for model in found["models"]] == ["original", "changed"]
+    assert found["query"]["region"] == {"kind": "box", "low": 0.0, "high": 1.0}
+    assert found["rigour"] == "real"
+    assert found["certificate"] is None
+    assert found["unchecked"]
+    assert found["formula"] == "largest entry of |difference|"
+    assert found["needs"][0]["name"] == "difference"
+    tau = np.array(found["pairs"])
+    assert tau.shape == (10, 10)
+    assert not tau.diagonal().any()
+    assert tau.max() <= 2.805 * 1.02
+    kept = found["kept"]
+    assert kept["points"] == 40
+    assert kept["same_label_now"] == 1.0
+    assert kept["certified"] >= 0.97
+    with np.load(out / "witness.npz") as stored:
+        x, value = torch.tensor(stored["points"]), float(stored["value"][0])
+    f, g = (lv.load(name).to(dtype=torch.float64) for name in (F, INT8))
+    assert bool(((x >= 0) & (x <= 1)).all())
+    assert abs(float((lv.evaluate(f, x) - lv.evaluate(g, x)).abs().max()) - value) < 1e-9
+    assert value == found["lower"]["value"]
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "Leads against differences" in page
+    assert "<script" not in page
+    assert "Where the difference arises" in page
+    assert json.loads((out / "result.json").read_text()) == found
+
+
+def test_several_copies_in_one_document(tmp_path: Path) -> None:
+    found = document(F, INT8, PRUNED, "--box", "0,1", "--out", tmp_path / "out")
+    assert found["schema"] == "lipverify.answers/1"
+    assert len(found["answers"]) == 2
+    assert found["answers"][1]["lower"]["witness"] == "witness-2.npz"
+    assert (tmp_path / "out" / "witness-2.npz").exists()
+
+
+@pytest.mark.parametrize(("limit", "code"), [("3", 0), ("0.5", 4), ("0.1", 3)])
+def test_a_bound_passes_a_witness_refutes_and_between_nothing_is_decided(limit: str, code: int) -> None:
+    document(F, INT8, "--box", "0,1", "--fail-above", limit, code=code)
+
+
+def test_a_label_that_changes_fails(data: Path) -> None:
+    arguments = ("--data", data, "--limit", "6", "--box", "0,1", "--fail-on-change")
+    balls = ("--radius", "0.5", "--ball", "l2")
+    found = document(F, PRUNED, *arguments, *balls, code=3)
+    assert found["kept"]["changed"]
+    document(F, INT8, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((F, INT8), "give a region"),
+        ((F, "--box", "0,1"), "needs another model"),
+        ((F, INT8, "--box", "0,1", "--radius", "0.1"), "--radius means nothing here without --data"),
+        ((F, INT8, "--box", "0,1", "--norm-out", "l1"), "measured in linf, l2, pairs"),
+        ((F, "zoo:wine-selu", "--box", "0,1"), "inputs of different shapes"),
+    ],
+)
+def test_sentences(arguments: tuple[str, ...], words: str) -> None:
+    done = lipverify("deviate", *arguments)
+    assert done.returncode == 2
+    assert words in " ".join(done.stderr.split()), done.stderr
+
+
+def test_the_summary_at_a_terminal(data: Path) -> None:
+    done = lipverify("deviate", F, INT8, "--data", data, "--limit", "20", "--box", "0,1")
+    assert done.returncode == 0
+    assert "label certified to be kept" in done.stdout
+    assert "1.748" in done.stdout
+
+
+def test_other_norms_of_the_output() -> None:
+    f, g = (networks.chain([torch.tensor(w)]) for w in ([[3.0], [4.0]], [[0.0], [0.0]]))
+    region = lv.InputBox((1,), -1.0, 1.0)
+    for norm, exact in (("linf", 4.0), ("l2", 5.0), ("pairs", 1.0)):
+        answer = lv.deviation(f, g, region, norm_out=norm)
+        assert exact <= answer.upper <= exact * (1 + 1e-9)
+        assert exact * (1 - 1e-9) <= answer.lower <= exact
+    one = networks.chain([torch.tensor([[1.0]])], ops.ReLU())
+    with pytest.raises(UsageError, match="pairs"):
+        lv.deviation(one, one, region, norm_out="pairs")
