@@ -57,7 +57,8 @@ class Difference:
     zero: bool
 
     def functionals(self, rows: Tensor, of_each: Tensor) -> Graph:
-        """A graph with three outputs: `rows` [count, size] of the flattened difference, `of_each` of f(x) and of g(x)."""
+        """A graph with four outputs: `rows` [count, size] of the flattened difference; `of_each` of f(x), and of g(x); and `rows`
+        of the difference of the two branches alone, which single inputs are evaluated by."""
         draft = Draft({node.name: node.shape for node in self.graph.nodes}, "rows.")
         draft.source = "output"
 
@@ -67,8 +68,9 @@ class Difference:
             return draft.add(ops.Linear(matrix.to(torch.float64), None), flat)
 
         apart = draft.add(ops.Sub(), self.first, self.second)
-        met = draft.add(Same(), linear(self.carried, rows), linear(apart, rows))
-        outputs = (met, linear(self.first, of_each), linear(self.second, of_each))
+        branches = linear(apart, rows)
+        met = draft.add(Same(), linear(self.carried, rows), branches)
+        outputs = (met, linear(self.first, of_each), linear(self.second, of_each), branches)
         return Graph((*self.graph.nodes, *draft.nodes), outputs)
 
 

@@ -69,7 +69,7 @@ def findings(
         else:
             margins = None
             if isinstance(found.more, Bounds):
-                first, second = (found.more[name] for name in graph.outputs[1:])
+                first, second = (found.more[name] for name in graph.outputs[1:3])
                 margins = (
                     Interval(first.lower.cpu(), first.upper.cpu()),
                     Interval(second.lower.cpu(), second.upper.cpu()),

@@ -16,7 +16,8 @@ from lipverify.errors import UsageError
 from lipverify.ir.graph import Graph
 from lipverify.ir.interval import Interval
 from lipverify.ir.region import Ball
-from lipverify.propagation import bounds, interval_ranges
+from lipverify.propagation import bounds
+from lipverify.propagation.points import values
 from lipverify.questions import compared, labels
 from lipverify.questions.asking import ask
 from lipverify.questions.formula import Formula, fact, of
@@ -127,7 +128,7 @@ class Deviation:
         return compared.search(self.carried, self.region, self.norm_out, hints, compute)
 
     def at(self, points: Tensor) -> Mapping[str, Interval]:
-        return self._facts(interval_ranges(self.graph, Interval(points, points))[self.graph.outputs[0]])
+        return self._facts(values(self.graph.select(3), points, enough=1e-9))
 
     def findings(self, found: Found, compute: Compute) -> Mapping[str, Any]:
         data = self.data if self._classes else None

@@ -19,7 +19,7 @@ from lipverify.interpreter import evaluate
 from lipverify.ir.graph import Graph
 from lipverify.ir.interval import Interval
 from lipverify.ir.region import Ball
-from lipverify.propagation import interval_ranges
+from lipverify.propagation.points import values
 from lipverify.questions.climb import Climb, climb
 
 MOST_CLASSES = 100
@@ -147,8 +147,7 @@ def _labels_of(found: Difference, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _at(graph: Graph, x: Tensor) -> tuple[Interval, Interval]:
     """Pairs of f and of g at stored points, every rounding accounted for."""
-    values = interval_ranges(graph, Interval(x, x))
-    return values[graph.outputs[1]], values[graph.outputs[2]]
+    return values(graph.select(1), x, enough=1e-9), values(graph.select(2), x, enough=1e-9)
 
 
 def _apart(first: Interval, second: Interval) -> Tensor:
