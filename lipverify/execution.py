@@ -21,7 +21,7 @@ from lipverify.ir.norm import Norm
 from lipverify.ir.op import Constant, Input
 from lipverify.ir.region import Ball
 from lipverify.propagation import bounds
-from lipverify.rules import forward, linear, slopes
+from lipverify.rules import forward, linear, naming, slopes
 
 U = 2.0**-24
 _LARGEST, _SMALLEST = 2.0**127, 2.0**-148
@@ -112,7 +112,8 @@ def _error(node: Node, inputs: list[tuple[Tensor, Tensor]], size: Tensor) -> Ten
         return _affine(node, op, inputs)
     if slopes.covers(kind):
         e, m = inputs[0]
-        known = slopes(op, None, tuple(e.shape[1:]))
+        with naming(node):
+            known = slopes(op, None, tuple(e.shape[1:]))
         steep = torch.maximum(known.lower.abs(), known.upper.abs())
         exact = kind in (ops.ReLU, ops.Abs, ops.Clip)
         return steep * e + (0.0 if exact else _SCALAR * U * (1.0 + m + e + size + steep * e))

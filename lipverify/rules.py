@@ -6,7 +6,8 @@ its parent's answer may be unsound for it. What no function covers is refused wi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -146,13 +147,20 @@ gain: Rule[Gain] = Rule(
 )
 
 
+@contextmanager
+def naming(node: Node) -> Iterator[None]:
+    """Whatever is refused inside names the node."""
+    try:
+        yield
+    except UnsupportedModel as error:
+        raise type(error)(f"{node.describe()}: {error}") from None
+
+
 def gain_of(node: Node, input_shapes: tuple[Shape, ...], norm_in: Norm, norm_out: Norm) -> Gain:
     """The gain of a node; a refusal names the node.
 
     Raises:
         UnsupportedModel: no rule covers the operator, or it is unbounded.
     """
-    try:
+    with naming(node):
         return gain(node.op, input_shapes, norm_in, norm_out)
-    except UnsupportedModel as error:
-        raise type(error)(f"{node.describe()}: {error}") from None

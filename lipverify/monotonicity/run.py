@@ -11,17 +11,16 @@ import torch
 from torch import Tensor
 
 from lipverify.analyzers.protocol import Compute, Report, silent
-from lipverify.errors import UnsupportedModel, UsageError
+from lipverify.errors import UsageError
 from lipverify.ir.graph import Graph
 from lipverify.ir.interval import Interval
 from lipverify.ir.norm import Norm
-from lipverify.ir.op import Input
 from lipverify.ir.region import Ball
 from lipverify.monotonicity.branching import Branching, Proof, Settings
 from lipverify.monotonicity.pairs import PairSearch
 from lipverify.monotonicity.results import Finding, Monotonicity, Pair, Verdict
 from lipverify.monotonicity.slopes import PartialDerivatives, Partials
-from lipverify.rules import interval
+from lipverify.propagation import refuse_without_intervals
 
 Region = Ball | Interval | tuple[Any, Any]
 
@@ -65,9 +64,7 @@ def monotone(
     boxes = _boxes(graph, region)
     entry = _entry(graph, output)
     wanted = _features(graph, features, names)
-    missing = interval.missing(node for node in graph.nodes if not isinstance(node.op, Input))
-    if missing:
-        raise UnsupportedModel(f"no interval rule for {', '.join(node.describe() for node in missing[:3])}")
+    refuse_without_intervals(graph)
     partials = PartialDerivatives(graph, entry, where)
     exact = graph.to(dtype=torch.float64, device=where)
     boxes = Interval(boxes.lower.to(where), boxes.upper.to(where))

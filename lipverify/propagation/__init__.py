@@ -1,6 +1,6 @@
 """Ranges of every value of a graph over balls of inputs: interval arithmetic, and linear bounds pushed back to the input."""
 
-from lipverify.propagation.interval import interval_ranges
+from lipverify.propagation.interval import interval_ranges, refuse_without_intervals, refuses_ranges
 from lipverify.propagation.linear import Bounds, bounds, never
 
-__all__ = ["Bounds", "bounds", "interval_ranges", "never"]
+__all__ = ["Bounds", "bounds", "interval_ranges", "never", "refuse_without_intervals", "refuses_ranges"]

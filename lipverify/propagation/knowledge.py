@@ -13,8 +13,9 @@ from lipverify.ir.interval import Interval
 from lipverify.ir.op import Constant, Input, Op, Shape
 from lipverify.ir.region import Ball
 from lipverify.ops.planes import constant_planes
+from lipverify.propagation.interval import image, refuse_without_intervals
 from lipverify.propagation.precision import DOUBLE, UNDERFLOW, Precision
-from lipverify.rules import Relaxation, forward, interval, linear, magnitude, relax
+from lipverify.rules import Relaxation, forward, linear, magnitude, relax
 
 ON_PROCESSORS, ELSEWHERE = 64 << 20, 512 << 20
 
@@ -57,10 +58,7 @@ class Knowledge:
         Raises:
             UnsupportedModel: a node without an interval rule; it is named.
         """
-        missing = interval.missing(node for node in graph.nodes if not isinstance(node.op, Input))
-        if missing:
-            listed = ", ".join(node.describe() for node in missing[:3])
-            raise UnsupportedModel(f"no interval rule for {listed}")
+        refuse_without_intervals(graph)
         box = ball.enclosure()
         ends = Interval(box.lower.to(device), box.upper.to(device))
         exact = graph.to(dtype=torch.float64, device=device)
@@ -104,12 +102,7 @@ class Knowledge:
         """
         if isinstance(node.op, Input):
             return self.box
-        try:
-            found = interval(node.op, *(self.ranges[name] for name in node.inputs))
-        except UnsupportedModel as error:
-            raise type(error)(f"{node.describe()}: {error}") from None
-        size = (self.count, *node.shape)
-        return Interval(found.lower.expand(size), found.upper.expand(size))
+        return image(node, [self.ranges[name] for name in node.inputs], self.count)
 
     def largest(self, name: str) -> Tensor:
         """Upper bound of the absolute values of a node."""

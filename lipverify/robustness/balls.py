@@ -18,7 +18,6 @@ from lipverify.errors import UnsupportedModel
 from lipverify.interpreter import evaluate
 from lipverify.ir.graph import Graph
 from lipverify.ir.norm import Norm
-from lipverify.ir.op import Input
 from lipverify.ir.region import Ball, Query
 from lipverify.propagation import Bounds, bounds
 from lipverify.robustness.attack import Box
@@ -26,18 +25,11 @@ from lipverify.robustness.branching import branched_margin
 from lipverify.robustness.optimised import Slopes
 from lipverify.robustness.semidefinite import ball_constants
 from lipverify.robustness.shells import Shell
-from lipverify.rules import interval
 
 SEARCHES = 2
 """Semidefinite searches on one ball: the most critical rival, and the one that is it then."""
 CHEAP = 1e7
 """Gradients by linear functionals are an addition to semidefinite constants where they take at most about so many numbers."""
-
-
-def refuses_ranges(graph: Graph) -> str | None:
-    """Why linear bounds cannot be computed, naming the nodes; None if they can."""
-    missing = interval.missing(node for node in graph.nodes if not isinstance(node.op, Input))
-    return f"no interval rule for {', '.join(node.describe() for node in missing[:3])}" if missing else None
 
 
 def refuses_gradients(graph: Graph, norm: Norm) -> str | None:

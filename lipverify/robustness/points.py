@@ -17,9 +17,10 @@ from lipverify.falsify import multiplications
 from lipverify.ir.graph import Graph
 from lipverify.ir.norm import Norm
 from lipverify.ir.region import Query
+from lipverify.propagation import refuses_ranges
 from lipverify.robustness.arithmetic import LARGEST
 from lipverify.robustness.attack import Example, attack
-from lipverify.robustness.balls import Balls, gradient_work, refuses_gradients, refuses_ranges
+from lipverify.robustness.balls import Balls, gradient_work, refuses_gradients
 from lipverify.robustness.branching import STEPS
 from lipverify.robustness.constants import EFFORT, PairConstants, pair_constants
 from lipverify.robustness.march import bracket, march

@@ -1,9 +1,10 @@
-"""Writes mutants.json, networks.json and costs.json beside this file: how changed certificates fare, random networks against
-witnesses, what rigour costs and how long checking takes.
+"""Writes mutants.json, networks.json, models.json and costs.json beside this file: how changed certificates fare, random
+networks against witnesses, random ONNX models against samples, what rigour costs and how long checking takes.
 
-    python reports/soundness/build.py [--mutants 2000] [--networks 10000] [--processes 2] [--no-costs]
+    python reports/soundness/build.py [--mutants 2000] [--networks 10000] [--models 20000] [--processes 2] [--no-costs]
 
-Ten thousand networks take about half an hour of one processor; networks.json is written after every thousand.
+Ten thousand networks take about half an hour of one processor, and five thousand models as long; networks.json is written after
+every thousand, models.json after every hundred.
 Networks of the model zoo always; third-party networks where the folder shared/checkpoints lies beside the checkout.
 """
 
@@ -16,11 +17,11 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -39,6 +40,7 @@ from lipverify.ir.norm import Norm  # noqa: E402
 from lipverify.ir.region import Query  # noqa: E402
 from tests.networks import chain  # noqa: E402
 from tests.soundness import certified, mutants  # noqa: E402
+from tests.soundness.held import Held, hold  # noqa: E402
 from tests.soundness.search import Found, search  # noqa: E402
 
 LARGE = ("cifar-resnet20.onnx", "cifar-resnet2b.onnx", "kw-mnist-cnn.onnx")
@@ -99,18 +101,22 @@ def priced(model: str, graph: lv.Graph, name: str, query: Query) -> dict[str, An
     }
 
 
-def searched(count: int, processes: int) -> Iterator[dict[str, Any]]:
-    """Random networks, every analyzer against witnesses: what was found so far, after every thousand and at the end."""
+Counted = TypeVar("Counted", Found, Held)
+
+
+def searched(
+    question: Callable[[Iterable[int]], Counted], total: Counted, count: int, processes: int, step: int
+) -> Iterator[dict[str, Any]]:
+    """Random networks or models of the seeds 0, 1, ...: what was found so far, after every `step` and at the end."""
     started = time.monotonic()
     blocks = [range(start, min(start + 50, count)) for start in range(0, count, 50)]
     # Networks this small gain nothing from threads, which only take the processor from each other.
     with ProcessPoolExecutor(
         processes, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
     ) as pool:
-        total = Found()
-        for done, found in enumerate(pool.map(search, blocks), start=1):
-            total += found
-            if done % 20 == 0 or done == len(blocks):
+        for done, found in enumerate(pool.map(question, blocks), start=1):
+            total = total + found
+            if done * 50 % step == 0 or done == len(blocks):
                 yield {**total.to_json(), "seconds": time.monotonic() - started}
 
 
@@ -149,7 +155,8 @@ def main() -> None:
     options = argparse.ArgumentParser()
     options.add_argument("--mutants", type=int, default=2000, help="0: leave mutants.json as it is")
     options.add_argument("--networks", type=int, default=10_000, help="0: leave networks.json as it is")
-    options.add_argument("--processes", type=int, default=2, help="for networks.json")
+    options.add_argument("--models", type=int, default=20_000, help="0: leave models.json as it is")
+    options.add_argument("--processes", type=int, default=2, help="for networks.json and models.json")
     options.add_argument("--no-costs", action="store_true", help="leave costs.json as it is")
     options.add_argument("--analyzers", default="product,lipsdp", help="for costs.json")
     given = options.parse_args()
@@ -161,10 +168,17 @@ def main() -> None:
         _write("mutants", {"changed_certificates": document})
     if given.networks:
         document = {"wrong": []}
-        for document in searched(given.networks, given.processes):
+        for document in searched(search, Found(), given.networks, given.processes, 1000):
             _write("networks", {"random_networks": document})
             print(document["networks"], "networks,", len(document["wrong"]), "wrong", file=sys.stderr)
         bad += len(document["wrong"])
+    if given.models:
+        document = {"wrong": [], "errors": []}
+        for document in searched(hold, Held(), given.models, given.processes, 100):
+            _write("models", {"random_models": document})
+            faults = len(document["wrong"]), len(document["errors"])
+            print(document["models"], "models, {} wrong, {} errors".format(*faults), file=sys.stderr)
+        bad += len(document["wrong"]) + len(document["errors"])
     if not given.no_costs:
         _write("costs", {"cost_of_rigour": costs(tuple(given.analyzers.split(",")))})
     sys.exit(1 if bad else 0)

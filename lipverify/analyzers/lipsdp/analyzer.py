@@ -54,10 +54,11 @@ class LipSDP:
         """Names the node without a form as neurons, or the memory that would be needed even for a piece."""
         everywhere = isinstance(query.region, Everywhere)
         reason = refusal(graph, query, loops=True, large=everywhere)
-        if reason is None and everywhere and not whole_fits(graph, Compute()):
+        if reason is None and everywhere:
             try:
-                pieces(graph, effort_of(Compute(), 1), self.settings)
-            except UnsupportedModel as error:
+                if not whole_fits(graph, Compute()):
+                    pieces(graph, effort_of(Compute(), 1), self.settings)
+            except UnsupportedModel as error:  # also slopes that are not bounded everywhere
                 return str(error)
         return reason
 

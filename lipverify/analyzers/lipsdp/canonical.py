@@ -29,7 +29,7 @@ from lipverify.ir.interval import Interval
 from lipverify.ir.op import Constant, Input, Op, Shape
 from lipverify.ops.implicit import response, slope_range
 from lipverify.ops.pooling import windows
-from lipverify.rules import Unbounded, interval, linear, slopes
+from lipverify.rules import Unbounded, interval, linear, naming, slopes
 
 MAX_BYTES = 12 << 30
 """Systems whose dense matrices need more are refused with the size they need."""
@@ -206,7 +206,8 @@ def _scalar(form: Canonical, node: Node, v: Signal, source: Node) -> Signal:
     if v.box is not None:
         box = Interval(v.box[0].reshape(1, *source.shape), v.box[1].reshape(1, *source.shape))
     op = node.op.to(dtype=torch.float64, device=form.device)
-    found = slopes(op, box, source.shape)
+    with naming(node):
+        found = slopes(op, box, source.shape)
     low, high = (end.expand(1, *source.shape).flatten().to(form.device) for end in (found.lower, found.upper))
     return form.sloped(v, low.double(), high.double(), node.name)
 

@@ -17,7 +17,7 @@ from lipverify.analyzers.lipsdp.neurons import INPUT
 from lipverify.analyzers.lipsdp.solver import estimate_of_shapes
 from lipverify.ir.graph import Graph, Node
 from lipverify.ir.op import Constant, Input
-from lipverify.rules import linear, slopes
+from lipverify.rules import linear, naming, slopes
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,8 @@ def _passes(node: Node, graph: Graph) -> bool:
     """Whether the node's value also depends on its sources directly, beside its neurons."""
     if not slopes.covers(type(node.op)):
         return True
-    found = slopes(node.op.to(dtype=torch.float64), None, graph[node.inputs[0]].shape)
+    with naming(node):
+        found = slopes(node.op.to(dtype=torch.float64), None, graph[node.inputs[0]].shape)
     return bool((found.lower != 0).any())
 
 

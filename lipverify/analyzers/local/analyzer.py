@@ -24,12 +24,10 @@ from lipverify.ir.certificate import Certificate, Evidence, Rigour
 from lipverify.ir.graph import Graph
 from lipverify.ir.interval import Interval
 from lipverify.ir.norm import Norm
-from lipverify.ir.op import Input
 from lipverify.ir.region import Ball, Query
-from lipverify.propagation import Bounds, bounds
+from lipverify.propagation import Bounds, bounds, refuses_ranges
 from lipverify.propagation.forms import refuses_forms
 from lipverify.propagation.precision import PRECISIONS, own_products
-from lipverify.rules import interval
 
 ENDED = "the budget ended the refinement of linear bounds; what is left is interval arithmetic, or the global product"
 MEMORY = 1 << 30
@@ -66,10 +64,7 @@ def rejects_gradients(graph: Graph, query: Query) -> str | None:
 def _reject_ranges(graph: Graph, query: Query) -> str | None:
     if not isinstance(query.region, Ball):
         return "needs a ball: give --data and --radius"
-    missing = interval.missing(node for node in graph.nodes if not isinstance(node.op, Input))
-    if missing:
-        return f"no interval rule for {', '.join(node.describe() for node in missing[:3])}"
-    return None
+    return refuses_ranges(graph)
 
 
 def _reject(graph: Graph, query: Query) -> str | None:

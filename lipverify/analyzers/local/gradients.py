@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from lipverify import ops
-from lipverify.errors import UnsupportedModel
 from lipverify.ir.graph import Graph, Node
 from lipverify.ir.interval import Interval
 from lipverify.ir.op import Constant, Input, Op, Shape
@@ -24,7 +23,7 @@ from lipverify.ops.planes import chord
 from lipverify.propagation.adjoint import adjoint
 from lipverify.propagation.knowledge import is_affine
 from lipverify.propagation.precision import DOUBLE, Precision
-from lipverify.rules import magnitude, slopes
+from lipverify.rules import magnitude, naming, slopes
 
 _TINY = torch.finfo(torch.float64).tiny
 
@@ -105,10 +104,8 @@ def derivative_ranges(graph: Graph, ranges: Mapping[str, Interval]) -> dict[str,
         if isinstance(node.op, Input | Constant) or is_affine(node):
             continue
         boxes = [ranges[name] for name in node.inputs]
-        try:
+        with naming(node):
             found[node.name] = tuple(_derivatives(node, boxes))
-        except UnsupportedModel as error:
-            raise type(error)(f"{node.describe()}: {error}") from None
     return found
 
 
