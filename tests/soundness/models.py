@@ -363,8 +363,8 @@ def _built(m: Models, one: Kind, source: Live) -> list[Live]:
 
 
 OFTEN = (
-    *("Gemm",) * 4, *("Concat",) * 3, "Relu", "Relu", "Abs", "Tanh", "LeakyRelu", "Clip", "Max", "Min", "Add", "Sub", "Sum", "Mul",
-    "Where", "Gather", "Slice", "Split", "Pad", "MatMul", "Conv", "ReduceMean", "Reshape",
+    *("Gemm",) * 4, *("Concat",) * 3, "Relu", "Relu", "Abs", "Tanh", "LeakyRelu", "Clip", "Max", "Min", "Add", "Sub", "Sum",
+    "Mul", "Where", "Gather", "Slice", "Split", "Pad", "MatMul", "Conv", "ReduceMean", "Reshape",
 )  # fmt: skip
 """What joins, mixes and bends values stands around the pair more often than its share."""
 SELDOM = ("Sqrt", "Reciprocal", "Exp", "Div")
@@ -471,8 +471,11 @@ def _many(name: str) -> None:
         shape = x.shape
         for _ in range(m.integer(0, 3)):
             other, joint = m.any_operand(x)
-            operands.append(other)
-            shape = tuple(np.broadcast_shapes(shape, joint))
+            if all(
+                1 in (a, b) or a == b for a, b in zip(shape, joint, strict=True)
+            ):  # two may widen one axis differently
+                operands.append(other)
+                shape = tuple(np.broadcast_shapes(shape, joint))
         if math.prod(shape) > LARGEST:
             return None
         m.rng.shuffle(operands)  # type: ignore[arg-type]
