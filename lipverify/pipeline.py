@@ -17,7 +17,15 @@ from torch import Tensor
 from lipverify import loading, zoo
 from lipverify.analyzers import registry
 from lipverify.analyzers.protocol import Analyzer, Compute, Report, silent
-from lipverify.errors import Refuted, Undecided, UnsupportedModel, UsageError
+from lipverify.errors import (
+    InternalError,
+    LipverifyError,
+    Refuted,
+    Undecided,
+    UnsupportedModel,
+    UsageError,
+)
+from lipverify.failures import contradiction_words, failure_words, keep_certificate
 from lipverify.falsify import Box, Search, falsify
 from lipverify.ir.certificate import Witness
 from lipverify.ir.graph import Graph
@@ -188,8 +196,10 @@ def audit(
         budget: seconds for everything together.
         box, hints: where the search for the lower bound looks when the region is everywhere.
 
+    What breaks inside an analyzer, a certificate that does not check, and a bound that a witness contradicts are rows without a
+    bound (`Row.failed`, `Row.refuted`), and lose no other row.
+
     Raises:
-        Refuted: a witness contradicts a bound. The audit ends; such a bound is never reported.
         UsageError: a name or number that makes no sense.
     """
     started = time.monotonic()
@@ -202,13 +212,37 @@ def audit(
     deadline = None if budget is None else started + budget
     compute = Compute(torch.device(device), seed, deadline, report or silent)
     search = search or Search(seconds=10.0 if budget is None else max(0.5, min(10.0, budget / 5)))
-    witness = falsify(graph, query, compute, search, box=box, hints=hints)
+    lower = _lower(graph, query, compute, search, box, hints)
     rows = _rows(methods, graph, query, compute)
-    for row in rows:
-        _contradiction(row, witness)
+    rows = tuple(held_against(row, graph, query, lower.witness) for row in rows)
     rows = _proved(rows, graph, query, compute)
-    value = witness.value if isinstance(query.region, Ball) else float(witness.value[0])
-    return Audit(graph, query, rows, Lower(value, witness), time.monotonic() - started)
+    return Audit(graph, query, rows, lower, time.monotonic() - started)
+
+
+def _lower(
+    graph: Graph, query: Query, compute: Compute, search: Search, box: Box | None, hints: Tensor | None
+) -> Lower:
+    """The lower bound; 0, which is one, where the search broke."""
+    local = isinstance(query.region, Ball)
+    try:
+        witness = falsify(graph, query, compute, search, box=box, hints=hints)
+    except LipverifyError as error:
+        if not isinstance(error, InternalError):
+            raise
+        return Lower(*_nothing(graph, query, error), failed=True)
+    except Exception as error:
+        return Lower(*_nothing(graph, query, error), failed=True)
+    return Lower(witness.value if local else float(witness.value[0]), witness)
+
+
+def _nothing(graph: Graph, query: Query, error: Exception) -> tuple[float | Tensor, Witness]:
+    region = query.region
+    points = (
+        region.center if isinstance(region, Ball) else torch.zeros(1, *graph.input_shape, dtype=torch.float64)
+    )
+    value = torch.zeros(len(points), dtype=torch.float64)
+    witness = Witness(value, points, "none", partner=points, note=failure_words(error))
+    return (value if isinstance(region, Ball) else 0.0), witness
 
 
 def _rows(methods: list[Analyzer], graph: Graph, query: Query, compute: Compute) -> tuple[Row, ...]:
@@ -255,18 +289,14 @@ def _unproved(row: Row) -> Row:
 
 
 def answer(method: Analyzer, graph: Graph, query: Query, compute: Compute) -> Row:
-    """One analyzer's row alone, `checked` where the checker has proved it. No witness is held against it here.
-
-    Raises:
-        InternalError: evidence that the checker covers does not carry the bound.
-    """
+    """One analyzer's row alone, `checked` where the checker has proved it. No witness is held against it here."""
     return _checked(_answer(method, graph, query, compute), graph, query)
 
 
 def _answer(method: Analyzer, graph: Graph, query: Query, compute: Compute) -> Row:
-    """One analyzer's row. A refusal is a value; anything unexpected is an error of ours and ends the audit."""
+    """One analyzer's row. A refusal is a value, and so is what broke."""
     started = time.monotonic()
-    certificate, reason, undecided = None, None, False
+    certificate, reason, undecided, failed, refuted = None, None, False, False, False
     compute.report(method.name, None)
     try:
         reason = method.reject(graph, query)
@@ -276,34 +306,63 @@ def _answer(method: Analyzer, graph: Graph, query: Query, compute: Compute) -> R
         reason = str(error)
     except Undecided as error:
         reason, undecided = str(error), True
-    return Row(method, time.monotonic() - started, certificate, reason, undecided)
+    except Refuted as error:
+        reason, failed, refuted = str(error), True, True
+    except Exception as error:
+        if isinstance(error, LipverifyError) and not isinstance(error, InternalError):
+            reason = str(error)
+        else:
+            reason, failed = failure_words(error), True
+    return Row(
+        method, time.monotonic() - started, certificate, reason, undecided, failed=failed, refuted=refuted
+    )
 
 
 def _checked(row: Row, graph: Graph, query: Query) -> Row:
-    """The row with its certificate, `checked` where the independent checker has proved it from its written form."""
+    """The row with its certificate, `checked` where the independent checker has proved it from its written form.
+
+    Evidence that the checker covers and that does not carry the bound withdraws it; the certificate is kept for the report.
+    """
     if row.certificate is None:
         return row
     if graph.origin.unbound is not None:
         return replace(row, certificate=replace(row.certificate, unchecked=graph.origin.unbound))
     from lipverify.certificates import issue
 
-    return replace(row, certificate=issue(row.certificate, graph, query, row.method, row.seconds))
+    try:
+        return replace(row, certificate=issue(row.certificate, graph, query, row.method, row.seconds))
+    except InternalError as error:
+        reason = failure_words(error)  # names the certificate, which `issue` has kept
+    except Exception as error:
+        reason = failure_words(error) + keep_certificate(row.certificate, graph, query, row.method)
+    return replace(row, certificate=None, refused=reason, failed=True)
 
 
-def _contradiction(row: Row, witness: Witness) -> None:
+def held_against(row: Row, graph: Graph, query: Query, witness: Witness) -> Row:
+    """The row, or one without a bound where the witness contradicts it."""
     if row.certificate is None or row.certificate.upper is None:
-        return
+        return row
     upper = row.certificate.upper.expand_as(witness.value)
-    if bool((witness.value > upper).any()):
-        worst = int((witness.value - upper).argmax())
-        raise Refuted(
-            f"the witness of centre {worst} has slope {float(witness.value[worst])!r}, above the bound "
-            f"{float(upper[worst])!r} of {row.analyzer}; this is a bug of lipverify, please report it with the model"
-        )
+    if not bool((witness.value > upper).any()):
+        return row
+    worst = int((witness.value - upper).argmax())
+    reason = contradiction_words(
+        float(witness.value[worst]),
+        float(upper[worst]),
+        row.analyzer,
+        worst if isinstance(query.region, Ball) else None,
+        keep_certificate(row.certificate, graph, query, row.method),
+    )
+    return replace(row, certificate=None, refused=reason, failed=True, refuted=True)
 
 
 def exit_code(result: Audit) -> int:
-    """0 if some analyzer gave a bound; 4 if at least one only ran out of budget; 5 if all refused; 130 if interrupted."""
+    """3 if a witness contradicted a bound, 1 if something broke, 130 if interrupted; else 0 if some analyzer gave a bound, 4 if
+    at least one only ran out of budget, 5 if all refused."""
+    if result.refuted:
+        return Refuted.exit_code
+    if result.failed:
+        return InternalError.exit_code
     if result.interrupted:
         return 130
     if any(row.certificate is not None for row in result.rows):

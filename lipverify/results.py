@@ -35,6 +35,10 @@ class Row:
     undecided: bool = False
     stopped: bool = False
     """Whether an interrupt is why there is no bound."""
+    failed: bool = False
+    """Whether there is no bound because something broke: a bug, not a property of the model."""
+    refuted: bool = False
+    """Whether a witness contradicted the bound, which is withdrawn."""
 
     @property
     def interrupted(self) -> bool:
@@ -56,7 +60,12 @@ class Row:
     def to_json(self) -> dict[str, Any]:
         """One row of `results`."""
         if self.certificate is None:
-            return {"analyzer": self.analyzer, "refused": self.refused}
+            flags = {"failed": self.failed, "refuted": self.refuted}
+            return {
+                "analyzer": self.analyzer,
+                "refused": self.refused,
+                **{name: True for name, set_ in flags.items() if set_},
+            }
         certificate = self.certificate
         found: dict[str, Any] = {
             "analyzer": self.analyzer,
@@ -99,6 +108,8 @@ class Lower:
 
     value: float | Tensor
     witness: Witness
+    failed: bool = False
+    """Whether the search broke; its value is then 0, and the witness notes why."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +134,16 @@ class Audit:
         return any(row.interrupted for row in self.rows)
 
     @property
+    def failed(self) -> bool:
+        """Whether something broke; the rows say what, and the others hold."""
+        return self.lower.failed or any(row.failed for row in self.rows)
+
+    @property
+    def refuted(self) -> bool:
+        """Whether a witness contradicted a bound."""
+        return any(row.refuted for row in self.rows)
+
+    @property
     def best(self) -> Row | None:
         """The analyzer with the smallest bound (for balls: smallest on average); None if every one refused."""
         answered = [row for row in self.rows if row.certificate is not None]
@@ -144,6 +165,7 @@ class Audit:
                 "method": self.lower.witness.method,
                 "witness": "witness.npz",
                 **({"note": self.lower.witness.note} if self.lower.witness.note else {}),
+                **({"failed": True} if self.lower.failed else {}),
             },
             "best": None if best is None else {"analyzer": best.analyzer, **best.bound_document()},
             "assumptions": sorted({text for c in self.certificates.values() for text in c.assumptions}),

@@ -109,7 +109,7 @@ def compare(
         from lipverify.comparison.radii import run_compare_radii
         from lipverify.reporting.radii_compared import print_radii_compared
 
-        document, code, show = run_compare_radii(options), 0, print_radii_compared
+        (document, code), show = run_compare_radii(options), print_radii_compared
     else:
         from lipverify.reporting.comparison import print_comparison
 

@@ -75,7 +75,7 @@ def radius(
     smoothing = Smoothing(
         sigma, samples, max(100, samples // 100), alpha, bound, simplex, parse_temperatures(temperatures)
     )
-    document = run_radius(
+    document, code = run_radius(
         Options(
             **common,
             model=model,
@@ -90,8 +90,9 @@ def radius(
     )
     if as_json:
         print_json(document)
-        return
-    from lipverify.reporting.radii import print_radii
+    else:
+        from lipverify.reporting.radii import print_radii
 
-    print_radii(document)
-    say_report(out)
+        print_radii(document)
+        say_report(out)
+    raise typer.Exit(code)

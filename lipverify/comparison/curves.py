@@ -9,6 +9,7 @@ from torch import Tensor
 from lipverify.comparison.cache import Cache
 from lipverify.comparison.task import Solved, code_digest, tensor_digest
 from lipverify.errors import LipverifyError
+from lipverify.failures import failure_words
 from lipverify.ir.graph import Graph
 from lipverify.robustness import Plan, radii
 
@@ -50,6 +51,8 @@ def accuracy_curve(
         found = radii(graph, x, y, plan=plan, budget=budget, jobs=jobs)
     except LipverifyError as error:
         return {"model": name, **head, "refused": str(error)}
+    except Exception as error:
+        return {"model": name, **head, "refused": failure_words(error), "failed": True}
     curve = found.curve()
     document = {
         **head,

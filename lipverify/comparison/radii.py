@@ -7,6 +7,7 @@ from typing import Any
 
 from lipverify.comparison.command import Options, load, short_names
 from lipverify.errors import InternalError, LipverifyError, Refuted, UsageError
+from lipverify.failures import failure_words
 from lipverify.ir.norm import Norm
 from lipverify.reporting.places import REPORT, RESULT
 from lipverify.reporting.radii_compared import render_radii_compared
@@ -22,10 +23,10 @@ JOURNAL = "journal-{}.jsonl"
 """By the place of the model in the command."""
 
 
-def run_compare_radii(options: Options) -> dict[str, Any]:
-    """Runs the command and writes its folder; the document of `compare --radii --json`.
+def run_compare_radii(options: Options) -> tuple[dict[str, Any], int]:
+    """Runs the command and writes its folder; the document of `compare --radii --json`, and the exit code.
 
-    A model that cannot be read, or that no method certifies, is left out with its reason.
+    A model that cannot be read, that no method certifies, or where something broke, is left out with its reason.
 
     Raises:
         LipverifyError: no model has radii: the reason of the first; UsageError also for options that make no sense, or an
@@ -38,6 +39,7 @@ def run_compare_radii(options: Options) -> dict[str, Any]:
     plan = Plan(Norm.parse(options.norms[0]), options.certified, options.box, seed=options.seed)
     found: dict[str, Radii] = {}
     left_out: dict[str, LipverifyError] = {}
+    codes = [0]
     names = short_names(options.models)
     with begun(options, JOURNAL.format("*")) as start:
         for place, (name, model) in enumerate(names.items()):
@@ -45,10 +47,13 @@ def run_compare_radii(options: Options) -> dict[str, Any]:
             seconds = None if end is None else max(end - time.monotonic(), 0.0) / (len(names) - place)
             try:
                 found[name] = _radii(options, plan, points, start, model, JOURNAL.format(place), seconds)
-            except (InternalError, Refuted):
-                raise
+                codes.append(found[name].exit_code())
             except LipverifyError as error:
                 left_out[name] = error
+                codes.append(error.exit_code if isinstance(error, InternalError | Refuted) else 0)
+            except Exception as error:
+                left_out[name] = InternalError(failure_words(error))
+                codes.append(InternalError.exit_code)
         start.progress.finish()
         if not found:
             raise next(iter(left_out.values()))
@@ -57,7 +62,8 @@ def run_compare_radii(options: Options) -> dict[str, Any]:
         if start.folder is not None:
             page = render_radii_compared(document).encode("utf-8")
             start.folder.write({REPORT: page, RESULT: document_bytes(document)})
-    return document
+    # Worst first: a contradiction, then what broke.
+    return document, max(codes)
 
 
 def _radii(

@@ -18,6 +18,7 @@ from lipverify.comparison.pool import Clock, answers
 from lipverify.comparison.results import Answered, Comparison, Unreadable, listed
 from lipverify.comparison.task import Solved, Task
 from lipverify.errors import UsageError
+from lipverify.failures import contradiction_words, keep_files
 from lipverify.falsify import Box
 from lipverify.ir.graph import Graph
 from lipverify.ir.norm import Norm
@@ -167,9 +168,9 @@ def _held_against(answer: Solved, lower: Mapping[str, Any] | None) -> Solved:
     bounds = bounds * len(values) if len(bounds) == 1 else bounds
     for value, bound in zip(values, bounds, strict=True):
         if bound.is_below(value):
-            reason = (
-                f"refuted: a witness has slope {value!r}, above the bound {bound.value!r}; this is a bug, of lipverify "
-                "or of the package that the analyzer comes from; please report it with the model"
-            )
-            return Solved("refuted", {"analyzer": row["analyzer"], "refused": reason})
+            place = values.index(value) if len(values) > 1 else None
+            kept = keep_files(answer.files)
+            reason = contradiction_words(value, bound.value or 0.0, row["analyzer"], place, kept)
+            flags = {"failed": True, "refuted": True}
+            return Solved("refuted", {"analyzer": row["analyzer"], "refused": reason, **flags})
     return answer

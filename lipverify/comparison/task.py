@@ -20,6 +20,7 @@ import lipverify
 from lipverify import pipeline
 from lipverify.analyzers.protocol import Analyzer, Compute
 from lipverify.documents import slug
+from lipverify.failures import failure_words
 from lipverify.falsify import Box, Search, falsify
 from lipverify.ir.graph import Graph
 from lipverify.ir.region import Ball, Query
@@ -74,7 +75,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Solved:
-    """An answer as plain data. kind: `bound`, `refused`, `undecided` or `failed`; files: certificates by file name."""
+    """An answer as plain data. kind: `bound`, `refused`, `undecided`, `failed` or `refuted`; files: certificates by file name."""
 
     kind: str
     document: dict[str, Any]
@@ -102,9 +103,11 @@ def solve(task: Task, seconds: float | None, name: str) -> Solved:
     except (KeyboardInterrupt, SystemExit):
         raise
     except Exception as error:
-        return failed(task, f"{type(error).__name__}: {error}")
+        return failed(task, error)
     if row.certificate is None:
-        return Solved("undecided" if row.undecided else "refused", row.to_json())
+        kinds = {"refuted": row.refuted, "failed": row.failed, "undecided": row.undecided, "refused": True}
+        kind = next(name for name, holds in kinds.items() if holds)
+        return Solved(kind, row.to_json())
     document = row.to_json()
     certificate = f"{slug(row.analyzer)}-{name}.json"
     if row.certificate.issued is None:
@@ -114,11 +117,10 @@ def solve(task: Task, seconds: float | None, name: str) -> Solved:
     return Solved("bound", document, row.certificate.issued.files(certificate))
 
 
-def failed(task: Task, what: str) -> Solved:
+def failed(task: Task, what: Exception | str) -> Solved:
     """The row of a task that broke."""
     name = "lower bound" if task.method is None else task.method.name
-    reason = f"internal error ({what}); please report it with the model"
-    return Solved("failed", {"analyzer": name, "refused": reason})
+    return Solved("failed", {"analyzer": name, "refused": failure_words(what), "failed": True})
 
 
 def _lower(task: Task, compute: Compute, seconds: float | None) -> Solved:
@@ -128,7 +130,7 @@ def _lower(task: Task, compute: Compute, seconds: float | None) -> Solved:
     except (KeyboardInterrupt, SystemExit):
         raise
     except Exception as error:
-        return failed(task, f"{type(error).__name__}: {error}")
+        return failed(task, error)
     arrays = {"value": witness.value, "points": witness.points}
     arrays |= {} if witness.partner is None else {"partner": witness.partner}
     arrays |= {} if witness.direction is None else {"direction": witness.direction}

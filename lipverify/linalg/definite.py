@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lipverify.errors import InternalError
+from lipverify.linalg.eigen import eigvalsh
 from lipverify.linalg.rounding import gamma, inflate
 
 # Absorbs underflow: entries are near 1 after scaling.
@@ -81,7 +82,7 @@ def corner_upper(matrix: Tensor, error: Tensor, corner: int) -> float | None:
         estimate = estimate + half.T @ half
     if not bool(torch.isfinite(estimate).all()):
         return None
-    rho = float(torch.linalg.eigvalsh((estimate + estimate.T) / 2)[-1]) if corner else 0.0
+    rho = float(eigvalsh((estimate + estimate.T) / 2)[-1]) if corner else 0.0
     rho = max(rho, 2.0**-100 * float(matrix.abs().max()) if matrix.numel() else 0.0)
     added = torch.zeros(len(matrix), dtype=torch.float64, device=matrix.device)
     for slack in _SLACKS:

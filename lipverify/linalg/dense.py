@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lipverify.errors import InternalError, UsageError
+from lipverify.linalg.eigen import eigh, eigvalsh
 from lipverify.linalg.rounding import Upper, gamma, inflate, sum_up
 
 NORMS = ("l1", "l2", "linf")
@@ -254,7 +255,7 @@ def _lanczos_estimate(a: Tensor, steps: int = 120) -> Tensor:
     projected = torch.diag(torch.stack(diagonal))
     for index, size in enumerate(beside[: count - 1]):
         projected[index, index + 1] = projected[index + 1, index] = size
-    largest: Tensor = torch.linalg.eigvalsh(projected)[-1]
+    largest: Tensor = eigvalsh(projected)[-1]
     return largest.clamp(min=0.0).sqrt()
 
 
@@ -268,7 +269,7 @@ def spectral_residual_bound(a: Tensor) -> Tensor:
     Sound when: entries are scaled to [1/2, 1) and m >= n.
     """
     m, n = a.shape[-2:]
-    _, basis = torch.linalg.eigh(a.mH @ a)
+    _, basis = eigh(a.mH @ a)
     image = a @ basis
     size_basis = _length(basis)
     inner, outer = _product_error(n, a.is_complex()), _product_error(m, a.is_complex())

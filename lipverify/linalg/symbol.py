@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from lipverify.linalg.dense import interpolation_bound, operator_norm, threshold_bound
+from lipverify.linalg.eigen import eigvalsh
 from lipverify.linalg.rounding import UNIT_ROUNDOFF, gamma, inflate
 
 # Complex entries of the symbol held at once: 64 MB.
@@ -97,7 +98,7 @@ class Symbol:
         for chunk in frequencies.split(self._chunk):
             values = self.evaluate(chunk)[0].to(torch.complex64)
             values = values if values.shape[-2] >= values.shape[-1] else values.mH
-            largest = torch.linalg.eigvalsh(values.mH @ values)[..., -1].amax(-1)
+            largest = eigvalsh(values.mH @ values)[..., -1].amax(-1)
             result.append(largest.clamp(min=0.0).sqrt().to(torch.float64))
         return torch.cat(result)
 

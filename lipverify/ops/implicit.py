@@ -21,6 +21,7 @@ from lipverify.ir.norm import Norm
 from lipverify.ir.op import Op, Shape
 from lipverify.linalg.definite import corner_upper
 from lipverify.linalg.dense import operator_norm_upper, vector_norms
+from lipverify.linalg.eigen import eigh, eigvalsh, spectral_estimate
 from lipverify.linalg.rounding import Upper, gamma, inflate
 from lipverify.ops.affine import Linear
 from lipverify.ops.embedding import blocks_norm, embedding, single, through_same_norm
@@ -136,9 +137,7 @@ class _Splitting:
         self.op, self.drive = op, drive
         low, self.high = slope_range(op)
         size = len(op.recurrent)
-        bound = max(abs(low), abs(self.high)) * (
-            float(torch.linalg.matrix_norm(op.recurrent, 2)) if size else 0.0
-        )
+        bound = max(abs(low), abs(self.high)) * spectral_estimate(op.recurrent)
         self.plain = bound < 0.9 or low < 0.0 or self.high <= 0.0
         self.magnitude = op.recurrent.abs()
         self.u = drive
@@ -222,7 +221,7 @@ def multipliers(w: Tensor, b: Tensor, high: float) -> tuple[float, Tensor] | Non
         if best is not None and len(w) > _LARGE:
             break
         curvature = 2.0 * torch.diag(weight) - high * (weight[:, None] * w + w.T * weight)
-        smallest = float(torch.linalg.eigvalsh(curvature)[0])
+        smallest = float(eigvalsh(curvature)[0])
         if not smallest > 0.0:
             continue
         for factor in _FACTORS:
@@ -267,7 +266,7 @@ def _descended(w: Tensor, steps: int = 200) -> Tensor:
     for index in range(steps):
         root = torch.exp(exponent / 2.0)
         scaled = root[:, None] * w / root
-        top = torch.linalg.eigh(scaled + scaled.T).eigenvectors[:, -1]
+        top = eigh(scaled + scaled.T)[1][:, -1]
         weight = top[:, None] * scaled * top
         gradient = weight.sum(1) - weight.sum(0)
         exponent = exponent - gradient / gradient.norm().clamp_min(1e-300) / (1.0 + 0.1 * index)

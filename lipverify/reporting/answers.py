@@ -37,10 +37,16 @@ class Answer:
 
 @dataclass(frozen=True)
 class Refusal:
-    """An analyzer that gave no bound, and why."""
+    """An analyzer that gave no bound, and why. failed: because something broke."""
 
     analyzer: str
     reason: str
+    failed: bool = False
+
+    @property
+    def verb(self) -> str:
+        """What the analyzer did instead of giving a bound."""
+        return "failed" if self.failed else "refused"
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,8 @@ def read(document: Document) -> Answers:
     for row in document["results"]:
         name = display(row["analyzer"])
         if "refused" in row:
-            refusals.append(Refusal(name, display(row["refused"] or "no reason was given", 600)))
+            reason = display(row["refused"] or "no reason was given", 600)
+            refusals.append(Refusal(name, reason, bool(row.get("failed"))))
         else:
             answers.append(_answer(name, row, count, lowers))
     answers.sort(key=lambda answer: sum(bound.order for bound in answer.uppers))

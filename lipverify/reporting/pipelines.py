@@ -19,7 +19,7 @@ PREDICATE = "urn:lipverify:audit:1"
 
 
 def junit(document: Document, limit: float | None = None) -> str:
-    """One test case for each analyzer, skipped where it refused, and one for the limit of `--fail-above`.
+    """One test case for each analyzer, skipped where it refused, an error where it broke; and one for `--fail-above`.
 
     Format: the JUnit XML that continuous integration services read. A bound beyond float64 exceeds every limit.
     """
@@ -28,7 +28,9 @@ def junit(document: Document, limit: float | None = None) -> str:
     for row in document["results"]:
         seconds = f"{row.get('seconds', 0.0):.3f}"
         case = _case(suite, name, f"{display(row['analyzer'])} gives a bound", seconds)
-        if "refused" in row:
+        if row.get("failed"):
+            ElementTree.SubElement(case, "error", message=display(row["refused"], 400))
+        elif "refused" in row:
             ElementTree.SubElement(case, "skipped", message=display(row["refused"], 400))
         else:
             ElementTree.SubElement(case, "system-out").text = _bound_words(row)
@@ -43,7 +45,7 @@ def junit(document: Document, limit: float | None = None) -> str:
             {"testcase": "tests", "failure": "failures"}.get(kind, kind),
             str(len(suite.findall(f".//{kind}"))),
         )
-    suite.set("errors", "0")
+    suite.set("errors", str(len(suite.findall(".//error"))))
     return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
 
 
@@ -77,7 +79,9 @@ def statement(document: Document, certificates: Mapping[str, Mapping[str, bytes]
     rows = []
     for row in document["results"]:
         kept = {
-            key: row[key] for key in ("analyzer", "upper", "log10_upper", "rigour", "refused") if key in row
+            key: row[key]
+            for key in ("analyzer", "upper", "log10_upper", "rigour", "refused", "failed")
+            if key in row
         }
         files = certificates.get(row["analyzer"], {})
         kept["certificates"] = [

@@ -271,5 +271,10 @@ def print_radii(document: Document, file: TextIO | None = None) -> None:
     for name, certified, attacked in _robust_rows(document):
         console.print(Text(f"accuracy at {name}: certified {certified}, not fooled by the attack {attacked}"))
     for name, reason in document.get("refused", {}).items():
-        console.print(Text.assemble((f"{display(name)} refused: ", "yellow"), display(reason, 600)))
+        verb = "failed" if name in document.get("failed", ()) else "refused"
+        console.print(Text.assemble((f"{display(name)} {verb}: ", "yellow"), display(reason, 600)))
+    for point in document["points"]:
+        if point.get("failed"):
+            text = display(point.get("note", ""), 600)
+            console.print(Text.assemble((f"point {int(point['index'])} failed: ", "red"), text))
     console.print(Text(f"rigour {document['rigour']}, {seconds_text(document['seconds'])}", style="dim"))

@@ -60,7 +60,8 @@ def print_audit(document: Document, file: TextIO | None = None) -> None:
     if "execution" in document:
         console.print(Text(f"execution: {display(document['execution']['words'], 600)}", style="dim"))
     for refusal in answers.refusals:
-        console.print(Text.assemble((f"{refusal.analyzer} refused: ", "yellow"), refusal.reason))
+        style = "red" if refusal.failed else "yellow"
+        console.print(Text.assemble((f"{refusal.analyzer} {refusal.verb}: ", style), refusal.reason))
 
 
 def _cells(answer: Answer, answers: Answers) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lipverify.errors import UsageError
 from lipverify.robustness.plan import Record
-from lipverify.robustness.points import Work, answer
+from lipverify.robustness.points import Work, answered
 
 CONNECT_SECONDS = 30
 """How long to wait for the scheduler."""
@@ -67,7 +67,7 @@ def answers_of_cluster(
 
 
 def _unit(work: Work, index: int, x: np.ndarray[Any, Any], label: int | None) -> Record:
-    return answer(work, index, torch.from_numpy(x), label)
+    return answered(work, index, torch.from_numpy(x), label)
 
 
 def _version() -> str:

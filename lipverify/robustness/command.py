@@ -36,8 +36,8 @@ class Options(Common):
     scheduler: str | None
 
 
-def run_radius(options: Options) -> dict[str, Any]:
-    """Runs the command and writes its folder; the document of `radius --json`.
+def run_radius(options: Options) -> tuple[dict[str, Any], int]:
+    """Runs the command and writes its folder; the document of `radius --json`, and the exit code.
 
     Raises:
         LipverifyError: as `radii`; UsageError also for a journal that is there and not meant to be continued.
@@ -87,7 +87,7 @@ def run_radius(options: Options) -> dict[str, Any]:
         if start.folder is not None:
             page = render_radii(document, points.x.numpy()).encode("utf-8")
             start.folder.write({REPORT: page, RESULT: document_bytes(document)})
-    return document
+    return document, found.exit_code()
 
 
 def journal_of(options: Common, graph: Graph, points: Points, plan: Plan, path: Path) -> Journal:

@@ -92,10 +92,16 @@ class Record:
     note: str = ""
     statistics: dict[str, Any] = field(default_factory=dict)
     """Of smoothing: samples, counts, bounds of probabilities, confidence, seed."""
+    failed: bool = False
+    """Whether something broke, so that nothing is certified; `note` says what."""
+    refuted: bool = False
+    """Whether an adversarial example lay inside the radius, which is withdrawn."""
 
     def to_json(self) -> dict[str, Any]:
         """One element of `points`."""
+        flags = ("failed", "refuted")
         found = {k: v for k, v in asdict(self).items() if v not in ("", {}) or k in ("label", "predicted")}
+        found = {k: v for k, v in found.items() if v or k not in flags}
         return {"index": found.pop("index"), **found}
 
     @staticmethod

@@ -12,7 +12,8 @@ from torch import Tensor
 from lipverify.analyzers.lipsdp.analyzer import LipSDP
 from lipverify.analyzers.lirpa.margins import ForeignMargins, refuses_margins
 from lipverify.analyzers.protocol import Compute
-from lipverify.errors import InternalError, UnsupportedModel
+from lipverify.errors import InternalError, LipverifyError, Refuted, UnsupportedModel
+from lipverify.failures import BUG, failure_words
 from lipverify.falsify import multiplications
 from lipverify.ir.graph import Graph
 from lipverify.ir.norm import Norm
@@ -49,6 +50,8 @@ class Work:
     refused: dict[str, str]
     """Methods of the plan that cannot answer for this network, and why."""
     device: str = "cpu"
+    failed: tuple[str, ...] = ()
+    """Of the refused ones those that broke."""
 
 
 def prepare(graph: Graph, plan: Plan, compute: Compute, constants: PairConstants | None = None) -> Work:
@@ -61,6 +64,7 @@ def prepare(graph: Graph, plan: Plan, compute: Compute, constants: PairConstants
         UnsupportedModel: no method of the plan covers the network.
     """
     refused: dict[str, str] = {}
+    failed: list[str] = []
     reason = refuses_ranges(graph)
     if reason is not None:
         refused = {
@@ -82,14 +86,65 @@ def prepare(graph: Graph, plan: Plan, compute: Compute, constants: PairConstants
             constants = pair_constants(graph, plan.norm, compute, effort, side)
         except UnsupportedModel as error:
             refused["global"] = str(error)
+        except Exception as error:
+            refused["global"] = _broken(error)
+            failed.append("global")
     if plan.method == "smoothing" and plan.smoothing.simplex_map != "hardmax" and constants is None:
         try:
             constants = pair_constants(graph, plan.norm, compute, SIDE_EFFORT)
         except UnsupportedModel as error:
             refused["constants of the maps"] = str(error)
+        except Exception as error:
+            refused["constants of the maps"] = _broken(error)
+            failed.append("constants of the maps")
     elif len(refused) == len(plan.parts):
+        if failed:
+            raise InternalError("; ".join(f"{name}: {refused[name]}" for name in failed))
         raise refuse(refused)
-    return Work(graph, plan, constants, refused, str(compute.device))
+    return Work(graph, plan, constants, refused, str(compute.device), tuple(failed))
+
+
+def _broken(error: Exception) -> str:
+    """What a method's row says where it broke; errors of the user are raised.
+
+    Raises:
+        LipverifyError: the error itself, where it is no bug.
+    """
+    if isinstance(error, LipverifyError) and not isinstance(error, InternalError):
+        raise error
+    return failure_words(error)
+
+
+def answered(work: Work, index: int, x: Tensor, label: int | None, seconds: float | None = None) -> Record:
+    """As `answer`; what breaks is a record without a radius, and loses no other point."""
+    started = time.monotonic()
+    try:
+        return answer(work, index, x, label, seconds)
+    except Refuted as error:
+        return broken(work, index, label, str(error), time.monotonic() - started, refuted=True)
+    except Exception as error:
+        if isinstance(error, LipverifyError) and not isinstance(error, InternalError):
+            raise
+        return broken(work, index, label, failure_words(error), time.monotonic() - started)
+
+
+def broken(
+    work: Work, index: int, label: int | None, why: str, seconds: float = 0.0, refuted: bool = False
+) -> Record:
+    """The record of a point that nothing is known of; its prediction is -1."""
+    return Record(
+        index=index,
+        label=-2 if label is None else label,
+        predicted=-1,
+        radius=0.0,
+        method=work.plan.method,
+        attack_radius=None,
+        seconds=seconds,
+        margin=0.0,
+        note=why,
+        failed=True,
+        refuted=refuted,
+    )
 
 
 def answer(work: Work, index: int, x: Tensor, label: int | None, seconds: float | None = None) -> Record:
@@ -98,8 +153,7 @@ def answer(work: Work, index: int, x: Tensor, label: int | None, seconds: float 
     Args:
         seconds: for this point, instead of those of the plan; without any left, only what all points share is used.
 
-    Raises:
-        InternalError: an adversarial example lies inside a certified radius; one of the two is wrong.
+    An adversarial example inside a certified radius withdraws it: one of the two is wrong.
     """
     started = time.monotonic()
     if seconds is not None:
@@ -145,11 +199,13 @@ def answer(work: Work, index: int, x: Tensor, label: int | None, seconds: float 
         note = "" if radius > 0 else "undecided"
         if compute.remaining() <= 0 and not shells.known:
             note = "no time was left"
-    if found is not None and radius > found.size:
-        raise InternalError(
-            f"point {index}: the certified radius {radius!r} ({method}) exceeds {found.size!r}, the distance of an "
-            "adversarial example; this is a bug of lipverify, please report it with the model"
+    refuted = found is not None and radius > found.size
+    if found is not None and refuted:
+        note = (
+            f"refuted: the certified radius {radius!r} ({method}) exceeds {found.size!r}, the distance of an adversarial "
+            f"example, and is withdrawn; {BUG}"
         )
+        radius, by_method = 0.0, {}
     return Record(
         index=index,
         label=wanted,
@@ -162,6 +218,8 @@ def answer(work: Work, index: int, x: Tensor, label: int | None, seconds: float 
         margin=float(margin.min()),
         by_method=by_method,
         note=note,
+        failed=refuted,
+        refuted=refuted,
     )
 
 

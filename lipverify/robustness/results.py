@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lipverify import __version__
 from lipverify.documents import NOT_COVERED, environment, model_document
+from lipverify.errors import InternalError, Refuted
 from lipverify.ir.graph import Graph
 from lipverify.ir.norm import Norm
 from lipverify.robustness.constants import PairConstants
@@ -35,6 +36,15 @@ class Radii:
     inputs: Tensor | None = None
     """The points [points, *input shape], for pictures."""
     command: str | None = None
+    failed_methods: tuple[str, ...] = ()
+    """Of the refused methods those that broke."""
+
+    def exit_code(self) -> int:
+        """3 if an adversarial example lay inside a certified radius, 1 if something broke, else 0."""
+        if any(record.refuted for record in self.records):
+            return Refuted.exit_code
+        broke = self.failed_methods or any(record.failed for record in self.records)
+        return InternalError.exit_code if broke else 0
 
     def _column(self, name: str) -> list[Any]:
         return [getattr(record, name) for record in self.records]
@@ -129,6 +139,7 @@ class Radii:
             "comparison": self.comparison(),
             "rigour": self.rigour,
             "refused": dict(self.refused),
+            **({"failed": list(self.failed_methods)} if self.failed_methods else {}),
             "settings": self.plan.to_json(),
             "constants": None if self.constants is None else self.constants.to_json(),
             "assumptions": self.assumptions(),

@@ -6,6 +6,7 @@ import multiprocessing
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from typing import Any
 
@@ -23,10 +24,11 @@ from lipverify.robustness.constants import PairConstants
 from lipverify.robustness.journal import Journal
 from lipverify.robustness.pairs import classes
 from lipverify.robustness.plan import Plan, Record
-from lipverify.robustness.points import Work, answer, prepare
+from lipverify.robustness.points import Work, answered, broken, prepare
 from lipverify.robustness.results import Radii
 
 Advance = Callable[[int, int], None]
+DIED = "its process was ended by the system, perhaps for want of memory"
 SHARED = 10
 """The part of a limited time that constants of the whole input space may take: one in so many."""
 
@@ -68,7 +70,8 @@ def radii(
 
     Raises:
         UsageError: points of another shape, outside the box, or labels that are none. UnsupportedModel: no method covers
-        the network. InternalError: an adversarial example inside a certified radius.
+        the network. InternalError: every method broke before any point. What breaks at one point is its record
+        (`Record.failed`), and no journal keeps it.
     """
     started = time.monotonic()
     if plan is None:
@@ -96,13 +99,22 @@ def radii(
             work = replace(work, plan=replace(plan, seconds=left * max(jobs, 1) / len(waiting)))
         answers = answers_of_cluster(scheduler, work, x, labels, waiting)
     for record in answers:
-        if journal is not None:
+        if journal is not None and not record.failed:
             journal.add(record.to_json())
         done[record.index] = record
         if advance is not None:
             advance(len(done), len(x))
     records = tuple(done[index] for index in range(len(x)))
-    return Radii(graph, plan, records, time.monotonic() - started, work.constants, work.refused, inputs=x)
+    return Radii(
+        graph,
+        plan,
+        records,
+        time.monotonic() - started,
+        work.constants,
+        work.refused,
+        inputs=x,
+        failed_methods=work.failed,
+    )
 
 
 def _require(graph: Graph, x: Tensor, labels: list[int] | None, plan: Plan) -> None:
@@ -134,39 +146,57 @@ def _answers(
     if jobs <= 1 or len(waiting) <= 1:
         for before, index in enumerate(waiting):
             limit = seconds(len(waiting) - before, 1)
-            yield answer(work, index, x[index], None if labels is None else labels[index], limit)
+            yield answered(work, index, x[index], None if labels is None else labels[index], limit)
         return
+    upcoming, done = iter(waiting), 0
+    running: dict[Future[Record], int] = {}
+    pool = _pool(work, jobs, len(waiting))
+    try:
+        if end is not None:
+            # Processes take seconds to begin, which is no point's time.
+            wait([pool.submit(_begun) for _ in range(min(jobs, len(waiting)))])
+        while True:
+            # With limited time nothing waits in a queue: a point's time begins with it.
+            while len(running) < (2 * jobs if end is None else jobs):
+                if (place := next(upcoming, None)) is None:
+                    break
+                label = None if labels is None else labels[place]
+                left = len(waiting) - done
+                limit = seconds(left, min(jobs, left))
+                running[pool.submit(_unit, place, x[place].numpy(), label, limit)] = place
+            if not running:
+                return
+            ready, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in ready:
+                done += 1
+                place = running.pop(future)
+                try:
+                    yield future.result()
+                except BrokenProcessPool:
+                    # Whoever shared the pool with a process that died is lost with it; the others get a new one.
+                    for other, lost in ((future, place), *running.items()):
+                        if other.done() and other.exception() is None:
+                            yield other.result()
+                        else:
+                            yield broken(work, lost, None if labels is None else labels[lost], DIED)
+                    done += len(running)
+                    running.clear()
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    pool = _pool(work, jobs, len(waiting))
+                    break
+    finally:
+        # After an error or an interrupt children may be in the middle of a long step.
+        for process in list((pool._processes or {}).values()):
+            if running:
+                process.terminate()
+        pool.shutdown(wait=not running, cancel_futures=True)
+
+
+def _pool(work: Work, jobs: int, waiting: int) -> ProcessPoolExecutor:
     # Spawned, not forked: threads and CUDA do not survive a fork.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(
-        min(jobs, len(waiting)), context, _begin, (work, torch.get_num_threads() // jobs or 1)
-    ) as pool:
-        running: set[Future[Record]] = set()
-        upcoming, done = iter(waiting), 0
-        try:
-            if end is not None:
-                # Processes take seconds to begin, which is no point's time.
-                wait([pool.submit(_begun) for _ in range(min(jobs, len(waiting)))])
-            while True:
-                # With limited time nothing waits in a queue: a point's time begins with it.
-                while len(running) < (2 * jobs if end is None else jobs):
-                    if (place := next(upcoming, None)) is None:
-                        break
-                    label = None if labels is None else labels[place]
-                    left = len(waiting) - done
-                    limit = seconds(left, min(jobs, left))
-                    running.add(pool.submit(_unit, place, x[place].numpy(), label, limit))
-                if not running:
-                    return
-                ready, running = wait(running, return_when=FIRST_COMPLETED)
-                done += len(ready)
-                for future in ready:
-                    yield future.result()
-        except BaseException:
-            for process in list((pool._processes or {}).values()):
-                process.terminate()
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    threads = torch.get_num_threads() // jobs or 1
+    return ProcessPoolExecutor(min(jobs, waiting), context, _begin, (work, threads))
 
 
 _WORK: list[Work] = []
@@ -186,4 +216,4 @@ def _begun() -> bool:
 def _unit(index: int, x: np.ndarray[Any, Any], label: int | None, seconds: float | None) -> Record:
     if not _WORK:
         raise InternalError("a worker was asked before it was prepared")
-    return answer(_WORK[0], index, torch.from_numpy(x), label, seconds)
+    return answered(_WORK[0], index, torch.from_numpy(x), label, seconds)

@@ -17,7 +17,7 @@ import torch
 
 import lipverify as lv
 from lipverify.certificates import Issued, model_of
-from lipverify.errors import InternalError, LipverifyError, Refuted, RefutedCertificate, UnreadableCertificate
+from lipverify.errors import LipverifyError, RefutedCertificate, UnreadableCertificate
 from lipverify.falsify import Search
 from lipverify.ir.certificate import Rigour
 from tests.networks import random_graph
@@ -62,7 +62,7 @@ def search(seeds: Iterable[int]) -> Found:
     for seed in seeds:
         try:
             _one(seed, found)
-        except (Refuted, InternalError) as error:
+        except LipverifyError as error:
             found.wrong.append(f"seed {seed}: {type(error).__name__}: {error}")
     found.processor_seconds = time.process_time() - started
     return found
@@ -83,8 +83,11 @@ def _one(seed: int, found: Found) -> None:
     found.networks += 1
     found.operators.update({node.op.kind() for node in graph.nodes})
     options: dict[str, Any] = {"norm": norms[0], "norm_out": norms[1], "region": region}
-    # Raises Refuted where a witness lies above a bound, InternalError where evidence does not check.
     result = lv.audit(graph, **options, analyzers=names, search=SEARCH, seed=seed, budget=20)
+    # A witness above a bound, evidence that does not check, or anything else that broke.
+    found.wrong += [f"seed {seed}: {row.analyzer}: {row.refused}" for row in result.rows if row.failed]
+    if result.lower.failed:
+        found.wrong.append(f"seed {seed}: {result.lower.witness.note}")
     for row in result.rows:
         if row.certificate is None:
             continue

@@ -8,6 +8,7 @@ from torch import Tensor
 from lipverify.analyzers.lipsdp.factor import Factor
 from lipverify.analyzers.lipsdp.objective import Smoothed
 from lipverify.analyzers.lipsdp.system import Couplings
+from lipverify.linalg.eigen import eigh
 
 
 def optimum_lower_bound(
@@ -70,7 +71,7 @@ def _reordered(system: Couplings, factor: Factor, smoothed: Smoothed, order: Ten
 
 def _root(smoothed: Smoothed) -> tuple[Tensor, Tensor]:
     """Eigenvalues of S, and G' with G G' = S."""
-    values, vectors = torch.linalg.eigh(smoothed.weights)
+    values, vectors = eigh(smoothed.weights)
     values = values.clamp(min=0)
     return values, (vectors * values.sqrt()).T
 

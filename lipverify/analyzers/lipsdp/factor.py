@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lipverify.analyzers.lipsdp.system import Couplings
 from lipverify.errors import InternalError
+from lipverify.linalg.eigen import eigvalsh
 
 _WORTH_SPARSE, _DENSITY = 1 << 16, 0.15
 """Entries from which a block may be sparse, and the share of nonzeros up to which it is."""
@@ -292,10 +293,10 @@ def largest_eigenvalue(matrix: Tensor) -> float:
     if size == 0:
         return 0.0
     if size <= 600:
-        return float(torch.linalg.eigvalsh(matrix)[-1])
+        return float(eigvalsh(matrix)[-1])
     generator = torch.Generator().manual_seed(size)
     basis = torch.randn(size, 8, generator=generator, dtype=torch.float64).to(matrix)
     for _ in range(15):
         basis, _ = torch.linalg.qr(matrix @ (matrix @ basis))
-    values = torch.linalg.eigvalsh(basis.T @ (matrix @ basis))
+    values = eigvalsh(basis.T @ (matrix @ basis))
     return float(values[-1])

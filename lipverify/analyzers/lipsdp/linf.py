@@ -23,6 +23,7 @@ from lipverify.analyzers.lipsdp.start import scalar_start
 from lipverify.analyzers.lipsdp.system import BlockSystem, one_output
 from lipverify.analyzers.protocol import Compute, keeping_best
 from lipverify.errors import InternalError, UsageError
+from lipverify.linalg.eigen import eigvalsh
 from lipverify.linalg.rounding import Upper
 
 _REPAIRS = (0.0, 1e-11, 1e-9, 1e-7, 1e-5, 1e-3, 1e-1, 1.0)
@@ -136,7 +137,7 @@ class WeightedSearch:
 
     def _offer(self, record: Record, factor: Factor, y: Tensor, stage: str) -> None:
         price = float((1.0 / factor.d[: len(self.used)]).sum())
-        record.offer(factor.d, float(torch.linalg.eigvalsh(y)[-1]) * price, stage)
+        record.offer(factor.d, float(eigvalsh(y)[-1]) * price, stage)
 
     def rows(self, found: LinfSolution) -> list[Upper] | None:
         """A certified bound of every output alone, from the multipliers of one solution; None where nothing is proved."""

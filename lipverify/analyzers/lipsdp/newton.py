@@ -20,6 +20,7 @@ from lipverify.analyzers.lipsdp.factor import Factor
 from lipverify.analyzers.lipsdp.objective import Model, Point, weighted_probes
 from lipverify.analyzers.lipsdp.system import Couplings
 from lipverify.analyzers.protocol import Compute
+from lipverify.linalg.eigen import eigvalsh
 
 VERBOSE = False
 
@@ -133,7 +134,7 @@ class _Search:
                 lower = optimum_lower_bound(self.system, point.factor, point.smoothed, self.order)
                 record.lower = max(record.lower, lower)
             if found is not None:
-                top = float(torch.linalg.eigvalsh(found.y)[-1])
+                top = float(eigvalsh(found.y)[-1])
                 record.offer(found.d.double(), top * found.price, f"lipsdp step {record.iterations}")
             if record.expired or predicted < 1e-13 or record.closed(tuning.tol):
                 return
@@ -154,7 +155,7 @@ class _Search:
 
     def _stage(self, factor: Factor, y: Tensor, raw: Tensor) -> Point:
         """A new smoothing and newly weighted probes at the current multipliers."""
-        reference = max(float(torch.linalg.eigvalsh(y)[-1]), 1e-300)
+        reference = max(float(eigvalsh(y)[-1]), 1e-300)
         strength = self.tuning.beta * self.smoothing * reference
         probes = weighted_probes(raw, factor, strength, self.generator, self.layers)
         mu = self.smoothing / factor.pencil.outputs

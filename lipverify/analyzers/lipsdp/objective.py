@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lipverify.analyzers.lipsdp.factor import Factor
+from lipverify.linalg.eigen import eigh
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Smoothed:
 
     @classmethod
     def of(cls, y: Tensor, mu: float) -> Smoothed:
-        values, vectors = torch.linalg.eigh(y)
+        values, vectors = eigh(y)
         count, top = len(values), float(values[-1])
         # Newton on sum mu / (g - l_i) = 1 from the left of its root rises monotonically: the sum is convex in g.
         level = top + mu
@@ -173,7 +174,7 @@ class Point:
     def _keep_for_products(self, c: Tensor, bend: Tensor) -> None:
         """Rows that Hessian products use: output directions that carry weight, and a few of the probes, reweighted."""
         model, m = self.model, self.factor.pencil.outputs
-        values, vectors = torch.linalg.eigh(self.smoothed.weights)
+        values, vectors = eigh(self.smoothed.weights)
         chosen = values > model.negligible * values[-1]
         basis, values = vectors[:, chosen].T.to(c.dtype), values[chosen].to(c.dtype)
         used = min(len(model.probes), model.hessian_probes)

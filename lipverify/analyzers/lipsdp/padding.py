@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lipverify.analyzers.lipsdp.factor import Factor
+from lipverify.linalg.eigen import eigvalsh
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class Stack:
         work, d = self.gram.clone(), torch.ones_like(self.gram[:, 0])
         for here in self.part:
             r = work[:, here, here]
-            largest = torch.linalg.eigvalsh(r)[:, -1:]
+            largest = eigvalsh(r)[:, -1:]
             d[:, here] = torch.where(largest > 0.0, share * (1.0 + 1e-12) * largest, 1.0)
             lower, _ = torch.linalg.cholesky_ex(torch.diag_embed(2.0 * d[:, here]) - r)
             behind = slice(here.stop, None)
@@ -108,7 +109,7 @@ class Stack:
             z = z.nan_to_num(0.0, 0.0, 0.0)
             work[:, behind, behind] += z @ z.mT
         lower, feasible = self.factor(d)
-        top = torch.linalg.eigvalsh(self.output_form(d, lower).nan_to_num(0.0, 0.0, 0.0))[:, -1]
+        top = eigvalsh(self.output_form(d, lower).nan_to_num(0.0, 0.0, 0.0))[:, -1]
         return d, torch.where(feasible & torch.isfinite(top), top, math.inf)
 
     def border(self, d: Tensor) -> Tensor:

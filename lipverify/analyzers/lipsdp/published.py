@@ -24,6 +24,7 @@ from lipverify.ir.graph import Graph
 from lipverify.ir.op import Input
 from lipverify.linalg.definite import corner_upper
 from lipverify.linalg.dense import operator_norm_upper
+from lipverify.linalg.eigen import spectral_estimate
 from lipverify.linalg.rounding import Upper, gamma, inflate
 from lipverify.rules import linear
 
@@ -97,9 +98,7 @@ def sorting_chain(graph: Graph) -> Chain:
         else:
             raise UnsupportedModel(f"{node.describe()} is neither affine nor a sort or reflection; {_REMEDY}")
     weights.append(signal.parts[INPUT])
-    exponents = [
-        math.frexp(float(torch.linalg.matrix_norm(w, 2)))[1] if bool(w.any()) else 0 for w in weights
-    ]
+    exponents = [math.frexp(spectral_estimate(w))[1] if bool(w.any()) else 0 for w in weights]
     scaled = tuple(w * 2.0**-e for w, e in zip(weights, exponents, strict=True))
     return Chain(scaled, tuple(layers), sum(exponents))
 
@@ -275,12 +274,12 @@ def certified_published(chain: Chain, multipliers: list[Tensor]) -> Upper | None
 def strictly_feasible(chain: Chain) -> list[Tensor]:
     """lambda of the product bound, a tenth above it at every layer: far inside the cone."""
     found: list[Tensor] = []
-    weight = 1.1 * float(torch.linalg.matrix_norm(chain.weights[-1], 2)) ** 2
+    weight = 1.1 * spectral_estimate(chain.weights[-1]) ** 2
     for layer, w in zip(reversed(chain.layers), reversed(chain.weights[:-1]), strict=True):
         multipliers = torch.zeros(4, layer.spread.shape[1], dtype=torch.float64)
         multipliers[0] = max(weight, 2.0**-60)
         found.append(multipliers)
-        weight = 1.1 * max(weight, 2.0**-60) * float(torch.linalg.matrix_norm(w, 2)) ** 2
+        weight = 1.1 * max(weight, 2.0**-60) * spectral_estimate(w) ** 2
     return found[::-1]
 
 

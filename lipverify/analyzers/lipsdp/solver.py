@@ -22,6 +22,7 @@ from lipverify.analyzers.lipsdp.system import Couplings
 from lipverify.analyzers.protocol import Compute
 from lipverify.errors import InternalError, UnsupportedModel, UsageError
 from lipverify.linalg.dense import operator_norm_upper
+from lipverify.linalg.eigen import eigvalsh
 from lipverify.linalg.rounding import Upper
 
 # Shares of the closed-form multipliers that repair borderline ones, tried in this order.
@@ -203,7 +204,7 @@ class Run:
         self.reduced, factor, y = scalar_start(self.reduced)
         record.report_scale = 2.0 ** min(self.reduced.output_exponent, 1000)
         record.reserve = seconds_for_proof(time.monotonic() - begun, self.compute)
-        self.start, self.start_rho = factor, float(torch.linalg.eigvalsh(y)[-1])
+        self.start, self.start_rho = factor, float(eigvalsh(y)[-1])
         record.offer(factor.d, self.start_rho, "lipsdp-fast")
         if shares:
             self._offer_closed_forms(factor, record)
@@ -245,7 +246,7 @@ class Run:
                     and found.output_exponent == self.reduced.output_exponent
                 )
                 if same and other.d.shape == factor.d.shape:
-                    record.offer(other.d, float(torch.linalg.eigvalsh(y)[-1]), "lipsdp-fast")
+                    record.offer(other.d, float(eigvalsh(y)[-1]), "lipsdp-fast")
 
     def _ordered(self, factor: Factor, record: Record) -> Factor:
         """Moves the neurons where another order makes factors sparse, of everything found so far too."""
@@ -273,7 +274,7 @@ class Run:
             exact = Pencil(self.reduced.system)
             best = exact.factor(record.d)
             if best is not None:
-                record.restate(float(torch.linalg.eigvalsh(best.output_form())[-1]))
+                record.restate(float(eigvalsh(best.output_form())[-1]))
             if coarse > tuning.tol and best is not None:
                 self._from(exact, record.d, replace(tuning, first_smoothing=coarse), record)
         else:

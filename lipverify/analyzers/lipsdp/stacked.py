@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lipverify.analyzers.lipsdp.newton import Tuning
 from lipverify.analyzers.lipsdp.padding import Stack
+from lipverify.linalg.eigen import eigh, eigvalsh
 
 # As `newton.truncated_cg` for shallow systems.
 _CG_TOL, _CG_LEAST = 0.1, 2
@@ -66,7 +67,7 @@ class _State:
         stack, d = self.stack, self.d
         half = torch.linalg.solve_triangular(self.lower, torch.diag_embed(d), upper=False)
         traces = (stack.blocks @ half.square().sum(1)[:, :, None])[:, :, 0].clamp(min=1e-300)
-        reference = torch.linalg.eigvalsh(stack.output_form(d, self.lower))[:, -1].clamp(min=1e-300)
+        reference = eigvalsh(stack.output_form(d, self.lower))[:, -1].clamp(min=1e-300)
         used = (stack.blocks.amax(2) > 0).sum(1)
         strength = tuning.beta * self.smoothing * reference / (used * len(raw))
         weights = (strength[:, None] / traces).sqrt()
@@ -90,7 +91,7 @@ class _Point:
         self.scale = 1.0 / state.reference
         self.y = (stack.Y0 + outputs @ outputs.mT) * self.scale[:, None, None]
         self.mu = state.smoothing / m
-        values, self.vectors = torch.linalg.eigh(self.y)
+        values, self.vectors = eigh(self.y)
         self.top = values[:, -1] * state.reference
         self.level, self.weights = _level(values, self.mu)
         smoothed = self.level - self.mu * torch.log(self.level[:, None] - values).sum(1)

@@ -12,6 +12,7 @@ from lipverify.analyzers.lipsdp.factor import Factor, Pencil, largest_eigenvalue
 from lipverify.analyzers.lipsdp.reduction import Reduced, scaled
 from lipverify.analyzers.lipsdp.system import Couplings
 from lipverify.errors import InternalError, Undecided
+from lipverify.linalg.eigen import eigvalsh
 from lipverify.ops.implicit import multiplier_candidates
 
 # Multipliers between 2^-120 and 2^120 need no scaling: Cholesky factors are then far from overflow.
@@ -90,7 +91,7 @@ class _Drift:
             return looped
         if self.share != 1.0 and not first and self.block is None:
             # Near the edge of the feasible set an estimate is not enough.
-            largest = self.share * float(torch.linalg.eigvalsh(r)[-1]) * (1.0 + 1e-12)
+            largest = self.share * float(eigvalsh(r)[-1]) * (1.0 + 1e-12)
         return torch.full((r.shape[0],), max(largest, _TINY), dtype=r.dtype, device=r.device)
 
 

@@ -150,7 +150,7 @@ def test_a_bound_below_a_witness_is_never_reported(models: dict[str, Graph]) -> 
     found = compare({"a": models["a"]}, analyzers=[TooSmall(), "product"])
     wrong, right = found.answers["a"][0].rows
     assert "upper" not in wrong
-    assert "refuted: a witness has slope" in wrong["refused"]
+    assert "refuted: the witness has slope" in wrong["refused"]
     assert right["upper"] > 0
     assert found.exit_code() == Refuted.exit_code
     assert found.to_json()["models"][0]["audits"][0]["best"]["analyzer"] == "product"

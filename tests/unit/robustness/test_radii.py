@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,13 +15,14 @@ import torch
 import lipverify as lv
 from lipverify import ops
 from lipverify.analyzers.protocol import Compute
-from lipverify.errors import InternalError, UnsupportedModel, UsageError
+from lipverify.errors import UnsupportedModel, UsageError
 from lipverify.ir.norm import Norm
-from lipverify.robustness import Attack, Plan, Smoothing
+from lipverify.robustness import Attack, Plan, Smoothing, points
 from lipverify.robustness.arithmetic import LARGEST, length_up, quotient_down
 from lipverify.robustness.attack import attack
 from lipverify.robustness.constants import PairConstants, pair_constants
 from lipverify.robustness.curve import curve
+from lipverify.robustness.journal import Journal
 from lipverify.robustness.plan import Record
 from lipverify.robustness.points import answer, prepare
 from tests.networks import chain, tensor
@@ -140,8 +142,44 @@ def test_a_radius_above_an_example_is_an_error_of_ours() -> None:
     wrong = dataclasses.replace(
         work, constants=PairConstants(work.constants.upper / 2, work.constants.source)
     )
-    with pytest.raises(InternalError, match="adversarial example"):
-        answer(wrong, 0, torch.tensor([2.0, 1.0]).double(), 0)
+    record = answer(wrong, 0, torch.tensor([2.0, 1.0]).double(), 0)
+    assert record.radius == 0.0
+    assert record.refuted
+    assert record.failed
+    assert "adversarial example" in record.note
+    assert record.attack_radius is not None
+    assert lv.Radii(graph, work.plan, (record,), 0.0).exit_code() == 3
+
+
+def test_a_point_that_breaks_loses_no_other(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    graph = chain([tensor(rng, 10, 4), tensor(rng, 3, 10)], ops.ReLU())
+    x = torch.tensor(rng.random((3, 4)))
+    plan = Plan(Norm.LINF, "crown")
+    reference = lv.radii(graph, x, plan=plan)
+    whole = points.attack
+
+    def breaks(network: lv.Graph, point: torch.Tensor, *rest: object) -> object:
+        if torch.equal(point, x[1]):
+            raise RuntimeError("linalg.eigh: the algorithm failed to converge\nand a second line")
+        return whole(network, point, *rest)
+
+    monkeypatch.setattr(points, "attack", breaks)
+    with Journal(tmp_path / "journal.jsonl", {"graph": graph.digest}) as journal:
+        found = lv.radii(graph, x, plan=plan, journal=journal)
+        assert sorted(journal.records) == [0, 2]
+    assert [record.failed for record in found.records] == [False, True, False]
+    assert found.radius[[0, 2]].tolist() == reference.radius[[0, 2]].tolist()
+    assert found.radius[1] == 0.0
+    assert "eigh" in found.records[1].note
+    assert "second line" not in found.records[1].note
+    assert found.exit_code() == 1
+    document = found.to_json()
+    assert document["points"][1]["failed"] is True
+    assert "failed" not in document["points"][0]
+    assert found.clean_accuracy == pytest.approx(2 / 3)
+    assert found.to_html()
 
 
 def test_order_and_processes_change_nothing(rng: np.random.Generator) -> None:

@@ -1,0 +1,79 @@
+"""Eigenvalues and eigenvectors of Hermitian matrices, as candidates: nothing is proved by them.
+
+LAPACK's divide and conquer gives up on some matrices with many equal eigenvalues. Then the same matrix is taken in other
+coordinates, where its rounding errors are others; and at last the coordinates themselves stand for eigenvectors, which is a poor
+candidate and as honest a one: who uses these functions proves what follows from them in another way.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_GaveUp: type[RuntimeError] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
+_TURNS = 3
+"""Other coordinates that are tried."""
+
+
+def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """(values [..., n] ascending, vectors [..., n, n]), as `torch.linalg.eigh`.
+
+    Raises:
+        torch.linalg.LinAlgError: an entry is not finite.
+    """
+    try:
+        values, vectors = torch.linalg.eigh(matrix)
+        return values, vectors
+    except _GaveUp:
+        if not bool(torch.isfinite(matrix).all()):
+            raise
+    size = matrix.shape[-1]
+    pairs = [_turned(one) for one in matrix.reshape(-1, size, size)]
+    return (
+        torch.stack([values for values, _ in pairs]).reshape(matrix.shape[:-1]),
+        torch.stack([vectors for _, vectors in pairs]).reshape(matrix.shape),
+    )
+
+
+def eigvalsh(matrix: Tensor) -> Tensor:
+    """The values alone, as `torch.linalg.eigvalsh`.
+
+    Raises:
+        torch.linalg.LinAlgError: an entry is not finite.
+    """
+    try:
+        values: Tensor = torch.linalg.eigvalsh(matrix)
+        return values
+    except _GaveUp:
+        return eigh(matrix)[0]
+
+
+def spectral_estimate(matrix: Tensor) -> float:
+    """The largest singular value of a real matrix, unproved; 0 without entries."""
+    if not matrix.numel():
+        return 0.0
+    scale = float(matrix.abs().max())
+    if not scale > 0.0:
+        return scale
+    scaled = matrix / scale
+    gram = scaled.mT @ scaled if scaled.shape[0] >= scaled.shape[1] else scaled @ scaled.mT
+    return scale * float(eigvalsh(gram)[-1].clamp_min(0.0).sqrt())
+
+
+def _turned(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """One matrix [n, n]."""
+    size = matrix.shape[-1]
+    generator = torch.Generator().manual_seed(0)
+    for turn in range(_TURNS + 1):
+        basis = torch.eye(size, dtype=matrix.dtype, device=matrix.device)
+        if turn:
+            noise = torch.randn(size, size, dtype=torch.float64, generator=generator)
+            basis = torch.linalg.qr(noise).Q.to(matrix)
+        inside = basis.mH @ matrix @ basis
+        try:
+            values, vectors = torch.linalg.eigh((inside + inside.mH) / 2)
+        except _GaveUp:
+            continue
+        return values, basis @ vectors
+    order = matrix.diagonal().real.argsort()
+    return matrix.diagonal().real[order], torch.eye(size, dtype=matrix.dtype, device=matrix.device)[:, order]
