@@ -487,8 +487,8 @@ class Truth:
             return bool((speeds[1] <= most * speeds[0] * (1 + 1e-6) + 1e-7).all())
         if isinstance(fact, AtLeast):
             y = self.values[-1][at]
-            row = y[:, fact.rows.low] - (0 if fact.rows.minus is None else y[:, fact.rows.minus])
-            return bool((fact.sign * row >= float(fact.limit) - 1e-9).all())
+            rows = y[:, slice(*fact.rows[:2])] - (0 if fact.rows.minus is None else y[:, [fact.rows.minus]])
+            return bool((fact.sign * rows >= float(fact.limit) - 1e-9).all())
         assert isinstance(fact, Monotone)
         return bool((fact.sign * self.slopes[-1][at][:, fact.row, fact.input] >= -1e-7).all())
 

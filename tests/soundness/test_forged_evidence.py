@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+from fnmatch import fnmatch
+from typing import Any
 
 import numpy as np
+import pytest
 
 from lipverify.checkers.kernel import parse_steps, prove
 from lipverify.checkers.kernel.proof import FIELDS
+from lipverify.checkers.kernel.theorems import Known
+from lipverify.errors import RefutedCertificate, UnreadableCertificate
 from tests.soundness.forged import Truth, cases, hunt
+from tests.soundness.planted import PLANTED
 
 COUNT = 20_000 if os.environ.get("LIPVERIFY_SOUNDNESS") == "full" else 400
 
@@ -28,3 +35,36 @@ def test_no_forged_evidence_proves_anything_false() -> None:
     assert outcome.tried == COUNT
     assert outcome.false == 0, outcome.example
     assert outcome.accepted < COUNT / 10
+
+
+@pytest.mark.parametrize(("module", "words"), PLANTED, ids=str)
+def test_without_any_one_check_a_forgery_is_believed(
+    module: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or ends in an error: the kernel fails closed there, but not for its reason."""
+    case = PLANTED[module, words]()
+    truth = Truth(case, np.random.default_rng(0))
+
+    def believed() -> list[Any]:
+        steps = parse_steps(case.document, case.arrays, truth.subject)
+        return [
+            fact for fact in prove(steps, truth.subject) if fact is not None and not isinstance(fact, Known)
+        ]
+
+    with pytest.raises((RefutedCertificate, UnreadableCertificate)) as refused:
+        believed()
+    assert fnmatch(str(refused.value), words)
+    where = importlib.import_module(f"lipverify.checkers.kernel.{module}")
+    for name in ("need", "shown"):
+        if hasattr(where, name):
+            check = getattr(where, name)
+            monkeypatch.setattr(
+                where, name, lambda c, said, check=check: check(c or fnmatch(said, words), said)
+            )
+    try:
+        facts = believed()
+    except (RefutedCertificate, UnreadableCertificate):
+        pytest.fail("another check refuses it too")
+    except Exception:
+        return
+    assert not all(truth.holds(fact) for fact in facts)

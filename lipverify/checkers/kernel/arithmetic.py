@@ -118,9 +118,9 @@ def norms_at_most(w: Array, error: float, limits: Array) -> bool:
     """
     w = w if w.shape[-2] >= w.shape[-1] else np.swapaxes(w, -1, -2)
     power = exponent_of(limits)
-    w, error, limits = np.ldexp(w, -power), math.ldexp(error, -power), np.ldexp(limits, -power)
+    w, error, limits = np.ldexp(w, -power), np.ldexp(np.float64(error), -power), np.ldexp(limits, -power)
     reduced = (limits - error) * (1.0 - gamma(4)) - TINY
-    if not bool(np.isfinite(w).all()):
+    if not bool(np.isfinite(w).all() and np.isfinite(error)):
         return False
     if not bool((reduced > TINY).all()):
         return bool((limits >= error).all()) and not w.any()

@@ -89,6 +89,10 @@ class Curve(NamedTuple):
 
     def slopes(self, low: Array, high: Array) -> tuple[Array, Array]:
         """Ranges of the derivative: its values at the ends of all pieces, within those everywhere."""
+        if self.kinks:  # the slope of the other side, where an end is the kink, does not matter
+            a, b = self.slope(low, 0), self.slope(low, 1)
+            a, b = np.where(low < 0, a, b), np.where(high > 0, b, a)
+            return np.minimum(a, b), np.maximum(a, b)
         first, last = np.full(low.shape, np.inf), np.full(low.shape, -np.inf)
         with np.errstate(all="ignore"):
             for k, p, q, inside in self.pieces(low, high):

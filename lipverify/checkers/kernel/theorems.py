@@ -126,7 +126,7 @@ class Facts:
         return known.part, known.ranges
 
 
-def _shown(condition: bool, message: str) -> None:
+def shown(condition: bool, message: str) -> None:
     if not condition:
         raise RefutedCertificate(message)
 
@@ -155,8 +155,7 @@ def gain(facts: Facts, *, chain: is_.Chain, torus: is_.Grid, limit: is_.Limit) -
     need(len(maps) == len(chain) > 0, "a chain of other steps than affine ones")
     need(all(steps[b].view.sources == (a,) for a, b in pairwise(chain)), "steps that are no chain")
     found = paths.chain_gains(maps, limit, torus, facts.subject.exact)
-    if found is None:
-        raise RefutedCertificate(f"the gain {limit!r} of step {chain[-1]} is not proved")
+    shown(found is not None, f"the gain {limit!r} of step {chain[-1]} is not proved")
     return Gained(chain[0], chain[-1], found)
 
 
@@ -168,7 +167,7 @@ def implicit(facts: Facts, *, of: is_.StepId, multipliers: is_.Diagonal, limit: 
     n, none = len(step.view.places), View((), np.empty(0, dtype=np.int64))
     alone = elementary(Program((Input(none, n), replace(step, view=View((0,), np.arange(n))))))
     found = differences(alone, 0, 1, lambda k: None)
-    _shown(multipliers_hold(found, found.output, [multipliers], limit, None, facts.subject.exact),
+    shown(multipliers_hold(found, found.output, [multipliers], limit, None, facts.subject.exact),
            f"the multipliers of step {of} do not prove {limit!r}")  # fmt: skip
     return Gained(of, of, {("l2", "l2"): Fraction(limit)})
 
@@ -182,7 +181,7 @@ def product(facts: Facts, *, start: is_.StepId, end: is_.StepId, gains: is_.Fact
     need(len(chains) == len(given), "two gains of one step")
     steps = facts.subject.program.steps
     found = paths.product_constant(steps, start, end, norms, chains)
-    _shown(found <= Fraction(limit), f"the gains prove {above(found)!r}, not {limit!r}")
+    shown(found <= Fraction(limit), f"the gains prove {above(found)!r}, not {limit!r}")
     return Constant(Part(), Fraction(limit), start, end, Rows(0, steps[end].size), norms)
 
 
@@ -208,7 +207,7 @@ def _between(
     for k, pair in zip(subject.layers(start, end), wider or (), strict=wider is not None):
         if pair is not None:
             low, high = given[k] if k in given else everywhere(p.steps[p.layers[k]])
-            _shown(
+            shown(
                 bool(((pair[0] <= low) & (high <= pair[1])).all()), "slopes that are not shown to be as given"
             )
             given[k] = pair[0], pair[1]
@@ -227,7 +226,7 @@ def multipliers(facts: Facts, *, start: is_.StepId, end: is_.StepId, ranges: is_
     places = {k: n for n, k in enumerate(facts.subject.layers(start, end))}
     own = [blocks[places[k]][free] for k, free, _ in found.layers]
     holds = multipliers_hold(found, _picked(found.output, rows), own, limit, weights, facts.subject.exact)
-    _shown(holds, f"the multipliers do not prove {limit!r}")
+    shown(holds, f"the multipliers do not prove {limit!r}")
     return Constant(part, Fraction(limit), start, end, rows, norms)
 
 
@@ -239,7 +238,7 @@ def jacobian(facts: Facts, *, start: is_.StepId, end: is_.StepId, ranges: is_.Pa
     part, known = facts.ranges(ranges)
     found = _between(facts, start, end, known, None)
     proved = jacobian_limit(found, known, _picked(found.output, rows), norms)
-    _shown(proved <= limit, f"the derivatives prove {proved!r}, not {limit!r}")
+    shown(proved <= limit, f"the derivatives prove {proved!r}, not {limit!r}")
     return Constant(part, Fraction(limit), start, end, rows, norms)
 
 
@@ -253,7 +252,7 @@ def sign(facts: Facts, *, ranges: is_.Part, row: is_.Row, input: is_.Entry, sign
     rises = never_falling(found, output)[input] or all(
         g.low[input] >= 0 for g in gradients(found, known, output, True)
     )
-    _shown(bool(rises), "a derivative without that sign")
+    shown(bool(rises), "a derivative without that sign")
     return Monotone(part, Fraction(0), row, input, sign)
 
 
@@ -265,7 +264,7 @@ def value(
     known = facts.get(ranges, Known)
     need(rows.high == rows.low + 1, "several rows")
     low, high = known.ranges.chain.ranges(_picked(known.ranges.output, rows))
-    _shown(
+    shown(
         bool(low[0] >= limit if sign > 0 else -high[0] >= limit), f"a value that is not shown to be {limit!r}"
     )
     return AtLeast(known.part, Fraction(limit), rows, sign)
@@ -276,7 +275,7 @@ def empty(facts: Facts, *, ranges: is_.FactId, weights: is_.Limits) -> Emptiness
     """A weighted sum of the conditions that is negative for every input of the region (Farkas)."""
     known = facts.get(ranges, Known)
     need(len(weights) == len(known.part.conditions) > 0, "weights of other conditions")
-    _shown(known.ranges.empty(weights), "a part that is not shown to be empty")
+    shown(known.ranges.empty(weights), "a part that is not shown to be empty")
     return Emptiness(known.part, Fraction(0))
 
 
