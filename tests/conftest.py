@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from tests.refused_models import asked_again as asked_again
+
 ROOT = Path(__file__).resolve().parent.parent
 THIRD_PARTY = ROOT.parent / "shared" / "checkpoints"
 

@@ -19,6 +19,7 @@ from lipverify.errors import InvalidFile, LipverifyError
 from lipverify.frontends.onnx import extract_onnx
 from lipverify.loading import read_onnx
 
+pytestmark = pytest.mark.usefixtures("asked_again")
 SECRET = b"the-secret-of-somebody-else-" * 4
 
 

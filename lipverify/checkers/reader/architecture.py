@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from lipverify.checkers.kernel.program import Array, Output, Program
-from lipverify.checkers.reader.building import FLOATS, MAX_AXES, Builder, Operand, Stored
+from lipverify.checkers.reader.building import FLOATS, MAX_AXES, Builder, Operand, stored
 from lipverify.checkers.reader.calls import Call
 from lipverify.checkers.reader.finishing import finished
 from lipverify.checkers.reader.operators import run
@@ -38,7 +38,7 @@ def architecture(document: Any, tensors: Mapping[str, Array]) -> Program:
         "the names of an architecture",
     )
     builder = Builder(shape, _KIND)
-    values: dict[str, Operand] = {name: Stored(_wide(a)) for name, a in tensors.items()}
+    values: dict[str, Operand] = {name: stored(_wide(a)) for name, a in tensors.items()}
     need(document["input"] not in values and "" not in values, "a name of two meanings")
     values[document["input"]] = builder.input
     for node in nodes:

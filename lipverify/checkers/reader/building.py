@@ -26,6 +26,7 @@ from lipverify.checkers.kernel.program import (
     checked,
 )
 from lipverify.checkers.reader.refusals import need
+from lipverify.errors import NotCovered
 
 ROOM = 1 << 27
 """Numbers and places in all arrays of one program together."""
@@ -44,11 +45,26 @@ class Value(NamedTuple):
     def shape(self) -> tuple[int, ...]:
         return self.places.shape
 
+    def showing(self, places: Array) -> Value:
+        return self._replace(places=places)
+
 
 class Stored(NamedTuple):
-    """Numbers that no input changes, in the type of the file."""
+    """Numbers that no input changes. kind: their type in the file; array: they, of that type or as float64.
+
+    The real numbers are within gamma(rounded) of those of the array, relatively.
+    """
 
     array: Array
+    kind: np.dtype[Any]
+    rounded: int = 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.array.shape
+
+    def showing(self, array: Array) -> Stored:
+        return self._replace(array=array)
 
 
 @dataclass(frozen=True)
@@ -61,14 +77,13 @@ class Missing:
 Operand = Value | Stored | Missing | None
 
 
-def kind_of(x: Value | Stored) -> np.dtype[Any]:
-    """The element type of an operand."""
-    return x.kind if isinstance(x, Value) else x.array.dtype
+def stored(array: Array) -> Stored:
+    """Numbers of the file."""
+    return Stored(array, array.dtype)
 
 
-def positions(x: Value) -> Array:
-    """The places of a value's numbers in its own view."""
-    return np.arange(x.places.size).reshape(x.places.shape)
+class TooLarge(NotCovered):
+    """The account of a program is spent: nothing more is read of the file."""
 
 
 class Builder:
@@ -77,6 +92,7 @@ class Builder:
     def __init__(self, shape: Sequence[int], kind: np.dtype[Any], room: int = ROOM) -> None:
         self.room = room
         self.steps: list[Step] = []
+        self.constants: dict[tuple[int, int], tuple[Array, Value]] = {}
         self.charge(size_of(shape))
         need(
             min(shape, default=0) > 0 and 1 in (shape[0], len(shape)),
@@ -87,8 +103,13 @@ class Builder:
     def charge(self, count: int) -> int:
         """Takes `count` numbers from the account."""
         self.room -= count
-        need(0 <= count <= MAX_SIZE and self.room >= 0, "a model too large to check")
+        if count < 0 or self.room < 0:
+            raise TooLarge("a model too large to check")
         return count
+
+    def positions(self, x: Value) -> Array:
+        """The places of a value's numbers in its own view."""
+        return np.arange(self.charge(x.places.size)).reshape(x.places.shape)
 
     def add(self, step: Step, shape: Sequence[int], kind: np.dtype[Any]) -> Value:
         need(math.prod(shape) == step.size, "a result of another size")
@@ -105,17 +126,28 @@ class Builder:
     def computed(self, x: Operand) -> Value:
         """A value; stored floats become a constant."""
         if isinstance(x, Stored):
-            self.charge(x.array.size)
-            need(x.array.dtype in FLOATS and x.array.size > 0, "integers where real numbers are expected")
-            values = real(x)
-            return self.add(
-                Constant(View((), np.empty(0, np.int64)), values.size, values.ravel()),
-                values.shape,
-                x.array.dtype,
-            )
+            return self.constant(x)
         need(not isinstance(x, Missing), x.reason if isinstance(x, Missing) else "")
         assert isinstance(x, Value)
         return x
+
+    def constant(self, x: Stored) -> Value:
+        """Stored numbers as a step, made once; numbers that are rounded as multiples of 1."""
+        key = id(x.array), x.rounded
+        if key not in self.constants:
+            self.charge(x.array.size)
+            need(x.array.size > 0, "a tensor without numbers")
+            values, rounded = weights(x)
+            none = View((), np.empty(0, np.int64))
+            if rounded:
+                one = self.add(Constant(none, 1, np.ones(1)), (1,), x.kind)
+                kernel, index = values.reshape(-1, 1, 1), np.zeros((values.size, 1, 1), np.int64)
+                found = self.affine(one, kernel, index, values.shape, rounded)
+            else:
+                found = self.add(Constant(none, values.size, values.ravel()), values.shape, x.kind)
+            # The array is kept, so that its identity stays its own.
+            self.constants[key] = x.array, found
+        return self.constants[key][1]
 
     # -- values
 
@@ -202,8 +234,18 @@ def size_of(shape: Sequence[int]) -> int:
     return size
 
 
+def weights(x: Stored) -> tuple[Array, int]:
+    """Stored floats as float64, and how many roundings are behind them."""
+    need(x.kind in FLOATS, "integers where real numbers are expected")
+    need(bool(np.isfinite(x.array).all()), "a tensor that is not finite")
+    return x.array.astype(np.float64, copy=False), x.rounded
+
+
 def real(x: Stored) -> Array:
     """Stored floats as float64, exactly."""
-    need(x.array.dtype in FLOATS, "integers where real numbers are expected")
-    need(bool(np.isfinite(x.array).all()), "a tensor that is not finite")
-    return x.array.astype(np.float64)
+    values, rounded = weights(x)
+    need(
+        rounded == 0,
+        "stored numbers that are rounded where exact ones are needed are not covered by the checker",
+    )
+    return values

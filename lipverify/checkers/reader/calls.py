@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lipverify.checkers.kernel.program import Array
-from lipverify.checkers.reader.building import FLOATS, Builder, Missing, Operand, Stored, Value, kind_of, real
+from lipverify.checkers.reader.building import FLOATS, Builder, Missing, Operand, Stored, Value, weights
 from lipverify.checkers.reader.refusals import need, shown
 from lipverify.errors import NotCovered
 
@@ -69,9 +69,17 @@ class Call:
 
     def reals(self, place: int, kind: np.dtype[Any]) -> Array:
         """Stored floats of the type `kind`, as float64."""
-        array = self.stored(place)
-        need(array.dtype == kind, f"{self.op} of numbers of different types")
-        return real(Stored(array))
+        values, rounded = self.weights(place, kind)
+        need(rounded == 0, f"{self.op} of stored numbers that are rounded is not covered by the checker")
+        return values
+
+    def weights(self, place: int, kind: np.dtype[Any]) -> tuple[Array, int]:
+        """Stored floats of the type `kind` as float64, and how many roundings are behind them."""
+        found = self.any(place)
+        need(isinstance(found, Stored), f"{self.op} with a computed tensor where a stored one is expected")
+        assert isinstance(found, Stored)
+        need(found.kind == kind, f"{self.op} of numbers of different types")
+        return weights(found)
 
     def optional(self, place: int, kind: np.dtype[Any]) -> Array | None:
         return None if self.operand(place) is None else self.reals(place, kind)
@@ -135,6 +143,11 @@ class Call:
         need(all(type(n) is float for n in found), f"the setting {name} of {self.op} is no list of numbers")
         return list(found)
 
+    def array(self, name: str, default: Array) -> Array:
+        """A tensor as a setting."""
+        found = self._take(name, default, (np.ndarray,))
+        return np.asarray(found)
+
     def listed(self, place: int, name: str, since: int, short: bool = False) -> list[int] | None:
         """Integers that are a setting before the operator set `since` and an operand from then on; None where left out."""
         if self.words or self.version < since:
@@ -158,7 +171,7 @@ class Call:
 
 def same_kind(operands: Sequence[Value | Stored], op: str) -> np.dtype[Any]:
     """The one type of floats of all operands."""
-    kinds = {kind_of(o) for o in operands}
+    kinds = {o.kind for o in operands}
     need(len(kinds) == 1, f"{op} of numbers of different types")
     kind = kinds.pop()
     need(kind in FLOATS, f"{op} of numbers that are not real")

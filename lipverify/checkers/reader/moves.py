@@ -18,8 +18,8 @@ from lipverify.checkers.reader.building import (
     Operand,
     Stored,
     Value,
-    kind_of,
     size_of,
+    stored,
 )
 from lipverify.checkers.reader.calls import Call, same_kind
 from lipverify.checkers.reader.refusals import need
@@ -35,7 +35,7 @@ def array_of(x: Value | Stored) -> Array:
 def like(p: Builder, x: Value | Stored, array: Array) -> Value | Stored:
     """The operand with its numbers moved."""
     p.charge(array.size)
-    return p.tidy(Value(x.sources, array, x.kind)) if isinstance(x, Value) else Stored(array)
+    return p.tidy(x.showing(array)) if isinstance(x, Value) else x.showing(array)
 
 
 def moving(move: Move) -> Callable[[Builder, Call], Results]:
@@ -209,11 +209,13 @@ def concat(p: Builder, c: Call) -> Results:
     need(len({len(s) for s in shapes}) == 1, "tensors of different axes")
     need(len({s[:axis] + s[axis + 1 :] for s in shapes}) == 1, "tensors of different sizes")
     size_of((*shapes[0][:axis], sum(s[axis] for s in shapes), *shapes[0][axis + 1 :]))
-    if all(isinstance(v, Stored) for v in values):
-        need(len({array_of(v).dtype for v in values}) == 1, "tensors of different types")
-        arrays = [array_of(v) for v in values]
-        p.charge(sum(a.size for a in arrays))
-        return [Stored(np.concatenate(arrays, axis))]
+    kept = [v for v in values if isinstance(v, Stored)]
+    if len(kept) == len(values):
+        need(len({v.kind for v in kept}) == 1, "tensors of different types")
+        p.charge(sum(v.array.size for v in kept))
+        return [
+            Stored(np.concatenate([v.array for v in kept], axis), kept[0].kind, max(v.rounded for v in kept))
+        ]
     kind = same_kind(values, c.op)
     full = [p.computed(v) for v in values if array_of(v).size]
     sources, places = p.joined(full)
@@ -228,8 +230,8 @@ def where(p: Builder, c: Call) -> Results:
     full = np.broadcast_shapes(condition.shape, array_of(a).shape, array_of(b).shape)
     p.charge(3 * size_of(full))
     if isinstance(a, Stored) and isinstance(b, Stored):
-        need(a.array.dtype == b.array.dtype, "tensors of different types")
-        return [Stored(np.where(condition, a.array, b.array))]
+        need(a.kind == b.kind, "tensors of different types")
+        return [Stored(np.where(condition, a.array, b.array), a.kind, max(a.rounded, b.rounded))]
     kind = same_kind([a, b], c.op)
     # A tensor of which nothing is chosen is not read at all.
     chosen = np.broadcast_to(condition, full)
@@ -289,7 +291,7 @@ def pad(p: Builder, c: Call) -> Results:
         added = np.pad(np.zeros(array.shape, bool), pairs, constant_values=True)
         return [inner if fill == 0 or not added.any() else _filled(p, inner, added, fill)]
     if mode == "constant":
-        return [Stored(np.pad(array, pairs, constant_values=fill))]
+        return [like(p, x, np.pad(array, pairs, constant_values=fill))]
     need(mode in _MODES and (mode != "wrap" or c.words or c.version >= 19), "a padding")
     # A padding that reflects twice, or wraps around twice, is one that runtimes disagree about.
     beyond = any(max(pair) >= n for pair, n in zip(pairs, array.shape, strict=True))
@@ -304,7 +306,7 @@ def _filling(c: Call, x: Value | Stored) -> float:
         return c.number("value", 0.0)
     if c.operand(2) is None:
         return 0.0
-    value, kind = c.stored(2), kind_of(x)
+    value, kind = c.stored(2), x.kind
     need(
         value.size == 1 and value.ndim <= 1 and value.dtype == kind, "a padding with another type of numbers"
     )
@@ -315,7 +317,7 @@ def _filling(c: Call, x: Value | Stored) -> float:
 def _filled(p: Builder, x: Value, where: Array, fill: float) -> Value:
     """x, with `fill` where the padding is."""
     need(x.kind in FLOATS, "a padding of integers")
-    constant = p.computed(Stored(np.full(1, fill, x.kind)))
+    constant = p.computed(stored(np.full(1, fill, x.kind)))
     sources, (inner, place) = p.joined([x, constant])
     return Value(sources, np.where(where, place[0], inner), x.kind)
 
@@ -414,7 +416,7 @@ def shape(p: Builder, c: Call) -> Results:
     found = array_of(c.any(0)).shape
     start, end = (c.integer("start", 0), c.integer("end", len(found))) if c.version >= 15 else (0, len(found))
     return [
-        Stored(
+        stored(
             np.array(found[slice(*(max(-len(found), min(n, len(found))) for n in (start, end)))], np.int64)
         )
     ]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lipverify.checkers.kernel.program import Array, Output, Program, View
-from lipverify.checkers.reader.building import FLOATS, MAX_AXES, Builder, Missing, Operand, Stored
+from lipverify.checkers.reader.building import FLOATS, MAX_AXES, Builder, Missing, Operand, TooLarge, stored
 from lipverify.checkers.reader.calls import Call
 from lipverify.checkers.reader.finishing import finished
 from lipverify.checkers.reader.operators import run
@@ -77,7 +77,7 @@ def read_onnx(data: bytes) -> Read:
             need(not node.inputs and len(node.outputs) == 1 and node.outputs[0], "a constant with operands")
             tensors[node.outputs[0]] = _constant(node, version)
     builder = Builder(shape, kind)
-    values: dict[str, Operand] = {name: builder.input, **{n: Stored(a) for n, a in tensors.items()}}
+    values: dict[str, Operand] = {name: builder.input, **{n: stored(a) for n, a in tensors.items()}}
     for output, _ in outputs:
         need(output in values or output in writers, f"output {shown(output)} is written by nothing")
     order, wanted = _order(nodes, writers), _behind([o for o, _ in outputs], nodes, writers)
@@ -89,6 +89,8 @@ def read_onnx(data: bytes) -> Read:
     for k, (output, told) in enumerate(outputs):
         try:
             found.append(_output(builder, output, values[output], told))
+        except TooLarge:
+            raise
         except NotCovered as error:
             refused[k] = str(error)
             found.append(Output(output, View((), np.empty(0, np.int64)), (0,)))
@@ -341,6 +343,8 @@ def _translate(node: _Node, values: dict[str, Operand], builder: Builder, versio
     results: Sequence[Operand]
     try:
         results = run(builder, Call(node.op, version, operands, node.given, len(node.outputs)))
+    except TooLarge:
+        raise
     except NotCovered as error:
         results = [Missing(str(error))] * len(node.outputs)
     except (ValueError, IndexError, TypeError, OverflowError, UnreadableCertificate) as error:

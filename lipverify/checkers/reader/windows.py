@@ -10,7 +10,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from lipverify.checkers.kernel.program import Array, Lattice
-from lipverify.checkers.reader.building import Builder, Value, kind_of, positions, size_of
+from lipverify.checkers.reader.building import Builder, Value, size_of
 from lipverify.checkers.reader.calls import Call
 from lipverify.checkers.reader.refusals import need
 
@@ -74,22 +74,23 @@ def windows(p: Builder, x: Array, kernel: Sequence[int], g: Geometry) -> Array:
     return found
 
 
-def _weights(c: Call) -> tuple[Array, Array | None, int]:
+def _weights(c: Call) -> tuple[Array, Array | None, int, int]:
+    """Weights, bias, groups, and the roundings behind the weights."""
     x = c.any(0)
-    kind = kind_of(x)
-    weight, groups = c.reals(1, kind), c.integer("group", 1)
+    kind, groups = x.kind, c.integer("group", 1)
+    weight, rounded = c.weights(1, kind)
     need(
         weight.ndim >= 3 and weight.size > 0 and 0 < groups <= len(weight) and len(weight) % groups == 0,
         "channels",
     )
     taps = weight.shape[2:]
     need(c.integers("kernel_shape", taps) == list(taps), "a kernel of another shape")
-    return weight, c.optional(2, kind), groups
+    return weight, c.optional(2, kind), groups, rounded
 
 
 def conv(p: Builder, c: Call) -> list[Value]:
     x = c.value(p, 0)
-    weight, bias, groups = _weights(c)
+    weight, bias, groups, rounded = _weights(c)
     taps, out = weight.shape[2:], len(weight)
     need(
         x.places.ndim == weight.ndim and x.shape[0] == 1 and x.shape[1] == weight.shape[1] * groups,
@@ -98,18 +99,19 @@ def conv(p: Builder, c: Call) -> list[Value]:
     need(bias is None or bias.shape == (out,), "a bias of another size")
     g = geometry(c, x.shape[2:], taps)
     counts = g.counts(x.shape[2:], taps)
-    view = windows(p, positions(x), taps, g)
+    view = windows(p, p.positions(x), taps, g)
     split = weight.reshape(groups, -1, *weight.shape[1:])
     index = np.moveaxis(view.reshape(groups, weight.shape[1], math.prod(counts), -1), 1, 2)
     lattice = Lattice(split, x.shape[1:], *g, False)
+    offset = None if bias is None else bias.reshape(-1, *(1,) * len(taps))
     return [p.affine(x, split.reshape(*split.shape[:2], -1), index.reshape(groups, math.prod(counts), -1), (1, out, *counts),
-                     0, lattice, None if bias is None else bias.reshape(-1, *(1,) * len(taps)))]  # fmt: skip
+                     rounded, lattice, offset)]  # fmt: skip
 
 
 def conv_transpose(p: Builder, c: Call) -> list[Value]:
     """A convolution of the input with zeros between its entries; as a lattice, the convolution that it is the adjoint of."""
     x = c.value(p, 0)
-    weight, bias, groups = _weights(c)
+    weight, bias, groups, rounded = _weights(c)
     n, taps = weight.ndim - 2, weight.shape[2:]
     need(x.places.ndim == weight.ndim and x.shape[:2] == (1, len(weight)), "channels")
     channels, image = groups * weight.shape[1], x.shape[2:]
@@ -130,7 +132,7 @@ def conv_transpose(p: Builder, c: Call) -> list[Value]:
         ...,
         *(slice(r, r + s * (e - 1) + 1, s) for r, s, e in zip(reach, g.stride, image, strict=True)),
     )
-    index[between] = positions(x)
+    index[between] = p.positions(x)
     need(all(a + b < e for (a, b), e in zip(g.padding, sizes, strict=True)), "a padding")
     cuts: Any = (..., *(slice(a, e - b) for (a, b), e in zip(g.padding, sizes, strict=True)))
     plain = Geometry((1,) * n, g.dilation, ((0, 0),) * n)
@@ -140,8 +142,9 @@ def conv_transpose(p: Builder, c: Call) -> list[Value]:
     kernel = np.flip(np.swapaxes(split, 1, 2), tuple(range(3, 3 + n)))
     places = np.moveaxis(view.reshape(groups, split.shape[1], math.prod(counts), -1), 1, 2)
     lattice = Lattice(split, (channels, *counts), *g, True)
+    offset = None if bias is None else bias.reshape(-1, *(1,) * n)
     return [p.affine(x, kernel.reshape(*kernel.shape[:2], -1), places.reshape(groups, math.prod(counts), -1),
-                     (1, channels, *counts), 0, lattice, None if bias is None else bias.reshape(-1, *(1,) * n))]  # fmt: skip
+                     (1, channels, *counts), rounded, lattice, offset)]  # fmt: skip
 
 
 def pool_windows(p: Builder, c: Call, x: Array) -> tuple[Array, list[int]]:

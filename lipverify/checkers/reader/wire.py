@@ -15,7 +15,6 @@ from lipverify.checkers.reader.refusals import need
 from lipverify.errors import NotCovered
 
 MAX_FIELDS, MAX_NODES = 2_000_000, 50_000
-Message = dict[str, Any]
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _FIXED = {"float": (_FIXED32, "<f4"), "double": (_FIXED64, "<f8")}
 _RANGES = {
@@ -72,6 +71,15 @@ _REFUSED = {
 }
 
 
+class Message(dict[str, Any]):
+    """Fields by name. Repeated fields are lists, and empty where absent: an empty message takes no room for them."""
+
+    __slots__ = ()
+
+    def __missing__(self, name: str) -> Any:
+        return ()
+
+
 class _Field(NamedTuple):
     name: str
     kind: str
@@ -111,21 +119,23 @@ class _Reader:
     def message(self, kind: str, position: int, stop: int) -> Message:
         """One message. Messages nest as deep as the table does: none of them holds itself."""
         known: dict[int, _Field] = _SCHEMA[kind]
-        found: Message = {}
-        for field in known.values():
-            if field.repeated:
-                found[field.name] = []
+        found = Message()
+        data = self.data
         while position < stop:
             self.fields += 1
-            need(self.fields <= MAX_FIELDS, f"a file of more than {MAX_FIELDS} fields")
-            tag, position = self.varint(position, stop)
-            number, wire = tag >> 3, tag & 7
-            if (kind, number) in _REFUSED:
-                need(False, f"{_REFUSED[kind, number]} not covered by the checker")
-            need(number in known, f"field {number} of {kind} is unknown")
-            field = known[number]
-            need(field.repeated or field.name not in found, f"{field.name} of {kind} occurs twice")
-            position = self.field(field, wire, position, stop, found)
+            if self.fields > MAX_FIELDS:
+                raise NotCovered(f"a file of more than {MAX_FIELDS} fields is not covered by the checker")
+            tag = data[position]
+            if tag < 0x80:
+                position += 1
+            else:
+                tag, position = self.varint(position, stop)
+            field = known.get(tag >> 3)
+            if field is None:
+                raise NotCovered(_unknown(kind, tag >> 3))
+            if not field.repeated and field.name in found:
+                raise NotCovered(f"{field.name} of {kind} occurs twice")
+            position = self.field(field, tag & 7, position, stop, found)
         return found
 
     def field(self, field: _Field, wire: int, position: int, stop: int, found: Message) -> int:
@@ -139,7 +149,7 @@ class _Reader:
         need(end <= stop, "a field reaches past the end of what holds it")
         if field.kind in _SCHEMA:
             self.nodes += field.kind == "Node"
-            need(self.nodes <= MAX_NODES, f"a graph of more than {MAX_NODES} nodes")
+            need(self.nodes <= MAX_NODES, "a graph of more than 50000 nodes is not covered by the checker")
             _put(found, field, self.message(field.kind, position, end))
         elif field.kind == "bytes":
             _put(found, field, self.data[position:end])
@@ -168,20 +178,25 @@ class _Reader:
         if field.kind in _FIXED:
             _, form = _FIXED[field.kind]
             need((end - position) % int(form[-1]) == 0, f"{field.name} is cut off")
-            found[field.name].append(
-                np.frombuffer(self.data, form, (end - position) // int(form[-1]), position)
-            )
+            count = (end - position) // int(form[-1])
+            found.setdefault(field.name, []).append(np.frombuffer(self.data, form, count, position))
             return
         while position < end:
             self.fields += 1
             need(self.fields <= MAX_FIELDS, f"a file of more than {MAX_FIELDS} fields")
             value, position = self.number(field, _VARINT, position, end)
-            found[field.name].append(value)
+            found.setdefault(field.name, []).append(value)
+
+
+def _unknown(kind: str, number: int) -> str:
+    if (kind, number) in _REFUSED:
+        return f"{_REFUSED[kind, number]} not covered by the checker"
+    return f"field {number} of {kind} is unknown"
 
 
 def _put(found: Message, field: _Field, value: Any) -> None:
     if field.repeated:
-        found[field.name].append(value)
+        found.setdefault(field.name, []).append(value)
     else:
         found[field.name] = value
 

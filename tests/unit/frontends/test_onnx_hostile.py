@@ -15,6 +15,7 @@ from lipverify.errors import LipverifyError, UnsupportedModel
 from lipverify.frontends.onnx import extract_onnx
 from tests.onnx_models import agrees, ints, model, node, random
 
+pytestmark = pytest.mark.usefixtures("asked_again")
 HUGE = 2**40
 
 

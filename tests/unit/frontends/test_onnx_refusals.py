@@ -12,6 +12,7 @@ from lipverify.errors import InvalidFile, LipverifyError, UnsupportedModel
 from lipverify.frontends.onnx import extract_onnx
 from tests.onnx_models import ints, model, node, random
 
+pytestmark = pytest.mark.usefixtures("asked_again")
 MASK = {"c": np.array([True, False, True, False, True, True])}
 
 

@@ -1,0 +1,200 @@
+"""Arithmetic of stored numbers: sizes that exporters compute, and weights that they compute from weights.
+
+Real numbers are folded exactly, or with a count of roundings that bounds their relative error (Higham, Accuracy and Stability,
+2nd edition, Lemma 3.3); where neither is possible they become steps of the program. What is not finite in the type of the file
+would be an infinity in a runtime, and is refused.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from lipverify.checkers.kernel.program import Array
+from lipverify.checkers.reader.building import Builder, Operand, Stored, size_of, stored, weights
+from lipverify.checkers.reader.calls import Call
+from lipverify.checkers.reader.refusals import need
+
+_LARGEST = 4096
+"""Integers in one tensor: sizes and indices of exporters, not data."""
+
+
+def fold(p: Builder, op: str, operands: Sequence[Stored]) -> Stored | None:
+    """Sum, difference, product or quotient of stored real numbers; None where its rounding has no relative bound."""
+    if op == "Sum" and len(operands) == 1:
+        return operands[0]
+    if op not in ("Add", "Sub", "Mul", "Div") or len(operands) != 2:
+        return None
+    p.charge(2 * size_of(np.broadcast_shapes(*(x.shape for x in operands))))
+    (a, m), (b, n) = (weights(x) for x in operands)
+    if op == "Div":
+        need(bool(b.all()), "a division by zero")
+        return _finite(a / b, operands[0], m + 2 * n + 1)
+    if op == "Mul":
+        return _finite(a * b, operands[0], m + n + (0 if is_short(a) and is_short(b) else 1))
+    b = -b if op == "Sub" else b
+    total = np.asarray(a + b)
+    # Knuth's exact error of a sum.
+    back = total - a
+    exact = m == n == 0 and not bool(((a - (total - back)) + (b - back)).any())
+    if exact:
+        return _finite(total, operands[0], 0)
+    same = bool((np.broadcast_to(a, total.shape) * b >= 0).all())
+    return _finite(total, operands[0], max(m, n) + 1) if same else None
+
+
+def fold_one(p: Builder, op: str, x: Stored) -> Stored | None:
+    """A function of stored numbers, None where it is left to a step."""
+    if op not in ("Sqrt", "Reciprocal", "Abs", "Square"):
+        return None
+    p.charge(2 * x.array.size)
+    values, rounded = weights(x)
+    if op == "Abs":
+        return x.showing(np.abs(x.array))
+    if op == "Sqrt":
+        need(bool((values >= 0).all()), "a root of a negative number")
+        return _finite(np.sqrt(values), x, rounded + 1)
+    if op == "Square":
+        return _finite(np.square(values), x, 2 * rounded + 1)
+    need(bool(values.all()), "a division by zero")
+    return _finite(1.0 / values, x, 2 * rounded + 1)
+
+
+def is_short(values: Array) -> bool:
+    """Whether all numbers have at most 24 bits, so that products of two are exact in float64."""
+    with np.errstate(all="ignore"):
+        return bool((np.float64(np.float32(values)) == values).all())
+
+
+def _finite(values: Array, like: Stored, rounded: int) -> Stored:
+    known = np.abs(values[values != 0])
+    most = float(np.finfo(like.kind).max)
+    need(bool((known <= most).all()), "stored numbers beyond their type")
+    need(bool((known >= 2.0**-500).all()), "numbers near the ends of float64 are not covered by the checker")
+    return Stored(values, like.kind, rounded)
+
+
+# -- integers and truth values
+
+
+def fold_integers(p: Builder, op: str, arrays: Sequence[Array]) -> Stored:
+    """Arithmetic of stored integers, exactly; quotients are cut towards 0."""
+    found = [_each(op, s, t) for s, t in zip(*_pairs(p, arrays), strict=True)]
+    need(all(-(2**63) <= n < 2**63 for n in found), "an integer out of range")
+    return stored(np.array(found, np.int64).reshape(np.broadcast_shapes(*(a.shape for a in arrays))))
+
+
+def _pairs(p: Builder, arrays: Sequence[Array]) -> tuple[list[int], list[int]]:
+    need(
+        len(arrays) == 2 and all(a.dtype == np.dtype("<i8") for a in arrays),
+        "stored tensors that are no integers",
+    )
+    shape = np.broadcast_shapes(*(a.shape for a in arrays))
+    need(
+        p.charge(size_of(shape)) <= _LARGEST,
+        "arithmetic of many stored integers is not covered by the checker",
+    )
+    a, b = (np.broadcast_to(x, shape).reshape(-1).tolist() for x in arrays)
+    return a, b
+
+
+def _each(op: str, s: int, t: int) -> int:
+    if op == "Div":
+        need(t != 0, "a division by zero")
+        return abs(s) // abs(t) * (1 if (s < 0) == (t < 0) else -1)
+    rules: dict[str, Callable[[int, int], int]] = {"Add": int.__add__, "Sub": int.__sub__, "Mul": int.__mul__}
+    need(op in rules, f"{op} of integers is not covered by the checker")
+    return rules[op](s, t)
+
+
+def _compared(p: Builder, c: Call) -> list[Operand]:
+    """Comparisons of stored integers."""
+    shape = np.broadcast_shapes(c.stored(0).shape, c.stored(1).shape)
+    rules: dict[str, Callable[[int, int], bool]] = {
+        "Equal": int.__eq__, "Less": int.__lt__, "Greater": int.__gt__, "LessOrEqual": int.__le__, "GreaterOrEqual": int.__ge__,
+    }  # fmt: skip
+    pairs = zip(*_pairs(p, [c.stored(0), c.stored(1)]), strict=True)
+    return [stored(np.array([rules[c.op](s, t) for s, t in pairs], bool).reshape(shape))]
+
+
+def _negated(p: Builder, c: Call) -> list[Operand]:
+    x = c.stored(0)
+    need(x.dtype == np.dtype("?"), "a negation of numbers")
+    p.charge(x.size)
+    return [stored(~x)]
+
+
+def _joined(p: Builder, c: Call) -> list[Operand]:
+    a, b = c.stored(0), c.stored(1)
+    need(a.dtype == b.dtype == np.dtype("?"), f"{c.op} of numbers")
+    p.charge(size_of(np.broadcast_shapes(a.shape, b.shape)))
+    return [stored(a & b if c.op == "And" else a | b)]
+
+
+def _filled(p: Builder, c: Call) -> list[Operand]:
+    """ConstantOfShape: one number, everywhere."""
+    shape = c.integers_at(0)
+    value = c.array("value", np.zeros(1, np.float32))
+    need(value.size == 1 and value.ndim == 1, "a constant of several numbers")
+    p.charge(size_of(shape))
+    return [stored(np.full(shape, value[0], value.dtype))]
+
+
+def _range(p: Builder, c: Call) -> list[Operand]:
+    ends = [c.stored(k) for k in range(3)]
+    need(all(e.dtype == np.dtype("<i8") and e.ndim == 0 for e in ends), "a range of other numbers")
+    start, stop, step = (int(e) for e in ends)
+    need(step != 0, "a range that never ends")
+    count = max(0, math.ceil((stop - start) / step)) if abs(stop - start) < 1 << 52 else 1 << 62
+    need(p.charge(min(count, 1 << 40)) <= 1 << 20, "a range too long to check")
+    return [stored(np.arange(start, stop, step, dtype=np.int64))]
+
+
+def _size(p: Builder, c: Call) -> list[Operand]:
+    return [stored(np.array(math.prod(c.any(0).shape), np.int64))]
+
+
+def _dequantised(p: Builder, c: Call) -> list[Operand]:
+    """(q - zero point) scale, of stored integers."""
+    q, zero = c.stored(0), c.operand(2)
+    scale = c.any(1)
+    need(isinstance(scale, Stored), "a computed scale is not covered by the checker")
+    assert isinstance(scale, Stored)
+    axis = c.integer("axis", 1) if c.version >= 13 else 1
+    if c.version >= 21:
+        need(c.integer("block_size", 0) == 0, "scales of blocks are not covered by the checker")
+    if c.version >= 23:
+        need(c.integer("output_dtype", 0) == 0, "another type of results is not covered by the checker")
+    need(q.dtype.kind in "iu" and q.dtype.itemsize <= 4, "dequantisation of other numbers")
+    values, rounded = weights(scale)
+    shift = np.zeros(values.shape, np.int64) if zero is None else c.stored(2).astype(np.int64)
+    need(zero is None or c.stored(2).dtype == q.dtype, "a zero point of another type")
+    need(shift.shape == values.shape and values.ndim <= 1, "scales of another shape")
+    p.charge(3 * q.size)
+    if values.ndim == 1 and values.size > 1:
+        need(-q.ndim <= axis < q.ndim and q.shape[axis] == values.size, "scales of another size")
+        form = [1] * q.ndim
+        form[axis] = values.size
+        values, shift = values.reshape(form), shift.reshape(form)
+    elif values.ndim == 1:
+        need(values.size == 1, "scales of another size")
+        values, shift = values.reshape(()), shift.reshape(())
+    return [
+        _finite((q.astype(np.int64) - shift) * values, scale, rounded + (0 if scale.kind.itemsize < 8 else 1))
+    ]
+
+
+FOLDED: dict[str, tuple[str, Callable[[Builder, Call], list[Operand]]]] = {
+    **dict.fromkeys(("Less", "Greater"), ("7 9 13", _compared)),
+    **dict.fromkeys(("LessOrEqual", "GreaterOrEqual"), ("12 16", _compared)),
+    "Equal": ("7 11 13 19", _compared),
+    "Not": ("1", _negated),
+    **dict.fromkeys(("And", "Or"), ("7", _joined)),
+    "ConstantOfShape": ("9 20 21 23 24 25", _filled),
+    "Range": ("11 27", _range),
+    "Size": ("1 13 19 21 23 24 25", _size),
+    "DequantizeLinear": ("10 13 19 21 23 24 25 !28", _dequantised),
+}
+"""Operators of stored tensors alone."""
