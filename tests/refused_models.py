@@ -47,7 +47,9 @@ def asked_again(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
         started = time.monotonic()
         found = model_of_bytes("refused.onnx", data)
         assert time.monotonic() - started < SECONDS
-        assert found.program is None or found.refused or allowed, "the checker reads what the importer refuses"
+        assert found.program is None or found.refused or allowed, (
+            "the checker reads what the importer refuses"
+        )
         assert found.program is not None or found.reason
 
 

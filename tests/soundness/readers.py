@@ -190,6 +190,71 @@ def _networks() -> Iterator[Any]:
     yield _network(
         sizes, [1, 2, 3], {"z": np.int64(0), "q": np.array([0]), "l": np.array([-1])}, Concat={"axis": 0}
     )
+    chosen = [("Shape", "x", "s"), ("ConstantOfShape", "r", "c"), ("Mul", "c m", "n"), ("Equal", "e n", "q")]
+    chosen += [("Where", "q s e", "t"), ("Expand", "x t", "y")]
+    yield _network(chosen, [1, 2, 3], {"r": np.array([3]), "m": np.array([-1]), "e": np.array([-1, 2, 3])},
+                   ConstantOfShape={"value": numpy_helper.from_array(np.array([1]))})  # fmt: skip
+    ends = {"a": np.int64(0), "d": np.int64(2), "two": np.int64(2)}
+    steps = [("Size", "x", "n"), ("Sub", "n two", "b"), ("Range", "a b d", "i"), ("Gather", "x i", "y")]
+    yield _network(steps, [1, 8], ends, Gather={"axis": 1})
+    logic = [
+        ("Less", "i j", "p"),
+        ("GreaterOrEqual", "i k", "q"),
+        ("And", "p q", "r"),
+        ("Not", "r", "n"),
+        ("Or", "n p", "o"),
+    ]
+    logic += [
+        ("Greater", "i j", "u"),
+        ("LessOrEqual", "i k", "v"),
+        ("And", "u v", "w"),
+        ("Or", "w r", "c"),
+        ("Where", "c x o2", "a"),
+    ]
+    logic += [("Where", "o a x2", "y")]
+    numbers = {
+        "i": np.arange(6),
+        "j": np.array(4),
+        "k": np.array([1]),
+        "o2": random(6),
+        "x2": random(6, seed=1),
+    }
+    yield _network(logic, [1, 6], numbers)
+    coded = [
+        ("DequantizeLinear", "q s z", "w"),
+        ("MatMul", "x w", "a"),
+        ("Mul", "g h", "f"),
+        ("Add", "a f", "y"),
+    ]
+    codes = {"q": np.arange(-9, 9, dtype=np.int8).reshape(6, 3), "s": np.array([0.1, 0.2, 0.3], np.float32)}
+    codes |= {"z": np.array([0, 1, -2], np.int8), "g": random(3), "h": random(3, seed=1)}
+    yield _network(coded, [1, 6], codes, 19, DequantizeLinear={"axis": 1})
+    folded = [
+        ("Add", "v e", "t"),
+        ("Sqrt", "t", "r"),
+        ("Div", "g r", "k"),
+        ("Sub", "x m", "c"),
+        ("Mul", "c k", "d"),
+        ("Neg", "m", "n"),
+    ]
+    folded += [("Mul", "n k", "b"), ("Add", "d b", "y")]
+    parts = {
+        "v": np.abs(random(6)) + np.float32(0.1),
+        "e": np.float32(1e-3),
+        "g": random(6),
+        "m": random(6, seed=2),
+    }
+    yield _network(folded, [1, 6], parts)
+    rms = [
+        ("RMSNormalization", "x w", "a"),
+        ("Swish", "a", "s"),
+        ("Exp", "s", "e"),
+        ("Add", "e one", "p"),
+        ("Log", "p", "y"),
+    ]
+    yield _network(rms, [1, 2, 6], {"w": random(6), "one": np.float32(1)}, 24)
+    roots = [("Mul", "x x", "q"), ("Add", "q one", "p"), ("Sqrt", "p", "r"), ("Div", "x r", "y")]
+    yield _network(roots, [1, 6], {"one": np.float32(1)})
     tokens = [("Concat", "token x", "a"), ("Max", "a floor", "m"), ("Sub", "one m", "y")]
     yield _network(
         tokens,

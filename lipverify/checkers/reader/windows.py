@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -177,3 +177,10 @@ def _rounded_up(c: Call, image: Sequence[int], kernel: Sequence[int], g: Geometr
     inside = [(m - 1) * s < n + a for m, s, n, (a, _) in zip(counts, g.stride, image, padding, strict=True)]
     need(all(inside), "a window behind the image")
     return wider
+
+
+CONVOLUTIONS: dict[str, tuple[str, Callable[[Builder, Call], Sequence[Value]]]] = {
+    "Conv": ("1 11 22", conv),
+    "ConvTranspose": ("1 11 22", conv_transpose),
+}
+"""Operator -> the versions of its definition that are read, and how."""
