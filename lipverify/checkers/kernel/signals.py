@@ -93,7 +93,13 @@ def total(factor: Array, x: Signal) -> Signal:
 
 
 def added(first: Signal, second: Signal) -> Signal:
-    """The sum, with one rounding more where both are there."""
+    """The sum, with one rounding more where sources are in both; without ends."""
+    if first.parts.keys().isdisjoint(second.parts):
+        both = (
+            {k: x.size(k) for x in (first, second) for k in x.parts} if first.sizes or second.sizes else None
+        )
+        rounds, growth = max(first.rounds, second.rounds), max(first.growth, second.growth)
+        return Signal(first.parts | second.parts, both, rounds, False, growth)
     n = first.height
     places = np.arange(2 * n).reshape(1, 2, n).swapaxes(1, 2)
     return mapped(np.ones((1, 1, 2)), places, stacked([first, second]))
@@ -101,15 +107,16 @@ def added(first: Signal, second: Signal) -> Signal:
 
 def sprouted(key: int, v: Signal, factor: Array, free: Array) -> Signal:
     """factor [rows] times v, plus, in the rows `free`, a number each of the new source `key`."""
+    spread = np.zeros((v.height, len(free)))
+    spread[free, np.arange(len(free))] = 1.0
+    if len(free) and not factor.any():
+        return Signal({key: spread}, None, 0, True, v.growth)
     copies = bool(np.isin(factor, (0.0, 1.0)).all())
     y = v.rows(np.where(factor > 0, np.arange(v.height), -1)) if copies else scaled(factor, v)
     if not len(free):
         return y
-    spread = np.zeros((v.height, len(free)))
-    spread[free, np.arange(len(free))] = 1.0
-    return y._replace(
-        parts=y.parts | {key: spread}, sizes=None if y.sizes is None else y.sizes | {key: spread}
-    )
+    sizes = None if y.sizes is None else y.sizes | {key: spread}
+    return y._replace(parts=y.parts | {key: spread}, sizes=sizes)
 
 
 def mapped(kernel: Array, index: Array, x: Signal, offset: Array | None = None, rounded: int = 0) -> Signal:
@@ -139,19 +146,19 @@ def mapped(kernel: Array, index: Array, x: Signal, offset: Array | None = None, 
         return out.reshape(-1, width)
 
     parts = {key: image(kernel, m) for key, m in x.parts.items()}
-    absolute, unit = np.abs(kernel), bool(np.isin(kernel, (-1.0, 0.0, 1.0)).all())
-    known = (absolute != 0).astype(np.float64)
+    absolute, terms = np.abs(kernel), kernel.shape[2]
     # Behind an entry with one term there is no sum, and no product where one factor is 0, 1 or -1.
-    one = (x.plain or unit) and max(
-        image(known, 1.0 * (m != 0)).max(initial=0) for m in x.parts.values()
-    ) <= 1
-    rounds = x.rounds + rounded + (0 if one else kernel.shape[2] + 2)
+    one = terms == 1 and (x.plain or bool(np.isin(absolute, (0.0, 1.0)).all()))
+    if x.plain and not one:
+        known = (absolute != 0).astype(np.float64)
+        one = max(image(known, 1.0 * (m != 0)).max(initial=0) for m in x.parts.values()) <= 1
+    rounds = x.rounds + rounded + (0 if one else terms + 2)
     sizes = {key: image(absolute, x.size(key)) for key in x.parts} if rounds else None
     if offset is not None:
         sizes = sizes or {key: np.abs(m) for key, m in parts.items()}
         sizes[ONE] = sizes.get(ONE, 0.0) + np.abs(offset)[:, None]
         parts[ONE], rounds = parts.get(ONE, 0.0) + offset[:, None], rounds + 1
-    growth = x.growth + math.log2(max(1.0, float(absolute.sum(2).max()) * 2, kernel.shape[2]))
+    growth = x.growth + math.log2(max(1.0, float(absolute.sum(2).max()) * 2, terms))
     if growth > 600:
         raise NotCovered(
             "a network whose numbers may leave the range of float64 is not covered by the checker"
@@ -159,7 +166,7 @@ def mapped(kernel: Array, index: Array, x: Signal, offset: Array | None = None, 
     plain = one and x.plain and offset is None and bool(np.isin(kernel, (0.0, 1.0)).all())
     ends = None
     if x.ends is not None:
-        middle, slack = x.ends.sum(0)[:, None] / 2, 4.0 * gamma(kernel.shape[2] + rounded + 8)
+        middle, slack = x.ends.sum(0)[:, None] / 2, 4.0 * gamma(terms + rounded + 8)
         apart = np.maximum(x.ends[1][:, None] - middle, middle - x.ends[0][:, None]) * (1.0 + slack) + TINY
         shift = np.zeros((1, 1)) if offset is None else offset[:, None]
         centre, spread = image(kernel, middle) + shift, image(absolute, apart)

@@ -156,7 +156,7 @@ def gain(facts: Facts, *, chain: is_.Chain, torus: is_.Grid, limit: is_.Limit) -
     need(all(steps[b].view.sources == (a,) for a, b in pairwise(chain)), "steps that are no chain")
     found = paths.chain_gains(maps, limit, torus, facts.subject.exact)
     shown(found is not None, f"the gain {limit!r} of step {chain[-1]} is not proved")
-    return Gained(chain[0], chain[-1], found)
+    return Gained(chain[0], chain[-1], found or {})
 
 
 @theorem
