@@ -213,16 +213,16 @@ def _fused_gain(pieces: list[_Piece], norm_in: Norm, norm_out: Norm) -> Upper | 
 def _magnitude(piece: _Piece, norm_in: Norm, norm_out: Norm) -> Upper:
     """A bound of the norm of the operator with every parameter replaced by its absolute value."""
     one, inf = (
-        Upper.of(gain(_absolute(piece.op), (piece.input_shape,), norm, norm).factors[0])
+        Upper.of(gain(absolute(piece.op), (piece.input_shape,), norm, norm).factors[0])
         for norm in (Norm.L1, Norm.LINF)
     )
     if norm_in is norm_out:
         # Riesz-Thorin between l1 and linf covers l2.
         return {Norm.L1: one, Norm.LINF: inf, Norm.L2: (one * inf).sqrt()}[norm_in]
-    return Upper.of(gain(_absolute(piece.op), (piece.input_shape,), norm_in, norm_out).factors[0])
+    return Upper.of(gain(absolute(piece.op), (piece.input_shape,), norm_in, norm_out).factors[0])
 
 
-def _absolute(op: Op) -> Op:
+def absolute(op: Op) -> Op:
     changes = {
         f.name: v.abs()
         for f in fields(op)
@@ -237,7 +237,7 @@ def _absolute(op: Op) -> Op:
 def _dense_gain(run: Run, shapes: tuple[Shape, ...], norm_in: Norm, norm_out: Norm) -> Upper | None:
     """Gain through the matrix of the run, the rounding of its computation included."""
     matrix = run_matrix(run, lambda op: op)
-    magnitude = run_matrix(run, _absolute)
+    magnitude = run_matrix(run, absolute)
     # Each operator's sums run over at most its input (a kernel, a row, a window); + 8 for scaling factors and divisions.
     # Componentwise |computed - exact| <= gamma * |A_k| ... |A_1| (Higham, section 3.5).
     count = sum(math.prod(shape) + 8 for shape in shapes[:-1])

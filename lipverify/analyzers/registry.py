@@ -20,6 +20,7 @@ BUILT_IN = {
     "lirpa": "lipverify.analyzers.lirpa.analyzer:Lirpa",
     "lipsdp": "lipverify.analyzers.lipsdp.analyzer:LipSDP",
     "lipsdp-fast": "lipverify.analyzers.lipsdp.analyzer:LipSDPFast",
+    "lipsdp:frequencies": "lipverify.analyzers.lipsdp.frequencies.analyzer:LipSDPFrequencies",
     "lipsdp-cvxpy": "lipverify.analyzers.lipsdp.analyzer:LipSDPReference",
     "lipsdp-cvxpy:scs": "lipverify.analyzers.lipsdp.compared:LipSDPBySCS",
     "lipsdp-cvxpy:group": "lipverify.analyzers.lipsdp.compared:LipSDPGroup",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lipverify.analyzers.lipsdp.canonical import looped_form
+from lipverify.analyzers.lipsdp.frequencies.analyzer import bound_frequencies, refuses_frequencies
 from lipverify.analyzers.lipsdp.norms import Answer, answer, answers, euclidean
 from lipverify.analyzers.lipsdp.published import Constraints, bound_published, sorting_chain
 from lipverify.analyzers.lipsdp.reference import solve_reference
@@ -42,7 +44,8 @@ class LipSDP:
     closed-form evaluation; maxima and sorting as comparators of one neuron each; linf inputs by searched weights, as Wang
     et al. (arXiv 2203.01212) and Pauli et al. (arXiv 2401.14033); linf outputs one by one.
     Sound when: every operator is affine, a scalar activation with proven slopes, a maximum, a sort or a reflection. Where the
-    whole network is too large for the memory or the budget, the product over pieces, which the result says.
+    whole network is too large for the memory or the budget, one multiplier a channel over frequencies (convolutional
+    networks), or the product over pieces, which the result says.
     """
 
     name: ClassVar[str] = "lipsdp"
@@ -56,7 +59,7 @@ class LipSDP:
         reason = refusal(graph, query, loops=True, large=everywhere)
         if reason is None and everywhere:
             try:
-                if not whole_fits(graph, Compute()):
+                if not whole_fits(graph, Compute()) and refuses_frequencies(graph, query) is not None:
                     pieces(graph, effort_of(Compute(), 1), self.settings)
             except UnsupportedModel as error:  # also slopes that are not bounded everywhere
                 return str(error)
@@ -68,6 +71,10 @@ class LipSDP:
             reason = refusal(graph, query, loops=True, large=True)
             if reason is not None:
                 raise UnsupportedModel(reason)
+            if not self.pieces and refuses_frequencies(graph, query) is None:
+                # Neurons that do not fit one program: one multiplier a channel is tighter than cutting the network.
+                with suppress(UnsupportedModel):
+                    return bound_frequencies(self, graph, query, compute)
             found: list[Piece] = []
             try:
                 found = pieces(graph, effort_of(compute, self.pieces or 1), self.settings, self.pieces or 1)
@@ -99,10 +106,18 @@ class LipSDPFast:
 
     def reject(self, graph: Graph, query: Query) -> str | None:
         """As `lipsdp`."""
-        return refusal(graph, query, loops=True)
+        reason = refusal(graph, query, loops=True)
+        if reason is not None and refusal(graph, query, loops=True, large=True) is None:
+            return reason if refuses_frequencies(graph, query) is not None else None
+        return reason
 
     def bound(self, graph: Graph, query: Query, compute: Compute) -> Certificate:
-        """A milliseconds tier; never tighter than `lipsdp`. In l_inf all inputs have the same weight."""
+        """A milliseconds tier; never tighter than `lipsdp`. In l_inf all inputs have the same weight.
+
+        Where the neurons do not fit one program, one number a block at every frequency.
+        """
+        if refusal(graph, query, loops=True) is not None and refuses_frequencies(graph, query) is None:
+            return bound_frequencies(self, graph, query, compute, searched=False)
 
         def method(system: Couplings, share: Compute) -> Answer:
             return answer(system, query.norm_in, query.norm_out, share, None)
