@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lipverify import ops
 from lipverify.checkers.arithmetic import outward
-from lipverify.errors import UnsupportedModel, UsageError
+from lipverify.errors import InternalError, UnsupportedModel, UsageError
 from lipverify.ir.graph import Graph, Node
 from lipverify.ir.norm import Norm
 from lipverify.ir.op import Constant, Input
@@ -85,6 +85,8 @@ def execution_error(graph: Graph, box: tuple[float, float]) -> ExecutionError:
         for node in graph.nodes:
             inputs = [(errors[n], sizes[n]) for n in node.inputs]
             found = _error(node, inputs, sizes[node.name]) * _OUTWARD
+            if found.shape != (1, *node.shape):
+                raise InternalError(f"the error of {node.describe()} has the shape {list(found.shape)}")
             if not bool((sizes[node.name] + found < _LARGEST).all()):
                 raise UnsupportedModel(f"{node.describe()}: its numbers may overflow float32 on this box")
             errors[node.name] = found

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lipverify.errors import InternalError
+
 Box = tuple[Tensor, Tensor]
 """Lower and upper end of every entry of a signal."""
 
@@ -21,12 +23,26 @@ INPUT = -1
 
 @dataclass(frozen=True)
 class Signal:
-    """A value of the graph: sum over sources of matrix @ source, without the constant. box: its range, for local slopes."""
+    """A value of the graph: sum over sources of matrix @ source, without the constant. box: its range, for local slopes.
+
+    Raises:
+        InternalError: a matrix or range for another number of entries.
+    """
 
     parts: Mapping[int, Tensor]
     """source -> [size, source size]"""
     size: int
     box: Box | None = None
+
+    def __post_init__(self) -> None:
+        for matrix in self.parts.values():
+            if matrix.ndim != 2 or len(matrix) != self.size:
+                raise InternalError(
+                    f"a signal of {self.size} entries has a matrix of shape {list(matrix.shape)}"
+                )
+        for end in self.box or ():
+            if end.shape != (self.size,):
+                raise InternalError(f"a signal of {self.size} entries has a range of shape {list(end.shape)}")
 
     def rows(self, index: Tensor) -> Signal:
         """Some entries, in this order."""
@@ -41,6 +57,8 @@ class Signal:
 def add(*signals: Signal) -> Signal:
     """Sum of signals of one size; the range is dropped."""
     parts: dict[int, Tensor] = {}
+    if any(signal.size != signals[0].size for signal in signals):
+        raise InternalError(f"signals of {[signal.size for signal in signals]} entries are added")
     for signal in signals:
         for key, matrix in signal.parts.items():
             parts[key] = parts[key] + matrix if key in parts else matrix

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lipverify import ops
+from lipverify.errors import InternalError
 from lipverify.ir.graph import Graph, Node
 from lipverify.ir.interval import Interval
 from lipverify.ir.op import Constant, Input, Op, Shape
@@ -144,6 +145,10 @@ def gradient_of(found: Gradients, node: Node, count: int) -> None:
             if source == node.name:
                 part, largest = contribution(found, reader, place)
                 total, terms = (part, largest) if terms is zero else (total + part, terms + largest)
+    if not total.lower.shape == terms.shape == size:
+        raise InternalError(
+            f"the gradient of {node.describe()} has a range of shape {list(total.lower.shape)}"
+        )
     found.boxes[node.name], found.sizes[node.name] = Interval(total.lower, total.upper), terms
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lipverify import ops
 from lipverify.analyzers.local.gradients import Gradients
+from lipverify.errors import InternalError
 from lipverify.ir.graph import Node
 from lipverify.ir.interval import Interval
 from lipverify.linalg.rounding import UNIT_ROUNDOFF
@@ -33,6 +34,9 @@ class Walk:
     """Rows of inequalities. coefficients: node -> [rows, 1 or output rows, *shape]; owner [rows]: the centre.
 
     The second axis is 1 until a slope tells the output rows apart.
+
+    Raises:
+        InternalError: a tensor of another shape.
     """
 
     gradients: Gradients
@@ -54,6 +58,8 @@ class Walk:
     def upper(self) -> Tensor:
         """Upper bound of every row for every output functional: [rows, output rows]."""
         graph = self.gradients.graph
+        for name in self.coefficients:
+            self._check(graph[name])
         for node in graph.nodes:
             if any(name in self.coefficients for name in node.inputs):
                 self._through(node)
@@ -100,9 +106,24 @@ class Walk:
         else:
             self.coefficients[node.name] = self._product(node, inputs)
         self._seen = None
+        self._check(node)
         for name in node.inputs:
             if self.gradients.graph.consumers[name][-1] == node.name:
                 self.coefficients.pop(name, None)
+
+    def _check(self, node: Node) -> None:
+        """Coefficients in the shape of the node, numbers for every row and output row: nothing is broadcast over rows."""
+        rows, columns = len(self.owner), self.gradients.rows
+        found = self.coefficients[node.name].shape
+        if found not in ((rows, 1, *node.shape), (rows, columns, *node.shape)):
+            raise InternalError(
+                f"coefficients of the gradient of {node.describe()} have the shape {list(found)}"
+            )
+        for numbers in (self.constant, self.error):
+            if numbers.shape != (rows, columns):
+                raise InternalError(
+                    f"{rows} functionals of gradients have numbers of shape {list(numbers.shape)}"
+                )
 
     def _absolute(self, a: Tensor) -> Tensor:
         """Absolute values, kept for the next question about the same coefficients."""

@@ -212,7 +212,7 @@ class Symbols:
         two = self.two
         if two is None:
             return None
-        found = [errors] if groups is None else [errors, groups.flatten(2)]
+        found = [errors] if groups is None else [errors, groups.reshape(*groups.shape[:2], -1)]
         bounds = [
             torch.linalg.vector_norm(part[:, [0, 1 + two]], dim=2) * (FAR + 4.0 * gamma(part.shape[2] + 16))
             for part in found
@@ -347,7 +347,7 @@ def _groups(bounds: Tensor | None, keep: Tensor, shape: torch.Size) -> Groups | 
     if bounds is None:
         return None
     place = torch.arange(shape.numel() // shape[-1], device=keep.device).repeat_interleave(shape[-1])[keep]
-    return Groups(place, bounds.flatten(2))
+    return Groups(place, bounds.reshape(*bounds.shape[:2], -1))  # a sample may be one group
 
 
 def largest(matrix: Tensor) -> Tensor:

@@ -8,15 +8,21 @@ import torch
 
 import lipverify as lv
 from lipverify import ops
+from lipverify.analyzers.lipsdp.neurons import Signal, add
+from lipverify.analyzers.local.gradients import derivative_ranges, interval_gradients
+from lipverify.analyzers.local.walk import Walk
+from lipverify.analyzers.protocol import Compute
+from lipverify.analyzers.registry import resolve
 from lipverify.errors import InternalError
 from lipverify.frontends.builder import Builder
 from lipverify.interpreter import evaluate_all
 from lipverify.ir.graph import Graph, Origin
+from lipverify.ir.norm import Norm
 from lipverify.ir.op import Op
-from lipverify.ir.region import Ball
+from lipverify.ir.region import Ball, Query
 from lipverify.propagation.functionals import Functionals, ends_of
 from lipverify.propagation.knowledge import Knowledge
-from tests.networks import tensor
+from tests.networks import chain, tensor
 
 
 def joined(stored: list[float], weight: torch.Tensor, op: Op, last: torch.Tensor) -> Graph:
@@ -85,3 +91,30 @@ def test_functionals_of_other_shapes_are_no_bounds() -> None:
         walk.mirror()
     with pytest.raises(InternalError, match="negatives"):
         ends_of(torch.ones(3))
+
+
+def test_signals_and_gradients_of_other_shapes_are_no_bounds() -> None:
+    with pytest.raises(InternalError, match="matrix of shape"):
+        Signal({0: torch.ones(1, 3)}, 2)
+    with pytest.raises(InternalError, match="are added"):
+        add(Signal({0: torch.ones(1, 3)}, 1), Signal({0: torch.ones(2, 3)}, 2))
+    graph = chain([torch.ones(2, 3), torch.ones(1, 2)], ops.ReLU()).to(dtype=torch.float64)
+    ranges = lv.bounds(graph, Ball(torch.zeros(2, 3), 1.0))
+    seeds, factors = torch.ones(1, 1, dtype=torch.float64), derivative_ranges(graph, ranges)
+    found = interval_gradients(graph, factors, seeds, 2)
+    rows, owner = torch.ones(4, 1, 3, dtype=torch.float64), torch.tensor([0, 0, 1, 1])
+    assert Walk(found, {graph.input.name: rows}, owner).upper().shape == (4, 1)
+    with pytest.raises(InternalError, match="gradient"):
+        Walk(found, {graph.input.name: rows[:1]}, owner).upper()
+
+
+def test_minima_with_stored_tensors_keep_their_slopes() -> None:
+    """relu(-1.5 min(x, 1)) has slope 1.5 below 0; the local constant was 0."""
+    b = Builder(symbolic_batch=True)
+    x = b.linear(b.input((1, 1), 0), torch.tensor([[1.0], [0.0]]))
+    least = b.minimum(x, torch.tensor([1.0, 0.0]))
+    bent = b.elementwise(ops.ReLU(), b.linear(least, torch.tensor([[0.0, -1.5], [-1.5, -1.5]])))
+    graph = b.graph([b.linear(bent, torch.tensor([[0.0, 1.0]]))], Origin())
+    query = Query(Norm.LINF, Norm.LINF, Ball(torch.zeros(1, 1), 1.0))
+    for name in ("local", "local-sdp", "local-bab", "lipsdp"):
+        assert float(resolve(name).bound(graph, query, Compute()).upper) >= 1.5, name
