@@ -69,9 +69,7 @@ class Curve(NamedTuple):
         if self.period:
             first, last = (np.floor((end - turns[0]) / self.period) for end in (low, high))
             if not (last - first).max(initial=0.0) < _PERIODS:
-                raise NotCovered(
-                    f"a sine over more than {_PERIODS} half periods is not covered by the checker"
-                )
+                raise NotCovered(f"a sine over more than {_PERIODS} half periods is not covered")
             count = int((last - first).max(initial=0.0)) + 2
             turns = [(first + k) * self.period + turns[0] for k in range(count)]
         if self.positive and not bool((low > 0).all()):
@@ -150,10 +148,8 @@ class Curve(NamedTuple):
         (s, o), flat = secant(low, high), np.where(high > -low, 1.0, 0.0)
         slack = 2.0**-49 * (np.abs(left) + np.abs(right)) * most + TINY
         up, down = np.maximum(span, 0.0), np.minimum(span, 0.0)
-        ends = np.sort(
-            [self.value(low), self.value(high), np.where((low < 0) & (high > 0), 0.0, self.value(low))],
-            axis=0,
-        )
+        a, b = self.value(low), self.value(high)
+        ends = np.sort([a, b, np.where((low < 0) & (high > 0), 0.0, a)], axis=0)
         return Lines(left + up * flat + down * s, down * o - slack, left + up * s + down * flat, up * o + slack,
                      ends[0] - slack, ends[2] + slack)  # fmt: skip
 
@@ -165,11 +161,8 @@ class Curve(NamedTuple):
         k = np.where(np.isfinite(k) & (np.abs(k) < 2.0**100), k, 0.0)
         x = np.clip(low + (high - low) * np.linspace(0.0, 1.0, _PIECES + 1)[:, None], low, high)
         x[-1] = high
-        under, over, step = (
-            np.full(low.shape, np.inf),
-            np.full(low.shape, -np.inf),
-            1 + _ENTRIES // (1 + low.size),
-        )
+        under, over = np.full(low.shape, np.inf), np.full(low.shape, -np.inf)
+        step = 1 + _ENTRIES // (1 + low.size)
         for part in range(0, _PIECES, step):
             p, q = x[part:-1][:step], x[part + 1 :][:step]
             a, b = self.slopes(p, q)
@@ -222,13 +215,10 @@ def _gelu_tanh() -> Curve:
         y = d * (x + c * x**3)
         return _logistic(y) + x * (d * (1.0 + 3.0 * c * x**2)) * _bell(y)
 
-    return Curve(
-        lambda x: x * _logistic(d * (x + c * x**3)),
-        slope,
-        (-0.129, 1.129),
-        (-turn, turn),
-        steepest=1.1289930687,
-    )
+    def value(x: Array) -> Array:
+        return x * _logistic(d * (x + c * x**3))
+
+    return Curve(value, slope, (-0.129, 1.129), (-turn, turn), steepest=1.1289930687)
 
 
 def _erf_gate(scale: float) -> Curve:
@@ -258,21 +248,21 @@ def _exponential(alpha: float, gamma: float, scale: float) -> Curve:
                  max(2.0, abs(gamma), abs(gamma * alpha), abs(gamma * alpha / scale)), tails=True)  # fmt: skip
 
 
+def _stepped(value: Function, slope: float, ends: tuple[float, float], size: float) -> Curve:
+    """Constant outside two kinks."""
+    most = min(0.0, slope), max(0.0, slope)
+    return Curve(value, lambda x, k: np.full_like(x, slope if k == 1 else 0.0), most, ends, size, jumps=True)
+
+
 def _clipped(low: float, high: float) -> Curve:
     need(low <= high, "ends of a clip")
-    return Curve(
-        lambda x: np.clip(x, low, high),
-        lambda x, k: np.full_like(x, float(k == 1)),
-        (0.0, 1.0),
-        (low, high),
-        jumps=True,
-    )
+    return _stepped(lambda x: np.clip(x, low, high), 1.0, (low, high), 2.0)
 
 
 def _hard_sigmoid(alpha: float, beta: float) -> Curve:
     ends = sorted((-beta / alpha, (1.0 - beta) / alpha)) if alpha else [np.inf, np.inf]
-    return Curve(lambda x: np.clip(alpha * x + beta, 0.0, 1.0), lambda x, k: np.full_like(x, alpha if k == 1 else 0.0),
-                 (min(0.0, alpha), max(0.0, alpha)), (ends[0], ends[1]), max(2.0, abs(alpha), abs(beta)), jumps=True)  # fmt: skip
+    size = max(2.0, abs(alpha), abs(beta))
+    return _stepped(lambda x: np.clip(alpha * x + beta, 0.0, 1.0), alpha, (ends[0], ends[1]), size)
 
 
 def _kinked(left: Any) -> Curve:
@@ -288,9 +278,8 @@ def _growing(value: Function, slope: Function, low: float, high: float, positive
 
 def _power(e: float) -> Curve:
     need(0.0 < abs(e) <= 8.0, "a setting of an activation")
-    return _growing(
-        lambda x: x**e, lambda x: e * x ** (e - 1.0), -np.inf if e < 0 else 0.0, 0.0 if e < 0 else np.inf
-    )
+    ends = (-np.inf, 0.0) if e < 0 else (0.0, np.inf)
+    return _growing(lambda x: x**e, lambda x: e * x ** (e - 1.0), *ends)
 
 
 LAWS: dict[str, Callable[[Setting], Curve]] = {

@@ -143,11 +143,10 @@ class _Writer:
             pairs = [pair for r in rows for pair in zip(r[::2], r[1::2], strict=False)]
             kept = [r[-1] for r in rows if len(r) % 2]
             p, q = (View(x.sources, x.places[[pair[k] for pair in pairs]]) for k in (0, 1))
-            x = self.joined(
-                [self.compared(p, q)[0], View(x.sources, x.places[np.array(kept, dtype=np.int64)])]
-            )
-            won, rest = iter(range(len(pairs))), iter(range(len(pairs), len(pairs) + len(kept)))
-            rows = [[next(won) for _ in r[1::2]] + [next(rest) for _ in range(len(r) % 2)] for r in rows]
+            rest = View(x.sources, x.places[np.array(kept, dtype=np.int64)])
+            x = self.joined([self.compared(p, q)[0], rest])
+            won, left = iter(range(len(pairs))), iter(range(len(pairs), len(pairs) + len(kept)))
+            rows = [[next(won) for _ in r[1::2]] + [next(left) for _ in range(len(r) % 2)] for r in rows]
         return View(x.sources, x.places[[r[0] for r in rows]])
 
     def sort(self, x: View, groups: Array) -> View:

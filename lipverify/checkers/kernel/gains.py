@@ -11,19 +11,10 @@ import numpy as np
 
 from lipverify.checkers.kernel import arithmetic as arith
 from lipverify.checkers.kernel import exact as integers
+from lipverify.checkers.kernel import program as kinds
 from lipverify.checkers.kernel.arithmetic import Array, need
 from lipverify.checkers.kernel.curves import curve
-from lipverify.checkers.kernel.program import (
-    Affine,
-    Constant,
-    Normalise,
-    Order,
-    Reflect,
-    Scalar,
-    Softmax,
-    Step,
-    View,
-)
+from lipverify.checkers.kernel.program import Affine, Constant, Step, View
 from lipverify.checkers.kernel.signals import identity, mapped
 from lipverify.errors import NotCovered
 
@@ -56,17 +47,14 @@ def product_constant(steps: Sequence[Step], start: int, end: int, norms: tuple[s
             found = {a: embedding(norms[0], a, step.size) for a in followed}
         elif k in gains:
             first, own = gains[k]
-            seen = {
-                norm: _seen(steps, steps[first].view, steps[first].view.places, norm, reach)
-                for norm in followed
-            }
+            view = steps[first].view
+            seen = {norm: _seen(steps, view, view.places, norm, reach) for norm in followed}
             pairs = {(b, a): g * seen[b] for (b, a), g in own.items() if b in seen}
             found = {a: min(g for (_, b), g in pairs.items() if b == a) for _, a in pairs}
         else:
             found = {norm: _rule(steps, step, norm, reach) for norm in followed}
-        reach[k] = {
-            a: arith.trimmed(min(embedding(b, a, step.size) * found[b] for b in found)) for a in followed
-        }
+        least = {a: min(embedding(b, a, step.size) * found[b] for b in found) for a in followed}
+        reach[k] = {a: arith.trimmed(value) for a, value in least.items()}
     return reach[end][norms[1]]
 
 
@@ -86,6 +74,8 @@ def chain_gains(chain: Sequence[Affine], limit: float, torus: Torus | None, exac
     matrices, error = matrix_of(chain)
     if not _dense(matrices, error, limit, exact):
         return None
+    if exact:
+        return {("l2", "l2"): Fraction(limit)}
     most = np.abs(matrices) + error
     squares = most * most
     above = {("l1", "l1"): arith.sums(most, -2), ("linf", "linf"): arith.sums(most, -1), ("l1", "linf"): most,
@@ -123,29 +113,27 @@ def _rule(steps: Sequence[Step], step: Step, norm: str, reach: Reach) -> Fractio
         whole = _interpolated(step, step.index, norm) * _seen(steps, view, view.places, norm, reach)
         places = np.append(view.places, -1)[step.index]
         owners = _owners(steps, view, places)
-        parts = (
-            _interpolated(step, np.where(owners == i, places, -1), norm) * reach[s][norm]
-            for i, s in enumerate(view.sources)
+        own = [_interpolated(step, np.where(owners == i, places, -1), norm) for i in range(len(view.sources))]
+        return min(
+            whole, sum((g * reach[s][norm] for g, s in zip(own, view.sources, strict=True)), Fraction(0))
         )
-        return min(whole, sum(parts, Fraction(0)))
-    if isinstance(step, Order):
+    if isinstance(step, kinds.Order):
         return _seen(steps, view, np.append(view.places, -1)[step.groups], norm, reach)
     joint = _seen(steps, view, view.places, norm, reach)
-    if isinstance(step, Reflect):
+    if isinstance(step, kinds.Reflect):
         # The identity or a reflection on every piece: an isometry in l2, in others within the embedding of a group.
         return joint if norm == "l2" else joint * arith.root_above(Fraction(step.vectors.shape[1]))
-    if isinstance(step, Scalar):
+    if isinstance(step, kinds.Scalar):
         f = curve(step.law, step.settings, step.slopes)
         steepest = f.steepest or max(float(np.abs(end).max()) for end in f.everywhere)
         if math.isfinite(steepest):
             return joint * Fraction(steepest)
-    if isinstance(step, Softmax):
+    if isinstance(step, kinds.Softmax):
         return joint / 2  # in every norm: Nair 2025 (arXiv 2510.23012)
-    if isinstance(step, Normalise) and norm == "l2":
+    if isinstance(step, kinds.Normalise) and norm == "l2":
         # The Jacobian before the weight is sqrt((1 - t) / epsilon) times a matrix between 0 and I.
-        return (
-            joint * Fraction(float(np.abs(step.weight).max())) * arith.root_above(1 / Fraction(step.epsilon))
-        )
+        most = Fraction(float(np.abs(step.weight).max()))
+        return joint * most * arith.root_above(1 / Fraction(step.epsilon))
     raise NotCovered(f"the {norm} gain of {type(step).__name__} is not covered by the checker")
 
 
@@ -173,9 +161,8 @@ def matrix_of(chain: Sequence[Affine]) -> tuple[Array, Array]:
         return first.kernel, np.zeros((1, 1, 1))
     signal = identity(0, len(first.view.places))
     for k, step in enumerate(chain):
-        signal = mapped(
-            step.kernel, step.index, signal if k == 0 else signal.rows(step.view.places), None, step.rounded
-        )
+        x = signal if k == 0 else signal.rows(step.view.places)
+        signal = mapped(step.kernel, step.index, x, None, step.rounded)
     return signal.parts[0][None], signal.errors(0)[None]
 
 
@@ -231,10 +218,8 @@ def kernel_of(chain: Sequence[Affine]) -> tuple[Array, float, list[int]]:
     for i, step in enumerate(chain):
         if i == place[0]:
             continue
-        need(
-            step.kernel.shape[1:] == (1, 1) and np.array_equal(step.index.ravel(), np.arange(step.size)),
-            "a scaling",
-        )
+        entrywise = np.array_equal(step.index.ravel(), np.arange(step.size))
+        need(entrywise and step.kernel.shape[1:] == (1, 1), "a scaling")
         inner = (i < place[0]) != adjoint
         factor = step.kernel.reshape(shape[0] if inner else kernel.shape[0] * kernel.shape[1], -1)
         need((factor == factor[:, :1]).all(), "a scaling that differs within a channel")
@@ -251,9 +236,8 @@ def kernel_of(chain: Sequence[Affine]) -> tuple[Array, float, list[int]]:
         spread = np.zeros((*tap_last.shape[:-1], coarse * s))
         spread[..., : reach + 1 : d] = tap_last
         # Position s Q + phase: the phase joins the channels, Q counts taps.
-        phases = np.moveaxis(
-            np.moveaxis(spread.reshape(*tap_last.shape[:-1], coarse, s), -1, 3), -1, 4 + axis
-        )
+        phases = np.moveaxis(spread.reshape(*tap_last.shape[:-1], coarse, s), -1, 3)
+        phases = np.moveaxis(phases, -1, 4 + axis)
         kernel = phases.reshape(*kernel.shape[:2], -1, *phases.shape[4:])
         first, last, outputs = before // s, (n - 1 + before) // s, (n + before + after - reach - 1) // s + 1
         # Tap Q - p for inputs first..last and outputs p < outputs; no other tap is congruent to it modulo N.
@@ -283,9 +267,8 @@ def _symbols_at_most(kernel: Array, relative: float, grid: Array, limit: float) 
     """
     taps = kernel.shape[3:]
     absolute = arith.interpolated(arith.sums(kernel, tuple(range(3, kernel.ndim)))).max()
-    rounding = 2.0 * (100 * len(taps) * 2.0**-53 + arith.gamma(math.prod(taps) + 8)) + relative * (
-        1 + 2.0**-20
-    )
+    rounding = 2.0 * (100 * len(taps) * 2.0**-53 + arith.gamma(math.prod(taps) + 8))
+    rounding += relative * (1 + 2.0**-20)
     step = max(1, _WORK // (4 * kernel.shape[0] * max(kernel.shape[1:3]) ** 2))
     for start in range(0, len(grid), step):
         values = symbol_at(kernel, grid[start : start + step])

@@ -90,14 +90,12 @@ def _summed(g: Gradient, squared: bool) -> float:
 
 def gradients(found: Differences, ranges: Ranges | None, output: Signal, middle: bool) -> Iterator[Gradient]:
     """The ranges of the gradient of every row of `output`. middle: whether to try lines around the middle of all slopes too."""
-    count = len(found.blocks)
-    if any(k in b.parts for k, b in enumerate(found.blocks)):
-        raise NotCovered(
-            "gradients through implicit layers are not covered by the checker: their constants multiply"
-        )
-    bends = {} if ranges is None else {
-        k: bend for k in range(count) if (bend := _bend(ranges, *found.layers[k])) is not None}  # fmt: skip
-    base = len(ranges.chain.blocks) if ranges is not None and bends else 0
+    _explicit(found)
+    count, bends, values = len(found.blocks), dict[int, _Bend](), Chain()
+    if ranges is not None:
+        bends = {k: _bend(ranges, *layer) for k, layer in enumerate(found.layers) if layer[0] in ranges.bends}
+        values = ranges.chain if bends else values
+    base = len(values.blocks)
     rounds, growth = (max(getattr(s, f) for s in (*found.blocks, output)) for f in ("rounds", "growth"))
     behind: dict[int, Signal] = {}
     for key in (*range(count), INPUT):
@@ -105,7 +103,7 @@ def gradients(found: Differences, ranges: Ranges | None, output: Signal, middle:
         parts, sizes = {j: b.parts[key].T for j, b in readers}, {j: b.size(key).T for j, b in readers}
         behind[key] = Signal(parts, sizes, rounds, False, growth)
     for row in range(output.height):
-        chain = ranges.chain.continued() if ranges is not None and bends else Chain()
+        chain = values.continued()
         chain.kinds = (0, 1) if bends else (0,)
         for key in (*reversed(range(count)), INPUT):
             b, n = behind[key], found.inputs if key == INPUT else found.sizes[key]
@@ -125,24 +123,23 @@ def gradients(found: Differences, ranges: Ranges | None, output: Signal, middle:
 
 def _explicit(found: Differences) -> None:
     if any(k in b.parts for k, b in enumerate(found.blocks)):
-        raise NotCovered(
-            "gradients through implicit layers are not covered by the checker: their constants multiply"
-        )
+        raise NotCovered("no gradients through implicit layers: take constants before and behind them")
 
 
 def never_falling(found: Differences, output: Signal) -> Array:
     """For which inputs no path to the one row `output` has a negative product: exact where slopes, and so ranges, end at 0."""
     _explicit(found)
+    if min(x.least for x in (*found.blocks, output)) < -900:
+        return np.zeros(found.inputs, dtype=bool)
     paths: dict[int, Array] = {}  # whether positive and whether negative paths lead from a source to the row
 
     def add(x: Signal, ways: Array) -> None:
         for key, m in x.parts.items():
             error, there = x.errors(key), x.size(key) > 0
             positive, negative = (m > -error) & there, (m < error) & there
-            found = np.array(
-                [ways[0] @ positive | ways[1] @ negative, ways[0] @ negative | ways[1] @ positive]
-            )
-            paths[key] = paths.get(key, False) | found
+            rising = ways[0] @ positive | ways[1] @ negative
+            falling = ways[0] @ negative | ways[1] @ positive
+            paths[key] = paths.get(key, False) | np.array([rising, falling])
 
     add(output, np.array([[True], [False]]))
     for k in reversed(range(len(found.blocks))):
@@ -170,16 +167,13 @@ class _Bend(NamedTuple):
     v: Signal
 
 
-def _bend(ranges: Ranges, layer: int, free: Array, least: Array) -> _Bend | None:
+def _bend(ranges: Ranges, layer: int, free: Array, least: Array) -> _Bend:
     """Lines around slopes less `least` as functions of the values; for products one factor is the slope of the other."""
-    if layer not in ranges.bends:
-        return None
     f, (low, high) = ranges.bends[layer]
     at = free if f is not None else np.roll(np.arange(len(low)), len(low) // 2)[free]
     low, high = low[at], high[at]
-    k, under, over = (
-        (np.ones(len(at)), np.zeros(len(at)), np.zeros(len(at))) if f is None else f.bent(low, high)
-    )
+    zero = np.zeros(len(at))
+    k, under, over = (zero + 1.0, zero, zero) if f is None else f.bent(low, high)
     slack = 2.0**-50 * (np.abs(under) + np.abs(over) + np.abs(least)) + TINY
     v = ranges.reads[layer].rows(at)._replace(ends=None)
     return _Bend(k, under - least - slack, over - least + slack, np.maximum(np.abs(low), np.abs(high)), v)

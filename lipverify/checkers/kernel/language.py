@@ -40,9 +40,8 @@ class Subject:
         size = (self.program.steps[0].size,)
         for r in self.regions:
             known = all(a.shape == size and bool(np.isfinite(a).all()) for a in (r.centre, r.low, r.high))
-            need(
-                known and bool(((r.low <= r.centre) & (r.centre <= r.high)).all()), "a region of another size"
-            )
+            inside = known and bool(((r.low <= r.centre) & (r.centre <= r.high)).all())
+            need(inside, "a region of another size")
             need(r.norm in ("l2", "linf") and 0.0 <= r.radius < 2.0**100, "a region that is no ball")
         object.__setattr__(self, "elements", elementary(self.program))
 
@@ -136,9 +135,8 @@ class Scope:
         elements = self.subject.elements
         layer = self.integer(value[0], -1, len(elements.layers))
         entry = self.integer(value[1], 0, elements.size(layer))
-        return Condition(
-            layer, entry, self.real(value[2]), self.text(value[3], ("above", "below")) == "above"
-        )
+        side = self.text(value[3], ("above", "below"))
+        return Condition(layer, entry, self.real(value[2]), side == "above")
 
     def axis(self, value: Any) -> tuple[int, int]:
         need(isinstance(value, list) and len(value) == 2, "an axis of a torus")

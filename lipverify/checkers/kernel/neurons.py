@@ -58,9 +58,7 @@ def everywhere(step: Step) -> Slopes:
         low, high = (np.broadcast_to(np.float64(end), step.size) for end in f.everywhere)
         if bool(np.isfinite(low).all() and np.isfinite(high).all()):
             return low, high
-    raise NotCovered(
-        f"the slopes of {type(step).__name__} {getattr(step, 'law', '')} have no bound everywhere"
-    )
+    raise NotCovered(f"slopes of {type(step).__name__} {getattr(step, 'law', '')} have no bound everywhere")
 
 
 @dataclass

@@ -23,6 +23,7 @@ from lipverify.checkers.kernel.signals import INPUT, ONE, Signal, scaled, sprout
 from lipverify.errors import NotCovered
 
 _ROWS, _FAR = 1 << 24, 2.0**100
+_ENDS = "numbers over a ball near the ends of float64 are not covered by the checker"
 
 
 class Region(NamedTuple):
@@ -85,9 +86,7 @@ class Chain:
         charges = []
         for one in lines:
             if not all(bool((np.abs(f) < _FAR).all()) for f in one[:6]):
-                raise NotCovered(
-                    "numbers over a ball near the ends of float64 are not covered by the checker"
-                )
+                raise NotCovered(_ENDS)
             slope = np.maximum(np.abs(one.below), np.abs(one.above))
             offset = np.maximum(np.abs(one.under), np.abs(one.over))
             more, off = (0.0, 0.0) if one.also is None else self._weighed(one.also)
@@ -117,7 +116,7 @@ class Chain:
             raise Empty
         # Far from the ends of float64 no underflow grows to TINY, and nothing overflows.
         if not bool(((low <= high) & (low > -_FAR) & (high < _FAR)).all()):
-            raise NotCovered("numbers over a ball near the ends of float64 are not covered by the checker")
+            raise NotCovered(_ENDS)
         return np.where(unknown, -np.inf, low), np.where(unknown, np.inf, high)
 
     def largest(self, x: Signal, kinds: tuple[int, ...] = ()) -> Array:
@@ -133,9 +132,8 @@ class Chain:
         rows, n = x.height, self._terms
         if rows * n > _ROWS and rows > 1:
             step = max(1, _ROWS // n)
-            return np.concatenate(
-                [self.largest(x.rows(range(i, min(i + step, rows))), kinds) for i in range(0, rows, step)]
-            )
+            cuts = (x.rows(range(i, min(i + step, rows))) for i in range(0, rows, step))
+            return np.concatenate([self.largest(cut, kinds) for cut in cuts])
         unit = 16.0 * gamma(n + 64)
         size, error = self._weighed(x)
         error = error + unit * size + TINY
@@ -151,11 +149,11 @@ class Chain:
             if k not in parts:
                 continue
             own = min(kind, len(self.lines[k]) - 1)
-            a, line, (size, off), reads = (
+            a, line, reads, (size, off) = (
                 parts.pop(k),
                 self.lines[k][own],
-                self._charges[k][own],
                 self._reads[k],
+                self._charges[k][own],
             )
             up, down = np.maximum(a, 0.0), np.minimum(a, 0.0)
             constant = constant + up @ line.over + down @ line.under
@@ -234,9 +232,8 @@ class Ranges:
         if unknown.any():
             v = v.rows(np.where(unknown, -1, np.arange(v.height)))
             low, high = np.where(unknown, 0.0, low), np.where(unknown, 0.0, high)
-        return (self._product if isinstance(step, Product) else self._scalar)(
-            k, step, v, (low, high), unknown
-        )
+        known = self._product if isinstance(step, Product) else self._scalar
+        return known(k, step, v, (low, high), unknown)
 
     def _scalar(self, k: int, step: Step, v: Signal, ends: Slopes, unknown: Array) -> Signal:
         assert isinstance(step, Scalar)
@@ -251,20 +248,15 @@ class Ranges:
                 self.reads[k], self.bends[k] = v, (f, ends)
         # Where the slope of two lines through 0 is known, the result is a multiple of what is read.
         free = np.flatnonzero((last > first) | (not f.kinks))
-        factor, lines = (
-            np.where(last > first, 0.0, first) if f.kinks else np.zeros(len(first)),
-            f.lines(*ends, first, last),
-        )
+        lines, factor = f.lines(*ends, first, last), np.where((last > first) | (not f.kinks), 0.0, first)
         y = self._grown(v, factor, free, Lines(*(part[free] for part in lines[:6])), ends)
         return _forgotten(y._replace(ends=np.array(lines[4:6])), unknown)
 
     def _product(self, k: int, step: Step, v: Signal, ends: Slopes, unknown: Array) -> Signal:
         """w = x y: with the middles a of x and b of y, w - a y = b x - a b + (x - a)(y - b)."""
         n, swapped = step.size, np.roll(np.arange(len(ends[0])), step.size)
-        self.slopes[k] = (
-            np.where(unknown, -np.inf, ends[0])[swapped],
-            np.where(unknown, np.inf, ends[1])[swapped],
-        )
+        least, most = np.where(unknown, -np.inf, ends[0]), np.where(unknown, np.inf, ends[1])
+        self.slopes[k] = least[swapped], most[swapped]
         if not unknown.any():
             self.reads[k], self.bends[k] = v, (None, ends)
         low, high = ends
@@ -306,9 +298,8 @@ class Ranges:
         splits = self.conditions
         signed = np.array([w if c.above else -w for w, c in zip(weights, splits, strict=True)])
         row = total(signed, stacked([self.reads[c.layer].rows([c.entry]) for c in splits]))
-        limit = sum(
-            (Fraction(float(w)) * Fraction(c.at) for w, c in zip(signed, splits, strict=True)), Fraction(0)
-        )
+        terms = [Fraction(float(w)) * Fraction(c.at) for w, c in zip(signed, splits, strict=True)]
+        limit = sum(terms, Fraction(0))
         return bool(self.chain.largest(row)[0] < arith.below(limit))
 
 

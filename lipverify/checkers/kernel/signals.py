@@ -22,7 +22,8 @@ class Signal(NamedTuple):
 
     parts: source -> [size, source size], never empty; sizes: of all terms, None where they are the absolute entries. plain: every
     row copies one entry or none, so that products with it are exact. growth: log2 of what steps can make of an underflow of
-    2^-1074. ends: [2, size], what the results are known to lie between over a region.
+    2^-1074. ends: [2, size], what the results are known to lie between over a region. least: log2 of a lower bound of the sizes
+    that are not 0; far from underflow a size of 0 is an entry of 0.
     """
 
     parts: Parts
@@ -31,6 +32,7 @@ class Signal(NamedTuple):
     plain: bool = False
     growth: float = 0.0
     ends: Array | None = None
+    least: float = 0.0
 
     @property
     def height(self) -> int:
@@ -79,7 +81,8 @@ def stacked(signals: Sequence[Signal]) -> Signal:
     known = [s.ends for s in signals if s.ends is not None]
     return Signal({k: joined(k, False) for k in some}, sizes, max(s.rounds for s in signals),
                   all(s.plain for s in signals), max(s.growth for s in signals),
-                  np.concatenate(known, 1) if len(known) == len(signals) else None)  # fmt: skip
+                  np.concatenate(known, 1) if len(known) == len(signals) else None,
+                  min(s.least for s in signals))  # fmt: skip
 
 
 def scaled(factor: Array, x: Signal) -> Signal:
@@ -99,7 +102,9 @@ def added(first: Signal, second: Signal) -> Signal:
             {k: x.size(k) for x in (first, second) for k in x.parts} if first.sizes or second.sizes else None
         )
         rounds, growth = max(first.rounds, second.rounds), max(first.growth, second.growth)
-        return Signal(first.parts | second.parts, both, rounds, False, growth)
+        return Signal(
+            first.parts | second.parts, both, rounds, False, growth, None, min(first.least, second.least)
+        )
     n = first.height
     places = np.arange(2 * n).reshape(1, 2, n).swapaxes(1, 2)
     return mapped(np.ones((1, 1, 2)), places, stacked([first, second]))
@@ -160,9 +165,8 @@ def mapped(kernel: Array, index: Array, x: Signal, offset: Array | None = None, 
         parts[ONE], rounds = parts.get(ONE, 0.0) + offset[:, None], rounds + 1
     growth = x.growth + math.log2(max(1.0, float(absolute.sum(2).max()) * 2, terms))
     if growth > 600:
-        raise NotCovered(
-            "a network whose numbers may leave the range of float64 is not covered by the checker"
-        )
+        raise NotCovered("a network whose numbers may leave the range of float64 is not covered")
+    least = x.least + math.log2(min(1.0, float(absolute[absolute > 0].min(initial=1.0))))
     plain = one and x.plain and offset is None and bool(np.isin(kernel, (0.0, 1.0)).all())
     ends = None
     if x.ends is not None:
@@ -172,4 +176,4 @@ def mapped(kernel: Array, index: Array, x: Signal, offset: Array | None = None, 
         centre, spread = image(kernel, middle) + shift, image(absolute, apart)
         spread = spread + slack * (image(absolute, np.abs(middle) + apart) + np.abs(shift)) + TINY
         ends = np.concatenate([centre - spread, centre + spread], 1).T
-    return Signal(parts, sizes, rounds, plain, growth, ends)
+    return Signal(parts, sizes, rounds, plain, growth, ends, least)

@@ -5,7 +5,7 @@ The list in words is docs/proof-format.md. A theorem raises RefutedCertificate w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
@@ -15,7 +15,7 @@ import numpy as np
 
 from lipverify.checkers.kernel import gains as paths
 from lipverify.checkers.kernel import language as is_
-from lipverify.checkers.kernel.arithmetic import Array, above, need, root_above
+from lipverify.checkers.kernel.arithmetic import above, need, root_above, trimmed
 from lipverify.checkers.kernel.elementary import elementary
 from lipverify.checkers.kernel.jacobians import gradients, jacobian_limit, never_falling
 from lipverify.checkers.kernel.language import Rows, Subject
@@ -198,7 +198,7 @@ def ranges(facts: Facts, *, region: is_.RegionId, conditions: is_.Conditions) ->
 
 
 def _between(
-    facts: Facts, start: int, end: int, known: Ranges | None, wider: Sequence[Array | None] | None
+    facts: Facts, start: int, end: int, known: Ranges | None, wider: is_.Slopes = None
 ) -> Differences:
     """Neurons between two steps; slopes as given have to hold those that are known."""
     subject = facts.subject
@@ -207,9 +207,8 @@ def _between(
     for k, pair in zip(subject.layers(start, end), wider or (), strict=wider is not None):
         if pair is not None:
             low, high = given[k] if k in given else everywhere(p.steps[p.layers[k]])
-            shown(
-                bool(((pair[0] <= low) & (high <= pair[1])).all()), "slopes that are not shown to be as given"
-            )
+            held = bool(((pair[0] <= low) & (high <= pair[1])).all())
+            shown(held, "slopes that are not shown to be as given")
             given[k] = pair[0], pair[1]
     return differences(p, p.place[start], p.place[end], given.get)
 
@@ -236,7 +235,7 @@ def jacobian(facts: Facts, *, start: is_.StepId, end: is_.StepId, ranges: is_.Pa
     """Ranges of all derivatives, gradients pushed back through slopes in their ranges; computed anew."""
     need(not facts.subject.exact, "exact checking covers no ranges")
     part, known = facts.ranges(ranges)
-    found = _between(facts, start, end, known, None)
+    found = _between(facts, start, end, known)
     proved = jacobian_limit(found, known, _picked(found.output, rows), norms)
     shown(proved <= limit, f"the derivatives prove {proved!r}, not {limit!r}")
     return Constant(part, Fraction(limit), start, end, rows, norms)
@@ -247,12 +246,11 @@ def sign(facts: Facts, *, ranges: is_.Part, row: is_.Row, input: is_.Entry, sign
     """No path to the row has a negative product, or the range of the derivative is on one side of 0."""
     need(not facts.subject.exact, "exact checking covers no ranges")
     part, known = facts.ranges(ranges)
-    found = _between(facts, 0, len(facts.subject.program.steps) - 1, known, None)
+    found = _between(facts, 0, len(facts.subject.program.steps) - 1, known)
     output = scaled(np.array([float(sign)]), found.output.rows([row]))
-    rises = never_falling(found, output)[input] or all(
-        g.low[input] >= 0 for g in gradients(found, known, output, True)
-    )
-    shown(bool(rises), "a derivative without that sign")
+    if not never_falling(found, output)[input]:
+        (gradient,) = gradients(found, known, output, True)
+        shown(bool(gradient.low[input] >= 0), "a derivative without that sign")
     return Monotone(part, Fraction(0), row, input, sign)
 
 
@@ -264,9 +262,8 @@ def value(
     known = facts.get(ranges, Known)
     need(rows.high == rows.low + 1, "several rows")
     low, high = known.ranges.chain.ranges(_picked(known.ranges.output, rows))
-    shown(
-        bool(low[0] >= limit if sign > 0 else -high[0] >= limit), f"a value that is not shown to be {limit!r}"
-    )
+    least = low[0] if sign > 0 else -high[0]
+    shown(bool(least >= limit), f"a value that is not shown to be {limit!r}")
     return AtLeast(known.part, Fraction(limit), rows, sign)
 
 
@@ -284,13 +281,10 @@ def cover(facts: Facts, *, above: is_.FactId, below: is_.FactId) -> Fact:
     """Two parts that differ in the side of their last condition are together the part without it; an empty one needs no bound."""
     sides = [facts.get(k, Stated) for k in (above, below)]
     need(all(s.part.conditions for s in sides), "a part without conditions")
-    last, wholes = zip(
-        *((s.part.conditions[-1], Part(s.part.region, s.part.conditions[:-1])) for s in sides), strict=True
-    )
-    need(
-        last[0].above and last[0]._replace(above=False) == last[1],
-        "parts that are not the two sides of a condition",
-    )
+    wholes = [replace(s.part, conditions=s.part.conditions[:-1]) for s in sides]
+    first, second = (s.part.conditions[-1] for s in sides)
+    opposite = first.above and first._replace(above=False) == second
+    need(opposite, "parts that are not the two sides of a condition")
     need(wholes[0] == wholes[1], "parts that differ in more than a condition")
     stated = [s for s in sides if not isinstance(s, Emptiness)] or sides
     worst = (max if isinstance(stated[0], Constant) else min)(s.limit for s in stated)
@@ -306,14 +300,9 @@ def rows(facts: Facts, *, of: is_.FactIds, norm: is_.Norm) -> Constant:
     need(found, "no rows")
     first, last = found[0], found[-1]
     for c in found:
-        need(
-            (c.start, c.end, c.norms[0]) == (first.start, first.end, first.norms[0]),
-            "constants of other functions",
-        )
-        need(
-            c.rows.minus is None and (c.norms[1] == norm or c.rows.high == c.rows.low + 1),
-            "constants in another norm",
-        )
+        same = (c.start, c.end, c.norms[0]) == (first.start, first.end, first.norms[0])
+        need(same and c.rows.minus is None, "constants of other functions")
+        need(c.norms[1] == norm or c.rows.high == c.rows.low + 1, "constants in another norm")
     need(all(a.rows.high == b.rows.low for a, b in pairwise(found)), "rows that do not follow each other")
     limits = [c.limit for c in found]
     squares = sum((v * v for v in limits), Fraction(0))
@@ -326,13 +315,11 @@ def rows(facts: Facts, *, of: is_.FactIds, norm: is_.Norm) -> Constant:
 def compose(facts: Facts, *, first: is_.FactId, second: is_.FactId) -> Constant:
     """The constant of one function times that of the next, which is a function of all that the first one gives."""
     a, b = (facts.get(k, Constant) for k in (first, second))
-    need(
-        a.end == b.start and a.rows == Rows(0, facts.subject.program.steps[a.end].size),
-        "functions that do not follow",
-    )
+    whole = Rows(0, facts.subject.program.steps[a.end].size)
+    need(a.end == b.start and a.rows == whole, "functions that do not follow")
     need(a.norms[1] == b.norms[0], "constants in different norms")
     part, norms = _narrow([a.part, b.part]), (a.norms[0], b.norms[1])
-    return Constant(part, a.limit * b.limit, a.start, b.end, b.rows, norms)
+    return Constant(part, trimmed(a.limit * b.limit), a.start, b.end, b.rows, norms)
 
 
 @theorem
@@ -348,14 +335,11 @@ def walk(facts: Facts, *, value: is_.FactId, constants: is_.FactIds) -> AtLeast:
         inside, outside = (facts.subject.regions[p.region or 0] for p in balls[-2:])
         need(c.norms[0] == outside.norm, "a constant in another norm than that of its ball")
         limit -= c.limit * (Fraction(outside.radius) - Fraction(inside.radius))
-    need(
-        inner.part.region is not None and not any(p.conditions for p in balls), "a part that is no whole ball"
-    )
+    whole = inner.part.region is not None and not any(p.conditions for p in balls)
+    need(whole, "a part that is no whole ball")
     regions = [facts.subject.regions[p.region or 0] for p in balls]
-    need(
-        all(_grows(a, b) for a, b in pairwise(regions)) and all(_grows(r, regions[-1]) for r in regions),
-        "balls that do not grow",
-    )
+    grow = [_grows(a, b) for a, b in [*pairwise(regions), *((r, regions[-1]) for r in regions)]]
+    need(all(grow), "balls that do not grow")
     return AtLeast(balls[-1], limit, inner.rows, inner.sign)
 
 

@@ -173,3 +173,17 @@ def test_the_exact_tier_agrees(rng: np.random.Generator) -> None:
             exact=True,
             regions=[ball(np.zeros(3), 0.1)],
         )
+
+
+def test_a_sign_that_is_lost_to_underflow_is_not_claimed() -> None:
+    """The derivative is -2^-1200, which no product of floats shows."""
+    w = Writing(1)
+    for factor in (2.0**-400, -(2.0**-400), 2.0**-400):
+        w.dense(np.array([[factor]]))
+    step = {"step": "sign", "ranges": None, "row": 0, "input": 0}
+    assert not proves(w.program(), step | {"sign": 1})
+    w = Writing(1)
+    for factor in (2.0**-100, -(2.0**-100)):
+        w.dense(np.array([[factor]]))
+    assert not proves(w.program(), step | {"sign": 1})
+    assert proves(w.program(), step | {"sign": -1})
