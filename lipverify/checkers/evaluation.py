@@ -5,7 +5,7 @@ The kernel proves nothing with this: it is how the reader is held against a runt
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,41 +45,61 @@ def evaluate(program: Program, x: Array) -> list[Array]:
 
 def shown(view: View, results: Sequence[Array]) -> Array:
     """What a view shows of results [batch, size]: [batch, n]."""
-    batch = len(results[0])
+    if not view.sources:
+        return np.zeros((max((len(r) for r in results), default=0), len(view.places)))
+    batch = len(results[view.sources[0]])
     joined = np.concatenate([*(results[s] for s in view.sources), np.zeros((batch, 1))], axis=1)
     return joined[:, view.places]
 
 
 def evaluate_with_deviations(program: Program, x: Array, unit: float) -> tuple[list[Array], list[Array]]:
-    """The results of all steps, and standard deviations of the same computed with relative roundings of `unit`.
+    """What all outputs show, and standard deviations of the same computed with relative roundings of `unit`: [batch, n] each.
 
     The model: the roundings of a sum are independent, each of the size of its terms taken as a root of squares, and pass
     through later steps as deviations do. It is no bound; it says on which scale a difference means another function.
     """
-    pairs = list(_walk(program, x, unit))
-    return [values for values, _ in pairs], [deviation for _, deviation in pairs]
+    last = dict.fromkeys((s for o in program.outputs for s in o.view.sources), len(program.steps))
+    for k in range(len(program.steps) - 1, -1, -1):
+        for view in _views(program.steps[k]):
+            for s in view.sources:
+                last.setdefault(s, k)
+    pairs = _walk(program, x, unit, last)
+    values, deviations = [p[0] for p in pairs], [p[1] for p in pairs]
+    return [shown(o.view, values) for o in program.outputs], [
+        shown(o.view, deviations) for o in program.outputs
+    ]
 
 
-def _walk(program: Program, x: Array, unit: float | None) -> list[tuple[Array, Array]]:
+def _views(step: Step) -> list[View]:
+    return [step.view, step.other] if isinstance(step, Product) else [step.view]
+
+
+def _walk(
+    program: Program, x: Array, unit: float | None, last: Mapping[int, int] | None = None
+) -> list[tuple[Array, Array]]:
+    """Values and deviations of all steps; last: those that step k is the last one to read are dropped after it."""
     results: list[Array] = []
     deviations: list[Array] = []
     with np.errstate(all="ignore"):
-        for step in program.steps:
+        for k, step in enumerate(program.steps):
             if isinstance(step, Input):
                 results.append(np.array(x, np.float64).reshape(len(x), step.size))
                 deviations.append(np.zeros_like(results[-1]))
                 continue
-            read = shown(step.view, results)
-            other = shown(step.other, results) if isinstance(step, Product) else read
-            values = _value(step, read, other)
-            results.append(values)
+            read = [shown(view, results) for view in _views(step)]
+            results.append(_value(step, read[0], read[-1]))
             if unit is None:
-                deviations.append(np.zeros((0, 0)))
+                deviations.append(_NOTHING)
                 continue
-            spread = shown(step.view, deviations)
-            beside = shown(step.other, deviations) if isinstance(step, Product) else spread
-            deviations.append(_deviation(step, read, other, values, spread, beside, unit))
+            spread = [shown(view, deviations) for view in _views(step)]
+            deviations.append(_deviation(step, read[0], read[-1], results[-1], spread[0], spread[-1], unit))
+            for s in {s for view in _views(step) for s in view.sources} if last is not None else ():
+                if last is not None and last[s] == k:
+                    results[s] = deviations[s] = _NOTHING
     return list(zip(results, deviations, strict=True))
+
+
+_NOTHING = np.zeros((0, 0))
 
 
 def _value(step: Step, x: Array, other: Array) -> Array:

@@ -55,9 +55,9 @@ def architecture(document: Any, tensors: Mapping[str, Array]) -> Program:
         given = {key: _setting(value) for key, value in node["given"].items()}
         operands = [values[n] if n else None for n in node["inputs"]]
         try:
-            values[node["output"]] = run(builder, Call(node["op"], _VERSION, operands, given, 1, words=True))[
-                0
-            ]
+            values[node["output"]] = run(
+                builder, Call(builder, node["op"], _VERSION, operands, given, 1, words=True)
+            )[0]
         except LipverifyError:
             raise
         except (ValueError, IndexError, TypeError, OverflowError) as error:

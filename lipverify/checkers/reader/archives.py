@@ -14,7 +14,7 @@ from lipverify.checkers.kernel.program import Array
 from lipverify.checkers.reader.refusals import need
 from lipverify.errors import NotCovered
 
-MAX_ENTRIES, MAX_BYTES = 100_000, 4 << 30
+MAX_ENTRIES, MAX_BYTES, MAX_INFLATED = 100_000, 4 << 30, 1 << 28
 _LOCAL, _CENTRAL, _END, _DATA = b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06", b"PK\x07\x08"
 _END64, _LOCATOR = b"PK\x06\x06", b"PK\x06\x07"
 
@@ -38,9 +38,9 @@ def parse_archive(data: bytes) -> tuple[dict[str, Array], list[bytes], str]:
     content, position, total = {}, 0, 0
     for entry in sorted(entries, key=lambda e: e.offset):
         need(entry.offset == position, "an archive with bytes between its entries")
+        total += entry.size if entry.method else 0
+        need(total <= MAX_INFLATED, "an archive that unpacks to too much to check")
         body, position = _content(data, entry)
-        total += len(body)
-        need(total <= MAX_BYTES, "an archive too large to check")
         content[entry.name] = body
     need(data[position : position + 4] == _CENTRAL, "an archive with bytes between its entries")
     if all(name.endswith(".npy") for name in content):

@@ -29,7 +29,10 @@ from lipverify.checkers.reader.refusals import need
 from lipverify.errors import NotCovered
 
 ROOM = 1 << 27
-"""Numbers and places in all arrays of one program together."""
+"""Numbers and places in all arrays of one program together, and a few for every source that is looked at."""
+WORK = 1 << 36
+"""Multiplications that evaluating all affine steps once may take."""
+_SOURCE = 128
 MAX_AXES = 12
 FLOATS: tuple[np.dtype[Any], ...] = (np.dtype("<f2"), np.dtype("<f4"), np.dtype("<f8"))
 
@@ -90,7 +93,7 @@ class Builder:
     """Steps so far. Raises NotCovered for what the account does not hold and for numbers near the ends of float64."""
 
     def __init__(self, shape: Sequence[int], kind: np.dtype[Any], room: int = ROOM) -> None:
-        self.room = room
+        self.room, self.work = room, WORK
         self.steps: list[Step] = []
         self.constants: dict[tuple[int, int], tuple[Array, Value]] = {}
         self.charge(size_of(shape))
@@ -118,7 +121,7 @@ class Builder:
         return Value((len(self.steps) - 1,), np.arange(step.size).reshape(shape), kind)
 
     def view(self, x: Value) -> View:
-        self.charge(x.places.size)
+        self.charge(x.places.size + _SOURCE * len(x.sources))
         return View(x.sources, x.places.ravel())
 
     # -- stored numbers
@@ -160,7 +163,7 @@ class Builder:
         starts = dict(zip(sources, np.cumsum([0, *sizes]).tolist(), strict=False))
         found = []
         for v in values:
-            self.charge(v.places.size + sum(self.steps[s].size for s in v.sources))
+            self.charge(v.places.size + sum(_SOURCE + self.steps[s].size for s in v.sources))
             table = [np.arange(self.steps[s].size) + starts[s] for s in v.sources]
             found.append(np.append(np.concatenate([*table, np.empty(0, np.int64)]), -1)[v.places])
         return sources, found
@@ -169,7 +172,7 @@ class Builder:
         """The same numbers, without sources of which nothing is read."""
         if len(x.sources) < 2:
             return x
-        self.charge(x.places.size)
+        self.charge(x.places.size + _SOURCE * len(x.sources))
         ends = np.cumsum([self.steps[s].size for s in x.sources])
         used = np.unique(np.searchsorted(ends, x.places[x.places >= 0], side="right"))
         if len(used) == len(x.sources):
@@ -190,6 +193,9 @@ class Builder:
         """kernel: [groups, out, terms]; index: [groups, positions, terms]; offset: anything that broadcasts to `shape`."""
         size = size_of(shape)
         self.charge(kernel.size + index.size + (size if offset is not None else 0))
+        self.work -= index.size * kernel.shape[1]
+        if self.work < 0:
+            raise TooLarge("a model of too many multiplications to check")
         known = np.abs(kernel[kernel != 0])
         need(
             bool(((known >= 2.0**-500) & (known <= 2.0**500)).all()),

@@ -17,6 +17,8 @@ from lipverify.checkers.reader.building import FLOATS, Builder, Missing, Operand
 from lipverify.checkers.reader.refusals import need, shown
 from lipverify.errors import NotCovered
 
+MAX_OPERANDS, _CALL = 10_000, 64
+
 
 class Call:
     """One operator of a model.
@@ -25,9 +27,12 @@ class Call:
     given: settings by name: int, float, str, or a tuple or array of these.
     """
 
-    def __init__(self, op: str, version: int, operands: Sequence[Operand], given: Mapping[str, Any], results: int,
-                 words: bool = False) -> None:  # fmt: skip
+    def __init__(self, p: Builder, op: str, version: int, operands: Sequence[Operand], given: Mapping[str, Any],
+                 results: int, words: bool = False) -> None:  # fmt: skip
         self.op, self.version, self.words, self.results = op, version, words, results
+        need(max(len(operands), results) <= MAX_OPERANDS, f"{op} of too many operands or results")
+        self._account = p
+        p.charge(_CALL + len(operands) + results)
         self.operands, self._told = list(operands), len(operands)
         while self.operands and self.operands[-1] is None:
             self.operands.pop()
@@ -79,6 +84,7 @@ class Call:
         need(isinstance(found, Stored), f"{self.op} with a computed tensor where a stored one is expected")
         assert isinstance(found, Stored)
         need(found.kind == kind, f"{self.op} of numbers of different types")
+        self._account.charge(found.array.size)
         return weights(found)
 
     def optional(self, place: int, kind: np.dtype[Any]) -> Array | None:

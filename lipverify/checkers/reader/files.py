@@ -21,7 +21,7 @@ from lipverify.checkers.reader.onnx import read_onnx
 from lipverify.checkers.reader.wire import is_protobuf
 from lipverify.errors import LipverifyError, NotCovered, UnreadableCertificate
 
-MAX_CERTIFICATE, MAX_MODEL = 64 << 20, 4 << 30
+MAX_CERTIFICATE, MAX_MODEL = 16 << 20, 4 << 30
 _TYPES = {
     "F64": "<f8",
     "F32": "<f4",
@@ -76,11 +76,15 @@ def read_bytes(path: Path, limit: int) -> bytes:
         UnreadableCertificate: another kind of file, or a larger one.
     """
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(handle, "rb") as file:
+    try:
         status = os.fstat(handle)
         _need(stat.S_ISREG(status.st_mode), f"{path.name[:80]!a} is not a regular file")
         _need(status.st_size <= limit, f"{path.name[:80]!a} is larger than {limit} bytes")
-        data = file.read(limit + 1)
+        with open(handle, "rb", closefd=False) as file:
+            # Not more than is there: a buffer is made before anything is read.
+            data = file.read(status.st_size + 1)
+    finally:
+        os.close(handle)
     _need(len(data) <= limit, f"{path.name[:80]!a} is larger than {limit} bytes")
     return data
 

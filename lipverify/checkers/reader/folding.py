@@ -17,8 +17,8 @@ from lipverify.checkers.reader.building import Builder, Operand, Stored, size_of
 from lipverify.checkers.reader.calls import Call
 from lipverify.checkers.reader.refusals import need
 
-_LARGEST = 4096
-"""Integers in one tensor: sizes and indices of exporters, not data."""
+_LARGEST, _SLOW = 4096, 64
+"""Integers in one tensor: sizes and indices of exporters, not data. They are counted one by one, which takes time."""
 
 
 def fold(p: Builder, op: str, operands: Sequence[Stored]) -> Stored | None:
@@ -93,7 +93,7 @@ def _pairs(p: Builder, arrays: Sequence[Array]) -> tuple[list[int], list[int]]:
     )
     shape = np.broadcast_shapes(*(a.shape for a in arrays))
     need(
-        p.charge(size_of(shape)) <= _LARGEST,
+        p.charge(_SLOW * size_of(shape)) <= _SLOW * _LARGEST,
         "arithmetic of many stored integers is not covered by the checker",
     )
     a, b = (np.broadcast_to(x, shape).reshape(-1).tolist() for x in arrays)

@@ -342,7 +342,7 @@ def _translate(node: _Node, values: dict[str, Operand], builder: Builder, versio
     operands = [values[name] if name else None for name in node.inputs]
     results: Sequence[Operand]
     try:
-        results = run(builder, Call(node.op, version, operands, node.given, len(node.outputs)))
+        results = run(builder, Call(builder, node.op, version, operands, node.given, len(node.outputs)))
     except TooLarge:
         raise
     except NotCovered as error:

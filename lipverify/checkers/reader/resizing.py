@@ -55,7 +55,7 @@ def resize(p: Builder, c: Call) -> Results:
             old is False or scale.denominator == 1,
             "a resizing by parts of an entry is not covered by the checker",
         )
-        array = np.take(array, _nearest(n, m, scale, place, rounding), axis)
+        array = np.take(array, _nearest(p, n, m, scale, place, rounding), axis)
     return [like(p, x, array)]
 
 
@@ -72,7 +72,7 @@ def _scales(c: Call, place: int) -> list[float] | None:
     return found
 
 
-def _nearest(n: int, m: int, scale: Fraction, place: str, rounding: str) -> Array:
+def _nearest(p: Builder, n: int, m: int, scale: Fraction, place: str, rounding: str) -> Array:
     """Which of n entries each of m entries is: exactly, and refused where float32 may round to another one.
 
     Scales that are whole numbers, or parts of one, are exact in every runtime.
@@ -84,6 +84,7 @@ def _nearest(n: int, m: int, scale: Fraction, place: str, rounding: str) -> Arra
         "align_corners": lambda k: Fraction(k * (n - 1), m - 1) if m > 1 else Fraction(0),
     }
     need(place in rules and rounding in _ROUNDING, "a resizing of this mode is not covered by the checker")
+    p.charge(_SLOW * m)
     exact = 1 in (scale.numerator, scale.denominator) and place != "align_corners"
     found = []
     for k in range(m):
@@ -96,6 +97,7 @@ def _nearest(n: int, m: int, scale: Fraction, place: str, rounding: str) -> Arra
     return np.array(found, np.int64)
 
 
+_SLOW = 1000
 _HALF, _SHY = Fraction(1, 2), Fraction(1, 1000)
 _ROUNDING: dict[str, Callable[[Fraction], int]] = {
     "floor": math.floor,

@@ -14,7 +14,7 @@ import numpy as np
 from lipverify.checkers.reader.refusals import need
 from lipverify.errors import NotCovered
 
-MAX_FIELDS, MAX_NODES = 2_000_000, 50_000
+MAX_FIELDS, MAX_MESSAGES, MAX_NODES = 2_000_000, 400_000, 50_000
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _FIXED = {"float": (_FIXED32, "<f4"), "double": (_FIXED64, "<f8")}
 _RANGES = {
@@ -98,7 +98,7 @@ class _Reader:
     """The bytes of one file, and how many fields have been read."""
 
     def __init__(self, data: bytes) -> None:
-        self.data, self.fields, self.nodes = data, 0, 0
+        self.data, self.fields, self.messages, self.nodes = data, 0, 0, 0
 
     def varint(self, position: int, stop: int) -> tuple[int, int]:
         value = 0
@@ -148,7 +148,12 @@ class _Reader:
         end = position + length
         need(end <= stop, "a field reaches past the end of what holds it")
         if field.kind in _SCHEMA:
+            self.messages += 1
             self.nodes += field.kind == "Node"
+            need(
+                self.messages <= MAX_MESSAGES,
+                "a file of more than 400000 messages is not covered by the checker",
+            )
             need(self.nodes <= MAX_NODES, "a graph of more than 50000 nodes is not covered by the checker")
             _put(found, field, self.message(field.kind, position, end))
         elif field.kind == "bytes":
