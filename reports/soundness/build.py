@@ -1,10 +1,11 @@
-"""Writes mutants.json, networks.json, models.json and costs.json beside this file: how changed certificates fare, random
-networks against witnesses, random ONNX models against samples, what rigour costs and how long checking takes.
+"""Writes mutants.json, forged.json, networks.json, models.json and costs.json beside this file: how changed certificates and
+forged proofs fare, random networks against witnesses, random ONNX models against samples, what rigour costs.
 
-    python reports/soundness/build.py [--mutants 2000] [--networks 10000] [--models 20000] [--processes 2] [--no-costs]
+    python reports/soundness/build.py [--mutants 2000] [--forged 20000] [--networks 10000] [--models 20000] [--processes 2]
+        [--no-costs]
 
-Ten thousand networks take about half an hour of one processor, and five thousand models as long; networks.json is written after
-every thousand, models.json after every hundred.
+Twenty thousand forged proofs take five minutes of one processor, ten thousand networks half an hour, five thousand models as
+long; networks.json is written after every thousand, models.json after every hundred.
 Networks of the model zoo always; third-party networks where the folder shared/checkpoints lies beside the checkout.
 """
 
@@ -40,6 +41,7 @@ from lipverify.ir.norm import Norm  # noqa: E402
 from lipverify.ir.region import Query  # noqa: E402
 from tests.networks import chain  # noqa: E402
 from tests.soundness import certified, mutants  # noqa: E402
+from tests.soundness.forged import hunt  # noqa: E402
 from tests.soundness.held import Held, hold  # noqa: E402
 from tests.soundness.search import Found, search  # noqa: E402
 
@@ -72,6 +74,15 @@ def changed(count: int) -> dict[str, Any]:
         "accepted": accepted,
         "seconds": time.monotonic() - started,
     }
+
+
+def forged(count: int) -> dict[str, Any]:
+    """Proofs with other evidence, from the grammar of proofs: what the kernel accepts has to be true."""
+    started = time.monotonic()
+    found = hunt(count)
+    example = None if found.example is None else repr(found.example)[:2000]
+    return {"made": found.tried, "accepted": found.accepted, "false": found.false, "example": example,
+            "seconds": time.monotonic() - started}  # fmt: skip
 
 
 def priced(model: str, graph: lv.Graph, name: str, query: Query) -> dict[str, Any]:
@@ -151,9 +162,10 @@ def costs(analyzers: tuple[str, ...]) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Writes the files; the exit code is 1 when a changed certificate was accepted or a bound was wrong."""
+    """Writes the files; the exit code is 1 when a changed certificate was accepted, or a proof or bound was wrong."""
     options = argparse.ArgumentParser()
     options.add_argument("--mutants", type=int, default=2000, help="0: leave mutants.json as it is")
+    options.add_argument("--forged", type=int, default=20_000, help="0: leave forged.json as it is")
     options.add_argument("--networks", type=int, default=10_000, help="0: leave networks.json as it is")
     options.add_argument("--models", type=int, default=20_000, help="0: leave models.json as it is")
     options.add_argument("--processes", type=int, default=2, help="for networks.json and models.json")
@@ -166,6 +178,10 @@ def main() -> None:
         document = changed(given.mutants)
         bad += len(document["accepted"])
         _write("mutants", {"changed_certificates": document})
+    if given.forged:
+        document = forged(given.forged)
+        bad += document["false"]
+        _write("forged", {"forged_proofs": document})
     if given.networks:
         document = {"wrong": []}
         for document in searched(search, Found(), given.networks, given.processes, 1000):

@@ -8,7 +8,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from lipverify.checkers.kernel import Condition, Program, Region, Subject
+from lipverify.checkers.kernel import Condition, Program, Region, Subject, curves
+from lipverify.checkers.kernel import elementary as elementary_of
+from lipverify.checkers.kernel import jacobians as jacobians_of
+from lipverify.checkers.kernel import neurons as neurons_of
+from lipverify.checkers.kernel import ranges as ranges_of
+from lipverify.checkers.kernel.curves import Lines
 from lipverify.checkers.kernel.jacobians import gradients, jacobian_limit
 from lipverify.checkers.kernel.multipliers import multipliers_hold
 from lipverify.checkers.kernel.neurons import Differences, differences
@@ -139,3 +144,56 @@ def test_parts_hold_what_fulfils_their_conditions(name: str) -> None:
     y = evaluate(program.steps, x)
     assert (y >= low - 1e-12).all()
     assert (y <= high + 1e-12).all()
+
+
+def narrowed(old: Callable[..., tuple[Array, Array]]) -> Callable[..., tuple[Array, Array]]:
+    def wrong(*args: object) -> tuple[Array, Array]:
+        low, high = old(*args)
+        return low + (high - low) / 4, high - (high - low) / 4
+
+    return wrong
+
+
+def with_lines(change: Callable[[Lines], Lines]) -> Callable[[Callable[..., Lines]], Callable[..., Lines]]:
+    return lambda old: lambda *args: change(old(*args))
+
+
+WRONG: dict[str, tuple[object, str, Callable[..., object], str, Callable[[Program, np.random.Generator], None]]] = {
+    "half the secant's offset": (curves, "secant", lambda old: lambda a, b: (old(a, b)[0], old(a, b)[1] / 2), "Relu {}",
+                                 values_are_inside),
+    "no offset above": (curves.Curve, "_kinked", with_lines(lambda x: x._replace(over=0 * x.over)), "Abs {}", values_are_inside),
+    "ranges of slopes too narrow": (curves.Curve, "slopes", narrowed, "Tanh {}", derivatives_are_inside),
+    "multipliers with too narrow slopes": (curves.Curve, "slopes", narrowed, "Silu {'beta': 1.7}", multipliers_are_above),
+    "ranges of values too narrow": (curves.Curve, "around", narrowed, "Square {}", values_are_inside),
+    "one line in place of two around slopes": (
+        curves.Curve, "bent", lambda old: lambda c, a, b: (old(c, a, b)[0], *[sum(old(c, a, b)[1:]) / 2] * 2), "Exp {}",
+        derivatives_are_inside),
+    "chords of products exchanged": (
+        jacobians_of, "_products", lambda old: lambda *a: (old(*a)[0]._replace(above=old(*a)[0].below), old(*a)[1]), "Tanh {}",
+        derivatives_are_inside),
+    "half of the products": (ranges_of.Ranges, "_product", lambda old: lambda self, k, step, v, ends, unknown: old(
+        self, k, step, v, (ends[0] / 2 + ends[1] / 2, ends[1]), unknown), "product", values_are_inside),
+    "slopes of the other factor": (
+        neurons_of, "sprouted", lambda old: lambda key, v, *rest: old(key, v.rows(np.arange(v.height)[::-1]), *rest),
+        "product", multipliers_are_above),
+    "a sum in place of a matrix's norm": (jacobians_of, "_norm", lambda old: lambda m: float(np.abs(m).mean()), "Tanh {}",
+                                          derivatives_are_inside),
+    "rows without their constants": (jacobians_of, "_summed", lambda old: lambda g, s: old(g._replace(high=g.low), s), "Sin {}",
+                                     derivatives_are_inside),
+    "softmax without its sum": (elementary_of._Writer, "softmax", lambda old: lambda self, x, g: self.scalar("Exp", x),
+                                "softmax 3", values_are_inside),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_rules_are_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    where, what, change, picture, oracle = WRONG[name]
+    monkeypatch.setattr(where, what, change(getattr(where, what)))
+
+    def held() -> None:
+        for seed in range(6):
+            rng = np.random.default_rng(seed)
+            oracle(pictures(rng)[picture], rng)
+
+    with pytest.raises((AssertionError, NotCovered)):  # or bounds from two rules contradict each other
+        held()
