@@ -51,10 +51,14 @@ class Functionals:
 
     @classmethod
     def start(cls, known: Knowledge, coefficients: dict[str, Tensor], owner: Tensor) -> Functionals:
-        """Functionals of any nodes, without a constant; the coefficients are taken as exact in the type of `known`."""
-        zeros = known.box.lower.new_zeros(len(owner))
-        first = {name: a.to(known.precision.dtype) for name, a in coefficients.items()}
-        return cls(known, first, owner, zeros, zeros.clone())
+        """Functionals of any nodes, without a constant. What is cut off where `known` has a coarser type is an error."""
+        zeros, kind = known.box.lower.new_zeros(len(owner)), known.precision.dtype
+        first = {name: a.to(kind) for name, a in coefficients.items()}
+        walk = cls(known, first, owner, zeros, zeros.clone())
+        for name, a in coefficients.items():
+            if a.dtype != kind:  # behind nodes that only move entries nothing else would be charged
+                walk._charge(2.0 * walk._dot((a.double() - first[name].double()).abs(), known.largest(name)))
+        return walk
 
     def _check(self, names: Iterable[str]) -> None:
         """One number for each row, and coefficients of these nodes in the shape of the node."""

@@ -265,8 +265,8 @@ class _Walk:
             return _State(points, self._change(node, inputs, points) if self.carries else None)
         except Imprecise as error:
             raise UnsupportedModel(f"{node.describe()}: {error} at the stored points") from None
-        except Unbounded as error:
-            raise Unbounded(f"{node.describe()}: {error}") from None
+        except UnsupportedModel as error:
+            raise type(error)(f"{node.describe()}: {error}") from None
 
     def _constant(self, op: Constant, rows: int) -> _State:
         value = op.value.unsqueeze(0)
