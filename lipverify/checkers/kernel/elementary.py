@@ -20,6 +20,7 @@ from lipverify.errors import NotCovered
 # Fewest comparators for the small sizes (Knuth, The Art of Computer Programming, volume 3, section 5.3.4).
 _SORTS = {1: [], 2: [[(0, 1)]], 3: [[(0, 1)], [(1, 2)], [(0, 1)]], 4: [[(0, 1), (2, 3)], [(0, 2), (1, 3)], [(1, 2)]],
           5: [[(0, 3), (1, 4)], [(0, 2), (1, 3)], [(0, 1), (2, 4)], [(1, 2), (3, 4)], [(2, 3)]]}  # fmt: skip
+_MOST = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,8 @@ class _Writer:
         return high, low
 
     def maximum(self, x: View, groups: Array) -> View:
+        if groups.size > _MOST:
+            raise NotCovered(f"maxima of {groups.size} numbers are too many for the checker")
         rows = [[i for i in row if i >= 0] for row in groups.tolist()]
         while max(map(len, rows)) > 1:
             pairs = [pair for r in rows for pair in zip(r[::2], r[1::2], strict=False)]
@@ -172,10 +175,17 @@ class _Writer:
         factors = np.stack([np.ones(size), scale], 1)
         return self.sum(factors, x, View(r.sources, r.places[owners]), rounded=length + 3)
 
+    def centred(self, x: View, groups: Array) -> View:
+        """Every entry less the mean of its row of groups [n, count]; results in the order of groups."""
+        count = groups.shape[1]
+        mean = self.dense(np.full((1, count), 1.0 / count), x, groups, 1)
+        own = View(x.sources, x.places[groups.ravel()])
+        return self.sum([1.0, -1.0], own, View(mean.sources, mean.places.repeat(count)))
+
     def softmax(self, x: View, groups: Array) -> View:
         """exp(u) / sum exp(u) with u = x - mean(x), which changes nothing."""
         n, count = groups.shape
-        e = self.scalar("Exp", self.dense(np.eye(count) - 1.0 / count, x, groups, 2))
+        e = self.scalar("Exp", self.centred(x, groups))
         total = self.dense(np.ones((1, count)), e, np.arange(n * count).reshape(n, count))
         r = self.scalar("Reciprocal", total)
         return self.put(Within(e, n * count, View(r.sources, r.places.repeat(count)), 0.0, 1.0))
@@ -183,9 +193,10 @@ class _Writer:
     def normalise(self, x: View, step: steps.Normalise) -> View:
         """weight u / sqrt(mean of u^2 + epsilon) + bias, u = x or x - mean(x): |u_i| is at most root n times that root."""
         n, count = step.groups.shape
-        u = self.dense(np.eye(count) - (1.0 / count if step.centred else 0.0), x, step.groups, 2)
+        own = View(x.sources, x.places[step.groups.ravel()])
+        u = self.centred(x, step.groups) if step.centred else own
         squares, rows = self.scalar("Square", u), np.arange(n * count).reshape(n, count)
-        mean = self.dense(np.full((1, count), 1.0 / count), squares, rows, 2, step.epsilon)
+        mean = self.dense(np.full((1, count), 1.0 / count), squares, rows, 1, step.epsilon)
         r, most = self.scalar("Power", mean, exponent=-0.5), float(np.sqrt(count)) * (1.0 + 2.0**-40)
         y = self.put(Within(u, n * count, View(r.sources, r.places.repeat(count)), -most, most))
         return self.sum(step.weight.reshape(-1, 1), y, offset=step.bias.ravel())

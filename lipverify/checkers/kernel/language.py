@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
@@ -34,7 +35,6 @@ class Subject:
     program: Program
     regions: Sequence[Region] = ()
     exact: bool = False
-    elements: Elementary = field(init=False)
 
     def __post_init__(self) -> None:
         size = (self.program.steps[0].size,)
@@ -43,7 +43,16 @@ class Subject:
             inside = known and bool(((r.low <= r.centre) & (r.centre <= r.high)).all())
             need(inside, "a region of another size")
             need(r.norm in ("l2", "linf") and 0.0 <= r.radius < 2.0**100, "a region that is no ball")
-        object.__setattr__(self, "elements", elementary(self.program))
+
+    @cached_property
+    def reached(self) -> frozenset[int]:
+        """The steps behind the last one."""
+        return frozenset(behind(self.program.steps, len(self.program.steps) - 1))
+
+    @cached_property
+    def elements(self) -> Elementary:
+        """The program in elementary steps: made where layers are spoken of."""
+        return elementary(self.program)
 
     def layers(self, start: int, end: int) -> list[int]:
         """Layers between two steps of the program.
@@ -110,7 +119,7 @@ class Scope:
 
     def step(self, value: Any) -> int:
         found = self.integer(value, 0, len(self.subject.program.steps))
-        need(found in self.subject.elements.place, "a step that is not behind the output")
+        need(found in self.subject.reached, "a step that is not behind the output")
         return found
 
     def array(self, name: Any, shape: tuple[int, ...], positive: bool = True) -> Array:

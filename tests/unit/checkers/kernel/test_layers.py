@@ -187,3 +187,18 @@ def test_a_sign_that_is_lost_to_underflow_is_not_claimed() -> None:
         w.dense(np.array([[factor]]))
     assert not proves(w.program(), step | {"sign": 1})
     assert proves(w.program(), step | {"sign": -1})
+
+
+def test_products_of_gains_need_no_neurons() -> None:
+    """Sorts of many numbers and softmax of a hundred thousand have gains, and cost nothing but their own size."""
+    w = Writing(64)
+    w.sort(16)
+    assert proves(w.program(), product(w.program(), 1.0))
+    with pytest.raises(NotCovered, match="sorts of 16"):
+        proves(
+            w.program(), {"step": "ranges", "region": 0, "conditions": []}, regions=[ball(np.zeros(64), 0.1)]
+        )
+    w = Writing(100_000)
+    w.softmax(100_000)
+    assert proves(w.program(), product(w.program(), 0.5))
+    assert len(Subject(w.program()).elements.steps) < 9
