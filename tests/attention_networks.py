@@ -47,8 +47,10 @@ def attention(
     k = head((1, 2, 0), (heads, size, n))
     v = head((1, 0, 2), (heads, n, size))
     logits = w.add(ops.MatMul(), (q, k), (heads, n, n))
-    mask = None
-    if causal:
+    mask, kept = None, None
+    if causal and scale == 1.0 and not axis_first:
+        kept = torch.ones(n, n, dtype=torch.bool).tril()
+    elif causal:
         mask = torch.full((n, n), -30.0, dtype=torch.float64).triu(1)
     factor = torch.tensor(1.0 / math.sqrt(size), dtype=torch.float64)
     logits = w.add(ops.Scale(factor, mask), (logits,), (heads, n, n))
@@ -57,7 +59,8 @@ def attention(
         p = w.add(ops.Softmax(1), (turned,), (heads, n, n))
         p = w.add(ops.Transpose((0, 2, 1)), (p,), (heads, n, n))
     else:
-        p = w.add(ops.Softmax(2), (logits,), (heads, n, n))
+        row = ops.Softmax(2) if kept is None else ops.MaskedSoftmax(2, kept.expand(heads, n, n))
+        p = w.add(row, (logits,), (heads, n, n))
     y = w.add(ops.MatMul(), (p, v), (heads, n, size))
     y = w.add(ops.Transpose((1, 0, 2)), (y,), (n, heads, size))
     y = w.add(ops.Reshape((n, d)), (y,), (n, d))

@@ -135,7 +135,16 @@ class Functionals:
         return value + self._rows(floor).expand(len(a))
 
     def _relax(self, node: Node, a: Tensor) -> None:
-        """Positive coefficients take the plane above, negative ones the plane below."""
+        """Positive coefficients take the plane above, negative ones the plane below; strips bound both sides alike."""
+        strip = self.known.strips.get(node.name)
+        if strip is not None:
+            constant = a * self._plane(strip.offset) + a.abs() * self._plane(strip.half)
+            self.constant = self.constant + constant.flatten(1).sum(1, dtype=torch.float64)
+            for name, part in zip(
+                node.inputs, strip.back(a, *(self._plane(fact) for fact in strip.facts)), strict=True
+            ):
+                self._add(name, part)
+            return
         found = self.known.planes(node)
         above = a >= 0
         offset = torch.where(above, self._plane(found.upper.offset), self._plane(found.lower.offset))

@@ -15,6 +15,7 @@ from lipverify.ir.region import Ball
 from lipverify.ops.planes import constant_planes
 from lipverify.propagation.interval import image, refuse_without_intervals
 from lipverify.propagation.precision import DOUBLE, UNDERFLOW, Precision
+from lipverify.propagation.strips import Strip
 from lipverify.rules import Relaxation, forward, linear, magnitude, relax
 
 ON_PROCESSORS, ELSEWHERE = 64 << 20, 512 << 20
@@ -40,6 +41,8 @@ class Knowledge:
     box: Interval
     """The balls' boxes, on the device of the graph."""
     ranges: dict[str, Interval] = field(default_factory=dict)
+    strips: dict[str, Strip] = field(default_factory=dict)
+    """Of nodes that mix entries: used instead of their planes."""
     _planes: dict[str, Relaxation] = field(default_factory=dict)
     _sizes: dict[str, Tensor] = field(default_factory=dict)
     _shifts: dict[str, Tensor] = field(default_factory=dict)
@@ -152,6 +155,11 @@ class Knowledge:
         if is_affine(node):
             found = magnitude(node.op, *(self.largest(name) for name in node.inputs))
             return found.expand(self.count, *node.shape)
+        if node.name in self.strips:
+            strip = self.strips[node.name]
+            size = strip.absolute(*(self.largest(name) for name in node.inputs), *strip.facts)
+            # Sums of absolute values are rounded too, and coefficients are sums of sums.
+            return 4.0 * (size + strip.offset.abs() + strip.half)
         around = self.planes(node)
         if around.entries is None:
             terms = [self.largest(name) for name in node.inputs]

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lipverify import ops
-from lipverify.errors import InternalError, UnsupportedModel, UsageError
+from lipverify.errors import InternalError, Undecided, UnsupportedModel, UsageError
 from lipverify.ir.graph import Graph, Node
 from lipverify.ir.interval import Interval
 from lipverify.ir.norm import Norm
 from lipverify.ir.op import Constant, Input
 from lipverify.ir.region import Ball
+from lipverify.propagation.forms import FormBounds, affordable, form_bounds, joined, mixes, refuses_forms
+from lipverify.propagation.forms.sweep import Sweep
+from lipverify.propagation.forms.symbols import Facts
 from lipverify.propagation.functionals import Functionals, ends_of
 from lipverify.propagation.knowledge import Knowledge, chunk_memory, is_affine
 from lipverify.propagation.precision import PRECISIONS, own_products
 from lipverify.propagation.searched import searched_upper
+from lipverify.propagation.strips import Strip
 from lipverify.rules import slopes
 
 _ENTRYWISE = (ops.Scale, ops.BatchNorm, ops.DivideBy, ops.Reshape, ops.Transpose)
@@ -36,6 +40,8 @@ class Bounds(Mapping[str, Interval]):
     """Ranges of all nodes: node name -> Interval of [count of centres, *shape]; `output` is the selected output's."""
 
     known: Knowledge
+    forms: FormBounds | None = None
+    """What affine forms say, where the graph has operators that mix entries of computed values."""
 
     def __getitem__(self, name: str) -> Interval:
         return self.known.ranges[name]
@@ -81,6 +87,8 @@ def bounds(
         entry, rounding included.
     Source: CROWN, Zhang et al., NeurIPS 2018 (arXiv 1811.00866), on DAGs as Xu et al., NeurIPS 2020 (arXiv 2002.12920);
         intersected with interval arithmetic (Moore 1966). Rounding as in `propagation.functionals`.
+        Graphs with attention or normalisation of features: affine forms (`propagation.forms`) before and after, and linear bounds
+        by the affine maps those forms found near products, softmax and normalisation.
     Sound when: `forward` of the affine operators and the `interval`, `slopes` and `relax` rules of the others are right.
 
     Args:
@@ -106,6 +114,25 @@ def bounds(
     if precision not in PRECISIONS:
         raise UsageError(f"unknown precision {precision!r}; choose {' or '.join(PRECISIONS)}")
     memory = chunk_memory(torch.device(device)) if memory is None else memory
+    at_once = affordable(graph, torch.device(device)) if mixes(graph) else len(ball)
+    if method != "interval" and len(ball) > at_once:
+        return _joined(
+            [
+                bounds(
+                    graph,
+                    Ball(ball.center[some], ball.radius, ball.norm, ball.box),
+                    method=method,
+                    device=device,
+                    memory=memory,
+                    within=within
+                    and {name: Interval(b.lower[some], b.upper[some]) for name, b in within.items()},
+                    precision=precision,
+                    expired=expired,
+                )
+                for some in (slice(start, start + at_once) for start in range(0, len(ball), at_once))
+            ],
+            ball,
+        )
     # Tighter ranges choose other planes, which may be looser further on: the plain ranges hold as well.
     plain = None
     if method == "alpha":
@@ -122,7 +149,15 @@ def bounds(
     kind = PRECISIONS[precision]
     with torch.no_grad(), own_products(kind, torch.device(device)):
         known = Knowledge.of(graph, ball, torch.device(device), kind)
-        targets = set() if method == "interval" else _targets(known.graph, ball.norm)
+        forms = None
+        if method == "linear" and within is None:
+            forms = _together(known, ball, memory, expired)
+            if forms is not None:
+                return Bounds(known, forms)
+        elif method != "interval":
+            forms = _forms(known, ball, expired)
+            known.strips = {} if forms is None else dict(forms.strips)
+        targets = set() if method == "interval" else _targets(known.graph, ball.norm, known.strips)
         if within is not None:
             known.empty = torch.zeros(known.count, dtype=torch.bool, device=known.box.lower.device)
         if plain is not None and known.empty is not None:
@@ -135,16 +170,105 @@ def bounds(
                     known.box, known.cut = box, True
             if plain is not None:
                 box = known.meet(box, plain[node.name])
+            if forms is not None and node.name in forms.ranges:
+                facts = forms.ranges[node.name]
+                box = known.meet(box, Interval(facts.lower, facts.upper))
             known.ranges[node.name] = box
             if node.name in targets:
                 known.ranges[node.name] = _tightened(known, node, memory, expired)
                 if method == "alpha":
                     known.ranges[node.name] = _searched(known, node, memory, expired)
-    return Bounds(known)
+    return Bounds(known, forms)
 
 
-def _targets(graph: Graph, norm: Norm) -> set[str]:
-    """Nodes worth a backward pass: affine ones with a loose interval that a non-affine operator (or nobody) reads.
+def _joined(parts: list[Bounds], ball: Ball) -> Bounds:
+    """Bounds over some balls and others of one graph."""
+    first = parts[0].known
+    box = Interval(
+        *(
+            torch.cat(ends)
+            for ends in zip(*((p.known.box.lower, p.known.box.upper) for p in parts), strict=True)
+        )
+    )
+    known = Knowledge(first.graph, ball, box, cut=first.cut, precision=first.precision)
+    for name in first.ranges:
+        ends = zip(*((p[name].lower, p[name].upper) for p in parts), strict=True)
+        known.ranges[name] = Interval(*(torch.cat(end) for end in ends))
+    for name in first.strips:
+        if all(name in part.known.strips for part in parts):
+            known.strips[name] = Strip.joined([part.known.strips[name] for part in parts])
+    if first.empty is not None:
+        known.empty = torch.cat([part.empty for part in parts])
+    forms = [part.forms for part in parts if part.forms is not None]
+    return Bounds(known, joined(forms) if len(forms) == len(parts) else None)
+
+
+def _forms(known: Knowledge, ball: Ball, expired: Callable[[], bool]) -> FormBounds | None:
+    """Bounds by affine forms for graphs that have operators without planes; None where they cannot be had."""
+    if not mixes(known.graph) or refuses_forms(known.graph) is not None:
+        return None
+    try:
+        return form_bounds(known.graph, ball, ball.norm, device=known.box.lower.device, expired=expired)
+    except (UnsupportedModel, Undecided):
+        return None
+
+
+def _together(known: Knowledge, ball: Ball, memory: int, expired: Callable[[], bool]) -> FormBounds | None:
+    """Fills all ranges by affine forms and linear bounds, node by node, each inside what the other found before."""
+    graph = known.graph
+    if not mixes(graph) or refuses_forms(graph) is not None:
+        return None
+    places = {node.name: place for place, node in enumerate(graph.nodes)}
+    targets: set[str] = set()
+
+    def filled(until: int, sweep: Sweep | None) -> None:
+        for node in graph.nodes[:until]:
+            if node.name not in known.ranges:
+                known.ranges[node.name] = known.image(node)
+                if sweep is not None and node.name in sweep.facts:
+                    facts = sweep.facts[node.name]
+                    box = Interval(facts.lower, facts.upper)
+                    known.ranges[node.name] = known.meet(known.ranges[node.name], box)
+
+    def refine(sweep: Sweep, name: str, facts: Facts) -> Interval:
+        known.strips = sweep.strips
+        filled(places[name], sweep)
+        if not targets:
+            targets.update(_targets(graph, ball.norm, _mixing(graph)))
+        box = known.image(graph[name])
+        known.ranges[name] = known.meet(box, Interval(facts.lower, facts.upper))
+        if name in targets and not expired():
+            known.ranges[name] = _tightened(known, graph[name], memory, expired)
+        return known.ranges[name]
+
+    try:
+        found = form_bounds(
+            graph,
+            ball,
+            ball.norm,
+            device=known.box.lower.device,
+            expired=expired,
+            keys="kept",
+            refine=refine,
+        )
+    except (UnsupportedModel, Undecided):
+        known.ranges.clear()
+        known.strips = {}
+        known._planes.clear()
+        known._sizes.clear()
+        return None
+    filled(len(graph.nodes), None)
+    return found
+
+
+def _mixing(graph: Graph) -> set[str]:
+    """Nodes that get strips from forms."""
+    kinds = (ops.MatMul, ops.Mul, ops.Softmax, ops.MaskedSoftmax)
+    return {node.name for node in graph.nodes if isinstance(node.op, kinds)}
+
+
+def _targets(graph: Graph, norm: Norm, strips: Container[str] = ()) -> set[str]:
+    """Nodes worth a backward pass: affine ones (or with strips), loose so far, that a non-affine operator (or nobody) reads.
 
     Interval arithmetic is exact on a box while entries do not meet: through entrywise maps, and through one sum of
     independent entries. It is loose behind a second sum, and behind any sum over an l2 ball.
@@ -153,6 +277,8 @@ def _targets(graph: Graph, norm: Norm) -> set[str]:
     for node in graph.nodes:
         if isinstance(node.op, Input):
             independent.update({node.name} if norm is Norm.LINF else ())
+        elif node.name in strips:
+            loose.add(node.name)
         elif isinstance(node.op, Constant) or not is_affine(node):
             continue
         elif isinstance(node.op, _ENTRYWISE):

@@ -46,7 +46,8 @@ def repeated(known: Knowledge, rows: int | Tensor) -> Knowledge:
     many = Ball(wide(ball.center), ball.radius, ball.norm, ball.box)
     ranges = {name: Interval(wide(box.lower), wide(box.upper)) for name, box in known.ranges.items()}
     box = Interval(wide(known.box.lower), wide(known.box.upper))
-    return Knowledge(known.graph, many, box, ranges, cut=known.cut, precision=known.precision)
+    strips = {name: strip.map(wide) for name, strip in known.strips.items()}
+    return Knowledge(known.graph, many, box, ranges, strips=strips, cut=known.cut, precision=known.precision)
 
 
 def with_lower_slopes(known: Knowledge, slopes: dict[str, Tensor]) -> Knowledge:

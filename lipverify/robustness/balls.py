@@ -20,6 +20,7 @@ from lipverify.ir.graph import Graph
 from lipverify.ir.norm import Norm
 from lipverify.ir.region import Ball, Query
 from lipverify.propagation import Bounds, bounds
+from lipverify.propagation.forms import mixes
 from lipverify.robustness.attack import Box
 from lipverify.robustness.branching import branched_margin
 from lipverify.robustness.optimised import Slopes
@@ -90,6 +91,10 @@ class Balls:
             larger = min((r for r in self.seen if r > radius), default=None)
             within = {} if larger is None else dict(self.seen[larger])
             ball = Ball(self.x[None], radius, self.norm, self.box)
+            if mixes(self.graph):
+                # Forms and linear bounds in turn are tighter than what a larger ball knows.
+                self.seen[radius] = bounds(self.written or self.graph, ball, device=self.device)
+                return self.seen[radius]
             found = bounds(self.graph, ball, device=self.device, within=within or None)
             if self.written is not None:
                 found = bounds(self.written, ball, device=self.device, within={**within, **found})
@@ -162,6 +167,8 @@ class Balls:
 
     def _constants(self, ranges: Bounds) -> Tensor | None:
         """Dual norms of the gradients of all differences: [rivals]."""
+        if ranges.forms is not None:
+            return ranges.forms.rows[0].cpu()
         graph = ranges.known.graph
         try:
             factors = derivative_ranges(graph, ranges)

@@ -19,6 +19,7 @@ from lipverify.ir.graph import Graph
 from lipverify.ir.norm import Norm
 from lipverify.ir.region import Query
 from lipverify.propagation import refuses_ranges
+from lipverify.propagation.forms import mixes
 from lipverify.robustness.arithmetic import LARGEST
 from lipverify.robustness.attack import Example, attack
 from lipverify.robustness.balls import Balls, gradient_work, refuses_gradients
@@ -36,6 +37,8 @@ FEWEST_LEAVES = 48
 """Fewer parts than these gain nothing."""
 GRADIENTS_A_SECOND = 5e6
 """Of `gradient_work`, a tenth of what a core does in a second: so that ten looks fit into the time of a point."""
+COARSE = 1e-2
+"""Resolution for networks with attention: each look takes seconds."""
 SIDE_EFFORT = EFFORT / 50
 """Effort for global constants where they are one part of `auto`."""
 
@@ -260,15 +263,16 @@ def _shells(
     farthest = LARGEST if found is None else found.size
     if certain >= LARGEST:
         return shells
+    resolution = max(plan.resolution, COARSE) if mixes(graph) else plan.resolution
     first = _first(certain, farthest) if found is not None else max(2.0 * certain, _guess(x))
     if plan.norm is Norm.L2 and (marching or plan.method == "crown"):
-        bracket(shells, first, farthest, plan.resolution, compute)
+        bracket(shells, first, farthest, resolution, compute)
         if marching:
-            march(shells, balls.steepen, farthest, plan.shells, plan.resolution, compute)
+            march(shells, balls.steepen, farthest, plan.shells, resolution, compute)
         return shells
     # Half of a limited time is kept for branching.
     share = replace(compute, deadline=compute.share(2)) if "branching" in parts else compute
-    shells.search(first, farthest, plan.looks, plan.resolution, local, share)
+    shells.search(first, farthest, plan.looks, resolution, local, share)
     if "branching" in parts and balls.leaves >= FEWEST_LEAVES:
         shells.search_harder(balls.look_harder, farthest, plan.harder_looks, plan.resolution, compute)
     return shells

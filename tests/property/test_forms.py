@@ -15,7 +15,7 @@ from lipverify.interpreter import evaluate_all
 from lipverify.ir.graph import Graph
 from lipverify.ir.norm import Norm
 from lipverify.ir.region import Ball
-from lipverify.propagation import forms
+from lipverify.propagation import bounds, forms
 from lipverify.propagation.forms import bilinear, form_bounds, nonlinear, normalised, softmax, sweep, symbols
 from tests.attention_networks import random_transformer
 
@@ -51,6 +51,7 @@ def wrong(seed: int, count: int = 40) -> list[str]:
     """What samples show to be no bound: values and gradients of all nodes that were looked at, and of the outputs."""
     graph, ball, norm_in = case(seed)
     found, bad = form_bounds(graph, ball, norm_in, device=CPU), []
+    linear = bounds(graph, ball) if seed % 2 else {}
     generator = torch.Generator().manual_seed(seed)
     kinds = list(dict.fromkeys((ball.norm.dual, norm_in.dual)))
     for index in range(len(ball)):
@@ -70,6 +71,11 @@ def wrong(seed: int, count: int = 40) -> list[str]:
                 met = torch.linalg.vector_norm(slope.flatten(1), ord=kind.order, dim=1).max()
                 if float(met) > most * (1 + 1e-9) + 1e-12:
                     bad.append(f"gradient of {name}")
+        for name, box in linear.items():
+            value = values[name].detach()
+            room = 1e-9 * (1.0 + value.abs().max())
+            if bool((value < box.lower[index] - room).any() | (value > box.upper[index] + room).any()):
+                bad.append(f"linear range of {name}")
         out = values[graph.output.name].flatten(1)
         jacobian = torch.stack(
             [

@@ -14,8 +14,9 @@ from lipverify.errors import Undecided, UnsupportedModel
 from lipverify.ir.graph import Graph
 from lipverify.ir.norm import Norm
 from lipverify.ir.region import Ball, Query
-from lipverify.propagation import bounds
+from lipverify.propagation import Bounds, bounds
 from lipverify.propagation.forms import FormBounds, affordable, form_bounds
+from lipverify.propagation.forms.bounds import joined
 
 LOOSE = 2.0
 """Bounds above this many times the reference network's norm are worth ranges by linear bounds, and another sweep."""
@@ -54,41 +55,36 @@ def constants_by_forms(written: Graph, query: Query, compute: Compute) -> ByForm
     ball = query.region
     assert isinstance(ball, Ball)
     at_once = affordable(written, compute.device)
-    uppers, rows, symbols, notes = [], [], 0, dict[str, None]()
+    parts = []
     for start in range(0, len(ball), at_once):
         part = Ball(ball.center[start : start + at_once], ball.radius, ball.norm, ball.box)
         within = replace(compute, deadline=compute.share(-(-(len(ball) - start) // at_once)))
-        found = tightened(written, part, query.norm_in, within)
-        uppers.append(_norm(found, query))
-        rows.append(found.rows)
-        symbols = max(symbols, found.symbols)
-        notes.update(dict.fromkeys(found.notes))
-        compute.report(f"local {start + len(part)}/{len(ball)}", float(uppers[-1].max()))
-    evidence = FormRows(symbols, torch.cat(rows).cpu(), tuple(notes))
-    return ByForms(torch.cat(uppers).cpu(), evidence)
+        parts.append(tightened(written, part, query.norm_in, within))
+        compute.report(f"local {start + len(part)}/{len(ball)}", float(parts[-1].rows.max()))
+    found = joined(parts)
+    return ByForms(_norm(found, query).cpu(), FormRows(found.symbols, found.rows.cpu(), found.notes))
 
 
 def tightened(graph: Graph, ball: Ball, norm_in: Norm, compute: Compute) -> FormBounds:
     """Forms, and where they are loose, forms inside ranges by linear bounds that the first ones helped to find."""
-    found = form_bounds(graph, ball, norm_in, device=compute.device, expired=compute.expired)
+
+    def swept(keys: str, within: Bounds | None = None) -> FormBounds:
+        device, expired = compute.device, compute.expired
+        return form_bounds(graph, ball, norm_in, device=device, within=within, expired=expired, keys=keys)
+
+    found = swept("kept")
     if not bool((found.rows.amax(1) > LOOSE * found.reference.amax(1)).any()):
         return found
-    if compute.expired() or _linear_work(graph) > LINEAR_WORK:
-        return found
     try:
-        ranges = bounds(
-            graph,
-            ball,
-            device=compute.device,
-            within=found.intervals(),
-            expired=compute.expired,
-        )
-        again = form_bounds(
-            graph, ball, norm_in, device=compute.device, within=ranges, expired=compute.expired
-        )
+        if _linear_work(graph) > LINEAR_WORK:
+            return found.meet(swept("centred"))
+        ranges = bounds(graph, ball, device=compute.device, expired=compute.expired)
+        if ranges.forms is not None and norm_in is ball.norm:
+            found = found.meet(ranges.forms)
+            return found.meet(swept("centred", ranges))
+        return found.meet(swept("both", ranges))
     except (Undecided, UnsupportedModel):
         return found
-    return found.meet(again)
 
 
 def _linear_work(graph: Graph) -> float:

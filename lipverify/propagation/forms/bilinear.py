@@ -18,6 +18,7 @@ from lipverify.ir.interval import Interval
 from lipverify.linalg.rounding import gamma
 from lipverify.propagation.forms.domain import FAR
 from lipverify.propagation.forms.symbols import Facts, Form
+from lipverify.propagation.strips import Strip
 
 if TYPE_CHECKING:
     from lipverify.propagation.forms.sweep import Sweep
@@ -62,6 +63,7 @@ def product(sweep: Sweep, node: Node) -> Form:
         whole = (
             _heads(sweep, node, (a, b), (xc, yc), (rx, ry)) if dot else _gates(sweep, node, (a, b), (rx, ry))
         )
+    sweep.strips[node.name] = _strip(xc, yc, errors[:, 0], dot)
     parts = []
     if y.matrix is not None:
         parts.append(mul(xc.unsqueeze(1), y.matrix))
@@ -70,6 +72,21 @@ def product(sweep: Sweep, node: Node) -> Form:
     matrices = sweep.symbols.same_rows(*parts)
     matrix = matrices[0] + matrices[1] if len(matrices) == 2 else matrices[0]
     return sweep.symbols.fresh(Form(centre, matrix, slack, size), errors, whole, groups)
+
+
+def _strip(xc: Tensor, yc: Tensor, half: Tensor, dot: bool) -> Strip:
+    """x y = xc y + x yc - xc yc + [-half, half]: of values alone, the mean of both pairs of McCormick planes or less."""
+    mul = torch.matmul if dot else torch.mul
+    terms = xc.shape[-1] if dot else 1
+    doubt = 4.0 * gamma(terms + 16) * mul(xc.abs(), yc.abs())
+
+    def back(a: Tensor, xc: Tensor, yc: Tensor) -> tuple[Tensor, ...]:
+        return (a @ yc.mT, xc.mT @ a) if dot else (a * yc, xc * a)
+
+    def absolute(x: Tensor, y: Tensor, xc: Tensor, yc: Tensor) -> Tensor:
+        return mul(xc.abs(), y) + mul(x, yc.abs())
+
+    return Strip(-mul(xc, yc), (half + doubt) * FAR, (xc, yc), back, absolute)
 
 
 def _tokens(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from lipverify import ops
 from lipverify.errors import Undecided, UnsupportedModel, UsageError
 from lipverify.ir.graph import Graph
 from lipverify.ir.interval import Interval
@@ -16,9 +17,10 @@ from lipverify.ir.region import Ball
 from lipverify.propagation.forms.centring import centred
 from lipverify.propagation.forms.domain import Domain
 from lipverify.propagation.forms.nonlinear import covers
-from lipverify.propagation.forms.sweep import Sweep
+from lipverify.propagation.forms.sweep import Refine, Sweep
 from lipverify.propagation.forms.symbols import Facts
 from lipverify.propagation.knowledge import is_affine
+from lipverify.propagation.strips import Strip
 
 ON_PROCESSORS, ELSEWHERE = 1 << 30, 8 << 30
 """Bytes that the matrix of one node may take, for all balls of a chunk."""
@@ -39,6 +41,8 @@ class FormBounds:
     ranges: dict[str, Facts]
     """Of the nodes of the graph that were looked at."""
     symbols: int
+    strips: dict[str, Strip] = field(default_factory=dict, repr=False)
+    """Of the nodes that mix entries of computed values."""
     notes: tuple[str, ...] = field(default=())
 
     def intervals(self) -> dict[str, Interval]:
@@ -62,8 +66,19 @@ class FormBounds:
             torch.minimum(self.spectral, other.spectral) if both else None,  # type: ignore[arg-type]
             ranges,
             max(self.symbols, other.symbols),
+            {**self.strips, **{n: _narrower(self.strips.get(n), s) for n, s in other.strips.items()}},
             self.notes + other.notes,
         )
+
+
+def _narrower(first: Strip | None, second: Strip) -> Strip:
+    return second if first is None or second.width() < first.width() else first
+
+
+def mixes(graph: Graph) -> bool:
+    """Whether a graph has operators for which forms are the rule: products of matrices, softmax, normalisation of features."""
+    kinds = (ops.MatMul, ops.Softmax, ops.MaskedSoftmax, ops.LayerNorm, ops.RMSNorm)
+    return any(type(node.op) in kinds for node in graph.nodes)
 
 
 def refuses_forms(graph: Graph) -> str | None:
@@ -92,7 +107,8 @@ def form_bounds(
     device: torch.device,
     within: Mapping[str, Interval] | None = None,
     expired: Callable[[], bool] = lambda: False,
-    both: bool = True,
+    keys: str = "both",
+    refine: Refine | None = None,
 ) -> FormBounds:
     """Bounds over every ball by affine forms of values and gradients with shared symbols.
 
@@ -103,9 +119,10 @@ def form_bounds(
     Sound when: `interval`, `slopes` and `relax` rules are right; rounding is charged as `gamma` of absolute terms.
 
     Args:
-        within: ranges of some nodes over the same balls, on the device.
+        within: ranges of some nodes over the same balls (not of parts of them), on the device.
         expired: asked at every node.
-        both: also with keys centred, where the first sweep is loose.
+        keys: `kept`, `centred`, or `both` for the second one where the first is loose.
+        refine: tighter ranges of the nodes of the graph as it is, where all balls fit into one chunk (`affordable`).
 
     Raises:
         UnsupportedModel: a node without a form, not bounded over a ball, or too large; it is named. Undecided: no time.
@@ -118,19 +135,64 @@ def form_bounds(
     if reason is not None:
         raise UnsupportedModel(reason)
     exact = graph.to(dtype=torch.float64, device=device)
-    boxes = {name: _facts(box, ball, norm_in) for name, box in (within or {}).items()}
+    at_once, parts = affordable(exact, device), []
     with torch.no_grad():
-        first = _swept(exact, exact, ball, norm_in, device, boxes, expired)
-        other = centred(exact) if both else None
-        if other is None or not bool((first.rows.amax(1) > LOOSE * first.reference.amax(1)).any()):
-            return first
-        known = dict(boxes)
-        for name, facts in first.ranges.items():
-            known[name] = facts.meet(known[name]) if name in known else facts
-        try:
-            return first.meet(_swept(other.to(device=device), exact, ball, norm_in, device, known, expired))
-        except Undecided:
-            return replace(first, notes=("the budget ended before keys were centred",))
+        for start in range(0, len(ball), at_once):
+            rows = slice(start, start + at_once)
+            part = Ball(ball.center[rows], ball.radius, ball.norm, ball.box)
+            boxes = {
+                name: _facts(Interval(box.lower[rows], box.upper[rows]), part, norm_in)
+                for name, box in (within or {}).items()
+            }
+            parts.append(_both(exact, part, norm_in, device, boxes, expired, keys, refine))
+    return joined(parts)
+
+
+def _both(
+    graph: Graph,
+    ball: Ball,
+    norm_in: Norm,
+    device: torch.device,
+    known: Mapping[str, Facts],
+    expired: Callable[[], bool],
+    keys: str,
+    refine: Refine | None,
+) -> FormBounds:
+    """A sweep over the graph as it is, and, where that is loose, one with keys centred that knows the facts of the first."""
+    other = None if keys == "kept" else centred(graph)
+    if keys == "centred" and other is not None:
+        return _swept(other.to(device=device), graph, ball, norm_in, device, known, expired)
+    first = _swept(graph, graph, ball, norm_in, device, known, expired, refine)
+    if other is None or not bool((first.rows.amax(1) > LOOSE * first.reference.amax(1)).any()):
+        return first
+    more = dict(known)
+    for name, facts in first.ranges.items():
+        more[name] = facts.meet(more[name]) if name in more else facts
+    try:
+        return first.meet(_swept(other.to(device=device), graph, ball, norm_in, device, more, expired))
+    except Undecided:
+        return replace(first, notes=("the budget ended before keys were centred",))
+
+
+def joined(parts: list[FormBounds]) -> FormBounds:
+    """Bounds over some balls and others of one graph; ranges and strips of nodes that all parts looked at."""
+    if len(parts) == 1:
+        return parts[0]
+    names = [name for name in parts[0].ranges if all(name in part.ranges for part in parts)]
+    strips = [name for name in parts[0].strips if all(name in part.strips for part in parts)]
+    spectral = [part.spectral for part in parts if part.spectral is not None]
+    return FormBounds(
+        Interval(
+            torch.cat([part.output.lower for part in parts]), torch.cat([part.output.upper for part in parts])
+        ),
+        torch.cat([part.rows for part in parts]),
+        torch.cat([part.reference for part in parts]),
+        torch.cat(spectral) if spectral else None,
+        {name: Facts.joined([part.ranges[name] for part in parts]) for name in names},
+        max(part.symbols for part in parts),
+        {name: Strip.joined([part.strips[name] for part in parts]) for name in strips},
+        tuple(dict.fromkeys(note for part in parts for note in part.notes)),
+    )
 
 
 def _facts(box: Interval, ball: Ball, norm_in: Norm) -> Facts:
@@ -149,10 +211,11 @@ def _swept(
     device: torch.device,
     known: Mapping[str, Facts],
     expired: Callable[[], bool],
+    refine: Refine | None = None,
 ) -> FormBounds:
     """One sweep and what it says about the output. known: facts about nodes of the original graph."""
     domain = Domain.of(ball, norm_in, device)
-    sweep = Sweep.start(graph, domain, memory_of(device), known, expired)
+    sweep = Sweep.start(graph, domain, memory_of(device), known, expired, refine)
     form = sweep.run()
     output = graph.output
     facts = sweep.ask(output.name)
@@ -176,4 +239,5 @@ def _swept(
         spectral,
         {name: found for name, found in sweep.facts.items() if name in names},
         sweep.symbols.errors.shape[2],
+        {name: strip for name, strip in sweep.strips.items() if name in names},
     )

@@ -49,7 +49,7 @@ def _chain(graph: Graph, node: Node) -> tuple[str, ...]:
         if len(readers) != 1 or names[-1] == graph.output.name:
             return ()
         reader = graph[readers[0]]
-        if isinstance(reader.op, ops.Softmax):
+        if isinstance(reader.op, ops.Softmax | ops.MaskedSoftmax):
             return tuple(names) if reader.op.axis == len(node.shape) - 1 else ()
         if not _same_along_rows(reader):
             return ()

@@ -15,7 +15,7 @@ from lipverify import ops
 from lipverify.errors import UnsupportedModel
 from lipverify.ir.graph import Node
 from lipverify.ir.interval import Interval
-from lipverify.ir.op import Constant, Input
+from lipverify.ir.op import Constant, Input, Op
 from lipverify.linalg.rounding import gamma
 from lipverify.ops.enclosure import Enclosure
 from lipverify.propagation.forms.bilinear import product, quotient
@@ -30,10 +30,13 @@ if TYPE_CHECKING:
     from lipverify.propagation.forms.sweep import Sweep
 
 
+_KINDS: tuple[type[Op], ...] = (Input, Constant, ops.Mul, ops.MatMul, ops.Div)
+_KINDS = (*_KINDS, ops.Softmax, ops.MaskedSoftmax, ops.LayerNorm, ops.RMSNorm)
+
+
 def covers(node: Node) -> bool:
     """Whether a node has a form."""
-    kinds = (Input, Constant, ops.Mul, ops.MatMul, ops.Div, ops.Softmax, ops.LayerNorm, ops.RMSNorm)
-    return type(node.op) in kinds or is_affine(node) or slopes.covers(type(node.op))
+    return type(node.op) in _KINDS or is_affine(node) or slopes.covers(type(node.op))
 
 
 def form_of(sweep: Sweep, node: Node) -> Form:
@@ -46,7 +49,7 @@ def form_of(sweep: Sweep, node: Node) -> Form:
         return product(sweep, node)
     if isinstance(node.op, ops.Div):
         return quotient(sweep, node)
-    if isinstance(node.op, ops.Softmax):
+    if isinstance(node.op, ops.Softmax | ops.MaskedSoftmax):
         return softmax(sweep, node)
     if isinstance(node.op, ops.LayerNorm | ops.RMSNorm):
         return normalised(sweep, node)

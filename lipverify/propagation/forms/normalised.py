@@ -24,6 +24,7 @@ from lipverify.linalg.rounding import gamma
 from lipverify.ops.enclosure import Enclosure
 from lipverify.propagation.forms.domain import FAR
 from lipverify.propagation.forms.symbols import Facts, Form
+from lipverify.propagation.strips import Strip
 
 if TYPE_CHECKING:
     from lipverify.propagation.forms.sweep import Sweep
@@ -117,6 +118,7 @@ def normalised(sweep: Sweep, node: Node) -> Form:
         box, slopes=torch.minimum(box.slopes, caps.reshape(count, -1, *node.shape))
     )
     form, errors, lost = _given_up(sweep, form, errors, caps, box, token, op, weight)
+    sweep.strips[node.name] = _strip(token, errors[:, 0], lost, weight, _bias(op, z.centre), node.shape)
     whole = _whole(sweep, z, facts, errors, steep * weight.abs().max() * FAR, groups, lost)
     plain = torch.linalg.vector_norm(errors, dim=-1) * (FAR + 4.0 * gamma(n + 16))
     groups = torch.where(lost[:, None], plain, torch.minimum(groups, plain))
@@ -236,6 +238,40 @@ def _reference(token: _Token, z: Form, op: ops.LayerNorm | ops.RMSNorm, weight: 
     slack[:, 0] += (off * weight.abs() + 2.0 * gamma(16) * bias.abs()) * FAR
     size[:, 0] += token.h.abs() * weight.abs() + bias.abs()
     return Form(centre, matrix, slack, size)
+
+
+def _strip(
+    token: _Token, half: Tensor, lost: Tensor, weight: Tensor, bias: Tensor, shape: tuple[int, ...]
+) -> Strip:
+    """(h + T (z - middle)) weight + bias within the errors of values, or h weight + bias where that was given up."""
+    stay = (~lost).to(half).unsqueeze(-1)
+    n, mean = token.n, token.mean
+
+    def through(part: Tensor, h: Tensor, r: Tensor, stay: Tensor, weight: Tensor) -> Tensor:
+        """weight T for a symmetric T; its adjoint has the weight first."""
+        flat = part.reshape(len(part), -1, n) * weight
+        centred = flat - flat.mean(-1, keepdim=True) if mean else flat
+        return ((centred - h * ((h * flat).sum(-1, keepdim=True) / n)) / r * stay).reshape(part.shape)
+
+    def absolute(part: Tensor, h: Tensor, r: Tensor, stay: Tensor, weight: Tensor) -> Tensor:
+        flat = part.reshape(len(part), -1, n)
+        whole = flat + flat.mean(-1, keepdim=True) if mean else flat
+        found = (whole + h.abs() * ((h.abs() * flat).sum(-1, keepdim=True) / n)) / r * stay
+        return (found * weight.abs()).reshape(part.shape)
+
+    one = torch.ones_like(weight)
+    moved = through(token.middle, token.h, token.r, stay, one).reshape(token.h.shape) * weight
+    size = absolute(token.middle.abs(), token.h, token.r, stay, weight).reshape(token.h.shape)
+    doubt = (token.f.upper - token.f.lower) * weight.abs() + 8.0 * gamma(2 * n + 32) * (
+        size + token.h.abs() * weight.abs() + bias.abs()
+    )
+    return Strip(
+        (token.h * weight + bias - moved).reshape(len(half), *shape),
+        ((half + doubt) * FAR).reshape(len(half), *shape),
+        (token.h, token.r, stay, weight.expand(len(half), 1, n)),
+        lambda a, *facts: (through(a, *facts),),
+        absolute,
+    )
 
 
 def _bias(op: ops.LayerNorm | ops.RMSNorm, like: Tensor) -> Tensor:

@@ -1,13 +1,17 @@
 """Rows of a softmax.
 
 Legend: z the logits of a row, p = softmax(z), D_ab = z_a - z_b. J = diag(p) - pp', so (J dz)_a is the sum over b of
-p_a p_b (dz_a - dz_b): only differences count. Reference: (R z)_a = sum over b of q_ab (z_a - z_b) with symmetric numbers q_ab,
-a != b, near the products p_a p_b at `middle`; sums of R z over a row vanish, as those of J dz do. What R leaves out:
+p_a p_b (dz_a - dz_b): only differences count. Reference: (R z)_a = sum over b of q_ab (z_a - z_b) with numbers q_ab near the
+products p_a p_b. What it leaves out:
     values      sum_b  mean over t of dev_ab(t) * sup |D_ab - middle's|,      dev_ab(t) = sup |p_a p_b - q_ab| over the box of
                 differences shrunk by t towards the middle; it grows with t, so a right Riemann sum is above its mean
     gradients   sum_b  dev_ab(1) |dD_ab|
 Probabilities from differences: p_a = 1 / (1 + sum over b != a of exp(-D_ab)). Also |dp_a| <= p_a (1 - p_a) max_b |dD_ab|, and
 sum_a |dp_a v| <= osc(dz v) / 2 because the softmax maps linf to l1 with constant 4 P (1 - P) of half the oscillation.
+The numbers q_ab, and a second bound of errors of values, are those of `_secant`: p_a = sigmoid(y_a) lies between two parallel
+lines, and y_a = -log sum over b != a of exp(-D_ab), concave in D, below its tangent at the middle. It is less than that by
+log E exp(s - E s) at most, s_b the decrease of D_ab, b drawn with the tangent's weights w: at most (range of s)^2 / 8
+(Hoeffding's lemma) and sum of w_b (exp(d_b) - 1 - d_b), d_b = s_b - s_* for any one key *.
 """
 
 from __future__ import annotations
@@ -21,9 +25,11 @@ from torch import Tensor
 from lipverify.ir.graph import Node
 from lipverify.ir.interval import Interval
 from lipverify.linalg.rounding import gamma
-from lipverify.ops import Softmax
+from lipverify.ops import MaskedSoftmax, Sigmoid, Softmax
 from lipverify.propagation.forms.domain import FAR
 from lipverify.propagation.forms.symbols import Facts, Form, largest
+from lipverify.propagation.strips import Strip
+from lipverify.rules import relax
 
 if TYPE_CHECKING:
     from lipverify.propagation.forms.sweep import Sweep
@@ -47,12 +53,14 @@ class _Rows:
     steep: Tensor
     """[count, kinds, rows, n, n]."""
     pairs: bool
+    kept: Tensor | None = None
+    """[rows, n]: keys that a mask keeps; None: all."""
 
 
 def softmax(sweep: Sweep, node: Node) -> Form:
     """Along any one axis of the sample."""
     op = node.op
-    assert isinstance(op, Softmax)
+    assert isinstance(op, Softmax | MaskedSoftmax)
     sweep.ask(node.inputs[0])
     sweep.fence(node)
     last = len(node.shape) - 1
@@ -95,8 +103,17 @@ def _rows(sweep: Sweep, node: Node, axis: int, last: int) -> _Rows:
         ends = flat(point.lower, 1), flat(point.upper, 1)
         lower, upper, steep = _differences(sweep, logits, Interval(*ends), (lower, upper, steep))
     eye = torch.eye(n, dtype=torch.bool, device=lower.device)
-    lower, upper, steep = (part.masked_fill(eye, 0.0) for part in (lower, upper, steep))
-    return _Rows(logits, facts, lower, upper, steep, pairs)
+    out, kept = eye, None
+    if isinstance(node.op, MaskedSoftmax):
+        kept = flat(node.op.kept.expand(node.shape), 0)
+        out = eye | ~_apart_kept(kept)
+    lower, upper, steep = (part.masked_fill(out, 0.0) for part in (lower, upper, steep))
+    return _Rows(logits, facts, lower, upper, steep, pairs, kept)
+
+
+def _apart_kept(kept: Tensor) -> Tensor:
+    """Pairs of keys that are both kept: [rows, n, n]."""
+    return kept.unsqueeze(-1) & kept.unsqueeze(-2)
 
 
 def _apart(a: Tensor, b: Tensor) -> Tensor:
@@ -158,24 +175,29 @@ def _softmax(sweep: Sweep, node: Node, rows: _Rows, axis: int) -> tuple[Form, Te
         if rows.pairs
         else rows.facts.lower / 2 + rows.facts.upper / 2
     )
-    p = torch.softmax(middle, -1)
-    q = (p.unsqueeze(-1) * p.unsqueeze(-2)) * (1.0 - eye)
+    pair = 1.0 - eye if rows.kept is None else _apart_kept(rows.kept) * (1.0 - eye)
+    p = torch.softmax(middle if rows.kept is None else middle.masked_fill(~rows.kept, -torch.inf), -1)
     at = _apart(middle, -middle)
     doubt = 2.0**-51 * (middle.abs().unsqueeze(-1) + middle.abs().unsqueeze(-2))
-    below = (rows.lower - at - doubt).clamp(max=0.0) * (1.0 - eye)
-    above = (rows.upper - at + doubt).clamp(min=0.0) * (1.0 - eye)
+    below = (rows.lower - at - doubt).clamp(max=0.0) * pair
+    above = (rows.upper - at + doubt).clamp(min=0.0) * pair
     far = torch.maximum(-below, above) * FAR
+    pl, pu = _probabilities(rows.lower, rows.upper, rows.kept, pair)
+    q = p.unsqueeze(-1) * p.unsqueeze(-2) * pair
+    secant = _secant(rows, at, far, pair)
+    # Its slopes are near the middle of those on the box, for gradients too.
+    usable = secant[2].isfinite()
+    q = torch.where(usable.unsqueeze(-1), secant[1], q)
 
     def deviation(t: float) -> Tensor:
         """sup |p_a p_b - q_ab| on the box of differences around the middle, shrunk by t."""
-        low, high = _probabilities(at + t * below * FAR, at + t * above * FAR)
+        low, high = _probabilities(at + t * below * FAR, at + t * above * FAR, rows.kept, pair)
         most = (high.unsqueeze(-1) * high.unsqueeze(-2)).clamp(max=0.25)
         least = low.unsqueeze(-1) * low.unsqueeze(-2)
-        return torch.maximum(most - q, q - least).clamp_min(0.0) * (1.0 - eye) * (1.0 + _EXP) + 2.0**-50 * q
+        return torch.maximum(most - q, q - least).clamp_min(0.0) * pair * (1.0 + _EXP) + 2.0**-50 * q
 
     devs = [deviation(k / sweep.shells) for k in range(1, sweep.shells + 1)]
     mean, last = torch.stack(devs).sum(0) / sweep.shells, devs[-1]
-    pl, pu = _probabilities(rows.lower, rows.upper)
     if rows.pairs:
         value, slope = (mean * far).sum(-1), (last.unsqueeze(1) * rows.steep).sum(-1)
     else:
@@ -184,19 +206,21 @@ def _softmax(sweep: Sweep, node: Node, rows: _Rows, axis: int) -> tuple[Form, Te
         slope = _entrywise(last, _diagonal(q, pl, pu), rows.facts.slopes)
     wide = FAR + 4.0 * gamma(n + 16)
     errors = torch.cat([value.unsqueeze(1), slope], 1) * wide
-
+    better = usable & (secant[2] < errors[:, 0])
+    errors[:, 0] = torch.where(better, secant[2], errors[:, 0])
+    start = torch.where(better, secant[0], p)
     # |dp_a| <= p_a (1 - p_a) max_b |dD_ab|, from the ranges of the probabilities.
     most = _parabola(pl, pu)[1]
     steepest = rows.steep.amax(-1)
     caps = most.unsqueeze(1) * steepest * FAR
-    form = _reference(logits, p, q, middle)
+    form = _reference(logits, start, q, middle)
     assert form.matrix is not None
     reached = (sweep.symbols.measure(form.matrix) + form.slack)[:, 1:] + errors[:, 1:]
+    inside = torch.maximum(pu - p, p - pl) * FAR
     # Where the form has exploded a constant is better, and all later facts with it.
     lost = caps[:, 0].sum(-1) < 0.5 * reached[:, 0].sum(-1)
     if bool(lost.any()):
         stay = (~lost).to(p).unsqueeze(-1)
-        inside = torch.maximum(pu - p, p - pl) * FAR
         errors = torch.where(lost[:, None, :, None], torch.cat([inside.unsqueeze(1), caps], 1), errors)
         form = replace(
             form,
@@ -205,6 +229,7 @@ def _softmax(sweep: Sweep, node: Node, rows: _Rows, axis: int) -> tuple[Form, Te
             slack=form.slack * stay.unsqueeze(1),
         )
         reached = torch.where(lost[:, None, :, None], caps, reached)
+    _strip(sweep, node, axis, middle, (start, q, errors[:, 0]), (p, inside), lost)
     total = torch.minimum(steepest.amax(-1) / 2 * FAR, torch.minimum(caps, reached).sum(-1) * wide)
     _keep(sweep, node, axis, rows, (p, pl, pu), caps, total)
     lap = torch.diag_embed(last.sum(-1) * wide) + last
@@ -214,11 +239,57 @@ def _softmax(sweep: Sweep, node: Node, rows: _Rows, axis: int) -> tuple[Form, Te
     return form, errors, whole, groups
 
 
-def _probabilities(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-    """Smallest and largest p_a over boxes of differences [..., n, n], zero on the diagonal."""
-    low = (1.0 - _EXP) / (-lower).exp().sum(-1).clamp_min(1.0)
-    high = (1.0 + _EXP) / (-upper).exp().sum(-1).clamp_min(1.0) + torch.finfo(torch.float64).tiny
+def _probabilities(lower: Tensor, upper: Tensor, kept: Tensor | None, pair: Tensor) -> tuple[Tensor, Tensor]:
+    """Smallest and largest p_a over boxes of differences [..., n, n]; pair: 1 where both keys are kept and not the same."""
+    low = (1.0 - _EXP) / (1.0 + _exp(-lower, pair).sum(-1))
+    high = (1.0 + _EXP) / (1.0 + _exp(-upper, pair).sum(-1)) + torch.finfo(torch.float64).tiny
+    if kept is not None:
+        low, high = low.masked_fill(~kept, 0.0), high.masked_fill(~kept, 0.0)
     return low.clamp(0.0, 1.0), high.clamp(0.0, 1.0)
+
+
+def _exp(value: Tensor, pair: Tensor) -> Tensor:
+    """Exponentials of the pairs that count, 0 elsewhere."""
+    return value.masked_fill(pair == 0.0, -torch.inf).exp()
+
+
+def _secant(rows: _Rows, at: Tensor, far: Tensor, pair: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Centre m, slopes s [count, rows, n, n] and half width: p_a is within it of m_a + sum s_ab (D_ab - middle's).
+
+    The half width is infinite where a row has one key, or its differences are hundreds.
+    """
+    terms = _exp(-at, pair)
+    total = terms.sum(-1)
+    weights = terms / total.unsqueeze(-1)
+    low, high = -_exp(-rows.lower, pair).sum(-1).log(), -_exp(-rows.upper, pair).sum(-1).log()
+    y = -total.log()
+    slack = 4.0 * _EXP + 2.0**-48 * (low.abs() + high.abs() + y.abs())
+    usable = low.isfinite() & high.isfinite() & y.isfinite() & (total > 0)
+    low, high = (torch.where(usable, end, torch.zeros_like(end)) for end in (low - slack, high + slack))
+    lines = relax(Sigmoid(), Interval(torch.minimum(low, high), torch.maximum(low, high)))
+    if not lines.lower.slopes:
+        return torch.zeros_like(y), torch.zeros_like(at), torch.full_like(y, torch.inf)
+    k = lines.lower.slopes[0].expand_as(y)
+    below, above = lines.lower.offset, lines.upper.offset
+    # sum over b of w_b (exp(d_b) - 1 - d_b) around the heaviest key, and Hoeffding's lemma.
+    weights = torch.where(usable.unsqueeze(-1), weights, torch.zeros_like(weights))
+    heaviest = weights.argmax(-1)
+    beside = far.gather(
+        -2, heaviest.unsqueeze(-1).expand_as(far)
+    )  # [.., a, b]: how far D of b and the heaviest key moves
+    bulge = (weights * (beside.expm1() - beside)).sum(-1)
+    if far.shape[-1] <= PAIRS:
+        apart = (far.unsqueeze(-3) * pair.unsqueeze(-1) * pair.unsqueeze(-2)).amax((-2, -1))
+    else:  # also the pairs with a itself
+        apart = far.amax((-2, -1)).unsqueeze(-1).expand_as(y)
+    bulge = torch.nan_to_num(bulge, nan=torch.inf) * (1.0 + _EXP) + _EXP * weights.amax(-1)
+    rise = torch.minimum(bulge, apart * apart / 8.0 * FAR)
+    slopes = k.unsqueeze(-1) * weights * pair
+    centre = k * (y - rise / 2) + (below + above) / 2
+    doubt = k * slack + _EXP * ((slopes * far).sum(-1) + (k * (y.abs() + rise) + centre.abs()))
+    half = ((above - below) / 2 + k * rise / 2 + doubt + 2.0**-50 * (above.abs() + below.abs())) * FAR
+    half = torch.where(usable & (k >= 0) & half.isfinite(), half, torch.full_like(half, torch.inf))
+    return torch.where(usable, centre, torch.zeros_like(centre)), slopes, half
 
 
 def _parabola(pl: Tensor, pu: Tensor) -> tuple[Tensor, Tensor]:
@@ -246,7 +317,7 @@ def _entrywise(dev: Tensor, diagonal: Tensor, sizes: Tensor) -> Tensor:
 
 
 def _reference(logits: Form, p: Tensor, q: Tensor, middle: Tensor) -> Form:
-    """p + R (z - middle) with R = diag(row sums of q) - q, rows and columns of which sum to zero exactly in exact arithmetic."""
+    """p + R (z - middle) with R = diag(row sums of q) - q, whose rows sum to zero exactly in exact arithmetic."""
     n = p.shape[-1]
     r = torch.diag_embed(q.sum(-1)) - q
     wide = FAR + 4.0 * gamma(n + 16)
@@ -265,6 +336,46 @@ def _reference(logits: Form, p: Tensor, q: Tensor, middle: Tensor) -> Form:
     slack[:, 0] += _EXP * p
     size[:, 0] += p
     return Form(centre, matrix, slack, size)
+
+
+def _strip(
+    sweep: Sweep,
+    node: Node,
+    axis: int,
+    middle: Tensor,
+    reference: tuple[Tensor, Tensor, Tensor],
+    constant: tuple[Tensor, Tensor],
+    lost: Tensor,
+) -> None:
+    """m + R (z - middle) within a half width, or a constant where that is narrower or the reference was given up.
+
+    Args:
+        reference: m, slopes, half width; constant: the value and half width.
+    """
+    last, n = len(node.shape) - 1, middle.shape[-1]
+    shape = _moved(torch.empty(node.shape, device="meta"), axis, last, 0).shape
+    m, q, half = reference
+    fixed = lost.unsqueeze(-1) | (constant[1] < half)
+    m, half = torch.where(fixed, constant[0], m), torch.where(fixed, constant[1], half)
+    q = q.masked_fill(fixed.unsqueeze(-1), 0.0)
+    r = torch.diag_embed(q.sum(-1)) - q
+    moved = torch.einsum("brij,brj->bri", r, middle)
+    doubt = _EXP * m.abs() + 4.0 * gamma(n + 16) * torch.einsum("brij,brj->bri", r.abs(), middle.abs())
+
+    def back(part: Tensor) -> Tensor:
+        return part.reshape(len(part), *shape).movedim(-1, axis + 1)
+
+    def through(r: Tensor, part: Tensor) -> Tensor:
+        rows = _moved(part, axis, last, 1).reshape(len(part), -1, n)
+        return back((r @ rows.unsqueeze(-1)).squeeze(-1))
+
+    sweep.strips[node.name] = Strip(
+        back(m - moved),
+        back((half + doubt) * FAR),
+        (r,),
+        lambda a, r: (through(r.mT, a),),
+        lambda z, r: through(r.abs(), z),
+    )
 
 
 def _keep(

@@ -19,6 +19,7 @@ from lipverify.propagation.forms.domain import FAR, Domain, Front
 from lipverify.propagation.forms.symbols import Facts, Form, Symbols, checked
 from lipverify.propagation.interval import interval_ranges
 from lipverify.propagation.knowledge import is_affine
+from lipverify.propagation.strips import Strip
 from lipverify.rules import forward, interval, linear, magnitude
 
 COARSE = 2.0**-30
@@ -28,13 +29,17 @@ _HUGE = 2.0**200
 _MOVES = (ops.Reshape, ops.Transpose, ops.Slice, ops.Gather, ops.Concat, ops.Expand)
 
 
+Refine = Callable[["Sweep", str, Facts], Interval]
+
+
 @dataclass
 class Sweep:
     """What is known so far; everything [count, ...].
 
-    point: the exact values at the middle of every ball, enclosed; within: facts from elsewhere about the same balls;
-    forms, facts: of the nodes passed; boxes: what node rules know of their results, beyond forms; shares: of the rows of a
-    softmax; middles: where products take a factor to be.
+    point: the exact values at the middle of every ball, enclosed; within: facts from elsewhere about the same balls; refine:
+    asked for a tighter range of every node that is looked at, with the sweep so far; forms, facts: of the nodes passed; boxes:
+    what node rules know of their results, beyond forms; shares: of the rows of a softmax; middles: where products take a factor
+    to be; strips: what a reference and its errors say about values alone.
     """
 
     graph: Graph
@@ -43,12 +48,14 @@ class Sweep:
     point: Mapping[str, Interval]
     within: Mapping[str, Facts] = field(default_factory=dict)
     expired: Callable[[], bool] = lambda: False
+    refine: Refine | None = None
     shells: int = 4
     forms: dict[str, Form] = field(default_factory=dict)
     facts: dict[str, Facts] = field(default_factory=dict)
     boxes: dict[str, Facts] = field(default_factory=dict)
     shares: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     middles: dict[str, Tensor] = field(default_factory=dict)
+    strips: dict[str, Strip] = field(default_factory=dict)
 
     @classmethod
     def start(
@@ -58,10 +65,11 @@ class Sweep:
         memory: int,
         within: Mapping[str, Facts] | None = None,
         expired: Callable[[], bool] = lambda: False,
+        refine: Refine | None = None,
     ) -> Sweep:
         """A sweep over a float64 graph on the device of the domain; nothing computed yet but the values at the middle."""
         point = interval_ranges(graph, Interval(domain.middle, domain.middle))
-        return cls(graph, domain, Symbols.none(domain, memory), point, within or {}, expired)
+        return cls(graph, domain, Symbols.none(domain, memory), point, within or {}, expired, refine)
 
     def run(self) -> Form:
         """The form of the output.
@@ -94,6 +102,8 @@ class Sweep:
                 found = found.meet(self.boxes[name])
             if name in self.within:
                 found = found.meet(self.within[name])
+            if self.refine is not None:
+                found = found.within(self.refine(self, name, found))
             if form.matrix is not None and _coarse(form, found):
                 form = self.symbols.spelled(form)
             self.forms[name], self.facts[name] = form, checked(found, name)

@@ -65,6 +65,12 @@ class Facts:
             torch.minimum(self.slopes, other.slopes),
         )
 
+    @classmethod
+    def joined(cls, parts: list[Facts]) -> Facts:
+        """Of one node over some balls and others."""
+        ends = zip(*((part.lower, part.upper, part.slopes) for part in parts), strict=True)
+        return cls(*(torch.cat(some) for some in ends))
+
     def within(self, box: Interval) -> Facts:
         """The values also lie in this box."""
         return replace(
