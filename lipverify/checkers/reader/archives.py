@@ -51,6 +51,7 @@ def parse_archive(data: bytes) -> tuple[dict[str, Array], list[bytes], str]:
         "an archive of another kind than npz and torch",
     )
     (folder,) = folders
+    need(content.get(f"{folder}/byteorder", b"little") == b"little", "numbers with their large end first")
     return {}, [body for name, body in content.items() if name.startswith(f"{folder}/data/")], "torch"
 
 

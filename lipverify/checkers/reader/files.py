@@ -33,6 +33,12 @@ _TYPES = {
     "U8": "u1",
     "BOOL": "?",
 }
+_OTHERS = {
+    b"\x80": "pickles, and checkpoints in torch's old format,",
+    b"MATLAB 5": "MATLAB files",
+    b"\x89HDF": "HDF5 files",
+    b"\x93NUMPY": "single arrays of numpy",
+}
 _OPAQUE = {"BF16": 2, "U16": 2, "U32": 4, "U64": 8, "F8_E4M3": 1, "F8_E5M2": 1}
 
 
@@ -207,6 +213,10 @@ def model_of_bytes(name: str, data: bytes) -> Model:
             _by_digest(held),
             frozenset(hashlib.sha256(b).hexdigest() for b in blobs),
         )
+    for start, what in _OTHERS.items():
+        if data.startswith(start) and not is_protobuf(data):
+            reason = f"{what} are not covered by the checker: save the weights as safetensors, or export ONNX"
+            return Model(name, sha256, "weights", "other", reason=reason)
     try:
         with np.errstate(all="ignore"):
             read = read_onnx(data)

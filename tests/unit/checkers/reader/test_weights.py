@@ -1,0 +1,207 @@
+"""Files of weights: read whole by a strict structure, or refused with a reason; no file is weights and something else."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from safetensors.torch import save
+
+from lipverify.checkers.reader import Model, digest_of, model_of_bytes, parse_safetensors
+from lipverify.checkers.reader.wire import is_protobuf
+from lipverify.errors import UnreadableCertificate
+from tests.onnx_models import model, node, random
+
+A, B = random(3, 4), random(5)
+
+
+def refused(data: bytes, reason: str) -> Model:
+    found = model_of_bytes("weights", data)
+    assert found.program is None
+    assert not found.tensors
+    assert not found.blobs
+    assert reason in found.reason
+    return found
+
+
+def tensors() -> bytes:
+    return save({"a": torch.from_numpy(A), "b": torch.from_numpy(B)})
+
+
+def npz(compressed: bool = False) -> bytes:
+    buffer = io.BytesIO()
+    (np.savez_compressed if compressed else np.savez)(buffer, a=A, b=np.asfortranarray(B))
+    return buffer.getvalue()
+
+
+def checkpoint() -> bytes:
+    buffer = io.BytesIO()
+    torch.save({"a": torch.from_numpy(A), "b": torch.from_numpy(B)}, buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "make", [tensors, npz, lambda: npz(True), checkpoint], ids=["safetensors", "npz", "packed", "torch"]
+)
+def test_weights_are_found(make: Any) -> None:
+    found = model_of_bytes("weights", make())
+    assert found.binding == "weights"
+    assert not found.reason
+    assert found.holds(A)
+    assert found.holds(B)
+    assert not found.holds(A + 1)
+    assert not found.holds(A[::-1])
+
+
+def test_digests_tell_types_and_shapes_apart() -> None:
+    assert len({digest_of(x) for x in (A, A.astype(np.float64), A.reshape(4, 3), A.reshape(-1), A + 1)}) == 5
+    assert digest_of(A) == digest_of(np.asfortranarray(A)) == digest_of(A.astype(">f4").astype("<f4"))
+
+
+@pytest.mark.parametrize("make", [tensors, npz, checkpoint], ids=["safetensors", "npz", "torch"])
+@pytest.mark.parametrize("change", ["before", "behind", "cut", "twice"])
+def test_weights_with_something_beside(make: Any, change: str) -> None:
+    data = make()
+    changed = {"before": b"\0" + data, "behind": data + b"\0", "cut": data[:-1], "twice": data + data}[change]
+    found = model_of_bytes("weights", changed)
+    assert not found.tensors
+    assert not found.blobs
+    assert found.reason
+
+
+def test_an_onnx_file_is_no_archive() -> None:
+    """Before an archive's end there may be anything, for most libraries; before an ONNX file an unknown field."""
+    source = model([node("MatMul", ["x", "w"], ["y"])], [1, 3], 13, {"w": A}).SerializeToString()
+    refused(b"PK" + source, "field 10 of Model is unknown")
+    refused(b"PK\x03\x04" + source, "")
+    refused(source + npz(), "")
+    assert is_protobuf(source)
+    assert not is_protobuf(tensors())
+    assert not is_protobuf(npz())
+    assert not is_protobuf(checkpoint())
+
+
+def polyglot(source: bytes) -> bytes:
+    """An ONNX model for a lenient library, and safetensors.
+
+    The length of the header is the field `producer_name`; its brace begins a group, which lenient libraries step over; from the
+    name of the tensor on, unknown fields (R) step over the rest of the header; the numbers are the model.
+    """
+    length = struct.unpack("<Q", b"\x12\x06" + bytes(6))[0]
+    tail = b'":{"dtype":"U8","shape":[%d],"data_offsets":[0,%d]}}' % (len(source), len(source))
+    name, rest = b" " * 33 + b"|", length - 36
+    while rest > 128:
+        step = min(122, rest - 2 - 80)
+        name, rest = name + b"R" + bytes([step]) + b"." * step, rest - 2 - step
+    name += b"R" + bytes([rest - 2]) + b"." * (rest - 2 - len(tail))
+    header = b'{"' + name + tail
+    assert len(header) == length
+    return struct.pack("<Q", length) + header + source
+
+
+def test_bytes_that_are_safetensors_and_a_model() -> None:
+    source = model([node("MatMul", ["x", "w"], ["y"])], [1, 3], 13, {"w": A}).SerializeToString()
+    data = polyglot(source)
+    assert len(parse_safetensors(data)) == 1
+    assert is_protobuf(data)
+    assert onnx.ModelProto.FromString(data).graph.node[0].op_type == "MatMul"
+    assert refused(data, "unknown").binding == "file"
+
+
+def archive(entries: dict[str, bytes], comment: bytes = b"", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", **options) as target:
+        for name, data in entries.items():
+            target.writestr(name, data)
+        target.comment = comment
+    return buffer.getvalue()
+
+
+def array(value: Any, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.asarray(value), **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (archive({"a.npy": array(A)}, b"note"), "behind its end"),
+        (archive({"a.txt": b"text"}), "another kind"),
+        (archive({"a.npy": array(A), "b.txt": b""}), "another kind"),
+        (archive({"a.npy": array(A), "../b.npy": array(A)[:-1]}), "another size"),
+        (archive({"a.npy": array([None], allow_pickle=True)}), "another type"),
+        (archive({"a.npy": array(np.zeros(2, [("x", "<f4")]))}), "another type"),
+        (archive({"a.npy": array(["text"])}), "another type"),
+        (archive({"a.npy": array(A) + b"\0"}), "another size"),
+        (archive({"a.npy": b"\x93NUMPY\x01\x00\xff\xff"}), "no array"),
+        (archive({"a.npy": b"text"}), "no array"),
+        (archive({"a/data.pkl": b"", "a/byteorder": b"big", "a/data/0": bytes(8)}), "large end first"),
+        (archive({"a/data.pkl": b"", "b/data/0": bytes(8)}), "another kind"),
+    ],
+)
+def test_archives_that_are_refused(data: bytes, reason: str) -> None:
+    refused(data, reason)
+
+
+def test_archives_with_two_tables() -> None:
+    """The table at the end and the headers of the entries say the same, and the entries fill the file."""
+    data = archive({"a.npy": array(A), "b.npy": array(B)})
+    start = data.index(b"PK\x01\x02")
+    assert model_of_bytes("w", data).tensors
+    refused(data[:30] + b"c.npy" + data[35:], "two tables")
+    refused(data.replace(b"b.npy", b"a.npy"), "one name twice")
+    refused(data[: start - 1] + b"\0" + data[start - 1 :], "")
+    hidden = data[:start] + b"\0" * 8 + data[start:-6] + struct.pack("<I", start + 8) + data[-2:]
+    refused(hidden, "between its entries")
+    refused(data[:60] + bytes([data[60] ^ 1]) + data[61:], "damaged")
+
+
+@pytest.mark.parametrize(
+    ("start", "what"),
+    [(b"\x80\x02\x8a\nl\xfc\x9cF", "pickles"), (b"MATLAB 5.0 MAT-file", "MATLAB"), (b"\x89HDF\r\n\x1a\n", "HDF5"),
+     (b"\x93NUMPY\x01\x00", "single arrays"), (b"", "version None"), (b"\x08\x08", "without a graph"),
+     (b"text", "wrong wire type")],
+)  # fmt: skip
+def test_files_of_other_kinds(start: bytes, what: str) -> None:
+    assert what in model_of_bytes("m", start).reason
+    if len(start) > 2:
+        refused(start + bytes(40), "")
+
+
+def test_nothing_but_the_file_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import builtins
+
+    from lipverify.checkers import reader
+
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(tensors())
+    data = reader.read_bytes(path, 1 << 20)
+    source = model([node("MatMul", ["x", "w"], ["y"])], [1, 3], 13, {"w": A}).SerializeToString()
+
+    def refuse(*arguments: Any, **options: Any) -> Any:
+        raise AssertionError("something is opened")
+
+    monkeypatch.setattr(builtins, "open", refuse)
+    monkeypatch.setattr("os.open", refuse)
+    assert reader.model_of_bytes("w", data).tensors
+    assert reader.model_of_bytes("m", source).program is not None
+
+
+@pytest.mark.parametrize("kind", ["BF16", "U16", "F8_E4M3"])
+def test_types_that_are_bytes_alone(kind: str) -> None:
+    header = b'{"w":{"dtype":"%s","shape":[2],"data_offsets":[0,%d]}}' % (
+        kind.encode(),
+        2 if kind[0] == "F" else 4,
+    )
+    data = struct.pack("<Q", len(header)) + header + bytes(2 if kind[0] == "F" else 4)
+    assert list(parse_safetensors(data)) == ["w"]
+    with pytest.raises(UnreadableCertificate):
+        parse_safetensors(data + b"\0")
