@@ -18,6 +18,7 @@ from lipverify.checkers.kernel.program import (
     Step,
     View,
     checked,
+    width,
 )
 
 
@@ -119,10 +120,16 @@ def _chosen(steps: Sequence[Step], k: int) -> tuple[View, Array, bool] | None:
         or not np.array_equal(step.view.places, np.arange(order.size))
     ):
         return None
-    inner = steps[order.view.sources[0]] if len(order.view.sources) == 1 else step
-    if inner is step or not _negative(inner) or bool((order.view.places < 0).any()):
+    behind = [steps[s] for s in order.view.sources]
+    if not all(_negative(inner) for inner in behind) or bool((order.view.places < 0).any()):
         return None
-    return View(inner.view.sources, inner.view.places[order.view.places]), order.groups, False
+    # Places of what is negated, in the joined sources of all that are.
+    widths = np.cumsum([0, *(width(inner.view, steps) for inner in behind)])
+    table = [inner.view.places + start for inner, start in zip(behind, widths, strict=False)]
+    if any(bool((inner.view.places < 0).any()) for inner in behind):
+        return None
+    sources = tuple(s for inner in behind for s in inner.view.sources)
+    return View(sources, np.concatenate(table)[order.view.places]), order.groups, False
 
 
 def _with_sorts(program: Program) -> Program:

@@ -11,7 +11,6 @@ from lipverify.checkers.kernel.program import (
     Array,
     Order,
     Reflect,
-    Scalar,
 )
 from lipverify.checkers.reader.building import (
     Builder,
@@ -22,7 +21,7 @@ from lipverify.checkers.reader.building import (
 from lipverify.checkers.reader.calls import Call, same_kind
 from lipverify.checkers.reader.moves import Results, Run, axes_of, axis_of
 from lipverify.checkers.reader.refusals import need
-from lipverify.checkers.reader.sums import old_shapes, stacked
+from lipverify.checkers.reader.sums import extreme, old_shapes, stacked
 from lipverify.checkers.reader.windows import pool_windows
 
 
@@ -99,23 +98,6 @@ def _extremes(p: Builder, c: Call) -> Results:
     old_shapes(c, operands)
     values = [p.computed(x) for x in operands]
     return [extreme(p, *stacked(p, values), c.op == "Min")] if len(values) > 1 else [values[0]]
-
-
-def extreme(p: Builder, x: Value, groups: Array, shape: Sequence[int], least: bool) -> Value:
-    """Maxima of groups of places; a minimum is -max(-x). max(relu(x)) = relu(max(x)): fewer neurons behind the maximum."""
-    source = p.steps[x.sources[0]]
-    relu = not least and len(x.sources) == 1 and isinstance(source, Scalar) and source.law == "Relu"
-    if relu and bool((x.places >= 0).all()):
-        p.charge(x.places.size)
-        x = Value(source.view.sources, source.view.places[x.places], x.kind)
-    else:
-        relu = False
-    x = p.scaled(x, -1.0) if least else x
-    p.charge(groups.size)
-    y = p.add(Order(p.view(x), len(groups), groups, False), shape, x.kind)
-    if relu:
-        return p.scalar(y, "Relu")
-    return p.scaled(y, -1.0) if least else y
 
 
 def _top(p: Builder, c: Call) -> Results:

@@ -1,4 +1,4 @@
-"""Sums and products of values, entry by entry, and batch normalisation."""
+"""Sums, products and maxima of values, entry by entry, and batch normalisation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import numpy as np
 
 from lipverify.checkers.kernel.program import (
     Array,
+    Order,
     Product,
+    Scalar,
     View,
 )
 from lipverify.checkers.reader.building import (
@@ -22,7 +24,7 @@ from lipverify.checkers.reader.building import (
 from lipverify.checkers.reader.calls import Call, same_kind
 from lipverify.checkers.reader.folding import fold, fold_integers, is_short
 from lipverify.checkers.reader.moves import Results, Run, array_of
-from lipverify.checkers.reader.recognition import gate
+from lipverify.checkers.reader.recognition import extreme_of_difference, gate
 from lipverify.checkers.reader.refusals import need
 
 
@@ -80,8 +82,12 @@ def combined(p: Builder, op: str, values: Sequence[Value]) -> Value:
     """Entry by entry, of computed values."""
     if op in ("Mul", "Div"):
         x, y = values
-        found = gate(p, x, y) or gate(p, y, x) if op == "Mul" else None
-        return found or _multiplied(p, x, p.scalar(y, "Reciprocal") if op == "Div" else y)
+        gated = gate(p, x, y) or gate(p, y, x) if op == "Mul" else None
+        return gated or _multiplied(p, x, p.scalar(y, "Reciprocal") if op == "Div" else y)
+    found = extreme_of_difference(p, op, *values) if op in ("Add", "Sub") else None
+    if found is not None:
+        a, b, least = found
+        return extreme(p, *stacked(p, [a, b]), least)
     terms = np.ones(len(values)) / (len(values) if op == "Mean" else 1)
     terms[1:] *= -1.0 if op == "Sub" else 1.0
     x, groups, shape = stacked(p, values)
@@ -95,6 +101,23 @@ def stacked(p: Builder, values: Sequence[Value]) -> tuple[Value, Array, tuple[in
     sources, places = p.joined(values)
     x = Value(sources, np.stack(np.broadcast_arrays(*places), -1), values[0].kind)
     return x, p.positions(x).reshape(-1, len(values)), shape
+
+
+def extreme(p: Builder, x: Value, groups: Array, shape: Sequence[int], least: bool) -> Value:
+    """Maxima of groups of places; a minimum is -max(-x). max(relu(x)) = relu(max(x)): fewer neurons behind the maximum."""
+    source = p.steps[x.sources[0]]
+    relu = not least and len(x.sources) == 1 and isinstance(source, Scalar) and source.law == "Relu"
+    if relu and bool((x.places >= 0).all()):
+        p.charge(x.places.size)
+        x = Value(source.view.sources, source.view.places[x.places], x.kind)
+    else:
+        relu = False
+    x = p.scaled(x, -1.0) if least else x
+    p.charge(groups.size)
+    y = p.add(Order(p.view(x), len(groups), groups, False), shape, x.kind)
+    if relu:
+        return p.scalar(y, "Relu")
+    return p.scaled(y, -1.0) if least else y
 
 
 def _multiplied(p: Builder, x: Value, y: Value) -> Value:
