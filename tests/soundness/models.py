@@ -105,7 +105,11 @@ class Reached:
             operands.setdefault(name, {})[f"{place} {how}"] = count
         return {
             "operators": len(KINDS),
-            "ordered_pairs": {"possible": len(possible), "reached": len(possible) - len(missed), "missed": missed},
+            "ordered_pairs": {
+                "possible": len(possible),
+                "reached": len(possible) - len(missed),
+                "missed_such_as": [" -> ".join(pair) for pair in missed[:: max(1, len(missed) // 12)][:12]],
+            },
             "operands": operands,
             "widths": {str(k): v for k, v in sorted(self.widths.items())},
             "ranks_with_the_batch_axis": {str(k): v for k, v in sorted(self.ranks.items())},
