@@ -10,6 +10,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
@@ -473,7 +474,7 @@ class Truth:
             }
             return all(bool((v <= float(fact.gains[pair]) * (1 + 1e-9)).all()) for pair, v in slopes.items())
         at = self.inside(fact.part)
-        most = min(float(getattr(fact, "limit", 0)), 1e300)
+        most = float(max(min(fact.limit, Fraction(10) ** 300), -(Fraction(10) ** 300)))
         if isinstance(fact, Emptiness):
             return not at.any()
         if isinstance(fact, Constant):
@@ -488,7 +489,7 @@ class Truth:
         if isinstance(fact, AtLeast):
             y = self.values[-1][at]
             rows = y[:, slice(*fact.rows[:2])] - (0 if fact.rows.minus is None else y[:, [fact.rows.minus]])
-            return bool((fact.sign * rows >= float(fact.limit) - 1e-9).all())
+            return bool((fact.sign * rows >= most - 1e-9).all())
         assert isinstance(fact, Monotone)
         return bool((fact.sign * self.slopes[-1][at][:, fact.row, fact.input] >= -1e-7).all())
 

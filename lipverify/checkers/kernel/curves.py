@@ -232,6 +232,14 @@ def _erf_gate(scale: float) -> Curve:
     return Curve(lambda x: x * (1.0 + _erf(scale * x)), slope, (-0.25781, 2.25781), turns, 3.0, 2.2578082904)
 
 
+def _softplus(beta: float) -> Curve:
+    need(beta != 0, "a setting of an activation")
+    size = max(2.0, 1.0 / abs(beta))
+    return Curve(
+        lambda x: _plus(beta * x) / beta, lambda x, _: _logistic(beta * x), (0.0, 1.0), (), size, tails=True
+    )
+
+
 def _silu(beta: float) -> Curve:
     turns = () if beta == 0 else (-2.3993572805154677 / abs(beta), 2.3993572805154677 / abs(beta))
     return Curve(lambda x: x * _logistic(beta * x), lambda x, _: _logistic(beta * x) + beta * x * _bell(beta * x),
@@ -286,8 +294,7 @@ LAWS: dict[str, Callable[[Setting], Curve]] = {
     "Relu": lambda a: _kinked(0.0), "Abs": lambda a: _kinked(-1.0), "LeakyRelu": lambda a: _kinked(a("alpha", 0.01)),
     "Sigmoid": lambda a: Curve(_logistic, lambda x, _: _bell(x), (0.0, 0.25), (0.0,), tails=True),
     "Tanh": lambda a: Curve(np.tanh, lambda x, _: 4.0 * _bell(2.0 * x), (0.0, 1.0), (0.0,), tails=True),
-    "Softplus": lambda a: (lambda b: Curve(lambda x: _plus(b * x) / b, lambda x, _: _logistic(b * x), (0.0, 1.0), (),
-                                           max(2.0, 1.0 / abs(b)), tails=True))(a("beta", 1.0)),
+    "Softplus": lambda a: _softplus(a("beta", 1.0)),
     "LogSigmoid": lambda a: Curve(lambda x: -_plus(-x), lambda x, _: _logistic(-x), (0.0, 1.0), tails=True),
     "Gelu": lambda a: Curve(lambda x: x * _normal(x), lambda x, _: _normal(x) + x * np.exp(-x * x / 2) / math.sqrt(2 * math.pi),
                             (-0.128905, 1.128905), (-math.sqrt(2.0), math.sqrt(2.0)), steepest=1.1289041452),

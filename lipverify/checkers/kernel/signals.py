@@ -98,13 +98,11 @@ def total(factor: Array, x: Signal) -> Signal:
 def added(first: Signal, second: Signal) -> Signal:
     """The sum, with one rounding more where sources are in both; without ends."""
     if first.parts.keys().isdisjoint(second.parts):
-        both = (
-            {k: x.size(k) for x in (first, second) for k in x.parts} if first.sizes or second.sizes else None
-        )
+        exact = first.sizes is None and second.sizes is None
+        sizes = None if exact else {k: x.size(k) for x in (first, second) for k in x.parts}
         rounds, growth = max(first.rounds, second.rounds), max(first.growth, second.growth)
-        return Signal(
-            first.parts | second.parts, both, rounds, False, growth, None, min(first.least, second.least)
-        )
+        least = min(first.least, second.least)
+        return Signal(first.parts | second.parts, sizes, rounds, False, growth, None, least)
     n = first.height
     places = np.arange(2 * n).reshape(1, 2, n).swapaxes(1, 2)
     return mapped(np.ones((1, 1, 2)), places, stacked([first, second]))
