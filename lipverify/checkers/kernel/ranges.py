@@ -62,12 +62,12 @@ class Chain:
         self.blocks: list[Signal] = []
         self.lines: list[tuple[Lines, ...]] = []
         self._reads: list[Slopes | None] = []
-        self._ends: dict[int, Slopes] = {ONE: (np.ones(1), np.ones(1))}
+        self._ends: dict[int, Slopes] = {ONE: (np.ones(1), np.zeros(1))}
         self._most: dict[int, Array] = {ONE: np.ones(1)}
         self._charges: list[list[Slopes]] = []
         self._terms = 1
         if region is not None:
-            self._ends[INPUT] = region.low, region.high
+            self._ends[INPUT] = _around(region.low, region.high)
             reach = np.maximum(np.abs(region.low), np.abs(region.high))
             self._most[INPUT] = np.maximum(reach, np.abs(region.centre) + region.radius) * (1 + 2.0**-50)
             self._terms += len(reach)
@@ -92,7 +92,7 @@ class Chain:
             more, off = (0.0, 0.0) if one.also is None else self._weighed(one.also)
             charges.append((slope * size + offset + more, slope * error + off))
         k, (low, high) = len(self.blocks), lines[0][4:6]
-        self._ends[k], self._most[k] = (low, high), np.maximum(np.abs(low), np.abs(high))
+        self._ends[k], self._most[k] = _around(low, high), np.maximum(np.abs(low), np.abs(high))
         self._terms += len(low) * (1 + any(one.also is not None for one in lines))
         self.blocks.append(v)
         self.lines.append(lines)
@@ -178,13 +178,19 @@ class Chain:
     def _over(self, parts: dict[int, Array]) -> Array | float:
         found: Array | float = 0.0
         for key, a in parts.items():
-            low, high = self._ends[key]
-            value = np.maximum(a, 0.0) @ high + np.minimum(a, 0.0) @ low
+            middle, apart = self._ends[key]
+            value = a @ middle + np.abs(a) @ apart
             if key == INPUT and self.region is not None and self.region.norm == "l2":
                 round_ = a @ self.region.centre + self.region.radius * np.sqrt((a * a).sum(1))
                 value = np.minimum(value, round_)
             found = found + value
         return found
+
+
+def _around(low: Array, high: Array) -> Slopes:
+    """The middle of intervals, and how far they reach from there: one product less than with both ends."""
+    middle = low / 2 + high / 2
+    return middle, np.maximum(high - middle, middle - low) * (1.0 + 2.0**-50)
 
 
 def _add(parts: dict[int, Array], a: Array, x: Signal) -> None:
@@ -260,8 +266,7 @@ class Ranges:
         if not unknown.any():
             self.reads[k], self.bends[k] = v, (None, ends)
         low, high = ends
-        middle = low / 2 + high / 2
-        apart = np.maximum(high - middle, middle - low) * (1.0 + 2.0**-50)
+        middle, apart = _around(low, high)
         a, b, rest = middle[:n], middle[n:], apart[:n] * apart[n:]
         corners = np.array([p[:n] * q[n:] for p in ends for q in ends])
         slack = 2.0**-49 * (np.abs(a * b) + rest + np.abs(corners).max(0)) + TINY

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -13,13 +14,15 @@ from lipverify.checkers.kernel import elementary as elementary_of
 from lipverify.checkers.kernel import jacobians as jacobians_of
 from lipverify.checkers.kernel import neurons as neurons_of
 from lipverify.checkers.kernel import ranges as ranges_of
+from lipverify.checkers.kernel import signals as signals_of
 from lipverify.checkers.kernel.curves import Lines
 from lipverify.checkers.kernel.jacobians import gradients, jacobian_limit
 from lipverify.checkers.kernel.multipliers import multipliers_hold
 from lipverify.checkers.kernel.neurons import Differences, differences
+from lipverify.checkers.kernel.program import Affine
 from lipverify.checkers.kernel.ranges import Empty, Ranges
 from lipverify.errors import NotCovered
-from tests.unit.checkers.kernel.programs import Array, ball, evaluate, jacobians, pictures, points
+from tests.unit.checkers.kernel.programs import Array, ball, evaluate, jacobians, mlp, pictures, points
 
 NAMES = sorted(pictures(np.random.default_rng(0)))
 ORDER = {"l1": 1.0, "l2": 2.0, "linf": np.inf}
@@ -197,3 +200,37 @@ def test_wrong_rules_are_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> 
 
     with pytest.raises((AssertionError, NotCovered)):  # or bounds from two rules contradict each other
         held()
+
+
+def exact_values_are_inside(rng: np.random.Generator) -> None:
+    """A ball of radius 0 leaves no room but that for rounding: the value in exact arithmetic lies in it."""
+    for _ in range(5):
+        program, x = mlp(rng, (6, 20, 20, 3)), rng.standard_normal(6)
+        ranges = Ranges(Subject(program).elements, ball(x, 0.0)._replace(low=x, high=x), ())
+        exact = [Fraction(v) for v in x]
+        for step in program.steps[1:]:
+            if isinstance(step, Affine) and step.offset is not None:
+                rows = zip(step.kernel[0].tolist(), step.offset.tolist(), strict=True)
+                exact = [
+                    sum((Fraction(a) * t for a, t in zip(r, exact, strict=True)), Fraction(c))
+                    for r, c in rows
+                ]
+            else:
+                exact = [max(t, Fraction(0)) for t in exact]
+        low, high = (list(map(Fraction, end.tolist())) for end in ranges.chain.ranges(ranges.output))
+        assert all(a <= t <= c for a, t, c in zip(low, exact, high, strict=True))
+        assert max(c - a for a, c in zip(low, high, strict=True)) < 1e-9
+
+
+def test_ranges_hold_exact_values() -> None:
+    for seed in range(4):
+        exact_values_are_inside(np.random.default_rng(seed))
+
+
+def test_roundings_that_are_not_charged_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (ranges_of, signals_of, curves):
+        monkeypatch.setattr(module, "TINY", 0.0)
+    for module in (ranges_of, signals_of):
+        monkeypatch.setattr(module, "gamma", lambda count: 0.0)
+    with pytest.raises((AssertionError, NotCovered)):
+        exact_values_are_inside(np.random.default_rng(0))
