@@ -99,7 +99,7 @@ def covered(op: Op) -> bool:
 
 def carried(p: Op, q: Op, pair: Pair) -> str | None:
     """The node of y; None for zero. The operators pair up (`alike`) and are `covered`."""
-    return carry(p, q, pair) if carry.covers(type(p)) else _changed(p, q, pair)
+    return carry(p, q, pair) if carry.covers(type(p)) and type(p) is type(q) else _changed(p, q, pair)
 
 
 def exact_difference(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -185,36 +185,98 @@ _MOVES = (
 """Linear operators of one input without stored numbers to differ in."""
 
 
+RUNS = (
+    ops.Linear, ops.Conv, ops.ConvTranspose, ops.Scale, ops.BatchNorm, ops.DivideBy, ops.Pad, ops.Quantize, *_MOVES,
+)  # fmt: skip
+"""Operators of one input that are affine, or affine but for rounding. Runs may be written in several ways: a normalisation
+folded into a convolution, integers instead of real numbers."""
+
+Step = tuple[Op, str]
+"""An operator of a run, with the node it reads."""
+
+
 def linear_part(op: Op) -> Op:
-    """An affine operator of one input without its constant."""
+    """An operator of a run without its constant and without rounding."""
     if isinstance(op, ops.BatchNorm):
         return replace(op, mean=torch.zeros_like(op.mean), bias=torch.zeros_like(op.bias))
     if isinstance(op, ops.Pad):
         return replace(op, fill=0.0)
     if isinstance(op, ops.Scale):
         return replace(op, shift=None)
+    if isinstance(op, ops.Quantize):
+        return ops.DivideBy(torch.tensor(op.step, dtype=torch.float64))
     return replace(op, bias=None) if isinstance(op, ops.Linear | ops.Conv | ops.ConvTranspose) else op
 
 
-RUNS = (ops.Linear, ops.Conv, ops.ConvTranspose, ops.Scale, ops.BatchNorm, ops.DivideBy, ops.Pad, *_MOVES)
-"""Affine operators of one input: runs of them may be written in several ways, a normalisation folded into a convolution."""
+def affine_part(op: Op) -> list[Op]:
+    """An operator of a run without rounding."""
+    if not isinstance(op, ops.Quantize):
+        return [op]
+    shift = [ops.Scale(None, torch.tensor(float(op.zero), dtype=torch.float64))] if op.zero else []
+    return [linear_part(op), *shift]
 
 
-def run_changed(run: list[Op], first: str, a: str, d: str | None, draft: Draft) -> str:
-    """p(a) - q(b) = L d + (p(a) - q(a)) for affine p, q; q is the run, L its linear part, `first` the node of p(a)."""
+def run_changed(p: list[Step], q: list[Step], first: str, a: str, d: str | None, draft: Draft) -> str | None:
+    """The difference of two runs p(a) - q(b), `first` the node of p(a).
+
+    With P and Q the runs without rounding and L the linear part of Q: L d + (P(a) - Q(a)) + e_p - e_q, where e carries the
+    rounding errors of a run through the operators behind them: p(a) = P(a) + e_p.
+    """
     parts: list[str] = []
     if d is not None:
-        for op in run:
+        for op, _ in q:
             d = draft.add(linear_part(op), d)
         parts.append(d)
-    other = a
+    exact, other = ([part for op, _ in run for part in affine_part(op)] for run in (p, q))
+    if len(exact) != len(other) or not all(equal(x, y) for x, y in zip(exact, other, strict=True)):
+        whole = any(isinstance(op, ops.Quantize) for op, _ in p)
+        ends = _chain(exact, a, draft) if whole else first, _chain(other, a, draft)
+        parts.append(draft.add(ops.Sub(), *ends))
+        draft.own.append(parts[-1])
+    for run, sign in ((p, 1.0), (q, -1.0)):
+        error = _rounding(run, draft)
+        if error is not None:
+            parts.append(error if sign > 0 else draft.add(ops.Scale(torch.tensor(sign), None), error))
+            draft.own.append(parts[-1])
+    return draft.total(parts)
+
+
+def _chain(run: list[Op], x: str, draft: Draft) -> str:
     for op in run:
-        other = draft.add(op, other)
-    parts.append(draft.add(ops.Sub(), first, other))
+        x = draft.add(op, x)
+    return x
+
+
+def _rounding(run: list[Step], draft: Draft) -> str | None:
+    """What the rounding of a run adds to its result."""
+    error: str | None = None
+    for op, reads in run:
+        if error is not None:
+            error = draft.add(linear_part(op), error)
+        if isinstance(op, ops.Quantize):
+            own = draft.add(ops.RoundingError(op.step), reads)
+            error = own if error is None else draft.add(ops.Add(), error, own)
+    return error
+
+
+def saturated(clip: Op, x: str, y: str, d: str | None, draft: Draft, turned: bool) -> str:
+    """x - clip(y), where d = x - y: clip(x) - clip(y) + (x - clip(x)). turned: clip(x) - y."""
+    parts = []
+    if d is not None:
+        parts.append(draft.add(Change(clip), draft.met(d, x, y), x, y))
+    end = y if turned else x
+    held = draft.add(clip, end)
+    parts.append(draft.add(ops.Sub(), *((held, end) if turned else (end, held))))
     draft.own.append(parts[-1])
     found = draft.total(parts)
     assert found is not None
     return found
+
+
+@carry.register(ops.Quantize)
+def _quantised(p: ops.Quantize, q: ops.Quantize, pair: Pair) -> str | None:
+    """Equal ones: d / s and both rounding errors."""
+    return run_changed([(p, pair.a[0])], [(q, pair.b[0])], pair.first, pair.a[0], pair.d[0], pair.draft)
 
 
 @carry.register(ops.BatchNorm, ops.DivideBy)

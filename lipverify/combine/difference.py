@@ -8,20 +8,31 @@ into operators that have ranges and planes (`ops.change`), for any graph.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from lipverify import ops
 from lipverify.combine.agreement import require_close, samples
-from lipverify.combine.carry import RUNS, Draft, Pair, alike, carried, covered, equal, run_changed
+from lipverify.combine.carry import (
+    RUNS,
+    Draft,
+    Pair,
+    Step,
+    alike,
+    carried,
+    covered,
+    equal,
+    run_changed,
+    saturated,
+)
 from lipverify.errors import UsageError
 from lipverify.interpreter import evaluate, evaluate_all
 from lipverify.ir.graph import Graph, Node
 from lipverify.ir.graphs import different_inputs, joined
-from lipverify.ir.op import Constant, Input, Op
-from lipverify.ops.change import Same
+from lipverify.ir.op import Constant
+from lipverify.ops.change import Same, has_change
 
 LISTED = 8
 """Places where the structures differ that are named."""
@@ -171,32 +182,60 @@ class _Rewriting:
             pair = todo.pop()
             if pair not in needed:
                 needed.add(pair)
-                todo.extend(self._inputs(*pair))
+                todo.extend(self._plan(*pair).pairs)
         for pair in sorted(needed, key=lambda pair: (place[pair[0]], place[pair[1]])):
             self.found[pair] = self._difference(*pair)
         return self.found[first, second]
 
-    def _inputs(self, first: str, second: str) -> list[tuple[str, str]]:
-        """The pairs that the difference of this pair is made of; none where it is a subtraction, or zero."""
+    def _plan(self, first: str, second: str) -> _Plan:
+        """How the difference of this pair is made of those of pairs in front of it."""
         m, n = self.both[first], self.both[second]
-        if first == second or isinstance(m.op, Input) or isinstance(n.op, Input):
-            return []
-        shapes = tuple(tuple(self.both[name].shape for name in node.inputs) for node in (m, n))
-        if m.shape != n.shape:
-            return []
-        if alike(m.op, n.op, (shapes[0], shapes[1])):
-            return list(zip(m.inputs, self._order(m, n), strict=True))
-        leaves = self._run(first)[0], self._run(second)[0]
-        before = [self.both[name].shape for name in leaves]
-        return [leaves] if before[0] == before[1] and leaves != (first, second) else []
+        if m.shape != n.shape or first == second:
+            return _Plan("apart" if first != second else "same")
+        if isinstance(m.op, Constant) and isinstance(n.op, Constant):
+            return _Plan("alike")
+        shapes = [tuple(self.both[name].shape for name in node.inputs) for node in (m, n)]
+        if m.inputs and alike(m.op, n.op, (shapes[0], shapes[1])):
+            return _Plan("alike", tuple(zip(m.inputs, self._order(m, n), strict=True)))
+        if self._saturates(n) and self._nature(first) == self._nature(n.inputs[0]):
+            return _Plan("second saturates", ((first, n.inputs[0]),))
+        if self._saturates(m) and self._nature(m.inputs[0]) == self._nature(second):
+            return _Plan("first saturates", ((m.inputs[0], second),))
+        scalar = all(has_change(node.op) and len(node.inputs) == 1 for node in (m, n))
+        if scalar and (self._saturates(m) or self._saturates(n)):
+            return _Plan("scalar", ((m.inputs[0], n.inputs[0]),))
+        one, other = self._run(first), self._run(second)
+        cuts = [(i, j) for i in range(len(one) + 1) for j in range(len(other) + 1) if i < len(one) or j < len(other)]
+        for i, j in sorted(cuts, key=sum):  # the longest runs first
+            p, q = one[i:], other[j:]
+            ends = p[0][1] if p else first, q[0][1] if q else second
+            same = self.both[ends[0]].shape == self.both[ends[1]].shape
+            if same and self._nature(ends[0]) == self._nature(ends[1]):
+                return _Plan("run", (ends,), p, q)
+        return _Plan("apart")
 
-    def _run(self, name: str) -> tuple[str, list[Op]]:
-        """The run of affine operators of one input that ends here: the node before it, and its operators in order."""
-        run: list[Op] = []
+    def _run(self, name: str) -> list[Step]:
+        """The run of `RUNS` that ends here, each operator with the node it reads."""
+        run: list[Step] = []
         while isinstance(self.both[name].op, RUNS):
-            run.insert(0, self.both[name].op)
+            (before,) = self.both[name].inputs
+            run.insert(0, (self.both[name].op, before))
+            name = before
+        return run
+
+    def _saturates(self, node: Node) -> bool:
+        """Whether it limits what is rounded behind it to what integers represent."""
+        readers = (self.both[name].op for name in self.both.consumers[node.name])
+        return isinstance(node.op, ops.Clip) and any(isinstance(op, ops.Quantize) for op in readers)
+
+    def _nature(self, name: str) -> tuple[str, int]:
+        """What a value is, whatever affine spelling, rounding and saturation lie between: the operator it comes from, and through
+        how many layers with weights. Values of one nature are likely to be counterparts; a wrong pair is valid, and loose."""
+        weights = 0
+        while isinstance(self.both[name].op, RUNS) or self._saturates(self.both[name]):
+            weights += isinstance(self.both[name].op, ops.Linear | ops.Conv | ops.ConvTranspose)
             (name,) = self.both[name].inputs
-        return name, run
+        return self.both[name].op.kind(), weights
 
     def _order(self, m: Node, n: Node) -> tuple[str, ...]:
         """The inputs of n in the order that suits m: a sum may be written either way."""
@@ -207,31 +246,43 @@ class _Rewriting:
         return n.inputs[::-1] if turned else n.inputs
 
     def _difference(self, first: str, second: str) -> str | None:
-        if first == second:
+        plan = self._plan(first, second)
+        if plan.kind == "same":
             return None
         m, n = self.both[first], self.both[second]
-        pairs = self._inputs(first, second)
         self.draft.source = m.source or m.name
         self.draft.own = []
-        if not pairs and not (isinstance(m.op, Constant) and isinstance(n.op, Constant)):
+        if plan.kind == "apart":
             self.apart.append(f"{m.describe()} against {n.describe()}")
             return self.draft.add(ops.Sub(), first, second)
-        d = tuple(self.found[pair] for pair in pairs)
-        shapes = tuple(tuple(self.both[name].shape for name in node.inputs) for node in (m, n))
-        if not alike(m.op, n.op, (shapes[0], shapes[1])):
-            change = run_changed(self._run(second)[1], first, pairs[0][0], d[0], self.draft)
-            self.layers.append(Layer(first, second, change, tuple(self.draft.own)))
-            return change
-        if all(change is None for change in d) and equal(m.op, n.op):
+        d = tuple(self.found[pair] for pair in plan.pairs)
+        if plan.kind == "run":
+            change = run_changed(plan.p, plan.q, first, plan.pairs[0][0], d[0], self.draft)
+        elif plan.kind == "second saturates":
+            change = saturated(n.op, first, n.inputs[0], d[0], self.draft, turned=False)
+        elif plan.kind == "first saturates":
+            change = saturated(m.op, m.inputs[0], second, d[0], self.draft, turned=True)
+        elif all(each is None for each in d) and equal(m.op, n.op):
             return None
-        if not covered(m.op):
+        elif not covered(m.op):
             self.apart.append(f"{m.describe()}, whose change has no rule")
             return self.draft.add(ops.Sub(), first, second)
-        b = tuple(pair[1] for pair in pairs)
-        found = carried(m.op, n.op, Pair(self.draft, first, second, m.inputs, b, d))
-        if found is not None:
-            self.layers.append(Layer(first, second, found, tuple(self.draft.own)))
-        return found
+        else:
+            b = tuple(pair[1] for pair in plan.pairs)
+            change = carried(m.op, n.op, Pair(self.draft, first, second, m.inputs, b, d))
+        if change is not None:
+            self.layers.append(Layer(first, second, change, tuple(self.draft.own)))
+        return change
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """kind: how; pairs: what it needs; p, q: the runs of both networks, where it is by runs."""
+
+    kind: str
+    pairs: tuple[tuple[str, str], ...] = ()
+    p: list[Step] = field(default_factory=list)
+    q: list[Step] = field(default_factory=list)
 
 
 def _check(found: Difference) -> None:

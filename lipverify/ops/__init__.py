@@ -13,6 +13,7 @@ from lipverify.ops.merge import Add, Concat, Div, MatMul, Maximum, Minimum, Mul,
 from lipverify.ops.normalization import BatchNorm, LayerNorm, RMSNorm
 from lipverify.ops.piecewise import Abs, Clip, Hardsigmoid, Hardswish, LeakyReLU, PReLU, ReLU
 from lipverify.ops.pooling import AvgPool, MaxPool, ReduceMax, ReduceMean, ReduceMin, ReduceSum
+from lipverify.ops.quantization import Quantize, RoundingError
 from lipverify.ops.reshaping import DepthToSpace, Expand, Gather, Pad, Reshape, Slice, Transpose, Upsample
 from lipverify.ops.smooth import (
     CELU,
@@ -85,6 +86,7 @@ __all__ = [
     "PReLU",
     "Pad",
     "Power",
+    "Quantize",
     "RMSNorm",
     "ReLU",
     "Reciprocal",
@@ -93,6 +95,7 @@ __all__ = [
     "ReduceMin",
     "ReduceSum",
     "Reshape",
+    "RoundingError",
     "Same",
     "Scale",
     "Shape",

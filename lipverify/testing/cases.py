@@ -283,12 +283,14 @@ def _implicit() -> list[OperatorCase]:
 
 
 def _differences() -> list[OperatorCase]:
-    """The change of every scalar activation, and of operators that choose among entries."""
+    """Rounding to steps; the change of every scalar activation, and of operators that choose among entries."""
     inner = [*_scalar(), *_pooling()[:2]]
     inner += [_case(ops.ReduceMax((1,), False), (3, 4)), _case(ops.ReduceMin((0, 1), True), (3, 2))]
     inner += [_case(ops.GroupSort(2), (6,)), _case(ops.GroupSort(3, 0, True), (6, 2), label="descending")]
     inner += [_case(kind(), (2, 3), (2, 3)) for kind in (ops.Maximum, ops.Minimum)]
-    found: list[OperatorCase] = [SameCase(ops.Same(), ((3,), (3,)), bounded=False)]
+    steps = [ops.Quantize(0.05, 113), ops.Quantize(0.75), ops.RoundingError(0.3)]
+    found = [OperatorCase(op, ((6,),), bounded=False) for op in steps]
+    found += [SameCase(ops.Same(), ((3,), (3,)), bounded=False)]
     for case in inner:
         if not has_change(case.op):
             continue

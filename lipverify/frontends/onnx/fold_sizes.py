@@ -127,7 +127,7 @@ SIZES: dict[str, Size] = {
          "Dropout", "Trilu", "ScatterND", "ScatterElements", "DepthToSpace", "SpaceToDepth", "Compress", "Neg", "Abs",
          "Sqrt", "Exp", "Log", "Floor", "Ceil", "Round", "Sign", "Not", "Relu", "LeakyRelu", "Elu", "Selu", "Celu",
          "Sigmoid", "HardSigmoid", "Tanh", "Softplus", "Softsign", "Erf", "Reciprocal", "Sin", "Cos", "Clip", "IsNaN",
-         "IsInf", "Softmax", "LogSoftmax", "CumSum", "BatchNormalization", "DequantizeLinear", "ReduceSum",
+         "IsInf", "Softmax", "LogSoftmax", "CumSum", "BatchNormalization", "DequantizeLinear", "QuantizeLinear", "ReduceSum",
          "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2", "ReduceSumSquare", "ArgMax",
          "ArgMin", "Shape", "Size"],
         _same,

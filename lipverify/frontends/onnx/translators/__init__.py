@@ -6,8 +6,9 @@ from lipverify.frontends.onnx.translators import indexing as _indexing
 from lipverify.frontends.onnx.translators import linear_maps as _linear_maps
 from lipverify.frontends.onnx.translators import normalization as _normalization
 from lipverify.frontends.onnx.translators import pooling as _pooling
+from lipverify.frontends.onnx.translators import quantized as _quantized
 from lipverify.frontends.onnx.translators import refused as _refused
 from lipverify.frontends.onnx.translators import resizing as _resizing
 from lipverify.frontends.onnx.translators import shapes as _shapes
 
-del _activations, _arithmetic, _indexing, _linear_maps, _normalization, _pooling, _refused, _resizing, _shapes
+del _activations, _arithmetic, _indexing, _linear_maps, _normalization, _pooling, _quantized, _refused, _resizing, _shapes

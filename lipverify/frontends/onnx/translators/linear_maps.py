@@ -17,7 +17,8 @@ _MAX_STACK = 4096
 
 
 @lower.register("MatMul")
-def _matmul(c: Call) -> Value:
+def product(c: Call) -> Value:
+    """A product of matrices, one of them computed."""
     b, (left, right) = c.build, (c.operand(0), c.operand(1))
     for x in (left, right):
         if isinstance(x, Tensor) and math.prod(x.shape[:-2]) > _MAX_STACK:
@@ -82,7 +83,8 @@ def _times(c: Call, x: Operand, factor: float) -> Operand:
 
 
 @lower.register("Conv")
-def _conv(c: Call) -> Value:
+def convolution(c: Call) -> Value:
+    """A convolution with a stored kernel."""
     x, weight = c.value(), c.stored(1, "weight")
     kernel = _kernel(c, weight)
     where = window(c, kernel, x.source_shape[-len(kernel) :])

@@ -12,8 +12,8 @@ _JUMPS = (
     "leave it out of the exported model",
 )
 _QUANTISED = (
-    "rounds to integers, so it is not continuous",
-    "export the floating-point model, or a dequantised one",
+    "chooses its step by the numbers it rounds",
+    "quantise with stored scales",
 )
 _RANDOM = ("is random", "export in evaluation mode, without noise")
 _RECURRENT = ("recurrent layers are not covered", "export the layers before or behind them")
@@ -28,8 +28,7 @@ _REASONS: dict[str, tuple[str, str]] = {
         _JUMPS,
     ),
     **dict.fromkeys(
-        ["QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger", "QLinearConv",
-         "QLinearMatMul"],
+        ["DynamicQuantizeLinear"],
         _QUANTISED,
     ),
     **dict.fromkeys(["LSTM", "GRU", "RNN"], _RECURRENT),

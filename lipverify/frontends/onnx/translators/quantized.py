@@ -1,0 +1,152 @@
+"""Quantised models as functions of real numbers: the integers they compute with are values like any other.
+
+An integer stands for scale * (integer - zero point). `QuantizeLinear` limits to what the integers represent and rounds; products of
+integers are exact; scales are exact products of what is stored. What runtimes round besides (requantisation in single precision)
+is covered by how `ops.Quantize` treats ties.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from lipverify import ops
+from lipverify.frontends.builder import Value
+from lipverify.frontends.onnx import forms
+from lipverify.frontends.onnx.call import Call
+from lipverify.frontends.onnx.lowering import Stored
+from lipverify.frontends.onnx.registry import lower
+from lipverify.frontends.onnx.translators.linear_maps import convolution, product
+
+INTEGERS = {
+    "uint8": (0, 255), "int8": (-128, 127), "uint16": (0, 65535), "int16": (-32768, 32767), "uint4": (0, 15), "int4": (-8, 7),
+}  # fmt: skip
+"""Types that rounding may end in, with their ends."""
+_CODES = {0: "uint8", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 21: "uint4", 22: "int4"}
+_FLOATING = "export the model with integers of 4, 8 or 16 bits"
+
+
+@lower.register("QuantizeLinear")
+def _quantize_linear(c: Call) -> Value:
+    if c.attribute("block_size", 0):
+        raise c.refuse("quantises computed numbers in blocks", "use one scale")
+    kind = _CODES.get(c.attribute("output_dtype", 0))
+    if c.raw(2) is not None:
+        kind = c.array(2, "zero point").dtype.name
+    if kind not in INTEGERS:
+        raise c.refuse(f"quantises to {kind or 'another type'}", _FLOATING)
+    return _rounded(c, c.value(), _scale(c, 1), _zero(c, 2), *INTEGERS[kind])
+
+
+def _rounded(c: Call, x: Value, step: float, zero: int, low: int, high: int) -> Value:
+    """The integers of x, saturated first: both ends are products of a float32 number and a short integer, exact in float64."""
+    held = c.build.elementwise(ops.Clip(step * (low - zero), step * (high - zero)), x)
+    return c.build.elementwise(ops.Quantize(step, zero), held)
+
+
+@lower.register("DequantizeLinear")
+def _dequantize_linear(c: Call) -> Value:
+    x, scale = c.value(), c.stored(1, "scale")
+    if c.attribute("block_size", 0):
+        raise c.refuse("dequantises computed numbers in blocks", "use one scale, or one for each channel")
+    zero = None if c.raw(2) is None else c.array(2, "zero point").astype(np.int64)
+    if scale.numel() > 1:
+        shape = [1] * x.rank
+        shape[forms.normalised(c, c.attribute("axis", 1), x.rank)] = -1
+        scale, zero = scale.reshape(shape), None if zero is None else zero.reshape(shape)
+    shifted = x if zero is None or not zero.any() else c.build.minus(x, _real(zero))
+    return c.build.times(shifted, scale)
+
+
+@lower.register("ConvInteger")
+def _conv_integer(c: Call) -> Value:
+    x = _centred(c, c.value(), _zero(c, 2))
+    return convolution(replace(c, inputs=(x, _weights(c, 1, 3, 0))))
+
+
+@lower.register("MatMulInteger")
+def _matmul_integer(c: Call) -> Value:
+    x = _centred(c, c.value(), _zero(c, 2))
+    return product(replace(c, inputs=(x, _weights(c, 1, 3, -1))))
+
+
+@lower.register("QLinearConv")
+def _qlinear_conv(c: Call) -> Value:
+    x = _centred(c, c.value(), _zero(c, 2))
+    bias = () if c.raw(8) is None else (c.array(8, "bias").astype(np.float64),)
+    found = convolution(replace(c, inputs=(x, _weights(c, 3, 5, 0), *bias)))
+    scales = c.stored(4, "scale of the weight").double().reshape(-1)
+    if scales.numel() not in (1, found.source_shape[1]):
+        raise c.invalid(f"{scales.numel()} scales for {found.source_shape[1]} channels")
+    scales = scales.reshape(1, -1, *(1,) * (found.rank - 2)) if scales.numel() > 1 else scales.reshape(())
+    return _requantised(c, c.build.times(found, scales * _scale(c, 1)), 6)
+
+
+@lower.register("QLinearMatMul")
+def _qlinear_matmul(c: Call) -> Value:
+    x = _centred(c, c.value(), _zero(c, 2))
+    scales = c.stored(4, "scale of the weight").double()
+    if scales.numel() == 1:
+        scales = scales.reshape(())
+    elif scales.ndim != 1:
+        raise c.refuse(f"scales of shape {list(scales.shape)}", "use one scale, or one for each column")
+    found = product(replace(c, inputs=(x, _weights(c, 3, 5, -1))))
+    return _requantised(c, c.build.times(found, scales * _scale(c, 1)), 6)
+
+
+def _requantised(c: Call, x: Value, position: int) -> Value:
+    kind = c.array(position + 1, "zero point of the result").dtype.name
+    if kind not in INTEGERS:
+        raise c.refuse(f"quantises to {kind}", _FLOATING)
+    return _rounded(c, x, _scale(c, position), _zero(c, position + 1), *INTEGERS[kind])
+
+
+def _scale(c: Call, position: int) -> float:
+    """One positive scale."""
+    found = c.stored(position, "scale")
+    if found.numel() != 1:
+        raise c.refuse(
+            f"quantises computed numbers with {found.numel()} scales", "use one scale for each activation"
+        )
+    step = float(found.double().reshape(()))
+    if not step > 0:
+        raise c.invalid(f"its scale is {step}, not positive")
+    return step
+
+
+def _zero(c: Call, position: int) -> int:
+    """One zero point, 0 where it is left out."""
+    if c.raw(position) is None:
+        return 0
+    found = c.array(position, "zero point")
+    if found.size != 1 or found.dtype.name not in (*INTEGERS, "int32"):
+        raise c.refuse(f"a zero point {found.dtype} {list(found.shape)}", "use one integer for each activation")
+    return int(found.reshape(()))
+
+
+def _weights(c: Call, position: int, zero: int, axis: int) -> Stored:
+    """Stored integers minus their zero point, which may be one for each entry of an axis; exact as float64."""
+    found = c.array(position, "weight")
+    if found.dtype.name not in INTEGERS:
+        raise c.invalid(f"its weight has the type {found.dtype}")
+    whole = found.astype(np.int64)
+    if c.raw(zero) is not None:
+        offset = c.array(zero, "zero point of the weight").astype(np.int64)
+        if offset.size > 1:
+            if offset.ndim != 1 or offset.size != whole.shape[axis]:
+                raise c.refuse(f"zero points of shape {list(offset.shape)}", "use one for each channel")
+            shape = [1] * whole.ndim
+            shape[axis] = -1
+            offset = offset.reshape(shape)
+        whole = whole - offset
+    return whole.astype(np.float32)
+
+
+def _centred(c: Call, x: Value, zero: int) -> Value:
+    return c.build.minus(x, _real(np.asarray(zero))) if zero else x
+
+
+def _real(whole: Stored) -> torch.Tensor:
+    return torch.from_numpy(np.asarray(whole, np.float32).copy())
