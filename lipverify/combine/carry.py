@@ -119,7 +119,11 @@ def _changed(p: Op, q: Op, pair: Pair) -> str:
     draft = pair.draft
     parts = []
     if any(d is not None for d in pair.d):
-        d = [draft.met(pair.given(i), a, b) for i, (a, b) in enumerate(zip(pair.a, pair.b, strict=True))]
+        d = [pair.given(i) for i in range(len(pair.d))]
+        if not isinstance(
+            q, CHOOSING
+        ):  # there the range of every entry would be needed, and little is gained
+            d = [draft.met(*three) for three in zip(d, pair.a, pair.b, strict=True)]
         parts.append(draft.add(Change(q), *d, *pair.a, *pair.b))
     if not equal(p, q):
         parts.append(draft.add(ops.Sub(), pair.first, draft.add(q, *pair.a)))

@@ -205,7 +205,12 @@ class _Rewriting:
         if scalar and (self._saturates(m) or self._saturates(n)):
             return _Plan("scalar", ((m.inputs[0], n.inputs[0]),))
         one, other = self._run(first), self._run(second)
-        cuts = [(i, j) for i in range(len(one) + 1) for j in range(len(other) + 1) if i < len(one) or j < len(other)]
+        cuts = [
+            (i, j)
+            for i in range(len(one) + 1)
+            for j in range(len(other) + 1)
+            if i < len(one) or j < len(other)
+        ]
         for i, j in sorted(cuts, key=sum):  # the longest runs first
             p, q = one[i:], other[j:]
             ends = p[0][1] if p else first, q[0][1] if q else second

@@ -107,9 +107,9 @@ def _met(first: Interval, second: Interval) -> Interval:
 
 @relax.register(Same)
 def _same_planes(op: Same, x: Interval, y: Interval) -> Relaxation:
-    """Either input is the value: in every entry the one whose range is narrower."""
-    first = (x.width <= y.width).to(torch.float64)
-    plane = Plane((first, 1.0 - first), torch.zeros_like(first))
+    """Either input is the value; the first one is what was carried here for its planes."""
+    one = torch.ones_like(torch.broadcast_tensors(x.lower, y.lower)[0])
+    plane = Plane((one, torch.zeros_like(one)), torch.zeros_like(one))
     return Relaxation(plane, plane)
 
 
@@ -140,6 +140,16 @@ def _quotients(op: Change, a: Interval, b: Interval) -> Enclosure | None:
     return Enclosure(found.lower, found.upper)
 
 
+def undecided(op: Change, a: Interval, b: Interval) -> Tensor | None:
+    """Where phi is no line on the hull of two boxes: [batch, *shape]; None where that is not known anywhere.
+
+    On the hull of A and B it says where a tighter D could tell more of a scalar change: elsewhere y follows from d exactly. On A
+    alone (or B alone) where a tighter A could: elsewhere its planes are exact.
+    """
+    found = _quotients(op, a, b)
+    return None if found is None else found.lower < found.upper
+
+
 def _largest(op: Op, boxes: tuple[Interval, ...]) -> Interval:
     """The box of the largest of the entries that each result chooses from."""
     if isinstance(op, GroupSort):
@@ -165,42 +175,41 @@ def _change_planes(op: Change, *boxes: Interval) -> Relaxation:
 
 
 def _scalar_planes(op: Change, d: Interval, a: Interval, b: Interval) -> Relaxation:
-    """Of several valid planes the one that is highest (from below) or lowest (from above) at the middle of the boxes.
+    """Of two valid planes the one that is highest (from below) or lowest (from above) at the middle of the boxes.
 
-    (i) phi(a) <= p a + r and phi(b) >= q b + s give y <= p a - q b + (r - s) + c (d - a + b) for every c, since the last
-        term is 0; c = 0 takes each network by itself, c = 1 of ReLU is d + relu(-a) - relu(-b).
+    (i) phi(a) <= p a + r and phi(b) >= q b + s give y <= p a - q b + (r - s) + c (d - a + b) for every c, since the last term is
+        0. On d = a - b all of these are one plane, but further back a, b and d have relaxations of their own, and d the best.
+        With c = p or c = q only one of a, b is left, times |p - q|; c is the smaller of both.
     (ii) y = t d with t in [k, K], the quotients of phi on the hull: the chord above max(k d, K d), below min(k d, K d).
     """
     ends = torch.broadcast_tensors(d.lower, d.upper, a.lower, a.upper, b.lower, b.upper)
     d, a, b = (Interval(ends[i], ends[i + 1]) for i in (0, 2, 4))
-    steep = _quotients(op, a, b)
+    steep, zero = _quotients(op, a, b), torch.zeros_like(a.lower)
     above: list[Plane] = []
     below: list[Plane] = []
-    if relax.covers(type(op.of)):
-        around_a, around_b = relax(op.of, a), relax(op.of, b)
-        zero = torch.zeros_like(a.lower)
-        shares = [zero] if steep is None else [zero, steep.lower, steep.upper]
-        above += [_apart(around_a.upper, around_b.lower, share, a, b, 1.0) for share in shares]
-        below += [_apart(around_a.lower, around_b.upper, share, a, b, -1.0) for share in shares]
     if steep is not None:
-        zero = torch.zeros_like(a.lower)
         chord = kinked_planes(steep.lower, steep.upper, d).upper
         above.append(Plane((chord.slopes[0], zero, zero), chord.offset))
         chord = kinked_planes(steep.upper, steep.lower, d).lower
         below.append(Plane((chord.slopes[0], zero, zero), chord.offset))
+    if relax.covers(type(op.of)):
+        around_a, around_b = relax(op.of, a), relax(op.of, b)
+        above.append(_apart(around_a.upper, around_b.lower, a, b, 1.0))
+        below.append(_apart(around_a.lower, around_b.upper, a, b, -1.0))
     if not above:
         raise UnsupportedModel(f"no planes around the change of {op.of.kind()} on these ranges")
-    middle = tuple(box.lower / 2 + box.upper / 2 for box in (d, a, b))
-    return Relaxation(_best(below, middle, -1.0), _best(above, middle, 1.0))
+    middle, apart = (a.lower / 4 + a.upper / 4) + (b.lower / 4 + b.upper / 4), d.lower / 2 + d.upper / 2
+    place = apart, middle + apart / 2, middle - apart / 2
+    return Relaxation(_best(below, place, -1.0), _best(above, place, 1.0))
 
 
-def _apart(first: Plane, second: Plane, share: Tensor, a: Interval, b: Interval, sign: float) -> Plane:
+def _apart(first: Plane, second: Plane, a: Interval, b: Interval, sign: float) -> Plane:
     """(i) of `_scalar_planes`. sign: 1.0 from above, -1.0 from below."""
     zero = torch.zeros_like(a.lower)
     p, q = ((plane.slopes[0] if plane.slopes else zero) + zero for plane in (first, second))
-    share = share.expand_as(zero)
+    share = torch.where(p.abs() < q.abs(), p, q)
     on_a, on_b = p - share, share - q
-    # With a share, each of the two slopes is one rounding away from the one that makes the plane exact, unless it is 0.
+    # One of the two is 0; the other one is one rounding away from the slope that makes the plane exact.
     error = MARGIN * (on_a.abs() * _reach(a) + on_b.abs() * _reach(b)) + _TINY
     error = torch.where((share == 0) | ((on_a == 0) & (on_b == 0)), zero, error)
     offset = Enclosure.of(first.offset + zero) - Enclosure.of(second.offset + zero)

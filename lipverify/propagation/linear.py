@@ -15,6 +15,7 @@ from lipverify.ir.interval import Interval
 from lipverify.ir.norm import Norm
 from lipverify.ir.op import Constant, Input
 from lipverify.ir.region import Ball
+from lipverify.ops.change import undecided
 from lipverify.propagation.forms import FormBounds, affordable, form_bounds, joined, mixes, refuses_forms
 from lipverify.propagation.forms.sweep import Sweep
 from lipverify.propagation.forms.symbols import Facts
@@ -402,11 +403,34 @@ def _unsettled(known: Knowledge, node: Node, lower: Tensor, upper: Tensor) -> Te
     for reader in readers:
         if is_affine(reader):
             continue
-        if not slopes.covers(type(reader.op)):
+        found = _wanted(known, reader, node.name, box)
+        if found is None:
             return everything
-        try:
-            found = slopes(reader.op, box, node.shape)
-        except UnsupportedModel:
-            return everything
-        needed |= (found.lower < found.upper).expand(box.lower.shape).flatten(1)
+        needed |= found.expand(box.lower.shape).flatten(1)
     return needed
+
+
+def _wanted(known: Knowledge, reader: Node, name: str, box: Interval) -> Tensor | None:
+    """Entries of an input `name` with this box that a node which is not affine can still use: None for all of them."""
+    op = reader.op
+    if isinstance(op, ops.Same):  # it hands the value on
+        if reader.name == known.graph.output.name:
+            return None
+        nodes = [known.graph[each] for each in known.graph.consumers[reader.name]]
+        parts = [_wanted(known, each, reader.name, box) for each in nodes]
+        if not parts or any(part is None for part in parts):
+            return None
+        return torch.stack([part.expand(box.lower.shape) for part in parts if part is not None]).any(0)
+    try:
+        if isinstance(op, ops.Change) and len(reader.inputs) == 3 and slopes.covers(type(op.of)):
+            place = reader.inputs.index(name)
+            if place > 0:
+                return undecided(op, box, box)
+            ends = [known.ranges.get(each) for each in reader.inputs[1:]]
+            return None if ends[0] is None or ends[1] is None else undecided(op, ends[0], ends[1])
+        if not slopes.covers(type(op)):
+            return None
+        found = slopes(op, box, known.graph[name].shape)
+    except UnsupportedModel:
+        return None
+    return found.lower < found.upper

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lipverify import ops
 from lipverify.analyzers.protocol import Compute
 from lipverify.combine import Difference
 from lipverify.falsify import multiplications
@@ -77,9 +78,25 @@ def findings(
             kept = labels.kept_within(carried, graph, found.facts["pairs"], margins, region, compute)
         fields["kept"], fields["changed"] = labels.split(kept)
     if isinstance(found.more, Bounds):
+        fields["saturation"] = _saturation(carried, found.more)
         fields["layers"] = _layers(carried, found.more)
     fields["spectra"] = _spectra(carried)
     return fields
+
+
+def _saturation(carried: Difference, ranges: Bounds) -> list[dict[str, Any]]:
+    """For every quantiser what comes in over the region, and what its integers represent."""
+    rows = []
+    for node in carried.graph.nodes:
+        readers = (carried.graph[name].op for name in carried.graph.consumers[node.name])
+        if not isinstance(node.op, ops.Clip) or not any(isinstance(op, ops.Quantize) for op in readers):
+            continue
+        box = ranges[node.inputs[0]]
+        reach = [float(box.lower.min()), float(box.upper.max())]
+        if node.name[:2] in ("f.", "g.") and all(map(math.isfinite, reach)):
+            name = node.source or node.name[2:]
+            rows.append({"node": name, "range": reach, "represents": [node.op.low, node.op.high]})
+    return rows
 
 
 def _layers(carried: Difference, ranges: Bounds) -> list[dict[str, Any]]:
@@ -141,6 +158,14 @@ def _spectra(carried: Difference) -> list[dict[str, Any]]:
 def sections(document: Mapping[str, Any]) -> Sequence[Section]:
     """Labels with their picture, layers, differences of outputs, singular values, places where the structures differ."""
     found: list[Section] = []
+    beyond = [row for row in document.get("saturation", ()) if _beyond(row)]
+    if beyond:
+        text = "Over the region values may lie outside what the integers represent, and are cut off there without a word."
+        head = ("Quantiser", "Values at most", "Represents")
+        cut = tuple(
+            (display(row["node"], 60), _ends(row["range"]), _ends(row["represents"])) for row in beyond
+        )
+        found.append(Table("Saturation", text, head, cut, brief=True))
     if "kept" in document:
         found += _label_sections(document["kept"])
     if document.get("layers"):
@@ -195,6 +220,17 @@ def _label_sections(kept: Mapping[str, Any]) -> list[Section]:
         *found,
         Bars("Leads against differences", text, bars, "lead of the label in the original network"),
     ]
+
+
+def _beyond(row: Mapping[str, Any]) -> bool:
+    """Whether a value may lie more than the smallest step of 8 bits outside what is represented."""
+    (low, high), (first, last) = row["range"], row["represents"]
+    room = (last - first) / 255
+    return bool(low < first - room or high > last + room)
+
+
+def _ends(pair: Sequence[float]) -> str:
+    return f"{decimal_text(pair[0], digits=4)} to {decimal_text(pair[1], digits=4)}"
 
 
 def _layer_rows(layers: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, ...], ...]:

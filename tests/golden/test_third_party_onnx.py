@@ -18,7 +18,6 @@ pytestmark = [
 
 REFUSED = {
     "quant_model": 'onnx.brevitas::Quant "Quant_4": operators of this domain are not covered',
-    "quantized_model": 'QuantizeLinear "Input3_QuantizeLinear".*rounds to integers',
     "past": 'com.microsoft::EmbedLayerNormalization "EmbedLayerNormalization_0"',
     "silero_vad_16k_op15": 'the output depends on 3 inputs \\("input", "state", "sr"\\)',
 }

@@ -11,4 +11,15 @@ from lipverify.frontends.onnx.translators import refused as _refused
 from lipverify.frontends.onnx.translators import resizing as _resizing
 from lipverify.frontends.onnx.translators import shapes as _shapes
 
-del _activations, _arithmetic, _indexing, _linear_maps, _normalization, _pooling, _quantized, _refused, _resizing, _shapes
+del (
+    _activations,
+    _arithmetic,
+    _indexing,
+    _linear_maps,
+    _normalization,
+    _pooling,
+    _quantized,
+    _refused,
+    _resizing,
+    _shapes,
+)

@@ -1,6 +1,6 @@
 """Quantised models as functions of real numbers: the integers they compute with are values like any other.
 
-An integer stands for scale * (integer - zero point). `QuantizeLinear` limits to what the integers represent and rounds; products of
+An integer stands for scale * (integer - zero point). `QuantizeLinear` limits to what integers represent and rounds; products of
 integers are exact; scales are exact products of what is stored. What runtimes round besides (requantisation in single precision)
 is covered by how `ops.Quantize` treats ties.
 """
@@ -75,25 +75,31 @@ def _matmul_integer(c: Call) -> Value:
 @lower.register("QLinearConv")
 def _qlinear_conv(c: Call) -> Value:
     x = _centred(c, c.value(), _zero(c, 2))
-    bias = () if c.raw(8) is None else (c.array(8, "bias").astype(np.float64),)
+    bias = () if c.raw(8) is None else (_exact(c.array(8, "bias")),)
     found = convolution(replace(c, inputs=(x, _weights(c, 3, 5, 0), *bias)))
-    scales = c.stored(4, "scale of the weight").double().reshape(-1)
+    scales = c.stored(4, "scale of the weight").reshape(-1)
     if scales.numel() not in (1, found.source_shape[1]):
         raise c.invalid(f"{scales.numel()} scales for {found.source_shape[1]} channels")
     scales = scales.reshape(1, -1, *(1,) * (found.rank - 2)) if scales.numel() > 1 else scales.reshape(())
-    return _requantised(c, c.build.times(found, scales * _scale(c, 1)), 6)
+    return _requantised(c, _scaled(c, found, scales), 6)
 
 
 @lower.register("QLinearMatMul")
 def _qlinear_matmul(c: Call) -> Value:
     x = _centred(c, c.value(), _zero(c, 2))
-    scales = c.stored(4, "scale of the weight").double()
+    scales = c.stored(4, "scale of the weight")
     if scales.numel() == 1:
         scales = scales.reshape(())
     elif scales.ndim != 1:
         raise c.refuse(f"scales of shape {list(scales.shape)}", "use one scale, or one for each column")
     found = product(replace(c, inputs=(x, _weights(c, 3, 5, -1))))
-    return _requantised(c, c.build.times(found, scales * _scale(c, 1)), 6)
+    return _requantised(c, _scaled(c, found, scales), 6)
+
+
+def _scaled(c: Call, x: Value, scales: torch.Tensor) -> Value:
+    """Times the scales of the weight, then that of the input: two operators, because their product is no float32 number."""
+    _scale(c, 1)
+    return c.build.times(c.build.times(x, scales), c.stored(1, "scale").reshape(()))
 
 
 def _requantised(c: Call, x: Value, position: int) -> Value:
@@ -122,7 +128,9 @@ def _zero(c: Call, position: int) -> int:
         return 0
     found = c.array(position, "zero point")
     if found.size != 1 or found.dtype.name not in (*INTEGERS, "int32"):
-        raise c.refuse(f"a zero point {found.dtype} {list(found.shape)}", "use one integer for each activation")
+        raise c.refuse(
+            f"a zero point {found.dtype} {list(found.shape)}", "use one integer for each activation"
+        )
     return int(found.reshape(()))
 
 
@@ -141,7 +149,13 @@ def _weights(c: Call, position: int, zero: int, axis: int) -> Stored:
             shape[axis] = -1
             offset = offset.reshape(shape)
         whole = whole - offset
-    return whole.astype(np.float32)
+    return _exact(whole)
+
+
+def _exact(whole: Stored) -> Stored:
+    """Whole numbers in the narrowest floating-point type that holds all of them."""
+    large = bool((np.abs(whole.astype(np.int64)) > 1 << 24).any())
+    return whole.astype(np.float64 if large else np.float32)
 
 
 def _centred(c: Call, x: Value, zero: int) -> Value:
