@@ -21,6 +21,7 @@ from lipverify.checkers.evaluation import evaluate_with_deviations
 from lipverify.checkers.reader import model_of_bytes
 from lipverify.checkers.reader.onnx import input_of, only
 from tests.onnx_models import model, node, random
+from tests.soundness import models
 from tests.unit.frontends.test_onnx_operators import CASES
 
 Random = stdlib_random.Random
@@ -129,7 +130,13 @@ def seeds() -> list[Any]:
             shown_outputs = [name for name in case.outputs if name != "i"]
             nodes = [node(case.op, inputs, case.outputs, **case.attributes)]
             found.append(model(nodes, [1, *case.shape], opset, dict(case.constants), shown_outputs))
-    return [*found, *_networks()]
+    return [*found, *_networks(), *(random_model(seed) for seed in range(60))]
+
+
+def random_model(seed: int) -> Any:
+    """One of the random models over all pairs of operators."""
+    pairs = models.pairs()
+    return models.model(np.random.default_rng(seed), models.Reached(), pairs[seed % len(pairs)]).proto
 
 
 def _networks() -> Iterator[Any]:
@@ -542,10 +549,10 @@ _CHANGES: dict[str, Callable[[Random, Any], None]] = {
 }  # fmt: skip
 
 
-def mutant(seed: int, models: list[bytes]) -> tuple[str, bytes]:
+def mutant(seed: int, begin: list[bytes]) -> tuple[str, bytes]:
     """What was changed, and the bytes."""
     rng = Random(seed)
-    data = rng.choice(models)
+    data = rng.choice(begin)
     kind = rng.choice(
         ["setting", "setting", "setting", "wiring", "wiring", "stored", "stored", "graph", "bytes"]
     )
@@ -626,11 +633,11 @@ def difference(data: bytes, found: Found, seed: int = 0) -> str | None:
 def run(count: int, first: int = 0, until: float = float("inf")) -> Found:
     """Reads and runs `count` mutants with seeds from `first` on, or fewer until the clock `until` (time.monotonic)."""
     started, found = time.monotonic(), Found()
-    models = [m.SerializeToString() for m in seeds()]
+    begin = [m.SerializeToString() for m in seeds()]
     for seed in range(first, first + count):
         if time.monotonic() > until:
             break
-        kind, data = mutant(seed, models)
+        kind, data = mutant(seed, begin)
         found.made += 1
         found.kinds[kind] += 1
         reason = difference(data, found, seed)

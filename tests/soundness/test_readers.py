@@ -25,6 +25,15 @@ def test_changed_files(part: int) -> None:
     assert found.compared > EACH // 20
 
 
+@pytest.mark.parametrize("part", range(200 if FULL else 1))
+def test_random_models(part: int) -> None:
+    found = readers.Found()
+    for seed in range(100 * part, 100 * part + 100):
+        data = readers.random_model(seed).SerializeToString()
+        assert readers.difference(data, found, seed) is None, seed
+    assert found.compared > 90
+
+
 def test_every_operator_is_changed() -> None:
     """The models to begin with are right where they are read, and have every operator."""
     found, seen = readers.Found(), set()
