@@ -8,7 +8,8 @@ import numpy as np
 import onnx
 import pytest
 
-from lipverify.checkers.reader import operators
+from lipverify.checkers.evaluation import evaluate, shown
+from lipverify.checkers.reader import model_of_bytes, operators
 from tests.soundness import readers
 
 FULL = os.environ.get("LIPVERIFY_SOUNDNESS") == "full"
@@ -83,3 +84,34 @@ def test_versions_of_operators() -> None:
         listed = {int(v.lstrip("!")) for v in text.split()}
         assert listed <= known[op] | {10}, op
         assert {v for v in known[op] if v > min(listed)} <= listed, (op, known[op] - listed)
+
+
+@pytest.mark.skipif(not FULL, reason="a minute; set LIPVERIFY_SOUNDNESS=full")
+def test_operator_cases_of_onnx() -> None:
+    """The cases that onnx brings along, one operand computed and the others stored: what is read has the expected numbers."""
+    from onnx.backend.test.case.node import collect_testcases
+
+    right = 0
+    for case in collect_testcases(None):
+        given, wanted = case.data_sets[0]
+        if not all(isinstance(a, np.ndarray) for a in given):
+            continue
+        free = [k for k, a in enumerate(given) if a.dtype in (np.float32, np.float64) and a.size]
+        for place in free[:2]:
+            source = onnx.ModelProto()
+            source.CopyFrom(case.model)
+            del source.graph.input[:]
+            source.graph.input.append(case.model.graph.input[place])
+            for k, (value, array) in enumerate(zip(case.model.graph.input, given, strict=False)):
+                if k != place:
+                    source.graph.initializer.append(onnx.numpy_helper.from_array(array, value.name))
+            read = model_of_bytes(case.name, source.SerializeToString())
+            if read.program is None:
+                continue
+            results = evaluate(read.program, given[place].astype(np.float64).reshape(1, -1))
+            for k, output in enumerate(read.program.outputs):
+                if k not in read.refused:
+                    ours = shown(output.view, results)[0]
+                    np.testing.assert_allclose(ours, np.ravel(wanted[k]), 1e-4, 1e-4, err_msg=case.name)
+                    right += 1
+    assert right > 700

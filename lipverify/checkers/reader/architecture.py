@@ -31,7 +31,10 @@ def architecture(document: Any, tensors: Mapping[str, Array]) -> Program:
     """
     _fields(document, {"input", "shape", "nodes", "outputs"})
     shape, nodes, outputs = document["shape"], document["nodes"], document["outputs"]
-    need(_integers(shape) and 0 < len(shape) <= MAX_AXES, "the shape of the input")
+    need(
+        _integers(shape) and 0 < len(shape) <= MAX_AXES and 1 in (shape[0], len(shape)),
+        "the shape of the input",
+    )
     need(isinstance(nodes, list) and len(nodes) <= MAX_NODES, "the nodes of an architecture")
     need(
         _names([document["input"]]) and _names(outputs) and len(set(outputs)) == len(outputs) > 0,

@@ -1,7 +1,7 @@
 """A program under construction: values as places in the results of steps, and an account of everything that is made.
 
 Every array the reader makes is charged before it exists, so that no file asks for more memory or time than the account holds.
-One sample is followed: the first axis of the input has size 1, or there is none.
+One sample is followed: an open first axis of the input has size 1; one of a fixed size belongs to the sample.
 """
 
 from __future__ import annotations
@@ -97,10 +97,7 @@ class Builder:
         self.steps: list[Step] = []
         self.constants: dict[tuple[int, int], tuple[Array, Value]] = {}
         self.charge(size_of(shape))
-        need(
-            min(shape, default=0) > 0 and 1 in (shape[0], len(shape)),
-            f"inputs of shape {list(shape)} are not covered",
-        )
+        need(min(shape, default=0) > 0, f"inputs of shape {list(shape)} are not covered by the checker")
         self.input = self.add(Input(View((), np.empty(0, np.int64)), math.prod(shape)), shape, kind)
 
     def charge(self, count: int) -> int:
