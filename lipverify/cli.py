@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
-from typing import Annotated
 
 import typer
 
@@ -26,9 +24,9 @@ from lipverify.commands.options import (
 from lipverify.commands.options import output as parsed_output
 from lipverify.commands.questions import Verbs
 from lipverify.commands.radius import radius
+from lipverify.commands.verify import verify
 from lipverify.commands.zoo import zoo_app
-from lipverify.errors import LipverifyError, Refuted
-from lipverify.loading.names import display_path
+from lipverify.errors import LipverifyError
 
 app = typer.Typer(
     name="lipverify",
@@ -77,35 +75,7 @@ def inspect(
 app.command()(audit)
 
 
-@app.command()
-def verify(
-    certificate: Annotated[
-        Path, typer.Argument(help="certificate.json of an audit; its arrays lie beside it")
-    ],
-    model: Annotated[str, typer.Option(help="the model file, or zoo:<name>")],
-    exact: Annotated[bool, typer.Option("--exact", help="integers alone, for networks small enough")] = False,
-    as_json: Json = False,
-) -> None:
-    """Prove a certificate again: numpy alone, no torch, no solver, nothing of the analyzers."""
-    from lipverify import checkers
-    from lipverify.errors import UnreadableCertificate
-    from lipverify.zoo.location import WEIGHTS, resolve
-
-    folder = resolve(model)
-    try:
-        verdict = checkers.verify_file(
-            certificate, Path(model) if folder is None else folder / WEIGHTS, exact
-        )
-    except (Refuted, UnreadableCertificate) as error:
-        if as_json:
-            print_json({"schema": "lipverify.verify/1", "valid": False, "reason": str(error)})
-        raise type(error)(f"{display_path(certificate)} is not proved for {model}: {error}") from error
-    if as_json:
-        print_json(verdict.to_json())
-    else:
-        typer.echo(f"valid: {verdict.claim} ({verdict.seconds:.2f} s)")
-
-
+app.command()(verify)
 app.command()(radius)
 app.command()(compare)
 

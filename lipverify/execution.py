@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lipverify import ops
-from lipverify.checkers.arithmetic import outward
+from lipverify.checkers.claims import outward
 from lipverify.errors import InternalError, UnsupportedModel, UsageError
 from lipverify.ir.graph import Graph, Node
 from lipverify.ir.norm import Norm

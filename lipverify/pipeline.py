@@ -106,7 +106,7 @@ def _about_output(graph: Graph, output: int | str) -> Graph:
     fixed = graph.origin.part
     if fixed is not None:
         parts = [*(parts or ["the model"]), fixed]
-    return _with_origin(graph, part=" with ".join(parts)) if parts else graph
+    return _with_origin(graph, part=" with ".join(parts), output=output) if parts else graph
 
 
 def _from_weights(path: Path, arch: str | None, trust_code: bool, input_shape: Sequence[int] | None) -> Graph:
@@ -167,7 +167,8 @@ def margin(graph: Graph, first: int, second: int) -> Graph:
     row[0, first], row[0, second] = 1.0, -1.0
     of = graph.origin.part or "the output"
     difference = f"entry {first} minus entry {second} of {of}"
-    return _with_origin(graph.append(Linear(row, None), (1,), "margin"), part=difference)
+    graph = graph.append(Linear(row, None), (1,), "margin")
+    return _with_origin(graph, part=difference, margin=(first, second))
 
 
 # -- analyze, falsify, compare

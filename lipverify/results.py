@@ -85,9 +85,9 @@ class Row:
             found["checked"] = list(certificate.proved)
         if certificate.interrupted:
             found["interrupted"] = True
-        notes = getattr(certificate.evidence, "notes", ())
+        notes = [*getattr(certificate.evidence, "notes", ()), *certificate.notes]
         if notes:
-            found["notes"] = list(notes)
+            found["notes"] = notes
         if certificate.trace:
             found["trace"] = [list(pair) for pair in certificate.trace]
         if isinstance(certificate.evidence, Gains):

@@ -6,7 +6,7 @@ its parent's answer may be unsound for it. What no function covers is refused wi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -144,6 +144,14 @@ relax: Rule[Relaxation] = Rule(
 gain: Rule[Gain] = Rule(
     "gain",
     "how far can it amplify a change? (op, input shapes, norm_in, norm_out) -> Gain; raises Unbounded",
+)
+Word = tuple[str, Sequence[Tensor | int | None], Mapping[str, Any]]
+"""One operator of the checker: its name there, operands (a stored tensor; None, left out; k >= 0, the operator's k-th input;
+-1, the result of the word before), settings."""
+stated: Rule[Word | Sequence[Word]] = Rule(
+    "stated",
+    "what is it in the words of the checker (`checkers.reader.operators.WORDS`)? (op, node) -> a word whose operands follow the "
+    "operator's inputs, or several words with all their operands, of which the last is the result",
 )
 
 

@@ -1,7 +1,20 @@
-"""Certificates: a bound with its evidence in the form the independent checker reads, and the check that issues `checked`."""
+"""Certificates: a bound with a proof that its evidence writes in the checker's language, and the check that issues `checked`."""
 
 from lipverify.certificates.format import Issued
 from lipverify.certificates.issuing import issue, model_of, model_path, unproved, verify
 from lipverify.certificates.nodes import described
+from lipverify.certificates.writing import Condition, Layer, Part, Writer
 
-__all__ = ["Issued", "described", "issue", "model_of", "model_path", "unproved", "verify"]
+__all__ = [
+    "Condition",
+    "Issued",
+    "Layer",
+    "Part",
+    "Writer",
+    "described",
+    "issue",
+    "model_of",
+    "model_path",
+    "unproved",
+    "verify",
+]

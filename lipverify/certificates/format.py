@@ -1,29 +1,25 @@
-"""The written form of a certificate: `lipverify.certificate/1`, a JSON document with arrays beside it."""
+"""The written form of a certificate: `lipverify.certificate/2`, a JSON document with arrays beside it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lipverify import __version__, checkers
-from lipverify.checkers import Model
-from lipverify.checkers.arithmetic import outward
-from lipverify.checkers.claims import SCHEMA, statement
-from lipverify.checkers.files import digest_of
+from lipverify.checkers import About, Model, digest_of
+from lipverify.checkers.claims import Balls, Claim, Constant, Monotone, Radius, inward, outward
+from lipverify.checkers.envelope import SCHEMA
 from lipverify.documents import NOT_COVERED, environment, model_document
-from lipverify.ir.certificate import Certificate
 from lipverify.ir.graph import Graph
-from lipverify.ir.region import Ball, Query, Region
+from lipverify.ir.region import Ball, Region
 from lipverify.loading.names import display
-
-if TYPE_CHECKING:
-    from lipverify.analyzers.protocol import Analyzer
 
 
 @dataclass(frozen=True)
@@ -50,10 +46,17 @@ class Issued:
             target = path if file == name else path.with_name(file)
             target.write_bytes(data)
 
-    def check(self, model: Model, exact: bool = False) -> checkers.Verdict:
+    def check(
+        self, model: Model, exact: bool = False, expected: checkers.Expectation | None = None
+    ) -> checkers.Verdict:
         """The checker's verdict on exactly the bytes that `files` gives."""
         files = self.files("certificate.json")
-        return checkers.check(lambda: files["certificate.json"], files.__getitem__, lambda: model, exact)
+        return checkers.check(
+            lambda: files["certificate.json"], files.__getitem__, lambda: model, exact, expected
+        )
+
+
+# -- regions
 
 
 def region_arrays(region: Region) -> dict[str, Tensor]:
@@ -67,59 +70,111 @@ def region_arrays(region: Region) -> dict[str, Tensor]:
     return found
 
 
-def region_document(region: Region) -> dict[str, Any]:
-    """The region of a claim; arrays by their digests."""
+def balls_of(region: Region) -> Balls | None:
+    """The region as a claim names it: centres and box by their digests."""
     if not isinstance(region, Ball):
-        return region.to_json()
+        return None
     digests = {name: digest_of(array.numpy()) for name, array in region_arrays(region).items()}
-    known = {
-        "kind": "ball",
-        "norm": str(region.norm),
-        "radius": region.radius,
-        "radius_hex": region.radius.hex(),
-    }
-    return {**known, "count": len(region), "centres": digests["centres"], "box": digests.get("box")}
+    return Balls(str(region.norm), region.radius, len(region), digests["centres"], digests.get("box"))
 
 
-def document_of(certificate: Certificate, graph: Graph, query: Query, analyzer: Analyzer) -> dict[str, Any]:
-    """Everything but graph and proof."""
-    upper, norms, region = (
-        certificate.upper,
-        (str(query.norm_in), str(query.norm_out)),
-        region_document(query.region),
-    )
-    claim: dict[str, Any] = {"norm_in": norms[0], "norm_out": norms[1], "region": region}
-    if upper is None:
-        claim["log10_upper"] = certificate.log10_upper
-    else:
-        numbers = [float(v) for v in upper.reshape(-1)]
-        decimals, several = [outward(v) for v in numbers], upper.ndim > 0
-        most = max(zip(numbers, decimals, strict=True))[1]
-        claim |= {
-            "upper": numbers if several else numbers[0],
-            "upper_hex": [v.hex() for v in numbers] if several else numbers[0].hex(),
-            "upper_decimal": decimals if several else decimals[0],
-            "statement": statement(norms, most, region),
+def ball_document(norm: str, radius: float, centre: int, box: bool) -> dict[str, Any]:
+    """One entry of `regions`: a ball around a row of the sidecar's centres."""
+    return {"kind": "ball", "norm": norm, "radius_hex": radius.hex(), "centre": centre, "box": box}
+
+
+def radius_claim(region: Ball, labels: tuple[int, ...], radius: tuple[float, ...]) -> Radius:
+    """The claim that points keep their labels. region: balls around them, whose own radius does not matter."""
+    balls = balls_of(region)
+    assert balls is not None
+    return Radius(balls.norm, balls.centres, balls.box, labels, radius)
+
+
+# -- claims
+
+
+def claim_document(claim: Claim, about: About) -> dict[str, Any]:
+    """The claim as it is written; every number three times."""
+    found: dict[str, Any] = {"kind": claim.kind}
+    if isinstance(claim, Constant):
+        numbers: dict[str, list[Any]] = {
+            "upper": list(claim.upper),
+            "upper_hex": [v.hex() for v in claim.upper],
+            "upper_decimal": [outward(v) for v in claim.upper],
         }
+        written = numbers if claim.balls is not None else {key: values[0] for key, values in numbers.items()}
+        found |= {
+            "norm_in": claim.norms[0],
+            "norm_out": claim.norms[1],
+            "region": _region(claim.balls),
+            **written,
+        }
+    elif isinstance(claim, Radius):
+        found |= {
+            "norm": claim.norm,
+            "count": len(claim.labels),
+            "centres": claim.centres,
+            "box": claim.box,
+            "labels": list(claim.labels),
+            "radius": list(claim.radius),
+            "radius_hex": [v.hex() for v in claim.radius],
+            "radius_decimal": [inward(v) for v in claim.radius],
+        }
+    else:
+        assert isinstance(claim, Monotone)
+        entries = [{"output": i, "input": j, "sign": sign} for i, j, sign in claim.entries]
+        found |= {"region": _region(claim.balls), "entries": entries}
+    return {**found, "statement": claim.statement(about)}
+
+
+def _region(balls: Balls | None) -> dict[str, Any]:
+    return {"kind": "everywhere"} if balls is None else {**balls.to_json(), "radius_hex": balls.radius.hex()}
+
+
+# -- the document
+
+
+@dataclass(frozen=True)
+class Author:
+    """Who made a certificate, and what it rests on beyond the proof; for people, the checker does not read it."""
+
+    name: str
+    made_by: str
+    seconds: float
+    assumptions: tuple[str, ...] = ()
+    more: Mapping[str, Any] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The field `analyzer`."""
+        return {"name": self.name, "made_by": self.made_by, "version": __version__, **(self.more or {})}
+
+
+def document_of(graph: Graph, about: About, claim: Mapping[str, Any], author: Author) -> dict[str, Any]:
+    """Everything but proof, regions, architecture and rigour; those of a certificate that proves nothing."""
+    origin = graph.origin
+    model = {
+        "name": display(Path(origin.path).name, 80) if origin.path else None,
+        "sha256": about.sha256,
+        "format": origin.format,
+        "role": "model",
+        "graph_digest": graph.digest,
+        "output": {"index": about.output, "name": about.output_name},
+        "margin": None if about.margin is None else list(about.margin),
+    }
     return {
         "schema": SCHEMA,
-        "subject": {
-            "name": display(Path(graph.origin.path).name, 80) if graph.origin.path else None,
-            "sha256": graph.origin.sha256,
-            "format": graph.origin.format,
-            "graph_digest": graph.digest,
-            "output": None,
-        },
-        "claim": claim,
-        "rigour": str(certificate.rigour),
-        "analyzer": {"name": analyzer.name, "made_by": certificate.made_by, "version": __version__},
-        "proof": certificate.evidence.to_json(),
-        "sidecar": None,
-        "graph": None,
+        "models": [model],
+        "architecture": None,
         "tensors": {},
+        "regions": [],
+        "claim": dict(claim),
+        "proof": None,
+        "sidecar": None,
+        "rigour": "real",
+        "analyzer": author.to_json(),
         "import_check": model_document(graph).get("import_check"),
-        "assumptions": list(certificate.assumptions),
+        "assumptions": list(author.assumptions),
         "not_covered": list(NOT_COVERED),
         "environment": environment(),
-        "times": {},
+        "times": {"analyzer_seconds": author.seconds},
     }

@@ -1,68 +1,120 @@
-"""From a bound to a certificate: written, checked from its written form alone, and `checked` only after that."""
+"""From a bound to a certificate: its evidence writes a proof, which the checker proves from its written form alone."""
 
 from __future__ import annotations
 
 import tempfile
-from collections import Counter
-from contextlib import suppress
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lipverify import checkers
-from lipverify.analyzers.lipsdp.evidence import Multipliers, Proofs
-from lipverify.analyzers.local.analyzer import JacobianRows
-from lipverify.certificates.balls import ball_proofs
-from lipverify.certificates.format import Issued, document_of, region_arrays
-from lipverify.certificates.nodes import Described, described
-from lipverify.certificates.proofs import (
-    CONVOLUTION_TOLERANCE,
-    TOLERANCE,
-    lipsdp_parts,
-    product_stages,
-    too_small,
+from lipverify.certificates.format import (
+    Author,
+    Issued,
+    ball_document,
+    balls_of,
+    claim_document,
+    document_of,
+    region_arrays,
 )
-from lipverify.checkers import Model, NotCovered, arithmetic
-from lipverify.checkers.gains import prove_product
-from lipverify.checkers.multipliers import System, needed
-from lipverify.checkers.proofs import ending
-from lipverify.checkers.steps import Map, Program, Scalar
-from lipverify.errors import InternalError, LipverifyError, RefutedCertificate, UnsupportedModel
+from lipverify.certificates.nodes import Described, described
+from lipverify.certificates.stages import too_small
+from lipverify.certificates.writing import NOTHING, Writer
+from lipverify.checkers import About, Expectation, Model, NotCovered
+from lipverify.checkers.claims import Claim, Constant
+from lipverify.checkers.evaluation import evaluate
+from lipverify.checkers.kernel.program import Program
+from lipverify.errors import (
+    InternalError,
+    LipverifyError,
+    RefutedCertificate,
+    UnreadableCertificate,
+    UnsupportedModel,
+)
+from lipverify.interpreter import evaluate as interpreted
 from lipverify.ir.certificate import Certificate, Gains, Rigour
 from lipverify.ir.graph import Graph
 from lipverify.ir.norm import Norm
-from lipverify.ir.region import Everywhere, Query
+from lipverify.ir.region import Ball, Query, Region
 from lipverify.loading.names import display
 from lipverify.loading.safetensors import write_safetensors
+from lipverify.ops import Linear, Reshape
 
 if TYPE_CHECKING:
     from lipverify.analyzers.protocol import Analyzer
 
-_SLACKS = (2.0**-26, 2.0**-22, 0.99 * TOLERANCE, 1e-3)
+ROUNDING = 1e-6
+"""What a proof may add to a bound, relatively, without a word: proofs in floating point need a little room."""
+MOST = 0.05
+"""Beyond this part of the bound what the checker proves is another bound: the row stays `real` and says both."""
 
 
 # -- what the certificate is checked against
 
 
+@dataclass(frozen=True)
+class Subject:
+    """A graph as the checker reads it: the model, the program that ends with what the graph computes, and what it is about."""
+
+    model: Model
+    about: About
+    program: Program
+    described: Described | None
+    """The architecture that a certificate has to state; None where the model's file tells it."""
+
+    def arrays(self) -> dict[str, Tensor]:
+        """Tensors of the architecture that the model's file does not hold."""
+        if self.described is None:
+            return {}
+        foreign = sorted(d for d, a in self.described.arrays.items() if not self.model.holds(a))
+        return {f"tensor.{d}": torch.from_numpy(self.described.arrays[d].copy()) for d in foreign}
+
+
 def model_of(graph: Graph) -> Model:
     """The graph in memory as the checker's model: its own tensors, bound by content."""
-    known = described(graph)
+    known = described(_base(graph))
     name = display(graph.origin.path or "graph", 80)
-    return Model(
-        name, graph.origin.sha256, known.arrays, "graph", known.program, (known.output,), "", graph.digest
-    )
+    return Model(name, None, "graph", "graph", known.arrays, program=known.program, digest=graph.digest)
 
 
-def _bound_model(graph: Graph) -> Model:
-    """The model file a graph came from, read by the checker itself; the graph in memory where there is no file."""
+def subject_of(graph: Graph) -> Subject:
+    """The model that a graph came from, read by the checker itself; the graph in memory where there is no file.
+
+    Raises:
+        NotCovered: the checker does not read the model, or reads something else in it. OSError: the file is gone.
+    """
     origin = graph.origin
+    known: Described | None = None
+    output: int | str = 0
+    if origin.unbound is not None:
+        raise NotCovered(origin.unbound)
     if origin.path is None or origin.sha256 is None:
-        return model_of(graph)
-    return _read(str(model_path(origin.path)), origin.sha256)
+        model = model_of(graph)
+    else:
+        model = _read(str(model_path(origin.path)), origin.sha256)
+        known = described(_base(graph)) if model.binding == "weights" else None
+        output = origin.output if known is None else 0
+    program = model.program if known is None else known.program
+    if program is None:
+        raise NotCovered(f"the checker does not read the model's file: {model.reason}")
+    if isinstance(output, str):
+        names = [out.name for out in program.outputs]
+        output = names.index(output) if output in names else len(names)
+    if output in model.refused:
+        raise NotCovered(f"the checker does not read output {output}: {model.refused[output]}")
+    if not output < len(program.outputs):
+        raise NotCovered("the checker's own reader does not find this output in the file")
+    margin = origin.margin
+    about = About(model.sha256, graph.digest, output, program.outputs[output].name, margin)
+    ended = program.ending(output, margin)
+    _same_function(graph, ended)
+    return Subject(model, about, ended, known)
 
 
 @lru_cache(maxsize=2)
@@ -81,6 +133,43 @@ def model_path(model: str) -> Path:
     return Path(model) if folder is None else folder / "weights.safetensors"
 
 
+def _base(graph: Graph) -> Graph:
+    """The graph without the difference of two entries that `margin` put behind it: certificates name that by its two entries."""
+    if graph.origin.margin is None:
+        return graph
+    last = graph.output
+    if not isinstance(last.op, Linear) or last.name not in (graph.outputs[graph.output_index],):
+        raise NotCovered("the graph does not end with the margin that it is said to be")
+    before = graph[last.inputs[0]]
+    flattened = isinstance(before.op, Reshape) and before.source == "flatten"
+    name = before.inputs[0] if flattened else before.name
+    return replace(graph, outputs=(name,), output_index=0).pruned()
+
+
+def _same_function(graph: Graph, program: Program) -> None:
+    """A test that the checker's program is the graph: the file's operators in other words, the output that was asked for.
+
+    Raises:
+        NotCovered: they differ at some of a few random inputs.
+    """
+    size = program.steps[0].size
+    if size != graph.input.size or program.steps[-1].size != graph.output.size:
+        raise NotCovered("the checker's own reader does not find this graph in the file")
+    x = np.random.default_rng(0).standard_normal((4, size)) * np.array([[0.0], [0.1], [1.0], [1.0]])
+    ours = evaluate(program, x)[-1]
+    with torch.no_grad():
+        points = torch.from_numpy(x).reshape(len(x), *graph.input_shape)
+        theirs = interpreted(graph.to(dtype=torch.float64), points).flatten(1).numpy()
+    scale = np.abs(theirs).max(initial=0.0) + np.abs(ours).max(initial=0.0)
+    # In float64 the two are within rounding of each other; values that overflow, or lie outside a domain, say nothing.
+    apart = np.abs(ours - theirs)
+    known = np.isfinite(ours) & np.isfinite(theirs)
+    if not np.array_equal(np.isfinite(ours), np.isfinite(theirs)) or bool(
+        (apart[known] > 1e-6 * scale).any()
+    ):
+        raise NotCovered("the checker's own reader does not find this graph in the file")
+
+
 # -- issuing
 
 
@@ -89,27 +178,154 @@ def issue(
 ) -> Certificate:
     """The certificate in its written form, `checked` when the checker has proved it from that form alone.
 
-    Where the checker has no proof for the evidence, the rigour stays and `unchecked` says why.
+    Where the checker has no proof for the evidence, the rigour stays and `unchecked` says why. Where it proves a little more than
+    the analyzer claimed, up to 5 %, that is the bound, and a note says both.
 
     Raises:
-        InternalError: evidence the checker covers does not carry the bound.
+        InternalError: a gain of the analyzer is too small, or the certificate does not check though every step of its proof did.
     """
     if certificate.rigour < Rigour.REAL or certificate.upper is None:
         return certificate
     try:
-        issued, raised = _issued(certificate, graph, query, analyzer, seconds)
-    except NotCovered as error:
+        issued, upper = _issued(certificate, graph, query, analyzer, seconds)
+    except RefutedCertificate as error:
         return replace(certificate, unchecked=str(error), proved=getattr(error, "proved", ()))
     except OSError as error:
         return replace(certificate, unchecked=f"the model file cannot be read again ({error.strerror})")
-    except LipverifyError as error:
-        kept = _kept(unproved(replace(certificate, unchecked=str(error)), graph, query, analyzer))
-        kind = type(error).__name__
-        raise InternalError(
-            f"the certificate of {analyzer.name} does not check ({kind}: {error}); please report it with {kept}"
-        ) from error
-    proved = () if isinstance(query.region, Everywhere) else (True,) * raised.numel()
-    return replace(certificate, upper=raised, rigour=Rigour.CHECKED, issued=issued, proved=proved)
+    proved = () if upper.ndim == 0 else (True,) * upper.numel()
+    note = _raised(certificate.upper, upper)
+    return replace(
+        certificate,
+        upper=upper,
+        rigour=Rigour.CHECKED,
+        issued=issued,
+        proved=proved,
+        notes=(*certificate.notes, *([note] if note else [])),
+    )
+
+
+class SomeUnproved(NotCovered):
+    """Some centre has no proof. proved: which ones have."""
+
+    def __init__(self, message: str, proved: tuple[bool, ...]) -> None:
+        super().__init__(message)
+        self.proved = proved
+
+
+def _raised(before: Tensor, after: Tensor) -> str | None:
+    """A word about a bound that the checker raised, where it is more than rounding."""
+    grown = after - before
+    if not bool((grown > ROUNDING * before + NOTHING).any()):
+        return None
+    worst = int((grown / before.clamp_min(NOTHING)).reshape(-1).argmax())
+    a, b = float(before.reshape(-1)[worst]), float(after.reshape(-1)[worst])
+    return f"the bound is what the checker proves, {b:.6g}; the analyzer's own is {a:.6g}"
+
+
+def _issued(
+    certificate: Certificate, graph: Graph, query: Query, analyzer: Analyzer, seconds: float
+) -> tuple[Issued, Tensor]:
+    evidence = certificate.evidence
+    if not callable(getattr(evidence, "proof", None)):
+        kind = type(evidence).__name__
+        raise NotCovered(f"evidence of the kind {kind} brings no proof that the checker reads")
+    l2 = query.norm_in is query.norm_out is Norm.L2
+    if isinstance(evidence, Gains) and l2 and (reason := too_small(evidence, graph)) is not None:
+        raise _ours(RefutedCertificate(reason), certificate, graph, query, analyzer)
+    subject = subject_of(graph)
+    author = Author(analyzer.name, certificate.made_by, seconds, certificate.assumptions)
+    if isinstance(query.region, Ball):
+        # Ranges are computed once where the checker is expected to reach the bound; what fails is tried again, with reasons.
+        try:
+            return _checked(certificate, graph, query, subject, author, ahead=True)
+        except (RefutedCertificate, UnreadableCertificate):
+            pass
+    try:
+        return _checked(certificate, graph, query, subject, author, ahead=False)
+    except UnreadableCertificate as error:
+        raise _ours(error, certificate, graph, query, analyzer) from error
+
+
+def _checked(
+    certificate: Certificate, graph: Graph, query: Query, subject: Subject, author: Author, ahead: bool
+) -> tuple[Issued, Tensor]:
+    assert certificate.upper is not None
+    arrays = {name: array.numpy() for name, array in region_arrays(query.region).items()}
+    size = subject.program.steps[0].size
+    box = (arrays["box"][0], arrays["box"][1]) if "box" in arrays else None
+    writer = Writer(graph, subject.program, arrays.get("centres", np.empty((0, size))), box, ahead)
+    facts, upper = _facts(certificate, query, writer)
+    claim = Constant((str(query.norm_in), str(query.norm_out)), balls_of(query.region), tuple(upper))
+    issued = written(writer, facts, claim, graph, subject, author, query.region)
+    issued.check(subject.model)
+    shape = certificate.upper.shape
+    return issued, torch.tensor(upper, dtype=torch.float64).reshape(shape)
+
+
+def _facts(certificate: Certificate, query: Query, writer: Writer) -> tuple[list[int], list[float]]:
+    """The fact of every centre, or of the whole space, and the bound that it proves."""
+    assert certificate.upper is not None
+    evidence: Any = certificate.evidence
+    norms = str(query.norm_in), str(query.norm_out)
+    ball = query.region if isinstance(query.region, Ball) else None
+    facts, upper, reasons = [], [], {}
+    numbers = [float(v) for v in certificate.upper.reshape(-1)]
+    for centre, wanted in enumerate(numbers):
+        region = (
+            None if ball is None else writer.region(str(ball.norm), ball.radius, centre, ball.box is not None)
+        )
+        try:
+            with writer.attempt():
+                fact = evidence.proof(writer, writer.part(region, norms, wanted, centre))
+                proved = writer.limit(fact)
+                if not proved <= wanted * (1.0 + MOST) + NOTHING:
+                    raise NotCovered(f"the checker alone proves {proved:.6g}, the analyzer {wanted:.6g}")
+            facts.append(fact)
+            upper.append(max(proved, wanted))
+        except RefutedCertificate as error:
+            if ball is None or writer.ahead:
+                raise
+            reasons[centre] = str(error)
+    if reasons:
+        centre, reason = next(iter(reasons.items()))
+        count = f"{len(numbers) - len(reasons)} of {len(numbers)} centres are proved"
+        raise SomeUnproved(
+            f"{count}; centre {centre}: {reason}", tuple(k not in reasons for k in range(len(numbers)))
+        )
+    return facts, upper
+
+
+def written(
+    writer: Writer,
+    facts: Sequence[int],
+    claim: Claim,
+    graph: Graph,
+    subject: Subject,
+    author: Author,
+    region: Region,
+    places: Mapping[int, int] | None = None,
+) -> Issued:
+    """The certificate of a claim whose facts have been proved. places: of the writer's centres among those of the region."""
+    proof, arrays, balls = writer.finished(facts, places)
+    document = document_of(graph, subject.about, claim_document(claim, subject.about), author)
+    document |= {
+        "rigour": str(Rigour.CHECKED),
+        "proof": proof,
+        "regions": [ball_document(*ball) for ball in balls],
+    }
+    beside = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+    beside |= region_arrays(region) | subject.arrays()
+    if subject.described is not None:
+        document |= {"architecture": subject.described.document, "tensors": subject.described.tensors}
+    return Issued(document, write_safetensors(beside) if beside else None)
+
+
+def _ours(
+    error: LipverifyError, certificate: Certificate, graph: Graph, query: Query, analyzer: Analyzer
+) -> InternalError:
+    kept = _kept(unproved(replace(certificate, unchecked=str(error)), graph, query, analyzer))
+    said = f"the certificate of {analyzer.name} does not check ({type(error).__name__}: {error})"
+    return InternalError(f"{said}; please report it with {kept}")
 
 
 def _kept(issued: Issued) -> str:
@@ -122,149 +338,77 @@ def _kept(issued: Issued) -> str:
     return str(path)
 
 
-def _issued(
-    certificate: Certificate, graph: Graph, query: Query, analyzer: Analyzer, seconds: float
-) -> tuple[Issued, Tensor]:
-    model = _bound_model(graph)
-    known = described(graph) if model.binding == "weights" else None
-    program, output = _program(model, known, graph)
-    if isinstance(certificate.evidence, Gains) and query.norm_in is query.norm_out is Norm.L2:
-        own = known or described(graph)
-        if (reason := too_small(certificate.evidence, own.program)) is not None:
-            raise RefutedCertificate(reason)
-
-    def written(proof: dict[str, Any], arrays: dict[str, Tensor], raised: Tensor) -> Issued:
-        document = document_of(
-            replace(certificate, upper=raised, rigour=Rigour.CHECKED), graph, query, analyzer
-        ) | {"proof": proof, "times": {"analyzer_seconds": seconds}}
-        document["subject"] |= {"sha256": model.sha256, "output": output}
-        beside = arrays | region_arrays(query.region)
-        if known is not None:
-            document |= {"graph": known.document, "tensors": known.tensors}
-            foreign = sorted(known.arrays.keys() - model.tensors.keys())
-            beside |= {f"tensor.{d}": torch.from_numpy(known.arrays[d].copy()) for d in foreign}
-        return Issued(document, write_safetensors(beside) if beside else None)
-
-    if isinstance(certificate.evidence, JacobianRows):
-        # What fails here is tried again centre by centre, with a reason for each.
-        with suppress(RefutedCertificate):
-            proof, arrays, upper = _proof(certificate, program, output, graph, query, ahead=True)
-            issued = written(proof, arrays, upper)
-            issued.check(model)
-            return issued, upper
-    proof, arrays, upper = _proof(certificate, program, output, graph, query)
-    # A proof in floating point needs a little room, and more of it on large networks.
-    slacks = _SLACKS if proof["kind"] == "lipsdp" else (0.0,)
-    for slack in slacks:
-        raised = upper * (1 + slack)
-        issued = written(proof, arrays, raised)
-        try:
-            issued.check(model)
-        except RefutedCertificate as error:
-            if isinstance(error, NotCovered) or slack == slacks[-1]:
-                raise
-            continue
-        if slack > TOLERANCE:
-            raise NotCovered(f"the checker alone proves {float(raised.max()):.6g}")
-        return issued, raised
-    raise AssertionError("unreachable")
-
-
-def _program(model: Model, known: Described | None, graph: Graph) -> tuple[Program, str]:
-    """The checker's own reading of the model, and the name of the output in it."""
-    if known is not None:
-        return known.program, known.output
-    if model.program is None:
-        raise NotCovered(model.reason)
-    if model.binding == "graph":
-        return model.program, model.outputs[0]
-    own = described(graph)
-    content = _content(own.program, own.output)
-    for output in model.outputs:
-        if _content(model.program, output) == content:
-            return model.program, output
-    raise NotCovered("the checker's own reader does not find this graph in the file")
-
-
-def _content(program: Program, output: str) -> Counter[Any]:
-    """What the steps behind an output are made of, however they are wired: enough to tell outputs and margins apart."""
-    found: Counter[Any] = Counter()
-    for step in needed(program, ending(program, output)).values():
-        if isinstance(step, Map) and step.kernel.shape[1:] == (1, 1) and bool((step.kernel == 1).all()):
-            continue  # what is added may have been joined to the map before it
-        if isinstance(step, Map):
-            found[step.kernel.shape, step.kernel.tobytes()] += 1
-        elif isinstance(step, Scalar):
-            found[step.law, step.size] += 1
-        else:
-            found[type(step).__name__, step.size] += 1
-    return found
-
-
-def _proof(
-    certificate: Certificate, program: Program, output: str, graph: Graph, query: Query, ahead: bool = False
-) -> tuple[dict[str, Any], dict[str, Tensor], Tensor]:
-    """Evidence in the checker's form, with the bound that it proves. ahead: see `ball_proofs`."""
-    assert certificate.upper is not None
-    step = ending(program, output)
-    norms = str(query.norm_in), str(query.norm_out)
-    if not isinstance(query.region, Everywhere) and not isinstance(certificate.evidence, Gains):
-        return ball_proofs(certificate, program, step, graph, norms, ahead)
-    if isinstance(certificate.evidence, Gains):
-        stages = product_stages(program, step)
-        proved = arithmetic.above(prove_product(program, step, norms, stages))
-        convolves = any(getattr(s, "lattice", None) for s in program.steps.values())
-        upper = certificate.upper.clamp(min=proved)
-        if bool(
-            (upper > certificate.upper * (1 + (CONVOLUTION_TOLERANCE if convolves else TOLERANCE))).any()
-        ):
-            raise NotCovered(f"the checker alone proves {proved:.6g}")
-        proof: dict[str, Any] = {"kind": "product", "stages": stages}
-        if not isinstance(query.region, Everywhere):
-            proof = {"kind": "balls", "proofs": [proof], "of": [0] * upper.numel()}
-        return proof, {}, upper
-    if isinstance(certificate.evidence, Multipliers | Proofs):
-        parts, arrays = lipsdp_parts(certificate.evidence, System(program, step))
-        return {"kind": "lipsdp", "parts": parts}, arrays, certificate.upper
-    raise NotCovered(
-        f"evidence of the kind {type(certificate.evidence).__name__} is not covered by the checker"
-    )
-
-
 def unproved(certificate: Certificate, graph: Graph, query: Query, analyzer: Analyzer) -> Issued:
-    """A bound the checker has no proof for, written with its evidence; the checker refuses it."""
-    document = document_of(certificate, graph, query, analyzer)
+    """A bound the checker has no proof for, written with its evidence; it says so itself."""
+    author = Author(analyzer.name, certificate.made_by, 0.0, certificate.assumptions)
+    origin = graph.origin
+    output = origin.output if isinstance(origin.output, int) else 0
+    about = About(origin.sha256, graph.digest, output, None, origin.margin)
+    norms, region = (str(query.norm_in), str(query.norm_out)), query.region
+    if certificate.upper is None:
+        claim: dict[str, Any] = {"kind": "constant", "norm_in": norms[0], "norm_out": norms[1], "region": region.to_json(),
+                                 "log10_upper": certificate.log10_upper}  # fmt: skip
+    else:
+        numbers = tuple(float(v) for v in certificate.upper.reshape(-1))
+        claim = claim_document(Constant(norms, balls_of(region), numbers), about)
+    document = document_of(graph, about, claim, author)
     why = certificate.unchecked or "the checker was not asked"
-    return Issued(document | {"not_covered": [*document["not_covered"], f"proof by the checker: {why}"]})
+    document |= {
+        "rigour": str(certificate.rigour),
+        "proof": certificate.evidence.to_json(),
+        "not_covered": [*document["not_covered"], f"proof by the checker: {why}"],
+    }
+    return Issued(document)
+
+
+# -- verifying
 
 
 def verify(
-    certificate: Certificate | Issued | str | Path, model: Graph | str | Path, exact: bool = False
+    certificate: Certificate | Issued | str | Path,
+    model: Graph | str | Path,
+    exact: bool = False,
+    *,
+    expected: Expectation | None = None,
 ) -> checkers.Verdict:
     """Proves a certificate again, with nothing of the analyzer that made it.
 
     Args:
-        certificate: a file, or one of `Audit.certificates`. model: a graph, or what `load` takes as a file.
-        exact: integers alone, for networks small enough.
+        certificate: a file, or one of `Audit.certificates`. model: a graph, or what `load` takes as a file; of a graph that was
+            read from a file that file is read again.
+        exact: integers alone, for networks small enough. expected: what the claim has to be (`checkers.Expectation`).
 
     Raises:
-        RefutedCertificate: the evidence does not carry the claim, or the checker has no proof for it.
-        UnreadableCertificate: damaged, or for another model. UnsupportedModel: the certificate was never issued.
+        RefutedCertificate: the evidence does not carry the claim, or it is another claim than expected. Undecided: it says itself
+        that it is not proved. UnreadableCertificate: damaged, or for another model. UnsupportedModel: it was never issued.
     """
+    if isinstance(model, Graph):
+        bound: Model = _bound(model)
+        expected = replace(expected or Expectation(), digest=model.digest)
+    else:
+        bound = checkers.read_model(model_path(str(model)))
     if isinstance(certificate, str | Path):
-        path = Path(certificate)
-        if not isinstance(model, Graph):
-            return checkers.verify_file(path, model_path(str(model)), exact)
-        return checkers.verify_file(path, model_of(model), exact)
+        return checkers.verify_file(Path(certificate), bound, exact, expected)
     issued = certificate.issued if isinstance(certificate, Certificate) else certificate
     if issued is None:
         assert isinstance(certificate, Certificate)
         raise UnsupportedModel(
             f"this bound has no certificate that can be checked: {certificate.unchecked or 'not audited'}"
         )
-    bound = model_of(model) if isinstance(model, Graph) else checkers.read_model(model_path(str(model)))
     assert isinstance(issued, Issued)
-    return issued.check(bound, exact)
+    return issued.check(bound, exact, expected)
 
 
-__all__ = ["Described", "issue", "model_of", "model_path", "unproved", "verify"]
+def _bound(graph: Graph) -> Model:
+    origin = graph.origin
+    if origin.path is None or origin.sha256 is None:
+        return model_of(graph)
+    try:
+        return _read(str(model_path(origin.path)), origin.sha256)
+    except OSError as error:
+        raise UnreadableCertificate(
+            f"the graph's model file cannot be read again ({error.strerror})"
+        ) from error
+
+
+__all__ = ["Subject", "issue", "model_of", "model_path", "subject_of", "unproved", "verify", "written"]

@@ -1,10 +1,11 @@
-"""The graph in the checker's words: operators of ONNX and a few beside them, on arrays with a first axis of size 1."""
+"""The graph in the checker's words (`rules.stated`): operators of ONNX and a few beside them, with a first axis of size 1."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -12,16 +13,16 @@ import torch
 from torch import Tensor
 
 from lipverify import ops
-from lipverify.checkers import NotCovered
-from lipverify.checkers.files import digest_of
-from lipverify.checkers.operators import run
-from lipverify.checkers.steps import Call, Program
+from lipverify.checkers import digest_of
+from lipverify.checkers.kernel.program import Program
+from lipverify.checkers.reader import architecture
+from lipverify.errors import NotCovered, UnsupportedModel
 from lipverify.ir.graph import Graph, Node
-from lipverify.ir.op import Input
+from lipverify.ir.op import Input, Op
+from lipverify.rules import Word, stated
 
 Array = np.ndarray[Any, np.dtype[Any]]
-Told = tuple[str, list[Tensor | None], dict[str, Any]]
-"""Operator, stored operands after the computed ones, settings."""
+Told = Word | list[Word]
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,6 @@ class Described:
     arrays: dict[str, Array]
     """Digest -> tensor."""
     program: Program
-    output: str
 
 
 def described(graph: Graph) -> Described:
@@ -44,34 +44,56 @@ def described(graph: Graph) -> Described:
         NotCovered: an operator or a type of numbers that the checker does not know.
     """
     graph = graph.pruned()
-    shape = [1, *graph.input_shape]
-    calls: list[Call] = []
+    nodes: list[dict[str, Any]] = []
     tensors: dict[str, str] = {}
     arrays: dict[str, Array] = {}
     stored: dict[str, Array] = {}
     for node in graph.nodes:
         if isinstance(node.op, Input):
             continue
-        told = TABLE.get(type(node.op))
-        if told is None:
-            raise NotCovered(f"{node.describe()}: operator {node.op.kind()} is not covered by the checker")
-        op, operands, given = told(node)
-        inputs = list(node.inputs)
-        for k, operand in enumerate(operands):
-            name = "" if operand is None else f"{node.name}/{k}"
-            inputs.append(name)
-            if operand is not None:
-                stored[name] = _array(operand)
-                tensors[name] = digest_of(stored[name])
-                arrays[tensors[name]] = stored[name]
-        calls.append(Call(op, inputs, node.name, given))
-    program = Program(graph.input.name, shape, stored, 17)
-    for call in calls:
-        run(program, call)
-    rows = [{"op": c.op, "inputs": list(c.inputs), "output": c.output,
-             "given": {k: v.hex() if isinstance(v, float) else v for k, v in c.given.items()}} for c in calls]  # fmt: skip
-    document = {"input": graph.input.name, "shape": shape, "nodes": rows}
-    return Described(document, tensors, arrays, program, graph.output.name)
+        words = _words(node)
+        for place, (op, operands, given) in enumerate(words):
+            last = place == len(words) - 1
+            inputs = []
+            for k, operand in enumerate(operands):
+                name = f"{node.name}/{place}.{k}"
+                if operand is None:
+                    inputs.append("")
+                elif isinstance(operand, int):
+                    inputs.append(node.inputs[operand] if operand >= 0 else f"{node.name}/{place - 1}")
+                else:
+                    inputs.append(name)
+                    stored[name] = _array(operand)
+                    tensors[name] = digest_of(stored[name])
+                    arrays[tensors[name]] = stored[name]
+            settings = {key: _written(value) for key, value in given.items()}
+            output = node.name if last else f"{node.name}/{place}"
+            nodes.append({"op": op, "inputs": inputs, "output": output, "given": settings})
+    document = {
+        "input": graph.input.name,
+        "shape": [1, *graph.input_shape],
+        "nodes": nodes,
+        "outputs": [graph.output.name],
+    }
+    return Described(document, tensors, arrays, architecture(document, stored))
+
+
+def _words(node: Node) -> list[Word]:
+    """The node as words with all their operands."""
+    if not stated.covers(type(node.op)):
+        raise NotCovered(f"{node.describe()}: operator {node.op.kind()} is not covered by the checker")
+    try:
+        told = stated(node.op, node)
+    except UnsupportedModel as error:
+        raise NotCovered(f"{node.describe()}: {error}") from error
+    if isinstance(told, tuple) and len(told) == 3 and isinstance(told[0], str):
+        op, operands, given = told
+        return [(op, [*range(len(node.inputs)), *operands], given)]
+    return list(told)
+
+
+def _written(value: Any) -> Any:
+    return value.hex() if isinstance(value, float) else value
 
 
 def _array(value: Tensor) -> Array:
@@ -129,10 +151,11 @@ def _scalar(name: str, **fields: str) -> Callable[[Node], Told]:
 
 def _implicit(node: Node) -> Told:
     op: Any = node.op
-    name, operands, given = TABLE[type(op.activation)](replace(node, op=op.activation))
-    if operands:
+    inner = _TABLE.get(type(op.activation))
+    told = inner(replace(node, op=op.activation)) if inner is not None else ("", [None], {})
+    if isinstance(told, list) or told[1]:
         raise NotCovered(f"{node.describe()}: this activation is not covered by the checker")
-    return "Implicit", [op.recurrent, op.inputs], given | {"activation": name}
+    return "Implicit", [op.recurrent, op.inputs, op.bias], {**told[2], "activation": told[0]}
 
 
 def _reduced(name: str) -> Callable[[Node], Told]:
@@ -146,13 +169,47 @@ def _reduced(name: str) -> Callable[[Node], Told]:
 def _normalised(name: str) -> Callable[[Node], Told]:
     def told(node: Node) -> Told:
         op: Any = node.op
-        return name, [op.weight], {"axis": -len(op.shape), "epsilon": op.eps}
+        operands = [op.weight] if name == "RMSNormalization" else [op.weight, op.bias]
+        return name, operands, {"axis": -len(op.shape), "epsilon": op.eps}
 
     return told
 
 
+def _pad(node: Node) -> Told:
+    op: Any = node.op
+    pads = [0, *(before for before, _ in op.padding), 0, *(after for _, after in op.padding)]
+    given = {"pads": pads, "mode": _MODES[op.mode]}
+    return "Pad", [], given | ({"value": float(op.fill)} if op.mode == "constant" else {})
+
+
+def _gated(law: str) -> Callable[[Node], Told]:
+    """outer * x * sigmoid(inner x), or outer * x * (1 + erf(inner x))."""
+
+    def told(node: Node) -> Told:
+        op: Any = node.op
+        inner, outer = (_number(node, value) for value in (op.inner, op.outer))
+        shifted: Iterator[Word] = iter(
+            [("Scale", [-1, None, _number(node, Fraction(1))], {})] if law == "Erf" else []
+        )
+        return [
+            ("Scale", [0, inner], {}),
+            (law, [-1], {}),
+            *shifted,
+            ("Mul", [0, -1], {}),
+            ("Scale", [-1, outer], {}),
+        ]
+
+    return told
+
+
+def _number(node: Node, value: Fraction) -> Tensor:
+    if Fraction(float(value)) != value:
+        raise NotCovered(f"{node.describe()}: its constants are no numbers of float64")
+    return torch.tensor(float(value), dtype=torch.float64)
+
+
 _MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
-TABLE: dict[type, Callable[[Any], Told]] = {
+_TABLE: dict[type[Op], Callable[[Any], Told]] = {
     ops.Linear: lambda n: ("Gemm", [n.op.weight, n.op.bias], {"transB": 1}),
     ops.Scale: lambda n: ("Scale", [n.op.scale, n.op.shift], {}),
     ops.DivideBy: lambda n: ("Div", [n.op.divisor], {}),
@@ -162,15 +219,18 @@ TABLE: dict[type, Callable[[Any], Told]] = {
     ops.DepthToSpace: lambda n: ("DepthToSpace", [], {"blocksize": n.op.block, "mode": "CRD" if n.op.column_first else "DCR"}),
     ops.Implicit: lambda n: _implicit(n),
     ops.Householder: lambda n: ("Householder", [n.op.vectors], {"axis": n.op.axis + 1}),
-    ops.Add: lambda n: ("Add", [], {}), ops.Sub: lambda n: ("Sub", [], {}),
+    ops.Add: lambda n: ("Add", [], {}), ops.Sub: lambda n: ("Sub", [], {}), ops.Mul: lambda n: ("Mul", [], {}),
+    ops.Div: lambda n: ("Div", [], {}), ops.MatMul: lambda n: ("MatMul", [], {}),
+    ops.ErfGate: _gated("Erf"), ops.SigmoidGate: _gated("Sigmoid"), ops.Exp: _scalar("Exp"),
+    ops.Power: _scalar("Pow", exponent="exponent"),
+    ops.Sqrt: _scalar("Sqrt"), ops.Reciprocal: _scalar("Reciprocal"),
     ops.Concat: lambda n: ("Concat", [], {"axis": n.op.axis + 1}), ops.BatchNorm: _batch_norm,
     ops.Reshape: lambda n: ("Reshape", [], {"shape": [1, *n.op.shape]}),
     ops.Transpose: lambda n: ("Transpose", [], {"perm": [0, *_next(n.op.order)]}),
     ops.Slice: lambda n: ("Slice", [], {"axes": [n.op.axis + 1], "starts": [n.op.start], "ends": [n.op.stop],
                                         "steps": [n.op.step]}),
     ops.Gather: lambda n: ("Gather", [n.op.indices], {"axis": n.op.axis + 1}),
-    ops.Pad: lambda n: ("Pad", [], {"pads": [0, *(a for a, _ in n.op.padding), 0, *(b for _, b in n.op.padding)],
-                                    "mode": _MODES[n.op.mode]}),
+    ops.Pad: _pad,
     ops.Upsample: lambda n: ("Repeat", [], {"factors": [1, *n.op.factors]}),
     ops.Expand: lambda n: ("Expand", [], {"shape": [1, *n.op.shape]}), ops.AvgPool: _average,
     ops.MaxPool: lambda n: _pool(n, "MaxPool"), ops.Maximum: lambda n: ("Max", [], {}), ops.Minimum: lambda n: ("Min", [], {}),
@@ -189,3 +249,5 @@ TABLE: dict[type, Callable[[Any], Told]] = {
     **{getattr(ops, name): _scalar(name) for name in ("Abs", "Sigmoid", "Tanh", "Mish", "Softsign", "Tanhshrink", "LogSigmoid",
                                                       "Sin", "Cos", "Erf")},
 }  # fmt: skip
+for _kind, _told in _TABLE.items():
+    stated.register(_kind)(lambda op, node, told=_told: told(node))

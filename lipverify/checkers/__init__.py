@@ -1,11 +1,14 @@
-"""An independent checker of certificates: numpy alone (onnx only to parse a model file), nothing of the analyzers.
+"""An independent checker of certificates: numpy alone (a runtime only to test that it reads what runs), nothing of the analyzers.
 
-Trusted: this package, numpy's products and Cholesky under the assumptions of `arithmetic` (integers alone with `exact`), SHA-256,
-the interpreter. Not trusted: whatever produced the certificate.
+`reader` makes a program of a file, `kernel` proves facts about programs, `claims` and `envelope` are what a certificate says
+around them. Trusted: this package, numpy's products and Cholesky under the assumptions of `kernel.arithmetic` (integers alone
+with `exact`), SHA-256, the interpreter. Not trusted: whatever produced the certificate.
 """
 
-from lipverify.checkers.arithmetic import NotCovered
-from lipverify.checkers.claims import Verdict, check, verify_file
-from lipverify.checkers.files import Model, read_model
+from lipverify.checkers.claims import About, Claim, Expectation
+from lipverify.checkers.envelope import Verdict, check, named_model, verify_file
+from lipverify.checkers.reader import Model, digest_of, model_of_bytes, read_model
+from lipverify.errors import NotCovered
 
-__all__ = ["Model", "NotCovered", "Verdict", "check", "read_model", "verify_file"]
+__all__ = ["About", "Claim", "Expectation", "Model", "NotCovered", "Verdict", "check", "digest_of", "model_of_bytes",
+           "named_model", "read_model", "verify_file"]  # fmt: skip

@@ -1,225 +1,330 @@
-"""A certificate against a model: read strictly, bound to the model by digests, proved again, stated in the checker's words."""
+"""What a certificate can claim: each kind read into typed values, as a sentence, as facts that have to be proved.
+
+The sentence is made from the typed values; a certificate with another one is refused, so that no text says more than was proved.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import math
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
-from pathlib import Path
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from typing import Any
 
-import numpy as np
+from lipverify.checkers.tables import fields, hexadecimal, integer, text, texts
+from lipverify.errors import RefutedCertificate, UnreadableCertificate
 
-from lipverify.checkers.arithmetic import Array, NotCovered, need, outward, real
-from lipverify.checkers.balls import Ball
-from lipverify.checkers.files import (
-    MAX_CERTIFICATE,
-    MAX_MODEL,
-    Model,
-    digest_of,
-    parse_json,
-    parse_safetensors,
-    read_bytes,
-    read_model,
-)
-from lipverify.checkers.operators import run
-from lipverify.checkers.proofs import prove
-from lipverify.checkers.steps import Call, Program
-from lipverify.errors import RefutedCertificate, UnreadableCertificate, UsageError
+NORMS = ("l1", "l2", "linf")
+MOST = 1 << 20
+"""Numbers that one certificate may claim."""
 
-SCHEMA = "lipverify.certificate/1"
-KEYS = {
-    "": "schema subject graph tensors claim analyzer proof sidecar rigour import_check assumptions not_covered environment times",
-    "subject": "name sha256 format graph_digest output",
-    "graph": "input shape nodes",
-    "node": "op inputs output given",
-    "claim": "norm_in norm_out region upper upper_hex upper_decimal statement",
-    "everywhere": "kind",
-    "ball": "kind norm radius radius_hex count centres box",
-    "sidecar": "name sha256",
-}
+
+def outward(value: float) -> str:
+    """Nine significant decimal digits, rounded up."""
+    return str(Context(prec=9, rounding=ROUND_CEILING).create_decimal(Decimal(value)))
+
+
+def inward(value: float) -> str:
+    """Nine significant decimal digits, rounded down."""
+    return str(Context(prec=9, rounding=ROUND_FLOOR).create_decimal(Decimal(value)))
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What was proved. upper: the claimed number, or one for each centre of a region."""
+class About:
+    """What a claim is about: one output of one model, or the difference of two of its entries.
 
-    upper: float | list[float]
-    claim: str
-    seconds: float
-    binding: str
+    sha256: of the model's file; digest: of the graph, which only a graph in memory is held against.
+    """
+
+    sha256: str | None
+    digest: str | None
+    output: int
+    output_name: str | None
+    margin: tuple[int, int] | None
+
+    def words(self) -> str:
+        """`f: entry 3 minus entry 5 of output 0 ('y') of the model file with sha256 ...`."""
+        name = "" if self.output_name is None else f" ({self.output_name[:80]!a})"
+        entries = "" if self.margin is None else f"entry {self.margin[0]} minus entry {self.margin[1]} of "
+        file = (
+            f"the graph with digest {self.digest}"
+            if self.sha256 is None
+            else f"the file with sha256 {self.sha256}"
+        )
+        return f"f the real-valued function of {entries}output {self.output}{name} of {file}"
+
+
+@dataclass(frozen=True)
+class Balls:
+    """A ball of `norm` and `radius` around each of `count` centres, cut by the box where `box` names one; both by digests."""
+
+    norm: str
+    radius: float
+    count: int
+    centres: str
+    box: str | None
+
+    def words(self) -> str:
+        """Where a claim holds."""
+        return f"of one {self.norm} ball of radius {self.radius!r} around any of {_points(self.count, self.centres, self.box)}"
 
     def to_json(self) -> dict[str, Any]:
-        return {"schema": "lipverify.verify/1", "valid": True, "upper": self.upper, "claim": self.claim,
-                "binding": self.binding, "seconds": self.seconds}  # fmt: skip
+        """As in the claim."""
+        return {"kind": "ball", "norm": self.norm, "radius": self.radius, "count": self.count,
+                "centres": self.centres, "box": self.box}  # fmt: skip
 
 
-def statement(norms: tuple[str, str], decimal: str, region: Mapping[str, Any]) -> str:
-    """The claim as a sentence; a certificate with another sentence is refused."""
-    where = "for all inputs x, y"
-    if region["kind"] == "ball":
-        cut = "" if region["box"] is None else f", cut by the box with digest {region['box']}"
-        where += f" of one {region['norm']} ball of radius {region['radius']!r} around any of the {region['count']} centres with"
-        where += f" digest {region['centres']}{cut}"
-    return f"|f(x) - f(y)|_{norms[1]} <= {decimal} |x - y|_{norms[0]} {where}, f the real-valued function of the graph"
+def _points(count: int, centres: str, box: str | None, noun: str = "centres") -> str:
+    cut = "" if box is None else f", cut by the box with digest {box}"
+    return f"the {count} {noun} with digest {centres}{cut}"
 
 
-def verify_file(path: Path, model: Path | Model, exact: bool = False) -> Verdict:
-    """Proves a certificate file again for a model file.
+@dataclass(frozen=True)
+class Constant:
+    """|f(x) - f(y)|_out <= upper |x - y|_in everywhere, or for two points of one ball, with one number for each ball."""
+
+    norms: tuple[str, str]
+    balls: Balls | None
+    upper: tuple[float, ...]
+
+    kind = "constant"
+
+    def statement(self, about: About) -> str:
+        """The claim as a sentence; of several numbers the largest."""
+        where = "for all inputs x, y" + ("" if self.balls is None else f" {self.balls.words()}")
+        most = outward(max(self.upper))
+        return f"|f(x) - f(y)|_{self.norms[1]} <= {most} |x - y|_{self.norms[0]} {where}, {about.words()}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Fields of a verdict."""
+        region = {"kind": "everywhere"} if self.balls is None else self.balls.to_json()
+        upper = self.upper[0] if self.balls is None else list(self.upper)
+        return {"upper": upper, "norm_in": self.norms[0], "norm_out": self.norms[1], "region": region}
+
+
+@dataclass(frozen=True)
+class Radius:
+    """Every point keeps its label: no input within its radius of it (in the box) has another largest entry of the output."""
+
+    norm: str
+    centres: str
+    box: str | None
+    labels: tuple[int, ...]
+    radius: tuple[float, ...]
+
+    kind = "radius"
+
+    def statement(self, about: About) -> str:
+        """The claim as a sentence, with the smallest and the largest radius."""
+        least, most = inward(min(self.radius)), inward(max(self.radius))
+        points = _points(len(self.labels), self.centres, self.box, "points")
+        return (
+            f"for {points}: no input at most the point's {self.norm} radius away ({least} to {most}) has another largest entry "
+            f"than the point's label, {about.words()}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Fields of a verdict."""
+        region = {
+            "kind": "points",
+            "norm": self.norm,
+            "count": len(self.labels),
+            "centres": self.centres,
+            "box": self.box,
+        }
+        return {
+            "radius": list(self.radius),
+            "labels": list(self.labels),
+            "norm_in": self.norm,
+            "region": region,
+        }
+
+
+@dataclass(frozen=True)
+class Monotone:
+    """Entry `output` of f never falls (sign 1) or rises (-1) when input entry `input` alone grows, everywhere or in one ball."""
+
+    balls: Balls | None
+    entries: tuple[tuple[int, int, int], ...]
+    """(output, input, sign)."""
+
+    kind = "monotone"
+
+    def statement(self, about: About) -> str:
+        """The claim as a sentence."""
+        said = [
+            f"entry {i} never {'falls' if sign > 0 else 'rises'} when input {j} alone grows"
+            for i, j, sign in self.entries
+        ]
+        where = "for all inputs" + ("" if self.balls is None else f" {self.balls.words()}")
+        return f"{'; '.join(said)}, {where}, {about.words()}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Fields of a verdict."""
+        entries = [{"output": i, "input": j, "sign": sign} for i, j, sign in self.entries]
+        region = {"kind": "everywhere"} if self.balls is None else self.balls.to_json()
+        return {"entries": entries, "region": region}
+
+
+Claim = Constant | Radius | Monotone
+
+
+def claim_of(table: Mapping[str, Any], about: About) -> Claim:
+    """The claim of a certificate.
 
     Raises:
-        RefutedCertificate: the evidence does not carry the claim. UnreadableCertificate: damaged, or for another model.
-        UsageError: a file that is not there.
+        UnreadableCertificate: not of a known form. RefutedCertificate: its numbers or its sentence contradict each other.
     """
-    for wanted in (path, model):
-        if isinstance(wanted, Path) and not wanted.exists():
-            raise UsageError(f"{str(wanted)[:120]!a} does not exist")
-    return check(lambda: read_bytes(path, MAX_CERTIFICATE), lambda name: read_bytes(path.parent / name, MAX_MODEL),
-                 lambda: model if isinstance(model, Model) else read_model(model), exact)  # fmt: skip
-
-
-def check(certificate: Callable[[], bytes], sidecar: Callable[[str], bytes], model: Callable[[], Model],
-          exact: bool = False) -> Verdict:  # fmt: skip
-    """Fails closed: whatever goes wrong in here that is not a refusal makes the certificate unreadable."""
-    started = time.monotonic()
-    try:
-        with np.errstate(all="ignore"):
-            return _check(certificate(), sidecar, model, exact, started)
-    except (RefutedCertificate, UnreadableCertificate):
-        raise
-    except Exception as error:
-        raise UnreadableCertificate(f"the certificate cannot be followed ({type(error).__name__})") from error
-
-
-def _table(value: Any, kind: str) -> dict[str, Any]:
-    """A JSON object with exactly these fields."""
-    need(
-        isinstance(value, dict) and value.keys() == set(KEYS[kind].split()),
-        f"the fields of {kind or 'the certificate'}",
-    )
-    return dict(value)
-
-
-def _check(
-    data: bytes, sidecar: Callable[[str], bytes], read: Callable[[], Model], exact: bool, started: float
-) -> Verdict:
-    table = parse_json(data)
-    need(isinstance(table, dict) and table.get("schema") == SCHEMA, f"not a certificate of the form {SCHEMA}")
-    table = _table(table, "")
-    need(table["rigour"] in ("checked", "real", "solver"), "an unknown rigour")
-    if table["rigour"] != "checked":
-        raise NotCovered(f"it says itself that the checker has not proved it (rigour {table['rigour']})")
-    subject, claim, proof = (
-        _table(table["subject"], "subject"),
-        _table(table["claim"], "claim"),
-        table["proof"],
-    )
-    need(all(isinstance(table[k], dict) for k in ("analyzer", "proof", "environment", "times")), "the fields")
-    norms, region = (claim["norm_in"], claim["norm_out"]), claim["region"]
-    need(
-        set(norms) <= {"l1", "l2", "linf"} and region["kind"] in ("everywhere", "ball"), "a norm or a region"
-    )
-    region = _table(region, region["kind"])
-    values, beside = _upper(claim), {}
-    if table["sidecar"] is not None:
-        entry = _table(table["sidecar"], "sidecar")
-        need(
-            entry["name"] == Path(entry["name"]).name and entry["name"].endswith(".safetensors"),
-            "the sidecar's name",
-        )
-        content = sidecar(entry["name"])
-        need(hashlib.sha256(content).hexdigest() == entry["sha256"], "the sidecar is damaged or another one")
-        beside = parse_safetensors(content)
-    model = read()
-    need(subject["sha256"] == model.sha256, "it is for another model file")
-    need(model.digest is None or subject["graph_digest"] == model.digest, "it is for another graph")
-    program, foreign = model.program, 0
-    need(
-        model.binding == "weights" or (table["graph"] is None and table["tensors"] == {}),
-        "a graph beside the model's own",
-    )
-    if model.binding == "weights":
-        program, foreign = _stated(table["graph"], table["tensors"], model, beside)
-    if program is None:
-        raise NotCovered(f"the file's operators: {model.reason}")
-    need(subject["output"] in (model.outputs or program.values), "an unknown output")
-    decimal = max((outward(v) for v in values), key=Decimal)
-    if claim["statement"] != statement(norms, decimal, region):
+    readers: dict[str, Callable[[Mapping[str, Any]], Claim]] = {
+        "constant": _constant,
+        "radius": _radius,
+        "monotone": _monotone,
+    }
+    kind = table.get("kind")
+    if not isinstance(kind, str) or kind not in readers:
+        raise UnreadableCertificate("a claim of an unknown kind")
+    found = readers[kind](table)
+    if table["statement"] != found.statement(about):
         raise RefutedCertificate("its statement is not the one its numbers make")
-    balls = (
-        None if region["kind"] == "everywhere" else _balls(region, beside, program.steps[program.input].size)
-    )
-    prove(proof, program, subject["output"], norms, values, beside, exact, balls)
-    words = _words(claim["statement"], model, foreign, exact)
-    return Verdict(claim["upper"], words, time.monotonic() - started, model.binding)
+    return found
 
 
-def _upper(claim: Mapping[str, Any]) -> list[float]:
-    """The claimed numbers, written three times alike."""
-    written = [claim[key] for key in ("upper", "upper_hex", "upper_decimal")]
-    several = [isinstance(numbers, list) for numbers in written]
-    need(len(set(several)) == 1, "numbers of different count")
-    shown, exact, decimal = written if several[0] else ([numbers] for numbers in written)
-    values = [real(text) for text in exact]
-    need(0 < len(shown) == len(exact) == len(decimal), "numbers of different count")
-    need(all(type(v) in (int, float) for v in shown), "a bound that is no number")
-    need(all(math.isfinite(v) and v >= 0 for v in values), "a bound that is not a finite number >= 0")
-    if any(float(a) != b or outward(b) != c for a, b, c in zip(shown, values, decimal, strict=True)):
+def _constant(table: Mapping[str, Any]) -> Constant:
+    fields(table, "kind norm_in norm_out region upper upper_hex upper_decimal statement")
+    norms = _norm(table["norm_in"], NORMS), _norm(table["norm_out"], NORMS)
+    balls, written = _region(table["region"]), [table[k] for k in ("upper", "upper_hex", "upper_decimal")]
+    if balls is None:
+        written = [[numbers] for numbers in written]
+    upper = _written(written, outward, 1 if balls is None else balls.count)
+    return Constant(norms, balls, upper)
+
+
+def _radius(table: Mapping[str, Any]) -> Radius:
+    fields(table, "kind norm count centres box labels radius radius_hex radius_decimal statement")
+    count = integer(table["count"], 1, MOST)
+    radius = _written([table[k] for k in ("radius", "radius_hex", "radius_decimal")], inward, count)
+    labels = table["labels"]
+    if not isinstance(labels, list) or len(labels) != count:
+        raise UnreadableCertificate("labels of other points")
+    centres, box = text(table["centres"]), None if table["box"] is None else text(table["box"])
+    found = tuple(integer(label, 0, MOST) for label in labels)
+    return Radius(_norm(table["norm"], ("l2", "linf")), centres, box, found, radius)
+
+
+def _monotone(table: Mapping[str, Any]) -> Monotone:
+    fields(table, "kind region entries statement")
+    balls, entries = _region(table["region"]), table["entries"]
+    if not isinstance(entries, list) or not 0 < len(entries) <= MOST:
+        raise UnreadableCertificate("entries of a claim of signs")
+    found = []
+    for entry in entries:
+        fields(entry, "output input sign")
+        if type(entry["sign"]) is not int or entry["sign"] not in (-1, 1):
+            raise UnreadableCertificate("a sign")
+        found.append((integer(entry["output"], 0, MOST), integer(entry["input"], 0, 1 << 30), entry["sign"]))
+    return Monotone(balls, tuple(found))
+
+
+def _region(table: Any) -> Balls | None:
+    if isinstance(table, dict) and table.get("kind") == "everywhere":
+        fields(table, "kind")
+        return None
+    fields(table, "kind norm radius radius_hex count centres box")
+    radius = hexadecimal(table["radius_hex"])
+    if table["kind"] != "ball" or type(table["radius"]) is not float or table["radius"] != radius:
+        raise UnreadableCertificate("a region of an unknown kind, or a radius written in two ways")
+    if not 0.0 <= radius < 2.0**100 or math.copysign(1.0, radius) < 0:
+        raise UnreadableCertificate("a radius that is none")
+    count, box = integer(table["count"], 1, MOST), table["box"]
+    return Balls(_norm(table["norm"], ("l2", "linf")), radius, count, text(table["centres"]),
+                 None if box is None else text(box))  # fmt: skip
+
+
+def _norm(value: Any, known: Sequence[str]) -> str:
+    if not isinstance(value, str) or value not in known:
+        raise UnreadableCertificate("an unknown norm")
+    return value
+
+
+def _written(numbers: Sequence[Any], shown: Any, count: int) -> tuple[float, ...]:
+    """Numbers >= 0 that are written as JSON numbers, in hexadecimal and as decimals rounded to the safe side, all alike."""
+    if not all(isinstance(n, list) and len(n) == count for n in numbers):
+        raise UnreadableCertificate("numbers of another count than the region's")
+    plain, exact, decimal = numbers
+    values = tuple(hexadecimal(value) for value in exact)
+    texts(decimal)
+    if not all(type(v) in (int, float) for v in plain) or not all(
+        v >= 0 and math.copysign(1.0, v) > 0 for v in values
+    ):
+        raise UnreadableCertificate("a claimed number is not a finite number >= 0")
+    if any(float(a) != b or shown(b) != c for a, b, c in zip(plain, values, decimal, strict=True)):
         raise RefutedCertificate("its numbers contradict each other")
     return values
 
 
-def _stated(graph: Any, tensors: Any, model: Model, beside: Mapping[str, Array]) -> tuple[Program, int]:
-    """The graph of the certificate with the model's own tensors, and how many tensors the model file does not hold."""
-    graph, stored, foreign = _table(graph, "graph"), {}, 0
-    for name, digest in tensors.items():
-        array = model.tensors[digest] if digest in model.tensors else beside[f"tensor.{digest}"]
-        need(digest_of(array) == digest, "a tensor with another digest")
-        stored[name], foreign = array, foreign + (digest not in model.tensors)
-    program = Program(graph["input"], graph["shape"], stored, 17)
-    for entry in graph["nodes"]:
-        node = _table(entry, "node")
-        need(all(isinstance(name, str) for name in (node["op"], node["output"], *node["inputs"])), "a node")
-        given = {
-            k: real(v) if isinstance(v, str) and v.lstrip("-")[:2] == "0x" else v
-            for k, v in node["given"].items()
-        }
-        run(program, Call(node["op"], node["inputs"], node["output"], given))
-    return program, foreign
+# -- what somebody expects
 
 
-def _balls(region: Mapping[str, Any], beside: Mapping[str, Array], size: int) -> list[Ball]:
-    """The balls of the claim, around the centres in the sidecar."""
-    centres, radius, box = beside["centres"].astype(np.float64), real(region["radius_hex"]), region["box"]
-    need(
-        digest_of(centres) == region["centres"] and centres.shape == (region["count"], size) and size,
-        "the centres",
-    )
-    need(region["norm"] in ("l2", "linf") and 0 <= radius < 2.0**100 and radius == region["radius"], "a ball")
-    need(type(region["radius"]) is float and type(region["count"]) is int, "a ball")
-    cut = beside["box"].astype(np.float64) if box is not None else np.array([[-(2.0**100)], [2.0**100]])
-    need(box is None or (digest_of(cut) == box and cut.shape == (2, size)), "the box")
-    need(
-        ((cut[0] <= centres) & (centres <= cut[1])).all(),
-        "a centre outside the box, or near the ends of float64",
-    )
-    low, high = np.nextafter(centres - radius, -np.inf), np.nextafter(centres + radius, np.inf)
-    return [Ball(c, radius, region["norm"], np.maximum(a, cut[0]), np.minimum(b, cut[1]))
-            for c, a, b in zip(centres, low, high, strict=True)]  # fmt: skip
+@dataclass(frozen=True)
+class Expectation:
+    """What the reader of a certificate wants proved; None: says nothing about it.
+
+    radius: of the balls, or the least that every point of a claim about radii has; at_most: of every constant; box: the input
+    box that cuts the balls, one (low, high) for all inputs.
+    """
+
+    norm_in: str | None = None
+    norm_out: str | None = None
+    radius: float | None = None
+    output: int | None = None
+    margin: tuple[int, int] | None = None
+    at_most: float | None = None
+    box: tuple[float, float] | None = None
+    digest: str | None = None
+    """Of the graph in memory that the certificate has to be about."""
+
+    def disappointed(self, claim: Claim, about: About, box: tuple[Any, Any] | None) -> str | None:
+        """How the claim differs from what is expected; None if it does not. box: (low, high) of every input, [inputs] each."""
+        if self.output is not None and about.output != self.output:
+            return f"it is about output {about.output}, not {self.output}"
+        if about.margin != self.margin and (self.margin is not None or self.output is not None):
+            said = "the whole output" if about.margin is None else f"the margin {_pair(about.margin)}"
+            return f"it is about {said}, not {'the whole output' if self.margin is None else f'the margin {_pair(self.margin)}'}"
+        norms = claim.norms if isinstance(claim, Constant) else None
+        norm_in = claim.norm if isinstance(claim, Radius) else None if norms is None else norms[0]
+        if self.norm_in is not None and norm_in != self.norm_in:
+            return f"it measures inputs in {norm_in}, not in {self.norm_in}"
+        # A radius has no norm at the output: a label is kept or not.
+        if (
+            self.norm_out is not None
+            and not isinstance(claim, Radius)
+            and (norms is None or norms[1] != self.norm_out)
+        ):
+            return f"it measures outputs in {None if norms is None else norms[1]}, not in {self.norm_out}"
+        if self.radius is not None and (reason := _other_radius(claim, self.radius)) is not None:
+            return reason
+        if self.at_most is not None:
+            if not isinstance(claim, Constant):
+                return f"it claims no constant, so none of at most {self.at_most!r}"
+            if not max(claim.upper) <= self.at_most:
+                return f"it proves {outward(max(claim.upper))}, not {self.at_most!r}"
+        if self.box is not None:
+            if box is None:
+                return "no input box cuts its region"
+            if not all(bool((end == wanted).all()) for end, wanted in zip(box, self.box, strict=True)):
+                return "another input box cuts its region"
+        return None
 
 
-def _words(claim: str, model: Model, foreign: int, exact: bool) -> str:
-    """The statement from what was proved."""
-    name = f"{model.name[:80]!a}"
-    about = {
-        "file": f"whose operators and weights were read from {name}",
-        "weights": f"whose architecture the certificate states and whose weights lie in {name}"
-        + (f", except {foreign} tensors that the certificate brings along" if foreign else ""),
-        "graph": "as it is in memory",
-    }[model.binding]
-    how = "exact integers" if exact else "float64 with every rounding accounted for"
-    digest = f" (sha256 {model.sha256})" if model.sha256 else ""
-    return f"{claim} {about}{digest}; proved in {how}; not covered: execution in floating point, preprocessing outside the graph"
+def _other_radius(claim: Claim, wanted: float) -> str | None:
+    if isinstance(claim, Radius):
+        least = min(claim.radius)
+        return None if least >= wanted else f"the smallest of its radii is {inward(least)}, below {wanted!r}"
+    if claim.balls is None:
+        return f"it is about the whole input space, not about balls of radius {wanted!r}"
+    known = claim.balls.radius
+    return None if known == wanted else f"its balls have the radius {known!r}, not {wanted!r}"
+
+
+def _pair(margin: tuple[int, int]) -> str:
+    return f"{margin[0]},{margin[1]}"

@@ -30,7 +30,12 @@ class Rigour(IntEnum):
 
 
 class Evidence(Protocol):
-    """What a checker needs to prove the bound again; plain data."""
+    """What a checker needs to prove the bound again; plain data that writes its own proof.
+
+    `proof(writer, part)` writes steps of docs/proof-format.md with a `lipverify.certificates.Writer` and gives the number of the
+    fact that is the bound, for one centre or the whole space. Evidence without a proof leaves the method out: its bound stays
+    `real`, and says so.
+    """
 
     def to_json(self) -> dict[str, Any]: ...
 
@@ -64,6 +69,11 @@ class Gains:
             for s in self.steps
         ]
         return {"kind": "gains", "steps": rows}
+
+    def proof(self, writer: Any, part: Any) -> int:
+        """The product again: the checker proves gains of its own, along the steps that it reads in the model."""
+        found: int = writer.product(part)
+        return found
 
 
 class Written(Protocol):
@@ -99,6 +109,8 @@ class Certificate:
     """For balls, of which centres the checker has proved the bound; the rigour is `checked` where it is all of them."""
     interrupted: bool = False
     """Whether somebody stopped the search; the bound is the best until then, and as valid."""
+    notes: tuple[str, ...] = ()
+    """What happened to the bound after the analyzer gave it."""
 
     def save(self, path: str | Path) -> None:
         """Writes the certificate as JSON, large arrays beside it.

@@ -60,7 +60,8 @@ def run_monotone(options: Options) -> Monotonicity:
         start.progress.finish()
         found = replace(found, command=options.command)
         if start.folder is not None:
-            start.folder.write({WITNESS: found.witness_file(), RESULT: document_bytes(found.to_json())})
+            files = {WITNESS: found.witness_file(), RESULT: document_bytes(found.to_json())}
+            start.folder.write({**files, **found.certificate_files()})
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import Enum
 from typing import Any
@@ -12,10 +12,12 @@ import numpy as np
 from torch import Tensor
 
 from lipverify import __version__
+from lipverify.certificates import Issued
 from lipverify.documents import NOT_COVERED, environment, model_document
 from lipverify.ir.certificate import Rigour
 from lipverify.ir.graph import Graph
 
+CERTIFICATE = "monotone.json"
 SHOWN = 64
 """Inputs up to this size are written out in the document; all are in the witness file."""
 
@@ -90,6 +92,10 @@ class Finding:
     seconds: float
     falls: Pair | None = None
     rises: Pair | None = None
+    checked: bool = False
+    """Whether the independent checker has proved the verdict."""
+    unchecked: str = ""
+    """Why it has not, where it was asked."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -100,6 +106,8 @@ class Finding:
             "slope": list(self.slope),
             "boxes": self.boxes,
             "seconds": self.seconds,
+            "rigour": "checked" if self.checked else "real",
+            **({"unchecked": self.unchecked} if self.unchecked else {}),
             "falls": None if self.falls is None else self.falls.to_json(),
             "rises": None if self.rises is None else self.rises.to_json(),
         }
@@ -117,6 +125,14 @@ class Monotonicity:
     seed: int
     rigour: Rigour = Rigour.REAL
     command: str | None = None
+    issued: Issued | None = field(default=None, compare=False)
+    """The certificate of the directions that the checker has proved."""
+
+    def certificate_files(self) -> dict[str, bytes]:
+        """The files of the certificate under their places in a folder."""
+        if self.issued is None:
+            return {}
+        return {f"certificates/{name}": data for name, data in self.issued.files(CERTIFICATE).items()}
 
     @property
     def decided(self) -> bool:
@@ -135,6 +151,7 @@ class Monotonicity:
             "query": {"region": self.region, "output": self.output, **({"of": part} if part else {})},
             "features": [finding.to_json() for finding in self.findings],
             "rigour": str(self.rigour),
+            "certificate": None if self.issued is None else f"certificates/{CERTIFICATE}",
             "witness": "witness.npz",
             "not_covered": list(NOT_COVERED),
             "environment": environment(),

@@ -12,12 +12,14 @@ from torch import Tensor
 
 from lipverify.analyzers.protocol import Compute, Report, silent
 from lipverify.errors import UsageError
+from lipverify.ir.certificate import Rigour
 from lipverify.ir.graph import Graph
 from lipverify.ir.interval import Interval
 from lipverify.ir.norm import Norm
 from lipverify.ir.region import Ball
 from lipverify.monotonicity.branching import Branching, Proof, Settings
 from lipverify.monotonicity.pairs import PairSearch
+from lipverify.monotonicity.proof import SIGNS, certified
 from lipverify.monotonicity.results import Finding, Monotonicity, Pair, Verdict
 from lipverify.monotonicity.slopes import PartialDerivatives, Partials
 from lipverify.propagation import refuse_without_intervals
@@ -82,7 +84,11 @@ def monotone(
             question = _Question(partials, pairs, feature, settings, compute, points, slopes[:, feature])
             findings.append(question.answer(roots, place, index, name))
     words = _words(region, boxes)
-    return Monotonicity(graph, words, entry, tuple(findings), time.monotonic() - started, seed)
+    ball = region if isinstance(region, Ball) else None
+    told, issued = certified(graph, ball, boxes, entry, findings, report or silent)
+    directed = [f for f in told if f.verdict in SIGNS]
+    rigour = Rigour.CHECKED if directed and all(f.checked for f in directed) else Rigour.REAL
+    return Monotonicity(graph, words, entry, told, time.monotonic() - started, seed, rigour, issued=issued)
 
 
 class _Question:

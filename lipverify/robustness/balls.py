@@ -8,6 +8,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from lipverify.analyzers.lipsdp.canonical import layers_of_neurons
+from lipverify.analyzers.lipsdp.solver import Solution
 from lipverify.analyzers.local.analyzer import Local
 from lipverify.analyzers.local.comparators import elementary
 from lipverify.analyzers.local.coupled import slope_lines
@@ -23,6 +25,7 @@ from lipverify.propagation import Bounds, bounds
 from lipverify.propagation.forms import mixes
 from lipverify.robustness.attack import Box
 from lipverify.robustness.branching import branched_margin
+from lipverify.robustness.carried import Multipliers, whole_layers
 from lipverify.robustness.optimised import Slopes
 from lipverify.robustness.semidefinite import ball_constants
 from lipverify.robustness.shells import Shell
@@ -66,6 +69,8 @@ class Balls:
     """Ranges of the balls looked at; those of a ball hold on every smaller one."""
     steep: dict[float, Tensor] = field(default_factory=dict)
     """Constants of the balls steepened so far, by radius; gradients at the point for radius 0."""
+    multipliers: dict[tuple[float | None, int], Multipliers] = field(default_factory=dict)
+    """By ball and rival what proves a constant, where it is no range of derivatives: of every neuron of every layer."""
 
     @property
     def device(self) -> torch.device:
@@ -113,14 +118,32 @@ class Balls:
                 found = _finite(self._constants(ranges), low=False)
                 best = best if found is None else torch.minimum(best, found)
             if self.semidefinite:
+                kept: dict[int, Solution] = {}
                 found = ball_constants(
-                    self.graph, ranges, best.clone(), margin, self._expected(radius), SEARCHES, self.compute
+                    self.graph,
+                    ranges,
+                    best.clone(),
+                    margin,
+                    self._expected(radius),
+                    SEARCHES,
+                    self.compute,
+                    kept,
                 )
                 best = best if found is None else found
+                self._keep(radius, ranges, kept)
         if not bool(best.isfinite().all()):
             return None
         self.steep[radius] = best
         return best
+
+    def _keep(self, radius: float, ranges: Bounds, kept: dict[int, Solution]) -> None:
+        """The multipliers in whole layers: which neurons have any follows from these ranges alone."""
+        if not kept:
+            return
+        layers = layers_of_neurons(self.graph, ranges)
+        for solution in {id(s): s for s in kept.values()}.values():
+            whole = whole_layers(layers, solution.multipliers, solution.exponents)
+            self.multipliers.update({(radius, rival): whole for rival, s in kept.items() if s is solution})
 
     def _expected(self, radius: float) -> Tensor:
         """Constants of the largest smaller ball, or lengths of the gradients at the point: below those of this ball."""

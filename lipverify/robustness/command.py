@@ -86,7 +86,8 @@ def run_radius(options: Options) -> tuple[dict[str, Any], int]:
         document = replace(found, command=options.command).to_json()
         if start.folder is not None:
             page = render_radii(document, points.x.numpy()).encode("utf-8")
-            start.folder.write({REPORT: page, RESULT: document_bytes(document)})
+            files = {REPORT: page, RESULT: document_bytes(document), **found.certificate_files()}
+            start.folder.write(files)
     return document, found.exit_code()
 
 

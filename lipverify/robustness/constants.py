@@ -6,8 +6,8 @@ Legend: K[a, b] >= sup |(f_a - f_b)(x) - (f_a - f_b)(x')| / |x - x'| over all x 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any
 
@@ -17,9 +17,11 @@ from torch import Tensor
 from lipverify import pipeline
 from lipverify.analyzers.affine_runs import runs
 from lipverify.analyzers.lipsdp.bound import certified_functionals
-from lipverify.analyzers.lipsdp.canonical import canonical_form
+from lipverify.analyzers.lipsdp.canonical import canonical_form, layers_of_neurons
+from lipverify.analyzers.lipsdp.evidence import Proof
 from lipverify.analyzers.lipsdp.linf import solve_linf
 from lipverify.analyzers.lipsdp.norms import differences
+from lipverify.analyzers.lipsdp.proof import inverse
 from lipverify.analyzers.lipsdp.solver import Settings, Solution, estimate, solve
 from lipverify.analyzers.lipsdp.system import BlockSystem
 from lipverify.analyzers.product import Product, Reach, advance
@@ -30,6 +32,7 @@ from lipverify.ir.graph import Graph
 from lipverify.ir.norm import Norm
 from lipverify.ir.region import Query
 from lipverify.linalg.rounding import Upper
+from lipverify.robustness.carried import Multipliers, whole_layers
 from lipverify.robustness.pairs import classes, flat
 
 EFFORT = 8e11
@@ -51,6 +54,8 @@ class PairConstants:
     source: tuple[str, ...]
     """One method for each pair a < b, in the order of `itertools.combinations`."""
     notes: tuple[str, ...] = ()
+    multipliers: Mapping[tuple[int, int], Multipliers] = field(default_factory=dict, compare=False)
+    """By pair a < b what proves its constant, where that is LipSDP; not stored."""
 
     def rows(self, label: int) -> Tensor:
         """Constants of f_label - f_j for all rivals j: [classes - 1]."""
@@ -98,13 +103,14 @@ def pair_constants(
     limited = compute.deadline is not None
     norms = (Norm.L2,) if norm is Norm.L2 else tuple(Norm)
     methods: list[tuple[str, Callable[[], Bounds]]] = []
+    kept: dict[tuple[int, int], Multipliers] = {}
     if limited:
         # A difference is one number, and |d|_inf <= |d|_2: constants in linf hold in both norms.
         methods.append(("row sums", lambda: _product(graph, pairs, Query(norm, Norm.LINF), (Norm.LINF,))))
     if not (limited and side and norm is Norm.LINF):
         methods.append(("product", lambda: _product(graph, pairs, Query(norm, norm), norms, compute)))
     if not (limited and side and _building_seconds(graph) > compute.remaining()):
-        methods.append(("lipsdp", lambda: _lipsdp(graph, pairs, norm, compute, effort)))
+        methods.append(("lipsdp", lambda: _lipsdp(graph, pairs, norm, compute, effort, kept)))
     found: list[tuple[str, Bounds]] = []
     notes = []
     for name, method in methods:
@@ -115,7 +121,9 @@ def pair_constants(
             notes.append(f"{name}: {error}")
     if not found:
         raise UnsupportedModel("no global constants: " + "; ".join(notes))
-    return _smallest(found, pairs, classes(graph), notes)
+    best = _smallest(found, pairs, classes(graph), notes)
+    by = dict(zip(pairs, best.source, strict=True))
+    return replace(best, multipliers={pair: m for pair, m in kept.items() if by[pair] == "lipsdp"})
 
 
 def _smallest(found: list[tuple[str, Bounds]], pairs: Pairs, size: int, notes: list[str]) -> PairConstants:
@@ -172,7 +180,14 @@ def _product(
     return found
 
 
-def _lipsdp(graph: Graph, pairs: Pairs, norm: Norm, compute: Compute, effort: float) -> Bounds:
+def _lipsdp(
+    graph: Graph,
+    pairs: Pairs,
+    norm: Norm,
+    compute: Compute,
+    effort: float,
+    kept: dict[tuple[int, int], Multipliers],
+) -> Bounds:
     if compute.remaining() <= 0:
         raise UnsupportedModel(NO_TIME)
     system = canonical_form(graph, None, compute.device)
@@ -184,16 +199,23 @@ def _lipsdp(graph: Graph, pairs: Pairs, norm: Norm, compute: Compute, effort: fl
     root = Upper.of(graph.input.size).sqrt()
     if 4 * work * _STEPS * len(pairs) <= effort:
         weighted = norm is Norm.LINF and (work + system.inputs**3) * _STEPS * len(pairs) <= effort / 8
-        return [
-            None
-            if compute.remaining() <= 0
-            else _single(differences(system, [(a, b)]), norm, root, weighted, compute)
-            for a, b in pairs
-        ]
+        layers = layers_of_neurons(graph, None)
+        found: list[Upper | None] = []
+        for pair in pairs:
+            if compute.remaining() <= 0:
+                found.append(None)
+                continue
+            upper, proof = _single(differences(system, [pair]), norm, root, weighted, compute)
+            found.append(upper)
+            whole = whole_layers(layers, proof.diagonals, proof.exponents)
+            kept[pair] = whole._replace(weights=inverse(proof))
+        return found
     settings = Settings(max_iterations=max(1, int(effort / work)))
     if compute.remaining() <= 0:
         raise UnsupportedModel(NO_TIME)
     shared = solve(system, compute, settings)
+    whole = whole_layers(layers_of_neurons(graph, None), shared.multipliers, shared.exponents)
+    kept |= dict.fromkeys(pairs, whole)
     rows = torch.zeros(len(pairs), system.outputs, dtype=torch.float64)
     for index, (a, b) in enumerate(pairs):
         rows[index, a], rows[index, b] = 1.0, -1.0
@@ -203,13 +225,23 @@ def _lipsdp(graph: Graph, pairs: Pairs, norm: Norm, compute: Compute, effort: fl
     return bounds if norm is Norm.L2 else [bound * root for bound in bounds]
 
 
-def _single(system: BlockSystem, norm: Norm, root: Upper, weighted: bool, compute: Compute) -> Upper:
-    """The constant of a system with one output; `weighted` also searches for weights of the inputs, in linf."""
-    euclidean = _upper(solve(system, compute))
+def _single(
+    system: BlockSystem, norm: Norm, root: Upper, weighted: bool, compute: Compute
+) -> tuple[Upper, Proof]:
+    """The constant of a system with one output, and its proof; in linf `weighted` also searches for weights of the inputs."""
+    solution = solve(system, compute)
+    euclidean = _upper(solution)
+    proof = Proof(euclidean, None, solution.multipliers, solution.exponents)
     if norm is Norm.L2:
-        return euclidean
+        return euclidean, proof
     scaled = euclidean * root
-    return min(scaled, solve_linf(system, compute, 0).upper) if weighted else scaled
+    if weighted:
+        other = solve_linf(system, compute, 0)
+        if other.upper < scaled:
+            return other.upper, Proof(
+                other.upper, None, other.multipliers, other.exponents[1:], other.weights, other.exponents[0]
+            )
+    return scaled, proof
 
 
 def _upper(solution: Solution) -> Upper:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from lipverify.errors import UsageError
 from lipverify.ir.norm import Norm
 from lipverify.robustness.attack import Attack, Box
+from lipverify.robustness.carried import Carried
 from lipverify.robustness.smoothing.settings import Smoothing
 
 METHODS = ("auto", "global", "local", "crown", "alpha-crown", "branching", "lirpa", "smoothing")
@@ -96,15 +97,28 @@ class Record:
     """Whether something broke, so that nothing is certified; `note` says what."""
     refuted: bool = False
     """Whether an adversarial example lay inside the radius, which is withdrawn."""
+    checked: bool = False
+    """Whether the independent checker has proved the radius."""
+    unchecked: str = ""
+    """Why it has not, where it was asked."""
+    carried: Carried | None = field(default=None, compare=False, repr=False)
+    """What carries the radius, for its certificate; not stored."""
 
     def to_json(self) -> dict[str, Any]:
         """One element of `points`."""
-        flags = ("failed", "refuted")
-        found = {k: v for k, v in asdict(self).items() if v not in ("", {}) or k in ("label", "predicted")}
+        plain = asdict(replace(self, carried=None))
+        del plain["carried"]
+        flags = ("failed", "refuted", "checked")
+        found = {k: v for k, v in plain.items() if v not in ("", {}) or k in ("label", "predicted")}
         found = {k: v for k, v in found.items() if v or k not in flags}
         return {"index": found.pop("index"), **found}
 
+    def stored(self) -> dict[str, Any]:
+        """`to_json` with what carries the radius, for a journal."""
+        return {**self.to_json(), "carried": None if self.carried is None else self.carried.to_json()}
+
     @staticmethod
     def from_json(document: dict[str, Any]) -> Record:
-        """What `to_json` wrote."""
-        return Record(**document)
+        """What `stored` or `to_json` wrote."""
+        carried = document.get("carried")
+        return Record(**{**document, "carried": None if carried is None else Carried.from_json(carried)})

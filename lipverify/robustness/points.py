@@ -24,6 +24,7 @@ from lipverify.robustness.arithmetic import LARGEST
 from lipverify.robustness.attack import Example, attack
 from lipverify.robustness.balls import Balls, gradient_work, refuses_gradients
 from lipverify.robustness.branching import STEPS
+from lipverify.robustness.carried import Carried
 from lipverify.robustness.constants import EFFORT, PairConstants, pair_constants
 from lipverify.robustness.march import bracket, march
 from lipverify.robustness.optimised import Slopes
@@ -183,7 +184,7 @@ def answer(work: Work, index: int, x: Tensor, label: int | None, seconds: float 
         )
     graph = differences(work.graph, predicted)
     margin = enclosed(graph.to(dtype=torch.float64), x).lower
-    found = None
+    found, carried = None, None
     if plan.attack is not None:
         # An attack takes at most a third of a limited time.
         share = replace(
@@ -200,6 +201,7 @@ def answer(work: Work, index: int, x: Tensor, label: int | None, seconds: float 
         shells = _shells(work, graph, x, predicted, margin, found, compute)
         radius, method, by_method = _radii(work, shells)
         note = "" if radius > 0 else "undecided"
+        carried = Carried(shells.paths(radius), shells.multipliers) if radius > 0 else None
         if compute.remaining() <= 0 and not shells.known:
             note = "no time was left"
     refuted = found is not None and radius > found.size
@@ -223,6 +225,7 @@ def answer(work: Work, index: int, x: Tensor, label: int | None, seconds: float 
         note=note,
         failed=refuted,
         refuted=refuted,
+        carried=carried,
     )
 
 
@@ -269,6 +272,7 @@ def _shells(
         bracket(shells, first, farthest, resolution, compute)
         if marching:
             march(shells, balls.steepen, farthest, plan.shells, resolution, compute)
+            shells.multipliers = balls.multipliers
         return shells
     # Half of a limited time is kept for branching.
     share = replace(compute, deadline=compute.share(2)) if "branching" in parts else compute

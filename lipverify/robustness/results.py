@@ -13,13 +13,17 @@ import torch
 from torch import Tensor
 
 from lipverify import __version__
+from lipverify.certificates import Issued
 from lipverify.documents import NOT_COVERED, environment, model_document
 from lipverify.errors import InternalError, Refuted
 from lipverify.ir.graph import Graph
 from lipverify.ir.norm import Norm
+from lipverify.reporting.places import CERTIFICATES
 from lipverify.robustness.constants import PairConstants
 from lipverify.robustness.curve import PUBLISHED, Curve, attacked_at, certified_at, curve
 from lipverify.robustness.plan import Plan, Record
+
+CERTIFICATE = "radii.json"
 
 
 @dataclass(frozen=True)
@@ -32,12 +36,13 @@ class Radii:
     seconds: float
     constants: PairConstants | None = None
     refused: Mapping[str, str] = field(default_factory=dict)
-    rigour: str = "real"
     inputs: Tensor | None = None
     """The points [points, *input shape], for pictures."""
     command: str | None = None
     failed_methods: tuple[str, ...] = ()
     """Of the refused methods those that broke."""
+    issued: Issued | None = field(default=None, compare=False)
+    """The certificate of the points whose radius the checker has proved."""
 
     def exit_code(self) -> int:
         """3 if an adversarial example lay inside a certified radius, 1 if something broke, else 0."""
@@ -45,6 +50,21 @@ class Radii:
             return Refuted.exit_code
         broke = self.failed_methods or any(record.failed for record in self.records)
         return InternalError.exit_code if broke else 0
+
+    @property
+    def rigour(self) -> str:
+        """`checked` where the checker has proved every radius above 0."""
+        return (
+            "checked"
+            if self.issued is not None and all(r.checked for r in self.records if r.radius > 0)
+            else "real"
+        )
+
+    def certificate_files(self) -> dict[str, bytes]:
+        """The files of the certificate under their places in a folder."""
+        if self.issued is None:
+            return {}
+        return {f"{CERTIFICATES}/{name}": data for name, data in self.issued.files(CERTIFICATE).items()}
 
     def _column(self, name: str) -> list[Any]:
         return [getattr(record, name) for record in self.records]
@@ -132,7 +152,7 @@ class Radii:
             "method": self.plan.method,
             "box": None if self.plan.box is None else list(self.plan.box),
             "claim": self.claim(),
-            "points": [record.to_json() for record in self.records],
+            "points": [self._point(record) for record in self.records],
             "curve": self.curve().to_json(),
             "clean_accuracy": self.clean_accuracy,
             "robust_accuracy": self.robust_accuracy(),
@@ -146,6 +166,14 @@ class Radii:
             "not_covered": list(NOT_COVERED),
             "environment": environment(),
             "seconds": self.seconds,
+        }
+
+    def _point(self, record: Record) -> dict[str, Any]:
+        certificate = f"{CERTIFICATES}/{CERTIFICATE}" if record.checked else None
+        return {
+            **record.to_json(),
+            "rigour": "checked" if record.checked else "real",
+            "certificate": certificate,
         }
 
     def claim(self) -> str:

@@ -25,6 +25,7 @@ from lipverify.robustness.journal import Journal
 from lipverify.robustness.pairs import classes
 from lipverify.robustness.plan import Plan, Record
 from lipverify.robustness.points import Work, answered, broken, prepare
+from lipverify.robustness.proof import certified
 from lipverify.robustness.results import Radii
 
 Advance = Callable[[int, int], None]
@@ -50,6 +51,7 @@ def radii(
     journal: Journal | None = None,
     report: Report | None = None,
     advance: Advance | None = None,
+    proofs: bool = True,
 ) -> Radii:
     """For every point the largest perturbation certified not to change its label, and an adversarial example above it.
 
@@ -66,6 +68,7 @@ def radii(
         budget: seconds for everything, of which what all points share takes about a tenth and every point an even part of
             what is left when it begins; without it numbers do not depend on the machine's speed.
         plan: all settings at once, instead of norm, method, box, seed and budget.
+        proofs: whether the independent checker proves the radii, after the searches; a certificate holds them (`Radii.issued`).
         jobs: processes; scheduler: address of a Dask scheduler whose workers take the points instead.
 
     Raises:
@@ -100,11 +103,15 @@ def radii(
         answers = answers_of_cluster(scheduler, work, x, labels, waiting)
     for record in answers:
         if journal is not None and not record.failed:
-            journal.add(record.to_json())
+            journal.add(record.stored())
         done[record.index] = record
         if advance is not None:
             advance(len(done), len(x))
     records = tuple(done[index] for index in range(len(x)))
+    issued = None
+    if proofs:
+        found = certified(graph, plan, records, x, work.constants, report)
+        records, issued = found.records, found.issued
     return Radii(
         graph,
         plan,
@@ -113,6 +120,7 @@ def radii(
         work.constants,
         work.refused,
         inputs=x,
+        issued=issued,
         failed_methods=work.failed,
     )
 

@@ -34,6 +34,7 @@ def ball_constants(
     expected: Tensor,
     solves: int,
     compute: Compute,
+    kept: dict[int, Solution] | None = None,
 ) -> Tensor | None:
     """Constants of all outputs over the one ball of `ranges`, never above `known`: [outputs]; None where nothing is bounded.
 
@@ -46,20 +47,21 @@ def ball_constants(
     Args:
         known: constants that hold on the ball already; infinite where there is none. margin: M_j.
         expected: about what the constants will be, positive; only decides what is searched first.
-        solves: searches at most.
+        solves: searches at most. kept: takes, for every output whose constant became smaller, the multipliers that prove it.
     """
+    kept = {} if kept is None else kept
     try:
         system = canonical_form(graph, ranges, compute.device)
         best, critical = known, int((margin / expected.clamp_min(1e-300)).argmin())
         if not system.sizes or estimate(system)[1] > SEARCH_WORK or compute.remaining() <= 0:
-            best = _with_functionals(best, system, fast(system, compute))
+            best = _with_functionals(best, system, fast(system, compute), kept)
             solves = 0
         for left in range(solves - 1, -1, -1):
             found = _searched(one_output(system, critical), compute)
-            if found.upper is not None:
-                best[critical] = min(float(best[critical]), found.upper)
+            if found.upper is not None and found.upper < float(best[critical]):
+                best[critical], kept[critical] = found.upper, found
             if found.upper is None or not bool(best.isfinite().all()) or left:
-                best = _with_functionals(best, system, found)
+                best = _with_functionals(best, system, found, kept)
             reach = margin / best.clamp_min(1e-300)
             closest = int(reach.argmin())
             if float(reach[closest]) >= (1.0 - CLOSE) * float(reach[critical]) or compute.remaining() <= 0:
@@ -76,13 +78,17 @@ def _searched(system: BlockSystem, compute: Compute) -> Solution:
         return Run(system, compute, None, shares=(1.0,)).finish(SETTINGS)
 
 
-def _with_functionals(best: Tensor, system: BlockSystem, found: Solution) -> Tensor:
+def _with_functionals(
+    best: Tensor, system: BlockSystem, found: Solution, kept: dict[int, Solution]
+) -> Tensor:
     """The smaller of what is known and what these multipliers give for every output; they may give nothing."""
     rows = torch.eye(system.outputs, dtype=torch.float64, device=system.device)
     bounds = certified_functionals(system, found.multipliers, found.exponents, rows)
     if bounds is None:
         return best
-    return torch.minimum(best, torch.tensor([_number(bound) for bound in bounds], dtype=torch.float64))
+    numbers = torch.tensor([_number(bound) for bound in bounds], dtype=torch.float64)
+    kept |= dict.fromkeys((numbers < best).nonzero().flatten().tolist(), found)
+    return torch.minimum(best, numbers)
 
 
 def _number(bound: Upper) -> float:

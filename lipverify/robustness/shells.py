@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -18,6 +18,7 @@ from lipverify.analyzers.protocol import Compute
 from lipverify.errors import UnsupportedModel
 from lipverify.linalg.rounding import down, up
 from lipverify.robustness.arithmetic import LARGEST, quotient_down
+from lipverify.robustness.carried import Multipliers, Outward, Path
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,14 @@ class Shell:
 Look = Callable[[float], Shell]
 
 
+def _longer(path: Path, more: Outward) -> Path:
+    """A path with one more shell; two shells with one constant are one."""
+    shells = path.shells
+    if shells and shells[-1].ball == more.ball:
+        shells = shells[:-1]
+    return Path(path.start, (*shells, more))
+
+
 @dataclass
 class Shells:
     """Shells around one point.
@@ -54,6 +63,8 @@ class Shells:
     known: list[Shell] = field(default_factory=list)
     longest: float = 0.0
     """Seconds of the longest look so far."""
+    multipliers: Mapping[tuple[float | None, int], Multipliers] = field(default_factory=dict)
+    """By ball and rival what proves a constant, where it is no range of derivatives."""
 
     def time_for_more(self, compute: Compute) -> bool:
         """Whether another look as long as the longest one ends before the deadline."""
@@ -144,6 +155,49 @@ class Shells:
                 break
             margin, before = after, shell.radius
         return margin, held
+
+    def paths(self, radius: float) -> tuple[Path, ...]:
+        """How the margin of every rival reaches this radius, which `radius` or one of the single methods certified."""
+        margin, before = self.margin, 0.0
+        found: list[Path] = [Path(0.0, ())] * len(margin)
+        slopes, sources = self._slopes(), self._sources()
+        beyond = Shell(radius)
+        last: list[float | None] = [None] * len(margin)
+        for shell, slope, source in zip(
+            [*self.known, beyond], [*slopes, self.constants], [*sources, last], strict=True
+        ):
+            end = min(shell.radius, radius)
+            whole = shell.radius <= radius and shell is not beyond
+            known = shell.best if whole else None
+            after = self._after(margin, before, Shell(end) if not whole else shell, slope, use_margins=True)
+            slopes_here = None if slope is None else slope.tolist()
+            for j, path in enumerate(found):
+                falls = slope is None or (
+                    known is not None and after is not None and bool(after[j] <= known[j])
+                )
+                if falls and known is not None:
+                    found[j] = Path(end, ())
+                elif end > before and slopes_here is not None:
+                    found[j] = _longer(path, Outward(end, source[j], slopes_here[j]))
+            if not whole:
+                break
+            if after is not None:
+                margin, before = after, shell.radius
+        return tuple(found)
+
+    def _sources(self) -> list[list[float | None]]:
+        """The balls that the constants of `_slopes` are those of, for every rival; None: the whole space."""
+        size = len(self.margin)
+        slope: Tensor | None = self.constants
+        source: list[float | None] = [None] * size
+        found: list[list[float | None]] = []
+        for shell in reversed(self.known):
+            if shell.constants is not None:
+                smaller = [slope is None or bool(shell.constants[j] < slope[j]) for j in range(size)]
+                source = [shell.radius if less else old for less, old in zip(smaller, source, strict=True)]
+                slope = shell.constants if slope is None else torch.minimum(shell.constants, slope)
+            found.append(list(source))
+        return found[::-1]
 
     def _slopes(self) -> list[Tensor | None]:
         """Constants on every shell: what holds on a larger ball, or on the whole space, holds on a smaller one."""

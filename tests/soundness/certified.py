@@ -16,13 +16,14 @@ import lipverify as lv
 from lipverify import checkers
 from lipverify.analyzers.local.bab import LocalBaB
 from lipverify.certificates import Issued
-from lipverify.certificates.balls import balls_of
-from lipverify.checkers.arithmetic import outward
-from lipverify.checkers.claims import statement
-from lipverify.checkers.jacobians import prove_local
-from lipverify.checkers.multipliers import System
-from lipverify.checkers.proofs import ending
+from lipverify.certificates.fitting import derivatives
+from lipverify.checkers import About
+from lipverify.checkers.claims import Balls, Constant, outward
+from lipverify.checkers.kernel import Rows
+from lipverify.checkers.kernel import Subject as Proved
+from lipverify.checkers.kernel.ranges import Ranges
 from lipverify.falsify import Search
+from tests.unit.checkers.graphs import balls_of
 
 Document = dict[str, Any]
 
@@ -150,11 +151,16 @@ def _tightened(certificate: lv.Certificate, model: checkers.Model) -> Issued:
     assert isinstance(certificate.issued, Issued)
     assert model.program is not None
     document = copy.deepcopy(certificate.issued.document)
-    step = ending(model.program, document["subject"]["output"])
-    norms = document["claim"]["norm_in"], document["claim"]["norm_out"]
-    for place, ball in enumerate(balls_of(certificate.query.region)):
-        proved = prove_local(System(model.program, step, ball), norms)
-        restated(document, proved / document["claim"]["upper"][place] * (1 + 1e-15), place)
+    program = model.program.ending(document["models"][0]["output"]["index"])
+    last, claim = len(program.steps) - 1, document["claim"]
+    subject = Proved(program, balls_of(certificate.query.region))
+    rows, norms = Rows(0, program.steps[-1].size), (claim["norm_in"], claim["norm_out"])
+    steps = document["proof"]["steps"]
+    for place, ball in enumerate(subject.regions):
+        known = Ranges(subject.elements, ball, ())
+        proved = derivatives(subject, 0, last, known, rows, norms)
+        restated(document, proved / claim["upper"][place] * (1 + 1e-15), place)
+        steps[document["proof"]["claims"][place]]["limit"] = proved.hex()
     return Issued(document, certificate.issued.arrays)
 
 
@@ -170,10 +176,18 @@ def restated(document: Document, factor: float, place: int | None = None) -> Non
         "upper_decimal": [outward(v) for v in after],
     }
     claim |= written if several else {key: values[0] for key, values in written.items()}
-    reworded(claim)
+    reworded(document)
 
 
-def reworded(claim: Document) -> None:
-    decimals = claim["upper_decimal"]
-    most = max(decimals, key=float) if isinstance(decimals, list) else decimals
-    claim["statement"] = statement((claim["norm_in"], claim["norm_out"]), most, claim["region"])
+def reworded(document: Document) -> None:
+    """The statement of what a claim says otherwise."""
+    claim, model = document["claim"], document["models"][0]
+    region = claim["region"]
+    balls = None
+    if region["kind"] == "ball":
+        balls = Balls(region["norm"], region["radius"], region["count"], region["centres"], region["box"])
+    upper = claim["upper"] if isinstance(claim["upper"], list) else [claim["upper"]]
+    margin = None if model["margin"] is None else tuple(model["margin"])
+    output = model["output"]
+    about = About(model["sha256"], model["graph_digest"], output["index"], output["name"], margin)
+    claim["statement"] = Constant((claim["norm_in"], claim["norm_out"]), balls, tuple(upper)).statement(about)

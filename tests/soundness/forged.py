@@ -222,7 +222,7 @@ def cases() -> list[Case]:
     limit = float(point.chain.ranges(point.output.rows([0]))[0][0]) - 1e-9
     start = case.add("value", ranges=case.ranges(0), rows=[0, 1], sign=1, limit=limit.hex())
     steps = [case.jacobian(case.ranges(k), [0, 1], norms[0]) for k in (1, 2)]
-    case.add("walk", value=start, constants=steps)
+    case.add("walk", value=start, constants=steps, regions=[1, 2])
     found.append(case)
 
     w = Writing(3)

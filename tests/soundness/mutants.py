@@ -19,8 +19,8 @@ from onnx import numpy_helper
 
 from lipverify import checkers
 from lipverify.certificates import Issued
-from lipverify.checkers.arithmetic import outward
-from lipverify.checkers.files import digest_of
+from lipverify.checkers import digest_of
+from lipverify.checkers.claims import outward
 from lipverify.errors import RefutedCertificate, UnreadableCertificate
 from lipverify.loading.safetensors import parse_safetensors, write_safetensors
 from tests.soundness.certified import Document, Subject, restated, reworded
@@ -77,7 +77,8 @@ def _finished(kind: str, subject: Subject, issued: Issued, r: np.random.Generato
         other = subject.path.with_name("changed.onnx")
         other.write_bytes(_changed_file(subject.path.read_bytes(), kind, r))
         model = checkers.read_model(other)
-        issued.document["subject"]["sha256"] = model.sha256
+        issued.document["models"][0]["sha256"] = model.sha256
+        reworded(issued.document)
     files = issued.files("certificate.json")
     certificate, arrays = files["certificate.json"], files.get("certificate.safetensors")
     if kind == "cut the file":
@@ -121,81 +122,98 @@ def _stronger_text(document: Document, arrays: Any, r: np.random.Generator, foun
     document["claim"]["statement"] = options[r.integers(len(options))]
 
 
-def _gain(document: Document, arrays: Any, r: np.random.Generator, found: list[Subject]) -> bool:
-    stages = [s for s in document["proof"].get("stages", []) if "gain" in s]
-    if not stages:
+def _of_kind(document: Document, *kinds: str) -> list[Document]:
+    return [step for step in document["proof"]["steps"] if step["step"] in kinds]
+
+
+def _limit(document: Document, arrays: Any, r: np.random.Generator, found: list[Subject]) -> bool:
+    """A number of a proof that is smaller than what holds, and the claim with it."""
+    steps = _of_kind(document, "gain", "product", "multipliers", "jacobian")
+    # A part of a ball may have less than the largest of all parts needs.
+    if not steps or _of_kind(document, "cover"):
         return False
-    stage = stages[r.integers(len(stages))]
+    step = steps[r.integers(len(steps))]
     factor = 1 - 10 ** r.uniform(-4, -0.1)
-    stage["gain"] = (float.fromhex(stage["gain"]) * factor).hex()
+    before = float.fromhex(step["limit"])
+    if before == 0:
+        return False
+    step["limit"] = (before * factor).hex()
     if r.random() < 0.5:
         restated(document, factor)
     return True
 
 
-def _stage(document: Document, arrays: Any, r: np.random.Generator, found: list[Subject]) -> bool:
-    stages = document["proof"].get("stages")
-    if not stages:
-        return False
-    i, j = int(r.integers(len(stages))), int(r.integers(len(stages)))
+def _steps(document: Document, arrays: Any, r: np.random.Generator, found: list[Subject]) -> bool:
+    """Steps left out, doubled or exchanged; what is dropped makes numbers smaller: the claim follows."""
+    steps = document["proof"]["steps"]
+    i, j = int(r.integers(len(steps))), int(r.integers(len(steps)))
     match r.integers(4):
         case 0:
-            del stages[i]
+            del steps[i]
         case 1:
-            stages.insert(j, copy.deepcopy(stages[i]))
-        case 2:
-            if stages[i] == stages[j] or "gain" not in stages[i]:
+            products = _of_kind(document, "product")
+            if not products or not products[0]["gains"]:
                 return False
-            stages[i] = {"steps": stages[i]["steps"], "by": "rule"}
+            products[0]["gains"] = products[0]["gains"][1:]
+        case 2:
+            if i == j:
+                return False
+            steps[i], steps[j] = steps[j], steps[i]
         case _:
-            stages[i]["steps"] = stages[i]["steps"] + stages[j]["steps"]
-    # What is dropped makes the product smaller: the claim follows.
+            document["proof"]["claims"] = [i] * len(document["proof"]["claims"])
     restated(document, r.uniform(0.2, 0.99))
     return True
 
 
-def _torus(document: Document, arrays: Any, r: np.random.Generator, found: list[Subject]) -> bool:
-    stages = [s for s in document["proof"].get("stages", []) if "gain" in s]
-    if not stages:
+def _chain(document: Document, arrays: Any, r: np.random.Generator, found: list[Subject]) -> bool:
+    """A gain of other steps, or by another grid."""
+    gains = _of_kind(document, "gain")
+    if not gains:
         return False
-    stage = stages[r.integers(len(stages))]
-    stage["by"] = str(r.choice(["torus", "dense", "rule", "trust"]))
-    stage["torus"] = [[int(r.integers(1, 5)), int(r.integers(0, 3))] for _ in range(2)]
-    stage["gain"] = (float.fromhex(stage["gain"]) * 0.9).hex()
+    step = gains[r.integers(len(gains))]
+    if r.random() < 0.5:
+        step["torus"] = [[int(r.integers(1, 5)), int(r.integers(0, 2))] for _ in range(2)]
+    else:
+        step["chain"] = [k + int(r.choice([-2, 2])) for k in step["chain"]]
+    step["limit"] = (float.fromhex(step["limit"]) * 0.9).hex()
     restated(document, 0.9)
     return True
 
 
 def _multipliers(document: Document, arrays: Any, r: np.random.Generator, found: list[Subject]) -> bool:
-    names = [n for n in arrays or {} if n.startswith("multipliers")]
-    if not names:
+    steps = _of_kind(document, "multipliers")
+    if not steps:
         return False
-    values = arrays[names[r.integers(len(names))]]
+    step = steps[r.integers(len(steps))]
+    layer = int(r.integers(len(step["blocks"])))
+    values = arrays[step["blocks"][layer]]
     match r.integers(5):
         case 0:
             values *= float(r.choice([0.1, 0.4, 3.0, 10.0, -1.0, 0.0]))
         case 1:
-            values[r.integers(len(values))] = float(r.choice([0.0, -1.0, np.nan, np.inf, 1e-30]))
+            values[r.integers(len(values))] = float(r.choice([0.0, -1.0, np.nan, np.inf]))
         case 2:
-            order = r.permutation(len(values))
-            values[:] = values[order.copy()] * 0.8
+            restated(document, 1 - 10 ** r.uniform(-2, -0.1))
+            step["limit"] = (float.fromhex(step["limit"]) * 0.8).hex()
         case 3:
-            name = names[r.integers(len(names))]
-            arrays[name] = arrays[name][:-1].clone()
+            arrays[step["blocks"][layer]] = values[:-1].clone()
         case _:
-            proofs = document["proof"].get("proofs", [document["proof"]])
-            part = next(p for p in proofs if "parts" in p)["parts"][0]
-            blocks = part["blocks"]
-            part["blocks"] = blocks[1:] if r.random() < 0.5 else [*blocks, blocks[0]]
+            blocks = step["blocks"]
+            step["blocks"] = blocks[1:] if r.random() < 0.5 else [*blocks, blocks[0]]
+    # Neurons whose slope is known have multipliers that do not count: a smaller claim has none in any case.
+    restated(document, 0.97)
+    for other in steps:
+        other["limit"] = (float.fromhex(other["limit"]) * 0.97).hex()
     return True
 
 
 def _slopes(document: Document, arrays: Any, r: np.random.Generator, found: list[Subject]) -> bool:
     """Slopes of smooth activations that do not hold what the checker finds, or none."""
-    names = [n for n in arrays or {} if n.startswith("slopes")]
-    if not names:
+    steps = [step for step in _of_kind(document, "multipliers") if step["wider"] is not None]
+    if not steps:
         return False
-    name = names[r.integers(len(names))]
+    step = steps[r.integers(len(steps))]
+    name = next(n for n in step["wider"] if n is not None)
     values, entry = arrays[name], int(r.integers(arrays[name].shape[1]))
     match r.integers(4):
         case 0:
@@ -206,8 +224,7 @@ def _slopes(document: Document, arrays: Any, r: np.random.Generator, found: list
         case 2:
             arrays[name] = values[:, :-1].clone()
         case _:
-            part = next(p for p in document["proof"]["proofs"] if "slopes" in p)
-            part["slopes"] = [[], [name, name]][int(r.integers(2))]
+            step["wider"] = [[], [name, name, name]][int(r.integers(2))]
     return True
 
 
@@ -221,6 +238,9 @@ def _ball(document: Document, arrays: Any, r: np.random.Generator, found: list[S
         case 0 | 5 | 6 | 7:
             radius = region["radius"] * float(r.choice([4.0, 1e3]))
             region |= {"radius": radius, "radius_hex": radius.hex()}
+            if r.random() < 0.5:
+                for ball in document["regions"]:
+                    ball["radius_hex"] = radius.hex()
         case 1:
             # With its digest this is another certificate, which may be as true.
             arrays["centres"] = arrays["centres"] * float(r.choice([0.5, 1.5, 1e200]))
@@ -231,55 +251,68 @@ def _ball(document: Document, arrays: Any, r: np.random.Generator, found: list[S
         case 3:
             claim["region"] = {"kind": "everywhere"}
         case _:
-            document["proof"]["of"] = [*document["proof"]["of"][int(r.integers(1, 9)) :], 0]
-            document["proof"]["proofs"] = document["proof"]["proofs"][:1]
-            restated(document, 0.9)
+            document["regions"] = document["regions"][1:]
     if claim["region"]["kind"] == "ball":
         region["centres"] = digest_of(arrays["centres"].numpy())
-    reworded(claim)
+    reworded(document)
     return True
 
 
-def _proof_of_a_ball(document: Document, arrays: Any, r: np.random.Generator, found: list[Subject]) -> bool:
-    proof = document["proof"]
-    if proof["kind"] != "balls":
+def _region(document: Document, arrays: Any, r: np.random.Generator, found: list[Subject]) -> bool:
+    """Facts about another ball than the claim's."""
+    balls, ranges = document["regions"], _of_kind(document, "ranges")
+    if not balls:
         return False
+    ball = balls[int(r.integers(len(balls)))]
     match r.integers(4):
         case 0:
-            document["proof"] = proof["proofs"][0]
+            ball["radius_hex"] = (float.fromhex(ball["radius_hex"]) / 2).hex()
         case 1:
-            proof["of"][0] = int(r.choice([-1, 7]))
+            ball["centre"] = int(r.choice([-1, 7, len(balls)]))
         case 2:
-            proof["of"] = proof["of"][1:]
+            ball["norm"] = "l2" if ball["norm"] == "linf" else "linf"
         case _:
-            proof["proofs"] = [{"kind": "local", "slopes": "known"}] * len(proof["proofs"])
+            if len(balls) < 2 or not ranges:
+                return False
+            claims = document["proof"]["claims"]
+            document["proof"]["claims"] = [*claims[1:], claims[0]]
+            if len(set(claims)) == 1:
+                return False
     return True
 
 
 def _tree(document: Document, arrays: Any, r: np.random.Generator, found: list[Subject]) -> bool:
     """A part of a ball, or an output, that nothing is proved for; the claim is lowered by what that might save."""
-    trees = [p for p in document["proof"].get("proofs", []) if p["kind"] == "tree"]
-    if not trees:
+    covers = _of_kind(document, "cover")
+    if not covers:
         return False
-    group = trees[int(r.integers(len(trees)))]["groups"][int(r.integers(4))]
-    node: Document = {"split": [], "above": group["root"], "below": {}}
-    side = "above"
-    while r.random() < 0.7 and "split" in node[side]:
-        node, side = node[side], str(r.choice(["above", "below"]))
-    holder, key = (node, side) if node["below"] else (group, "root")
-    match r.integers(4):
-        case 0 if "split" in holder[key]:
-            holder[key] = holder[key][str(r.choice(["above", "below"]))]
-            restated(document, 0.6)
+    step = covers[int(r.integers(len(covers)))]
+    match r.integers(5):
+        case 0:
+            step["above"] = step["below"]
         case 1:
-            # Weights of zero show nothing.
-            holder[key] = {"kind": "empty", "weights": [(0.0).hex()] * int(r.integers(4))}
+            # A part that holds inputs, said to be empty by weights that show nothing.
+            steps = document["proof"]["steps"]
+            parts = [
+                s for s in _of_kind(document, "jacobian", "multipliers") if steps[s["ranges"]]["conditions"]
+            ]
+            chosen = parts[int(r.integers(len(parts)))]
+            count = len(steps[chosen["ranges"]]["conditions"])
+            empty = {"step": "empty", "ranges": chosen["ranges"], "weights": [(0.0).hex()] * count}
+            steps[steps.index(chosen)] = empty
         case 2:
-            known = group["rows"]
-            group["rows"] = [[0, 0], [0, 3], [3, 4], [1, 0]][int(r.integers(4))]
-            return bool(group["rows"] != known)
+            rows = _of_kind(document, "rows")
+            if not rows:
+                return False
+            rows[0]["of"] = rows[0]["of"][1:]
+        case 3:
+            parts = [s for s in _of_kind(document, "ranges") if s["conditions"]]
+            condition = parts[int(r.integers(len(parts)))]["conditions"][-1]
+            condition[2] = (float.fromhex(condition[2]) + float(r.choice([-0.3, 0.3]))).hex()
         case _:
-            restated(document, 1 - 10 ** r.uniform(-1.5, -0.1))
+            parts = [s for s in _of_kind(document, "ranges") if s["conditions"]]
+            condition = parts[int(r.integers(len(parts)))]["conditions"][-1]
+            condition[3] = "below" if condition[3] == "above" else "above"
     return True
 
 
@@ -288,7 +321,8 @@ def _hash(document: Document, arrays: Any, r: np.random.Generator, found: list[S
         place = int(r.integers(len(text)))
         return text[:place] + ("0" if text[place] != "0" else "f") + text[place + 1 :]
 
-    document["subject"]["sha256"] = flipped(document["subject"]["sha256"])
+    document["models"][0]["sha256"] = flipped(document["models"][0]["sha256"])
+    reworded(document)
     return True
 
 
@@ -317,7 +351,7 @@ def _changed_file(data: bytes, kind: str, r: np.random.Generator) -> bytes:
 def _fields(document: Document, arrays: Any, r: np.random.Generator, found: list[Subject]) -> None:
     places = [
         document,
-        document["subject"],
+        document["models"][0],
         document["claim"],
         document["proof"],
     ]
@@ -327,11 +361,11 @@ def _fields(document: Document, arrays: Any, r: np.random.Generator, found: list
         case 0:
             place["also"] = 1
         case 1:
-            if key in ("name", "format", "graph_digest", "sidecar"):  # not read, or written anew
+            if key in ("sidecar",):  # not read, or written anew
                 key = next(iter(place))
             del place[key]
         case 2:
-            document["schema"] = str(r.choice(["lipverify.certificate/2", "lipverify.certificate/0", ""]))
+            document["schema"] = str(r.choice(["lipverify.certificate/1", "lipverify.certificate/0", ""]))
         case _:
             known = document["claim"]["norm_out"]
             document["claim"]["norm_out"] = str(
@@ -346,10 +380,10 @@ def _number(document: Document, arrays: Any, r: np.random.Generator, found: list
 
 def _other_model(document: Document, arrays: Any, r: np.random.Generator, found: list[Subject]) -> bool:
     other = found[int(r.integers(len(found)))].issued.document
-    if other["subject"]["sha256"] == document["subject"]["sha256"]:
+    if other["models"][0]["sha256"] == document["models"][0]["sha256"]:
         return False
     changed = False
-    for key in ("subject", "proof") if r.random() < 0.3 else [str(r.choice(["subject", "proof"]))]:
+    for key in ("models", "proof") if r.random() < 0.3 else [str(r.choice(["models", "proof"]))]:
         changed = changed or document[key] != other[key]
         document[key] = copy.deepcopy(other[key])
     # Proofs by ranges alone say the same for every model: the certificate is what it was.
@@ -364,13 +398,13 @@ _KINDS: dict[str, Callable[..., Any]] = {
     "lower claim": _lower_claim,
     "one number": _one_number,
     "stronger text": _stronger_text,
-    "smaller gain": _gain,
-    "stages": _stage,
-    "another proof": _torus,
+    "smaller limits": _limit,
+    "steps": _steps,
+    "chains": _chain,
     "multipliers": _multipliers,
     "slopes": _slopes,
     "balls": _ball,
-    "proof of a ball": _proof_of_a_ball,
+    "regions": _region,
     "trees": _tree,
     "hashes": _hash,
     "weights": lambda *_: None,

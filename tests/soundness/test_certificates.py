@@ -7,26 +7,19 @@ import os
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from lipverify import checkers
-from lipverify.checkers import arithmetic, balls, claims, gains, proofs
-from lipverify.checkers.multipliers import System
+from lipverify.checkers import claims, envelope
+from lipverify.checkers.kernel import arithmetic, gains, ranges, theorems
 from lipverify.errors import LipverifyError, UnreadableCertificate
 from tests.processes import run
 from tests.soundness import certified, mutants
 
 FULL = os.environ.get("LIPVERIFY_SOUNDNESS") == "full"
 COUNT = 2000 if FULL else 320
-_RANGES = balls.Chain.ranges
-
-
-def _trusting(system: System, slopes: list[Any]) -> System:
-    known = dict(zip(system.smooth, slopes, strict=True))
-    given = [known.get(k, pair) for k, pair in enumerate(system.known)]
-    return System(*system._of, given=given) if system.smooth else system
+_RANGES = ranges.Chain.ranges
 
 
 @pytest.fixture(scope="module")
@@ -52,14 +45,13 @@ def test_unchanged_certificates_are_accepted(subjects: list[certified.Subject]) 
 @pytest.mark.parametrize(
     ("where", "name", "broken", "kind"),
     [
-        (arithmetic, "norms_at_most", lambda *_: True, "smaller gain"),
+        (arithmetic, "norms_at_most", lambda *_: True, "smaller limits"),
         (arithmetic, "positive_definite", lambda *_: True, "multipliers"),
-        (claims, "statement", lambda *_: _Any(), "stronger text"),
-        (gains, "prove_product", lambda *_: 0, "lower claim"),
-        (proofs, "prove_local", lambda *_: 0.0, "balls"),
-        (proofs, "prove_empty", lambda *_: True, "trees"),
-        (System, "within", _trusting, "slopes"),
-        (balls.Chain, "ranges", lambda chain, x, *kinds: (sum(_RANGES(chain, x, *kinds)) / 2,) * 2, "balls"),
+        (envelope, "claim_of", lambda table, _: claims._constant(table), "stronger text"),
+        (gains, "product_constant", lambda *_: 0, "smaller limits"),
+        (theorems, "jacobian_limit", lambda *_: 0.0, "smaller limits"),
+        (theorems, "shown", lambda *_: None, "slopes"),
+        (ranges.Chain, "ranges", lambda chain, x, *kinds: (sum(_RANGES(chain, x, *kinds)) / 2,) * 2, "balls"),
     ],
 )
 def test_the_changes_would_find_a_broken_checker(
@@ -71,18 +63,7 @@ def test_the_changes_would_find_a_broken_checker(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(where, name, broken)
-    if where is gains:
-        monkeypatch.setattr(proofs, "prove_product", broken)
     assert any(m.accepted() for m in mutants.mutants(subjects, 400, seed=2) if m.kind == kind)
-
-
-class _Any:
-    """Equal to everything."""
-
-    def __eq__(self, other: object) -> bool:
-        return True
-
-    __hash__ = None  # type: ignore[assignment]
 
 
 MALFORMED = [
@@ -97,7 +78,8 @@ MALFORMED = [
     b'{"schema": 1e999999999}',
     b'{"schema": ' + b"9" * 5000 + b"}",
     b'{"schema": NaN}',
-    b'{"schema": "lipverify.certificate/1", "schema": "lipverify.certificate/1"}',
+    b'{"schema": "lipverify.certificate/2", "schema": "lipverify.certificate/2"}',
+    b'{"schema": "lipverify.certificate/1"}',
     b'{"schema": "lipverify.certificate/2"}',
     b"\xff\xfe{}",
     b"\x80\x04\x95",
@@ -123,11 +105,11 @@ def test_any_value_in_any_place_is_refused_or_changes_nothing(
     subject = subjects[which]
     whole = json.loads(subject.issued.files("certificate.json")["certificate.json"])
     idle = {"analyzer", "assumptions", "not_covered", "environment", "times", "import_check"}
-    told = {("subject", "name"), ("subject", "format"), ("subject", "graph_digest"), ("subject",)}
+    told = {("models", 0, "name"), ("models", 0, "format"), ("models", 0, "graph_digest")}
     values: list[object] = [None, True, -1, 1 << 40, 0.5, "", "x", [], {}, [[]], "0x1p+0", [1] * 20]
     arrays = subject.issued.arrays or b""
     for path in _places(whole):
-        if path[0] in idle or tuple(path[:2]) in told:
+        if path[0] in idle or tuple(path[:3]) in told:
             continue
         for value in values:
             document = json.loads(json.dumps(whole))
@@ -174,7 +156,7 @@ def test_the_command_ends_with_the_right_code_and_one_line(
         assert "Traceback" not in done.stderr
         assert len(done.stderr.splitlines()) <= 1
         assert "\x1b" not in done.stderr
-        assert time.monotonic() - started < 20
+        assert time.monotonic() - started < 60
     missing = run("-m", "lipverify", "verify", tmp_path / "none.json", "--model", model, timeout=60)
     assert missing.returncode == 2
 

@@ -23,7 +23,29 @@ LAYERS = {
     "frontends": {"errors", "ir", "rules", "ops", "interpreter", "loading"},
     "passes": {"errors", "ir", "rules", "ops", "interpreter", "loading"},
     "propagation": {"errors", "ir", "rules", "ops", "linalg"},
-    "analyzers": {"errors", "ir", "rules", "ops", "linalg", "interpreter", "loading", "propagation"},
+    "analyzers": {
+        "errors",
+        "ir",
+        "rules",
+        "ops",
+        "linalg",
+        "interpreter",
+        "loading",
+        "propagation",
+        "certificates",
+    },
+    "certificates": {
+        "errors",
+        "ir",
+        "rules",
+        "ops",
+        "interpreter",
+        "loading",
+        "zoo",
+        "checkers",
+        "documents",
+        "analyzers",
+    },
     "combine": {"errors", "ir", "rules", "ops", "interpreter"},
     "questions": {
         *("errors", "ir", "ops", "interpreter", "loading", "propagation", "combine", "analyzers", "falsify"),
@@ -72,6 +94,39 @@ def test_the_light_doors_load_nothing_heavy(statement: str) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def modules(path: Path) -> set[str]:
+    """The modules of lipverify that a file imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lipverify"):
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.name.startswith("lipverify")}
+    return found
+
+
+def under(names: set[str], *roots: str) -> bool:
+    return all(any(name == root or name.startswith(f"{root}.") for root in roots) for name in names)
+
+
+def test_the_kernel_stands_alone_and_the_reader_knows_no_proofs() -> None:
+    checkers = "lipverify.checkers"
+    for path in (PACKAGE / "checkers" / "kernel").glob("*.py"):
+        assert under(modules(path), f"{checkers}.kernel", "lipverify.errors"), path.name
+    for path in (PACKAGE / "checkers" / "reader").glob("*.py"):
+        known = modules(path)
+        allowed = [f"{checkers}.kernel.{part}" for part in ("program", "curves", "arithmetic")]
+        own = (f"{checkers}.reader", f"{checkers}.evaluation", "lipverify.errors")
+        assert under(known, *own, *allowed), (path.name, known)
+
+
+def test_certificates_know_nothing_private_of_analyzers() -> None:
+    for path in (PACKAGE / "certificates").glob("*.py"):
+        known = {name for name in modules(path) if name.startswith("lipverify.analyzers")}
+        assert under(known, "lipverify.analyzers.protocol"), path.name
+        assert not [name for name in modules(path) if "._" in name.replace("__version__", "")]
 
 
 def test_only_the_reference_solver_imports_cvxpy() -> None:

@@ -40,6 +40,8 @@ print(json.dumps({
     "names": registry.names(),
     "operators": graph.operators(),
     "upper": {row.analyzer: row.upper for row in found.rows},
+    "rigour": [str(row.certificate.rigour) for row in (*found.rows, local.rows[0])],
+    "proved": lv.verify(found.certificates["frobenius"], graph).upper,
     "lower": found.lower.value,
     "frobenius": frobenius,
     "local": local.rows[0].upper.tolist(),
@@ -99,6 +101,9 @@ def test_operator_and_analyzer_are_found_and_answer(tmp_path: Path) -> None:
     assert upper["frobenius"] == pytest.approx(found["frobenius"], rel=1e-12)
     assert max(found["local"]) <= upper["product"]
     assert "whole input space only" in found["refused"]
+    # The operator says what it is in the checker's words, and the analyzer's evidence writes its own proof.
+    assert found["rigour"] == ["checked"] * 4
+    assert found["proved"] == upper["frobenius"]
 
 
 def test_the_operator_passes_the_conformance_suite(tmp_path: Path) -> None:

@@ -62,8 +62,8 @@ def looped_form(
     return _assembled(*_followed(graph, boxes, device or torch.device("cpu")))
 
 
-def layers_of_neurons(graph: Graph, boxes: Mapping[str, Interval]) -> list[Layer]:
-    """The layers of scalar neurons of the form, with their slopes over a ball."""
+def layers_of_neurons(graph: Graph, boxes: Mapping[str, Interval] | None) -> list[Layer]:
+    """The layers of scalar neurons of the form, with their slopes over a ball or (None) everywhere."""
     form = _followed(graph, boxes, torch.device("cpu"))[0]
     return [Layer(size, free, *ends) for (size, free), ends in zip(form.free, form.slopes, strict=True)]
 

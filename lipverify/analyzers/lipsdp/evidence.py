@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from lipverify.ir.certificate import Evidence
 from lipverify.ir.norm import Norm
 from lipverify.linalg.rounding import Upper
+
+if TYPE_CHECKING:
+    from lipverify.certificates import writing
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,12 @@ class Multipliers:
             ],
             "notes": list(self.notes),
         }
+
+    def proof(self, writer: writing.Writer, part: writing.Part) -> int:
+        """The multipliers, held against the checker's own system."""
+        from lipverify.analyzers.lipsdp.proof import prove_multipliers
+
+        return prove_multipliers(self, writer, part)
 
 
 @dataclass(frozen=True)
@@ -91,6 +100,12 @@ class Proofs:
             "notes": list(self.notes),
         }
 
+    def proof(self, writer: writing.Writer, part: writing.Part) -> int:
+        """Every set of multipliers, for the outputs it is for."""
+        from lipverify.analyzers.lipsdp.proof import prove_outputs
+
+        return prove_outputs(self, writer, part)
+
 
 @dataclass(frozen=True)
 class Part:
@@ -130,3 +145,9 @@ class Parts:
             "parts": [part.to_json() for part in self.parts],
             "notes": list(self.notes),
         }
+
+    def proof(self, writer: writing.Writer, part: writing.Part) -> int:
+        """Constants of the pieces, composed."""
+        from lipverify.analyzers.lipsdp.proof import prove_pieces
+
+        return prove_pieces(self, writer, part)

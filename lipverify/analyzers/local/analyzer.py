@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -28,6 +28,9 @@ from lipverify.ir.region import Ball, Query
 from lipverify.propagation import Bounds, bounds, refuses_ranges
 from lipverify.propagation.forms import refuses_forms
 from lipverify.propagation.precision import PRECISIONS, own_products
+
+if TYPE_CHECKING:
+    from lipverify.certificates import writing
 
 ENDED = "the budget ended the refinement of linear bounds; what is left is interval arithmetic, or the global product"
 MEMORY = 1 << 30
@@ -54,6 +57,12 @@ class JacobianRows:
             "unknown_slopes": list(self.unknown),
             "from_product": list(self.from_product),
         }
+
+    def proof(self, writer: writing.Writer, part: writing.Part) -> int:
+        """Ranges of values and gradients, computed again; or the product."""
+        from lipverify.analyzers.local.proof import prove_jacobians
+
+        return prove_jacobians(self, writer, part)
 
 
 def rejects_gradients(graph: Graph, query: Query) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -19,6 +19,9 @@ from lipverify.errors import UnsupportedModel
 from lipverify.ir.certificate import Certificate, Evidence
 from lipverify.ir.graph import Graph
 from lipverify.ir.region import Ball, Query
+
+if TYPE_CHECKING:
+    from lipverify.certificates import writing
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,12 @@ class Trees:
             "root": self.root.to_json(),
             "centres": [[leaf.to_json() for leaf in leaves] for leaves in self.centres],
         }
+
+    def proof(self, writer: writing.Writer, part: writing.Part) -> int:
+        """Parts that cover the ball, each with its proof."""
+        from lipverify.analyzers.local.proof import prove_trees
+
+        return prove_trees(self, writer, part)
 
 
 @dataclass(frozen=True)

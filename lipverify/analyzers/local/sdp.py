@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -20,6 +20,9 @@ from lipverify.ir.certificate import Certificate, Evidence
 from lipverify.ir.graph import Graph
 from lipverify.ir.region import Ball, Query
 from lipverify.propagation import Bounds, bounds
+
+if TYPE_CHECKING:
+    from lipverify.certificates import writing
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,12 @@ class Smaller:
             "chosen": list(self.chosen),
             "parts": [part.to_json() for part in self.parts],
         }
+
+    def proof(self, writer: writing.Writer, part: writing.Part) -> int:
+        """That of the method that gave the bound of this centre."""
+        chosen: Any = self.parts[self.chosen[part.centre]]
+        found: int = chosen.proof(writer, part)
+        return found
 
 
 @dataclass(frozen=True)

@@ -183,6 +183,9 @@ Grid = Annotated[Torus | None, _or_null(_listed(Scope.axis))]
 Norm = Annotated[str, lambda s, v: s.text(v, NORMS)]
 Norms = Annotated[tuple[str, str], Scope.norms]
 RegionId = Annotated[int, lambda s, v: s.integer(v, 0, len(s.subject.regions))]
+RegionIds = Annotated[
+    tuple[int, ...], lambda s, v: s.distinct(v, lambda n: s.integer(n, 0, len(s.subject.regions)))
+]
 Conditions = Annotated[tuple[Condition, ...], _listed(Scope.condition)]
 Target = Annotated[Rows, Scope.rows]
 Row = Annotated[int, lambda s, v: s.integer(v, 0, s.size("end"))]

@@ -323,24 +323,32 @@ def compose(facts: Facts, *, first: is_.FactId, second: is_.FactId) -> Constant:
 
 
 @theorem
-def walk(facts: Facts, *, value: is_.FactId, constants: is_.FactIds) -> AtLeast:
-    """From a ball outward: a value on the smallest, less each constant times how much further its ball reaches."""
-    inner = facts.get(value, AtLeast)
-    balls, limit, last = [inner.part], inner.limit, len(facts.subject.program.steps) - 1
-    for k in constants:
-        c = facts.get(k, Constant)
+def walk(facts: Facts, *, value: is_.FactId, constants: is_.FactIds, regions: is_.RegionIds) -> AtLeast:
+    """From a ball outward: a value on it, less each constant times how much further its ball reaches than the one before."""
+    inner, last = facts.get(value, AtLeast), len(facts.subject.program.steps) - 1
+    need(inner.part.region is not None and not inner.part.conditions, "a value on no whole ball")
+    need(0 < len(constants) == len(regions), "constants of other balls")
+    limit, place = inner.limit, facts.subject.regions[inner.part.region or 0]
+    for number, region in zip(constants, regions, strict=True):
+        c, ball = facts.get(number, Constant), facts.subject.regions[region]
         need(c.rows == inner.rows and (c.start, c.end) == (0, last), "a constant of another function")
-        need(c.part.region is not None, "a constant of no ball")
-        balls.append(c.part)
-        inside, outside = (facts.subject.regions[p.region or 0] for p in balls[-2:])
-        need(c.norms[0] == outside.norm, "a constant in another norm than that of its ball")
-        limit -= c.limit * (Fraction(outside.radius) - Fraction(inside.radius))
-    whole = inner.part.region is not None and not any(p.conditions for p in balls)
-    need(whole, "a part that is no whole ball")
-    regions = [facts.subject.regions[p.region or 0] for p in balls]
-    grow = [_grows(a, b) for a, b in [*pairwise(regions), *((r, regions[-1]) for r in regions)]]
-    need(all(grow), "balls that do not grow")
-    return AtLeast(balls[-1], limit, inner.rows, inner.sign)
+        # What holds on a larger ball, or on everything, holds on this one.
+        need(not c.part.conditions, "a constant of no whole ball")
+        need(
+            c.part.region is None or _inside(ball, facts.subject.regions[c.part.region]),
+            "a constant of another ball",
+        )
+        need(c.norms[0] == ball.norm, "a constant in another norm than that of its ball")
+        need(_grows(place, ball), "balls that do not grow")
+        limit -= c.limit * (Fraction(ball.radius) - Fraction(place.radius))
+        place = ball
+    return AtLeast(Part(regions[-1]), limit, inner.rows, inner.sign)
+
+
+def _inside(a: Region, b: Region) -> bool:
+    """Whether all of a is in b, around the same centre."""
+    same = a.norm == b.norm and a.radius <= b.radius and np.array_equal(a.centre, b.centre)
+    return same and bool(((b.low <= a.low) & (a.high <= b.high)).all())
 
 
 def _grows(a: Region, b: Region) -> bool:

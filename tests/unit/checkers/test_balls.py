@@ -16,19 +16,18 @@ import torch
 import lipverify as lv
 from lipverify import ops
 from lipverify.analyzers.local.bab import LocalBaB
-from lipverify.certificates import described, verify
-from lipverify.certificates.balls import balls_of
-from lipverify.checkers import NotCovered, balls, jacobians, multipliers, signals
-from lipverify.checkers.balls import Ball, Chain, Empty, Split, prove_empty
-from lipverify.checkers.jacobians import prove_local
-from lipverify.checkers.multipliers import System
-from lipverify.checkers.proofs import ending
+from lipverify.certificates import verify
+from lipverify.checkers import NotCovered
+from lipverify.checkers.kernel import Condition, curves, jacobians, ranges, signals
+from lipverify.checkers.kernel.curves import Curve
+from lipverify.checkers.kernel.ranges import Chain, Empty, Ranges, Region
 from lipverify.falsify import Search
 from lipverify.frontends.builder import Builder
 from lipverify.interpreter import evaluate
 from lipverify.ir.graph import Graph, Origin
 from lipverify.ir.op import Op
 from tests.networks import tensor
+from tests.unit.checkers.graphs import known_of
 
 QUICK = Search(seconds=0.1)
 KINKS: list[Callable[[], Op]] = [
@@ -57,12 +56,6 @@ def network(rng: np.random.Generator, op: Op, widths: tuple[int, ...] = (4, 9, 8
     return b.graph([v], Origin())
 
 
-def systems(graph: Graph, region: lv.Ball) -> list[System]:
-    known = described(graph)
-    step = ending(known.program, known.output)
-    return [System(known.program, step, ball) for ball in balls_of(region)]
-
-
 def region_of(rng: np.random.Generator, size: int, norm: str, count: int = 2) -> lv.Ball:
     box = (-1.0, 1.0) if rng.random() < 0.5 else None
     return lv.Ball(torch.tensor(rng.uniform(-1, 1, (count, size))), 10.0 ** rng.uniform(-2, 0), norm, box)
@@ -77,9 +70,8 @@ def values_are_inside(rng: np.random.Generator, kinds: Sequence[Callable[[], Op]
         step = step if norm == "linf" else step / step.norm(dim=-1, keepdim=True)
         x = region.project(region.center + region.radius * step)
         y = evaluate(graph.to(dtype=torch.float64), x.flatten(0, 1)).reshape(300, 2, -1).numpy()
-        for index, system in enumerate(systems(graph, region)):
-            assert system.chain is not None
-            low, high = system.chain.ranges(system.output)
+        for index, known in enumerate(known_of(graph, region)):
+            low, high = known.values()
             assert (y[:, index] >= low - 1e-12).all()
             assert (y[:, index] <= high + 1e-12).all()
 
@@ -99,12 +91,12 @@ def slopes_are_below(rng: np.random.Generator, kinds: Sequence[Callable[[], Op]]
         x = region.project(region.center + region.radius * step)[:, 0]
         rows = torch.autograd.functional.jacobian(lambda t, g=graph: evaluate(g, t).sum(0), x)
         jacobians = rows.movedim(1, 0).numpy()
-        system = systems(graph, region)[0]
+        known = known_of(graph, region)[0]
         pairs = (
             itertools.product(order, order) if len(kinds) == len(KINKS) else zip(order, order, strict=True)
         )
         for first, last in pairs:
-            bound = prove_local(system, (first, last))
+            bound = known.constant((first, last))
             assert largest_gain(jacobians, order[first], order[last]) <= bound * (1 + 1e-9)
 
 
@@ -128,9 +120,8 @@ def exact_values_are_inside(rng: np.random.Generator) -> None:
             v = b.linear(v, weight, bias)
             v = b.elementwise(ops.ReLU(), v) if index < 2 else v
         point = torch.tensor(rng.standard_normal((1, 6)))
-        system = systems(b.graph([v], Origin()), lv.Ball(point, 0.0))[0]
-        assert system.chain is not None
-        assert system.sizes == []  # the sign of every neuron is known
+        known = known_of(b.graph([v], Origin()), lv.Ball(point, 0.0))[0]
+        assert known.neurons().sizes == []  # the sign of every neuron is known
         exact = [Fraction(t) for t in point[0].tolist()]
         for index, (weight, bias) in enumerate(layers):
             rows = zip(weight.tolist(), bias.tolist(), strict=True)
@@ -138,7 +129,7 @@ def exact_values_are_inside(rng: np.random.Generator) -> None:
                 sum((Fraction(a) * t for a, t in zip(r, exact, strict=True)), Fraction(c)) for r, c in rows
             ]
             exact = [max(t, Fraction(0)) for t in exact] if index < 2 else exact
-        low, high = (list(map(Fraction, end.tolist())) for end in system.chain.ranges(system.output))
+        low, high = (list(map(Fraction, end.tolist())) for end in known.values())
         assert all(a <= t <= c for a, t, c in zip(low, exact, high, strict=True))
         assert max(c - a for a, c in zip(low, high, strict=True)) < 1e-9
 
@@ -160,42 +151,53 @@ def over_seeds(oracle: Callable[[np.random.Generator], None], count: int = 4) ->
         oracle(np.random.default_rng(seed))
 
 
-MUTANTS: dict[str, tuple[str, Callable[..., object], Callable[[np.random.Generator], None]]] = {
+def narrowed(old: Callable[..., Any]) -> Callable[..., Any]:
+    """Kinks above 0 are overlooked."""
+    return lambda curve, low, high: old(curve, np.maximum(low, 0 * low), np.maximum(high, 0 * high))
+
+
+MUTANTS: dict[str, tuple[object, str, Callable[..., object], Callable[[np.random.Generator], None]]] = {
     "half the secant's offset": (
+        curves,
         "secant",
         lambda old: lambda a, b: (old(a, b)[0], old(a, b)[1] / 2),
         values_are_inside,
     ),
-    "no line but zero above": ("secant", lambda old: lambda a, b: (old(a, b)[0], 0 * a), slopes_are_below),
-    "the kink's lines exchanged": ("kinked", lambda old: lambda a, b, c: old(a, b, ~c), values_are_inside),
-    "always the right slope": (
-        "located",
-        lambda old: lambda law, a, b, left, ends: old(law, a, b, np.ones_like(left), ends),
-        values_are_inside,
-    ),
-    "kinks inside are overlooked": (
-        "located",
-        lambda old: lambda law, a, b, left, ends: old(law, a, b, left, (np.maximum(ends[0], 0 * a), ends[1])),
+    "no line but zero above": (
+        jacobians,
+        "secant",
+        lambda old: lambda a, b: (old(a, b)[0], 0 * a),
         slopes_are_below,
     ),
-    "values of the wrong side": (
-        "located",
-        lambda old: lambda law, a, b, left, ends: (*old(law, a, b, left, ends)[:2], np.array(ends)),
+    "the kink's lines exchanged": (
+        Curve,
+        "_kinked",
+        lambda old: lambda c, a, b: old(c, a, b)._replace(under=old(c, a, b).over, over=old(c, a, b).under),
         values_are_inside,
     ),
+    "always the right slope": (
+        Curve,
+        "slopes",
+        lambda old: lambda c, a, b: (np.ones_like(a), np.ones_like(a)),
+        values_are_inside,
+    ),
+    "kinks inside are overlooked": (Curve, "slopes", narrowed, slopes_are_below),
     "a sum in place of a matrix's norm": (
+        jacobians,
         "_norm",
         lambda old: lambda m: float(np.abs(m).mean()),
         slopes_are_below,
     ),
     "a mean in place of a length": (
+        jacobians,
         "_length",
         lambda old: lambda v, n: float(np.abs(v).max()),
         slopes_are_below,
     ),
     "rows without their constants": (
+        jacobians,
         "_summed",
-        lambda old: lambda low, high, *rest: old(low, low, *rest),
+        lambda old: lambda g, squared: old(g._replace(high=g.low), squared),
         slopes_are_below,
     ),
 }
@@ -203,17 +205,16 @@ MUTANTS: dict[str, tuple[str, Callable[..., object], Callable[[np.random.Generat
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_wrong_rules_are_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    where, change, oracle = MUTANTS[name]
-    modules = [m for m in (balls, jacobians, multipliers) if hasattr(m, where)]
-    broken = change(getattr(modules[0], where))
-    for module in modules:
-        monkeypatch.setattr(module, where, broken)
+    where, what, change, oracle = MUTANTS[name]
+    monkeypatch.setattr(where, what, change(getattr(where, what)))
     with pytest.raises((AssertionError, NotCovered)):  # or bounds from two rules contradict each other
         over_seeds(oracle)
 
 
 def test_an_l2_ball_is_no_smaller_than_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    def smaller(self: Chain, ball: Ball | None = None, part: bool = False, old: Any = Chain.__init__) -> None:
+    def smaller(
+        self: Chain, ball: Region | None = None, part: bool = False, old: Any = Chain.__init__
+    ) -> None:
         old(self, None if ball is None else ball._replace(radius=ball.radius / 2), part)
 
     monkeypatch.setattr(Chain, "__init__", smaller)
@@ -222,7 +223,7 @@ def test_an_l2_ball_is_no_smaller_than_it_is(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_roundings_that_are_not_charged_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (balls, signals):
+    for module in (ranges, signals):
         monkeypatch.setattr(module, "gamma", lambda count: 0.0)
         monkeypatch.setattr(module, "TINY", 0.0)
     with pytest.raises(AssertionError):
@@ -266,7 +267,7 @@ def test_trees_of_parts_are_proved_part_by_part(rng: np.random.Generator) -> Non
         graph = simple(rng, op)
         region = lv.Ball(torch.tensor(rng.standard_normal((2, 3))), 0.5, norm)
         kinds += kinds_of_parts(graph, norm, region)
-    assert kinds["local"] > 20
+    assert kinds["jacobian"] > 20
     assert kinds["empty"] > 0
 
 
@@ -276,11 +277,7 @@ def kinds_of_parts(graph: Graph, norm: str, region: lv.Ball) -> Counter[str]:
     certificate = found.certificates["local-bab"]
     assert str(certificate.rigour) == "checked", certificate.unchecked
     assert verify(certificate, graph).upper == certificate.upper.tolist()
-    kinds = Counter[str]()
-    for proof in certificate.issued.document["proof"]["proofs"]:
-        for group in proof.get("groups", []):
-            kinds.update(leaves(group["root"]))
-    return kinds
+    return Counter(step["step"] for step in certificate.issued.document["proof"]["steps"])
 
 
 def simple(rng: np.random.Generator, op: Op) -> Graph:
@@ -293,26 +290,23 @@ def simple(rng: np.random.Generator, op: Op) -> Graph:
     return b.graph([v], Origin())
 
 
-def leaves(node: dict[str, Any]) -> list[str]:
-    return [node["kind"]] if "kind" in node else leaves(node["above"]) + leaves(node["below"])
-
-
 def test_a_part_is_empty_only_where_that_is_shown(rng: np.random.Generator) -> None:
-    graph = simple(rng, ops.ReLU())
-    known = described(graph)
-    ball = balls_of(lv.Ball(torch.zeros(1, 3), 1.0, "linf"))[0]
-    step = ending(known.program, known.output)
+    graph, region = simple(rng, ops.ReLU()), lv.Ball(torch.zeros(1, 3), 1.0, "linf")
     # x_0 >= 1/2 and -x_0 >= -1/4 contradict each other; x_0 >= 1/2 and x_1 >= 1/2 do not.
     for layer, entry, above, shown in ((-1, 0, False, True), (-1, 1, True, False), (0, 0, True, False)):
-        splits = (Split(-1, 0, 0.5, True), Split(layer, entry, 0.25 if layer < 0 else -100.0, above))
+        other = Condition(layer, entry, 0.25 if layer < 0 else -100.0, above)
         try:
-            assert prove_empty(System(known.program, step, ball, splits), [1.0, 1.0]) is shown
+            known = known_of(graph, region, (Condition(-1, 0, 0.5, True), other))[0]
+            assert known.ranges.empty([1.0, 1.0]) is shown
         except Empty:
             assert shown
-    system = System(known.program, step, ball, ())
-    system.splits = (Split(0, 0, 0.0, True), Split(0, 0, -1.0, False))
-    assert prove_empty(system, [1.0, 1.0])
-    assert not prove_empty(system, [1.0, -1.0])
-    assert not prove_empty(system, [1.0])
-    system.splits = (Split(0, 0, -1.0, True), Split(0, 0, 0.0, False))
-    assert not prove_empty(system, [1.0, 1.0])
+    whole = known_of(graph, region, (Condition(0, 0, -1e3, True),))[0].ranges
+    above, below = Condition(0, 0, 0.0, True), Condition(0, 0, -1.0, False)
+    assert within(whole, (above, below)).empty([1.0, 1.0])
+    assert not within(whole, (above._replace(at=-1.0), below._replace(at=0.0))).empty([1.0, 1.0])
+
+
+def within(known: Ranges, conditions: tuple[Condition, ...]) -> Ranges:
+    """The same ranges, said to be those of other conditions."""
+    known.conditions = conditions
+    return known

@@ -15,13 +15,14 @@ from lipverify import ops
 from lipverify.analyzers.local.analyzer import Local
 from lipverify.analyzers.protocol import Compute
 from lipverify.certificates import verify
-from lipverify.checkers import NotCovered, jacobians
-from lipverify.checkers.functions import Curve
-from lipverify.checkers.jacobians import prove_local
+from lipverify.checkers import NotCovered
+from lipverify.checkers.kernel import Subject, jacobians, parse_steps, prove
+from lipverify.checkers.kernel.curves import Curve
 from lipverify.errors import RefutedCertificate, UnreadableCertificate
 from lipverify.ir.norm import Norm
 from lipverify.ir.op import Op
 from lipverify.ir.region import Query
+from tests.unit.checkers.graphs import known_of
 from tests.unit.checkers.test_balls import (
     QUICK,
     kinds_of_parts,
@@ -29,7 +30,6 @@ from tests.unit.checkers.test_balls import (
     over_seeds,
     simple,
     slopes_are_below,
-    systems,
     values_are_inside,
 )
 
@@ -86,13 +86,13 @@ SMOOTH_MUTANTS: dict[
     ),
     "planes of products exchanged": (
         jacobians,
-        "coupled",
-        lambda old: lambda chord, p, q, *rest: old(chord, q, p, *rest),
+        "_coupled",
+        lambda old: lambda chord, q, low, high, bend: old(chord, q, high, low, bend),
         smooth_slopes_are_below,
     ),
     "slopes at their middle": (
         jacobians,
-        "products",
+        "_products",
         lambda old: (
             lambda *args: (
                 old(*args)[0],
@@ -124,22 +124,53 @@ def test_balls_of_smooth_networks_are_checked(op: Op, rng: np.random.Generator) 
             assert str(certificate.rigour) == "checked", (name, norm, radius, certificate.unchecked)
             assert verify(certificate, graph).upper == certificate.upper.tolist()
         plain = Local(with_product=False).bound(graph, Query(Norm(norm), Norm(norm), region), Compute()).upper
-        for system, upper in zip(systems(graph, region), plain.tolist(), strict=True):
-            assert prove_local(system, (norm, norm)) <= upper * (1 + 1e-6)
+        for known, upper in zip(known_of(graph, region), plain.tolist(), strict=True):
+            assert known.constant((norm, norm)) <= upper * (1 + 1e-6)
 
 
 def test_slopes_closer_than_shown_are_refused(rng: np.random.Generator) -> None:
-    system = systems(simple(rng, ops.Tanh()), lv.Ball(torch.zeros(1, 3), 0.5))[0]
-    right = [np.array(system.known[layer]) for layer in system.smooth]
-    assert system.within(right).sizes == system.sizes
+    """Multipliers may be those of wider slopes than the checker finds, never of narrower ones."""
+    known = known_of(simple(rng, ops.Tanh()), lv.Ball(torch.zeros(1, 3), 0.5))[0]
+    subject = known.subject
+    layers = subject.layers(0, known.last)
+    right = {f"w{k}": np.array(known.ranges.slopes[k]) for k in layers}
+    ones = {f"d{k}": np.ones(subject.elements.size(k)) for k in layers}
+    upper = 1e3
+    steps = [
+        {"step": "ranges", "region": 0, "conditions": []},
+        {
+            "step": "multipliers",
+            "start": 0,
+            "end": known.last,
+            "ranges": 0,
+            "wider": list(right),
+            "blocks": list(ones),
+            "weights": None,
+            "rows": [0, 2],
+            "norms": ["l2", "l2"],
+            "limit": upper.hex(),
+        },
+    ]
+
+    def proves(slopes: dict[str, np.ndarray], ball: Subject = subject) -> None:
+        prove(parse_steps(steps, ones | slopes, ball), ball)
+
+    with pytest.raises(
+        RefutedCertificate, match="do not prove"
+    ):  # ones are no good multipliers; their slopes are right
+        proves(right)
     for k, place, change in ((0, (0, 3), 1e-6), (1, (1, 2), -1e-6)):
-        wrong = [pair.copy() for pair in right]
-        wrong[k][place] += change
+        wrong = {name: pair.copy() for name, pair in right.items()}
+        wrong[f"w{layers[k]}"][place] += change
         with pytest.raises(RefutedCertificate, match="not shown"):
-            system.within(wrong)
-    for malformed in (right[:1], [r[:, :-1] for r in right], [right[0], np.full_like(right[1], np.nan)]):
+            proves(wrong)
+    first = f"w{layers[0]}"
+    for malformed in (right[first][:, :-1], np.full_like(right[first], np.nan)):
         with pytest.raises(UnreadableCertificate):
-            system.within(malformed)
+            proves(right | {first: malformed})
+    steps[1]["wider"] = [first]
+    with pytest.raises(UnreadableCertificate):
+        proves(right)
 
 
 def test_trees_of_parts_are_proved_part_by_part(rng: np.random.Generator) -> None:
@@ -149,5 +180,5 @@ def test_trees_of_parts_are_proved_part_by_part(rng: np.random.Generator) -> Non
         graph = simple(np.random.default_rng(1), op)
         region = lv.Ball(torch.tensor(rng.standard_normal((1, 3))), 0.7, "linf")
         kinds += kinds_of_parts(graph, "linf", region)
-    assert kinds["local"] > 10
-    assert kinds["lipsdp"] > 0
+    assert kinds["jacobian"] > 10
+    assert kinds["multipliers"] > 0

@@ -58,6 +58,7 @@ CASES: list[tuple[str, dict[str, float], Exact]] = [
     *(("Silu", {"beta": b}, lambda x, b=b: x * logistic(b * x)) for b in (1.0, 1.702, -0.5, 0.0)),
     ("Mish", {}, lambda x: x * mp.tanh(mp.log1p(mp.exp(x)))),
     ("Softsign", {}, lambda x: x / (1 + abs(x))),
+    ("Asinh", {}, mp.asinh),
     ("Tanhshrink", {}, lambda x: x - mp.tanh(x)),
     ("Erf", {}, mp.erf),
     ("Sin", {}, mp.sin),

@@ -1,0 +1,433 @@
+"""A certificate against a model: read strictly, bound to the model by digests, proved again, stated in the checker's words."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from lipverify.checkers.claims import About, Balls, Claim, Constant, Expectation, Radius, claim_of, outward
+from lipverify.checkers.kernel import theorems
+from lipverify.checkers.kernel.arithmetic import above
+from lipverify.checkers.kernel.language import Rows, Subject
+from lipverify.checkers.kernel.program import Array, Program
+from lipverify.checkers.kernel.proof import parse_steps, prove
+from lipverify.checkers.kernel.ranges import Region
+from lipverify.checkers.kernel.theorems import Fact
+from lipverify.checkers.reader import (
+    MAX_CERTIFICATE,
+    MAX_MODEL,
+    Model,
+    architecture,
+    digest_of,
+    parse_json,
+    parse_safetensors,
+    read_bytes,
+    read_model,
+    tensors_read,
+)
+from lipverify.checkers.reader.agreement import agree
+from lipverify.checkers.reader.files import bytes_digest
+from lipverify.checkers.tables import fields, hexadecimal, integer, text
+from lipverify.errors import (
+    LipverifyError,
+    NotCovered,
+    RefutedCertificate,
+    Undecided,
+    UnreadableCertificate,
+    UsageError,
+)
+
+SCHEMA = "lipverify.certificate/2"
+FORGEABLE = "lipverify.certificate/1"
+FIELDS = {
+    "": "schema models architecture tensors regions claim proof sidecar rigour analyzer import_check assumptions not_covered "
+    "environment times",
+    "model": "name sha256 format role graph_digest output margin",
+    "output": "index name",
+    "region": "kind norm radius_hex centre box",
+    "proof": "steps claims",
+    "sidecar": "name sha256",
+}
+MAX_REGIONS = 1 << 16
+FAR = 2.0**100
+"""Inputs beyond which no ball is looked at: far from the ends of float64."""
+
+
+class Ball(NamedTuple):
+    """A region of a certificate: around a row of the centres, cut by the box or not."""
+
+    norm: str
+    radius: float
+    centre: int
+    box: bool
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was proved, of which model, and what of the model's file took part."""
+
+    claim: str
+    fields: Mapping[str, Any]
+    """Of the claim: `upper` or `radius`, norms and region."""
+    binding: str
+    model: Mapping[str, Any]
+    weights: Mapping[str, Any] | None
+    seconds: float
+
+    @property
+    def upper(self) -> float | list[float]:
+        """The claimed constant, or one for each ball."""
+        found: float | list[float] = self.fields["upper"]
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """The document of `verify --json`."""
+        return {"schema": "lipverify.verify/1", "valid": True, "claim": self.claim, **self.fields, "model": dict(self.model),
+                "binding": self.binding, "weights": self.weights, "seconds": self.seconds}  # fmt: skip
+
+
+def verify_file(
+    path: Path, model: Path | Model, exact: bool = False, expected: Expectation | None = None
+) -> Verdict:
+    """Proves a certificate file again for a model file.
+
+    Args:
+        exact: integers alone. expected: what the claim has to be.
+
+    Raises:
+        RefutedCertificate: the evidence does not carry the claim, or it is another claim than expected. Undecided: it says itself
+        that it is not proved. UnreadableCertificate: damaged, or for another model. UsageError: a file that is not there.
+    """
+    for wanted in (path, model):
+        if isinstance(wanted, Path) and not wanted.exists():
+            raise UsageError(f"{str(wanted)[:120]!a} does not exist")
+    return check(lambda: read_bytes(path, MAX_CERTIFICATE), lambda name: read_bytes(path.parent / name, MAX_MODEL),
+                 lambda: model if isinstance(model, Model) else read_model(model), exact, expected)  # fmt: skip
+
+
+def named_model(path: Path) -> str | None:
+    """The digest of the model file that a certificate names; None where there is none, or nothing can be read."""
+    try:
+        return _envelope(read_bytes(path, MAX_CERTIFICATE)).about.sha256
+    except (LipverifyError, OSError):
+        return None
+
+
+def check(certificate: Callable[[], bytes], sidecar: Callable[[str], bytes], model: Callable[[], Model],
+          exact: bool = False, expected: Expectation | None = None) -> Verdict:  # fmt: skip
+    """`verify_file` on bytes: what these calls give is all that is read.
+
+    Fails closed: whatever goes wrong in here that is not a refusal makes the certificate unreadable.
+    """
+    started = time.monotonic()
+    try:
+        with np.errstate(all="ignore"):
+            return _check(certificate(), sidecar, model, exact, expected or Expectation(), started)
+    except (RefutedCertificate, UnreadableCertificate, Undecided):
+        raise
+    except Exception as error:
+        raise UnreadableCertificate(f"the certificate cannot be followed ({type(error).__name__})") from error
+
+
+@dataclass(frozen=True)
+class _Envelope:
+    """The fields of a certificate that the checker reads."""
+
+    about: About
+    architecture: Any
+    tensors: Mapping[str, str]
+    regions: Sequence[Ball]
+    claim: Any
+    proof: Any
+    sidecar: tuple[str, str] | None
+
+
+def _envelope(data: bytes) -> _Envelope:
+    table = parse_json(data)
+    if isinstance(table, dict) and table.get("schema") == FORGEABLE:
+        raise UnreadableCertificate(
+            f"certificates of the form {FORGEABLE} could be forged and are not accepted: issue it again"
+        )
+    if not isinstance(table, dict) or table.get("schema") != SCHEMA:
+        raise UnreadableCertificate(f"not a certificate of the form {SCHEMA}")
+    fields(table, FIELDS[""])
+    if table["rigour"] != "checked":
+        if table["rigour"] not in ("real", "solver"):
+            raise UnreadableCertificate("an unknown rigour")
+        raise Undecided(
+            f"it says itself that the checker has not proved it (rigour {table['rigour']}): nothing to prove here"
+        )
+    if not isinstance(table["models"], list) or len(table["models"]) != 1:
+        raise UnreadableCertificate("a claim about several models")
+    regions, tensors = table["regions"], table["tensors"]
+    if not isinstance(regions, list) or len(regions) > MAX_REGIONS or not isinstance(tensors, dict):
+        raise UnreadableCertificate("its regions or tensors")
+    sidecar = None
+    if table["sidecar"] is not None:
+        entry = fields(table["sidecar"], FIELDS["sidecar"])
+        name = text(entry["name"], 255)
+        if name != Path(name).name or not name.endswith(".safetensors"):
+            raise UnreadableCertificate("the sidecar's name")
+        sidecar = name, text(entry["sha256"])
+    digests = {text(name, 4096): text(digest) for name, digest in tensors.items()}
+    return _Envelope(_about(table["models"][0]), table["architecture"], digests, [_region(r) for r in regions],
+                     table["claim"], table["proof"], sidecar)  # fmt: skip
+
+
+def _about(table: Any) -> About:
+    fields(table, FIELDS["model"])
+    output, margin = fields(table["output"], FIELDS["output"]), table["margin"]
+    if margin is not None:
+        if not isinstance(margin, list) or len(margin) != 2:
+            raise UnreadableCertificate("a margin that is no pair")
+        margin = integer(margin[0], 0, 1 << 30), integer(margin[1], 0, 1 << 30)
+    sha256, digest = (None if table[key] is None else text(table[key]) for key in ("sha256", "graph_digest"))
+    if table["role"] != "model":
+        raise UnreadableCertificate("the role of its model")
+    return About(sha256, digest, integer(output["index"], 0, 1 << 20), text(output["name"], 4096), margin)
+
+
+def _region(table: Any) -> Ball:
+    fields(table, FIELDS["region"])
+    radius = hexadecimal(table["radius_hex"])
+    if table["kind"] != "ball" or table["norm"] not in ("l2", "linf") or type(table["box"]) is not bool:
+        raise UnreadableCertificate("a region of an unknown kind")
+    if not 0.0 <= radius < FAR:
+        raise UnreadableCertificate("a radius that is none")
+    return Ball(table["norm"], radius, integer(table["centre"], 0, MAX_REGIONS), table["box"])
+
+
+def _check(data: bytes, sidecar: Callable[[str], bytes], read: Callable[[], Model], exact: bool,
+           expected: Expectation, started: float) -> Verdict:  # fmt: skip
+    found = _envelope(data)
+    beside: Mapping[str, Array] = {}
+    if found.sidecar is not None:
+        content = sidecar(found.sidecar[0])
+        if hashlib.sha256(content).hexdigest() != found.sidecar[1]:
+            raise UnreadableCertificate("the sidecar is damaged or another one")
+        beside = parse_safetensors(content)
+    model = read()
+    if found.about.sha256 != model.sha256:
+        raise UnreadableCertificate("it is for another model file")
+    for digest in (model.digest, expected.digest):
+        if digest is not None and found.about.digest != digest:
+            raise UnreadableCertificate("it is for another graph")
+    whole, weights = _program(found, model, beside)
+    about, program = _ending(found.about, model, whole)
+    claim = claim_of(found.claim, about)
+    centres, box = _centres(claim, beside, program.steps[0].size)
+    if (reason := expected.disappointed(claim, about, box)) is not None:
+        raise RefutedCertificate(f"it proves something else than expected: {reason}")
+    if model.binding == "file":
+        assert model.data is not None
+        agree(model.data, whole)
+    regions = [region_of(ball, centres, box) for ball in found.regions]
+    facts = _facts(found.proof, Subject(program, regions, exact), beside)
+    _carried(claim, facts, found.regions, (len(program.steps) - 1, program.steps[-1].size))
+    shown = {"name": model.name[:80], "sha256": model.sha256, "graph_digest": about.digest, "margin": about.margin,
+             "output": {"index": about.output, "name": about.output_name}}  # fmt: skip
+    words = _words(claim.statement(about), model, weights, exact)
+    return Verdict(words, claim.to_json(), model.binding, shown, weights, time.monotonic() - started)
+
+
+def _facts(proof: Any, subject: Subject, beside: Mapping[str, Array]) -> list[Fact]:
+    """The facts that a proof names as what is claimed."""
+    fields(proof, FIELDS["proof"])
+    steps, named = parse_steps(proof["steps"], beside, subject), proof["claims"]
+    if not isinstance(named, list):
+        raise UnreadableCertificate("the facts that are claimed")
+    places = [integer(number, 0, len(steps) - 1) for number in named]
+    facts = prove(steps, subject)
+    found = [facts[k] for k in places]
+    return [fact for fact in found if fact is not None]
+
+
+# -- the program
+
+
+def _program(
+    found: _Envelope, model: Model, beside: Mapping[str, Array]
+) -> tuple[Program, dict[str, Any] | None]:
+    """What the model computes, and of weights what of their file takes part."""
+    if model.binding != "weights":
+        if found.architecture is not None or found.tensors:
+            raise UnreadableCertificate("an architecture beside the model's own")
+        if model.program is None:
+            raise NotCovered(f"the model's file: {model.reason}")
+        unused = list(model.unused)
+        stored = None if model.binding == "graph" else {"stored": len(model.tensors), "unused": unused}
+        return model.program, stored
+    if found.architecture is None:
+        raise NotCovered("the file holds weights alone, and the certificate states no architecture")
+    if not (model.tensors or model.blobs):
+        raise NotCovered(f"the model's file: {model.reason or 'it stores nothing'}")
+    stored_here: dict[str, Array] = {}
+    own: set[str] = set()
+    brought: set[str] = set()
+    for name, digest in found.tensors.items():
+        array = model.tensors.get(digest)
+        if array is None:
+            array = beside.get(f"tensor.{digest}")
+        if array is None or digest_of(array) != digest:
+            raise UnreadableCertificate("a tensor that is not there, or another one")
+        stored_here[name] = array
+    program = architecture(found.architecture, stored_here)
+    for name in tensors_read(found.architecture):
+        (own if model.holds(stored_here[name]) else brought).add(found.tensors[name])
+    if not own:
+        raise RefutedCertificate("nothing of the model's file takes part in what it is about")
+    used = (
+        own if model.tensors else {bytes_digest(stored_here[n]) for n, d in found.tensors.items() if d in own}
+    )
+    held = model.tensors.keys() if model.tensors else model.blobs
+    return program, {"stored": len(held), "used": len(used & set(held)), "brought": len(brought),
+                     "architecture": "stated by the certificate"}  # fmt: skip
+
+
+def _ending(about: About, model: Model, program: Program) -> tuple[About, Program]:
+    """The program that ends with what the claim is about."""
+    if about.output in model.refused:
+        raise NotCovered(f"output {about.output}: {model.refused[about.output]}")
+    ended = program.ending(about.output, about.margin)
+    if program.outputs[about.output].name != about.output_name:
+        raise UnreadableCertificate("the output has another name in the model")
+    return about, ended
+
+
+# -- regions
+
+
+def _centres(claim: Claim, beside: Mapping[str, Array], size: int) -> tuple[Array, Box]:
+    """Centres [count, inputs] and the box of the claim, as their digests say."""
+    of = claim if isinstance(claim, Radius) else claim.balls
+    if of is None:
+        return np.empty((0, size)), None
+    count = len(claim.labels) if isinstance(claim, Radius) else of.count if isinstance(of, Balls) else 0
+    centres = _array(beside, "centres", of.centres, (count, size))
+    box = None if of.box is None else _array(beside, "box", of.box, (2, size))
+    low, high = (np.full(size, -FAR), np.full(size, FAR)) if box is None else box
+    if not bool(((low <= centres) & (centres <= high)).all()):
+        raise UnreadableCertificate("a centre outside the box, or near the ends of float64")
+    return centres, None if box is None else (box[0], box[1])
+
+
+def _array(beside: Mapping[str, Array], name: str, digest: str, shape: tuple[int, ...]) -> Array:
+    array = beside.get(name)
+    if array is None or array.dtype != np.float64 or array.shape != shape or digest_of(array) != digest:
+        raise UnreadableCertificate(f"the {name} are not there, or other ones")
+    if not bool(np.isfinite(array).all()):
+        raise UnreadableCertificate(f"the {name} are not finite")
+    return array
+
+
+Box = tuple[Array, Array] | None
+
+
+def region_of(ball: Ball, centres: Array, box: Box) -> Region:
+    """A ball with the smallest box around it, rounded outward and cut by the box."""
+    norm, radius, row, cut = ball
+    if row >= len(centres) or (cut and box is None):
+        raise UnreadableCertificate("a region around a centre, or cut by a box, that is not there")
+    centre = centres[row]
+    low, high = np.nextafter(centre - radius, -np.inf), np.nextafter(centre + radius, np.inf)
+    if cut and box is not None:
+        low, high = np.maximum(low, box[0]), np.minimum(high, box[1])
+    return Region(centre, radius, norm, low, high)
+
+
+# -- facts and claims
+
+
+def _carried(claim: Claim, facts: Sequence[Fact], regions: Sequence[Ball], outputs: tuple[int, int]) -> None:
+    """RefutedCertificate unless the facts are what is claimed. outputs: the last step, and how many numbers it gives."""
+    last, size = outputs
+    if isinstance(claim, Constant):
+        _count(facts, len(claim.upper))
+        for k, (fact, upper) in enumerate(zip(facts, claim.upper, strict=True)):
+            c = _of(fact, theorems.Constant, "no constant")
+            whole = (c.start, c.end) == (0, last) and c.rows == Rows(0, size)
+            _need(whole and c.norms == claim.norms, "no constant of the whole output in these norms")
+            _holds_on(c.part, regions, claim.balls, k)
+            if not c.limit <= upper:
+                raise RefutedCertificate(
+                    f"its evidence proves {outward(above(c.limit))}, not {outward(upper)}"
+                )
+    elif isinstance(claim, Radius):
+        _count(facts, len(claim.labels) * (size - 1))
+        left = iter(facts)
+        for k, (label, radius) in enumerate(zip(claim.labels, claim.radius, strict=True)):
+            ball = Balls(claim.norm, radius, len(claim.labels), claim.centres, claim.box)
+            _need(label < size, "no label")
+            for rival in (j for j in range(size) if j != label):
+                v = _of(next(left), theorems.AtLeast, "no value")
+                _need(v.rows == Rows(label, label + 1, rival) and v.sign > 0, "no value of label less rival")
+                _need(v.limit > 0, "a value that is not above 0")
+                _holds_on(v.part, regions, ball, k)
+    else:
+        count = 1 if claim.balls is None else claim.balls.count
+        _count(facts, count * len(claim.entries))
+        for place, fact in enumerate(facts):
+            k, entry = place // len(claim.entries), claim.entries[place % len(claim.entries)]
+            m = _of(fact, theorems.Monotone, "no sign")
+            _need((m.row, m.input, m.sign) == entry, "a sign of another derivative")
+            _holds_on(m.part, regions, claim.balls, k)
+
+
+Kind = TypeVar("Kind", bound=Fact)
+
+
+def _of(fact: Fact, kind: type[Kind], missing: str) -> Kind:
+    _need(isinstance(fact, kind), missing)
+    assert isinstance(fact, kind)
+    return fact
+
+
+def _need(condition: bool, fact: str) -> None:
+    if not condition:
+        raise RefutedCertificate(f"a fact it names is {fact}")
+
+
+def _count(facts: Sequence[Fact], wanted: int) -> None:
+    if len(facts) != wanted:
+        raise RefutedCertificate(f"it names {len(facts)} facts for {wanted} claims")
+
+
+def _holds_on(part: theorems.Part, regions: Sequence[Ball], balls: Balls | None, centre: int) -> None:
+    """A fact about everything serves any region; one about a ball what lies in it."""
+    _need(not part.conditions, "about a part of a region")
+    if part.region is None:
+        return
+    _need(balls is not None, "about a ball alone")
+    assert balls is not None
+    ball = regions[part.region]
+    inside = ball.norm == balls.norm and ball.radius >= balls.radius and ball.centre == centre
+    _need(inside and not (ball.box and balls.box is None), "about another ball")
+
+
+# -- words
+
+
+def _words(claim: str, model: Model, weights: Mapping[str, Any] | None, exact: bool) -> str:
+    """The statement from what was proved; what of the file took no part stands first."""
+    first, name = "", f"{model.name[:80]!a}"
+    if weights is not None and model.binding == "file" and weights["unused"]:
+        idle, stored = len(weights["unused"]), weights["stored"]
+        first = f"not all of the file takes part: {idle} of {stored} stored tensors belong to no output that is read; "
+    if weights is not None and model.binding == "weights":
+        if weights["used"] < weights["stored"]:
+            first = f"not all of the file takes part: {weights['used']} of {weights['stored']} stored tensors do; "
+        if weights["brought"]:
+            first += f"{weights['brought']} tensors are not the file's: the certificate brings them along; "
+    about = {
+        "file": f"whose operators and weights were read from {name}",
+        "weights": f"whose architecture the certificate states and whose weights lie in {name}",
+        "graph": "as it is in memory",
+    }[model.binding]
+    how = "exact integers" if exact else "float64 with every rounding accounted for"
+    return f"{first}{claim}, {about}; proved in {how}; not covered: execution in floating point, preprocessing outside the graph"

@@ -1,0 +1,163 @@
+"""The verb `verify`: one certificate, or every certificate of a report, against the model files they name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lipverify.commands.options import Json, print_json
+from lipverify.errors import LipverifyError, Refuted, Undecided, UnreadableCertificate, UsageError
+from lipverify.loading.arguments import parse_box, parse_margin, parse_radius
+from lipverify.loading.names import display_path
+
+if TYPE_CHECKING:
+    from lipverify.checkers import Expectation, Model
+
+SCHEMA = "lipverify.verify/1"
+GRAVITY = (0, Undecided.exit_code, UnreadableCertificate.exit_code, Refuted.exit_code)
+"""Exit codes of single certificates, the gravest last: that is the one of a report."""
+
+
+def verify(
+    certificate: Annotated[
+        Path,
+        typer.Argument(help="certificate.json, its arrays beside it; or the folder of a report: all in it"),
+    ],
+    model: Annotated[
+        list[str], typer.Option(help="the model file, or zoo:<name>; once for each model of a report")
+    ],
+    norm: Annotated[str | None, typer.Option(help="expect this norm at the input, and at the output")] = None,
+    norm_out: Annotated[str | None, typer.Option(help="expect this norm at the output")] = None,
+    radius: Annotated[
+        str | None, typer.Option(help="expect balls of this radius, or certified radii of at least it")
+    ] = None,
+    box: Annotated[
+        str | None, typer.Option(help="LO,HI: expect the region to be cut by this input box")
+    ] = None,
+    output: Annotated[int | None, typer.Option(help="expect a claim about this output of the model")] = None,
+    margin: Annotated[str | None, typer.Option(help="A,B: expect the difference of two outputs")] = None,
+    at_most: Annotated[float | None, typer.Option(help="expect no claimed constant above this")] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="integers alone, for networks small enough")] = False,
+    as_json: Json = False,
+) -> None:
+    """Prove a certificate again: numpy alone, no torch, no solver, nothing of the analyzers.
+
+    Exit code 3 where the evidence does not carry the claim, or the claim is another one than expected; 4 where the certificate
+    says itself that it is not proved; 7 where it is unreadable or for another model. Of a report the gravest.
+    """
+    from lipverify import checkers
+
+    expected = checkers.Expectation(
+        norm_in=_norm(norm),
+        norm_out=_norm(norm_out) or _norm(norm),
+        radius=None if radius is None else parse_radius(radius),
+        output=output,
+        margin=None if margin is None else parse_margin(margin),
+        at_most=at_most,
+        box=None if box is None else parse_box(box),
+    )
+    if not certificate.is_dir():
+        if len(model) != 1:
+            raise UsageError("one certificate is about one model: give --model once")
+        answer = _proved(certificate, _file(model[0]), expected, exact)
+        if as_json:
+            print_json(answer.document)
+        elif answer.error is None:
+            typer.echo(f"valid: {answer.document['claim']} ({answer.document['seconds']:.2f} s)")
+        if answer.error is not None:
+            kind, said = type(answer.error), str(answer.error)
+            raise kind(f"{display_path(certificate)} is not proved for {model[0]}: {said}") from answer.error
+        return
+    answers = _report(certificate, [_file(name) for name in model], expected, exact)
+    worst = max((answer.code for answer in answers), key=GRAVITY.index)
+    if as_json:
+        documents = [{"certificate": a.name, "exit_code": a.code, **a.document} for a in answers]
+        print_json({"schema": SCHEMA, "valid": worst == 0, "certificates": documents})
+    else:
+        for answer in answers:
+            typer.echo(answer.line)
+    if worst:
+        raise typer.Exit(worst)
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What became of one certificate: the document of a verdict, or of a refusal with its error."""
+
+    name: str
+    document: dict[str, Any]
+    error: LipverifyError | None = None
+
+    @property
+    def code(self) -> int:
+        return 0 if self.error is None else self.error.exit_code
+
+    @property
+    def line(self) -> str:
+        """One line about it."""
+        said = {
+            0: "valid",
+            Undecided.exit_code: "nothing to prove",
+            UnreadableCertificate.exit_code: "unreadable",
+        }
+        why = self.document["claim"] if self.error is None else self.document["reason"]
+        return f"{said.get(self.code, 'not proved')}: {self.name}: {why}"
+
+
+def _proved(path: Path, model: Path | Model, expected: Expectation, exact: bool) -> _Answer:
+    from lipverify import checkers
+
+    name = display_path(path)
+    try:
+        return _Answer(name, checkers.verify_file(path, model, exact, expected).to_json())
+    except (Refuted, Undecided, UnreadableCertificate) as error:
+        return _Answer(name, {"schema": SCHEMA, "valid": False, "reason": str(error)}, error)
+
+
+def _report(folder: Path, files: Sequence[Path], expected: Expectation, exact: bool) -> list[_Answer]:
+    """Every certificate of a folder, or of `certificates` in it, against the model file it names by its digest."""
+    from lipverify import checkers
+
+    inside = folder / "certificates"
+    found = sorted(p for p in (inside if inside.is_dir() else folder).glob("*.json") if _is_certificate(p))
+    if not found:
+        raise UsageError(f"{display_path(folder)} holds no certificates")
+    models = {known.sha256: known for known in (checkers.read_model(file) for file in files)}
+    answers = []
+    for path in found:
+        named = checkers.named_model(path)
+        # One of the models in any case: the checker itself says that it is another one's.
+        answers.append(_proved(path, models.get(named, next(iter(models.values()))), expected, exact))
+    return answers
+
+
+def _is_certificate(path: Path) -> bool:
+    """Whether a file of a report is meant as a certificate; damaged ones are, so that they are not passed over."""
+    if path.parent.name == "certificates":
+        return True
+    try:
+        document = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(document, dict) and str(document.get("schema")).startswith("lipverify.certificate/")
+
+
+def _file(model: str) -> Path:
+    from lipverify.zoo.location import WEIGHTS, resolve
+
+    folder = resolve(model)
+    path = Path(model) if folder is None else folder / WEIGHTS
+    if not path.exists():
+        raise UsageError(f"{display_path(path)} does not exist")
+    return path
+
+
+def _norm(name: str | None) -> str | None:
+    if name is not None and name not in ("l1", "l2", "linf"):
+        raise UsageError(f"unknown norm {name!r}; choose l1, l2 or linf")
+    return name

@@ -1,0 +1,278 @@
+"""Certificates of radii: for every point and rival a value above 0 on the ball, proved by the independent checker.
+
+A margin is the linear bound on a ball, or such a bound on a smaller one less constants times the widths of shells outward
+(`robustness.shells`). What the search found is a hint; the checker's own numbers decide, and the radius ends where they do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lipverify.analyzers.protocol import Report
+from lipverify.certificates.format import Author, Issued, radius_claim
+from lipverify.certificates.issuing import Subject, subject_of, written
+from lipverify.certificates.writing import Layer, Part, Writer
+from lipverify.errors import LipverifyError, NotCovered, RefutedCertificate
+from lipverify.ir.graph import Graph
+from lipverify.ir.norm import Norm
+from lipverify.ir.region import Ball
+from lipverify.robustness.carried import Carried, Multipliers, Outward, Path
+from lipverify.robustness.constants import PairConstants
+from lipverify.robustness.pairs import rivals
+from lipverify.robustness.plan import Plan, Record
+
+LESS = (0.0, 1e-6, 1e-3, 1e-2)
+"""How much smaller balls are tried where linear bounds alone have to hold, relatively."""
+PARTED = {"alpha-crown", "branching"}
+"""Methods whose margins lines alone need not reach."""
+PARTS, WORK = 256, 1 << 21
+"""Parts of a ball for one rival, and how many numbers all their lines together hold, about."""
+MOST = 0.05
+"""What the checker's radius may be below that of the search, relatively; beyond it the point stays `real` and says both."""
+
+
+@dataclass(frozen=True)
+class Certified:
+    """The records, `checked` where the checker has proved their radius, and the certificate of all these points."""
+
+    records: tuple[Record, ...]
+    issued: Issued | None
+
+
+def certified(
+    graph: Graph,
+    plan: Plan,
+    records: Sequence[Record],
+    x: Tensor,
+    constants: PairConstants | None,
+    report: Report,
+) -> Certified:
+    """One certificate for every point whose radius the checker proves; the others say why not.
+
+    Statement: of every point in the certificate, no input within its radius (in the box) has another largest output.
+    Source: `robustness.shells`, step by step in the checker's language.
+    """
+    waiting = [r for r in records if r.radius > 0]
+    if plan.method == "smoothing" or not waiting:
+        return Certified(tuple(records), None)
+    try:
+        subject = subject_of(graph)
+    except (LipverifyError, OSError) as error:
+        return Certified(
+            tuple(replace(r, unchecked=str(error)) if r.radius > 0 else r for r in records), None
+        )
+    rows = {record.index: row for row, record in enumerate(waiting)}
+    centres = torch.stack([x[r.index] for r in waiting]).double()
+    box = None
+    if plan.box is not None:
+        low, high = (np.full(graph.input.size, end, dtype=np.float64) for end in plan.box)
+        box = low, high
+    writer = Writer(graph, subject.program, centres.flatten(1).numpy(), box)
+    proving = _Proving(writer, plan, graph.output.size, constants)
+    proved: dict[int, tuple[float, list[int]]] = {}
+    reasons: dict[int, str] = {}
+    for record in waiting:
+        report(f"proof of point {record.index}", None)
+        try:
+            with writer.attempt():
+                proved[record.index] = proving.point(record, rows[record.index])
+        except RefutedCertificate as error:
+            reasons[record.index] = str(error)
+    issued = None
+    if proved:
+        try:
+            issued = _written(writer, proved, waiting, rows, centres, graph, subject, plan)
+            issued.check(subject.model)
+        except LipverifyError as error:
+            issued, reasons, proved = None, dict.fromkeys(rows, str(error)), {}
+    return Certified(tuple(_told(r, proved.get(r.index), reasons.get(r.index)) for r in records), issued)
+
+
+def _told(record: Record, proved: tuple[float, list[int]] | None, reason: str | None) -> Record:
+    if proved is not None:
+        radius = min(record.radius, proved[0])
+        note = record.note
+        if radius < record.radius * (1 - 1e-6):
+            note = f"the radius is what the checker proves; the search found {record.radius:.6g}"
+        return replace(record, radius=radius, checked=True, note=note)
+    return record if reason is None else replace(record, unchecked=reason)
+
+
+def _written(
+    writer: Writer,
+    proved: dict[int, tuple[float, list[int]]],
+    waiting: Sequence[Record],
+    rows: dict[int, int],
+    centres: Tensor,
+    graph: Graph,
+    subject: Subject,
+    plan: Plan,
+) -> Issued:
+    there = [r for r in waiting if r.index in proved]
+    keep = [rows[r.index] for r in there]
+    # Only the points that are proved are in the certificate.
+    region = Ball(centres[keep], 0.0, plan.norm, plan.box)
+    facts = [fact for r in there for fact in proved[r.index][1]]
+    radius = tuple(proved[r.index][0] for r in there)
+    claim = radius_claim(region, tuple(r.label for r in there), radius)
+    author = Author(
+        f"radius: {plan.method}",
+        repr(plan),
+        sum(r.seconds for r in there),
+        more={"points": [r.index for r in there]},
+    )
+    places = {row: place for place, row in enumerate(keep)}
+    return written(writer, facts, claim, graph, subject, author, region, places)
+
+
+@dataclass(frozen=True)
+class _Proving:
+    writer: Writer
+    plan: Plan
+    classes: int
+    constants: PairConstants | None
+
+    def point(self, record: Record, row: int) -> tuple[float, list[int]]:
+        """A radius that is proved, and a value above 0 for every rival on its ball.
+
+        Raises:
+            RefutedCertificate: none within a twentieth of that of the search.
+        """
+        reasons = []
+        for less in LESS:
+            radius = record.radius * (1.0 - less)
+            try:
+                with self.writer.attempt():
+                    return self._within(record, row, radius)
+            except RefutedCertificate as error:
+                reasons.append(str(error))
+        raise NotCovered(reasons[0])
+
+    def _within(self, record: Record, row: int, radius: float) -> tuple[float, list[int]]:
+        others = [j for j in range(self.classes) if j != record.label]
+        carried = record.carried or Carried((Path(radius, ()),) * len(others))
+        margins = []
+        for k, rival in enumerate(others):
+            margin = self._margin(record.label, rival, k, row, radius, carried)
+            if margin.reach < radius * (1.0 - 1e-6) and carried.paths[k].shells:
+                # The shells begin with a smaller margin than in the search: lines on the whole ball, or its parts, may do.
+                with suppress(RefutedCertificate):
+                    value, low = self._value(record.label, rival, radius, row)
+                    margin = _Margin(rival, value, low, (), radius) if low > 0 else margin
+            margins.append(margin)
+        reached = min(margin.reach for margin in margins)
+        if not reached >= record.radius * (1.0 - MOST):
+            shown = f"the checker alone proves a radius of {max(reached, 0.0):.6g}, the search {record.radius:.6g}"
+            raise NotCovered(shown)
+        return reached, [self._fact(margin, record.label, row, reached) for margin in margins]
+
+    def _margin(
+        self, label: int, rival: int, place: int, row: int, radius: float, carried: Carried
+    ) -> _Margin:
+        """A path in the checker's own numbers, and how far it reaches."""
+        path = carried.paths[place]
+        start = radius if not path.shells else path.start
+        value, low = self._value(label, rival, start, row)
+        shells: list[tuple[float, int, Fraction]] = []
+        left, before = Fraction(low), start
+        for shell in path.shells:
+            end = min(shell.end, radius)
+            if not left > 0 or end <= before:
+                break
+            fact = self._constant(label, rival, place, row, shell, carried)
+            slope = self.writer.exact_limit(fact)
+            reach = float("inf") if slope == 0 else before + float(left / slope)
+            if reach <= end:
+                # Just inside of where the margin is used up.
+                end = min(end, before + float(left / slope) * (1.0 - 1e-9))
+            left -= slope * (Fraction(end) - Fraction(before))
+            shells.append((end, fact, slope))
+            before = end
+            if reach <= end:
+                break
+        return _Margin(rival, value, low, tuple(shells), before if left > 0 and low > 0 else 0.0)
+
+    def _value(self, label: int, rival: int, radius: float, row: int) -> tuple[int, float]:
+        """A margin by lines over a ball; over parts of it, where they were searched for or split in the search too."""
+        part = self._part(radius, row)
+        value, low = self.writer.value(part, (label, rival))
+        if low > 0 or not PARTED & set(self.plan.parts):
+            return value, low
+        size = sum(self.writer.layers(part)) * self.writer.program.steps[0].size
+        return self.writer.value_in_parts(part, (label, rival), max(8, min(PARTS, WORK // size)))
+
+    def _fact(self, margin: _Margin, label: int, row: int, radius: float) -> int:
+        shells = [(min(end, radius), fact) for end, fact, _ in margin.shells]
+        inside, before = [], None
+        for end, fact in shells:
+            if before is not None and end <= before:
+                break
+            inside.append((end, fact))
+            before = end
+        return self.writer.walk(margin.value, [(fact, self._region(end, row)) for end, fact in inside])
+
+    def _constant(
+        self, label: int, rival: int, place: int, row: int, shell: Outward, carried: Carried
+    ) -> int:
+        if shell.ball is None:
+            return self._everywhere(label, rival)
+        part = replace(self._part(shell.ball, row), upper=shell.slope)
+        known = carried.multipliers.get((shell.ball, place))
+        key = "constant", part.region, label, rival
+        if known is None:
+            return self.writer.once(key, lambda: self.writer.jacobian(part, difference=(label, rival)))
+        return self.writer.once(key, lambda: self._multipliers(part, known, label, rival))
+
+    def _everywhere(self, label: int, rival: int) -> int:
+        """The constant of a difference over the whole space."""
+        part = self.writer.part(None, (str(self.plan.norm), "l2"), math.inf)
+        a, b = sorted((label, rival))
+        constants = self.constants
+        if constants is not None:
+            part = replace(part, upper=float(constants.upper[a, b]))
+            known = constants.multipliers.get((a, b))
+            if known is not None:
+                return self.writer.once(
+                    ("constant", None, label, rival), lambda: self._multipliers(part, known, label, rival)
+                )
+        return self.writer.once(
+            ("constant", None, label, rival), lambda: self.writer.difference(part, label, rival)
+        )
+
+    def _multipliers(self, part: Part, known: Multipliers, label: int, rival: int) -> int:
+        layers = [Layer(len(low), np.arange(len(low)), low, high) for low, high in known.slopes]
+        weights = None
+        if self.plan.norm is not Norm.L2:
+            ones = np.ones(self.writer.program.steps[0].size)
+            weights = ones if known.weights is None else known.weights
+        return self.writer.multipliers(
+            part, known.diagonals, row=label, minus=rival, weights=weights, layers=lambda: layers
+        )
+
+    def _part(self, radius: float, row: int) -> Part:
+        return self.writer.part(self._region(radius, row), (str(self.plan.norm), "l2"), math.inf, row)
+
+    def _region(self, radius: float, row: int) -> int:
+        return self.writer.region(str(self.plan.norm), radius, row, self.plan.box is not None)
+
+
+@dataclass(frozen=True)
+class _Margin:
+    """value: the fact it begins with, `low` at least; shells: (end, constant, its number); reach: where it is used up."""
+
+    rival: int
+    value: int
+    low: float
+    shells: tuple[tuple[float, int, Fraction], ...]
+    reach: float
+
+
+__all__ = ["Certified", "certified", "rivals"]
