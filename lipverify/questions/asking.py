@@ -44,7 +44,8 @@ def ask(
         for more in question.facts(compute):
             found = more if found is None else _met(found, more)
             best = float(question.formula.evaluate(found.facts).upper.max())
-            trace.append((time.monotonic() - started, best))
+            if not trace or best < trace[-1][1]:
+                trace.append((time.monotonic() - started, best))
             compute.report(question.name, best)
             if compute.expired():
                 break

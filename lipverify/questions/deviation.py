@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,7 @@ from lipverify.errors import UsageError
 from lipverify.ir.graph import Graph
 from lipverify.ir.interval import Interval
 from lipverify.ir.region import Ball
+from lipverify.loading.names import display
 from lipverify.propagation import bounds
 from lipverify.propagation.points import values
 from lipverify.questions import compared, labels
@@ -24,6 +26,7 @@ from lipverify.questions.formula import Formula, fact, of
 from lipverify.questions.options import Options, option
 from lipverify.questions.question import Answer, Found, Subject
 from lipverify.questions.regions import InputBox, asked_region, region_words
+from lipverify.questions.splitting import refined
 from lipverify.reporting.sections import Section
 
 FORMULAS = {
@@ -31,6 +34,13 @@ FORMULAS = {
     "l2": of("length", fact("difference")),
     "pairs": of("largest", of("absolute", fact("pairs"))),
 }
+
+
+def display_name(path: str) -> str:
+    """The last part of a path; the folders of a machine are nobody's business."""
+    return display(os.path.basename(path.rstrip("/")), 60)
+
+
 MEANS = {"linf": "in every output", "l2": "in l2", "pairs": "in every difference of two outputs"}
 
 
@@ -91,7 +101,9 @@ class Deviation:
         return {"norm_out": self.norm_out, "region": self.region.to_json(), "words": words}
 
     def claim(self, upper: str) -> str:
-        return f"the networks differ by at most {upper} {MEANS[self.norm_out]}, {region_words(self.region)}"
+        paths = [subject.graph.origin.path for subject in self.subjects]
+        names = "the networks" if None in paths else " and ".join(display_name(str(path)) for path in paths)
+        return f"{names} differ by at most {upper} {MEANS[self.norm_out]}, {region_words(self.region)}"
 
     @cached_property
     def carried(self) -> Difference:
@@ -113,7 +125,14 @@ class Deviation:
             ranges = bounds(
                 self.graph, self.region, method=method, device=compute.device, expired=compute.expired
             )
-            yield Found(self._facts(ranges[self.graph.outputs[0]]), more=ranges)
+            box = ranges[self.graph.outputs[0]]
+            yield Found(self._facts(box), more=ranges)
+        first = Interval(box.lower.cpu(), box.upper.cpu())
+        for box in refined(self.graph.select(0), self.region, first, self._value, compute):
+            yield Found(self._facts(box), more=ranges)
+
+    def _value(self, box: Interval) -> Tensor:
+        return self.formula.evaluate(self._facts(box)).upper
 
     def _facts(self, box: Interval) -> dict[str, Interval]:
         ends = [
