@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import time
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from lipverify import ops
+from lipverify import ops, pipeline
 from lipverify.analyzers.protocol import Compute
 from lipverify.falsify import Search, falsify
+from lipverify.falsify.search import Climber
+from lipverify.falsify.steepness import steepest
 from lipverify.frontends.builder import Builder
 from lipverify.interpreter import evaluate
 from lipverify.ir.graph import Graph, Origin
@@ -128,7 +131,7 @@ def test_a_seed_and_no_clock_decides_the_result(monkeypatch: pytest.MonkeyPatch)
     first = falsify(graph, Query(), Compute(), search)
     # A clock that runs so fast that the seconds are over many times: a machine that much slower.
     real = time.monotonic
-    monkeypatch.setattr("lipverify.falsify.time.monotonic", lambda: 20.0 * real())
+    monkeypatch.setattr("lipverify.falsify.search.time.monotonic", lambda: 20.0 * real())
     second = falsify(graph, Query(), Compute(), search)
     assert torch.equal(first.value, second.value)
     assert torch.equal(first.points, second.points)
@@ -176,3 +179,45 @@ def test_where_nothing_can_be_enclosed_nothing_is_claimed(rng: np.random.Generat
     witness = falsify(graph, Query(), Compute(), Search(restarts=4, rounds=2, seconds=1))
     assert float(witness.value) == 0.0
     assert "Unknown" in witness.note
+
+
+@pytest.mark.parametrize("norm_in", list(Norm))
+@pytest.mark.parametrize("norm_out", list(Norm))
+@pytest.mark.parametrize("outputs", [3, 70])
+def test_steepness_of_single_points(
+    norm_in: Norm, norm_out: Norm, outputs: int, rng: np.random.Generator
+) -> None:
+    """Up to 64 outputs from all rows of the Jacobian, beyond by products with it: attained along the direction."""
+    first, second = torch.tensor(rng.standard_normal((8, 5))), torch.tensor(rng.standard_normal((outputs, 8)))
+    x, v = torch.tensor(rng.standard_normal((2, 6, 5)))
+    slopes, directions = steepest(lambda z: torch.tanh(z @ first.T) @ second.T, x, v, (norm_in, norm_out))
+    for index in range(6):
+        jacobian = second @ torch.diag(1.0 - torch.tanh(first @ x[index]) ** 2) @ first
+        norm = float(operator_norm(jacobian, str(norm_in), str(norm_out)))
+        reached = torch.linalg.vector_norm(jacobian @ directions[index], ord=norm_out.order)
+        assert float(slopes[index]) <= norm * (1 + 1e-9)
+        assert float(
+            reached / torch.linalg.vector_norm(directions[index], ord=norm_in.order)
+        ) >= 0.99 * float(slopes[index])
+        # From one start, products alone may end at a direction that is only locally the best.
+        if outputs <= 64 or norm_in is norm_out is Norm.L2:
+            assert float(slopes[index]) >= 0.8 * norm
+        if outputs <= 64 and (norm_in is Norm.L1 or norm_out is Norm.LINF or norm_in is norm_out is Norm.L2):
+            assert float(slopes[index]) == pytest.approx(norm, rel=1e-6)
+
+
+def test_a_search_ends_where_nothing_is_gained() -> None:
+    """A linear network has one slope: many rounds are allowed, and few are made."""
+    calls = []
+    climber = Climber(chain([torch.eye(3)]), Query(), Compute(), Search(seconds=100), None, None)
+    whole = climber.looked_at
+    climber.looked_at = lambda *batch: (calls.append(1), whole(*batch))[1]  # type: ignore[method-assign]
+    climber.run()
+    assert climber.rounds == 300
+    assert len(calls) < 120
+
+
+def test_a_network_of_somebody_else_is_climbed(third_party: Path) -> None:
+    """A convolutional network whose steepest known place has slope 41: noise alone finds 26."""
+    graph = pipeline.load(third_party / "converted" / "kw-mnist-cnn.onnx")
+    assert 34.0 < float(falsify(graph, Query(), Compute(), Search(seconds=2.0)).value) < 60.0

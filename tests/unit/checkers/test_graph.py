@@ -239,7 +239,7 @@ def test_no_iteration_from_below_stands_behind_an_upper_bound() -> None:
     """Lanczos in `linalg.dense` only proposes thresholds; nothing else may know a method that converges from below."""
     words = ("power_iteration", "power iteration", "spectral_norm(", "lobpcg", "svds(", "eigsh(")
     for path in PACKAGE.parent.rglob("*.py"):
-        if path.name == "falsify.py" or "bounds" in path.parts or "testing" in path.parts:
+        if "falsify" in path.parts or "bounds" in path.parts or "testing" in path.parts:
             continue
         code = ast.unparse(_without_texts(ast.parse(path.read_text(encoding="utf-8")))).lower()
         assert not [word for word in words if word in code], path

@@ -1,0 +1,150 @@
+"""From what the search believes to what is proved: pairs that lie in the region, their slopes enclosed, the steepest of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lipverify.analyzers.protocol import Compute
+from lipverify.errors import UnsupportedModel
+from lipverify.falsify.search import Box, Climber, Pool, Search
+from lipverify.ir.certificate import Witness
+from lipverify.ir.graph import Graph
+from lipverify.ir.region import Ball, Query
+from lipverify.linalg.lengths import at_most, length_above
+from lipverify.propagation.points import derivatives_below, slopes_below
+
+DISTANCES = (1e-6, 1e-4, 1e-2)
+"""Of a pair around a point, relative to the size of the region or of the point: near ones show the norm of the Jacobian, farther
+ones are there for networks of which nothing is known at small distances."""
+POINTS = 3
+"""Of the pool, of which pairs are made."""
+Candidates = list[tuple[Tensor, Tensor, Tensor]]
+"""Believed slopes [count] and the two points [count, *shape] of each."""
+
+
+def falsify(
+    graph: Graph,
+    query: Query,
+    compute: Compute,
+    search: Search | None = None,
+    *,
+    box: Box | None = None,
+    hints: Tensor | None = None,
+) -> Witness:
+    """The steepest pair of points found, for every centre of the query's region (one for `Everywhere`).
+
+    Statement: value <= L for the Lipschitz constant L over the region of the real-valued function that the graph and its stored
+    weights define. It is the slope of the stored pair, rounded down from an enclosure of both outputs; both points lie in the
+    region. A ball of radius 0 has no pairs: there the witness is a direction, and the value at most the norm of every limit of
+    Jacobians at the centre. Where no rule encloses an operator, nothing is shown: the value is 0 and `note` says why.
+
+    Args:
+        box: search only here when the region is `Everywhere`, (low, high) broadcasting to a sample.
+        hints: [n, *input shape] points of the data, good places to start.
+    """
+    compute.report("lower bound", None)
+    climber = Climber(graph, query, compute, search or Search(), box, hints)
+    region = query.region
+    if isinstance(region, Ball) and region.radius == 0.0:
+        witness = _at_centres(graph, query, climber, region)
+    else:
+        pool = climber.run()
+        witness = _shown(graph, query, _candidates(climber, pool))
+    compute.report("lower bound", float(witness.value.max()))
+    return witness
+
+
+def _candidates(climber: Climber, pool: Pool) -> Candidates:
+    """Pairs around the best points along their steepest directions, and the steepest pair that was met at a distance."""
+    found: Candidates = [] if climber.best_pairs is None else [climber.best_pairs]
+    for place in range(min(POINTS, len(pool.slopes))):
+        x, v = pool.points[place], climber.unit(pool.directions[place : place + 1])[0]
+        size = climber.reach(pool.points[place : place + 1])[0]
+        for distance in DISTANCES:
+            step = distance * size * v
+            found.append(
+                (
+                    pool.slopes[place] * (1.0 - distance * 1e-3),
+                    climber.inside(x - step),
+                    climber.inside(x + step),
+                )
+            )
+    return found
+
+
+def _shown(graph: Graph, query: Query, candidates: Candidates) -> Witness:
+    """The steepest candidate by what is proved of it, tried in the order of what is believed."""
+    believed, first, second = (torch.stack(column).cpu() for column in zip(*candidates, strict=True))
+    order = believed.argsort(dim=0, descending=True, stable=True)
+    count, shape = believed.shape[1], first.shape[2:]
+    column = torch.arange(count)
+    value = torch.zeros(count, dtype=torch.float64)
+    points, partner = first[order[0], column], first[order[0], column]
+    notes: list[str] = []
+    for place in order:
+        x, y = (_held(query, ends[place, column]) for ends in (first, second))
+        # A pair is worth a proof only where it may show more than what is proved already.
+        open_ = (believed[place, column] > value * (1 + 1e-6)) & (x != y).flatten(1).any(1)
+        if not bool(open_.any()):
+            continue
+        proved = torch.zeros_like(value)
+        proved[open_] = _proved(graph, query, slopes_below, x[open_], y[open_], notes)
+        better = (proved > value).reshape(-1, *(1,) * len(shape))
+        value = torch.maximum(value, proved)
+        points, partner = torch.where(better, x, points), torch.where(better, y, partner)
+    none = (value == 0).reshape(-1, *(1,) * len(shape))
+    points = torch.where(none, _held(query, points), points)
+    partner = torch.where(none, points, partner)
+    note = notes[0] if notes and not bool((value > 0).any()) else ""
+    return Witness(value=value, points=points, partner=partner, method="gradient-ascent", note=note)
+
+
+def _at_centres(graph: Graph, query: Query, climber: Climber, region: Ball) -> Witness:
+    """The norm of the Jacobian at every centre, from below: the best of several starts."""
+    center = region.center.to(climber.compute.device)
+    starts = center.expand(climber.restarts, *center.shape)
+    pool = climber.looked_at(None, (starts, climber.unit(climber.normal(starts.shape))))
+    notes: list[str] = []
+    direction = pool.directions[0].cpu()
+    value = _proved(graph, query, derivatives_below, region.center, direction, notes)
+    note = notes[0] if notes and not bool((value > 0).any()) else ""
+    return Witness(value=value, points=region.center, direction=direction, method="gradient-norm", note=note)
+
+
+def _proved(
+    graph: Graph,
+    query: Query,
+    below: Callable[..., Tensor],
+    first: Tensor,
+    second: Tensor,
+    notes: list[str],
+) -> Tensor:
+    """Proved slopes [n]; 0 with a note where nothing is shown."""
+    try:
+        return below(graph, first, second, query.norm_in, query.norm_out)
+    except UnsupportedModel as error:
+        if len(first) == 1:
+            notes.append(f"no pair of inputs could be enclosed: {error}")
+            return torch.zeros(1, dtype=torch.float64)
+        # One point outside the domain of an operator takes no other with it.
+        pairs = zip(first.split(1), second.split(1), strict=True)
+        return torch.cat([_proved(graph, query, below, *pair, notes) for pair in pairs])
+
+
+def _held(query: Query, x: Tensor) -> Tensor:
+    """Points proved to lie in the region; the centre where that fails. x [count, *shape]."""
+    region = query.region
+    if not isinstance(region, Ball):
+        return x
+    center = region.center
+    x = region.project(center + (region.project(x) - center) * (1.0 - 2.0**-40))
+    step = (x - center).flatten(1)
+    # The centre lies in the box, which was checked when the ball was made.
+    held = at_most(length_above(step, region.norm.value), region.radius)
+    if region.box is not None:
+        low, high = region.box
+        held &= ((low <= x) & (x <= high)).flatten(1).all(1)
+    return torch.where(held.reshape(-1, *(1,) * (x.ndim - 1)), x, center)
