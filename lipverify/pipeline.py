@@ -22,6 +22,7 @@ from lipverify.errors import (
     LipverifyError,
     Refuted,
     Undecided,
+    UnreadableCertificate,
     UnsupportedModel,
     UsageError,
 )
@@ -333,6 +334,10 @@ def _checked(row: Row, graph: Graph, query: Query) -> Row:
     try:
         return replace(row, certificate=issue(row.certificate, graph, query, row.method, row.seconds))
     except InternalError as error:
+        # A model that the checker's own reader does not take has no proof; the bound stands as it is.
+        if isinstance(error.__cause__, UnreadableCertificate):
+            why = f"the checker does not read the model ({error.__cause__})"
+            return replace(row, certificate=replace(row.certificate, unchecked=why))
         reason = failure_words(error)  # names the certificate, which `issue` has kept
     except Exception as error:
         reason = failure_words(error) + keep_certificate(row.certificate, graph, query, row.method)

@@ -8,9 +8,11 @@ refused where the source has a symbolic batch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from lipverify import ops
@@ -23,10 +25,45 @@ from lipverify.loading.names import display
 __all__ = ["Builder", "Masked", "Operand", "Value"]
 
 
+LARGEST_SIDE = 4096
+"""Of matrices that a front end makes itself."""
+
+
 class Builder(Arithmetic):
     """Collects nodes. All axes and shapes in method arguments are the source's, batch axis included."""
 
     # -- linear maps
+
+    def along_axis(self, v: Value, axis: int, matrix: Tensor, shift: Tensor | None = None) -> Value:
+        """The same stored matrix [out, in] (and shift [out]) on every line along one source axis."""
+        v = self.free(v, axis)
+        self.axis(v, axis)
+        axis %= v.rank
+        order = [*(a for a in range(v.rank) if a != axis), axis]
+        moved = v if axis == v.rank - 1 else self.transpose(v, order)
+        result = self.linear(moved, matrix, shift)
+        return (
+            result if axis == v.rank - 1 else self.transpose(result, [order.index(a) for a in range(v.rank)])
+        )
+
+    def running_sum(self, v: Value, axis: int, *, exclusive: bool = False, backward: bool = False) -> Value:
+        """Sums of all entries up to each one along an axis; exclusive: without itself; backward: from it to the end."""
+        size = v.source_shape[axis]
+        if size > LARGEST_SIDE:
+            raise self.refuse(f"running sums along an axis of size {size}", (v,), "use a shorter axis")
+        ones = torch.ones(size, size, dtype=self.stored_dtype)
+        keep = torch.triu if backward else torch.tril
+        return self.along_axis(v, axis, keep(ones, (1 if backward else -1) if exclusive else 0))
+
+    def picked(self, v: Value, positions: Tensor) -> Value:
+        """The entries at stored row-major positions of the source's tensor, in a tensor of the shape of `positions`."""
+        if positions.numel() == 0:
+            raise self.refuse("takes no entries at all", (v,))
+        whole = self.view(v, v.source_shape, None) if v.batch is not None and not self.symbolic_batch else v
+        if whole.batch is not None:
+            raise self.refuse("takes entries by positions that count the batch axis", (v,))
+        flat = self.reshape(whole, [math.prod(whole.shape)]) if whole.rank != 1 else whole
+        return self.reshape(self.gather(flat, 0, positions.reshape(-1)), list(positions.shape))
 
     def linear(self, v: Value, weight: Tensor, bias: Tensor | None = None) -> Value:
         """x W' + b on the last source axis. weight [out, in], bias [out]."""
@@ -156,8 +193,10 @@ class Builder(Arithmetic):
         op = ops.AvgPool(kernel, stride, tuple(padding), count_include_pad, over)
         return self.add(op, (v,), v.batch)
 
-    def reduce(self, kind: type[Op], v: Value, axes: Sequence[int] | None, keepdims: bool) -> Value:
-        """ReduceSum, ReduceMean, ReduceMax or ReduceMin over source axes; None means all."""
+    def reduce(
+        self, kind: Callable[[Shape, bool], Op], v: Value, axes: Sequence[int] | None, keepdims: bool
+    ) -> Value:
+        """A reduction, made of its axes and whether they are kept, over source axes; None means all."""
         if axes is None:
             axes = [a for a in range(v.rank) if not (a == v.batch and self.symbolic_batch)]
             if len(axes) < v.rank and not keepdims:
@@ -169,7 +208,7 @@ class Builder(Arithmetic):
         batch = v.batch
         if batch is not None and not keepdims:
             batch -= sum(axis % v.rank < batch for axis in axes)
-        return self.add(kind(sample, keepdims), (v,), batch)  # type: ignore[call-arg]
+        return self.add(kind(sample, keepdims), (v,), batch)
 
     def along(self, kind: type[Op], v: Value, axis: int) -> Value:
         """Softmax or LogSoftmax along one source axis."""

@@ -1,8 +1,8 @@
 """Interval arithmetic in float64 with outward rounding, and boxes of linear and of monotone maps.
 
-Sound when: +, -, *, / and sqrt of float64 are correctly rounded; exp, expm1, log, log1p, tanh, erf, erfc and pow of torch are
-within `LIBRARY_ULPS` units in the last place (their documented errors, on CPU and CUDA, are at most 5), or within the
-smallest normal number where results underflow.
+Sound when: +, -, *, / and sqrt of float64 are correctly rounded; exp, expm1, log, log1p, tanh, erf, erfc, pow, the trigonometric
+and hyperbolic functions and their inverses of torch are within `LIBRARY_ULPS` units in the last place (their documented errors,
+on CPU and CUDA, are at most 5), or within the smallest normal number where results underflow.
 """
 
 from __future__ import annotations
@@ -131,6 +131,19 @@ class Enclosure(Interval):
     def tanh(self) -> Enclosure:
         return _increasing(torch.tanh, self).clipped(-1.0, 1.0)
 
+    def atan(self) -> Enclosure:
+        return _increasing(torch.atan, self)
+
+    def asinh(self) -> Enclosure:
+        return _increasing(torch.asinh, self)
+
+    def sinh(self) -> Enclosure:
+        return _increasing(torch.sinh, self)
+
+    def cosh(self) -> Enclosure:
+        """Even, and increasing with |x|."""
+        return _increasing(torch.cosh, self.abs()).clipped(1.0, math.inf)
+
     def erf(self) -> Enclosure:
         return _increasing(torch.erf, self).clipped(-1.0, 1.0)
 
@@ -143,7 +156,7 @@ class Enclosure(Interval):
 
     def power(self, exponent: float) -> Enclosure:
         """x^exponent on points >= 0 (> 0 for a negative exponent)."""
-        found = _ends(self.lower.clamp_min(0.0).pow(exponent), self.upper.pow(exponent))
+        found = between_values(self.lower.clamp_min(0.0).pow(exponent), self.upper.pow(exponent))
         return found.clipped(0.0, math.inf)
 
 
@@ -164,10 +177,10 @@ def rounded(lower: Tensor, upper: Tensor) -> Enclosure:
 
 
 def _increasing(function: Callable[[Tensor], Tensor], x: Enclosure) -> Enclosure:
-    return _ends(function(x.lower), function(x.upper))
+    return between_values(function(x.lower), function(x.upper))
 
 
-def _ends(at_lower: Tensor, at_upper: Tensor) -> Enclosure:
+def between_values(at_lower: Tensor, at_upper: Tensor) -> Enclosure:
     """The box between two values of library functions, in either order, widened by `LIBRARY_ULPS`."""
     lower = torch.minimum(at_lower, at_upper).clamp(max=_LARGEST)
     upper = torch.maximum(at_lower, at_upper).clamp(min=-_LARGEST)

@@ -184,7 +184,7 @@ def _concat_gain(op: Concat, shapes: tuple[Shape, ...], norm_in: Norm, norm_out:
 def _product_gain(op: Mul | MatMul, shapes: tuple[Shape, ...], norm_in: Norm, norm_out: Norm) -> Gain:
     raise Unbounded(
         "a product of two computed tensors has no finite constant: its slope in one factor is the size of the other; "
-        "give a region, or an analyzer that bounds it there"
+        "ask over a ball, with an analyzer like local"
     )
 
 
@@ -192,7 +192,7 @@ def _product_gain(op: Mul | MatMul, shapes: tuple[Shape, ...], norm_in: Norm, no
 def _quotient_gain(op: Div, shapes: tuple[Shape, ...], norm_in: Norm, norm_out: Norm) -> Gain:
     raise Unbounded(
         "a quotient of two computed tensors has no finite constant: its slope grows without limit where the divisor is "
-        "small; give a region, or an analyzer that bounds it there"
+        "small; ask over a ball where it is not, with an analyzer like local"
     )
 
 

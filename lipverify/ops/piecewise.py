@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from lipverify.errors import UsageError
 from lipverify.ir.interval import Interval
 from lipverify.ir.op import Op, Shape
+from lipverify.linalg.rounding import down, up
 from lipverify.ops.enclosure import Enclosure, monotone_box, negative_part, positive_part, two_sided
 from lipverify.ops.planes import kinked_planes, scalar_planes
 from lipverify.ops.scalar import box_slopes, proven, scalar_gain, uniform_slopes
@@ -61,6 +65,24 @@ class Hardswish(Op):
     """x * min(max(x + 3, 0), 6) / 6."""
 
 
+@dataclass(frozen=True, eq=False)
+class PiecewiseLinear(Op):
+    """Straight pieces that meet at increasing `knots`: slopes[i] left of knots[i], slopes[-1] behind the last one.
+
+    start: the value at knots[0]. Softshrink is one, with knots -limit and limit, slopes 1, 0, 1 and start 0.
+    """
+
+    knots: tuple[float, ...]
+    slopes: tuple[float, ...]
+    start: float
+
+    def __post_init__(self) -> None:
+        finite = all(math.isfinite(number) for number in (*self.knots, *self.slopes, self.start))
+        rising = all(a < b for a, b in pairwise(self.knots))
+        if not (self.knots and finite and rising and len(self.slopes) == len(self.knots) + 1):
+            raise UsageError(f"{self!r} is no function of straight pieces")
+
+
 @forward.register(ReLU)
 def _relu(op: ReLU, x: Tensor) -> Tensor:
     return torch.relu(x)
@@ -96,9 +118,23 @@ def _hardswish(op: Hardswish, x: Tensor) -> Tensor:
     return x * torch.clamp(x + 3.0, 0.0, 6.0) / 6.0
 
 
-gain.register(ReLU, LeakyReLU, PReLU, Abs, Clip, Hardsigmoid, Hardswish)(scalar_gain)
+@forward.register(PiecewiseLinear)
+def _piecewise_linear(op: PiecewiseLinear, x: Tensor) -> Tensor:
+    first, last = op.knots[0], op.knots[-1]
+    y = (
+        op.start
+        + op.slopes[0] * torch.clamp(x - first, max=0.0)
+        + op.slopes[-1] * torch.clamp(x - last, min=0.0)
+    )
+    for low, high, slope in zip(op.knots, op.knots[1:], op.slopes[1:], strict=False):
+        if slope:
+            y = y + slope * torch.clamp(x - low, 0.0, high - low)
+    return y
+
+
+gain.register(ReLU, LeakyReLU, PReLU, Abs, Clip, Hardsigmoid, Hardswish, PiecewiseLinear)(scalar_gain)
 interval.register(ReLU, Clip)(monotone_box)
-relax.register(Clip, Hardsigmoid, Hardswish)(scalar_planes)
+relax.register(Clip, Hardsigmoid, Hardswish, PiecewiseLinear)(scalar_planes)
 
 
 @relax.register(ReLU, Abs, LeakyReLU, PReLU)
@@ -221,3 +257,53 @@ def _hardswish_at(x: Enclosure) -> Enclosure:
     found = inner * (inner + 3.0) / 6.0
     zero = Enclosure.of(torch.zeros_like(x.lower))
     return zero.where(x.upper <= -3.0, x.where(x.lower >= 3.0, found))
+
+
+@slopes.register(PiecewiseLinear)
+def _piecewise_linear_slopes(op: PiecewiseLinear, box: Interval | None, shape: Shape) -> Slopes:
+    """Those of the pieces that a box touches."""
+    if box is None:
+        return uniform_slopes(min(op.slopes), max(op.slopes), shape)
+    x = Enclosure.of(box)
+    low, high = torch.full_like(x.lower, math.inf), torch.full_like(x.lower, -math.inf)
+    for left, right, slope in zip((-math.inf, *op.knots), (*op.knots, math.inf), op.slopes, strict=True):
+        touched = (x.upper >= left) & (x.lower <= right)
+        low = torch.where(touched, low.clamp(max=slope), low)
+        high = torch.where(touched, high.clamp(min=slope), high)
+    return box_slopes(Enclosure(low, high), shape)
+
+
+@interval.register(PiecewiseLinear)
+def _piecewise_linear_interval(op: PiecewiseLinear, box: Interval) -> Interval:
+    """Largest and smallest at the ends or at a knot inside."""
+    x = Enclosure.of(box)
+    found = _piece_values(op, x.lower).hull(_piece_values(op, x.upper))
+    for knot, value in zip(op.knots, _knot_values(op), strict=True):
+        inside = (x.lower <= knot) & (x.upper >= knot)
+        found = found.hull(_enclosed(value, x.lower)).where(inside, found)
+    return found
+
+
+def _knot_values(op: PiecewiseLinear) -> list[Fraction]:
+    """The exact values at the knots."""
+    values = [Fraction(op.start)]
+    for low, high, slope in zip(op.knots, op.knots[1:], op.slopes[1:], strict=False):
+        values.append(values[-1] + Fraction(slope) * (Fraction(high) - Fraction(low)))
+    return values
+
+
+def _enclosed(value: Fraction, like: Tensor) -> Enclosure:
+    near = float(value)
+    ends = (near, near) if Fraction(near) == value else (down(near), up(near))
+    return Enclosure(torch.full_like(like, ends[0]), torch.full_like(like, ends[1]))
+
+
+def _piece_values(op: PiecewiseLinear, x: Tensor) -> Enclosure:
+    """Values at points: from the knot beside a point along its piece."""
+    values = _knot_values(op)
+    point = Enclosure.of(x)
+    found = _enclosed(values[0], x) + (point - op.knots[0]) * op.slopes[0]
+    for knot, value, slope in zip(op.knots, values, op.slopes[1:], strict=True):
+        piece = _enclosed(value, x) + (point - knot) * slope if slope else _enclosed(value, x)
+        found = piece.where(x >= knot, found)
+    return found

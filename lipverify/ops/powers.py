@@ -3,27 +3,45 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from fractions import Fraction
 
 import torch
+from torch import Tensor
 
 from lipverify.errors import UnsupportedModel
 from lipverify.ir.interval import Interval
 from lipverify.ir.op import Shape
-from lipverify.ops.enclosure import Enclosure, rounded
+from lipverify.ops.enclosure import Enclosure, between_values, rounded
 from lipverify.ops.planes import scalar_planes
 from lipverify.ops.scalar import box_slopes, scalar_gain, uniform_slopes
-from lipverify.ops.smooth import Exp, Power, Reciprocal, Sqrt
+from lipverify.ops.smooth import (
+    Acos,
+    Acosh,
+    Asin,
+    Atanh,
+    Cosh,
+    Exp,
+    Log,
+    Power,
+    Reciprocal,
+    Sinh,
+    Sqrt,
+    Tan,
+)
 from lipverify.rules import Slopes, Unbounded, gain, interval, relax, slopes
 
-gain.register(Exp, Power, Sqrt, Reciprocal)(scalar_gain)
-relax.register(Exp, Power, Sqrt, Reciprocal)(scalar_planes)
+_UNBOUNDED = (Exp, Power, Sqrt, Reciprocal, Log, Sinh, Cosh, Tan, Asin, Acos, Atanh, Acosh)
+gain.register(*_UNBOUNDED)(scalar_gain)
+relax.register(*_UNBOUNDED)(scalar_planes)
 
 
 @slopes.register(Exp)
 def _exp_slopes(op: Exp, box: Interval | None, shape: Shape) -> Slopes:
     if box is None:
-        raise Unbounded("the slope of the exponential grows without limit; give a region")
+        raise Unbounded(
+            "the slope of the exponential grows without limit; ask over a ball, with an analyzer like local"
+        )
     return box_slopes(Enclosure.of(box).exp(), shape)
 
 
@@ -36,7 +54,9 @@ def _exp_interval(op: Exp, box: Interval) -> Interval:
 def _sqrt_slopes(op: Sqrt, box: Interval | None, shape: Shape) -> Slopes:
     """1 / (2 sqrt x)."""
     if box is None:
-        raise Unbounded("the slope of the square root grows without limit near 0; give a region away from 0")
+        raise Unbounded(
+            "the slope of the square root grows without limit near 0; ask over a ball away from 0, with an analyzer like local"
+        )
     return box_slopes(0.5 / _not_negative(box).sqrt(), shape)
 
 
@@ -57,7 +77,9 @@ def _not_negative(box: Interval) -> Enclosure:
 def _reciprocal_slopes(op: Reciprocal, box: Interval | None, shape: Shape) -> Slopes:
     """-1 / x^2."""
     if box is None:
-        raise Unbounded("the slope of 1/x grows without limit near 0; give a region away from 0")
+        raise Unbounded(
+            "the slope of 1/x grows without limit near 0; ask over a ball away from 0, with an analyzer like local"
+        )
     return box_slopes(-(1.0 / _integer_power(Enclosure.of(box), 2)), shape)
 
 
@@ -76,7 +98,9 @@ def _power_slopes(op: Power, box: Interval | None, shape: Shape) -> Slopes:
             else _constant_slopes(op, box, shape)
         )
     if box is None:
-        raise Unbounded(f"the slope of x^{op.exponent:g} grows without limit; give a region")
+        raise Unbounded(
+            f"the slope of x^{op.exponent:g} grows without limit; ask over a ball, with an analyzer like local"
+        )
     x = Enclosure.of(box)
     if Fraction(op.exponent) - 1 == Fraction(op.exponent - 1.0):
         found = _power(x, op.exponent - 1.0)
@@ -128,3 +152,152 @@ def _integer_power(x: Enclosure, exponent: int) -> Enclosure:
     lower = torch.where(x.lower < 0, -size[0].upper, size[0].lower)
     upper = torch.where(x.upper < 0, -size[1].lower, size[1].upper)
     return rounded(lower, upper)
+
+
+@slopes.register(Log)
+def _log_slopes(op: Log, box: Interval | None, shape: Shape) -> Slopes:
+    """1 / x."""
+    if box is None:
+        raise Unbounded(
+            "the slope of the logarithm grows without limit near 0; ask over a ball away from 0, with an analyzer like local"
+        )
+    return box_slopes(1.0 / _inside(box, 0.0, math.inf, "a logarithm", open_ends=True), shape)
+
+
+@interval.register(Log)
+def _log_interval(op: Log, box: Interval) -> Interval:
+    return _inside(box, 0.0, math.inf, "a logarithm", open_ends=True).log()
+
+
+@slopes.register(Sinh)
+def _sinh_slopes(op: Sinh, box: Interval | None, shape: Shape) -> Slopes:
+    if box is None:
+        raise Unbounded("the slope of sinh grows without limit; ask over a ball, with an analyzer like local")
+    return box_slopes(Enclosure.of(box).cosh(), shape)
+
+
+@interval.register(Sinh)
+def _sinh_interval(op: Sinh, box: Interval) -> Interval:
+    return Enclosure.of(box).sinh()
+
+
+@slopes.register(Cosh)
+def _cosh_slopes(op: Cosh, box: Interval | None, shape: Shape) -> Slopes:
+    if box is None:
+        raise Unbounded("the slope of cosh grows without limit; ask over a ball, with an analyzer like local")
+    return box_slopes(Enclosure.of(box).sinh(), shape)
+
+
+@interval.register(Cosh)
+def _cosh_interval(op: Cosh, box: Interval) -> Interval:
+    return Enclosure.of(box).cosh()
+
+
+@slopes.register(Tan)
+def _tan_slopes(op: Tan, box: Interval | None, shape: Shape) -> Slopes:
+    """1 + tan^2."""
+    if box is None:
+        raise Unbounded(
+            "the slope of the tangent grows without limit; ask over a ball, with an analyzer like local"
+        )
+    return box_slopes(_tangent(box).square() + 1.0, shape)
+
+
+@interval.register(Tan)
+def _tan_interval(op: Tan, box: Interval) -> Interval:
+    return _tangent(box)
+
+
+def _tangent(box: Interval) -> Enclosure:
+    """tan over boxes without a pole; poles are at (k + 1/2) pi, and between two of them it increases.
+
+    Raises:
+        Unbounded: a box may hold a pole.
+    """
+    x = Enclosure.of(box)
+    first, last = x.lower / math.pi + 0.5, x.upper / math.pi + 0.5
+    margin = 2.0**-48
+    before = torch.floor(first - (first.abs() + 1.0) * margin)
+    behind = torch.floor(last + (last.abs() + 1.0) * margin)
+    if not bool(((before == behind) & (x.lower.abs() < 2.0**40) & (x.upper.abs() < 2.0**40)).all()):
+        raise Unbounded("a tangent may have a pole on this box")
+    return _monotone(torch.tan, x)
+
+
+@slopes.register(Asin, Acos)
+def _asin_slopes(op: Asin | Acos, box: Interval | None, shape: Shape) -> Slopes:
+    """+-1 / sqrt((1 - x) (1 + x))."""
+    if box is None:
+        raise Unbounded(
+            "the slope of an inverse sine grows without limit near -1 and 1; ask over a ball inside, with an analyzer like local"
+        )
+    x = _inside(box, -1.0, 1.0, "an inverse sine")
+    size = x.abs()
+    ends = [
+        1.0 / ((1.0 - Enclosure.of(end)) * (Enclosure.of(end) + 1.0)).sqrt()
+        for end in (size.lower, size.upper)
+    ]
+    found = ends[0].hull(ends[1])
+    return box_slopes(found if isinstance(op, Asin) else -found, shape)
+
+
+@interval.register(Asin)
+def _asin_interval(op: Asin, box: Interval) -> Interval:
+    return _monotone(torch.asin, _inside(box, -1.0, 1.0, "an inverse sine"))
+
+
+@interval.register(Acos)
+def _acos_interval(op: Acos, box: Interval) -> Interval:
+    return _monotone(torch.acos, _inside(box, -1.0, 1.0, "an inverse cosine"))
+
+
+@slopes.register(Atanh)
+def _atanh_slopes(op: Atanh, box: Interval | None, shape: Shape) -> Slopes:
+    """1 / ((1 - x) (1 + x))."""
+    if box is None:
+        raise Unbounded(
+            "the slope of atanh grows without limit near -1 and 1; ask over a ball inside, with an analyzer like local"
+        )
+    size = _inside(box, -1.0, 1.0, "atanh", open_ends=True).abs()
+    ends = [1.0 / ((1.0 - Enclosure.of(end)) * (Enclosure.of(end) + 1.0)) for end in (size.lower, size.upper)]
+    return box_slopes(ends[0].hull(ends[1]), shape)
+
+
+@interval.register(Atanh)
+def _atanh_interval(op: Atanh, box: Interval) -> Interval:
+    return _monotone(torch.atanh, _inside(box, -1.0, 1.0, "atanh", open_ends=True))
+
+
+@slopes.register(Acosh)
+def _acosh_slopes(op: Acosh, box: Interval | None, shape: Shape) -> Slopes:
+    """1 / sqrt((x - 1) (x + 1)), falling."""
+    if box is None:
+        raise Unbounded(
+            "the slope of acosh grows without limit near 1; ask over a ball away from 1, with an analyzer like local"
+        )
+    x = _inside(box, 1.0, math.inf, "acosh")
+    ends = [
+        1.0 / ((Enclosure.of(end) - 1.0) * (Enclosure.of(end) + 1.0)).sqrt() for end in (x.lower, x.upper)
+    ]
+    return box_slopes(ends[0].hull(ends[1]), shape)
+
+
+@interval.register(Acosh)
+def _acosh_interval(op: Acosh, box: Interval) -> Interval:
+    return _monotone(torch.acosh, _inside(box, 1.0, math.inf, "acosh"))
+
+
+def _inside(box: Interval, low: float, high: float, what: str, *, open_ends: bool = False) -> Enclosure:
+    """The box, which has to lie where the function is defined."""
+    x = Enclosure.of(box)
+    outside = (x.lower <= low) | (x.upper >= high) if open_ends else (x.lower < low) | (x.upper > high)
+    if math.isinf(high) and open_ends:
+        outside = x.lower <= low
+    if bool(outside.any()):
+        raise UnsupportedModel(f"{what} is not defined on all of this box")
+    return x
+
+
+def _monotone(function: Callable[[Tensor], Tensor], x: Enclosure) -> Enclosure:
+    """The values of a library function at both ends, in either order, widened by its error."""
+    return between_values(function(x.lower), function(x.upper))

@@ -101,6 +101,56 @@ class Erf(Op):
 
 
 @dataclass(frozen=True, eq=False)
+class Atan(Op):
+    """Inverse tangent."""
+
+
+@dataclass(frozen=True, eq=False)
+class Asinh(Op):
+    """Inverse hyperbolic sine."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sinh(Op):
+    """Hyperbolic sine: no global constant."""
+
+
+@dataclass(frozen=True, eq=False)
+class Cosh(Op):
+    """Hyperbolic cosine: no global constant."""
+
+
+@dataclass(frozen=True, eq=False)
+class Tan(Op):
+    """Tangent: no global constant."""
+
+
+@dataclass(frozen=True, eq=False)
+class Asin(Op):
+    """Inverse sine on [-1, 1]: no constant up to the ends."""
+
+
+@dataclass(frozen=True, eq=False)
+class Acos(Op):
+    """Inverse cosine on [-1, 1]: no constant up to the ends."""
+
+
+@dataclass(frozen=True, eq=False)
+class Atanh(Op):
+    """Inverse hyperbolic tangent on (-1, 1): no constant up to the ends."""
+
+
+@dataclass(frozen=True, eq=False)
+class Acosh(Op):
+    """Inverse hyperbolic cosine on [1, infinity): no constant up to the end."""
+
+
+@dataclass(frozen=True, eq=False)
+class Log(Op):
+    """Natural logarithm on (0, infinity): no constant up to the end."""
+
+
+@dataclass(frozen=True, eq=False)
 class Exp(Op):
     """Exponential: no global constant."""
 
@@ -217,3 +267,53 @@ def _sqrt(op: Sqrt, x: Tensor) -> Tensor:
 @forward.register(Reciprocal)
 def _reciprocal(op: Reciprocal, x: Tensor) -> Tensor:
     return torch.reciprocal(x)
+
+
+@forward.register(Atan)
+def _atan(op: Atan, x: Tensor) -> Tensor:
+    return torch.atan(x)
+
+
+@forward.register(Asinh)
+def _asinh(op: Asinh, x: Tensor) -> Tensor:
+    return torch.asinh(x)
+
+
+@forward.register(Sinh)
+def _sinh(op: Sinh, x: Tensor) -> Tensor:
+    return torch.sinh(x)
+
+
+@forward.register(Cosh)
+def _cosh(op: Cosh, x: Tensor) -> Tensor:
+    return torch.cosh(x)
+
+
+@forward.register(Tan)
+def _tan(op: Tan, x: Tensor) -> Tensor:
+    return torch.tan(x)
+
+
+@forward.register(Asin)
+def _asin(op: Asin, x: Tensor) -> Tensor:
+    return torch.asin(x)
+
+
+@forward.register(Acos)
+def _acos(op: Acos, x: Tensor) -> Tensor:
+    return torch.acos(x)
+
+
+@forward.register(Atanh)
+def _atanh(op: Atanh, x: Tensor) -> Tensor:
+    return torch.atanh(x)
+
+
+@forward.register(Acosh)
+def _acosh(op: Acosh, x: Tensor) -> Tensor:
+    return torch.acosh(x)
+
+
+@forward.register(Log)
+def _log(op: Log, x: Tensor) -> Tensor:
+    return torch.log(x)

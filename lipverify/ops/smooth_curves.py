@@ -25,6 +25,8 @@ from lipverify.ops.smooth import (
     ELU,
     GELU,
     SELU,
+    Asinh,
+    Atan,
     Cos,
     Erf,
     LogSigmoid,
@@ -39,7 +41,7 @@ from lipverify.ops.smooth import (
 )
 from lipverify.rules import Slopes, Unbounded, gain, interval, relax, slopes
 
-_CURVES = (Sigmoid, Tanh, Softplus, GELU, SiLU, Mish, Softsign, Tanhshrink, LogSigmoid, Erf)
+_CURVES = (Sigmoid, Tanh, Softplus, GELU, SiLU, Mish, Softsign, Tanhshrink, LogSigmoid, Erf, Atan, Asinh)
 slopes.register(*_CURVES)(curve_slopes)
 interval.register(*_CURVES)(curve_interval)
 gain.register(*_CURVES, ELU, SELU, CELU, Sin, Cos)(scalar_gain)
@@ -254,6 +256,20 @@ def _tanhshrink(op: Tanhshrink) -> Curve:
         Branch(lambda x: x.tanh().square(), (Turn((0.0, 0.0), (0.0, 0.0)),)),
         (0.0, 1.0),
     )
+
+
+@curve.register(Atan)
+def _atan(op: Atan) -> Curve:
+    # f' = 1/(1 + x^2) turns at 0 only; the range ends at pi/2, whose nearest float64 is below it.
+    slope = Branch(lambda x: 1.0 / (x.square() + 1.0), (Turn((0.0, 0.0), (1.0, 1.0)),))
+    half_pi = up(math.pi / 2)
+    return Curve(Branch(lambda x: x.atan()), slope, (0.0, 1.0), (-half_pi, half_pi))
+
+
+@curve.register(Asinh)
+def _asinh(op: Asinh) -> Curve:
+    slope = Branch(lambda x: 1.0 / (x.square() + 1.0).sqrt(), (Turn((0.0, 0.0), (1.0, 1.0)),))
+    return Curve(Branch(lambda x: x.asinh()), slope, (0.0, 1.0))
 
 
 # 2 / sqrt(pi) = 1.12837916709551257389...; the nearest float64 is above it or one step below the next.

@@ -27,7 +27,7 @@ def recognize_normalization(graph: Graph) -> Graph:
     a stored weight and bias behind one of them as its own."""
     found: dict[str, Replacement] = {}
     for node in graph.nodes:
-        replacement = _normalized(graph, node)
+        replacement = _normalized(graph, node) or _distributed(graph, node)
         if replacement is None and isinstance(node.op, ops.Scale):
             replacement = _with_parameters(graph, node, node.op)
         if replacement is not None:
@@ -67,6 +67,57 @@ def _normalized(graph: Graph, node: Node) -> Replacement | None:
                 return _emitted(graph, node, x, mean.axes, partial(_layer_norm, eps))
             return _emitted(graph, node, d, mean.axes, partial(_rms_norm, eps))
     return None
+
+
+def _distributed(graph: Graph, node: Node) -> Replacement | None:
+    """LayerNorm in place of x m + (b - mean m) or x m - mean m, where m is the weight over the root of the variance plus eps:
+    what is left when an exporter writes normalisation as a scale and a shift."""
+    if isinstance(node.op, ops.Sub):
+        pairs: list[tuple[str, Node, Tensor | None]] = [(node.inputs[0], graph[node.inputs[1]], None)]
+    elif isinstance(node.op, ops.Add):
+        pairs = []
+        for first, second in (node.inputs, node.inputs[::-1]):
+            shifted = graph[second]
+            if isinstance(shifted.op, ops.Scale) and number(shifted.op.scale, 1) == -1:
+                pairs.append((first, graph[shifted.inputs[0]], shifted.op.shift))
+    else:
+        return None
+    for product, subtracted, bias in pairs:
+        if not (isinstance(graph[product].op, ops.Mul) and isinstance(subtracted.op, ops.Mul)):
+            continue
+        for x, m in (graph[product].inputs, graph[product].inputs[::-1]):
+            others = [name for name in subtracted.inputs if name != m]
+            if len(others) == 1 and subtracted.shape == graph[x].shape == node.shape:
+                found = _scaled_by(graph, node, x, m, others[0], bias)
+                if found is not None:
+                    return found
+    return None
+
+
+def _scaled_by(
+    graph: Graph, node: Node, x: str, m: str, mean: str, bias: Tensor | None
+) -> Replacement | None:
+    """The normalisation of x, if m is its factor and `mean` its mean."""
+    shape, weight, root = graph[x].shape, None, m
+    scale = graph[m].op
+    if isinstance(scale, ops.Scale) and scale.shift is None and scale.scale is not None:
+        weight, root = scale.scale, graph[m].inputs[0]
+    average, spread = _mean(graph, mean, shape), _mean(graph, root, shape)
+    if (
+        average is None
+        or spread is None
+        or average.of.name != x
+        or average.steps
+        or average.axes != spread.axes
+    ):
+        return None
+    eps = _eps(spread.steps, Fraction(-1, 2))
+    deviation = next(iter(set(spread.of.inputs)), "")
+    if eps is None or not _is_square(spread.of, deviation):
+        return None
+    if _centered(graph, graph[deviation], average.axes) != x:
+        return None
+    return _emitted(graph, node, x, average.axes, partial(_layer_norm, eps), ops.Scale(weight, bias))
 
 
 def _layer_norm(eps: float, shape: Shape) -> Op:
@@ -126,7 +177,9 @@ def _is_square(node: Node, name: str) -> bool:
     return isinstance(node.op, ops.Mul) and node.inputs == (name, name)
 
 
-def _emitted(graph: Graph, node: Node, x: str, axes: Shape, make: _Maker) -> Replacement:
+def _emitted(
+    graph: Graph, node: Node, x: str, axes: Shape, make: _Maker, behind: ops.Scale | None = None
+) -> Replacement:
     """The normalisation over the given axes, which are moved to the end and back where they are not there."""
     shape = graph[x].shape
     order = (*(axis for axis in range(len(shape)) if axis not in axes), *axes)
@@ -135,7 +188,8 @@ def _emitted(graph: Graph, node: Node, x: str, axes: Shape, make: _Maker) -> Rep
     name = draft.add(ops.Transpose(order), x) if moves else x
     name = draft.add(make(tuple(shape[axis] for axis in axes)), name)
     back = tuple(order.index(axis) for axis in range(len(shape)))
-    return draft.finish(draft.add(ops.Transpose(back), name) if moves else name)
+    name = draft.add(ops.Transpose(back), name) if moves else name
+    return draft.finish(name if behind is None else draft.add(behind, name))
 
 
 def _with_parameters(graph: Graph, node: Node, scale: ops.Scale) -> Replacement | None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from lipverify.ir.graph import Graph
 from lipverify.passes.agreement import check_agreement, compares_every_node
 from lipverify.passes.drop_identities import drop_identities
+from lipverify.passes.lift_scalars import lift_scalars
 from lipverify.passes.merge_bias import merge_bias
 from lipverify.passes.merge_duplicates import merge_duplicates
 from lipverify.passes.recognize_activations import recognize_activations
@@ -36,7 +37,7 @@ def simplify(graph: Graph) -> Graph:
 
     Every rewrite is exact over the real numbers: no parameter is rounded. Each pass that changed the graph is checked against
     its input in float64; for a large graph the result is checked once, against the original. A graph that no pass changes
-    comes back with the same digest.
+    comes back with the same digest. Samples that are single numbers become vectors of one number at last.
 
     Raises:
         InternalError: a pass changed the function.
@@ -53,4 +54,4 @@ def simplify(graph: Graph) -> Graph:
             break
     if not each and graph is not original:
         check_agreement(original, graph, simplify.__name__)
-    return graph
+    return lift_scalars(graph)

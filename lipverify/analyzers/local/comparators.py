@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lipverify import ops
 from lipverify.analyzers.lipsdp.comparators import sorting_network
+from lipverify.analyzers.local.spelled import spelled
 from lipverify.ir.graph import Graph, Node
 from lipverify.ir.op import Op, Shape
 from lipverify.ops.convolution import flat_pads
@@ -21,7 +22,8 @@ from lipverify.ops.pooling import windows
 
 
 def elementary(graph: Graph) -> Graph:
-    """The selected output with maxima, minima, pooling, sorting and reflections written out; other nodes stay as they are.
+    """The selected output with maxima, minima, pooling, sorting and reflections written out as affine maps and ReLUs, and
+    norms and soft maxima as in `spelled`; other nodes stay as they are.
 
     Names stay: a node that was written out gives its name to the last node of its replacement.
     """
@@ -58,7 +60,7 @@ class _Writer:
             self._sort(node)
         elif isinstance(op, ops.Householder):
             self._reflect(node)
-        else:
+        elif not spelled(node, shapes, self.emit):
             self.nodes.append(node)
 
     def excess(self, p: str, q: str, shape: Shape) -> str:

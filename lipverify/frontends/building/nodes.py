@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from lipverify import ops
@@ -62,6 +63,8 @@ class Nodes:
         self.what = "Input"
         """Operator name of the source's node in work, for messages."""
         self.notes: list[str] = []
+        self.stored_dtype = torch.float32
+        """The type of matrices of 0 and 1 that the builder makes."""
         self._nodes: list[Node] = []
         self._names: dict[str, int] = {}
 

@@ -19,6 +19,7 @@ from lipverify.frontends.onnx.inputs import Constant, Layout, fix_inputs, input_
 from lipverify.frontends.onnx.lowering import OnnxBuilder
 from lipverify.frontends.onnx.references import reason
 from lipverify.frontends.onnx.registry import STANDARD_DOMAINS, lower
+from lipverify.frontends.onnx.translators.classical import without_maps
 from lipverify.frontends.onnx.versions import OPSETS
 from lipverify.frontends.onnx.walk import Walk
 from lipverify.ir.graph import Graph, Origin
@@ -29,6 +30,8 @@ from lipverify.loading.onnx_structure import prune
 del _translators
 
 _MEMORY = "the model in memory"
+_SEVERAL = "the model file has several inputs, and the checker has no proof about one of them"
+_ENDLESS = "the model file holds infinities, and the checker has no proof about those"
 _BATCH = 3
 
 
@@ -69,10 +72,9 @@ def extract_onnx(
         origin,
         notes=(*origin.notes, *notes, *fixed),
         part=", ".join(fixed) or None,
-        unbound="the model file has several inputs, and the checker has no proof about one of them"
-        if several
-        else None,
+        unbound=_SEVERAL if several else origin.unbound,
     )
+    remarks = without_maps(model)
     original = model
     model, conversions = _current(model)
     converted = None if model is original else model
@@ -82,7 +84,7 @@ def extract_onnx(
     _refuse_foreign(model.graph)
     layout = input_layout(model.graph, input_shape, input)
     versions = _versions(model)
-    origin = replace(origin, notes=(*origin.notes, *conversions))
+    origin = replace(origin, notes=(*origin.notes, *conversions, *remarks))
     refused: UnsupportedModel | None = None
     try:
         found = _lowered(model, layout, names, versions, origin)
@@ -115,11 +117,9 @@ def _read(source: str | Path | onnx.ModelProto, output: int | str | None) -> tup
         return _policed(source, output)
     file = read_onnx(Path(source), output, prune_to_output=True)
     notes = tuple(f"external data {display(name)} (sha256 {digest})" for name, digest in file.external_files)
-    return (
-        file.model,
-        Origin(format="onnx", path=file.path, sha256=file.sha256, notes=notes),
-        list(file.inputs),
-    )
+    unbound = None if file.finite else _ENDLESS
+    origin = Origin(format="onnx", path=file.path, sha256=file.sha256, notes=notes, unbound=unbound)
+    return file.model, origin, list(file.inputs)
 
 
 def _policed(model: onnx.ModelProto, output: int | str | None) -> tuple[Any, Origin, list[Any]]:

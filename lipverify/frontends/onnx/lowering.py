@@ -36,6 +36,7 @@ class OnnxBuilder(Builder):
         super().__init__(symbolic_batch=symbolic_batch)
         self.dtype = dtype
         """The type of the graph's input."""
+        self.stored_dtype = dtype
         self._numbers = 0
         self._products = 0
 

@@ -15,7 +15,7 @@ from onnx import AttributeProto, numpy_helper
 
 from lipverify.errors import InvalidFile
 from lipverify.frontends.builder import Masked, Value
-from lipverify.frontends.onnx import control_flow, functions
+from lipverify.frontends.onnx import by_matrix, control_flow, functions
 from lipverify.frontends.onnx.call import Call, Result
 from lipverify.frontends.onnx.constants import Folder, folds, shape_of, size_of
 from lipverify.frontends.onnx.element_types import ElementTypes
@@ -96,6 +96,8 @@ class Walk:
         stored = not any(isinstance(x, (Value, Masked)) for x in call.inputs)
         if stored and not getattr(translate, "refuses", False) and folds(domain, node.op_type):
             return [*self.folder.fold(call, domain, node)]
+        if not domain and by_matrix.applies(call):
+            return [by_matrix.lowered(call, node)]
         body = (
             None if translate is not None and not stored else functions.body(self, call, domain, node, schema)
         )

@@ -34,34 +34,12 @@ del _translators
 
 _BATCHES = (1, 2, 7)
 _EVAL = "call module.eval() first"
-# Operators that write nothing, draw nothing and keep no state, whatever their arguments: not batch_norm, not dropout. They are
-# their own functional form, and so is a program made of them alone.
-_FUNCTIONAL = {
-    "aten.linear.default", "aten.matmul.default", "aten.mm.default", "aten.conv1d.default", "aten.conv2d.default",
-    "aten.relu.default", "aten.leaky_relu.default", "aten.prelu.default", "aten.elu.default", "aten.selu.default",
-    "aten.celu.default", "aten.gelu.default", "aten.silu.default", "aten.mish.default", "aten.softplus.default",
-    "aten.tanh.default", "aten.sigmoid.default", "aten.hardtanh.default", "aten.hardswish.default",
-    "aten.hardsigmoid.default", "aten.abs.default", "aten.neg.default", "aten.exp.default", "aten.erf.default",
-    "aten.sin.default", "aten.cos.default", "aten.clamp.default", "aten.add.Tensor", "aten.sub.Tensor",
-    "aten.mul.Tensor", "aten.div.Tensor", "aten.maximum.default", "aten.minimum.default", "aten.max.dim",
-    "aten.min.dim", "aten.sort.default", "aten.max_pool1d.default", "aten.max_pool2d.default",
-    "aten.avg_pool1d.default", "aten.avg_pool2d.default", "aten.adaptive_avg_pool2d.default",
-    "aten.layer_norm.default", "aten.softmax.int", "aten.cat.default", "aten.stack.default",
-    "aten.flatten.using_ints", "aten.view.default", "aten.reshape.default", "aten.transpose.int",
-    "aten.permute.default", "aten.unsqueeze.default", "aten.squeeze.dim", "aten.sym_size.int", "aten.bmm.default",
-    "aten.addmm.default", "aten.t.default", "aten.conv_transpose1d.default", "aten.roll.default",
-    "aten.flip.default", "aten.index_select.default", "aten.index.Tensor", "aten.slice.Tensor", "aten.select.int",
-    "aten.split.Tensor", "aten.unbind.int", "aten.repeat.default", "aten.expand.default", "aten.squeeze.default",
-    "aten.sum.default", "aten.sum.dim_IntList", "aten.mean.default", "aten.mean.dim", "aten.amax.default",
-    "aten.amin.default", "aten.max.other", "aten.min.other", "aten.pow.Tensor_Scalar", "aten.sqrt.default",
-    "aten.rsqrt.default", "aten.log.default", "aten.relu6.default", "aten.log_sigmoid.default", "aten.where.self",
-    "aten.gt.Scalar", "aten.ge.Scalar", "aten.lt.Scalar", "aten.le.Scalar", "aten.gt.Tensor", "aten.ge.Tensor",
-    "aten.lt.Tensor", "aten.le.Tensor", "aten.var.correction", "aten.std.correction",
-    "aten.linalg_vector_norm.default", "aten.group_norm.default", "aten.log_softmax.int",
-    "aten.constant_pad_nd.default", "aten.pad.default", "aten.add.Scalar", "aten.sub.Scalar", "aten.mul.Scalar",
-    "aten.div.Scalar", "aten.rsub.Scalar", "aten.pixel_shuffle.default", "aten.pixel_unshuffle.default",
-    "aten.upsample_nearest2d.vec", "aten.upsample_bilinear2d.vec", "aten.clamp_min.default",
-    "aten.clamp_max.default", "aten.clamp.Tensor",
+# These keep state or draw numbers although their schemas do not say so, unless this argument says no.
+_STATEFUL = {
+    "batch_norm": "training", "instance_norm": "use_input_stats", "rrelu": "training", "dropout": "train",
+    "alpha_dropout": "train", "feature_dropout": "train", "feature_alpha_dropout": "train",
+    "scaled_dot_product_attention": "dropout_p", "native_batch_norm": "training", "lstm": "train", "gru": "train",
+    "rnn_tanh": "train", "rnn_relu": "train",
 }  # fmt: skip
 
 
@@ -182,16 +160,28 @@ def _decomposed(program: ExportedProgram) -> ExportedProgram:
 
 
 def _is_functional(program: ExportedProgram) -> bool:
+    """Whether every operator has a translator, writes nothing, draws nothing and keeps no state, whatever its arguments: then the
+    program is its own functional form."""
     return all(
         node.op in ("placeholder", "output")
         or node.target is operator.getitem
-        or (
-            node.op == "call_function"
-            and str(node.target) in _FUNCTIONAL
-            and lower.find(node.target) is not None
-        )
+        or (node.op == "call_function" and _is_pure(node) and lower.find(node.target) is not None)
         for node in program.graph.nodes
     )
+
+
+def _is_pure(node: Any) -> bool:
+    """Whether one call writes nothing, draws nothing and keeps no state."""
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload) or target._schema.is_mutable:
+        return False
+    name = target._schema.name.partition("::")[2]
+    if name in _STATEFUL:
+        given = dict(zip((a.name for a in target._schema.arguments), node.args, strict=False)) | dict(
+            node.kwargs
+        )
+        return given.get(_STATEFUL[name]) in (False, 0.0)
+    return torch.Tag.nondeterministic_seeded not in target.tags
 
 
 def _refuse_state(program: ExportedProgram, module: nn.Module) -> None:

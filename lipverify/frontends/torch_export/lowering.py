@@ -53,6 +53,7 @@ class Lowerer(Builder):
         super().__init__(symbolic_batch=True)
         self.dtype = dtype
         """The type the module computes in."""
+        self.stored_dtype = dtype
         self.device = device
         """Where the module's tensors lie."""
         self.batch_symbol: Any = batch.node.expr

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import lipverify as lv
 from lipverify.errors import InvalidFile, UnsupportedModel, UsageError
+from lipverify.falsify import Search
 from lipverify.frontends.onnx import extract_onnx
 from tests.command import lipverify as run
 from tests.onnx_models import agrees, model, node, random
@@ -153,6 +154,15 @@ def test_masks_of_minus_infinity() -> None:
     )
     attention = [node("Attention", ["x", "x", "x"], ["y"], is_causal=1)]
     agrees(model(attention, [1, 2, 3, 4], 23))
+
+
+def test_files_with_infinities_have_bounds_without_proof(tmp_path: Path) -> None:
+    nodes = [node("MatMul", ["x", "w"], ["a"]), node("Clip", ["a", "lo", "hi"], ["y"])]
+    stored = {"w": W, "lo": np.float32(0), "hi": np.float32(np.inf)}
+    onnx.save(model(nodes, [1, 3], 13, stored), tmp_path / "clip.onnx")
+    (row,) = lv.audit(lv.load(tmp_path / "clip.onnx"), search=Search(seconds=0.1)).rows
+    assert row.certificate is not None
+    assert row.upper == pytest.approx(np.linalg.norm(W, 2))
 
 
 def test_extremes_without_limits() -> None:

@@ -31,13 +31,20 @@ def seed():
     torch.manual_seed(0)
 
 
-def test_operators_that_are_not_decomposed_write_nothing_and_draw_nothing():
-    for name in export._FUNCTIONAL:
-        packet, _, overload = name.removeprefix("aten.").partition(".")
-        operator = getattr(getattr(torch.ops.aten, packet), overload)
-        assert str(operator) == name
-        assert not operator._schema.is_mutable, name
-        assert torch.Tag.nondeterministic_seeded not in operator.tags, name
+def test_operators_that_keep_state_or_draw_numbers_say_so_by_an_argument():
+    for name, argument in export._STATEFUL.items():
+        packet = getattr(torch.ops.aten, name)
+        schemas = [getattr(packet, overload)._schema for overload in packet.overloads()]
+        assert any(argument in [a.name for a in schema.arguments] for schema in schemas), name
+    for module in (nn.BatchNorm1d(3), nn.Dropout()):
+        for training in (True, False):
+            net = nn.Sequential(nn.Linear(3, 3), module).train(training)
+            program = export._exported(net, torch.zeros(3, 3))
+            assert export._is_functional(program) is not training
+    program = export._exported(
+        nn.Sequential(nn.Linear(3, 3), nn.ReLU(inplace=True)).eval(), torch.zeros(3, 3)
+    )
+    assert not export._is_functional(program)
 
 
 def test_statistics_that_are_updated_are_seen_without_an_operator_that_writes():
@@ -46,7 +53,6 @@ def test_statistics_that_are_updated_are_seen_without_an_operator_that_writes():
     module[1].num_batches_tracked = None
     with pytest.raises(UnsupportedModel):
         extract(module, torch.zeros(3, 3))
-    assert not any("batch_norm" in name or "dropout" in name for name in export._FUNCTIONAL)
 
 
 def test_mlp():

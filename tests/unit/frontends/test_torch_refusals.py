@@ -117,7 +117,6 @@ REFUSED = {
         lambda x: F.scaled_dot_product_attention(*[x.unsqueeze(1)] * 3, is_causal=True),
         "attention with a mask",
     ),
-    "logarithm": (lambda x: x.log(), "logarithm"),
     "remainder": (lambda x: x % 1.0, "it jumps"),
     "rounded quotient": (lambda x: torch.div(x, 2, rounding_mode="floor"), "not continuous"),
     "unknown operator": (
@@ -153,12 +152,16 @@ def test_refused_in_one_sentence(name):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "layer", [nn.LSTM(4, 3, batch_first=True), nn.GRU(4, 3, batch_first=True)], ids=["lstm", "gru"]
-)
-def test_recurrent_layers_are_refused_by_name(layer):
-    with pytest.raises(UnsupportedModel, match="recurrent layers are not covered"):
+def test_recurrent_layers_with_projections_are_refused():
+    layer = nn.LSTM(4, 3, batch_first=True, proj_size=2)
+    with pytest.raises(UnsupportedModel, match="projection of their state are not covered"):
         extract(Function(lambda x: layer(x)[0]).eval(), torch.zeros(2, 5, 4))
+
+
+def test_jumping_shrinkage_is_refused_whatever_stands_beside_it():
+    for beside in (nn.Identity(), nn.BatchNorm1d(4), nn.Dropout()):
+        with pytest.raises(UnsupportedModel, match=r"hardshrink .*jumps by 0\.5"):
+            extract(nn.Sequential(nn.Linear(4, 4), nn.Hardshrink(), beside).eval(), torch.zeros(2, 4))
 
 
 def test_refusal_names_the_layer_and_the_line():

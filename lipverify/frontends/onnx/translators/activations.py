@@ -12,27 +12,12 @@ from lipverify.frontends.onnx import forms
 from lipverify.frontends.onnx.call import Call
 from lipverify.frontends.onnx.registry import lower
 from lipverify.ir.op import Op
+from lipverify.ops.spellings import SPELLINGS
 
 # ONNX stores these defaults as float32.
 _SELU_ALPHA, _SELU_GAMMA = 1.67326319217681884765625, 1.05070102214813232421875
 _HARD_SIGMOID_ALPHA = float(np.float32(0.2))
 _LEAKY_ALPHA = float(np.float32(0.01))
-
-_PLAIN: dict[str, Op] = {
-    "Relu": ops.ReLU(),
-    "Abs": ops.Abs(),
-    "Sigmoid": ops.Sigmoid(),
-    "Tanh": ops.Tanh(),
-    "Softplus": ops.Softplus(),
-    "Softsign": ops.Softsign(),
-    "HardSwish": ops.Hardswish(),
-    "Mish": ops.Mish(),
-    "Erf": ops.Erf(),
-    "Sqrt": ops.Sqrt(),
-    "Reciprocal": ops.Reciprocal(),
-    "Sin": ops.Sin(),
-    "Cos": ops.Cos(),
-}
 
 
 def _register_plain(name: str, op: Op) -> None:
@@ -41,8 +26,9 @@ def _register_plain(name: str, op: Op) -> None:
         return c.build.elementwise(op, c.value())
 
 
-for _name, _op in _PLAIN.items():
-    _register_plain(_name, _op)
+for _spelling in SPELLINGS:
+    if _spelling.onnx:
+        _register_plain(_spelling.onnx, _spelling.op)
 
 
 @lower.register("Exp")
@@ -109,8 +95,9 @@ def _shrink(c: Call) -> Value:
         raise c.refuse(
             f"jumps at its threshold {limit:g} (bias {bias:g}), so it is not continuous", "use equal numbers"
         )
-    x = c.value()
-    return c.build.minus(x, c.build.elementwise(ops.Clip(-limit, limit), x))
+    if limit == 0:
+        return c.value()
+    return c.build.elementwise(ops.PiecewiseLinear((-limit, limit), (1.0, 0.0, 1.0), 0.0), c.value())
 
 
 @lower.register("Clip")

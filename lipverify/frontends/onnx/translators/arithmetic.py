@@ -120,17 +120,48 @@ def _folded(
 def _pow(c: Call) -> Value:
     exponent = c.operand(1)
     if isinstance(exponent, Value):
-        raise c.refuse("its exponent depends on the graph's input", "only stored exponents are covered")
+        return _exponential(c, exponent)
     x = c.value()
     powers = exponent.unique()
     if len(powers) != 1:
-        raise c.refuse("raises entries to different powers", "split the tensor")
+        return _powers(c, x, exponent)
     if exponent.numel() > 1:
         x = c.build.expand(x, torch.broadcast_shapes(x.source_shape, tuple(exponent.shape)))
     power = float(powers)
     if power == 1:
         return x
     return c.build.elementwise(ops.Sqrt() if power == 0.5 else ops.Power(power), x)
+
+
+def _exponential(c: Call, exponent: Value) -> Value:
+    """base^y = exp(y log base) for stored positive bases."""
+    base = c.operand(0)
+    if isinstance(base, Value):
+        raise c.refuse("raises a computed number to a computed power", "only one of them may be computed")
+    if not bool((base > 0).all()):
+        raise c.refuse("raises stored numbers that are not positive to computed powers", "use positive ones")
+    return c.build.elementwise(ops.Exp(), c.build.times(exponent, torch.log(base.double())))
+
+
+def _powers(c: Call, x: Value, exponent: Tensor) -> Value:
+    """Every entry to a power of its own: the sum of x^p where p is its power, over all different ones."""
+    b, powers = c.build, exponent.unique()
+    if len(powers) > 16:
+        raise c.refuse("raises entries to more than 16 different powers", "split the tensor")
+    shape = torch.broadcast_shapes(x.source_shape, tuple(exponent.shape))
+    x, total = b.expand(x, shape), None
+    for power in powers.tolist():
+        mask = (exponent == power).expand(shape).to(b.dtype)
+        if power == 0:
+            total = mask if total is None else b.plus(total, mask)
+            continue
+        # Elsewhere the argument is 1, where every power is defined.
+        kept = b.plus(b.times(x, mask), 1.0 - mask)
+        raised = kept if power == 1 else b.elementwise(ops.Sqrt() if power == 0.5 else ops.Power(power), kept)
+        part = b.times(raised, mask)
+        total = part if total is None else b.plus(total, part)
+    assert isinstance(total, Value)
+    return total
 
 
 @lower.register("Where")

@@ -5,18 +5,20 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from lipverify.errors import UnsupportedModel
+from lipverify import ops
 from lipverify.frontends.builder import Value
 from lipverify.frontends.onnx import forms
 from lipverify.frontends.onnx.call import Call
+from lipverify.frontends.onnx.lowering import Stored
 from lipverify.frontends.onnx.registry import lower
+from lipverify.frontends.onnx.translators.placing import computed_indices
 
 _MAX_BACKWARD = 1 << 20
 
 
 @lower.register("Concat")
 def _concat(c: Call) -> Value:
-    operands = c.operands()
+    operands = [x for x in c.operands() if isinstance(x, Value) or x.numel()]
     ranks = {x.rank if isinstance(x, Value) else x.ndim for x in operands}
     if len(ranks) != 1:
         raise c.invalid("its inputs have different numbers of axes")
@@ -24,12 +26,14 @@ def _concat(c: Call) -> Value:
 
 
 @lower.register("Split")
-def _split(c: Call) -> list[Value | None]:
+def _split(c: Call) -> list[Value | Stored | None]:
     x = c.value()
     axis = forms.normalised(c, c.attribute("axis", 0), x.rank)
     ends = np.cumsum([0, *forms.split_sizes(c, x.source_shape[axis], len(c.used))])
+    # A part without entries is a stored tensor: it depends on nothing.
+    empty = np.zeros([0 if a == axis else n for a, n in enumerate(x.source_shape)], np.float32)
     return [
-        c.build.slice(x, axis, int(start), int(stop)) if used else None
+        None if not used else empty if start == stop else c.build.slice(x, axis, int(start), int(stop))
         for start, stop, used in zip(ends[:-1], ends[1:], c.used, strict=True)
     ]
 
@@ -47,26 +51,13 @@ def _slice(c: Call) -> Value:
 @lower.register("Gather")
 def _gather(c: Call) -> Value:
     if isinstance(c.raw(1), Value):
-        raise _computed_indices(c)
+        raise computed_indices(c)
     x = c.value()
     indices = c.array(1, "index list")
     if indices.dtype.kind not in "iu":
         raise c.invalid(f"indices of type {indices.dtype}")
     axis = forms.normalised(c, c.attribute("axis", 0), x.rank)
     return c.build.gather(x, axis, torch.from_numpy(indices.astype(np.int64)))
-
-
-@lower.register("GatherElements", "GatherND")
-def _gather_elements(c: Call) -> Value:
-    if isinstance(c.raw(1), Value):
-        raise _computed_indices(c)
-    raise c.refuse(
-        "gathering with an index for each entry is not covered", "use Gather with a stored index list"
-    )
-
-
-def _computed_indices(c: Call) -> UnsupportedModel:
-    return c.refuse("chooses entries by computed numbers, which jumps", "use stored indices")
 
 
 @lower.register("TopK")
@@ -113,6 +104,20 @@ def _einsum(c: Call) -> Value:
     found = [(c.raw(i), term) for i, term in enumerate(terms)]
     values = [(x, term) for x, term in found if isinstance(x, Value)]
     stored = [(i, term) for i, (x, term) in enumerate(found) if isinstance(x, np.ndarray)]
+    if (
+        len(terms) == 1
+        and arrow
+        and left.isalpha()
+        and len(set(left)) == len(left)
+        and set(right) <= set(left)
+    ):
+        x, b = c.value(), c.build
+        if len(left) != x.rank or len(set(right)) != len(right):
+            raise c.invalid(f"einsum {equation[:40]!r} does not fit its input")
+        gone = [i for i, letter in enumerate(left) if letter not in right]
+        summed = b.reduce(ops.ReduceSum, x, gone, False) if gone else x
+        kept = [letter for letter in left if letter in right]
+        return b.transpose(summed, [kept.index(letter) for letter in right])
     clean = all(term.isalpha() and len(set(term)) == len(term) for term in terms)
     if not (arrow and clean and len(values) == len(stored) == 1 and len(c.inputs) == 2):
         raise c.refuse(
@@ -129,8 +134,10 @@ def _contract(c: Call, x: Value, own: str, weight: torch.Tensor, other: str, rig
     b = c.build
     inner = [i for i in own if i in other]
     new, kept = [i for i in other if i not in own], [i for i in own if i not in other]
+    if any(i in right for i in inner) and sorted(right) == sorted({*own, *other} - (set(inner) - set(right))):
+        return _batched_contraction(c, x, own, weight, other, right)
     if any(i in right for i in inner) or sorted(right) != sorted([*kept, *new]):
-        raise c.refuse("einsum with batched or dropped indices is not covered", "use MatMul and ReduceSum")
+        raise c.refuse("einsum with dropped indices is not covered", "use MatMul and ReduceSum")
     sizes = dict(zip(other, weight.shape, strict=True))
     columns, rows = [sizes[i] for i in inner], [sizes[i] for i in new]
     matrix = weight.permute([other.index(i) for i in (*new, *inner)]).reshape(
@@ -141,3 +148,25 @@ def _contract(c: Call, x: Value, own: str, weight: torch.Tensor, other: str, rig
     product = b.linear(b.reshape(v, [*lead, matrix.shape[1]]), matrix.contiguous())
     order = [*kept, *new]
     return b.transpose(b.reshape(product, [*lead, *rows]), [order.index(i) for i in right])
+
+
+def _batched_contraction(c: Call, x: Value, own: str, weight: torch.Tensor, other: str, right: str) -> Value:
+    """A product with a stack of stored matrices: shared indices that stay count the stack."""
+    b = c.build
+    shared = [i for i in own if i in other and i in right]
+    inner = [i for i in own if i in other and i not in right]
+    rows, columns = [i for i in own if i not in other], [i for i in other if i not in own]
+    sizes = {**dict(zip(own, x.source_shape, strict=True)), **dict(zip(other, weight.shape, strict=True))}
+
+    def size(letters: list[str]) -> int:
+        return int(np.prod([sizes[i] for i in letters], dtype=int))
+
+    lead = [sizes[i] for i in shared]
+    left = b.reshape(
+        b.transpose(x, [own.index(i) for i in (*shared, *rows, *inner)]), [*lead, size(rows), size(inner)]
+    )
+    matrices = weight.permute([other.index(i) for i in (*shared, *inner, *columns)])
+    product = b.matmul(left, matrices.reshape(*lead, size(inner), size(columns)).contiguous())
+    order = [*shared, *rows, *columns]
+    whole = b.reshape(product, [sizes[i] for i in order])
+    return b.transpose(whole, [order.index(i) for i in right])

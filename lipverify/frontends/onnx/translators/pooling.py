@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import torch
+
 from lipverify import ops
 from lipverify.frontends.builder import Value
 from lipverify.frontends.onnx import forms
 from lipverify.frontends.onnx.call import Call
 from lipverify.frontends.onnx.registry import lower
 from lipverify.frontends.onnx.translators.windows import Window, window
-from lipverify.ir.op import Op
+from lipverify.ir.op import Op, Shape
 
 
 def _window(c: Call, x: Value) -> Window:
@@ -37,9 +44,31 @@ def _average_pool(c: Call) -> Value:
     x = c.value()
     w = _window(c, x)
     if any(d != 1 for d in w.dilation):
-        raise c.refuse(f"average pooling with dilations {list(w.dilation)} is not covered")
+        return _dilated_average(c, x, w)
     ceil = c.flag("ceil_mode") and not w.automatic
     return c.build.avg_pool(x, w.kernel, w.stride, w.padding, ceil, c.flag("count_include_pad"))
+
+
+def _dilated_average(c: Call, x: Value, w: Window) -> Value:
+    """Sums over windows, one axis after the other, over the numbers of entries that count."""
+    b, rank = c.build, len(w.kernel)
+    counted = c.flag("count_include_pad")
+    counts = torch.ones((), dtype=torch.float64)
+    first = x.rank - rank
+    for offset, size in enumerate(x.source_shape[-rank:]):
+        entries, before, _ = _window_entries(size, w, offset, c.flag("ceil_mode") and not w.automatic)
+        matrix = torch.zeros(len(entries), size, dtype=b.dtype)
+        count = torch.zeros(len(entries), dtype=torch.float64)
+        for row, held in enumerate(entries):
+            inside = [entry - before for entry in held if 0 <= entry - before < size]
+            matrix[row, inside] = 1.0
+            ends = sum(w.padding[offset]) + size
+            count[row] = sum(entry < ends for entry in held) if counted else len(inside)
+        x = b.along_axis(x, first + offset, matrix)
+        counts = counts.unsqueeze(-1) * count
+    if bool((counts == 0).any()):
+        raise c.refuse("a window of the average holds no entry that counts")
+    return b.over(x, counts.to(b.dtype))
 
 
 def _register_global(name: str, kind: type[Op]) -> None:
@@ -57,7 +86,7 @@ def _register_reduction(name: str, kind: type[Op], since: int) -> None:
         return _reduced(c, c.value(), kind, since)
 
 
-def _reduced(c: Call, x: Value, kind: type[Op], since: int) -> Value:
+def _reduced(c: Call, x: Value, kind: Callable[[Shape, bool], Op], since: int) -> Value:
     axes = forms.axes(c, since)
     keep = c.flag("keepdims", 1)
     if not axes:
@@ -90,3 +119,116 @@ def _reduce_sum_square(c: Call) -> Value:
 def _refuse_noop(c: Call) -> None:
     if c.flag("noop_with_empty_axes") and not forms.axes(c, 18):
         raise c.refuse("readers disagree what it does without axes", "name the axes")
+
+
+@lower.register("ReduceL2")
+def _reduce_l2(c: Call) -> Value:
+    _refuse_noop(c)
+    return _reduced(c, c.value(), ops.ReduceNorm, 18)
+
+
+@lower.register("ReduceLogSumExp")
+def _reduce_log_sum_exp(c: Call) -> Value:
+    _refuse_noop(c)
+    return _reduced(c, c.value(), ops.ReduceLogSumExp, 18)
+
+
+@lower.register("ReduceLogSum")
+def _reduce_log_sum(c: Call) -> Value:
+    _refuse_noop(c)
+    return c.build.elementwise(ops.Log(), _reduced(c, c.value(), ops.ReduceSum, 18))
+
+
+@lower.register("ReduceProd")
+def _reduce_prod(c: Call) -> Value:
+    """Products of pairs of halves, of pairs of those, and so on."""
+    _refuse_noop(c)
+    b, x = c.build, c.value()
+    axes = forms.axes(c, 18)
+    chosen = list(range(x.rank)) if not axes else forms.all_normalised(c, axes, x.rank)
+    if math.prod(x.source_shape[axis] for axis in chosen) > 256:
+        raise c.refuse("multiplies more than 256 computed numbers with each other", "use fewer")
+    for axis in chosen:
+        while (size := x.source_shape[axis]) > 1:
+            half = size // 2
+            pairs = b.times(b.slice(x, axis, 0, half), b.slice(x, axis, half, 2 * half))
+            x = pairs if size == 2 * half else b.concat([pairs, b.slice(x, axis, 2 * half, size)], axis)
+    if c.flag("keepdims", 1):
+        return x
+    return b.squeeze(b.free(x, *chosen), chosen)
+
+
+@lower.register("LpNormalization")
+def _lp_normalization(c: Call) -> Value:
+    b, x = c.build, c.value()
+    axis, order = forms.normalised(c, c.attribute("axis", -1), x.rank), c.attribute("p", 2)
+    if order not in (1, 2):
+        raise c.invalid(f"a norm of order {order}")
+    x = b.free(x, axis)
+    return b.add(ops.Normalize((b.axis(x, axis),), order), (x,), x.batch)
+
+
+def _norm(c: Call, x: Value, axes: list[int], keepdims: bool) -> Value:
+    order = c.attribute("p", 2)
+    if order == 1:
+        return c.build.reduce(ops.ReduceSum, c.build.elementwise(ops.Abs(), x), axes, keepdims)
+    if order < 1:
+        raise c.invalid(f"a norm of order {order}")
+    return c.build.reduce(partial(ops.ReduceNorm, order=int(order)), x, axes, keepdims)
+
+
+@lower.register("GlobalLpPool")
+def _global_lp_pool(c: Call) -> Value:
+    x = c.value()
+    if x.rank < 3:
+        raise c.invalid("needs batch, channels and at least one spatial axis")
+    return _norm(c, x, list(range(2, x.rank)), True)
+
+
+@lower.register("LpPool")
+def _lp_pool(c: Call) -> Value:
+    """Norms of windows: the entries of every window side by side, and zeros where it hangs over."""
+    b, x = c.build, c.value()
+    w = _window(c, x)
+    ceil = c.flag("ceil_mode") if c.version >= 18 and not w.automatic else False
+    rank = len(w.kernel)
+    lines = [_window_entries(size, w, axis, ceil) for axis, size in enumerate(x.source_shape[-rank:])]
+    pads = [(0, 0)] * (x.rank - rank) + [(before, after) for _, before, after in lines]
+    padded = b.pad(x, pads)
+    for offset, (entries, _, _) in enumerate(lines):
+        # [positions, kernel] in place of the axis; the axes before it have already got one more each.
+        padded = b.gather(padded, x.rank - rank + 2 * offset, torch.tensor(entries))
+    inner = [x.rank - rank + 2 * i + 1 for i in range(rank)]
+    return _norm(c, padded, inner, False)
+
+
+def _window_entries(size: int, w: Window, axis: int, ceil: bool) -> tuple[list[list[int]], int, int]:
+    """Which entries of the padded axis every window holds, and the padding that they reach into."""
+    kernel, stride, dilation = w.kernel[axis], w.stride[axis], w.dilation[axis]
+    before, after = w.padding[axis]
+    span = dilation * (kernel - 1) + 1
+    room = size + before + after - span
+    count = (-(-room // stride) if ceil else room // stride) + 1
+    if ceil and (count - 1) * stride >= size + before:
+        count -= 1
+    entries = [[start * stride + j * dilation for j in range(kernel)] for start in range(count)]
+    return entries, before, max(max(row[-1] for row in entries) + 1 - size - before, 0)
+
+
+@lower.register("LRN")
+def _local_response(c: Call) -> Value:
+    """x / (bias + alpha/size * sum of squares over neighbouring channels)^beta."""
+    b, x = c.build, c.value()
+    size = c.attribute("size")
+    if x.rank < 3 or size < 1:
+        raise c.invalid(f"a window of {size} channels of a tensor {list(x.source_shape)}")
+    channels = x.source_shape[1]
+    position = torch.arange(channels)
+    gap = position[None, :] - position[:, None]
+    near = (gap >= -((size - 1) // 2)) & (gap <= size // 2)
+    sums = b.along_axis(b.elementwise(ops.Power(2.0), x), 1, near.to(b.dtype))
+    alpha, beta = c.attribute("alpha", float(np.float32(1e-4))), c.attribute("beta", 0.75)
+    total = b.plus(
+        b.over(b.times(sums, b.number(alpha)), b.number(float(size))), b.number(c.attribute("bias", 1.0))
+    )
+    return b.times(x, b.elementwise(ops.Power(-beta), total))

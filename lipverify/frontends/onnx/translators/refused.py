@@ -16,38 +16,26 @@ _QUANTISED = (
     "quantise with stored scales",
 )
 _RANDOM = ("is random", "export in evaluation mode, without noise")
-_RECURRENT = ("recurrent layers are not covered", "export the layers before or behind them")
 _SEQUENCE = ("sequences of tensors are not covered", "export tensors alone")
-_LOG = ("is unbounded near 0 and not covered", "return what stands before it")
 
 _REASONS: dict[str, tuple[str, str]] = {
     **dict.fromkeys(
         ["Sign", "Floor", "Ceil", "Round", "Mod", "ArgMax", "ArgMin", "Hardmax", "OneHot", "NonZero", "Less", "LessOrEqual",
          "Greater", "GreaterOrEqual", "Equal", "And", "Or", "Xor", "Not", "IsNaN", "IsInf", "Unique", "NonMaxSuppression",
-         "Compress", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "BitwiseNot"],
+         "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "BitwiseNot"],
         _JUMPS,
     ),
     **dict.fromkeys(
         ["DynamicQuantizeLinear"],
         _QUANTISED,
     ),
-    **dict.fromkeys(["LSTM", "GRU", "RNN"], _RECURRENT),
     **dict.fromkeys(["SequenceAt", "SplitToSequence", "ConcatFromSequence", "SequenceConstruct", "SequenceInsert"], _SEQUENCE),
-    **dict.fromkeys(["Log", "ReduceLogSum", "ReduceLogSumExp"], _LOG),
-    "ReduceProd": ("multiplies computed numbers with each other", "write the factors as separate outputs"),
-    "ReduceL2": ("the Euclidean norm of computed numbers is not covered", "return its argument"),
-    "LpNormalization": ("divides by a norm, which is unbounded near 0", "return its argument"),
-    "MeanVarianceNormalization": ("normalises with the input's own statistics", "use LayerNormalization"),
-    "LRN": ("local response normalisation is not covered", "use BatchNormalization"),
-    "LpPool": ("pooling by a norm is not covered", "use AveragePool or MaxPool"),
-    "GlobalLpPool": ("pooling by a norm is not covered", "use GlobalAveragePool"),
-    "MaxRoiPool": ("chooses regions by computed numbers", ""),
-    "RoiAlign": ("chooses regions by computed numbers", ""),
-    "MaxUnpool": ("places entries by computed positions, which jump", ""),
-    "GridSample": ("samples at computed positions", ""),
-    "ScatterElements": ("writing into a tensor by index is not covered", "use Concat, Pad or a mask"),
-    "ScatterND": ("writing into a tensor by index is not covered", "use Concat, Pad or a mask"),
-    "CumSum": ("running sums are not covered", "multiply with a stored triangular matrix"),
+    "MaxRoiPool": ("maxima over regions of their own are not covered", "use MaxPool"),
+    **dict.fromkeys(
+        ["GridSample", "DeformConv", "RoiAlign"],
+        ("samples at positions that depend on the graph's input, or takes maxima there", "use stored positions"),
+    ),
+    "MaxUnpool": ("places entries by computed positions, which jump", "use stored positions"),
 }  # fmt: skip
 
 

@@ -184,7 +184,8 @@ def _space_to_depth(c: Call) -> Value:
         raise c.invalid(f"blocks of {block} in an image {height} x {width}")
     rows, columns = height // block, width // block
     cut = b.reshape(x, [1, channels, rows, block, columns, block])
-    return b.reshape(b.transpose(cut, [0, 3, 5, 1, 2, 4]), [1, channels * block**2, rows, columns])
+    order = [0, 1, 3, 5, 2, 4] if c.choice("mode", "DCR", "DCR", "CRD") == "CRD" else [0, 3, 5, 1, 2, 4]
+    return b.reshape(b.transpose(cut, order), [1, channels * block**2, rows, columns])
 
 
 def _image(c: Call) -> Value:

@@ -13,27 +13,7 @@ from lipverify.frontends.builder import Value
 from lipverify.frontends.torch_export.lowering import Lowerer
 from lipverify.frontends.torch_export.registry import lower
 from lipverify.ir.op import Op
-
-_PLAIN: dict[str, Op] = {
-    "relu": ops.ReLU(),
-    "relu6": ops.Clip(0.0, 6.0),
-    "abs": ops.Abs(),
-    "selu": ops.SELU(),
-    "sigmoid": ops.Sigmoid(),
-    "hardsigmoid": ops.Hardsigmoid(1 / 6, 0.5),
-    "hardswish": ops.Hardswish(),
-    "silu": ops.SiLU(),
-    "mish": ops.Mish(),
-    "tanh": ops.Tanh(),
-    "log_sigmoid": ops.LogSigmoid(),
-    "sin": ops.Sin(),
-    "cos": ops.Cos(),
-    "erf": ops.Erf(),
-    "exp": ops.Exp(),
-    "sqrt": ops.Sqrt(),
-    "square": ops.Power(2.0),
-    "reciprocal": ops.Reciprocal(),
-}
+from lipverify.ops.spellings import SPELLINGS
 
 
 def _register_plain(name: str, op: Op) -> None:
@@ -42,8 +22,36 @@ def _register_plain(name: str, op: Op) -> None:
         return b.elementwise(op, x)
 
 
-for _name, _op in _PLAIN.items():
-    _register_plain(_name, _op)
+for _spelling in SPELLINGS:
+    for _name in _spelling.aten:
+        _register_plain(_name, _spelling.op)
+
+
+@lower.register("aten.softshrink")
+def _softshrink(b: Lowerer, x: Value, lambd: float = 0.5) -> Value:
+    limit = float(lambd)
+    return x if limit == 0 else b.elementwise(ops.PiecewiseLinear((-limit, limit), (1.0, 0.0, 1.0), 0.0), x)
+
+
+@lower.register("aten.hardshrink")
+def _hardshrink(b: Lowerer, x: Value, lambd: float = 0.5) -> Value:
+    if lambd != 0:
+        raise b.refuse(
+            f"jumps by {lambd:g} where its argument is {lambd:g} or {-lambd:g}, so it is not continuous",
+            (x,),
+            "use softshrink",
+        )
+    return x
+
+
+@lower.register("aten.log1p", "aten.special_log1p")
+def _log1p(b: Lowerer, x: Value) -> Value:
+    return b.elementwise(ops.Log(), b.plus(x, b.number(1.0)))
+
+
+@lower.register("aten.erfc", "aten.special_erfc")
+def _erfc(b: Lowerer, x: Value) -> Value:
+    return b.minus(b.number(1.0), b.elementwise(ops.Erf(), x))
 
 
 @lower.register("aten.log_sigmoid_forward")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from lipverify import ops
@@ -11,16 +12,18 @@ from lipverify.frontends.builder import Value
 from lipverify.frontends.torch_export.lowering import Forbidden, Lowerer
 from lipverify.frontends.torch_export.registry import lower
 from lipverify.frontends.torch_export.translators.pooling import POSITIONS
-from lipverify.ir.op import Op
+from lipverify.ir.op import Op, Shape
 
 
-def _reduced(b: Lowerer, kind: type[Op], x: Value, dim: int | Sequence[int] | None, keepdim: bool) -> Value:
+def _reduced(
+    b: Lowerer, kind: Callable[[Shape, bool], Op], x: Value, dim: int | Sequence[int] | None, keepdim: bool
+) -> Value:
     if dim is None or (not isinstance(dim, int) and len(dim) == 0):
         return b.reduce(kind, x, None, keepdim)
     return b.reduce(kind, x, [dim] if isinstance(dim, int) else list(dim), keepdim)
 
 
-def _register(name: str, kind: type[Op]) -> None:
+def _register(name: str, kind: Callable[[Shape, bool], Op]) -> None:
     @lower.register(f"aten.{name}")
     def translate(
         b: Lowerer, x: Value, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
@@ -36,7 +39,7 @@ _register("amax", ops.ReduceMax)
 _register("amin", ops.ReduceMin)
 
 
-def _register_with_positions(name: str, kind: type[Op]) -> None:
+def _register_with_positions(name: str, kind: Callable[[Shape, bool], Op]) -> None:
     @lower.register(f"aten.{name}.dim")
     def along(b: Lowerer, x: Value, dim: int, keepdim: bool = False) -> tuple[Value, Forbidden]:
         return _reduced(b, kind, x, dim, keepdim), POSITIONS
@@ -74,12 +77,25 @@ def _vector_norm(
     if dtype is not None:
         b.cast(dtype)
     axes = _axes(b, x, dim)
-    if ord == 2:
-        squares = b.reduce(ops.ReduceSum, b.elementwise(ops.Power(2.0), x), axes, keepdim)
-        return b.elementwise(ops.Sqrt(), squares)
+    if math.isfinite(ord) and ord >= 2 and ord == int(ord):
+        return b.reduce(partial(ops.ReduceNorm, order=int(ord)), x, axes, keepdim)
     if ord not in (1, math.inf):
-        raise b.refuse(f"a vector norm of order {ord} is not covered", (x,), "use order 1, 2 or inf")
+        raise b.refuse(
+            f"a vector norm of order {ord} is not covered", (x,), "use a whole order from 1 on, or inf"
+        )
     return b.reduce(ops.ReduceSum if ord == 1 else ops.ReduceMax, b.elementwise(ops.Abs(), x), axes, keepdim)
+
+
+@lower.register("aten.cumsum")
+def _cumsum(b: Lowerer, x: Value, dim: int, *, dtype: Any = None) -> Value:
+    if dtype is not None:
+        b.cast(dtype)
+    return b.running_sum(x, dim % x.rank)
+
+
+@lower.register("aten.logsumexp", "aten.special_logsumexp")
+def _log_sum_exp(b: Lowerer, x: Value, dim: Any, keepdim: bool = False) -> Value:
+    return b.reduce(ops.ReduceLogSumExp, x, _axes(b, x, dim), keepdim)
 
 
 def _axes(b: Lowerer, x: Value, dim: Any) -> list[int]:

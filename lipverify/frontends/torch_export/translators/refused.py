@@ -12,7 +12,6 @@ from lipverify.frontends.torch_export.registry import lower
 
 _JUMPS = "it jumps, so it is not continuous and has no Lipschitz constant"
 _RANDOM = "it is random"
-_RECURRENT = "recurrent layers are not covered"
 _JUMPING = (
     "floor",
     "ceil",
@@ -53,14 +52,7 @@ _REASONS: dict[str, tuple[str, str]] = {
         ["native_dropout", "bernoulli", "rand_like", "randn_like", "normal"],
         (_RANDOM, "call module.eval() first, or leave the noise out"),
     ),
-    **dict.fromkeys(["lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell"], (_RECURRENT, "")),
     "embedding": ("token indices are not a continuous input", "start the model behind the embedding"),
-    "gather": (
-        "gathering with an index for each entry is not covered",
-        "use x[:, indices] with a stored index list",
-    ),
-    "log": ("the logarithm is not covered: it is unbounded near 0", "return what stands before it"),
-    "cumsum": ("running sums are not covered", "multiply with a stored triangular matrix"),
 }
 
 

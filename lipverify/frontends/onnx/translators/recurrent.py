@@ -1,0 +1,130 @@
+"""RNN, GRU and LSTM of known length with stored weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lipverify import ops
+from lipverify.frontends.builder import Operand, Value
+from lipverify.frontends.building.recurrent import MAX_STEPS, Cell, unrolled
+from lipverify.frontends.onnx.call import Call
+from lipverify.frontends.onnx.registry import lower
+from lipverify.ir.op import Op
+
+_ACTIVATIONS: dict[str, Op] = {
+    "sigmoid": ops.Sigmoid(),
+    "tanh": ops.Tanh(),
+    "relu": ops.ReLU(),
+    "softsign": ops.Softsign(),
+}
+_DEFAULTS = {"RNN": ["Tanh"], "GRU": ["Sigmoid", "Tanh"], "LSTM": ["Sigmoid", "Tanh", "Tanh"]}
+# The order of ONNX's gates in that of a Cell: LSTM has i, o, f, c and GRU z, r, h.
+_ORDER = {"RNN": (0,), "GRU": (1, 0, 2), "LSTM": (0, 2, 3, 1)}
+
+
+@lower.register("RNN", "GRU", "LSTM")
+def _recurrent(c: Call) -> list[Any]:
+    b, x = c.build, c.value()
+    if x.rank != 3:
+        raise c.invalid(f"its input has {x.rank} axes")
+    batched = c.attribute("layout", 0) == 1
+    time, batch = (1, 0) if batched else (0, 1)
+    steps, samples = x.source_shape[time], x.source_shape[batch]
+    if steps > MAX_STEPS:
+        raise c.refuse(f"is written out for {steps} steps", f"use at most {MAX_STEPS}")
+    if c.raw(4) is not None and any(n != steps for n in c.ints(4, "sequence lengths") or []):
+        raise c.refuse("sequences of unequal lengths are not covered", "export one length")
+    direction = c.choice("direction", "forward", "forward", "reverse", "bidirectional")
+    ways = {"forward": [False], "reverse": [True], "bidirectional": [False, True]}[direction]
+    cells = [_cell(c, d, len(ways)) for d in range(len(ways))]
+    hidden = cells[0].recurrent.shape[1]
+    rows = [b.squeeze(b.free(b.slice(x, time, t, t + 1), time), [time]) for t in range(steps)]
+    outputs, states, memories = [], [], []
+    for d, (cell, backward) in enumerate(zip(cells, ways, strict=True)):
+        h = _start(c, 5, d, samples, hidden, batched)
+        memory = _start(c, 6, d, samples, hidden, batched) if c.op == "LSTM" else None
+        ys, last, kept = unrolled(b, rows, cell, h, memory, backward)
+        outputs.append(ys)
+        states.append(last)
+        memories.append(kept)
+    result: list[Any] = [
+        _sequence(c, outputs, batched) if c.used[0] else None,
+        _stack(c, states, 1 if batched else 0) if len(c.used) > 1 and c.used[1] else None,
+    ]
+    if c.op == "LSTM":
+        result.append(_stack(c, memories, 1 if batched else 0) if len(c.used) > 2 and c.used[2] else None)
+    return result[: max(len(c.used), 1)]
+
+
+def _start(c: Call, position: int, direction: int, samples: int, hidden: int, batched: bool) -> Operand:
+    """The state before the first step, [batch, hidden]."""
+    if c.raw(position) is None:
+        return torch.zeros(samples, hidden, dtype=c.build.dtype)
+    found = c.operand(position)
+    axis = 1 if batched else 0
+    if isinstance(found, Value):
+        b = c.build
+        return b.squeeze(b.free(b.slice(found, axis, direction, direction + 1), axis), [axis])
+    return found.select(axis, direction)
+
+
+def _sequence(c: Call, outputs: list[list[Value]], batched: bool) -> Value:
+    """[steps, directions, batch, hidden], or [batch, steps, directions, hidden]."""
+    steps = [_stack(c, [ys[t] for ys in outputs], 1 if batched else 0) for t in range(len(outputs[0]))]
+    return _stack(c, steps, 1 if batched else 0)
+
+
+def _stack(c: Call, values: list[Any], axis: int) -> Value:
+    b = c.build
+    return b.concat([b.unsqueeze(v, [axis]) for v in values], axis)
+
+
+def _cell(c: Call, direction: int, directions: int) -> Cell:
+    weight, recurrent = (c.stored(i, role) for i, role in ((1, "weight"), (2, "recurrence weight")))
+    gates, hidden = len(_ORDER[c.op]), recurrent.shape[-1]
+    if tuple(recurrent.shape) != (directions, gates * hidden, hidden) or tuple(weight.shape[:2]) != (
+        directions,
+        gates * hidden,
+    ):
+        raise c.invalid(f"its weights {list(weight.shape)}, {list(recurrent.shape)} do not fit each other")
+    if c.attribute("hidden_size", hidden) != hidden:
+        raise c.invalid(f"hidden_size {c.attribute('hidden_size')} for weights {list(recurrent.shape)}")
+    bias = c.optional(3, "bias")
+    if bias is None:
+        bias = torch.zeros(directions, 2 * gates * hidden, dtype=weight.dtype)
+    if tuple(bias.shape) != (directions, 2 * gates * hidden):
+        raise c.invalid(f"its bias {list(bias.shape)} does not fit its weights")
+    count = len(_DEFAULTS[c.op])
+    names = (c.attribute("activations") or _DEFAULTS[c.op] * directions)[
+        direction * count : (direction + 1) * count
+    ]
+    if len(names) != count or c.attribute("activation_alpha") or c.attribute("activation_beta"):
+        raise c.refuse("activations with settings are not covered", "use the default ones")
+    unknown = [name for name in names if name.lower() not in _ACTIVATIONS]
+    if unknown:
+        raise c.refuse(
+            f"activation {unknown[0][:30]!r} is not covered in a recurrent layer", "use the default ones"
+        )
+    peephole = c.optional(7, "peephole weights") if c.op == "LSTM" else None
+    order = [n for gate in _ORDER[c.op] for n in range(gate * hidden, (gate + 1) * hidden)]
+    return Cell(
+        c.op,
+        weight[direction][order],
+        recurrent[direction][order],
+        bias[direction, : gates * hidden][order],
+        bias[direction, gates * hidden :][order],
+        tuple(_ACTIVATIONS[name.lower()] for name in names),
+        before=bool(c.attribute("linear_before_reset", 0)),
+        clip=c.attribute("clip"),
+        peephole=None if peephole is None else _peepholes(peephole[direction], hidden),
+        coupled=bool(c.attribute("input_forget", 0)),
+    )
+
+
+def _peepholes(found: Tensor, hidden: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the input, output and forget gates."""
+    first, second, third = found.split(hidden)
+    return first, second, third
