@@ -7,8 +7,10 @@ from typing import ClassVar
 
 import torch
 
+from lipverify import ops
 from lipverify.analyzers.affine_runs import Run, RunGain, run_gain, runs
 from lipverify.analyzers.protocol import Compute
+from lipverify.analyzers.sizes import Sizes, has_products
 from lipverify.errors import UnsupportedModel
 from lipverify.ir.certificate import Certificate, Gains, Rigour, Step
 from lipverify.ir.graph import Graph
@@ -30,6 +32,8 @@ class Product:
     Statement: |f(x) - f(y)|_out <= upper |x - y|_in for all x, y.
     Source: Szegedy et al. 2014 (arXiv 1312.6199), section 4.3; at merges the triangle inequality, or the joint gain of the
     merging operator where that is smaller (concatenation in l2: root of the sum of squares).
+    Products of two computed values: where both are bounded over all inputs (`analyzers.sizes`), as in attention on normalised
+    tokens.
     Sound when: every operator has a gain rule for the queried norms.
     """
 
@@ -51,10 +55,11 @@ class Product:
         norms = (Norm.L2,) if query.norm_in is query.norm_out is Norm.L2 else tuple(Norm)
         reach: dict[str, Reach] = {}
         steps = []
+        sizes = Sizes.everywhere(graph) if has_products(graph) else None
         for run in runs(graph):
             compute.report(run.last.name, None)
             try:
-                step = advance(run, reach, query, norms)
+                step = advance(run, reach, query, norms, sizes)
             except OverflowError:
                 raise UnsupportedModel(
                     f"the norm of {run.first.describe()} exceeds the largest float64"
@@ -65,8 +70,10 @@ class Product:
         return _certificate(self, graph, query, found, Gains(tuple(steps)))
 
 
-def advance(run: Run, reach: dict[str, Reach], query: Query, norms: tuple[Norm, ...]) -> Step | None:
-    """Constants at the end of a run from those at its inputs."""
+def advance(
+    run: Run, reach: dict[str, Reach], query: Query, norms: tuple[Norm, ...], sizes: Sizes | None = None
+) -> Step | None:
+    """Constants at the end of a run from those at its inputs. sizes: of values, for products of two computed ones."""
     name, norm_out = run.last.name, query.norm_out
     if isinstance(run.first.op, Input):
         # From the input to itself: 1 in its own norm, the embedding constants in the others.
@@ -81,7 +88,10 @@ def advance(run: Run, reach: dict[str, Reach], query: Query, norms: tuple[Norm, 
     for after in norms:
         totals: list[tuple[Upper, RunGain]] = []
         for before in norms:
-            found = run_gain(run, before, after)
+            if sizes is not None and isinstance(run.first.op, ops.Mul | ops.MatMul):
+                found = sizes.product(run.first, before, after)
+            else:
+                found = run_gain(run, before, after)
             totals.append((_join(found, [source[before] for source in inputs]), found))
         reach[name][after], chosen[after] = min(totals, key=lambda pair: pair[0])
     at_end, used = reach[name][norm_out], chosen[norm_out]

@@ -2,9 +2,12 @@
 
 Legend: for a token z of n entries, P = I - 11'/n (RMSNorm: P = I), y = P z, s = sqrt(|y|^2/n + eps), f = y/s, |f|^2 <= n;
 J = (P - f f'/n)/s. P and J are symmetric, 0 <= J <= I/s. Reference T = (P - h h'/n)/r with numbers h, r near f, s at `middle`.
-    |s(z) - s(m)| <= |z - m|_2/sqrt n      s >= s_lo = sqrt(max(0, |P m|_2/sqrt n - rho/sqrt n)^2 + eps) where |z - m|_2 <= rho
-    |J(z) - J(m)|_2 <= |1/s - 1/s_m| + |f f' - f_m f_m'|_2/(n s_m) <= rho/(sqrt n s_lo s_m) + 2 |f - f_m|_2/(sqrt n s_m)
-                    <= 3 rho/(sqrt n s_lo s_m),             because |f - f_m|_2 <= rho/s_lo
+With v = |P m|_2/sqrt n, d = rho/sqrt n and |z - m|_2 <= rho:    s >= s_lo = sqrt(max(0, v - d)^2 + eps), and for v > d
+    |J(z) - J(m)|_2 <= 2/sqrt 3 * d/(eps + v (v - d)).
+Proof: the second derivative in a unit direction u at angle t from y is, with a = |f|/sqrt n <= 1, a/(s^2 sqrt n) times the map
+that is cos t on the complement of y and u, and [[3 (1 - a^2) cos t, sin t], [sin t, cos t]] on them: its norm times a is at
+most 2/sqrt 3. Along the segment s^2 >= (v - t d)^2 + eps, and the integral of d/((v - t d)^2 + eps) over t in [0, 1] is
+atan(sqrt(eps) d/(eps + v (v - d)))/sqrt(eps).
 and entry by entry by interval arithmetic on boxes shrunk towards the middle, whose deviations grow with the box.
 """
 
@@ -29,6 +32,8 @@ from lipverify.propagation.strips import Strip
 if TYPE_CHECKING:
     from lipverify.propagation.forms.sweep import Sweep
 
+CURVATURE = 1.1547005383792517
+"""Above 2/sqrt 3."""
 ENTRIES = 1 << 22
 """Entries of all tokens' Jacobians up to which they are bounded one by one."""
 
@@ -158,8 +163,9 @@ def _steepness(
     least = ((low * low * (2.0 - FAR) + token.eps) * (2.0 - FAR)).sqrt() * (2.0 - FAR)
     if not bool((least > 0).all()):
         raise UnsupportedModel("without eps it divides by a number that may be zero on this ball")
-    slope = 3.0 * rho / (root * least * token.s.lower[..., 0]) * FAR
-    return rho, slope, least
+    start = token.y.square().sum((-1,)).lower[..., 0].clamp_min(0.0).sqrt() * (2.0 - FAR) / root * (2.0 - FAR)
+    slope = CURVATURE * rho / root / ((token.eps + start * low) * (2.0 - FAR)) * FAR
+    return rho, torch.where(low > 0, slope, torch.full_like(slope, torch.inf)), least
 
 
 def _errors(
