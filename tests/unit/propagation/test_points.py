@@ -16,10 +16,12 @@ from lipverify.errors import UnsupportedModel
 from lipverify.frontends.builder import Builder
 from lipverify.interpreter import evaluate
 from lipverify.ir.graph import Origin
+from lipverify.ir.interval import Interval
 from lipverify.ir.norm import Norm
 from lipverify.ir.op import Op
 from lipverify.linalg.fixed import Fixed, where
 from lipverify.linalg.lengths import at_most, length_above, length_below, ratio_below
+from lipverify.propagation import interval_ranges
 from lipverify.propagation.points import derivatives_below, slopes_below, values
 from tests.networks import chain, random_graph, tensor
 
@@ -197,6 +199,18 @@ def test_random_networks(rng: np.random.Generator) -> None:
         assert bool((found <= change / distance * (1 + 1e-9) + off).all())
         assert bool((found >= change / distance * (1 - 1e-6) - off).all())
     assert len(seen) > 30
+
+
+def test_deep_networks_of_which_intervals_know_nothing(rng: np.random.Generator) -> None:
+    """Twenty-five orthogonal layers keep every length; boxes of float64 grow by the root of the width in each."""
+    layers = [torch.tensor(np.linalg.qr(rng.standard_normal((36, 36)))[0]) for _ in range(25)]
+    graph, x = chain(layers), torch.tensor(rng.standard_normal((2, 36)))
+    box = interval_ranges(graph, Interval(x, x))[graph.output.name]
+    assert float(box.width.min()) > 0.1
+    sharp = values(graph, x, enough=1e-9)
+    assert float(sharp.width.max()) < 1e-13
+    computed = evaluate(graph, x)
+    assert bool(((sharp.lower - 1e-12 <= computed) & (computed <= sharp.upper + 1e-12)).all())
 
 
 def test_derivatives(rng: np.random.Generator) -> None:
