@@ -113,9 +113,11 @@ REFUSED = {
     "random numbers": (lambda x: x + torch.randn(4), "random"),
     "noise": (lambda x: x + torch.randn_like(x), "random"),
     "no input": (lambda x: torch.ones(x.shape[0], 3), "does not depend on the input"),
-    "masked attention": (
-        lambda x: F.scaled_dot_product_attention(*[x.unsqueeze(1)] * 3, is_causal=True),
-        "attention with a mask",
+    "computed mask": (
+        lambda x: F.scaled_dot_product_attention(
+            *[x.unsqueeze(1)] * 3, attn_mask=x.reshape(-1, 1, 4)[:, :, :1]
+        ),
+        "attention with a computed mask",
     ),
     "remainder": (lambda x: x % 1.0, "it jumps"),
     "rounded quotient": (lambda x: torch.div(x, 2, rounding_mode="floor"), "not continuous"),

@@ -6,10 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lipverify import ops
-from lipverify.frontends.builder import Value
+from lipverify.frontends.builder import Masked, Value
 from lipverify.frontends.torch_export.lowering import Lowerer
 from lipverify.frontends.torch_export.registry import lower
 from lipverify.frontends.torch_export.translators.arithmetic import scaled
@@ -166,9 +167,13 @@ def _attention(
     operands = (query, key, value)
     if dropout_p != 0:
         raise b.refuse("attention with active dropout is random", operands, "call module.eval() first")
-    if attn_mask is not None or is_causal or enable_gqa:
+    if enable_gqa:
         raise b.refuse(
-            "attention with a mask or grouped queries is not covered", operands, "leave out the mask"
+            "attention with grouped queries is not covered", operands, "repeat the keys and values"
+        )
+    if isinstance(attn_mask, Value):
+        raise b.refuse(
+            "attention with a computed mask is not covered", operands, "store the mask as a buffer"
         )
     rank = (key if isinstance(key, Value) else query).rank
     order = [*range(rank - 2), rank - 1, rank - 2]
@@ -178,4 +183,20 @@ def _attention(
     if not isinstance(query, Value) and not isinstance(key, Value):
         raise b.refuse("attention with stored queries and keys is not covered", operands)
     scores = b.times(b.matmul(query, turned), b.number(factor))
-    return b.matmul(b.along(ops.Softmax, scores, scores.rank - 1), value)
+    if is_causal:
+        attn_mask = torch.ones(scores.source_shape[-2:], dtype=torch.bool).tril()
+    if attn_mask is None:
+        return b.matmul(b.along(ops.Softmax, scores, scores.rank - 1), value)
+    kept = attn_mask
+    if attn_mask.dtype is not torch.bool:
+        kept = attn_mask != -math.inf
+        numbers = torch.where(kept, attn_mask, torch.zeros_like(attn_mask))
+        if not bool(numbers.isfinite().all()):
+            raise b.refuse("a mask holds numbers that are neither finite nor -infinity", operands)
+        if bool((numbers != 0).any()):
+            scores = b.plus(scores, numbers)
+    if bool(kept.all()):
+        return b.matmul(b.along(ops.Softmax, scores, scores.rank - 1), value)
+    shown = b.masked(scores, kept)
+    assert isinstance(shown, Masked)
+    return b.matmul(b.masked_softmax(shown, scores.rank - 1), value)

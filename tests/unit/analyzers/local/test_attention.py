@@ -1,0 +1,98 @@
+"""Attention straight from torch: masks, local bounds beside sampled gradients, radii, and what a deadline leaves."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lipverify as lv
+from lipverify.analyzers.local.analyzer import Local
+from lipverify.analyzers.protocol import Compute
+from lipverify.errors import Undecided
+from lipverify.interpreter import evaluate
+from lipverify.ir.graph import Graph
+from lipverify.ir.norm import Norm
+from lipverify.ir.region import Ball, Query
+
+TOKENS, WIDTH = 4, 8
+
+
+class Attention(nn.Module):
+    """One attention on normalised tokens with a mask."""
+
+    def __init__(self, mask: Tensor | None) -> None:
+        super().__init__()
+        self.norm, self.attention = nn.LayerNorm(WIDTH), nn.MultiheadAttention(WIDTH, 2, batch_first=True)
+        self.mask = mask
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        found: Tensor = self.attention(y, y, y, attn_mask=self.mask, need_weights=False)[0]
+        return found
+
+
+def graph_of(module: nn.Module, shape: tuple[int, ...]) -> Graph:
+    return lv.extract(
+        module.eval(), example=torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    )
+
+
+def largest_gradient(graph: Graph, ball: Ball, norm: Norm) -> float:
+    """The largest dual norm of a gradient of an output at sampled points of the first ball."""
+    exact = graph.to(dtype=torch.float64)
+    generator = torch.Generator().manual_seed(1)
+    best = 0.0
+    for _ in range(6):
+        step = torch.randn(ball.center[0].shape, generator=generator, dtype=torch.float64)
+        step = step.sign() if ball.norm is Norm.LINF else step / step.norm()
+        x = ball.center[0] + ball.radius * step
+        jacobian = torch.func.jacrev(lambda x: evaluate(exact, x[None])[0].flatten())(x).flatten(1)
+        best = max(best, float(torch.linalg.vector_norm(jacobian, ord=norm.dual.order, dim=1).max()))
+    return best
+
+
+INFINITE = torch.full((TOKENS, TOKENS), float("-inf")).triu(1)
+MASKS = {
+    "none": None,
+    "causal": INFINITE,
+    "booleans": torch.ones(TOKENS, TOKENS, dtype=torch.bool).triu(1),
+    "numbers": INFINITE + torch.linspace(-1.0, 1.0, TOKENS),
+}
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_masks_of_torch(name: str) -> None:
+    torch.manual_seed(0)
+    graph = graph_of(Attention(MASKS[name]), (TOKENS, WIDTH))
+    masked = any(node.op.kind() == "MaskedSoftmax" for node in graph.nodes)
+    assert masked == (name != "none")
+    ball = Ball(torch.randn(1, TOKENS, WIDTH), 0.01, "linf")
+    upper = Local(with_product=False).bound(graph, Query(Norm.LINF, Norm.LINF, ball), Compute()).upper
+    assert upper is not None
+    witness = largest_gradient(graph, ball, Norm.LINF)
+    assert witness <= float(upper) < 1.5 * witness
+
+
+def test_an_encoder_layer_has_local_bounds_and_radii() -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(WIDTH, 2, 16, 0.0, batch_first=True, norm_first=True)
+    graph = graph_of(nn.Sequential(layer, nn.Flatten(), nn.Linear(TOKENS * WIDTH, 3)), (TOKENS, WIDTH))
+    x = torch.randn(1, TOKENS, WIDTH)
+    for norm, radius in ((Norm.LINF, 0.01), (Norm.L2, 0.03)):
+        ball = Ball(x, radius, norm)
+        upper = Local(with_product=False).bound(graph, Query(norm, norm, ball), Compute()).upper
+        assert upper is not None
+        assert largest_gradient(graph, ball, norm) <= float(upper) < 10.0
+    record = lv.radii(graph, x, norm="linf", method="crown").records[0]
+    assert 0.0 < record.radius < (record.attack_radius or torch.inf)
+
+
+def test_without_time_there_is_no_bound() -> None:
+    torch.manual_seed(0)
+    graph = graph_of(Attention(None), (TOKENS, WIDTH))
+    query = Query(Norm.L2, Norm.L2, Ball(torch.randn(1, TOKENS, WIDTH), 0.1, "l2"))
+    with pytest.raises(Undecided, match="no time"):
+        Local(with_product=False).bound(graph, query, Compute(deadline=time.monotonic() - 1.0))
