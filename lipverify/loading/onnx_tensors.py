@@ -37,7 +37,10 @@ _TYPES: dict[int, tuple[str, int, str, str]] = {
     12: ("UINT32", 32, "uint64_data", "<u4"),
     13: ("UINT64", 64, "uint64_data", "<u8"),
     16: ("BFLOAT16", 16, "int32_data", "<u2"),
+    21: ("UINT4", 4, "int32_data", "u1"),
+    22: ("INT4", 4, "int32_data", "u1"),
 }
+"""Numbers of 4 bits lie two in a byte, the first in its lower half."""
 _STRING = 8
 _DATA_FIELDS = (
     "raw_data",
@@ -181,7 +184,7 @@ def _declared_bytes(tensor: Any, shown: str, path: Path) -> int:
         what = f'tensor "{shown}" has ONNX element type {tensor.data_type}'
         raise UnsupportedModel(sentence(path, what, "export real numbers of 16, 32 or 64 bits"))
     kind, bits, typed, _ = _TYPES[tensor.data_type]
-    needed: int = count * bits // 8
+    needed: int = (count * bits + 7) // 8
     if tensor.data_location == _EXTERNAL:
         if filled:
             raise InvalidFile(sentence(path, f'tensor "{shown}" has data both inside and outside the file'))
@@ -189,7 +192,7 @@ def _declared_bytes(tensor: Any, shown: str, path: Path) -> int:
     if len(filled) > 1 or (filled and filled[0] not in ("raw_data", typed)):
         raise InvalidFile(sentence(path, f'tensor "{shown}" has data in fields that do not belong to {kind}'))
     raw = bool(filled) and filled[0] == "raw_data"
-    found = len(tensor.raw_data) if raw else len(getattr(tensor, typed)) * bits // 8
+    found = len(tensor.raw_data) if raw else len(getattr(tensor, typed)) * max(bits, 8) // 8
     if found != needed:
         size = f"{needed} bytes" if needed < 1 << 63 else "more than 2^63 bytes"
         what = f'tensor "{shown}" needs {size} for shape {display(str(dims), 40)}, the file has {found}'
@@ -214,6 +217,9 @@ def _check_values(tensor: Any, shown: str, path: Path) -> None:
             raise InvalidFile(sentence(path, f'tensor "{shown}" holds numbers out of the range of {kind}'))
     if kind == "BOOL" and bool((values > 1).any()):
         raise InvalidFile(sentence(path, f'tensor "{shown}" is BOOL and holds numbers other than 0 and 1'))
+    if bits == 4 and math.prod(tensor.dims) % 2 and int(values[-1]) > 15:
+        # Half a byte that belongs to no number: readers may take it for anything.
+        raise InvalidFile(sentence(path, f'tensor "{shown}" holds half a byte more than its numbers'))
     infinity = _INFINITY.get(tensor.data_type)
     if infinity is not None:
         bad = (values & 0x7FFF) > infinity

@@ -142,7 +142,8 @@ def _spectra(carried: Difference) -> list[dict[str, Any]]:
                 values = torch.linalg.svdvals(weight.flatten(1).double())
                 share = values / values.sum().clamp_min(1e-300)
                 entropy = -(share * share.clamp_min(1e-300).log()).sum()
-                condition = float(values[0] / values[-1]) if float(values[-1]) > 0 else None
+                singular = float(values[-1]) <= 2.0**-52 * max(weight.flatten(1).shape) * float(values[0])
+                condition = None if singular else float(values[0] / values[-1])
                 pair.append(
                     {"largest": float(values[0]), "condition": condition, "rank": float(entropy.exp())}
                 )

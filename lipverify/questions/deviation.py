@@ -103,7 +103,7 @@ class Deviation:
     def claim(self, upper: str) -> str:
         paths = [subject.graph.origin.path for subject in self.subjects]
         names = "the networks" if None in paths else " and ".join(display_name(str(path)) for path in paths)
-        return f"{names} differ by at most {upper} {MEANS[self.norm_out]}, {region_words(self.region)}"
+        return f"outputs of {names} differ by at most {upper} {MEANS[self.norm_out]}, {region_words(self.region)}"
 
     @cached_property
     def carried(self) -> Difference:

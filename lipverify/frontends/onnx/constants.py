@@ -138,12 +138,18 @@ def _divide(call: Call, a: Any, b: Any) -> Any:
 
 
 def _dequantize(call: Call, x: Stored, scale: Stored, zero: Stored | None = None) -> Stored:
-    """(x - zero) * scale, with one scale for all or one for each entry of an axis."""
-    if x.dtype.kind not in "iu" or call.attribute("block_size", 0):
-        raise call.refuse(
-            "dequantises in blocks or from other types than integers", "export floating-point weights"
-        )
-    if scale.size > 1:
+    """(x - zero) * scale, with one scale for all, one for each entry of an axis, or one for each block of an axis."""
+    if x.dtype.kind not in "iu":
+        raise call.refuse("dequantises other types than integers", "export floating-point weights")
+    block = call.attribute("block_size", 0)
+    if block:
+        axis = forms.normalised(call, call.attribute("axis", 1), x.ndim)
+        blocks = [-(-n // block) if i == axis else n for i, n in enumerate(x.shape)]
+        if block < 0 or scale.ndim != x.ndim or list(scale.shape) != blocks:
+            raise call.invalid(f"scales {list(scale.shape)} for blocks of {block} in {list(x.shape)}")
+        whole = np.arange(x.shape[axis]) // block
+        scale, zero = np.take(scale, whole, axis), None if zero is None else np.take(zero, whole, axis)
+    elif scale.size > 1:
         shape = [1] * x.ndim
         shape[forms.normalised(call, call.attribute("axis", 1), x.ndim)] = -1
         scale, zero = scale.reshape(shape), None if zero is None else zero.reshape(shape)

@@ -79,10 +79,23 @@ class Walk:
         used = tuple(name in read for name in node.output)
         version = self.versions.get(domain, 0)
         call = Call(self.build, node.op_type, version, inputs, used, attributes, tuple(node.input))
+        self._refuse_wrapping(call, domain, node)
         results = self._results(call, domain, node, schema, scope)
         if schema is not None:
             self.types.record(node, schema, bound, results)
+            if node.op_type == "QuantizeLinear":
+                self.types.known.setdefault(node.output[0], onnx.TensorProto.UINT8)
         return results
+
+    def _refuse_wrapping(self, call: Call, domain: str, node: Any) -> None:
+        """Arithmetic of computed integers wraps around or rounds in the file's type; ours is that of real numbers."""
+        if domain or node.op_type in _OF_INTEGERS:
+            return
+        for name, x in zip(node.input, call.inputs, strict=True):
+            if isinstance(x, Value) and self.types.known.get(name) in _INTEGERS:
+                raise call.refuse(
+                    "computes with integers, which wrap around in the file's type", "dequantise first"
+                )
 
     def _results(self, call: Call, domain: str, node: Any, schema: Any, scope: Scope) -> list[Result | None]:
         if not domain and node.op_type in control_flow.OPERATORS:
@@ -119,6 +132,13 @@ class Walk:
         return list(found) if isinstance(found, (list, tuple)) else [found]
 
 
+_INTEGERS = (2, 3, 4, 5, 6, 7, 12, 13, 21, 22)
+"""Codes of integer types."""
+_OF_INTEGERS = (
+    "DequantizeLinear", "ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul", "Cast", "Identity", "Reshape",
+    "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Gather", "Concat", "Split", "Expand", "MaxPool", "Shape", "Size",
+)  # fmt: skip
+"""Operators that compute with integers as with real numbers, or only move them."""
 _MOVES = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Expand", "Slice", "Gather", "Flatten")
 
 
@@ -134,6 +154,8 @@ class _Initialisers(dict[str, Stored]):
 
     def __missing__(self, name: str) -> Stored:
         found: Stored = numpy_helper.to_array(self._protos[name])
+        if found.dtype.name in ("int4", "uint4"):  # two in a byte of the file, bytes here
+            found = found.astype(np.int8 if found.dtype.name == "int4" else np.uint8)
         self[name] = found
         return found
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from onnx import helper
+from onnx import helper, numpy_helper
 
 import lipverify as lv
 from lipverify import ops
@@ -242,6 +242,42 @@ def test_rounding_planes_hold_at_ties() -> None:
 def test_quantisers_of_other_types_are_refused() -> None:
     source = model([node("QuantizeLinear", ["x", "s"], ["q"], output_dtype=17), node("DequantizeLinear", ["q", "s"], ["y"])],
                    ["n", 2], 21, constants={"s": S})  # fmt: skip
-    assert helper is not None
     with pytest.raises(UnsupportedModel, match="quantises to"):
         extract_onnx(source)
+
+
+@pytest.mark.parametrize("block", [True, False])
+def test_weights_of_four_bits(block: bool) -> None:
+    weight = np.random.default_rng(0).integers(-8, 8, (7, 3)).astype(np.int8)
+    stored = helper.make_tensor("w", 22, [7, 3], weight.flatten().tolist())
+    scale = numpy_helper.from_array(np.abs(random(2, 3) if block else random(3)), "s")
+    settings = {"axis": 0, "block_size": 4} if block else {"axis": 1}
+    nodes = [node("DequantizeLinear", ["w", "s"], ["v"], **settings), node("MatMul", ["x", "v"], ["y"])]
+    source = model(nodes, ["n", 7], 21)
+    source.graph.initializer.extend([stored, scale])
+    graph = agrees(source, reader=by_onnxruntime)
+    assert graph.operators() == {"Linear": 1}
+    source.graph.initializer[0].int32_data[-1] += 16
+    with pytest.raises(lv.InvalidFile, match="half a byte"):
+        extract_onnx(source)
+
+
+def test_arithmetic_of_integers_is_refused() -> None:
+    nodes = [
+        node("QuantizeLinear", ["x", "s"], ["q"]),
+        node("Add", ["q", "z"], ["r"]),
+        node("DequantizeLinear", ["r", "s"], ["y"]),
+    ]
+    with pytest.raises(UnsupportedModel, match="wrap around"):
+        extract_onnx(model(nodes, ["n", 3], constants={"s": S, "z": Z}))
+
+
+def test_a_copy_in_half_precision() -> None:
+    w = random(3, 4)
+    f = extract_onnx(model([node("Gemm", ["x", "w"], ["y"], transB=1)], ["n", 4], constants={"w": w}))
+    half = model(
+        [node("Gemm", ["x", "w"], ["y"], transB=1)], ["n", 4], constants={"w": w.astype(np.float16)}, kind=10
+    )
+    answer = lv.deviation(f, extract_onnx(half), lv.InputBox((4,), -1.0, 1.0))
+    exact = np.abs(w.astype(np.float64) - w.astype(np.float16).astype(np.float64)).sum(1).max()
+    assert exact <= answer.upper <= exact * (1 + 1e-12)
