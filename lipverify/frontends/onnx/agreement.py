@@ -145,7 +145,7 @@ def _one_by_one(
     """The model as a function of a batch, one sample after the other, in the axes of the graph."""
 
     def reference(x: Stored) -> list[Stored]:
-        rows = [run(x[i : i + 1] if layout.batch is not None else x[i]) for i in range(len(x))]
+        rows = [run(x[i : i + 1] if layout.batch is not None else np.asarray(x[i])) for i in range(len(x))]
         return [
             np.stack([_sample(row[p], batch, found.graph[output].shape) for row in rows])
             for p, batch, output in zip(positions, found.batches, found.graph.outputs, strict=True)

@@ -262,3 +262,9 @@ def test_wrongly_declared_outputs_are_noted() -> None:
     source.graph.output[0].type.tensor_type.shape.dim.add().dim_value = 4
     graph = extract_onnx(source)
     assert 'output "y" is declared as [1, 4]; the model computes [1, 3]' in graph.origin.notes
+
+
+def test_single_numbers_as_inputs() -> None:
+    nodes = [node("Pow", ["b", "x"], ["a"]), node("MatMul", ["a", "w"], ["y"])]
+    graph = extract_onnx(model(nodes, [], 13, {"b": np.array([2.0, 3.0, 0.5], np.float32), "w": W}))
+    assert (graph.input_shape, graph.output_shape) == ((), (2,))
