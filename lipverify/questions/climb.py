@@ -11,6 +11,7 @@ from torch import Tensor
 from lipverify.analyzers.protocol import Compute
 from lipverify.ir.norm import Norm
 from lipverify.ir.region import Ball
+from lipverify.linalg.lengths import length_above
 
 Objective = Callable[[Tensor], Tensor]
 """[rows, *input shape] -> [rows], differentiable almost everywhere; rows are starts times regions, regions running fastest."""
@@ -72,7 +73,35 @@ def climb(
             break
         x = region.project(x + pace * _direction(gradient.reshape(x.shape), region.norm))
         pace *= 0.9
-    return where.cpu()
+    return strictly_inside(where.cpu(), region)
+
+
+def strictly_inside(x: Tensor, region: Ball) -> Tensor:
+    """Points next to these that lie in the region, not only up to rounding: x [count, *input shape], one for each ball.
+
+    A computed difference to the centre is off by one rounding; where it could exceed the radius it is made smaller, and a point
+    that still may not lie inside is the centre.
+    """
+    center, radius = region.center, region.radius
+    if region.box is not None:
+        x = torch.clamp(x, *region.box)
+    if region.norm is Norm.LINF:
+        for _ in range(3):
+            x = torch.where(_beyond(x, center, radius), torch.nextafter(x, center), x)
+        return torch.where(_beyond(x, center, radius), center, x)
+    x = center + (x - center) * (1 - 2.0**-40)
+    x = x if region.box is None else torch.clamp(x, *region.box)
+    size, exponent = length_above((x - center).flatten(1), "l2")
+    fits = torch.ldexp(size, exponent) <= radius
+    return torch.where(fits.reshape(-1, *[1] * (x.ndim - 1)), x, center)
+
+
+def _beyond(x: Tensor, center: Tensor, radius: float) -> Tensor:
+    """Entries whose distance may exceed the radius. Numbers within a factor of two have an exact difference (Sterbenz)."""
+    far = (x - center).abs()
+    small, large = torch.minimum(x.abs(), center.abs()), torch.maximum(x.abs(), center.abs())
+    exact = (small == 0) | ((x.sign() == center.sign()) & (large <= 2 * small))
+    return torch.where(exact, far > radius, far * (1 + 2.0**-51) > radius)
 
 
 def _direction(gradient: Tensor, norm: Norm) -> Tensor:

@@ -48,8 +48,8 @@ LAYERS = {
     },
     "combine": {"errors", "ir", "rules", "ops", "interpreter"},
     "questions": {
-        *("errors", "ir", "ops", "interpreter", "loading", "propagation", "combine", "analyzers", "falsify"),
-        *("documents", "reporting", "start"),
+        *("errors", "ir", "ops", "linalg", "interpreter", "loading", "propagation", "combine", "analyzers"),
+        *("falsify", "documents", "reporting", "start"),
     },
     "zoo": {"errors", "loading"},
     "reporting": {"errors", "loading", "ir"},
