@@ -37,7 +37,7 @@ def test_linear_classifiers_are_exact(norm: str, exact: float, method: str) -> N
     found = lv.radii(chain([IDENTITY]), x, y, norm, method, proofs=False)
     radius = float(found.radius[0])
     # The independent checker proves a radius with a little room, and says so.
-    proved = lv.radii(chain([IDENTITY]), x, y, plan=Plan(Norm(norm), method, attack=None))
+    proved = lv.radii(chain([IDENTITY]), x, y, norm, method)
     assert proved.rigour == "checked"
     assert radius * (1 - 1e-6) <= float(proved.radius[0]) <= radius
     assert (
