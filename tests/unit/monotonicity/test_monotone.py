@@ -221,7 +221,7 @@ def test_command_line(tmp_path: Path, run) -> None:  # type: ignore[no-untyped-d
         ("age", "increasing"),
         ("d", "neither"),
     ]
-    assert document["rigour"] == "real"
+    assert document["rigour"] == "checked"
     with np.load(out / "witness.npz") as stored:
         low, high = stored["falls_3_0_low"], stored["falls_3_0_high"]
     assert list(np.flatnonzero(low != high)) == [3]
