@@ -7,6 +7,7 @@ A margin is the linear bound on a ball, or such a bound on a smaller one less co
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -54,11 +55,15 @@ def certified(
     x: Tensor,
     constants: PairConstants | None,
     report: Report,
+    deadline: float | None = None,
 ) -> Certified:
     """One certificate for every point whose radius the checker proves; the others say why not.
 
     Statement: of every point in the certificate, no input within its radius (in the box) has another largest output.
     Source: `robustness.shells`, step by step in the checker's language.
+
+    Args:
+        deadline: moment after which no more proof is begun.
     """
     waiting = [r for r in records if r.radius > 0]
     if plan.method == "smoothing" or not waiting:
@@ -80,6 +85,9 @@ def certified(
     proved: dict[int, tuple[float, list[int]]] = {}
     reasons: dict[int, str] = {}
     for record in waiting:
+        if deadline is not None and time.monotonic() > deadline:
+            reasons[record.index] = "the time for proofs was over: as long again as the budget"
+            continue
         report(f"proof of point {record.index}", None)
         try:
             with writer.attempt():

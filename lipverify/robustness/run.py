@@ -110,7 +110,9 @@ def radii(
     records = tuple(done[index] for index in range(len(x)))
     issued = None
     if proofs:
-        found = certified(graph, plan, records, x, work.constants, report)
+        # A budget is that of the searches; proofs may take as long again.
+        until = None if budget is None else started + 2.0 * budget
+        found = certified(graph, plan, records, x, work.constants, report, until)
         records, issued = found.records, found.issued
     return Radii(
         graph,

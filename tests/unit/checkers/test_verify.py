@@ -125,7 +125,9 @@ def test_only_bytes_that_a_digest_covers_are_read(
 def test_a_report_is_verified_as_a_whole(tmp_path: Path) -> None:
     net, out = dense_network(tmp_path / "net.onnx", 0), tmp_path / "out"
     assert (
-        lipverify("audit", net, "--analyzers", "product,lipsdp-fast", "--budget", "2s", "--out", out).returncode
+        lipverify(
+            "audit", net, "--analyzers", "product,lipsdp-fast", "--budget", "2s", "--out", out
+        ).returncode
         == 0
     )
     done = lipverify("verify", out, "--model", net)
