@@ -303,6 +303,13 @@ class Expectation:
             return f"it measures outputs in {None if norms is None else norms[1]}, not in {self.norm_out}"
         if self.radius is not None and (reason := _other_radius(claim, self.radius)) is not None:
             return reason
+        balls = None if isinstance(claim, Radius) else claim.balls
+        if (
+            None not in (self.radius, self.norm_in, balls)
+            and balls is not None
+            and balls.norm != self.norm_in
+        ):
+            return f"it is about {balls.norm} balls, not about {self.norm_in} balls of radius {self.radius!r}"
         if self.at_most is not None:
             if not isinstance(claim, Constant):
                 return f"it claims no constant, so none of at most {self.at_most!r}"

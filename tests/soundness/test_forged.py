@@ -22,6 +22,10 @@ from onnx import helper, numpy_helper
 import lipverify as lv
 from lipverify import checkers
 from lipverify.checkers.claims import outward
+from lipverify.checkers.evaluation import evaluate, shown
+from lipverify.checkers.reader import read_model
+from lipverify.checkers.reader.agreement import agree
+from lipverify.errors import NotCovered
 from lipverify.falsify import Search
 from lipverify.loading.safetensors import write_safetensors
 
@@ -309,3 +313,65 @@ def test_certificates_of_the_first_form_are_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps({"schema": "lipverify.certificate/1"}))
     with pytest.raises(lv.UnreadableCertificate, match="could be forged"):
         checkers.verify_file(path, harmless(tmp_path))
+
+
+BIG = 2**53
+
+
+def hidden(nodes: list[onnx.NodeProto], stored: list[onnx.TensorProto]) -> Any:
+    """The output y, to which terms are added that cancel: in float32 no comparison of outputs says anything."""
+    more = [node("Mul", ["x", "B"], ["n"]), node("Mul", ["x", "C"], ["m"]), node("Add", ["n", "m"], ["o"])]
+    return [*nodes, *more, node("Add", ["y", "o"], ["z"])], [*stored, array("B", 1e25), array("C", -1e25)]
+
+
+def chosen(folder: Path, name: str, integer: list[onnx.NodeProto], stored: list[onnx.TensorProto]) -> Path:
+    """A slope of 0.001 or 100, whichever the two integers `i` choose."""
+    nodes, stored = hidden(
+        [*integer, node("Equal", ["i", "k"], ["c"]), node("Where", ["c", "l", "h"], ["w"]), node("Mul", ["x", "w"], ["y"])],
+        [*stored, array("l", [0.001, 0.001]), array("h", [100.0, 100.0])],
+    )  # fmt: skip
+    return network(folder / name, nodes, stored, [1, 2], [("z", [1, 2])])
+
+
+def test_sums_that_hide_every_difference(tmp_path: Path) -> None:
+    """A reader could read anything in such a file, and the runtime would agree."""
+    nodes, stored = hidden([node("Mul", ["x", "w"], ["y"])], [array("w", 0.001)])
+    model = read_model(network(tmp_path / "m.onnx", nodes, stored, [1, 2], [("z", [1, 2])]))
+    assert model.program is not None
+    assert model.data is not None
+    with pytest.raises(NotCovered, match="sums inside hide"):
+        agree(model.data, model.program)
+
+
+def test_a_padding_with_an_integer_that_float64_does_not_hold(tmp_path: Path) -> None:
+    stored = [array("e", [7], np.int64), array("p", [1, 0], np.int64), array("v", BIG + 1, np.int64)]
+    stored.append(array("k", [BIG, 7], np.int64))
+    model = read_model(chosen(tmp_path, "m.onnx", [node("Pad", ["e", "p", "v"], ["i"])], stored))
+    assert model.program is not None
+    (found,) = shown(model.program.outputs[0].view, evaluate(model.program, np.ones((1, 2))))
+    assert found.tolist() == [100.0, float(np.float32(0.001))]
+
+
+def test_an_integer_made_of_a_sum_that_its_type_rounds(tmp_path: Path) -> None:
+    """2^24 + 1 is 2^24 in float32, and another integer decides."""
+    stored = [array("a", [2.0**24] * 2), array("b", [1.0] * 2), array("k", [2**24 + 1] * 2, np.int64)]
+    integer = [node("Add", ["a", "b"], ["s"]), node("Cast", ["s"], ["i"], to=onnx.TensorProto.INT64)]
+    model = read_model(chosen(tmp_path, "m.onnx", integer, stored))
+    assert model.program is None
+    assert "rounded" in model.reason
+
+
+def test_a_ball_of_another_norm_than_expected(tmp_path: Path) -> None:
+    """An l2 ball of a radius is a small part of the linf ball of that radius, also where slopes are measured in linf."""
+    path = certificate(
+        harmless(tmp_path), tmp_path, "local", region=lv.Ball(torch.zeros(1, 3), 0.5, "l2"), norm="linf"
+    )
+    twin = tmp_path / "twin.onnx"
+    assert (
+        checkers.verify_file(path, twin, expected=checkers.Expectation(norm_in="linf")).fields["region"][
+            "norm"
+        ]
+        == "l2"
+    )
+    with pytest.raises(lv.RefutedCertificate, match="l2 balls"):
+        checkers.verify_file(path, twin, expected=checkers.Expectation(norm_in="linf", radius=0.5))

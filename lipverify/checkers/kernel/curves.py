@@ -23,7 +23,7 @@ from lipverify.checkers.kernel.arithmetic import TINY, Array, need
 from lipverify.errors import NotCovered
 
 _NEAR, _UNIT, _PIECES, _HALVINGS, _PERIODS = 2.0**-48, 2.0**-42, 256, 48, 32
-_ENTRIES, _LEAST = 1 << 18, 2.0**-1000
+_ENTRIES, _LEAST, _NEAREST_TURNS = 1 << 18, 2.0**-1000, 2.0**20
 _ERF = np.frompyfunc(math.erf, 1, 1)
 Function = Callable[[Array], Array]
 Setting = Callable[[str, float], float]
@@ -67,6 +67,9 @@ class Curve(NamedTuple):
         """Parts [p, q] of the intervals with a monotone slope, and where there is one."""
         turns: list[Any] = list(self.turns)
         if self.period:
+            # Further out the turns are known less well than the slopes around them have to be.
+            if not max(np.abs(low).max(initial=0.0), np.abs(high).max(initial=0.0)) <= _NEAREST_TURNS:
+                raise NotCovered("a sine of numbers that large is not covered")
             first, last = (np.floor((end - turns[0]) / self.period) for end in (low, high))
             if not (last - first).max(initial=0.0) < _PERIODS:
                 raise NotCovered(f"a sine over more than {_PERIODS} half periods is not covered")

@@ -212,7 +212,8 @@ def kernel_of(chain: Sequence[Affine]) -> tuple[Array, float, list[int]]:
     place = [i for i, step in enumerate(chain) if step.lattice]
     plain = all(np.array_equal(step.view.places, np.arange(len(step.view.places))) for step in chain[1:])
     need(len(place) == 1 and plain, "not one convolution with scalings")
-    conv, relative = chain[place[0]], 0.0
+    conv = chain[place[0]]
+    relative = arith.gamma(conv.rounded)
     assert conv.lattice is not None
     kernel, shape, stride, dilation, padding, adjoint = conv.lattice
     for i, step in enumerate(chain):
@@ -226,7 +227,7 @@ def kernel_of(chain: Sequence[Affine]) -> tuple[Array, float, list[int]]:
         split = factor[:, 0].reshape(len(kernel), -1)
         split = split[:, None, :] if inner else split[:, :, None]
         kernel = kernel * split.reshape(*split.shape, *(1,) * (kernel.ndim - 3))
-        relative += arith.gamma(8)
+        relative += arith.gamma(8 + step.rounded)
     sizes = []
     for axis, n in enumerate(shape[1:]):
         s, d, (before, after) = stride[axis], dilation[axis], padding[axis]

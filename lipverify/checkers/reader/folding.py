@@ -181,9 +181,8 @@ def _dequantised(p: Builder, c: Call) -> list[Operand]:
     elif values.ndim == 1:
         need(values.size == 1, "scales of another size")
         values, shift = values.reshape(()), shift.reshape(())
-    return [
-        _finite((q.astype(np.int64) - shift) * values, scale, rounded + (0 if scale.kind.itemsize < 8 else 1))
-    ]
+    exact = scale.kind.itemsize < 8 and q.dtype.itemsize < 4
+    return [_finite((q.astype(np.int64) - shift) * values, scale, rounded + (0 if exact else 1))]
 
 
 FOLDED: dict[str, tuple[str, Callable[[Builder, Call], list[Operand]]]] = {
