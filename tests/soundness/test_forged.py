@@ -375,3 +375,13 @@ def test_a_ball_of_another_norm_than_expected(tmp_path: Path) -> None:
     )
     with pytest.raises(lv.RefutedCertificate, match="l2 balls"):
         checkers.verify_file(path, twin, expected=checkers.Expectation(norm_in="linf", radius=0.5))
+
+
+def test_a_file_that_leaves_its_type_but_at_0(tmp_path: Path) -> None:
+    """Compared at 0 alone it could be any linear function."""
+    nodes = [node("Mul", ["x", "B"], ["p"]), node("Mul", ["p", "B"], ["y"])]
+    model = read_model(network(tmp_path / "m.onnx", nodes, [array("B", 3e19)], [1, 2], [("y", [1, 2])]))
+    assert model.program is not None
+    assert model.data is not None
+    with pytest.raises(NotCovered, match="too few finite numbers"):
+        agree(model.data, model.program)

@@ -93,8 +93,9 @@ def _compared(program: Program, outputs: Sequence[int], inputs: Array, found: Se
         raise NotCovered(f"{evaluator} computes another function than the checker read")
     if blind:
         raise NotCovered(f"sums inside hide in the type of the file what {evaluator} and the checker compute")
-    if not known.any():
-        raise NotCovered(f"{evaluator} computes no finite numbers to compare with")
+    # A file that leaves its type but at 0 is compared at 0 alone, where most functions agree.
+    if 2 * int(known.sum()) < len(known):
+        raise NotCovered(f"{evaluator} computes too few finite numbers to compare with")
     return Agreement(evaluator, int(known.sum()), worst)
 
 
