@@ -28,6 +28,8 @@ from lipverify.ops import MaxPool
 
 KEPT, USED = 12, 6
 """Points kept for each centre, and how many of them rounds begin from."""
+SCOUTS = 24
+"""Batches of new points that a climb may choose its beginning from."""
 ASCENTS = 6
 """Steps of a pair in one round."""
 A_CALL, A_MULTIPLICATION, A_VALUE = 3e-5, 0.05e-9, 2e-9
@@ -139,6 +141,12 @@ class Climber:
         each = passes * one * restarts * self.count + calls
         rounds = min(self.search.rounds, max(2, int(self.search.seconds / each)))
         held = values * 3 + outputs * math.prod(self.shape)
+        look = (
+            (1 + 2 * outputs) * one * restarts * self.count
+            + A_CALL * len(self.graph.nodes) * (1 + 2 * outputs)
+            + 1e-3
+        )
+        self.scouts = min(SCOUTS, int(0.03 * self.search.seconds / look))
         return restarts, rounds, max(1, self.search.values_per_chunk // held)
 
     # -- the rounds
@@ -148,7 +156,7 @@ class Climber:
         remaining = self.compute.remaining()
         patience = PATIENCE if math.isinf(remaining) else 1.0
         end = time.monotonic() + min(patience * self.search.seconds, remaining)
-        pool = best = self.looked_at(None, self.start())
+        pool = best = self.scouted(self.start(), end)
         history, vain = [pool.slopes[0]], 0
         for index in range(self.rounds):
             if time.monotonic() > end:
@@ -160,7 +168,7 @@ class Climber:
                 best = pool if best is pool else best.joined(pool.slopes, pool.points, pool.directions)
                 if vain == VAIN:
                     break
-                pool = self.looked_at(None, (self.fresh(self.restarts), self.directions()))
+                pool = self.scouted((self.fresh(self.restarts), self.directions()), end)
                 history = [pool.slopes[0]]
                 continue
             moved = self.climbed(pool) if index % 2 else self.ascended(pool)
@@ -171,6 +179,15 @@ class Climber:
             return pool
         self.graph, self.dtype = self.exact, torch.float64
         return self.looked_at(None, (pool.points.double(), pool.directions.double()))
+
+    def scouted(self, batch: tuple[Tensor, Tensor], end: float) -> Pool:
+        """The pool that a climb begins with: on small networks the best of many points, so that narrow places are found."""
+        pool = self.looked_at(None, batch)
+        for _ in range(self.scouts):
+            if time.monotonic() > end:
+                break
+            pool = self.looked_at(pool, (self.inside(self.fresh(self.restarts)), self.directions()))
+        return pool
 
     def still(self, history: list[Tensor]) -> bool:
         """Whether the last rounds of a climb gained nothing worth while at any centre."""

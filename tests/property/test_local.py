@@ -45,6 +45,8 @@ def test_never_below_a_witness(block: int) -> None:
             continue
         witness = falsify(graph, query, Compute(seed=seed), Search(restarts=10, rounds=10, seconds=1))
         for name in names:
+            if name != "local" and resolve(name).reject(graph, query) is not None:
+                continue  # attention and normalisation: `local` alone has forms for them
             found = resolve(name).bound(graph, query, Compute()).upper
             assert found is not None
             assert bool((found >= witness.value).all()), f"seed {seed}, {name}"

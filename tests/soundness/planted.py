@@ -163,12 +163,18 @@ def composed(program: Program, first: dict[str, Any], second: dict[str, Any]) ->
 
 
 def walked(program: Program, regions: list[Any], limit: float, norms: tuple[str, str], slope: float, row: int = 0,
-           conditions: Any = (), everywhere: bool = False) -> Case:  # fmt: skip
+           conditions: Any = (), known: int = 1, part: Any = ()) -> Case:  # fmt: skip
+    """From a value on region 0 to region 1, by a constant on a part of region `known`."""
     c = planted(program, *regions)
     inner = c.add("value", ranges=c.ranges(0, *conditions), rows=[0, 1], sign=1, limit=limit.hex())
-    outer = None if everywhere else c.ranges(1)
-    c.add("walk", value=inner, constants=[derivatives(c, outer, [row, row + 1], slope, norms)])
+    constant = derivatives(c, c.ranges(known, *part), [row, row + 1], slope, norms)
+    c.add("walk", value=inner, constants=[constant], regions=[1])
     return c
+
+
+def beside() -> list[Any]:
+    """Balls around 2: the point, one that holds the steep place of `bump`, and one that does not."""
+    return [ball(np.array([2.0]), r) for r in (0.0, 3.0, 1.0)]
 
 
 def balls(norm: str, n: int, *radii: float, move: float = 0.0) -> list[Any]:
@@ -202,7 +208,7 @@ THREE = linear(np.diag([1.0, 100.0, 1.0]))
 STEPS = linear(np.eye(2), 100 * np.eye(2), np.eye(2))
 TURNED = kinked([[1.0], [-1.0]], [-0.01, -0.01], 100 * np.eye(2))
 
-APART, NESTED = balls("linf", 1, 1.0, 1.0, move=-5.0), balls("linf", 1, 0.1, 1.0)
+APART = balls("linf", 1, 1.0, 1.0, move=-5.0)
 
 PLANTED: dict[tuple[str, str], Callable[[], Case]] = {
     ("theorems", "steps that are no chain"): lambda: gain_of([1, 3], 1.001, STEPS),
@@ -245,12 +251,14 @@ PLANTED: dict[tuple[str, str], Callable[[], Case]] = {
                          {"rows": [0, 1], "limit": 2.01, "norms": TWO, "start": 1}),
     ("theorems", "a constant of another function"):
         lambda: walked(linear(np.array([[100.0], [0.01]])), balls("linf", 1, 0.0, 1.0), -0.001, INF, 0.011, 1),
-    ("theorems", "a constant of no ball"): lambda: walked(linear([[1.0]]), NESTED, -0.11, INF, 1.01, everywhere=True),
+    ("theorems", "a constant of another ball"): lambda: walked(bump(), beside(), 99.0, INF, 0.1, known=2),
+    ("theorems", "a constant of no whole ball"):
+        lambda: walked(bump(), beside(), 99.0, INF, 0.1, part=[at(1.0, "above")]),
     ("theorems", "a constant in another norm than that of its ball"):
         lambda: walked(linear(np.ones((1, 4))), balls("linf", 4, 0.0, 1.0), -0.001, TWO, 2.01),
     ("theorems", "balls that do not grow"):
         lambda: walked(linear([[1.0]]), balls("linf", 1, 0.0, 1.0, move=-9.0), -0.001, INF, 1.01),
-    ("theorems", "a part that is no whole ball"):
+    ("theorems", "a value on no whole ball"):
         lambda: walked(linear([[1.0]]), balls("linf", 1, 1.0, 1.0), -0.001, INF, 1.01, conditions=[at(0.0, "above")]),
     ("theorems", "fact * is of another kind *"):
         wrong_kind,

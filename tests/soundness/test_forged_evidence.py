@@ -88,6 +88,7 @@ BACKED = {
     "an array of another type or shape": "ends in an error: arrays of other shapes do not fit together",
     "slopes that contradict each other": "they do not hold the known ones either",
     "a step that is not behind the output": "ends in an error: it has no place among the elementary steps",
+    "constants of other balls": "ends in an error: as many constants as balls are followed",
     "two norms": "ends in an error", "a list": "ends in an error", "a condition": "ends in an error",
     "an axis of a torus": "ends in an error", "a torus": "ends in an error", "a scaling": "ends in an error",
     "a torus that is too small": "the cosine is below 0 there, and so is the limit",

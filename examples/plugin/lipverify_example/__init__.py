@@ -1,1 +1,1 @@
-"""A plug-in: the operator asinh and the analyzer `frobenius`."""
+"""A plug-in: the operator compressed and the analyzer `frobenius`."""

@@ -44,10 +44,10 @@ def test_squeezing_everything_keeps_the_samples_apart() -> None:
     assert graph.output_shape == (6,)
 
 
-def test_a_batch_of_several_fixed_samples_is_refused_with_advice() -> None:
+def test_a_convolution_over_several_fixed_samples_takes_all_of_them_as_one() -> None:
     nodes = [node("Conv", ["x", "w"], ["y"])]
-    with pytest.raises(UnsupportedModel, match=r"fixed at 8, .* export with a batch of one or of open size"):
-        extract_onnx(model(nodes, [8, 2, 5, 5], 13, {"w": random(3, 2, 3, 3)}))
+    graph = agrees(model(nodes, [8, 2, 5, 5], 13, {"w": random(3, 2, 3, 3)}), batched=False)
+    assert graph.input_shape == (8, 2, 5, 5)
 
 
 def test_a_fixed_first_axis_larger_than_one_belongs_to_the_sample() -> None:

@@ -1,4 +1,4 @@
-"""asinh(x) = log(x + sqrt(x^2 + 1)), entry by entry: what it computes, its ranges, its slopes, its gain, its name in proofs."""
+"""asinh(x) as an operator of torch of one's own: what it computes, its ranges, its slopes, its gain, its name in proofs."""
 
 from __future__ import annotations
 
@@ -19,31 +19,42 @@ from lipverify.rules import Slopes, Word, forward, gain, interval, slopes, state
 ROUNDING = 1e-12
 
 
-@dataclass(frozen=True, eq=False)
-class Asinh(Op):
-    """y = asinh(x)."""
-
-
-@lower.register("aten.asinh")
-def _lower(builder: Any, x: Any) -> Any:
-    return builder.elementwise(Asinh(), x)
-
-
-@forward.register(Asinh)
-def _forward(op: Asinh, x: Tensor) -> Tensor:
+@torch.library.custom_op("lipverify_example::compressed", mutates_args=())
+def compressed(x: Tensor) -> Tensor:
+    """What modules call."""
     return torch.asinh(x)
 
 
-@interval.register(Asinh)
-def _interval(op: Asinh, box: Interval) -> Interval:
-    """asinh increases: the ends of the box give the ends of the range, widened for the rounding of the function."""
+@compressed.register_fake
+def _shape_of(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+@dataclass(frozen=True, eq=False)
+class Compressed(Op):
+    """y = asinh(x)."""
+
+
+@lower.register("lipverify_example.compressed")
+def _lower(builder: Any, x: Any) -> Any:
+    return builder.elementwise(Compressed(), x)
+
+
+@forward.register(Compressed)
+def _forward(op: Compressed, x: Tensor) -> Tensor:
+    return torch.asinh(x)
+
+
+@interval.register(Compressed)
+def _interval(op: Compressed, box: Interval) -> Interval:
+    """It increases: the ends of the box give the ends of the range, widened for the rounding of the function."""
     ends = Interval(torch.asinh(box.lower.double()), torch.asinh(box.upper.double()))
     reach = torch.maximum(ends.lower.abs(), ends.upper.abs())
     return ends.widened(ROUNDING * torch.where(reach.isfinite(), reach, torch.zeros_like(reach)))
 
 
-@slopes.register(Asinh)
-def _slopes(op: Asinh, box: Interval | None, shape: Shape) -> Slopes:
+@slopes.register(Compressed)
+def _slopes(op: Compressed, box: Interval | None, shape: Shape) -> Slopes:
     """The derivative 1 / sqrt(1 + x^2) falls with |x|: 1 at zero, never negative (elementary)."""
     if box is None:
         return uniform_slopes(0.0, 1.0, shape)
@@ -54,10 +65,10 @@ def _slopes(op: Asinh, box: Interval | None, shape: Shape) -> Slopes:
     return box_slopes(Interval(least * (1 - ROUNDING), (most * (1 + ROUNDING)).clamp_max(1.0)), shape)
 
 
-gain.register(Asinh)(scalar_gain)
+gain.register(Compressed)(scalar_gain)
 
 
-@stated.register(Asinh)
-def _stated(op: Asinh, node: Node) -> Word:
-    """The checker knows the function by ONNX's name for it; with this its proofs cover networks that hold it."""
+@stated.register(Compressed)
+def _stated(op: Compressed, node: Node) -> Word:
+    """The checker knows the function by ONNX's name for it; with this its proofs cover networks that hold the operator."""
     return "Asinh", [], {}
