@@ -345,7 +345,9 @@ def test_tensors_that_contradict_themselves(tmp_path: Path) -> None:
     narrow.ClearField("raw_data")
     narrow.int32_data.extend([1, 300])
     assert "out of the range of INT8" in refused(2, save(tmp_path, linear(narrow)))
-    for kind in (TensorProto.COMPLEX64, TensorProto.FLOAT8E4M3FN, TensorProto.INT4, 0, 99):
+    half_bytes = TensorProto(name="w", data_type=TensorProto.INT4, dims=[2], raw_data=bytes(16))
+    assert "needs 1 bytes" in refused(2, save(tmp_path, linear(half_bytes)))
+    for kind in (TensorProto.COMPLEX64, TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT8E5M2, 0, 99):
         odd = TensorProto(name="w", data_type=kind, dims=[2], raw_data=bytes(16))
         assert "element type" in refused(5, save(tmp_path, linear(odd)))
 
