@@ -230,7 +230,9 @@ def _check(data: bytes, sidecar: Callable[[str], bytes], read: Callable[[], Mode
     regions = [region_of(ball, centres, box) for ball in found.regions]
     facts = _facts(found.proof, Subject(program, regions, exact), beside)
     _carried(claim, facts, found.regions, (len(program.steps) - 1, program.steps[-1].size))
-    shown = {"name": model.name[:80], "sha256": model.sha256, "graph_digest": about.digest, "margin": about.margin,
+    # The digest of a graph is the certificate's word where there is a file: what is shown is known.
+    digest = about.digest if model.binding == "graph" else None
+    shown = {"name": model.name[:80], "sha256": model.sha256, "graph_digest": digest, "margin": about.margin,
              "output": {"index": about.output, "name": about.output_name}}  # fmt: skip
     words = _words(claim.statement(about), model, weights, exact)
     return Verdict(words, claim.to_json(), model.binding, shown, weights, time.monotonic() - started)

@@ -1,11 +1,12 @@
-"""Writes mutants.json, forged.json, networks.json, models.json and costs.json beside this file: how changed certificates and
-forged proofs fare, random networks against witnesses, random ONNX models against samples, what rigour costs.
+"""Writes mutants.json, forged.json, readers.json, networks.json, models.json and costs.json beside this file: how changed
+certificates and forged proofs fare, changed model files as the checker reads them against runtimes, random networks against
+witnesses, random ONNX models against samples, what rigour costs.
 
-    python reports/soundness/build.py [--mutants 2000] [--forged 20000] [--networks 10000] [--models 20000] [--processes 2]
-        [--no-costs]
+    python reports/soundness/build.py [--mutants 2000] [--forged 20000] [--readers 100000] [--networks 10000] [--models 20000]
+        [--processes 2] [--no-costs]
 
-Twenty thousand forged proofs take five minutes of one processor, ten thousand networks half an hour, five thousand models as
-long; networks.json is written after every thousand, models.json after every hundred.
+Twenty thousand forged proofs take five minutes of one processor, a hundred thousand changed files ten, ten thousand networks
+half an hour, five thousand models as long; networks.json is written after every thousand, models.json after every hundred.
 Networks of the model zoo always; third-party networks where the folder shared/checkpoints lies beside the checkout.
 """
 
@@ -40,7 +41,7 @@ from lipverify.errors import LipverifyError  # noqa: E402
 from lipverify.ir.norm import Norm  # noqa: E402
 from lipverify.ir.region import Query  # noqa: E402
 from tests.networks import chain  # noqa: E402
-from tests.soundness import certified, mutants  # noqa: E402
+from tests.soundness import certified, mutants, readers  # noqa: E402
 from tests.soundness.forged import hunt  # noqa: E402
 from tests.soundness.held import Held, hold  # noqa: E402
 from tests.soundness.search import Found, search  # noqa: E402
@@ -83,6 +84,20 @@ def forged(count: int) -> dict[str, Any]:
     example = None if found.example is None else repr(found.example)[:2000]
     return {"made": found.tried, "accepted": found.accepted, "false": found.false, "example": example,
             "seconds": time.monotonic() - started}  # fmt: skip
+
+
+def files_changed(count: int) -> dict[str, Any]:
+    """Changed model files, seeds 0, 1, ...: what the reader takes and a runtime runs has to be the same function."""
+    found = readers.run(count)
+    return {
+        "made": found.made,
+        "read": found.accepted,
+        "compared": found.compared,
+        "different": found.wrong,
+        "kinds": dict(found.kinds.most_common()),
+        "not_run": dict(found.unable.most_common()),
+        "seconds": found.seconds,
+    }
 
 
 def priced(model: str, graph: lv.Graph, name: str, query: Query) -> dict[str, Any]:
@@ -166,6 +181,7 @@ def main() -> None:
     options = argparse.ArgumentParser()
     options.add_argument("--mutants", type=int, default=2000, help="0: leave mutants.json as it is")
     options.add_argument("--forged", type=int, default=20_000, help="0: leave forged.json as it is")
+    options.add_argument("--readers", type=int, default=100_000, help="0: leave readers.json as it is")
     options.add_argument("--networks", type=int, default=10_000, help="0: leave networks.json as it is")
     options.add_argument("--models", type=int, default=20_000, help="0: leave models.json as it is")
     options.add_argument("--processes", type=int, default=2, help="for networks.json and models.json")
@@ -182,6 +198,10 @@ def main() -> None:
         document = forged(given.forged)
         bad += document["false"]
         _write("forged", {"forged_proofs": document})
+    if given.readers:
+        document = files_changed(given.readers)
+        bad += len(document["different"])
+        _write("readers", {"changed_files": document})
     if given.networks:
         document = {"wrong": []}
         for document in searched(search, Found(), given.networks, given.processes, 1000):
