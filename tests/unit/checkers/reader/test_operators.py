@@ -142,7 +142,12 @@ def test_products_of_computed_values() -> None:
     program = program_of(attention, {"q": random(4, 4)}, (1, 3, 4))
     assert kinds(program) == ["Affine", "Product", "Affine", "Softmax", "Product", "Affine"]
     assert kinds(program_of(graph("Mul x x -> y"))) == ["Product"]
-    assert kinds(program_of(graph("Exp x -> e", "Div x e -> y"))) == ["Scalar", "Scalar", "Product"]
+    divided = read(model(graph("Exp x -> e", "Div x e -> y"), [1, 6], 13, {})).program
+    assert divided is not None
+    assert kinds(divided) == ["Scalar", "Scalar", "Product"]
+    # Read, but not believed: exponentials of all sizes hide in float32 what the two compute.
+    with pytest.raises(NotCovered):
+        program_of(graph("Exp x -> e", "Div x e -> y"))
 
 
 def test_weights_that_are_computed_from_weights() -> None:
