@@ -51,11 +51,6 @@ class Frequencies:
         self.channels.append(form.last.channels if form.rows is None else len(form.rows))
         self._seen: dict[tuple[int, int], Tensor] = {}
 
-    @property
-    def neurons(self) -> list[int]:
-        """Channels of every block of neurons: how many multipliers."""
-        return self.channels[1 : self.out]
-
     def weights(self) -> Tensor:
         """How often each frequency of the half torus counts in a sum over all: [half]."""
         w = torch.full((self.half,), 2.0, dtype=self.real, device=self.device)
@@ -104,9 +99,8 @@ class Frequencies:
         rows, columns = self.phases(kernel, scale, 0), self.phases(kernel, scale, 1)
         weight = kernel.weight.to(self.device, self.complex)
         found = torch.einsum("ahk,bnl,oikl->ahbnoi", rows.to(self.complex), columns.to(self.complex), weight)
-        times = [f // g for f, g in zip(self.fine[source], self.fine[scale], strict=True)]
         # Frequency a N + h of the source is frequency (a mod g) N + h of the coarser torus.
-        return found.repeat(times[0], 1, times[1], 1, 1, 1) if max(times) > 1 else found
+        return self.repeated(found, scale, source)
 
     # -- the order of elimination
 
