@@ -245,4 +245,5 @@ def quotient(sweep: Sweep, node: Node) -> Form:
     sweep.point = {**sweep.point, under.name: interval(under.op, Interval(at.lower, at.upper))}
     found = product(sweep, Node(node.name, ops.Mul(), (first, under.name), node.shape))
     del sweep.forms[under.name]
+    del sweep.strips[node.name]  # of x and 1 / y: nothing about the divisor itself
     return found

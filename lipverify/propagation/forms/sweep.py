@@ -102,7 +102,9 @@ class Sweep:
                 found = found.meet(self.boxes[name])
             if name in self.within:
                 found = found.meet(self.within[name])
-            if self.refine is not None:
+            if (
+                self.refine is not None and name in self.graph.consumers
+            ):  # not a node that a rule put in between
                 found = found.within(self.refine(self, name, found))
             if form.matrix is not None and _coarse(form, found):
                 form = self.symbols.spelled(form)

@@ -13,9 +13,11 @@ import lipverify as lv
 from lipverify import ops
 from lipverify.errors import UnsupportedModel, UsageError
 from lipverify.interpreter import evaluate, evaluate_all
-from lipverify.ir.graph import Graph
+from lipverify.ir.graph import Graph, Node
+from lipverify.ir.norm import Norm
+from lipverify.ir.op import Input
 from lipverify.ir.region import Ball
-from lipverify.propagation import Bounds
+from lipverify.propagation import Bounds, bounds
 from tests.networks import chain, random_graph, tensor
 
 COUNT = 2000 if os.environ.get("LIPVERIFY_SOUNDNESS") == "full" else 100
@@ -125,3 +127,28 @@ def test_refusals_name_what_is_wrong(rng: np.random.Generator) -> None:
     root = chain([tensor(rng, 6, 6), tensor(rng, 2, 6)], ops.Sqrt())
     with pytest.raises(UnsupportedModel, match="Sqrt"):
         lv.bounds(root, Ball(torch.zeros(1, 6), 0.1))
+
+
+@pytest.mark.parametrize("method", ["linear", "alpha"])
+def test_a_quotient_of_computed_tensors_beside_sums_that_read_it(method: str) -> None:
+    """Forms bound x / y by way of 1 / y: what they keep of that product says nothing about y."""
+    rng = np.random.default_rng(3)
+    graph = Graph(
+        (
+            Node("x", Input(), (), (4,)),
+            Node("above", ops.Linear(tensor(rng, 3, 4)), ("x",), (3,)),
+            Node("smooth", ops.Softmax(0), ("above",), (3,)),
+            Node("below", ops.Exp(), ("smooth",), (3,)),
+            Node("quotient", ops.Div(), ("above", "below"), (3,)),
+            Node("mixed", ops.Linear(tensor(rng, 3, 3)), ("quotient",), (3,)),
+            Node("y", ops.Linear(tensor(rng, 2, 3)), ("mixed",), (2,)),
+        ),
+        ("y",),
+    )
+    ball = Ball(tensor(rng, 2, 4), 0.3, Norm.LINF)
+    points = sampled(ball, rng, 200)
+    found = lv.bounds(graph, ball, method=method)
+    assert violation(found, graph, points) <= 1e-12
+    known = {name: found[name] for name in ("above", "smooth")}
+    again = bounds(graph, ball, method="linear", device=torch.device("cpu"), within=known)
+    assert violation(again, graph, points) <= 1e-12
