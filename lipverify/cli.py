@@ -3,30 +3,16 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 
 import typer
 
-from lipverify.commands.audit import audit
-from lipverify.commands.compare import compare
-from lipverify.commands.options import (
-    Arch,
-    Constants,
-    Input,
-    InputShape,
-    Json,
-    Model,
-    Output,
-    Trust,
-    constants,
-    print_json,
-    shape,
-)
-from lipverify.commands.options import output as parsed_output
 from lipverify.commands.questions import Verbs
-from lipverify.commands.radius import radius
+from lipverify.commands.shell import Json, print_json, typed
 from lipverify.commands.verify import verify
 from lipverify.commands.zoo import zoo_app
 from lipverify.errors import LipverifyError
+from lipverify.options import Model, Reading
 
 app = typer.Typer(
     name="lipverify",
@@ -39,45 +25,31 @@ app = typer.Typer(
 app.add_typer(zoo_app, name="zoo")
 
 
-@app.command()
-def inspect(
-    model: Model,
-    output: Output = "0",
-    input: Input = None,
-    constant: Constants = None,
-    arch: Arch = None,
-    trust_code: Trust = False,
-    input_shape: InputShape = None,
-    as_json: Json = False,
-) -> None:
-    """Show a model's layer graph and which analyzers can answer for it."""
-    from lipverify import pipeline
+@dataclass(frozen=True, kw_only=True)
+class InspectOptions(Reading):
+    """What `inspect` takes."""
+
+    model: Model
+
+
+def _inspect(options: InspectOptions, as_json: bool) -> int:
+    from lipverify.commands.start import load
     from lipverify.documents import inspect_document
 
-    graph = pipeline.load(
-        model,
-        arch=arch,
-        trust_code=trust_code,
-        input_shape=shape(input_shape),
-        output=parsed_output(output),
-        input=input,
-        constants=constants(constant),
-    )
-    document = inspect_document(graph)
+    document = inspect_document(load(options, options.model))
     if as_json:
         print_json(document)
-        return
-    from lipverify.reporting.terminal import print_inspection
+    else:
+        from lipverify.reporting.terminal import print_inspection
 
-    print_inspection(document)
-
-
-app.command()(audit)
+        print_inspection(document)
+    return 0
 
 
+app.command(name="inspect")(
+    typed(InspectOptions, _inspect, "Show a model's layer graph and which analyzers can answer for it.")
+)
 app.command()(verify)
-app.command()(radius)
-app.command()(compare)
 
 
 @app.command(name="analyzers")
@@ -103,7 +75,7 @@ def list_analyzers(as_json: Json = False) -> None:
 @app.command()
 def doctor(as_json: Json = False) -> None:
     """Show versions, devices and optional parts of this installation."""
-    from lipverify.doctor import findings, print_findings
+    from lipverify.commands.doctor import findings, print_findings
 
     found = findings()
     if as_json:

@@ -1,162 +1,152 @@
-"""The verb `audit`: bounds from above and below, or the question whether the output is monotone."""
+"""The verb `audit`: bounds from above and below, or with --monotone the question whether the output only rises or falls."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
-from lipverify.commands.options import (
-    Analyzers,
-    Arch,
-    Budget,
-    Constants,
-    Device,
-    Force,
-    Input,
-    InputBox,
-    InputShape,
-    Json,
-    Limit,
-    Margin,
-    Model,
-    NormOut,
-    Output,
-    Trust,
-    parsed,
-    print_json,
-    refuse_alone,
-    say_report,
-    words,
-)
-from lipverify.errors import Refuted, Undecided, UsageError
+from lipverify.commands import monotone
+from lipverify.commands.shell import Outcome, Verb
+from lipverify.errors import Refuted, UsageError
 from lipverify.ir.norm import Norm
 from lipverify.loading.arguments import parse_radius
+from lipverify.options import Analyzers, Margin, Model, NormOut, Options, option, parse_gate, refuse_alone
 
 if TYPE_CHECKING:
-    from lipverify.monotonicity.results import Monotonicity
+    from torch import Tensor
+
+    from lipverify.commands.start import Start
+    from lipverify.ir.graph import Graph
+    from lipverify.ir.region import Region
 
 
-def audit(
-    model: Model,
-    norm: Annotated[str, typer.Option(help="norm at the input: l1, l2 or linf")] = "l2",
-    norm_out: NormOut = None,
-    analyzers: Analyzers = "product",
-    data: Annotated[Path | None, typer.Option(help=".npz with x (and y): centres of a local region")] = None,
-    radius: Annotated[str | None, typer.Option(help="radius of the balls, for example 0.03 or 8/255")] = None,
-    ball: Annotated[str | None, typer.Option(help="norm of the balls: l2 or linf; default: --norm")] = None,
-    limit: Limit = None,
-    box: InputBox = None,
-    output: Output = "0",
-    input: Input = None,
-    constant: Constants = None,
-    margin: Margin = None,
-    budget: Budget = None,
-    device: Device = "auto",
-    seed: Annotated[int, typer.Option(help="seed of the search for the lower bound")] = 0,
-    out: Annotated[
-        Path | None, typer.Option(help="folder for result.json, report.html and certificates")
-    ] = None,
-    force: Force = False,
-    fail_above: Annotated[float | None, typer.Option(help="exit 3 if the best bound exceeds this")] = None,
-    junit: Annotated[Path | None, typer.Option(help="also write the answers as JUnit test cases")] = None,
-    statement_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--statement", metavar="FILE", help="also write an in-toto statement about the model file"
-        ),
-    ] = None,
+@dataclass(frozen=True, kw_only=True)
+class AuditOptions(Options):
+    """What `audit` takes.
+
+    Raises:
+        UsageError: options that mean nothing together.
+    """
+
+    model: Model
+    norm: Annotated[str, option("norm at the input: l1, l2 or linf")] = "l2"
+    norm_out: NormOut = None
+    analyzers: Analyzers = ("product",)
+    radius: Annotated[
+        float | None, option("radius of the balls, for example 0.03 or 8/255", parse_radius)
+    ] = None
+    ball: Annotated[str | None, option("norm of the balls: l2 or linf; default: --norm")] = None
+    margin: Margin = None
+    fail_above: Annotated[
+        float | None, option("exit 3 if the best bound exceeds this", parse_gate, metavar="FLOAT")
+    ] = None
+    junit: Annotated[Path | None, option("also write the answers as JUnit test cases")] = None
+    statement: Annotated[
+        Path | None, option("also write an in-toto statement about the model file", metavar="FILE")
+    ] = None
     execution: Annotated[
-        str | None, typer.Option(help="float32: also what execution can add over --box; no part of a bound")
-    ] = None,
-    solver: Annotated[str | None, typer.Option(help="lipsdp-cvxpy: clarabel (default) or scs")] = None,
+        str | None, option("float32: also what execution can add over --box; no part of a bound")
+    ] = None
+    solver: Annotated[str | None, option("lipsdp-cvxpy: clarabel (default) or scs")] = None
     monotone: Annotated[
         str | None,
-        typer.Option(
-            help="names or positions of features, or all: does the output only rise, or only fall, with each?"
-        ),
-    ] = None,
-    of: Annotated[int | None, typer.Option(help="--monotone: which entry of the output")] = None,
-    feature_names: Annotated[
-        str | None, typer.Option("--names", help="--monotone: names of all features, with commas")
-    ] = None,
-    arch: Arch = None,
-    trust_code: Trust = False,
-    input_shape: InputShape = None,
-    as_json: Json = False,
-) -> None:
-    """Bound a model's Lipschitz constant from above and from below."""
-    common = parsed(locals())
-    names = _with_solver(words(analyzers), solver)
-    if not names:
-        raise UsageError("give at least one analyzer")
-    wanted_radius = None if radius is None else parse_radius(radius)
-    Norm.parse(norm), Norm.parse(norm_out or norm), Norm.parse(ball or norm)
-    if wanted_radius is not None and data is None:
-        raise UsageError("--radius needs --data: the balls are around the points of a file")
-    if wanted_radius is None:
-        refuse_alone("--data and --radius", ("--ball", ball))
-    if data is None:
-        refuse_alone("--data", ("--limit", limit))
-    if fail_above is not None and not fail_above >= 0:
-        raise UsageError(f"--fail-above takes a limit of at least 0, not {fail_above}")
-    if execution not in (None, "float32") or (execution is not None and box is None):
-        raise UsageError("--execution takes float32 and needs --box LO,HI: the inputs it is about")
-    if monotone is not None:
-        if any(value is not None for value in (norm_out, ball, fail_above, junit, statement_file, execution)):
+        option("names or positions of features, or all: does the output only rise, or only fall, with each?"),
+    ] = None
+    of: Annotated[int | None, option("--monotone: which entry of the output")] = None
+    names: Annotated[str | None, option("--monotone: names of all features, with commas")] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "analyzers", _with_solver(self.analyzers, self.solver))
+        if not self.analyzers:
+            raise UsageError("give at least one analyzer")
+        for norm in (self.norm, self.norm_out, self.ball):
+            Norm.parse(norm or self.norm)
+        if self.radius is not None and self.data is None:
+            raise UsageError("--radius needs --data: the balls are around the points of a file")
+        if self.radius is None:
+            refuse_alone("--data and --radius", ("--ball", self.ball))
+        if self.execution not in (None, "float32") or (self.execution is not None and self.box is None):
+            raise UsageError("--execution takes float32 and needs --box LO,HI: the inputs it is about")
+        if self.monotone is None:
+            refuse_alone("--monotone", ("--of", self.of), ("--names", self.names))
+            return
+        bounds = (self.norm_out, self.ball, self.fail_above, self.junit, self.statement, self.execution)
+        if any(value is not None for value in bounds):
             raise UsageError(
                 "--monotone answers another question: --norm-out, --ball, --fail-above, --junit, --statement and --execution "
                 "are about bounds; ask for those in a run without it"
             )
-        from lipverify.monotonicity import command
 
-        question = command.Options(
-            **common, model=model, features=monotone, names=feature_names, of=of, radius=wanted_radius
-        )
-        raise typer.Exit(_monotone(command.run_monotone(question), as_json))
 
-    refuse_alone("--monotone", ("--of", of), ("--names", feature_names))
+def _audit(options: AuditOptions, start: Start) -> Outcome:
+    """Bounds and a witness, their report, certificates and what a pipeline reads; or directions.
+
+    Raises:
+        LipverifyError: as `pipeline.load` and `pipeline.audit`.
+    """
+    if options.monotone is not None:
+        return monotone.work(options, start)
     from lipverify import pipeline
-    from lipverify.auditing import Options, run_audit
-    from lipverify.reporting import pipelines, terminal
+    from lipverify.analyzers import registry
+    from lipverify.commands.start import load
+    from lipverify.reporting import pipelines, terminal, writing
 
-    options = Options(
-        **common,
-        model=model,
-        norm=norm,
-        norm_out=norm_out,
-        analyzers=names,
-        radius=wanted_radius,
-        ball=ball,
-        execution=execution,
+    methods = [registry.resolve(name) for name in options.analyzers]
+    start.progress.start(f"reading {options.model}")
+    graph = load(options, options.model)
+    region, hints = _region(options, graph)
+    if options.margin is not None:
+        graph = pipeline.margin(graph, *options.margin)
+    result = pipeline.audit(
+        graph,
+        norm=options.norm,
+        norm_out=options.norm_out,
+        region=region,
+        analyzers=methods,
+        budget=options.budget,
+        device=start.device,
+        seed=options.seed,
+        box=options.box,
+        hints=hints,
+        report=start.progress.report,
     )
-    result, document = run_audit(options)
-    if junit is not None:
-        pipelines.write_text(junit, pipelines.junit(document, fail_above))
-    if statement_file is not None:
-        made = pipelines.statement(document, result.certificate_files())
-        pipelines.write_text(statement_file, pipelines.as_json(made))
-    if as_json:
-        print_json(document)
-    else:
-        terminal.print_audit(document)
-        say_report(out)
+    result = replace(result, command=options.command)
+    document = result.to_json()
+    if options.box is not None and options.execution is not None:
+        from lipverify.execution import statement
+
+        document["execution"] = statement(graph, options.box)
+
+    def beside() -> None:
+        if options.junit is not None:
+            pipelines.write_text(options.junit, pipelines.junit(document, options.fail_above))
+        if options.statement is not None:
+            made = pipelines.statement(document, result.certificate_files())
+            pipelines.write_text(options.statement, pipelines.as_json(made))
+
+    files = writing.audit_files(result, document) if start.folder is not None else {}
     code = pipeline.exit_code(result)
-    if code == 0 and fail_above is not None:
-        _gate(document["best"], fail_above)
-    raise typer.Exit(code)
+    failure = _gate(document["best"], options.fail_above) if code == 0 else None
+    return Outcome(document, terminal.print_audit, files, code, failure, beside)
 
 
-def _monotone(found: Monotonicity, as_json: bool) -> int:
-    """Prints the findings; the exit code."""
-    if as_json:
-        print_json(found.to_json())
-    else:
-        from lipverify.reporting.monotone import print_monotone
+AUDIT = Verb(AuditOptions, _audit, "Bound a model's Lipschitz constant from above and from below.")
 
-        print_monotone(found.to_json())
-    return 0 if found.decided else Undecided.exit_code
+
+def _region(options: AuditOptions, graph: Graph) -> tuple[Region, Tensor | None]:
+    """The region of the question, and points as hints for the search where the region is everywhere."""
+    from lipverify.commands.start import points_of
+    from lipverify.ir.region import Ball, Everywhere
+
+    points = points_of(options)
+    if points is None:
+        return Everywhere(), None
+    points.require(graph)
+    if options.radius is None:
+        return Everywhere(), points.x
+    return Ball(points.x, options.radius, Norm.parse(options.ball or options.norm), options.box), None
 
 
 def _with_solver(names: tuple[str, ...], solver: str | None) -> tuple[str, ...]:
@@ -169,9 +159,10 @@ def _with_solver(names: tuple[str, ...], solver: str | None) -> tuple[str, ...]:
     return tuple(chosen if name == "lipsdp-cvxpy" else name for name in names)
 
 
-def _gate(best: dict[str, Any], limit: float) -> None:
+def _gate(best: dict[str, Any], limit: float | None) -> Refuted | None:
     """The gate of `--fail-above`: anything but a bound at or below the limit fails."""
     from lipverify.reporting.pipelines import worst
 
-    if not worst(best) <= limit:
-        raise Refuted(f"the best bound {best.get('upper', 'beyond float64')} exceeds the limit {limit}")
+    if limit is None or worst(best) <= limit:
+        return None
+    return Refuted(f"the best bound {best.get('upper', 'beyond float64')} exceeds the limit {limit}")

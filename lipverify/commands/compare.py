@@ -2,122 +2,240 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
-from lipverify.commands.options import (
-    Analyzers,
-    Arch,
-    Budget,
-    Constants,
-    Device,
-    Force,
-    Input,
-    InputBox,
-    InputShape,
-    Jobs,
-    Json,
-    Limit,
-    Margin,
-    NormOut,
-    Output,
-    Resume,
-    Trust,
-    parsed,
-    print_json,
-    refuse_alone,
-    say_report,
-    words,
-)
+from lipverify.commands.shell import Outcome, Verb
+from lipverify.errors import LipverifyError, UsageError
 from lipverify.ir.norm import Norm
 from lipverify.loading.arguments import parse_radius
+from lipverify.loading.names import display
+from lipverify.options import (
+    Analyzers,
+    Jobs,
+    Margin,
+    Models,
+    NormOut,
+    Options,
+    Resume,
+    option,
+    refuse_alone,
+    words,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lipverify.commands.start import Points, Start
+    from lipverify.comparison.cache import Cache
+    from lipverify.comparison.results import Unreadable
+    from lipverify.ir.graph import Graph
+    from lipverify.ir.region import Region
+
+CACHE = "cache"
+"""The folder inside --out where answers are kept unless --cache names another one."""
+NO_CURVES = "none"
+"""The word that leaves out certified accuracy."""
 
 
-def compare(
-    models: Annotated[
-        list[str], typer.Argument(help="ONNX files, zoo:<name>, or weights together with --arch")
-    ],
-    out: Annotated[
-        Path | None, typer.Option(help="folder for result.json, report.html, certificates and the cache")
-    ] = None,
-    norm: Annotated[str, typer.Option(help="norms at the input, with commas: l1, l2, linf")] = "l2",
-    norm_out: NormOut = None,
-    analyzers: Analyzers = "product",
-    data: Annotated[Path | None, typer.Option(help=".npz with x (and y): centres of local regions")] = None,
-    radius: Annotated[str | None, typer.Option(help="radii of the balls, with commas: 0.03,8/255")] = None,
-    everywhere: Annotated[
-        bool, typer.Option("--everywhere", help="besides the balls, the whole space")
-    ] = False,
-    ball: Annotated[
-        str | None, typer.Option(help="norm of the balls: l2 or linf; default: the first --norm")
-    ] = None,
-    limit: Limit = None,
-    curves: Annotated[
-        str, typer.Option(help="certified accuracy on --data by this method of `radius`, or none")
-    ] = "crown",
+def _radii(text: str) -> tuple[float, ...]:
+    return tuple(parse_radius(part) for part in text.split(","))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions(Options):
+    """What `compare` takes.
+
+    Raises:
+        UsageError: options that mean nothing together.
+    """
+
+    models: Models
+    norm: Annotated[
+        tuple[str, ...], option("norms at the input, with commas: l1, l2, linf", words, shown="l2")
+    ] = ("l2",)
+    norm_out: NormOut = None
+    analyzers: Analyzers = ("product",)
+    radius: Annotated[
+        tuple[float, ...] | None, option("radii of the balls, with commas: 0.03,8/255", _radii)
+    ] = None
+    everywhere: Annotated[bool, option("besides the balls, the whole space")] = False
+    ball: Annotated[str | None, option("norm of the balls: l2 or linf; default: the first --norm")] = None
+    curves: Annotated[str, option("certified accuracy on --data by this method of `radius`, or none")] = (
+        "crown"
+    )
     certified: Annotated[
         str | None,
-        typer.Option(
-            "--radii", help="compare certified radii on --data instead of bounds, by this method of `radius`"
+        option(
+            "compare certified radii on --data instead of bounds, by this method of `radius`",
+            names=("--radii",),
         ),
-    ] = None,
-    box: InputBox = None,
-    output: Output = "0",
-    input: Input = None,
-    constant: Constants = None,
-    margin: Margin = None,
-    budget: Budget = None,
-    device: Device = "auto",
-    seed: Annotated[int, typer.Option(help="seed of the search for lower bounds")] = 0,
-    jobs: Jobs = 1,
-    cache: Annotated[Path | None, typer.Option(help="where answers are kept; default: inside --out")] = None,
-    resume: Resume = False,
-    force: Force = False,
-    arch: Arch = None,
-    trust_code: Trust = False,
-    input_shape: InputShape = None,
-    as_json: Json = False,
-) -> None:
-    """Compare models and analyzers in one report."""
-    common = parsed(locals())
-    radii = () if radius is None else tuple(parse_radius(part) for part in radius.split(","))
-    for name in (*words(norm), *words(norm_out or ""), *words(ball or "")):
-        Norm.parse(name)
-    if not radii:
-        refuse_alone("--data and --radius", ("--ball", ball), ("--everywhere", everywhere))
-    if data is None:
-        refuse_alone("--data", ("--limit", limit))
-    from lipverify.comparison.command import Options, run_compare
+    ] = None
+    margin: Margin = None
+    jobs: Jobs = 1
+    cache: Annotated[Path | None, option("where answers are kept; default: inside --out")] = None
+    resume: Resume = False
 
-    options = Options(
-        **common,
-        models=tuple(models),
-        analyzers=words(analyzers),
-        norms=words(norm),
-        norm_out=norm_out,
-        radii=radii,
-        everywhere=everywhere,
-        ball=ball,
-        curves=curves,
-        certified=certified,
-        jobs=jobs,
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in (*self.norm, *words(self.norm_out or ""), *words(self.ball or "")):
+            Norm.parse(name)
+        if self.radius is None:
+            refuse_alone("--data and --radius", ("--ball", self.ball), ("--everywhere", self.everywhere))
+
+
+def _compare(options: CompareOptions, start: Start) -> Outcome:
+    """Compares bounds, or radii.
+
+    Raises:
+        UsageError: options that make no sense, data that cannot be read, an unfinished run that is not meant to be continued.
+    """
+    if options.certified is not None:
+        from lipverify.commands.compare_radii import work
+
+        return work(options, start)
+    from lipverify.commands.start import points_of
+    from lipverify.comparison.cache import Cache
+    from lipverify.comparison.results import WITNESSES
+    from lipverify.comparison.run import compare
+    from lipverify.reporting.comparison import print_comparison, render_comparison
+    from lipverify.reporting.places import REPORT
+
+    started = time.monotonic()
+    folder, progress = start.folder, start.progress
+    points = points_of(options)
+    regions = _regions(options, None if points is None else points.x)
+    place = options.cache or (None if folder is None else folder.path / CACHE)
+    cache = None if place is None else Cache(place)
+    models = {}
+    for name, model in short_names(options.models).items():
+        progress.start(f"reading {model}")
+        models[name] = _read(model, options)
+    if folder is not None:
+        folder.keep()
+    curves: tuple[dict[str, Any], ...] = ()
+    if points is not None and options.curves != NO_CURVES:
+        progress.start("certifying points")
+        curves = _curves(options, models, points, cache)
+    progress.start("comparing")
+    found = compare(
+        models,
+        analyzers=options.analyzers,
+        norm=options.norm,
+        norm_out=options.norm_out,
+        region=regions,
+        budget=options.budget,
+        device=start.device,
+        seed=options.seed,
+        box=options.box,
+        hints=None if options.radius or points is None else points.x,
+        jobs=options.jobs,
         cache=cache,
+        advance=progress.update,
+        since=started,
     )
-    if certified is not None:
-        from lipverify.comparison.radii import run_compare_radii
-        from lipverify.reporting.radii_compared import print_radii_compared
+    found = replace(found, curves=curves, command=options.command)
+    document = found.to_json()
+    files = {}
+    if folder is not None:
+        files = {
+            **found.certificate_files(),
+            WITNESSES: found.witness_file(),
+            REPORT: render_comparison(document).encode("utf-8"),
+        }
+    return Outcome(document, print_comparison, files, found.exit_code())
 
-        (document, code), show = run_compare_radii(options), print_radii_compared
-    else:
-        from lipverify.reporting.comparison import print_comparison
 
-        found = run_compare(options)
-        document, code, show = found.to_json(), found.exit_code(), print_comparison
-    if as_json:
-        print_json(document)
-    else:
-        show(document)
-        say_report(out)
-    raise typer.Exit(code)
+def _unfinished(options: CompareOptions) -> str:
+    from lipverify.commands.compare_radii import JOURNALS
+
+    return CACHE if options.certified is None else JOURNALS
+
+
+COMPARE = Verb(CompareOptions, _compare, "Compare models and analyzers in one report.", _unfinished)
+
+
+def _curves(
+    options: CompareOptions,
+    models: Mapping[str, Graph | Unreadable],
+    points: Points,
+    cache: Cache | None,
+) -> tuple[dict[str, Any], ...]:
+    from lipverify.comparison.curves import accuracy_curve
+    from lipverify.comparison.results import Unreadable
+    from lipverify.robustness import Plan
+
+    graphs = {name: model for name, model in models.items() if not isinstance(model, Unreadable)}
+    norms = [norm for norm in map(Norm.parse, options.norm) if norm is not Norm.L1]
+    # At most half of the time; what they leave is for the bounds.
+    seconds = None if options.budget is None else options.budget / 2 / max(len(graphs) * len(norms), 1)
+    return tuple(
+        accuracy_curve(
+            name,
+            graph,
+            points.x,
+            points.y,
+            Plan(norm, options.curves, options.box, attack=None, seed=options.seed),
+            budget=seconds,
+            jobs=options.jobs,
+            cache=cache,
+        )
+        for norm in norms
+        for name, graph in graphs.items()
+    )
+
+
+def load(model: str, options: CompareOptions) -> Graph:
+    """One model, or one difference of its outputs."""
+    from lipverify import pipeline
+    from lipverify.commands import start
+
+    graph = start.load(options, model)
+    return graph if options.margin is None else pipeline.margin(graph, *options.margin)
+
+
+def _read(model: str, options: CompareOptions) -> Graph | Unreadable:
+    """One model; what cannot be read is a row of the report, not the end of the run."""
+    from lipverify.comparison.results import Unreadable
+
+    try:
+        return load(model, options)
+    except LipverifyError as error:
+        return Unreadable(str(error), error.exit_code)
+
+
+def short_names(models: Sequence[str]) -> dict[str, str]:
+    """Short names: the file's, with the folder before it where two files are called the same."""
+    if len(set(models)) < len(models):
+        raise UsageError("a model is named twice")
+    short = [display(_short(model), 60) for model in models]
+    longer = [
+        display(_short(model, 2), 60) if short.count(s) > 1 else s
+        for s, model in zip(short, models, strict=True)
+    ]
+    found: dict[str, str] = {}
+    for name, model in zip(longer, models, strict=True):
+        found[name if name not in found else f"{name} ({len(found) + 1})"] = model
+    return found
+
+
+def _short(model: str, parts: int = 1) -> str:
+    if model.startswith("zoo:"):
+        return model
+    return "/".join(Path(model).parts[-parts:]) or model
+
+
+def _regions(options: CompareOptions, data: Tensor | None) -> list[Region]:
+    from lipverify.ir.region import Ball, Everywhere
+
+    if options.radius and data is None:
+        raise UsageError("--radius needs --data: the balls are around the points of a file")
+    if not options.radius:
+        return [Everywhere()]
+    found: list[Region] = [Everywhere()] if options.everywhere else []
+    assert data is not None
+    ball = options.ball or options.norm[0]
+    return [*found, *(Ball(data, radius, Norm.parse(ball), options.box) for radius in options.radius)]

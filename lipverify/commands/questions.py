@@ -1,46 +1,41 @@
-"""Verbs that are questions: each is made from its own description when it is called, and nothing heavy is imported before."""
+"""Verbs that are made when they are called, nothing heavy imported before: the built-in ones, and every question."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from dataclasses import MISSING, fields
+import time
+from dataclasses import replace
 from importlib import import_module
 from importlib.metadata import entry_points
-from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from lipverify.commands.options import (
-    Arch,
-    Budget,
-    Constants,
-    Device,
-    Force,
-    Input,
-    InputBox,
-    InputShape,
-    Json,
-    Limit,
-    Output,
-    Trust,
-    parsed,
-    refuse_alone,
-)
-from lipverify.errors import UsageError
-from lipverify.ir.norm import Norm
-from lipverify.loading.arguments import parse_radius
+from lipverify.commands.shell import Outcome, Verb, command
+from lipverify.errors import LipverifyError, Refuted, Undecided, UsageError
+
+if TYPE_CHECKING:
+    from lipverify.commands.start import Start
+    from lipverify.questions.options import Options
+    from lipverify.questions.question import Answer
 
 GROUP = "lipverify.questions"
 BUILT_IN = {
+    "audit": (
+        "lipverify.commands.audit:AUDIT",
+        "Bound a model's Lipschitz constant from above and from below.",
+    ),
+    "radius": (
+        "lipverify.commands.radius:RADIUS",
+        "Certify for each point how far its input may move before the label can change.",
+    ),
+    "compare": ("lipverify.commands.compare:COMPARE", "Compare models and analyzers in one report."),
     "deviate": (
         "lipverify.questions.deviation:Deviation",
         "Bound how far changed copies of a network can answer differently, and whose labels are kept.",
-    )
+    ),
 }
-"""Verb -> the question's class, and the line of `lipverify --help`. Other packages add theirs through entry points of `GROUP`."""
+"""Verb -> its `Verb` or the question's class, and the line of `lipverify --help`. Entry points of `GROUP` add others."""
 
 
 def verbs() -> tuple[str, ...]:
@@ -49,7 +44,7 @@ def verbs() -> tuple[str, ...]:
 
 
 def resolve(verb: str) -> Any:
-    """The class of a question. Raises UsageError for a verb that is none."""
+    """The `Verb`, or the class of a question. Raises UsageError for a verb that is none."""
     if verb in BUILT_IN:
         module, _, attribute = BUILT_IN[verb][0].partition(":")
         return getattr(import_module(module), attribute)
@@ -82,7 +77,9 @@ class Later(TyperCommand):
         """The command with its options."""
         assert self.name is not None
         app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-        app.command()(function(resolve(self.name)))
+        found = resolve(self.name)
+        verb = found if isinstance(found, Verb) else asking(found)
+        app.command()(command(verb))
         found = typer.main.get_command(app)
         found.name = self.name
         return found
@@ -91,80 +88,77 @@ class Later(TyperCommand):
         return self.built().make_context(info_name, args, parent=parent, **extra)
 
 
-def _shared(
-    models: Annotated[
-        list[str], typer.Argument(help="ONNX files, zoo:<name>, or weights together with --arch")
-    ],
-    data: Annotated[
-        Path | None, typer.Option(help=".npz with x (and y): points that are asked about")
-    ] = None,
-    radius: Annotated[
-        str | None, typer.Option(help="balls around the points, for example 0.03 or 8/255")
-    ] = None,
-    ball: Annotated[str, typer.Option(help="norm of the balls: l2 or linf")] = "linf",
-    limit: Limit = None,
-    box: InputBox = None,
-    output: Output = "0",
-    input: Input = None,
-    constant: Constants = None,
-    budget: Budget = None,
-    device: Device = "auto",
-    seed: Annotated[int, typer.Option(help="seed of the search for witnesses")] = 0,
-    fail_above: Annotated[
-        float | None,
-        typer.Option(help="gate: exit 3 if a witness exceeds this, 4 if only the bound does"),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="folder for result.json, report.html and witnesses")
-    ] = None,
-    force: Force = False,
-    arch: Arch = None,
-    trust_code: Trust = False,
-    input_shape: InputShape = None,
-    as_json: Json = False,
-) -> None:
-    """The options that every question has."""
+def asking(question: Any) -> Verb:
+    """A question as a command."""
+    words = (question.__doc__ or "").split("\n\n")[0]
+    return Verb(question.options, lambda options, start: _asked(question, options, start), words)
 
 
-def function(question: Any) -> Callable[..., None]:
-    """The command of a question as typer reads it: the shared options, then those of `question.options`."""
-    hints = get_type_hints(_shared, include_extras=True)
-    shared = [p.replace(annotation=hints[name]) for name, p in inspect.signature(_shared).parameters.items()]
-    kind = question.options
-    base = {field.name for field in fields(kind.__mro__[1])}
-    own_hints = get_type_hints(kind, include_extras=True)
-    own = [
-        inspect.Parameter(
-            field.name,
-            inspect.Parameter.POSITIONAL_OR_KEYWORD,
-            default=inspect.Parameter.empty if field.default is MISSING else field.default,
-            annotation=own_hints[field.name],
-        )
-        for field in fields(kind)
-        if field.name not in base
-    ]
+def _asked(question: Any, options: Options, start: Start) -> Outcome:
+    """Asks for every answer, with what is left of the time shared evenly.
 
-    def command(**given: Any) -> None:
-        common = parsed(given | {"margin": None})
-        if given["fail_above"] is not None and not given["fail_above"] >= 0:
-            raise UsageError(f"--fail-above takes a limit of at least 0, not {given['fail_above']}")
-        Norm.parse(given["ball"])
-        if given["data"] is None:
-            refuse_alone("--data", ("--limit", given["limit"]), ("--radius", given["radius"]))
-        from lipverify.commands.running import run
+    Raises:
+        LipverifyError: as `pipeline.load` and `ask`.
+    """
+    from lipverify.commands.start import load, points_of
+    from lipverify.questions.asking import ask
+    from lipverify.reporting.answer import print_answers, render_answers
+    from lipverify.reporting.places import REPORT, WITNESS
 
-        options = kind(
-            **common,
-            models=tuple(given["models"]),
-            radius=None if given["radius"] is None else parse_radius(given["radius"]),
-            ball=given["ball"],
-            fail_above=given["fail_above"],
-            **{p.name: given[p.name] for p in own},
-        )
-        raise typer.Exit(run(question, options, given["as_json"]))
+    graphs = []
+    for model in options.models:
+        start.progress.start(f"reading {model}")
+        graphs.append(load(options, model))
+    points = points_of(options)
+    if points is not None:
+        points.require(graphs[0])
+    asked = list(question.asked(options, graphs, None if points is None else points.x.double()))
+    if not asked:
+        raise UsageError(f"this question needs another model beside {options.models[0]}")
+    answers: list[Answer] = []
+    deadline = None if options.budget is None else time.monotonic() + options.budget
+    for place, one in enumerate(asked):
+        share = None if deadline is None else max(deadline - time.monotonic(), 0.0) / (len(asked) - place)
+        answer = ask(one, budget=share, device=start.device, seed=options.seed, report=start.progress.report)
+        answers.append(replace(answer, command=options.command))
+        if answer.interrupted:
+            break
+    names = [WITNESS if index == 0 else f"witness-{index + 1}.npz" for index in range(len(answers))]
+    documents = [answer.to_json(name) for answer, name in zip(answers, names, strict=True)]
+    parts = [question.sections(document) for document in documents]
+    result = documents[0] if len(asked) == 1 else _several(question, documents)
+    files = {}
+    if start.folder is not None:
+        files = {name: answer.witness_file() for name, answer in zip(names, answers, strict=True)}
+        files[REPORT] = render_answers(documents, parts).encode("utf-8")
+    stopped = any(answer.interrupted for answer in answers)
+    failure = None if stopped else _gates(question, options, answers, documents)
+    show = lambda _: print_answers(documents, parts)  # noqa: E731
+    return Outcome(result, show, files, 130 if stopped else 0, failure)
 
-    parameters = [*shared, *own]
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in parameters}
-    command.__name__, command.__doc__ = question.name, (question.__doc__ or "").split("\n\n")[0]
-    return command
+
+def _several(question: Any, documents: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"schema": "lipverify.answers/1", "question": question.name, "answers": documents}
+
+
+def _gates(
+    question: Any, options: Options, answers: list[Answer], documents: list[dict[str, Any]]
+) -> LipverifyError | None:
+    """A witness beyond the limit refutes; a bound beyond it, with no such witness, decides nothing. Both fail."""
+    for document in documents:
+        reason = question.gate(options, document)
+        if reason is not None:
+            return Refuted(reason)
+    limit = options.fail_above
+    if limit is None:
+        return None
+    for answer in answers:
+        if answer.shown > limit:
+            return Refuted(f"a witness with the value {answer.shown} exceeds the limit {limit}")
+    for answer in answers:
+        if not answer.largest <= limit:
+            return Undecided(
+                f"the bound {answer.largest} exceeds the limit {limit}, no witness does (at most {answer.shown}): not decided; "
+                "give a smaller region or a larger --budget"
+            )
+    return None

@@ -1,98 +1,148 @@
-"""The verb `radius`: certified radii of points."""
+"""The verb `radius`: certified radii of points, with a journal that a later run goes on from."""
 
 from __future__ import annotations
 
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import typer
+from lipverify.commands.shell import Outcome, Verb
+from lipverify.ir.norm import Norm
+from lipverify.options import Jobs, Model, Options, Resume, option
 
-from lipverify.commands.options import (
-    Arch,
-    Budget,
-    Constants,
-    Device,
-    Force,
-    Input,
-    InputShape,
-    Jobs,
-    Json,
-    Limit,
-    Model,
-    Output,
-    Resume,
-    Trust,
-    parsed,
-    print_json,
-    say_report,
+if TYPE_CHECKING:
+    from lipverify.commands.start import Points, Start
+    from lipverify.ir.graph import Graph
+    from lipverify.robustness.journal import Journal
+    from lipverify.robustness.plan import Plan
+    from lipverify.robustness.smoothing.settings import Smoothing
+
+JOURNAL = "journal.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RadiusOptions(Options):
+    """What `radius` takes."""
+
+    model: Model
+    data: Annotated[Path, option(".npz with x and y: the points")] = field()
+    norm: Annotated[str, option("norm of the perturbation: l2 or linf")] = "linf"
+    method: Annotated[
+        str, option("auto, global, local, crown, alpha-crown, branching, lirpa or smoothing")
+    ] = "auto"
+    looks: Annotated[int, option("balls to look at for each point", least=1)] = 16
+    attack: Annotated[bool, option("also search for adversarial examples")] = True
+    sigma: Annotated[float, option("smoothing: standard deviation of the noise")] = 0.25
+    samples: Annotated[int, option("smoothing: samples of estimation", least=2)] = 10_000
+    alpha: Annotated[float, option("smoothing: probability of a wrong radius, for each point")] = 0.001
+    simplex: Annotated[str, option("smoothing: hardmax, softmax or sparsemax")] = "hardmax"
+    temperatures: Annotated[str, option("smoothing: factors of the logits to choose from")] = "1"
+    jobs: Jobs = 1
+    scheduler: Annotated[str | None, option("address of a Dask scheduler whose workers take the points")] = (
+        None
+    )
+    resume: Resume = False
+    seed: Annotated[int, option("seed of attacks and noise", least=0)] = 0
+
+
+def _smoothing(options: RadiusOptions) -> Smoothing:
+    from lipverify.robustness.smoothing.settings import Smoothing, parse_temperatures
+
+    return Smoothing(
+        options.sigma,
+        options.samples,
+        max(100, options.samples // 100),
+        options.alpha,
+        "clopper-pearson" if options.simplex == "hardmax" else "bernstein",
+        options.simplex,
+        parse_temperatures(options.temperatures),
+    )
+
+
+def _radius(options: RadiusOptions, start: Start) -> Outcome:
+    """Certifies the points.
+
+    Raises:
+        LipverifyError: as `radii`; UsageError also for a journal that is there and not meant to be continued.
+    """
+    from lipverify.commands.start import load, points_of
+    from lipverify.reporting.places import REPORT
+    from lipverify.reporting.radii import print_radii, render_radii
+    from lipverify.robustness.attack import Attack
+    from lipverify.robustness.plan import Plan
+    from lipverify.robustness.run import radii
+
+    started = time.monotonic()
+    plan = Plan(
+        Norm.parse(options.norm),
+        options.method,
+        options.box,
+        options.looks,
+        attack=Attack() if options.attack else None,
+        smoothing=_smoothing(options),
+        seed=options.seed,
+    )
+    start.progress.start(f"reading {options.model}")
+    graph = load(options, options.model)
+    points = points_of(options)
+    assert points is not None, "--data is required"
+    points.require(graph)
+    with ExitStack() as stack:
+        journal = None
+        if start.folder is not None:
+            place = start.folder.path / JOURNAL
+            journal = stack.enter_context(journal_of(options, graph, points, plan, place, options.resume))
+            start.folder.keep()
+        start.progress.start("certifying points")
+        # Reading the model counts: the budget is that of the command.
+        budget = options.budget
+        if budget is not None:
+            budget = max(budget - (time.monotonic() - started), 0.0)
+        found = radii(
+            graph,
+            points.x,
+            points.y,
+            plan=plan,
+            budget=budget,
+            device=start.device,
+            seed=options.seed,
+            jobs=options.jobs,
+            scheduler=options.scheduler,
+            journal=journal,
+            report=start.progress.report,
+            advance=start.progress.update,
+        )
+    document = replace(found, command=options.command).to_json()
+    files = {}
+    if start.folder is not None:
+        files = {
+            REPORT: render_radii(document, points.x.numpy()).encode("utf-8"),
+            **found.certificate_files(),
+        }
+    return Outcome(document, print_radii, files, found.exit_code())
+
+
+RADIUS = Verb(
+    RadiusOptions,
+    _radius,
+    "Certify for each point how far its input may move before the label can change.",
+    lambda options: JOURNAL,
 )
 
 
-def radius(
-    model: Model,
-    data: Annotated[Path, typer.Option(help=".npz with x and y: the points")],
-    norm: Annotated[str, typer.Option(help="norm of the perturbation: l2 or linf")] = "linf",
-    method: Annotated[
-        str, typer.Option(help="auto, global, local, crown, alpha-crown, branching, lirpa or smoothing")
-    ] = "auto",
-    limit: Limit = None,
-    box: Annotated[str | None, typer.Option(help="LO,HI: inputs stay in this box")] = None,
-    budget: Budget = None,
-    looks: Annotated[int, typer.Option(min=1, help="balls to look at for each point")] = 16,
-    attack: Annotated[bool, typer.Option(help="also search for adversarial examples")] = True,
-    sigma: Annotated[float, typer.Option(help="smoothing: standard deviation of the noise")] = 0.25,
-    samples: Annotated[int, typer.Option(min=2, help="smoothing: samples of estimation")] = 10_000,
-    alpha: Annotated[
-        float, typer.Option(help="smoothing: probability of a wrong radius, for each point")
-    ] = 0.001,
-    simplex: Annotated[str, typer.Option(help="smoothing: hardmax, softmax or sparsemax")] = "hardmax",
-    temperatures: Annotated[str, typer.Option(help="smoothing: factors of the logits to choose from")] = "1",
-    jobs: Jobs = 1,
-    scheduler: Annotated[
-        str | None, typer.Option(help="address of a Dask scheduler whose workers take the points")
-    ] = None,
-    resume: Resume = False,
-    output: Output = "0",
-    input: Input = None,
-    constant: Constants = None,
-    device: Device = "auto",
-    seed: Annotated[int, typer.Option(min=0, help="seed of attacks and noise")] = 0,
-    out: Annotated[
-        Path | None, typer.Option(help="folder for result.json, report.html and the journal")
-    ] = None,
-    force: Force = False,
-    arch: Arch = None,
-    trust_code: Trust = False,
-    input_shape: InputShape = None,
-    as_json: Json = False,
-) -> None:
-    """Certify for each point how far its input may move before the label can change."""
-    common = parsed(locals())
-    from lipverify.robustness.command import Options, run_radius
-    from lipverify.robustness.smoothing.settings import Smoothing, parse_temperatures
+def journal_of(
+    options: Options, graph: Graph, points: Points, plan: Plan, path: Path, resume: bool
+) -> Journal:
+    """The journal of a run of these options, on these points and with this network."""
+    from lipverify.robustness.journal import Journal
 
-    bound = "clopper-pearson" if simplex == "hardmax" else "bernstein"
-    smoothing = Smoothing(
-        sigma, samples, max(100, samples // 100), alpha, bound, simplex, parse_temperatures(temperatures)
-    )
-    document, code = run_radius(
-        Options(
-            **common,
-            model=model,
-            norm=norm,
-            method=method,
-            looks=looks,
-            attack=attack,
-            smoothing=smoothing,
-            jobs=jobs,
-            scheduler=scheduler,
-        )
-    )
-    if as_json:
-        print_json(document)
-    else:
-        from lipverify.reporting.radii import print_radii
-
-        print_radii(document)
-        say_report(out)
-    raise typer.Exit(code)
+    question = {
+        "graph": graph.digest,
+        "data": points.stored.sha256,
+        "points": len(points.x),
+        "plan": plan.to_json(),
+        "budget": options.budget,
+    }
+    return Journal(path, question, resume)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lipverify.commands.options import Json, print_json
+from lipverify.commands.shell import Json, print_json
 from lipverify.errors import LipverifyError, Refuted, Undecided, UnreadableCertificate, UsageError
 from lipverify.loading.arguments import parse_box, parse_margin, parse_radius
 from lipverify.loading.names import display_path

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from lipverify.commands.options import Json, print_json
+from lipverify.commands.shell import Json, print_json
 from lipverify.errors import Refuted, Undecided
 
 zoo_app = typer.Typer(no_args_is_help=True, help="Networks that come with lipverify.")
@@ -49,7 +49,8 @@ def zoo_check(
 
     With `all`, a copy that is broken on purpose must be refuted and every other claim confirmed.
     """
-    from lipverify import claims, zoo
+    from lipverify import zoo
+    from lipverify.commands import claims
 
     verdicts = {}
     for each in zoo.names() if name == "all" else (name,):

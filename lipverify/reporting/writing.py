@@ -84,18 +84,6 @@ class OutputFolder:
     ) -> None:
         self._close()
 
-    def write_audit(self, audit: WrittenAudit, document: dict[str, Any]) -> None:
-        """Writes result, report, witness and certificates of an audit; replaces those of an earlier run.
-
-        Raises:
-            LipverifyError: the disk refuses; what was there before is intact.
-        """
-        files = _certificates(audit, document)
-        files[WITNESS] = _witness(audit.lower.witness)
-        files[REPORT] = render_audit(document).encode("utf-8")
-        files[RESULT] = document_bytes(document)  # last: its presence says that the others are complete
-        self.write(files)
-
     def keep(self) -> None:
         """The folder holds something of ours from now on, even if the run ends early."""
         self._created = False
@@ -243,6 +231,19 @@ def _listed_certificates(result: bytes) -> set[str]:
         return set()
     beside = {name.removesuffix(".json") + ".safetensors" for name in names}
     return {name for name in names | beside if CERTIFICATE.fullmatch(name)}
+
+
+def audit_files(audit: WrittenAudit, document: Mapping[str, Any]) -> dict[str, bytes]:
+    """Report, witness and certificates of an audit, by their places in a folder.
+
+    Raises:
+        UsageError: two certificates of one name.
+    """
+    return {
+        **_certificates(audit, document),
+        WITNESS: _witness(audit.lower.witness),
+        REPORT: render_audit(document).encode("utf-8"),
+    }
 
 
 def _certificates(audit: WrittenAudit, document: Mapping[str, Any]) -> dict[str, bytes]:

@@ -17,7 +17,6 @@ from typing import Any
 from lipverify.errors import InvalidFile, UsageError
 from lipverify.loading.names import display_path, sentence
 
-NAME = "journal.jsonl"
 SCHEMA = "lipverify.radius.journal/1"
 _LARGEST_LINE = 1 << 24
 

@@ -18,7 +18,7 @@ from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, S
 from mistakes import MISTAKES, Mistake
 
 import lipverify as lv
-from lipverify import claims
+from lipverify.commands import claims
 from lipverify.reporting.format import Magnitude, decimal_text, lower_text, upper_text
 
 HERE = Path(__file__).resolve().parent

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from lipverify import claims, zoo
+from lipverify import zoo
+from lipverify.commands import claims
 from lipverify.errors import Refuted
 from lipverify.reporting.format import Magnitude, lower_text, upper_text
 

@@ -49,7 +49,7 @@ LAYERS = {
     "combine": {"errors", "ir", "rules", "ops", "interpreter"},
     "questions": {
         *("errors", "ir", "ops", "linalg", "interpreter", "loading", "propagation", "combine", "analyzers"),
-        *("falsify", "documents", "reporting", "start"),
+        *("falsify", "documents", "reporting", "options"),
     },
     "zoo": {"errors", "loading"},
     "reporting": {"errors", "loading", "ir"},

@@ -54,7 +54,8 @@ class Audit:
 
 def write(folder: OutputFolder, document: documents.Document | None = None) -> None:
     document = document or documents.mlp()
-    folder.write_audit(Audit(*(row["analyzer"] for row in document["results"])), document)
+    audit = Audit(*(row["analyzer"] for row in document["results"]))
+    folder.write({**writing.audit_files(audit, document), "result.json": writing.document_bytes(document)})
 
 
 def tree(path: Path) -> set[str]:

@@ -17,10 +17,11 @@ import pytest
 import torch
 
 from lipverify import ops, zoo
+from lipverify.commands.radius import JOURNAL
 from lipverify.errors import UsageError
 from lipverify.ir.norm import Norm
 from lipverify.robustness import Attack, Plan, radii
-from lipverify.robustness.journal import NAME, Journal
+from lipverify.robustness.journal import Journal
 from tests.networks import chain, tensor
 from tests.processes import run, start
 
@@ -115,10 +116,10 @@ def test_a_run_killed_again_and_again_ends_as_an_undisturbed_one(tmp_path: Path)
 def test_the_command_goes_on_where_it_was_killed(points: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     with start(*command(points, out)) as running:
-        assert killed_after(running.process, out / NAME, 4, 0.0)
-    before = (out / NAME).read_bytes()
+        assert killed_after(running.process, out / JOURNAL, 4, 0.0)
+    before = (out / JOURNAL).read_bytes()
     assert run(*command(points, out, "--resume")).returncode == 0
-    assert (out / NAME).read_bytes().startswith(before[: before.rindex(b"\n") + 1])
+    assert (out / JOURNAL).read_bytes().startswith(before[: before.rindex(b"\n") + 1])
     assert len(json.loads((out / "result.json").read_text())["points"]) == MANY
 
 
@@ -131,7 +132,7 @@ def test_the_command_killed_again_and_again_ends_with_the_same_file(points: Path
         with start(*command(points, out, *more)) as running:
             # The first process lives until its first point: header, shared numbers, one point.
             killed += killed_after(
-                running.process, out / NAME, 1 if attempt else 3, choice.uniform(0.0, 0.05)
+                running.process, out / JOURNAL, 1 if attempt else 3, choice.uniform(0.0, 0.05)
             )
     assert killed == KILLS
     assert not (out / "result.json").exists()
@@ -144,11 +145,11 @@ def test_ctrl_c_keeps_what_is_done(points: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     with start(*command(points, out)) as running:
         limit = time.monotonic() + 120
-        while lines(out / NAME) < 4 and time.monotonic() < limit:
+        while lines(out / JOURNAL) < 4 and time.monotonic() < limit:
             time.sleep(0.002)
         running.signal(signal.SIGINT)
         assert running.wait(60).returncode == 130
-    assert lines(out / NAME) >= 4
+    assert lines(out / JOURNAL) >= 4
     assert run(*command(points, out, "--resume"), timeout=300).returncode == 0
     assert len(json.loads((out / "result.json").read_text())["points"]) == MANY
 
@@ -156,7 +157,7 @@ def test_ctrl_c_keeps_what_is_done(points: Path, tmp_path: Path) -> None:
 def test_an_unfinished_run_is_not_thrown_away_unasked(points: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     out.mkdir()
-    (out / NAME).write_bytes(b"")
+    (out / JOURNAL).write_bytes(b"")
     done = run(*command(points, out), timeout=60)
     assert done.returncode == 2
     assert "--resume" in done.stderr
@@ -176,7 +177,7 @@ def test_json_and_report(points: Path, tmp_path: Path) -> None:
 
 
 def test_a_journal_keeps_whole_lines_and_drops_cut_ones(tmp_path: Path) -> None:
-    path = tmp_path / NAME
+    path = tmp_path / JOURNAL
     question = {"graph": "a", "sizes": (1, 2)}
     with Journal(path, question) as journal:
         journal.share({"constants": None})
@@ -198,7 +199,7 @@ def test_a_journal_keeps_whole_lines_and_drops_cut_ones(tmp_path: Path) -> None:
 
 
 def test_a_journal_of_another_question_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / NAME
+    path = tmp_path / JOURNAL
     with Journal(path, {"graph": "a", "norm": "l2"}) as journal:
         journal.add({"index": 0})
     with pytest.raises(UsageError, match="graph"), Journal(path, {"graph": "b", "norm": "l2"}, resume=True):

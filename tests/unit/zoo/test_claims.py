@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lipverify import claims, zoo
+from lipverify import zoo
+from lipverify.commands import claims
 from lipverify.errors import UsageError
 from tests.command import lipverify
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from lipverify import claims, zoo
+from lipverify import zoo
+from lipverify.commands import claims
 from lipverify.zoo import network
 
 EXPECTED = {

@@ -14,7 +14,7 @@ from lipverify.analyzers.lirpa.analyzer import Lirpa, available
 from lipverify.analyzers.lirpa.module import Plain, plain_graph, reason_to_refuse
 from lipverify.analyzers.local.analyzer import Local
 from lipverify.analyzers.protocol import Compute
-from lipverify.doctor import findings
+from lipverify.commands.doctor import findings
 from lipverify.errors import Refuted, UnsupportedModel
 from lipverify.frontends.builder import Builder
 from lipverify.interpreter import evaluate

@@ -5,26 +5,27 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from lipverify.comparison.command import Options, load, short_names
+from lipverify.commands.compare import CompareOptions, load, short_names
+from lipverify.commands.radius import journal_of
+from lipverify.commands.shell import Outcome
+from lipverify.commands.start import Points, Start, points_of
 from lipverify.errors import InternalError, LipverifyError, Refuted, UsageError
 from lipverify.failures import failure_words
 from lipverify.ir.norm import Norm
-from lipverify.reporting.places import REPORT, RESULT
-from lipverify.reporting.radii_compared import render_radii_compared
-from lipverify.reporting.writing import document_bytes
-from lipverify.robustness.command import journal_of
+from lipverify.reporting.places import REPORT
+from lipverify.reporting.radii_compared import print_radii_compared, render_radii_compared
 from lipverify.robustness.comparison import comparison_document
 from lipverify.robustness.plan import Plan
 from lipverify.robustness.results import Radii
 from lipverify.robustness.run import radii
-from lipverify.start import Points, Start, begun
 
 JOURNAL = "journal-{}.jsonl"
 """By the place of the model in the command."""
+JOURNALS = JOURNAL.format("*")
 
 
-def run_compare_radii(options: Options) -> tuple[dict[str, Any], int]:
-    """Runs the command and writes its folder; the document of `compare --radii --json`, and the exit code.
+def work(options: CompareOptions, start: Start) -> Outcome:
+    """Compares the radii.
 
     A model that cannot be read, that no method certifies, or where something broke, is left out with its reason.
 
@@ -33,41 +34,39 @@ def run_compare_radii(options: Options) -> tuple[dict[str, Any], int]:
             unfinished run that is not meant to be continued.
     """
     end = None if options.budget is None else time.monotonic() + options.budget
-    points = options.points()
-    if points is None or len(options.norms) != 1 or options.certified is None:
+    points = points_of(options)
+    if points is None or len(options.norm) != 1 or options.certified is None:
         raise UsageError("--radii needs --data, the points, and one --norm")
-    plan = Plan(Norm.parse(options.norms[0]), options.certified, options.box, seed=options.seed)
+    plan = Plan(Norm.parse(options.norm[0]), options.certified, options.box, seed=options.seed)
     found: dict[str, Radii] = {}
     left_out: dict[str, LipverifyError] = {}
     codes = [0]
     names = short_names(options.models)
-    with begun(options, JOURNAL.format("*")) as start:
-        for place, (name, model) in enumerate(names.items()):
-            # Models share what is left evenly; reading them counts.
-            seconds = None if end is None else max(end - time.monotonic(), 0.0) / (len(names) - place)
-            try:
-                found[name] = _radii(options, plan, points, start, model, JOURNAL.format(place), seconds)
-                codes.append(found[name].exit_code())
-            except LipverifyError as error:
-                left_out[name] = error
-                codes.append(error.exit_code if isinstance(error, InternalError | Refuted) else 0)
-            except Exception as error:
-                left_out[name] = InternalError(failure_words(error))
-                codes.append(InternalError.exit_code)
-        start.progress.finish()
-        if not found:
-            raise next(iter(left_out.values()))
-        reasons = {name: str(error) for name, error in left_out.items()}
-        document = comparison_document(found, reasons, options.command)
-        if start.folder is not None:
-            page = render_radii_compared(document).encode("utf-8")
-            start.folder.write({REPORT: page, RESULT: document_bytes(document)})
+    for place, (name, model) in enumerate(names.items()):
+        # Models share what is left evenly; reading them counts.
+        seconds = None if end is None else max(end - time.monotonic(), 0.0) / (len(names) - place)
+        try:
+            found[name] = _radii(options, plan, points, start, model, JOURNAL.format(place), seconds)
+            codes.append(found[name].exit_code())
+        except LipverifyError as error:
+            left_out[name] = error
+            codes.append(error.exit_code if isinstance(error, InternalError | Refuted) else 0)
+        except Exception as error:
+            left_out[name] = InternalError(failure_words(error))
+            codes.append(InternalError.exit_code)
+    if not found:
+        raise next(iter(left_out.values()))
+    reasons = {name: str(error) for name, error in left_out.items()}
+    document = comparison_document(found, reasons, options.command)
+    files = {}
+    if start.folder is not None:
+        files[REPORT] = render_radii_compared(document).encode("utf-8")
     # Worst first: a contradiction, then what broke.
-    return document, max(codes)
+    return Outcome(document, print_radii_compared, files, max(codes))
 
 
 def _radii(
-    options: Options,
+    options: CompareOptions,
     plan: Plan,
     points: Points,
     start: Start,
@@ -92,6 +91,6 @@ def _radii(
     }
     if start.folder is None:
         return radii(graph, points.x, points.y, **given)
-    with journal_of(options, graph, points, plan, start.folder.path / journal) as kept:
+    with journal_of(options, graph, points, plan, start.folder.path / journal, options.resume) as kept:
         start.folder.keep()
         return radii(graph, points.x, points.y, **given, journal=kept)

@@ -1,12 +1,10 @@
-"""How every long command begins: options that all have, the folder, progress, the model, the points."""
+"""How every long command begins: the device, the folder, progress, the model, the points."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,54 +15,32 @@ from lipverify.ir.graph import Graph
 from lipverify.loading import read_points
 from lipverify.loading.names import display_path
 from lipverify.loading.numpy_archive import Points as StoredPoints
+from lipverify.options import Options, Reading
 from lipverify.reporting.places import RESULT
 from lipverify.reporting.terminal import Progress
 from lipverify.reporting.writing import OutputFolder
-from lipverify.selection import choose_device
 
 
-@dataclass(frozen=True, kw_only=True)
-class Common:
-    """Options of the command line that every long command has, parsed."""
+def load(options: Reading, model: str) -> Graph:
+    """One model, without a margin. Raises as `pipeline.load`."""
+    return pipeline.load(
+        model,
+        arch=options.arch,
+        trust_code=options.trust_code,
+        input_shape=options.input_shape,
+        output=options.output,
+        input=options.input,
+        constants=options.constants,
+    )
 
-    data: Path | None
-    limit: int | None
-    box: tuple[float, float] | None
-    margin: tuple[int, int] | None
-    budget: float | None
-    output: int | str
-    input: str | None
-    constants: Mapping[str, Any]
-    device: str
-    seed: int
-    out: Path | None
-    force: bool
-    resume: bool
-    arch: str | None
-    trust_code: bool
-    input_shape: tuple[int, ...] | None
-    quiet: bool
-    command: str
 
-    def load(self, model: str) -> Graph:
-        """One model, without the margin. Raises as `pipeline.load`."""
-        return pipeline.load(
-            model,
-            arch=self.arch,
-            trust_code=self.trust_code,
-            input_shape=self.input_shape,
-            output=self.output,
-            input=self.input,
-            constants=self.constants,
-        )
-
-    def points(self) -> Points | None:
-        """What --data and --limit name; None without --data. Raises UsageError."""
-        if self.data is None:
-            return None
-        stored = read_points(self.data)
-        y = None if stored.y is None else torch.from_numpy(stored.y[: self.limit])
-        return Points(torch.from_numpy(stored.x[: self.limit]), y, stored)
+def points_of(options: Options) -> Points | None:
+    """What --data and --limit name; None without --data. Raises UsageError."""
+    if options.data is None:
+        return None
+    stored = read_points(options.data)
+    y = None if stored.y is None else torch.from_numpy(stored.y[: options.limit])
+    return Points(torch.from_numpy(stored.x[: options.limit]), y, stored)
 
 
 @dataclass(frozen=True)
@@ -90,7 +66,7 @@ class Start:
 
 
 @contextmanager
-def begun(options: Common, unfinished: str | None = None) -> Iterator[Start]:
+def begun(options: Options, unfinished: str | None = None) -> Iterator[Start]:
     """The device is there, the folder is ours, progress is shown.
 
     Args:
@@ -107,9 +83,25 @@ def begun(options: Common, unfinished: str | None = None) -> Iterator[Start]:
             return
         left = unfinished is not None and any(options.out.glob(unfinished))
         ours = left and not (options.out / RESULT).exists()
-        if ours and not options.resume and not options.force:
+        resume = bool(getattr(options, "resume", False))
+        if ours and not resume and not options.force:
             raise UsageError(
                 f"{display_path(options.out)} holds an unfinished run; give --resume to go on with it or --force to begin again"
             )
-        with OutputFolder(options.out, force=options.force or (options.resume and left)) as folder:
+        with OutputFolder(options.out, force=options.force or (resume and left)) as folder:
             yield Start(device, folder, progress)
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` takes CUDA where there is one.
+
+    Raises:
+        UsageError: CUDA is asked for and absent, or the word is unknown.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name not in {"cpu", "cuda"}:
+        raise UsageError(f"unknown device {name!r}; choose auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("no CUDA device is available; `lipverify doctor` shows what torch sees")
+    return torch.device(name)

@@ -1,0 +1,80 @@
+"""`audit --monotone`: from options to verdicts and a folder with the result, the page and the pairs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from lipverify.commands.shell import Outcome
+from lipverify.errors import Undecided, UsageError
+from lipverify.options import words
+
+if TYPE_CHECKING:
+    from lipverify.commands.audit import AuditOptions
+    from lipverify.commands.start import Start
+    from lipverify.ir.graph import Graph
+    from lipverify.monotonicity.run import Region
+
+DEFAULT_BUDGET = 60.0
+"""Seconds, when the command line gives none: branch and bound on a wide box need not end."""
+
+
+def work(options: AuditOptions, start: Start) -> Outcome:
+    """Asks for the directions.
+
+    Raises:
+        LipverifyError: as `monotone`; UsageError also where no region is given.
+    """
+    from lipverify import pipeline
+    from lipverify.commands.start import load
+    from lipverify.monotonicity import monotone
+    from lipverify.reporting.monotone import print_monotone
+    from lipverify.reporting.places import WITNESS
+
+    if options.margin is not None and options.of is not None:
+        raise UsageError(
+            "--margin asks about the difference of two outputs, --of about one; give one of them"
+        )
+    assert options.monotone is not None
+    start.progress.start(f"reading {options.model}")
+    graph = load(options, options.model)
+    region = _region(graph, options)
+    if options.margin is not None:
+        graph = pipeline.margin(graph, *options.margin)
+    found = monotone(
+        graph,
+        region,
+        None if options.monotone == "all" else words(options.monotone),
+        output=options.of,
+        names=None if options.names is None else words(options.names),
+        budget=DEFAULT_BUDGET if options.budget is None else options.budget,
+        device=start.device,
+        seed=options.seed,
+        report=start.progress.report,
+    )
+    found = replace(found, command=options.command)
+    files = {WITNESS: found.witness_file(), **found.certificate_files()}
+    code = 0 if found.decided else Undecided.exit_code
+    return Outcome(found.to_json(), print_monotone, files, code)
+
+
+def _region(graph: Graph, options: AuditOptions) -> Region:
+    """A box for all inputs alike, balls around points, or the smallest box around the points."""
+    from lipverify.commands.start import points_of
+    from lipverify.ir.norm import Norm
+    from lipverify.ir.region import Ball
+
+    points = points_of(options)
+    if points is None:
+        if options.box is None:
+            raise UsageError(
+                "--monotone needs a region: --box LO,HI, or --data with --radius, or --data alone for its range"
+            )
+        return options.box
+    points.require(graph)
+    x = points.x.double()
+    if options.radius is not None:
+        return Ball(x, options.radius, Norm.LINF, options.box)
+    if options.box is not None:
+        raise UsageError("--data without --radius means the range of the data; --box is another region")
+    return x.amin(0), x.amax(0)

@@ -1,0 +1,179 @@
+"""Options of a command as one dataclass: its fields are what Python reads, their notes make the command line and its help.
+
+Nothing heavy is imported, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from lipverify.errors import UsageError
+from lipverify.loading.arguments import parse_box, parse_constant, parse_duration, parse_margin
+from lipverify.loading.names import display
+
+
+@dataclass(frozen=True)
+class Option:
+    """How a field is written at the command line; without `parse` the text is read as the field's type.
+
+    parse: from what is written to the value of the field. given: the type that is written. shown: a default as it is written.
+    """
+
+    words: str
+    parse: Callable[[Any], Any] | None = None
+    given: Any = str
+    names: tuple[str, ...] = ()
+    shown: Any = None
+    least: int | None = None
+    metavar: str | None = None
+    position: bool = False
+
+
+def option(words: str, parse: Callable[[Any], Any] | None = None, **more: Any) -> Option:
+    """The note of an option, for `Annotated`; fields as those of `Option`."""
+    return Option(words, parse, **more)
+
+
+def words(text: str) -> tuple[str, ...]:
+    """Words between commas."""
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def refuse_alone(needed: str, *given: tuple[str, object]) -> None:
+    """Options that mean nothing without another one are not passed over in silence.
+
+    Raises:
+        UsageError: one of them is given.
+    """
+    for name, value in given:
+        if value is not None and value is not False:
+            raise UsageError(f"{name} means nothing here without {needed}")
+
+
+def parse_shape(text: str) -> tuple[int, ...]:
+    """`--input-shape`. Raises UsageError."""
+    try:
+        found = tuple(int(size) for size in text.split(",")) if text.strip() else ()
+    except ValueError:
+        raise UsageError(f"--input-shape takes whole numbers with commas, not {text!r}") from None
+    if any(size < 1 for size in found):
+        raise UsageError(f"--input-shape takes sizes of at least 1, not {text!r}")
+    return found
+
+
+def parse_output(text: str) -> int | str:
+    """`--output`: a position, or a name."""
+    return int(text) if re.fullmatch("-?[0-9]{1,9}", text) else text
+
+
+def parse_constants(texts: Sequence[str]) -> dict[str, Any]:
+    """`--constant NAME=VALUE`, any number of times. Raises UsageError."""
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, value = parse_constant(text)
+        if name in found:
+            raise UsageError(f'--constant names input "{display(name)}" twice')
+        if isinstance(value, Path):
+            from lipverify.loading.numpy_archive import read_npy
+
+            found[name] = read_npy(value)
+        else:
+            found[name] = value
+    return found
+
+
+def parse_gate(text: str) -> float:
+    """`--fail-above`: a limit. Raises UsageError."""
+    try:
+        limit = float(text)
+    except ValueError:
+        limit = -1.0
+    if not limit >= 0:
+        raise UsageError(f"--fail-above takes a limit of at least 0, not {display(text, 40)}")
+    return limit
+
+
+Model = Annotated[
+    str,
+    option("an ONNX file, zoo:<name>, or weights together with --arch", position=True, metavar="MODEL"),
+]
+Models = Annotated[
+    tuple[str, ...],
+    option("ONNX files, zoo:<name>, or weights together with --arch", tuple, given=list[str], position=True),
+]
+Margin = Annotated[tuple[int, int] | None, option("A,B: bound the difference of two outputs", parse_margin)]
+Jobs = Annotated[int, option("processes", least=1)]
+Resume = Annotated[bool, option("go on with the run in --out")]
+NormOut = Annotated[str | None, option("norm at the output; default: the same")]
+Analyzers = Annotated[
+    tuple[str, ...], option("comma-separated names, see `lipverify analyzers`", words, shown="product")
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How a model is read."""
+
+    output: Annotated[
+        int | str,
+        option(
+            "which output of the model: its position, or its name in an ONNX file", parse_output, shown="0"
+        ),
+    ] = 0
+    input: Annotated[
+        str | None, option("ONNX files with several inputs: the name of the one that varies")
+    ] = None
+    constants: Annotated[
+        Mapping[str, Any],
+        option(
+            "fix another input: a number, numbers with commas, or an .npy file",
+            parse_constants,
+            given=list[str],
+            names=("--constant",),
+            metavar="NAME=VALUE",
+        ),
+    ] = field(default_factory=dict)
+    arch: Annotated[str | None, option("FILE.py:callable that builds the module for bare weights")] = None
+    trust_code: Annotated[bool, option("allow --arch to run that file")] = False
+    input_shape: Annotated[
+        tuple[int, ...] | None, option("shape of one sample, for example 3,32,32", parse_shape)
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(Reading):
+    """What every long command takes; a command adds fields of its own.
+
+    Raises:
+        UsageError: options that mean nothing together.
+    """
+
+    data: Annotated[Path | None, option(".npz with x (and y): points that are asked about")] = None
+    limit: Annotated[int | None, option("use only the first N points", least=1)] = None
+    box: Annotated[
+        tuple[float, float] | None,
+        option("LO,HI: the input box; cuts the balls, and is where witnesses are searched", parse_box),
+    ] = None
+    budget: Annotated[float | None, option("time for everything, for example 90s or 10m", parse_duration)] = (
+        None
+    )
+    device: Annotated[str, option("auto, cpu or cuda")] = "auto"
+    seed: Annotated[int, option("seed of searches, attacks and noise")] = 0
+    out: Annotated[Path | None, option("folder for result.json, report.html, certificates and witnesses")] = (
+        None
+    )
+    force: Annotated[bool, option("write into a folder that is not empty")] = False
+    quiet: bool = False
+    """No progress. Not written: what goes with --json."""
+    command: str = ""
+    """What was typed."""
+
+    def __post_init__(self) -> None:
+        if self.data is None:
+            refuse_alone("--data", ("--limit", self.limit))
+        if getattr(self, "resume", False) and self.out is None:
+            raise UsageError("--resume needs --out: the folder of the run to go on with")
