@@ -9,11 +9,21 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from lipverify.errors import UsageError
-from lipverify.loading.arguments import parse_box, parse_constant, parse_duration, parse_margin
+from lipverify.loading.arguments import (
+    parse_box,
+    parse_constant,
+    parse_duration,
+    parse_margin,
+    parse_numbers,
+    parse_scale,
+)
 from lipverify.loading.names import display
+
+if TYPE_CHECKING:
+    from lipverify.loading.data.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -145,15 +155,58 @@ class Reading:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(Reading):
+class Points:
+    """How points are read (docs/data.md)."""
+
+    data: Annotated[
+        Path | None, option("points that are asked about: .npz, .npy, .csv, .pt, or a folder of images")
+    ] = None
+    limit: Annotated[int | None, option("use only the first N points", least=1)] = None
+    data_x: Annotated[
+        tuple[str, ...], option("--data: the array of the points, or their columns, with commas", words, shown="")
+    ] = ()
+    data_y: Annotated[
+        str | None, option("--data: the array or column (also its position) of the labels, or none")
+    ] = None
+    scale: Annotated[float, option("--data: multiply by this, for example 1/255", parse_scale, shown="1")] = 1.0
+    mean: Annotated[
+        tuple[float, ...], option("--data: subtract after --scale; one, or one per channel", parse_numbers, shown="")
+    ] = ()
+    std: Annotated[
+        tuple[float, ...], option("--data: divide by, after --mean; one, or one per channel", parse_numbers, shown="")
+    ] = ()
+    first_label: Annotated[int, option("--data: the label that names the first output")] = 0
+
+    def __post_init__(self) -> None:
+        if self.data is None:
+            given = {"--limit": self.limit, "--data-x": self.data_x, "--data-y": self.data_y, "--scale": self.scale != 1.0}
+            given |= {"--mean": self.mean, "--std": self.std, "--first-label": self.first_label}
+            refuse_alone("--data", *((name, value or None) for name, value in given.items()))
+
+    @property
+    def settings(self) -> Settings:
+        """How the file is to be read. Raises UsageError for numbers that make no sense."""
+        from lipverify.loading.data.settings import Settings
+
+        return Settings(
+            x=self.data_x,
+            y=self.data_y,
+            scale=self.scale,
+            mean=self.mean,
+            std=self.std,
+            first_label=self.first_label,
+            limit=self.limit,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(Points, Reading):
     """What every long command takes; a command adds fields of its own.
 
     Raises:
         UsageError: options that mean nothing together.
     """
 
-    data: Annotated[Path | None, option(".npz with x (and y): points that are asked about")] = None
-    limit: Annotated[int | None, option("use only the first N points", least=1)] = None
     box: Annotated[
         tuple[float, float] | None,
         option("LO,HI: the input box; cuts the balls, and is where witnesses are searched", parse_box),
@@ -173,7 +226,6 @@ class Options(Reading):
     """What was typed."""
 
     def __post_init__(self) -> None:
-        if self.data is None:
-            refuse_alone("--data", ("--limit", self.limit))
+        super().__post_init__()
         if getattr(self, "resume", False) and self.out is None:
             raise UsageError("--resume needs --out: the folder of the run to go on with")

@@ -16,8 +16,7 @@ from lipverify.options import Analyzers, Margin, Model, NormOut, Options, option
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lipverify.commands.start import Start
-    from lipverify.ir.graph import Graph
+    from lipverify.commands.start import Points, Start
     from lipverify.ir.region import Region
 
 
@@ -90,13 +89,14 @@ def _audit(options: AuditOptions, start: Start) -> Outcome:
         return monotone.work(options, start)
     from lipverify import pipeline
     from lipverify.analyzers import registry
-    from lipverify.commands.start import load
+    from lipverify.commands.start import load, points_of
     from lipverify.reporting import pipelines, terminal, writing
 
     methods = [registry.resolve(name) for name in options.analyzers]
     start.progress.start(f"reading {options.model}")
     graph = load(options, options.model)
-    region, hints = _region(options, graph)
+    points = points_of(options, graph, start.progress)
+    region, hints = _region(options, points)
     if options.margin is not None:
         graph = pipeline.margin(graph, *options.margin)
     result = pipeline.audit(
@@ -114,6 +114,8 @@ def _audit(options: AuditOptions, start: Start) -> Outcome:
     )
     result = replace(result, command=options.command)
     document = result.to_json()
+    if points is not None:
+        document["data"] = points.to_json()
     if options.box is not None and options.execution is not None:
         from lipverify.execution import statement
 
@@ -135,15 +137,12 @@ def _audit(options: AuditOptions, start: Start) -> Outcome:
 AUDIT = Verb(AuditOptions, _audit, "Bound a model's Lipschitz constant from above and from below.")
 
 
-def _region(options: AuditOptions, graph: Graph) -> tuple[Region, Tensor | None]:
+def _region(options: AuditOptions, points: Points | None) -> tuple[Region, Tensor | None]:
     """The region of the question, and points as hints for the search where the region is everywhere."""
-    from lipverify.commands.start import points_of
     from lipverify.ir.region import Ball, Everywhere
 
-    points = points_of(options)
     if points is None:
         return Everywhere(), None
-    points.require(graph)
     if options.radius is None:
         return Everywhere(), points.x
     return Ball(points.x, options.radius, Norm.parse(options.ball or options.norm), options.box), None

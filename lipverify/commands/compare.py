@@ -85,6 +85,8 @@ class CompareOptions(Options):
             Norm.parse(name)
         if self.radius is None:
             refuse_alone("--data and --radius", ("--ball", self.ball), ("--everywhere", self.everywhere))
+        elif self.data is None:
+            raise UsageError("--radius needs --data: the balls are around the points of a file")
 
 
 def _compare(options: CompareOptions, start: Start) -> Outcome:
@@ -99,21 +101,22 @@ def _compare(options: CompareOptions, start: Start) -> Outcome:
         return work(options, start)
     from lipverify.commands.start import points_of
     from lipverify.comparison.cache import Cache
-    from lipverify.comparison.results import WITNESSES
+    from lipverify.comparison.results import WITNESSES, Unreadable
     from lipverify.comparison.run import compare
     from lipverify.reporting.comparison import print_comparison, render_comparison
     from lipverify.reporting.places import REPORT
 
     started = time.monotonic()
     folder, progress = start.folder, start.progress
-    points = points_of(options)
-    regions = _regions(options, None if points is None else points.x)
     place = options.cache or (None if folder is None else folder.path / CACHE)
     cache = None if place is None else Cache(place)
     models = {}
     for name, model in short_names(options.models).items():
         progress.start(f"reading {model}")
         models[name] = _read(model, options)
+    whole = next((model for model in models.values() if not isinstance(model, Unreadable)), None)
+    points = points_of(options, whole, progress)
+    regions = _regions(options, None if points is None else points.x)
     if folder is not None:
         folder.keep()
     curves: tuple[dict[str, Any], ...] = ()
@@ -172,6 +175,7 @@ def _curves(
     norms = [norm for norm in map(Norm.parse, options.norm) if norm is not Norm.L1]
     # At most half of the time; what they leave is for the bounds.
     seconds = None if options.budget is None else options.budget / 2 / max(len(graphs) * len(norms), 1)
+    hints = {name: points.hint(graph) for name, graph in graphs.items()}
     return tuple(
         accuracy_curve(
             name,
@@ -183,6 +187,8 @@ def _curves(
             jobs=options.jobs,
             cache=cache,
         )
+        if (hint := hints[name]) is None
+        else {"model": name, "norm": str(norm), "method": options.curves, "refused": hint}
         for norm in norms
         for name, graph in graphs.items()
     )
@@ -231,8 +237,6 @@ def _short(model: str, parts: int = 1) -> str:
 def _regions(options: CompareOptions, data: Tensor | None) -> list[Region]:
     from lipverify.ir.region import Ball, Everywhere
 
-    if options.radius and data is None:
-        raise UsageError("--radius needs --data: the balls are around the points of a file")
     if not options.radius:
         return [Everywhere()]
     found: list[Region] = [Everywhere()] if options.everywhere else []

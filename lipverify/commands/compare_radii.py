@@ -8,7 +8,7 @@ from typing import Any
 from lipverify.commands.compare import CompareOptions, load, short_names
 from lipverify.commands.radius import journal_of
 from lipverify.commands.shell import Outcome
-from lipverify.commands.start import Points, Start, points_of
+from lipverify.commands.start import Start, points_of
 from lipverify.errors import InternalError, LipverifyError, Refuted, UsageError
 from lipverify.failures import failure_words
 from lipverify.ir.norm import Norm
@@ -34,8 +34,7 @@ def work(options: CompareOptions, start: Start) -> Outcome:
             unfinished run that is not meant to be continued.
     """
     end = None if options.budget is None else time.monotonic() + options.budget
-    points = points_of(options)
-    if points is None or len(options.norm) != 1 or options.certified is None:
+    if options.data is None or len(options.norm) != 1 or options.certified is None:
         raise UsageError("--radii needs --data, the points, and one --norm")
     plan = Plan(Norm.parse(options.norm[0]), options.certified, options.box, seed=options.seed)
     found: dict[str, Radii] = {}
@@ -46,7 +45,7 @@ def work(options: CompareOptions, start: Start) -> Outcome:
         # Models share what is left evenly; reading them counts.
         seconds = None if end is None else max(end - time.monotonic(), 0.0) / (len(names) - place)
         try:
-            found[name] = _radii(options, plan, points, start, model, JOURNAL.format(place), seconds)
+            found[name] = _radii(options, plan, start, model, JOURNAL.format(place), seconds)
             codes.append(found[name].exit_code())
         except LipverifyError as error:
             left_out[name] = error
@@ -68,7 +67,6 @@ def work(options: CompareOptions, start: Start) -> Outcome:
 def _radii(
     options: CompareOptions,
     plan: Plan,
-    points: Points,
     start: Start,
     model: str,
     journal: str,
@@ -78,7 +76,9 @@ def _radii(
     started = time.monotonic()
     start.progress.start(f"reading {model}")
     graph = load(model, options)
-    points.require(graph)
+    points = points_of(options, graph, start.progress)
+    assert points is not None
+    points.require_labels(graph)
     start.progress.start(f"certifying points, {model}")
     given: dict[str, Any] = {
         "plan": plan,

@@ -23,6 +23,9 @@ PARTS = {
     "clarabel": "interior-point solver behind cvxpy",
     "jinja2": "reports",
     "typer": "command line",
+    "pillow": "--data: folders of images",
+    "pyarrow": "--data: Parquet",
+    "distributed": "radius --scheduler: points on the workers of a cluster",
     "scikit-learn": "retrains the model zoo",
     "auto_LiRPA": "optional analyzer of other authors",
 }
@@ -76,9 +79,11 @@ def _warning(name: str, found: str | None) -> str | None:
         wanted = Requirement(line)
         if wanted.name.lower() != name.lower():
             continue
-        needed = wanted.marker is None
         if found is None:
-            return f"missing; pip install '{wanted.name}{wanted.specifier}'" if needed else None
+            extra = re.search(r"extra == ['\"]([\w-]+)['\"]", str(wanted.marker or ""))
+            if extra is not None:
+                return f"absent; pip install 'lipverify[{extra[1]}]'"
+            return f"missing; pip install '{wanted.name}{wanted.specifier}'"
         if not wanted.specifier.contains(found.split("+")[0], prereleases=True):
             return f"outside the declared range {wanted.specifier}"
     if name == "auto_LiRPA":

@@ -11,8 +11,7 @@ from lipverify.options import words
 
 if TYPE_CHECKING:
     from lipverify.commands.audit import AuditOptions
-    from lipverify.commands.start import Start
-    from lipverify.ir.graph import Graph
+    from lipverify.commands.start import Points, Start
     from lipverify.monotonicity.run import Region
 
 DEFAULT_BUDGET = 60.0
@@ -26,7 +25,7 @@ def work(options: AuditOptions, start: Start) -> Outcome:
         LipverifyError: as `monotone`; UsageError also where no region is given.
     """
     from lipverify import pipeline
-    from lipverify.commands.start import load
+    from lipverify.commands.start import load, points_of
     from lipverify.monotonicity import monotone
     from lipverify.reporting.monotone import print_monotone
     from lipverify.reporting.places import WITNESS
@@ -38,7 +37,8 @@ def work(options: AuditOptions, start: Start) -> Outcome:
     assert options.monotone is not None
     start.progress.start(f"reading {options.model}")
     graph = load(options, options.model)
-    region = _region(graph, options)
+    points = points_of(options, graph, start.progress)
+    region = _region(options, points)
     if options.margin is not None:
         graph = pipeline.margin(graph, *options.margin)
     found = monotone(
@@ -55,23 +55,21 @@ def work(options: AuditOptions, start: Start) -> Outcome:
     found = replace(found, command=options.command)
     files = {WITNESS: found.witness_file(), **found.certificate_files()}
     code = 0 if found.decided else Undecided.exit_code
-    return Outcome(found.to_json(), print_monotone, files, code)
+    document = found.to_json() | ({} if points is None else {"data": points.to_json()})
+    return Outcome(document, print_monotone, files, code)
 
 
-def _region(graph: Graph, options: AuditOptions) -> Region:
+def _region(options: AuditOptions, points: Points | None) -> Region:
     """A box for all inputs alike, balls around points, or the smallest box around the points."""
-    from lipverify.commands.start import points_of
     from lipverify.ir.norm import Norm
     from lipverify.ir.region import Ball
 
-    points = points_of(options)
     if points is None:
         if options.box is None:
             raise UsageError(
                 "--monotone needs a region: --box LO,HI, or --data with --radius, or --data alone for its range"
             )
         return options.box
-    points.require(graph)
     x = points.x.double()
     if options.radius is not None:
         return Ball(x, options.radius, Norm.LINF, options.box)

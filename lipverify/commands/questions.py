@@ -109,9 +109,7 @@ def _asked(question: Any, options: Options, start: Start) -> Outcome:
     for model in options.models:
         start.progress.start(f"reading {model}")
         graphs.append(load(options, model))
-    points = points_of(options)
-    if points is not None:
-        points.require(graphs[0])
+    points = points_of(options, graphs[0], start.progress)
     asked = list(question.asked(options, graphs, None if points is None else points.x.double()))
     if not asked:
         raise UsageError(f"this question needs another model beside {options.models[0]}")
@@ -125,6 +123,8 @@ def _asked(question: Any, options: Options, start: Start) -> Outcome:
             break
     names = [WITNESS if index == 0 else f"witness-{index + 1}.npz" for index in range(len(answers))]
     documents = [answer.to_json(name) for answer, name in zip(answers, names, strict=True)]
+    if points is not None:
+        documents = [document | {"data": points.to_json()} for document in documents]
     parts = [question.sections(document) for document in documents]
     result = documents[0] if len(asked) == 1 else _several(question, documents)
     files = {}

@@ -27,7 +27,7 @@ class RadiusOptions(Options):
     """What `radius` takes."""
 
     model: Model
-    data: Annotated[Path, option(".npz with x and y: the points")] = field()
+    data: Annotated[Path, option("the points and labels: .npz, .npy, .csv, .pt, or a folder of images")] = field()
     norm: Annotated[str, option("norm of the perturbation: l2 or linf")] = "linf"
     method: Annotated[
         str, option("auto, global, local, crown, alpha-crown, branching, lirpa or smoothing")
@@ -86,9 +86,9 @@ def _radius(options: RadiusOptions, start: Start) -> Outcome:
     )
     start.progress.start(f"reading {options.model}")
     graph = load(options, options.model)
-    points = points_of(options)
+    points = points_of(options, graph, start.progress)
     assert points is not None, "--data is required"
-    points.require(graph)
+    points.require_labels(graph)
     with ExitStack() as stack:
         journal = None
         if start.folder is not None:
@@ -114,7 +114,7 @@ def _radius(options: RadiusOptions, start: Start) -> Outcome:
             report=start.progress.report,
             advance=start.progress.update,
         )
-    document = replace(found, command=options.command).to_json()
+    document = replace(found, command=options.command).to_json() | {"data": points.to_json()}
     files = {}
     if start.folder is not None:
         files = {
@@ -140,7 +140,7 @@ def journal_of(
 
     question = {
         "graph": graph.digest,
-        "data": points.stored.sha256,
+        "data": points.stored.identity,
         "points": len(points.x),
         "plan": plan.to_json(),
         "budget": options.budget,

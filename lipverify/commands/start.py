@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lipverify import pipeline
-from lipverify.errors import UsageError
+from lipverify.errors import InvalidFile, UsageError
+from lipverify.interpreter import evaluate
 from lipverify.ir.graph import Graph
 from lipverify.loading import read_points
-from lipverify.loading.names import display_path
-from lipverify.loading.numpy_archive import Points as StoredPoints
+from lipverify.loading.data import Points as StoredPoints
+from lipverify.loading.data import label_hint
+from lipverify.loading.names import display_path, sentence
 from lipverify.options import Options, Reading
 from lipverify.reporting.places import RESULT
 from lipverify.reporting.terminal import Progress
@@ -34,13 +37,28 @@ def load(options: Reading, model: str) -> Graph:
     )
 
 
-def points_of(options: Options) -> Points | None:
-    """What --data and --limit name; None without --data. Raises UsageError."""
+def points_of(options: Options, graph: Graph | None, progress: Progress) -> Points | None:
+    """What --data names, read as the options say; None without --data.
+
+    Args:
+        graph: the model they are for, which tells what a table's columns and an image's axes are; None where none could be read.
+        progress: hears what was decided on the way.
+
+    Raises:
+        InvalidFile, UnsafeInput, UsageError: as `read_points`, and for points or labels that do not fit the model.
+    """
     if options.data is None:
         return None
-    stored = read_points(options.data)
-    y = None if stored.y is None else torch.from_numpy(stored.y[: options.limit])
-    return Points(torch.from_numpy(stored.x[: options.limit]), y, stored)
+    shape = None if graph is None else graph.input_shape
+    classes = None if graph is None else graph.output.size
+    stored = read_points(options.data, options.settings, shape, classes)
+    for note in stored.notes:
+        progress.note(f"data: {note}")
+    y = None if stored.y is None else torch.from_numpy(stored.y)
+    found = Points(torch.from_numpy(stored.x), y, stored)
+    if graph is not None:
+        found.require(graph)
+    return found
 
 
 @dataclass(frozen=True)
@@ -54,6 +72,29 @@ class Points:
     def require(self, graph: Graph) -> None:
         """Raises InvalidFile unless they fit the network."""
         self.stored.require(graph.input_shape, graph.output.size)
+
+    def require_labels(self, graph: Graph) -> None:
+        """Raises InvalidFile where every label is wrong, with the reading that makes most of them right."""
+        hint = self.hint(graph)
+        if hint is not None:
+            raise InvalidFile(sentence(self.stored.path, hint))
+
+    def hint(self, graph: Graph) -> str | None:
+        """Why every label is wrong, where every one is; None otherwise, and for points of another shape."""
+        if tuple(self.x.shape[1:]) != graph.input_shape:
+            return None
+        exact = graph.to(dtype=torch.float64)
+
+        def predict(x: Any) -> Any:
+            with torch.no_grad():
+                return evaluate(exact, torch.from_numpy(x)).flatten(1).argmax(1).numpy()
+
+        return label_hint(self.stored, predict)
+
+    def to_json(self) -> dict[str, Any]:
+        """What documents say about the data: the file, how it was read, what was decided on the way."""
+        found = {"path": self.stored.path, "points": len(self.x), **self.stored.identity}
+        return found | ({"notes": list(self.stored.notes)} if self.stored.notes else {})
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,11 @@ the model's folder. Neither torch nor onnx is imported before a file needs it.
 
 from lipverify.loading.architecture import TrustedModule, load_weights
 from lipverify.loading.arguments import parse_box, parse_duration, parse_margin, parse_radius
+from lipverify.loading.data import Points, read_points
 from lipverify.loading.files import FileBytes, read_regular
 from lipverify.loading.formats import WEIGHTS, Format, detect
 from lipverify.loading.names import display, display_path, sentence
-from lipverify.loading.numpy_archive import Points, read_npz, read_points
+from lipverify.loading.numpy_archive import read_npz
 from lipverify.loading.onnx_file import OnnxFile, read_onnx
 from lipverify.loading.safetensors import parse_safetensors, read_safetensors, write_safetensors
 from lipverify.loading.state_dict import StateDict, read_state_dict

@@ -21,7 +21,20 @@ _PART = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?P<unit>ms|s|m|h|d
 _SECONDS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
-def parse_radius(text: str) -> float:
+def parse_numbers(text: str) -> tuple[float, ...]:
+    """Decimals with commas; none in an empty text. Raises UsageError."""
+    parts = [part.strip() for part in text.split(",")] if text else []
+    if not all(len(part) <= MAX_LENGTH and _NUMBER.fullmatch(part) for part in parts):
+        _fail("numbers", text, "a decimal, or decimals with commas")
+    return tuple(_float64(Fraction(part), "numbers", text) for part in parts)
+
+
+def parse_scale(text: str) -> float:
+    """A factor above 0, written as a radius is. Raises UsageError."""
+    return parse_radius(text, "scale")
+
+
+def parse_radius(text: str, what: str = "radius") -> float:
     """A radius as a positive decimal (`0.03`, `1e-3`) or fraction (`8/255`): the nearest float64.
 
     Every claim speaks about the returned number. Raises UsageError for zero, negative, infinite and NaN
@@ -29,11 +42,11 @@ def parse_radius(text: str) -> float:
     """
     found = _FRACTION.fullmatch(text.strip()) if len(text) <= MAX_LENGTH else None
     if found is None:
-        _fail("radius", text, "a positive decimal or fraction like 0.03 or 8/255")
+        _fail(what, text, "a positive decimal or fraction like 0.03 or 8/255")
     over, under = Fraction(found["over"]), Fraction(found["under"] or 1)
     if over == 0 or under == 0:
-        _fail("radius", text, "larger than 0")
-    return _float64(over / under, "radius", text)
+        _fail(what, text, "larger than 0")
+    return _float64(over / under, what, text)
 
 
 def parse_box(text: str) -> tuple[float, float]:

@@ -30,6 +30,7 @@ class Format(enum.Enum):
     TORCH_EXPORT = "a torch.export archive (.pt2)"
     KERAS = "a Keras model"
     HDF5 = "an HDF5 file"
+    PARQUET = "a Parquet file"
     MATLAB = "a MATLAB file"
     ZIP = "a zip archive of unknown content"
     COMPRESSED = "a compressed file"
@@ -65,6 +66,7 @@ _BEGINNINGS: tuple[tuple[bytes, Format], ...] = (
     (b"\x89HDF\r\n\x1a\n", Format.HDF5),
     (b"MATLAB ", Format.MATLAB),
     (b"GGUF", Format.GGUF),
+    (b"PAR1", Format.PARQUET),
     (b"version https://git-lfs", Format.LFS_POINTER),
     (b"\x1f\x8b", Format.COMPRESSED),
     (b"BZh", Format.COMPRESSED),
@@ -143,12 +145,23 @@ def _without_magic(data: bytes) -> Format:
         return Format.TFLITE
     if _is_text_pickle(data):
         return Format.PICKLE
-    if data[:1] and data[0] in _ONNX_TAGS:
-        return Format.ONNX
-    head = data[:512]
-    if head and all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head):
+    # Before ONNX: a table may begin with a quotation mark or a digit that is the tag of a field there.
+    if is_text(data):
         return Format.TEXT
-    return Format.UNKNOWN
+    return Format.ONNX if data[:1] and data[0] in _ONNX_TAGS else Format.UNKNOWN
+
+
+def is_text(data: bytes) -> bool:
+    """Whether a file begins as text does: UTF-8 without control characters."""
+    head = data[:512]
+    if not head or not all(byte in b"\t\n\r" or (byte >= 32 and byte != 127) for byte in head):
+        return False
+    try:
+        head.decode("utf-8")
+    except UnicodeDecodeError as problem:
+        # The last character may be cut.
+        return problem.end == len(head) and problem.reason == "unexpected end of data"
+    return True
 
 
 def first_global(data: bytes) -> str | None:

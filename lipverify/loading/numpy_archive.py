@@ -6,7 +6,6 @@ from __future__ import annotations
 import math
 import re
 import struct
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,63 +28,15 @@ _HEADER = re.compile(
 _NUMBER = re.compile(r"(?:[<>=][fiu][248]|[|<>=][iub]1)")
 
 
-@dataclass(frozen=True)
-class Points:
-    """Points in units of the model's raw input: x float64 [samples, ...], labels y int64 [samples]."""
-
-    x: NDArray[np.float64]
-    y: NDArray[np.int64] | None
-    path: str
-    sha256: str
-
-    def require(self, input_shape: tuple[int, ...], classes: int) -> None:
-        """Raises InvalidFile unless all points have the model's input shape and all labels name an output."""
-        if self.x.shape[1:] != tuple(input_shape):
-            what = f"x has points of shape {list(self.x.shape[1:])}, the model takes {list(input_shape)}"
-            raise InvalidFile(sentence(self.path, what, "first axis = samples, then one input each"))
-        if self.y is not None and bool((self.y >= classes).any()):
-            index = int(np.argmax(self.y >= classes))
-            what = f"label {self.y[index]} at index {index} is out of range for {classes} outputs"
-            raise InvalidFile(sentence(self.path, what, f"labels are 0 to {classes - 1}"))
-
-
-def read_points(path: Path) -> Points:
-    """Reads `--data`: .npz with x (float, first axis = samples) and optionally y (int labels), or .npy of x.
-
-    Raises InvalidFile when x is missing, empty, not of floating point or holds NaN or infinity, when y does
-    not hold one non-negative integer per sample, and for any damage; UnsafeInput for an archive built as an
-    attack.
-    """
-    file = read_regular(path)
-    if require_format(file, {Format.NPZ, Format.NPY}, Format.NPZ.value) is Format.NPY:
-        arrays = {"x": parse_npy(file.data, "x", path)}
-    else:
-        arrays = parse_npz(file.data, path, only=("x", "y"))
-    x = arrays["x"]
-    if x.dtype.kind != "f":
-        remedy = "convert it to float, in the units of the model's input"
-        raise InvalidFile(sentence(path, f"x has dtype {x.dtype}, not floating point", remedy))
-    if x.ndim == 0 or x.size == 0:
-        raise InvalidFile(sentence(path, f"x has shape {list(x.shape)}, which holds no points"))
-    require_finite(x, "x", path)
-    labels = arrays.get("y")
-    return Points(
-        np.ascontiguousarray(x, np.float64),
-        None if labels is None else _labels(labels, len(x), path),
-        file.path,
-        file.sha256,
-    )
-
-
 def read_npz(path: Path) -> dict[str, NDArray[np.generic]]:
-    """All arrays of an .npz file, native byte order, in the order of the archive. Raises as read_points."""
+    """All arrays of an .npz file, native byte order, in the order of the archive. Raises InvalidFile, UnsafeInput."""
     file = read_regular(path)
     require_format(file, {Format.NPZ}, Format.NPZ.value)
     return parse_npz(file.data, path)
 
 
 def read_npy(path: Path) -> NDArray[np.generic]:
-    """The array of an .npy file, native byte order. Raises as read_points."""
+    """The array of an .npy file, native byte order. Raises InvalidFile, UnsafeInput."""
     file = read_regular(path)
     require_format(file, {Format.NPY}, Format.NPY.value)
     return parse_npy(file.data, "array", path)
@@ -104,12 +55,8 @@ def require_finite(array: NDArray[np.generic], name: str, path: Path) -> None:
 
 
 def parse_npz(data: bytes, path: Path, only: tuple[str, ...] | None = None) -> dict[str, NDArray[np.generic]]:
-    """Arrays in the bytes of an .npz file; `only` limits what is unpacked, its first name is required."""
+    """Arrays in the bytes of an .npz file; `only` limits what is unpacked."""
     found = {name.removesuffix(".npy"): member for name, member in members(data, path).items()}
-    if only is not None and only[0] not in found:
-        listed = ", ".join(display(name, 20) for name in list(found)[:4]) or "nothing"
-        remedy = f"name the array {only[0]}: np.savez(file, {only[0]}=...)"
-        raise InvalidFile(sentence(path, f"has no array {only[0]} (it holds {listed})", remedy))
     wanted = [name for name in found if only is None or name in only]
     return {name: parse_npy(read_member(data, found[name], path), name, path) for name in wanted}
 
@@ -156,14 +103,3 @@ def _shape(text: str, shown: str, path: Path) -> tuple[int, ...]:
     if len(parts) > MAX_RANK or not all(part.isdigit() and len(part) <= 18 for part in parts):
         raise InvalidFile(sentence(path, f'array "{shown}" has an invalid shape'))
     return tuple(int(part) for part in parts)
-
-
-def _labels(y: NDArray[np.generic], samples: int, path: Path) -> NDArray[np.int64]:
-    if y.dtype.kind not in "iu":
-        raise InvalidFile(sentence(path, f"y has dtype {y.dtype}, not integers", "give class indices"))
-    if y.shape != (samples,):
-        what = f"y has shape {list(y.shape)}, x has {samples} samples"
-        raise InvalidFile(sentence(path, what, f"y needs shape [{samples}]"))
-    if bool((y < 0).any()) or bool((y > np.iinfo(np.int32).max).any()):  # type: ignore[operator]
-        raise InvalidFile(sentence(path, "y holds labels that are negative or absurdly large"))
-    return y.astype(np.int64)

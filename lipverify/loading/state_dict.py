@@ -84,10 +84,15 @@ def read_state_dict(path: Path) -> StateDict:
 
         leaves = [((name,), torch.from_numpy(array)) for name, array in parse_npz(file.data, path).items()]
     else:
-        if found is Format.TORCH_ZIP:
-            _check_archive(file)
-        leaves, rest = _unpickle(file)
+        leaves, rest = read_leaves(file, found)
     return select(leaves, rest, file)
+
+
+def read_leaves(file: FileBytes, found: Format) -> tuple[list[Leaf], list[tuple[str, ...]]]:
+    """The tensors of a torch file with their places in it, and the places of everything else. Raises as `read_state_dict`."""
+    if found is Format.TORCH_ZIP:
+        _check_archive(file)
+    return _unpickle(file)
 
 
 def select(leaves: list[Leaf], rest: list[tuple[str, ...]], file: FileBytes) -> StateDict:

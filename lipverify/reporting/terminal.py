@@ -151,6 +151,13 @@ class Progress:
         elif self._is_due():
             self._line(self._stage + _best_words(best, self._stage))
 
+    def note(self, text: str) -> None:
+        """A line that stays, above what is being done."""
+        if self._bar is not None:
+            self._bar.console.print(display(text, 300), markup=False)
+        elif not self.quiet:
+            self._line(display(text, 300))
+
     def finish(self) -> None:
         """Ends the display; may be called more than once."""
         if self._bar is not None:

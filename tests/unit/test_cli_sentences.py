@@ -37,7 +37,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("narrow", "points of shape [63], the model takes [64]"),
         ("objects", "holds Python objects"),
         ("nan", "only finite numbers"),
-        ("text", "not an .npz archive"),
+        ("text", "no rows"),
     ],
 )
 def test_points_that_are_none(name: str, words: str, data: Path) -> None:

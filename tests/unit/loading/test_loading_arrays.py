@@ -135,8 +135,8 @@ def test_streamed_archive(compress: bool) -> None:
 
 
 def test_the_message_names_the_file_and_the_remedy(tmp_path: Path) -> None:
-    with pytest.raises(InvalidFile, match=r"d\.npz: x has dtype uint8, .*; convert it to float"):
-        read_points(npz(tmp_path / "d.npz", x=np.zeros((2, 2), np.uint8)))
+    with pytest.raises(InvalidFile, match=r"d\.npz: y holds 0\.5, which is no label; .*; give class indices"):
+        read_points(npz(tmp_path / "d.npz", x=np.zeros((2, 2)), y=np.array([0.5, 1.0])))
 
 
 def test_metadata_is_kept() -> None:
