@@ -184,7 +184,7 @@ def _labels(raw: Raw, samples: int, settings: Settings, classes: int | None) -> 
         if not one_hot or (classes is not None and y.shape[1] != classes):
             what = f"y has shape {list(y.shape)} and is not one row with a single 1 for each sample"
             raise InvalidFile(sentence(path, what, "give class indices"))
-        return y.argmax(1).astype(np.int64)
+        return np.asarray(y.argmax(1), np.int64)
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
     if y.shape != (samples,):

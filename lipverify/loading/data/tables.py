@@ -230,7 +230,7 @@ def _position(table: Table, name: str) -> int:
     """A column by its name, or by its position from 0, from the end where negative."""
     if name in table.names:
         return table.names.index(name)
-    width = table.numbers.shape[1]
+    width: int = table.numbers.shape[1]
     if re.fullmatch(r"-?[0-9]{1,7}", name, re.ASCII) and -width <= int(name) < width:
         return int(name) % width
     listed = (
