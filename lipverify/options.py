@@ -163,24 +163,36 @@ class Points:
     ] = None
     limit: Annotated[int | None, option("use only the first N points", least=1)] = None
     data_x: Annotated[
-        tuple[str, ...], option("--data: the array of the points, or their columns, with commas", words, shown="")
+        tuple[str, ...],
+        option("--data: the array of the points, or their columns, with commas", words, shown=""),
     ] = ()
     data_y: Annotated[
         str | None, option("--data: the array or column (also its position) of the labels, or none")
     ] = None
-    scale: Annotated[float, option("--data: multiply by this, for example 1/255", parse_scale, shown="1")] = 1.0
+    scale: Annotated[float, option("--data: multiply by this, for example 1/255", parse_scale, shown="1")] = (
+        1.0
+    )
     mean: Annotated[
-        tuple[float, ...], option("--data: subtract after --scale; one, or one per channel", parse_numbers, shown="")
+        tuple[float, ...],
+        option("--data: subtract after --scale; one, or one per channel", parse_numbers, shown=""),
     ] = ()
     std: Annotated[
-        tuple[float, ...], option("--data: divide by, after --mean; one, or one per channel", parse_numbers, shown="")
+        tuple[float, ...],
+        option("--data: divide by, after --mean; one, or one per channel", parse_numbers, shown=""),
     ] = ()
     first_label: Annotated[int, option("--data: the label that names the first output")] = 0
 
     def __post_init__(self) -> None:
         if self.data is None:
-            given = {"--limit": self.limit, "--data-x": self.data_x, "--data-y": self.data_y, "--scale": self.scale != 1.0}
-            given |= {"--mean": self.mean, "--std": self.std, "--first-label": self.first_label}
+            given: dict[str, object] = {
+                "--limit": self.limit,
+                "--data-x": self.data_x,
+                "--data-y": self.data_y,
+                "--scale": self.scale != 1.0,
+                "--mean": self.mean,
+                "--std": self.std,
+                "--first-label": self.first_label,
+            }
             refuse_alone("--data", *((name, value or None) for name, value in given.items()))
 
     @property

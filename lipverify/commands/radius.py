@@ -27,7 +27,9 @@ class RadiusOptions(Options):
     """What `radius` takes."""
 
     model: Model
-    data: Annotated[Path, option("the points and labels: .npz, .npy, .csv, .pt, or a folder of images")] = field()
+    data: Annotated[Path, option("the points and labels: .npz, .npy, .csv, .pt, or a folder of images")] = (
+        field()
+    )
     norm: Annotated[str, option("norm of the perturbation: l2 or linf")] = "linf"
     method: Annotated[
         str, option("auto, global, local, crown, alpha-crown, branching, lirpa or smoothing")

@@ -106,7 +106,7 @@ def test_audit_deviate_and_compare(folder: Path) -> None:
 
 @pytest.mark.parametrize("option", ["--data-x", "--data-y", "--scale", "--mean", "--std"])
 def test_options_of_data_mean_nothing_without_it(option: str, folder: Path) -> None:
-    done = lipverify("audit", folder / "net.onnx", option, "1")
+    done = lipverify("audit", folder / "net.onnx", option, "2")
     assert done.returncode == 2
     assert f"{option} means nothing here without --data" in done.stderr
 
