@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from tests import clocks
 from tests.refused_models import asked_again as asked_again
+from tests.tiers import FULL
 
 ROOT = Path(__file__).resolve().parent.parent
 THIRD_PARTY = ROOT.parent / "shared" / "checkpoints"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        mark = item.get_closest_marker("long")
+        if mark is not None and not FULL:
+            item.add_marker(pytest.mark.skip(reason=f"{mark.args[0]}; set LIPVERIFY_SOUNDNESS=full"))
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _processor_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "monotonic", clocks.monotonic)
 
 
 @pytest.fixture

@@ -3,8 +3,8 @@
 A process that imports torch and its exporter spends four seconds of a core before its first line; the suite starts
 dozens. Here a server imports them once in each worker and forks a child for each program. A child is a real process:
 it can be killed or interrupted, has its own folder, environment and exit code, and imports lipverify from nothing,
-since the server has imported libraries of others alone. What a start itself promises (`python -m lipverify`, what
-stays unimported, isolation) is tested on processes started by the system.
+since the server has imported libraries of others alone. Its budgets count processor time (`clocks.py`). What a start
+itself promises (`python -m lipverify`, what stays unimported, isolation) is tested on processes started by the system.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import os
 import runpy
 import signal
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerContext, ForkServerProcess
@@ -21,6 +22,8 @@ from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
+
+from tests import clocks
 
 LIBRARIES = [
     "torch",
@@ -52,6 +55,7 @@ def _child(arguments: Sequence[str], folder: str, environment: Mapping[str, str]
     os.chdir(folder)
     # A test runner in the background may have left the signal ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    time.monotonic = clocks.monotonic
     assert not any(name.partition(".")[0] == "lipverify" for name in sys.modules)
     sys.path[:0] = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
     kind, *rest = arguments
@@ -140,7 +144,7 @@ def run(
     *arguments: str | Path,
     folder: Path | None = None,
     environment: Mapping[str, str] | None = None,
-    timeout: float = 120,
+    timeout: float = 250,
 ) -> Done:
     """Runs what `python ARGUMENTS` would run, until it ends."""
     with start(*arguments, folder=folder, environment=environment) as running:

@@ -6,7 +6,6 @@ The networks are trained here by a fixed recipe; where another machine's arithme
 from __future__ import annotations
 
 import importlib.util
-import os
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +20,9 @@ from lipverify.analyzers.registry import resolve
 from lipverify.interpreter import evaluate
 from lipverify.ir.norm import Norm
 from lipverify.ir.region import Ball, Query
+from tests.tiers import long
 
-FULL = os.environ.get("LIPVERIFY_SOUNDNESS") == "full"
-slow = pytest.mark.skipif(not FULL, reason="trains networks; set LIPVERIFY_SOUNDNESS=full")
+trains = long("trains networks")
 
 # Sum of the absolute parameters, and mean over five points of the largest of ten rows at radii 1/255, 8/255 and 0.1.
 DIGITS = {
@@ -47,7 +46,7 @@ def trained(name: str):  # type: ignore[no-untyped-def]
     return recipe.trained(name)
 
 
-@slow
+@trains
 @pytest.mark.parametrize("name", list(DIGITS))
 def test_digit_classifiers(name: str) -> None:
     net, points = trained(name)
@@ -70,7 +69,7 @@ def test_digit_classifiers(name: str) -> None:
 SEMIDEFINITE = {"relu-64x2": (109.0, 117.0), "relu-64x3": (155.0, 173.0), "cnn": (127.0, 151.0)}
 
 
-@slow
+@trains
 @pytest.mark.parametrize("name", list(SEMIDEFINITE))
 def test_semidefinite_bounds_of_digit_classifiers(name: str) -> None:
     net, points = trained(name)
@@ -94,7 +93,7 @@ REAL = {
 }  # fmt: skip
 
 
-@pytest.mark.skipif(not FULL, reason="most of a minute; set LIPVERIFY_SOUNDNESS=full")
+@long("most of a minute")
 @pytest.mark.parametrize("name", list(REAL))
 def test_convolutional_networks_in_small_l2_balls(name: str, third_party) -> None:  # type: ignore[no-untyped-def]
     """The first three images classified correctly, radius 0.1 in model units: neurons left open, and LipSDP on their slopes."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from typing import Any
 
@@ -18,9 +17,9 @@ from lipverify.ir.region import Ball
 from lipverify.propagation import bounds, forms
 from lipverify.propagation.forms import bilinear, form_bounds, nonlinear, normalised, softmax, sweep, symbols
 from tests.attention_networks import random_transformer
+from tests.tiers import tier
 
-FULL = os.environ.get("LIPVERIFY_SOUNDNESS") == "full"
-COUNT = 2000 if FULL else 12
+COUNT = tier(12, 2000)
 PAIRS = (("linf", "linf"), ("l2", "l2"), ("linf", "l2"), ("l2", "linf"), ("linf", "l1"))
 CPU = torch.device("cpu")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -22,9 +21,9 @@ from lipverify.ir.norm import Norm
 from lipverify.ir.op import Op
 from lipverify.ir.region import Ball, Query
 from tests.networks import tensor
+from tests.tiers import tier
 
-FULL = os.environ.get("LIPVERIFY_SOUNDNESS") == "full"
-COUNT = 180 if FULL else 5
+COUNT = tier(5, 180)
 """Networks of each kind: 2,160 in full."""
 NORMS = [(Norm.L2, Norm.L2), (Norm.LINF, Norm.LINF), (Norm.LINF, Norm.L2), (Norm.L2, Norm.LINF)]
 ROUGH = LipSDP(Settings(tol=1e-2, max_iterations=30))

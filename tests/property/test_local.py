@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import pytest
 import torch
@@ -23,9 +21,9 @@ from lipverify.ir.norm import Norm
 from lipverify.ir.region import Ball, Query
 from lipverify.propagation import bounds
 from tests.networks import chain, random_graph, tensor
+from tests.tiers import FULL, tier
 
-FULL = os.environ.get("LIPVERIFY_SOUNDNESS") == "full"
-COUNT = 2000 if FULL else 40
+COUNT = tier(40, 2000)
 PAIRS = [(p, q) for p in Norm for q in Norm]
 
 
@@ -114,7 +112,7 @@ def test_a_batch_of_64_equals_64_single_runs(
     analyzer, difference = BATCHED[name]
     # Searches take seconds: all 64 of them in the full run.
     center = center if FULL or (difference == LAST_BITS and name != "local-bab") else center[:6]
-    some = list(range(0, len(center), 1 if FULL else len(center) // 3))
+    some = list(range(0, len(center), tier(len(center) // 3, 1)))
 
     def upper(part: torch.Tensor) -> torch.Tensor:
         found = analyzer.bound(graph, Query(norm, norm, Ball(part, 0.1, norm)), Compute()).upper
@@ -134,7 +132,7 @@ def test_ranges_of_a_batch_of_64_are_those_of_64_single_runs(
     """To the last bits of the largest value of a node; every node, both ends."""
     graph, center = small_network(op, rng)
     whole = bounds(graph, Ball(center, 0.1, norm), method=method)
-    for index in range(0, 64, 1 if FULL else 21):
+    for index in range(0, 64, tier(21, 1)):
         single = bounds(graph, Ball(center[index : index + 1], 0.1, norm), method=method)
         for name, box in single.items():
             largest = float(torch.maximum(box.lower.abs(), box.upper.abs()).max())

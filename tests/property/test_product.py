@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import pytest
 import torch
@@ -19,8 +17,9 @@ from lipverify.ir.norm import Norm
 from lipverify.ir.region import Ball, Query
 from lipverify.rules import linear
 from tests.networks import chain, random_graph, tensor
+from tests.tiers import tier
 
-COUNT = 3000 if os.environ.get("LIPVERIFY_SOUNDNESS") == "full" else 150
+COUNT = tier(150, 3000)
 PAIRS = [(p, q) for p in Norm for q in Norm]
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import pytest
 import torch
@@ -18,8 +16,9 @@ from lipverify.robustness.branching import branched_margin
 from lipverify.robustness.optimised import Slopes
 from lipverify.robustness.pairs import differences, predict
 from tests.networks import chain, random_graph, tensor
+from tests.tiers import tier
 
-COUNT = 300 if os.environ.get("LIPVERIFY_SOUNDNESS") == "full" else 12
+COUNT = tier(12, 300)
 
 
 @pytest.mark.parametrize("seed", range(COUNT))
@@ -58,7 +57,7 @@ def test_a_larger_network_constant_gives_smaller_radii(rng: np.random.Generator)
     assert torch.allclose(scaled * 4, radius, rtol=1e-3)
 
 
-RELU = 200 if os.environ.get("LIPVERIFY_SOUNDNESS") == "full" else 10
+RELU = tier(10, 200)
 
 
 @pytest.mark.parametrize("seed", range(RELU))

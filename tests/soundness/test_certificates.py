@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -14,11 +12,12 @@ from lipverify import checkers
 from lipverify.checkers import claims, envelope
 from lipverify.checkers.kernel import arithmetic, gains, ranges, theorems
 from lipverify.errors import LipverifyError, UnreadableCertificate
+from tests.clocks import within
 from tests.processes import run
 from tests.soundness import certified, mutants
+from tests.tiers import tier
 
-FULL = os.environ.get("LIPVERIFY_SOUNDNESS") == "full"
-COUNT = 2000 if FULL else 320
+COUNT = tier(320, 2000)
 _RANGES = ranges.Chain.ranges
 
 
@@ -91,10 +90,8 @@ MALFORMED = [
 def test_malformed_certificates_are_unreadable_at_once(
     data: bytes, subjects: list[certified.Subject]
 ) -> None:
-    started = time.monotonic()
-    with pytest.raises(UnreadableCertificate):
+    with within(1), pytest.raises(UnreadableCertificate):
         checkers.check(lambda: data, lambda name: b"", lambda: subjects[0].model)
-    assert time.monotonic() - started < 1
 
 
 @pytest.mark.parametrize("which", [1, 4])
@@ -147,8 +144,7 @@ def test_the_command_ends_with_the_right_code_and_one_line(
     for name, (content, file, code) in cases.items():
         path = tmp_path / f"{name}.json"
         path.write_text(content)
-        started = time.monotonic()
-        done = run("-m", "lipverify", "verify", path, "--model", file, "--json", timeout=60)
+        done = run("-m", "lipverify", "verify", path, "--model", file, "--json")
         assert done.returncode == code, (name, done.stdout, done.stderr)
         document = json.loads(done.stdout)
         assert document["schema"] == "lipverify.verify/1"
@@ -156,8 +152,7 @@ def test_the_command_ends_with_the_right_code_and_one_line(
         assert "Traceback" not in done.stderr
         assert len(done.stderr.splitlines()) <= 1
         assert "\x1b" not in done.stderr
-        assert time.monotonic() - started < 60
-    missing = run("-m", "lipverify", "verify", tmp_path / "none.json", "--model", model, timeout=60)
+    missing = run("-m", "lipverify", "verify", tmp_path / "none.json", "--model", model)
     assert missing.returncode == 2
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import importlib
-import os
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,9 @@ from lipverify.checkers.kernel.theorems import Known
 from lipverify.errors import RefutedCertificate, UnreadableCertificate
 from tests.soundness.forged import Truth, cases, hunt
 from tests.soundness.planted import PLANTED
+from tests.tiers import tier
 
-COUNT = 20_000 if os.environ.get("LIPVERIFY_SOUNDNESS") == "full" else 400
+COUNT = tier(400, 20_000)
 
 
 def test_the_valid_proofs_have_every_kind_of_step_and_say_what_is_true() -> None:

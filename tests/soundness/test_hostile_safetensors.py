@@ -73,10 +73,10 @@ def test_bad_safetensors(name: str, tmp_path: Path) -> None:
 
 
 def timed(call: Callable[..., Any], *args: Any) -> float:
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(LipverifyError):
         call(*args)
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def test_deep_json(tmp_path: Path) -> None:

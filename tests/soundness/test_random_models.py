@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import numpy as np
@@ -17,9 +16,9 @@ from lipverify.propagation.functionals import Functionals
 from lipverify.testing.checks import replaced_rule
 from tests.soundness.held import drawn, hold
 from tests.soundness.models import KINDS, Reached, pairs
+from tests.tiers import tier
 
-FULL = os.environ.get("LIPVERIFY_SOUNDNESS") == "full"
-BLOCKS, COUNT = 4, 20_000 if FULL else 24
+BLOCKS, COUNT = 4, tier(24, 20_000)
 
 
 @pytest.mark.parametrize("block", range(BLOCKS))

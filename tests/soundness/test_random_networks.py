@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 
 import numpy as np
 import pytest
@@ -18,9 +17,9 @@ from lipverify.ir.norm import Norm
 from lipverify.ir.region import Query
 from tests import networks
 from tests.soundness.search import search
+from tests.tiers import tier
 
-FULL = os.environ.get("LIPVERIFY_SOUNDNESS") == "full"
-BLOCKS, COUNT = 4, 2000 if FULL else 80
+BLOCKS, COUNT = 4, tier(80, 2000)
 
 
 @pytest.mark.parametrize("block", range(BLOCKS))
@@ -85,7 +84,7 @@ def test_bounds_of_all_small_relu_networks_hold_their_exact_constants() -> None:
 
 def test_relations_between_networks(rng: np.random.Generator) -> None:
     """What must not change a constant, or must change it in a known way, does so to every proved bound."""
-    for seed in range(6 if not FULL else 60):
+    for seed in range(tier(6, 60)):
         r = np.random.default_rng(seed)
         first, second, third = (networks.tensor(r, m, n) for m, n in ((6, 4), (5, 6), (3, 5)))
         chain = lambda *w: networks.chain(list(w), ops.ReLU())  # noqa: E731

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,9 +19,9 @@ from lipverify.rules import Plane, Relaxation
 from lipverify.testing import replaced_rule
 from tests import networks
 from tests.soundness.pairs import Outcome, check
+from tests.tiers import tier
 
-FULL = os.environ.get("LIPVERIFY_SOUNDNESS") == "full"
-BLOCKS, COUNT = 4, 10_000 if FULL else 160
+BLOCKS, COUNT = 4, tier(160, 10_000)
 
 
 @pytest.mark.parametrize("block", range(BLOCKS))

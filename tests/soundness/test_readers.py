@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import onnx
 import pytest
@@ -11,10 +9,10 @@ import pytest
 from lipverify.checkers.evaluation import evaluate, shown
 from lipverify.checkers.reader import model_of_bytes, operators
 from tests.soundness import readers
+from tests.tiers import long, tier
 
-FULL = os.environ.get("LIPVERIFY_SOUNDNESS") == "full"
-PARTS = 100 if FULL else 2
-EACH = 1000 if FULL else 300
+PARTS = tier(2, 100)
+EACH = tier(300, 1000)
 
 pytest.importorskip("onnxruntime")
 
@@ -26,7 +24,7 @@ def test_changed_files(part: int) -> None:
     assert found.compared > EACH // 20
 
 
-@pytest.mark.parametrize("part", range(200 if FULL else 1))
+@pytest.mark.parametrize("part", range(tier(1, 200)))
 def test_random_models(part: int) -> None:
     found = readers.Found()
     for seed in range(100 * part, 100 * part + 100):
@@ -86,7 +84,7 @@ def test_versions_of_operators() -> None:
         assert {v for v in known[op] if v > min(listed)} <= listed, (op, known[op] - listed)
 
 
-@pytest.mark.skipif(not FULL, reason="a minute; set LIPVERIFY_SOUNDNESS=full")
+@long("a minute")
 def test_operator_cases_of_onnx() -> None:
     """The cases that onnx brings along, one operand computed and the others stored: what is read has the expected numbers."""
     from onnx.backend.test.case.node import collect_testcases

@@ -174,7 +174,6 @@ def test_centres_of_another_shape_are_a_reason(models: dict[str, Graph]) -> None
     found.to_html()
 
 
-@pytest.mark.slow
 def test_processes_give_the_same_and_a_dead_one_costs_one_row(
     models: dict[str, Graph], monkeypatch: pytest.MonkeyPatch
 ) -> None:

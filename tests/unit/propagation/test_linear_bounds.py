@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 
 import numpy as np
 import pytest
@@ -19,8 +18,9 @@ from lipverify.ir.op import Input
 from lipverify.ir.region import Ball
 from lipverify.propagation import Bounds, bounds
 from tests.networks import chain, random_graph, tensor
+from tests.tiers import tier
 
-COUNT = 2000 if os.environ.get("LIPVERIFY_SOUNDNESS") == "full" else 100
+COUNT = tier(100, 2000)
 
 
 def relu_net(rng: np.random.Generator, widths: tuple[int, ...] = (6, 20, 20, 4)) -> Graph:

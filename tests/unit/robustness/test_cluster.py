@@ -23,6 +23,11 @@ dask = pytest.importorskip("dask")
 distributed = pytest.importorskip("distributed")
 
 
+@pytest.fixture(autouse=True)
+def _processor_clock() -> None:
+    """The loops of Dask need the clock on the wall."""
+
+
 def test_a_worker_that_is_killed_changes_nothing(tmp_path: Path, rng: np.random.Generator) -> None:
     graph = chain([tensor(rng, 24, 6), tensor(rng, 16, 24), tensor(rng, 4, 16)], ops.ReLU())
     x = torch.tensor(rng.random((12, 6)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import random
 import signal
 import time
@@ -24,8 +23,9 @@ from lipverify.robustness import Attack, Plan, radii
 from lipverify.robustness.journal import Journal
 from tests.networks import chain, tensor
 from tests.processes import run, start
+from tests.tiers import tier
 
-KILLS = 20 if os.environ.get("LIPVERIFY_SOUNDNESS") == "full" else 3
+KILLS = tier(3, 20)
 LIMIT = str(2 * KILLS + 2)
 """Points of the killed commands: more than all of them finish before their kill."""
 MANY = max(40, int(LIMIT))

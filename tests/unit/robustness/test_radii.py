@@ -25,6 +25,7 @@ from lipverify.robustness.curve import curve
 from lipverify.robustness.journal import Journal
 from lipverify.robustness.plan import Record
 from lipverify.robustness.points import answer, prepare
+from tests.clocks import within
 from tests.networks import chain, tensor
 
 IDENTITY = torch.eye(2)
@@ -205,9 +206,8 @@ def test_order_and_processes_change_nothing(rng: np.random.Generator) -> None:
 def test_a_budget_holds_and_its_radii_are_certified(norm: Norm, rng: np.random.Generator) -> None:
     graph = chain([tensor(rng, 60, 8), tensor(rng, 60, 60), tensor(rng, 6, 60)], ops.ReLU())
     x = torch.tensor(rng.random((6, 8)))
-    started = time.monotonic()
-    found = lv.radii(graph, x, norm=norm, budget=3.0, proofs=False)
-    assert time.monotonic() - started < 3.0 + 1.5
+    with within(3.0 + 1.5):
+        found = lv.radii(graph, x, norm=norm, budget=3.0, proofs=False)
     assert all(0 < r.radius <= (r.attack_radius or math.inf) for r in found.records)
     assert max(r.seconds for r in found.records) < 3.0
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from functools import cache
 
 import numpy as np
@@ -27,8 +26,7 @@ from lipverify.robustness.smoothing.statistics import (
     clopper_pearson_lower,
     clopper_pearson_upper,
 )
-
-FULL = os.environ.get("LIPVERIFY_SOUNDNESS") == "full"
+from tests.tiers import tier
 
 
 @pytest.mark.parametrize(
@@ -175,7 +173,7 @@ def _true_radius(x: float, sigma: float) -> float:
 )
 def test_miscoverage_is_at_most_alpha(settings: Smoothing) -> None:
     """Radii beyond the true one may occur with probability alpha at most; three standard errors are allowed."""
-    experiments, wrong, x = 10_000 if FULL else 200, 0, 0.12
+    experiments, wrong, x = tier(200, 10_000), 0, 0.12
     point = torch.tensor([x]).double()
     for seed in range(experiments):
         found = smooth(_two_classes, point, settings, seed, lambda label: torch.tensor([2.0]).double())

