@@ -38,9 +38,8 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
-soundness: $(READY) ## the long searches for a wrong bound
-	LIPVERIFY_SOUNDNESS=full $(BIN)/pytest -n auto --dist worksteal tests/soundness tests/property tests/golden \
-	    tests/unit/analyzers tests/unit/propagation tests/unit/robustness
+soundness: $(READY) ## every test with nothing left out (docs/testing.md), and the long searches for a wrong bound
+	LIPVERIFY_SOUNDNESS=full $(BIN)/pytest -n auto --dist worksteal tests
 	$(BIN)/python reports/soundness/build.py
 
 bench-lipsdp: $(READY) ## LipSDP against cone solvers, half an hour; writes reports/bench-lipsdp
@@ -74,7 +73,7 @@ reports: $(READY) ## make the reports on zoo, pitfalls, soundness and third-part
 	else echo "reports/third_party left as it is: shared/checkpoints is not beside this checkout"; fi
 
 examples: $(READY) ## run every example
-	$(BIN)/pytest tests/unit/test_examples.py tests/unit/test_plugin.py
+	LIPVERIFY_SOUNDNESS=full $(BIN)/pytest tests/unit/test_examples.py tests/unit/test_plugin.py
 
 zoo: $(READY) ## train the model zoo again
 	$(BIN)/lipverify zoo build all --force

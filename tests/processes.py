@@ -17,8 +17,9 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from multiprocessing.context import ForkServerContext, ForkServerProcess
+from multiprocessing.context import ForkServerContext
 from multiprocessing.forkserver import ensure_running
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
@@ -44,12 +45,17 @@ def server() -> ForkServerContext:
     return context
 
 
-def _child(arguments: Sequence[str], folder: str, environment: Mapping[str, str], outputs: str) -> None:
-    """The program of a child: `-m NAME ...`, `-c CODE ...` or `FILE ...`, as the interpreter reads them."""
+def to_files(outputs: str) -> None:
+    """Standard output and error of this process go to files of this folder."""
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         target = os.open(Path(outputs) / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         os.dup2(target, descriptor)
         os.close(target)
+
+
+def _child(arguments: Sequence[str], folder: str, environment: Mapping[str, str], outputs: str) -> None:
+    """The program of a child: `-m NAME ...`, `-c CODE ...` or `FILE ...`, as the interpreter reads them."""
+    to_files(outputs)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
@@ -85,7 +91,7 @@ class Done:
 class Running:
     """A program that runs; leaving the block kills it if it still does."""
 
-    process: ForkServerProcess
+    process: BaseProcess
     outputs: TemporaryDirectory[str]
 
     @property

@@ -11,7 +11,12 @@ import pytest
 
 FULL = os.environ.get("LIPVERIFY_SOUNDNESS") == "full"
 long = pytest.mark.long
-"""`long("why it is not in make test")`: of a test, or of one case (`pytest.param(..., marks=long("..."))`)."""
+"""`long("why it is not in make test")`: of a test."""
+
+
+def also(case: object, why: str) -> object:
+    """A case of a parametrised test that `make soundness` alone runs."""
+    return pytest.param(case, marks=long(why))
 
 
 def tier(few: int, many: int) -> int:

@@ -57,18 +57,18 @@ class Found:
         }
 
 
-def search(seeds: Iterable[int]) -> Found:
+def search(seeds: Iterable[int], budget: float = 20) -> Found:
     found, started = Found(), time.process_time()
     for seed in seeds:
         try:
-            _one(seed, found)
+            _one(seed, found, budget)
         except LipverifyError as error:
             found.wrong.append(f"seed {seed}: {type(error).__name__}: {error}")
     found.processor_seconds = time.process_time() - started
     return found
 
 
-def _one(seed: int, found: Found) -> None:
+def _one(seed: int, found: Found, budget: float) -> None:
     rng = np.random.default_rng(seed)
     graph = random_graph(rng)
     norms = NORMS[seed % 3], NORMS[seed // 3 % 3]
@@ -83,7 +83,7 @@ def _one(seed: int, found: Found) -> None:
     found.networks += 1
     found.operators.update({node.op.kind() for node in graph.nodes})
     options: dict[str, Any] = {"norm": norms[0], "norm_out": norms[1], "region": region}
-    result = lv.audit(graph, **options, analyzers=names, search=SEARCH, seed=seed, budget=20)
+    result = lv.audit(graph, **options, analyzers=names, search=SEARCH, seed=seed, budget=budget)
     # A witness above a bound, evidence that does not check, or anything else that broke.
     found.wrong += [f"seed {seed}: {row.analyzer}: {row.refused}" for row in result.rows if row.failed]
     if result.lower.failed:

@@ -13,11 +13,11 @@ from lipverify.checkers import claims, envelope
 from lipverify.checkers.kernel import arithmetic, gains, ranges, theorems
 from lipverify.errors import LipverifyError, UnreadableCertificate
 from tests.clocks import within
-from tests.processes import run
+from tests.command import lipverify
 from tests.soundness import certified, mutants
 from tests.tiers import tier
 
-COUNT = tier(320, 2000)
+COUNT = tier(160, 2000)
 _RANGES = ranges.Chain.ranges
 
 
@@ -144,7 +144,7 @@ def test_the_command_ends_with_the_right_code_and_one_line(
     for name, (content, file, code) in cases.items():
         path = tmp_path / f"{name}.json"
         path.write_text(content)
-        done = run("-m", "lipverify", "verify", path, "--model", file, "--json")
+        done = lipverify("verify", path, "--model", file, "--json")
         assert done.returncode == code, (name, done.stdout, done.stderr)
         document = json.loads(done.stdout)
         assert document["schema"] == "lipverify.verify/1"
@@ -152,7 +152,7 @@ def test_the_command_ends_with_the_right_code_and_one_line(
         assert "Traceback" not in done.stderr
         assert len(done.stderr.splitlines()) <= 1
         assert "\x1b" not in done.stderr
-    missing = run("-m", "lipverify", "verify", tmp_path / "none.json", "--model", model)
+    missing = lipverify("verify", tmp_path / "none.json", "--model", model)
     assert missing.returncode == 2
 
 

@@ -26,6 +26,7 @@ import torch
 from lipverify import loading
 from lipverify.errors import LipverifyError
 from tests.clocks import processor_seconds
+from tests.tiers import also
 
 from .hostile import CHILD_SECONDS, Payload, archive, by_reader, npy, put, refused, small_model
 
@@ -168,7 +169,7 @@ def test_architecture_without_trust(tmp_path: Path, marker: Path) -> None:
 # Row 10: numbers that are none.
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("value", [float("nan"), also(float("inf"), "as nan"), also(float("-inf"), "as nan")])
 def test_weights_that_are_not_finite(value: float, tmp_path: Path) -> None:
     for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
         weight = torch.ones(2, 3, dtype=dtype)
@@ -182,7 +183,9 @@ def test_weights_that_are_not_finite(value: float, tmp_path: Path) -> None:
     assert '"fc.weight", index [1, 2]' in message
 
 
-@pytest.mark.parametrize("kind", ["sparse", "complex", "meta", "quantised", "float8"])
+@pytest.mark.parametrize(
+    "kind", ["sparse", "complex", "meta", also("quantised", "as complex"), also("float8", "as complex")]
+)
 def test_tensors_of_other_kinds(kind: str, tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

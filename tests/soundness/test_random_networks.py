@@ -17,14 +17,14 @@ from lipverify.ir.norm import Norm
 from lipverify.ir.region import Query
 from tests import networks
 from tests.soundness.search import search
-from tests.tiers import tier
+from tests.tiers import FULL, tier
 
-BLOCKS, COUNT = 4, tier(80, 2000)
+BLOCKS, COUNT = 4, tier(40, 2000)
 
 
 @pytest.mark.parametrize("block", range(BLOCKS))
 def test_no_witness_lies_above_a_bound(block: int) -> None:
-    found = search(range(block * 1_000_000, block * 1_000_000 + COUNT // BLOCKS))
+    found = search(range(block * 1_000_000, block * 1_000_000 + COUNT // BLOCKS), budget=tier(5, 20))
     assert found.wrong == []
     assert found.answers["product"] > COUNT // BLOCKS // 4
     assert found.refused_claims > COUNT // BLOCKS // 8
@@ -57,14 +57,16 @@ def small(first: np.ndarray, second: np.ndarray) -> Graph:
 
 
 def test_bounds_of_all_small_relu_networks_hold_their_exact_constants() -> None:
-    """2-2-1 with weights in {-1, 0, 1}: all 729 of them, up to the order and sign of what does not matter."""
+    """2-2-1 with weights in {-1, 0, 1}: all 729, up to the order and sign of what does not matter."""
     tight: dict[str, int] = {}
+    place = 0
     rows = [np.array(r, dtype=float) for r in itertools.product((-1, 0, 1), repeat=2)]
     pairs = list(itertools.combinations_with_replacement(range(9), 2))
     for (i, j), signs in itertools.product(pairs, ((1.0, 1.0), (1.0, -1.0), (-1.0, 1.0), (1.0, 0.0))):
         first, second = np.stack([rows[i], rows[j]]), np.array([signs])
         graph = small(first, second)
-        for norm in ("l2", "linf"):
+        place += 1
+        for norm in ("l2", "linf") if FULL else (("l2", "linf")[place % 2],):
             exact = exact_constant(first, second, norm)
             ball = lv.Ball(torch.zeros(1, 2, dtype=torch.float64), 1.0, "linf")
             for name, region in (("product", None), ("lipsdp-fast", None), ("local", ball))[
@@ -84,7 +86,7 @@ def test_bounds_of_all_small_relu_networks_hold_their_exact_constants() -> None:
 
 def test_relations_between_networks(rng: np.random.Generator) -> None:
     """What must not change a constant, or must change it in a known way, does so to every proved bound."""
-    for seed in range(tier(6, 60)):
+    for seed in range(tier(3, 60)):
         r = np.random.default_rng(seed)
         first, second, third = (networks.tensor(r, m, n) for m, n in ((6, 4), (5, 6), (3, 5)))
         chain = lambda *w: networks.chain(list(w), ops.ReLU())  # noqa: E731

@@ -21,7 +21,7 @@ from tests import networks
 from tests.soundness.pairs import Outcome, check
 from tests.tiers import tier
 
-BLOCKS, COUNT = 4, tier(160, 10_000)
+BLOCKS, COUNT = 4, tier(100, 10_000)
 
 
 @pytest.mark.parametrize("block", range(BLOCKS))

@@ -114,3 +114,11 @@ def test_the_site_builds_and_loads_nothing_from_elsewhere(tmp_path: Path) -> Non
         assert not re.search(
             r"(?:src=|<link[^>]* href=)\"(?:https?:)?//", page.read_text(encoding="utf-8")
         ), page
+
+
+def test_what_is_left_to_the_second_tier_is_listed() -> None:
+    tests = ROOT / "tests"
+    uses = re.compile(r"^from tests\.tiers import", re.MULTILINE)
+    files = [path for path in tests.rglob("test_*.py") if uses.search(path.read_text(encoding="utf-8"))]
+    listed = re.findall(r"^\| `([^`]+)` \|", (DOCS / "testing.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(listed) == sorted(path.relative_to(tests).as_posix() for path in files)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.processes import run
+from tests.tiers import also
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 SCRIPTS = sorted(path.name for path in EXAMPLES.glob("[0-9][0-9]_*.py"))
@@ -33,7 +34,10 @@ def test_there_are_examples_for_the_first_steps() -> None:
     assert set(SAYS) <= set(SCRIPTS)
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize(
+    "script",
+    [also(s, "two whole programs; `make examples` runs it") if s.startswith("10_") else s for s in SCRIPTS],
+)
 def test_an_example_runs(script: str, tmp_path: Path) -> None:
     done = run(EXAMPLES / script, folder=tmp_path, timeout=240)
     assert done.returncode == 0, done.stderr

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import random
 import signal
-import time
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -21,30 +18,30 @@ from lipverify.errors import UsageError
 from lipverify.ir.norm import Norm
 from lipverify.robustness import Attack, Plan, radii
 from lipverify.robustness.journal import Journal
+from tests.command import lipverify
+from tests.faults import Fault, run, run_function
 from tests.networks import chain, tensor
-from tests.processes import run, start
 from tests.tiers import tier
 
 KILLS = tier(3, 20)
-LIMIT = str(2 * KILLS + 2)
-"""Points of the killed commands: more than all of them finish before their kill."""
-MANY = max(40, int(LIMIT))
-"""Points of the other commands: so many that a run cannot end before a signal reaches it."""
+POINTS = 6
 OPTIONS = ["zoo:digits-relu-mlp", "--box", "0,1", "--looks", "3", "--norm", "linf", "--method", "crown"]
+FIRST = 10
+"""The operation on its folder that the first point ends with; header and shared numbers come before."""
 
 QUICK = Plan(Norm.LINF, "crown", looks=6, attack=Attack(4, 8, 3, 6))
 
 
 @pytest.fixture(scope="module")
 def points(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    x, y = zoo.points("digits-relu-mlp", MANY)
+    x, y = zoo.points("digits-relu-mlp", POINTS)
     path = tmp_path_factory.mktemp("data") / "points.npz"
     np.savez(path, x=x.numpy(), y=y.numpy())
     return path
 
 
-def command(points: Path, out: Path, *more: str) -> list[str]:
-    return ["-m", "lipverify", "radius", *OPTIONS, "--data", str(points), "--out", str(out), *more]
+def command(points: Path, out: Path, *more: str) -> list[str | Path]:
+    return ["radius", *OPTIONS, "--data", points, "--out", out, *more]
 
 
 def timeless(path: Path) -> dict[str, Any]:
@@ -66,27 +63,15 @@ def same_without_times(first: dict[str, Any], second: dict[str, Any]) -> bool:
     return without_times(first) == without_times(second)
 
 
-def killed_after(process: BaseProcess, journal: Path, points: int, delay: float) -> bool:
-    """Kills the process a moment after the journal has grown by this many points; it may end before. Whether it was."""
-    start, limit = lines(journal), time.monotonic() + 120
-    while lines(journal) < start + points and time.monotonic() < limit and process.is_alive():
-        time.sleep(0.002)
-    time.sleep(delay)
-    process.kill()
-    process.join()
-    return process.exitcode == -signal.SIGKILL
-
-
 def lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def run_points(folder: Path, journal: str) -> None:
     """All points of a small network, with a journal; the document without durations at the end."""
-    torch.set_num_threads(1)
     rng = np.random.default_rng(3)
     graph = chain([tensor(rng, 24, 6), tensor(rng, 16, 24), tensor(rng, 4, 16)], ops.ReLU())
-    x = torch.tensor(rng.random((8 * KILLS + 4, 6)))
+    x = torch.tensor(rng.random((POINTS, 6)))
     with Journal(folder / journal, {"graph": graph.digest}, resume=True) as book:
         found = radii(graph, x, plan=QUICK, journal=book)
     document = found.to_json()
@@ -94,78 +79,59 @@ def run_points(folder: Path, journal: str) -> None:
 
 
 def test_a_run_killed_again_and_again_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
-    choice, killed = random.Random(0), 0
+    """Killed in the middle of what it writes, after what it wrote, with rubbish at the end of its journal."""
+    choice = random.Random(0)
     for attempt in range(KILLS):
-        process = context.Process(target=run_points, args=(tmp_path, "broken"))
-        process.start()
-        killed += killed_after(process, tmp_path / "broken", choice.randint(0, 3), choice.uniform(0.0, 0.05))
+        fault = Fault(choice.choice(["kill", "torn"]), choice.randint(1, 9))
+        done = run_function(lambda: run_points(tmp_path, "broken"), tmp_path, fault)
+        assert done.returncode == -signal.SIGKILL
         if attempt % 2:
             with (tmp_path / "broken").open("ab") as stream:
                 stream.write(b"0badc0de {")
-    assert killed == KILLS
     assert not (tmp_path / "broken.json").exists()
     for name in ("broken", "whole"):
-        process = context.Process(target=run_points, args=(tmp_path, name))
-        process.start()
-        process.join()
-        assert process.exitcode == 0
+        run_points(tmp_path, name)
     assert timeless(tmp_path / "broken.json") == timeless(tmp_path / "whole.json")
 
 
-def test_the_command_goes_on_where_it_was_killed(points: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    with start(*command(points, out)) as running:
-        assert killed_after(running.process, out / JOURNAL, 4, 0.0)
-    before = (out / JOURNAL).read_bytes()
-    assert run(*command(points, out, "--resume")).returncode == 0
-    assert (out / JOURNAL).read_bytes().startswith(before[: before.rindex(b"\n") + 1])
-    assert len(json.loads((out / "result.json").read_text())["points"]) == MANY
-
-
-@pytest.mark.timeout(60 + 30 * KILLS)
 def test_the_command_killed_again_and_again_ends_with_the_same_file(points: Path, tmp_path: Path) -> None:
-    """Each process is killed as soon as it has written: its header, the shared numbers, or a point, and a moment later."""
-    choice, out, killed = random.Random(1), tmp_path / "run", 0
+    """Each process is killed as soon as it has written: its header, the shared numbers, or a point."""
+    out, whole = tmp_path / "run", tmp_path / "whole"
+    assert lipverify(*command(points, whole)).returncode == 0
+    kept = b""
     for attempt in range(KILLS):
-        more = ["--limit", LIMIT, *(["--resume"] if attempt else [])]
-        with start(*command(points, out, *more)) as running:
-            # The first process lives until its first point: header, shared numbers, one point.
-            killed += killed_after(
-                running.process, out / JOURNAL, 1 if attempt else 3, choice.uniform(0.0, 0.05)
-            )
-    assert killed == KILLS
+        more = ["--resume"] if attempt else []
+        fault = Fault("kill", FIRST + attempt % 3 - 1)
+        assert run(command(points, out, *more), out, fault).returncode == -signal.SIGKILL
+        now = (out / JOURNAL).read_bytes()
+        assert now.startswith(kept[: kept.rfind(b"\n") + 1])
+        kept = now
     assert not (out / "result.json").exists()
-    for folder, more in ((out, ["--resume"]), (tmp_path / "whole", [])):
-        assert run(*command(points, folder, "--limit", LIMIT, *more), timeout=300).returncode == 0
-    assert timeless(out / "result.json") == timeless(tmp_path / "whole" / "result.json")
+    assert lipverify(*command(points, out, "--resume")).returncode == 0
+    assert (out / JOURNAL).read_bytes().startswith(kept[: kept.rindex(b"\n") + 1])
+    assert timeless(out / "result.json") == timeless(whole / "result.json")
 
 
 def test_ctrl_c_keeps_what_is_done(points: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    with start(*command(points, out)) as running:
-        limit = time.monotonic() + 120
-        while lines(out / JOURNAL) < 4 and time.monotonic() < limit:
-            time.sleep(0.002)
-        running.signal(signal.SIGINT)
-        assert running.wait(60).returncode == 130
-    assert lines(out / JOURNAL) >= 4
-    assert run(*command(points, out, "--resume"), timeout=300).returncode == 0
-    assert len(json.loads((out / "result.json").read_text())["points"]) == MANY
+    assert run(command(points, out), out, Fault("interrupt", FIRST + 1)).returncode == 130
+    assert lines(out / JOURNAL) == 3
+    assert lipverify(*command(points, out, "--resume")).returncode == 0
+    assert len(json.loads((out / "result.json").read_text())["points"]) == POINTS
 
 
 def test_an_unfinished_run_is_not_thrown_away_unasked(points: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     out.mkdir()
     (out / JOURNAL).write_bytes(b"")
-    done = run(*command(points, out), timeout=60)
+    done = lipverify(*command(points, out))
     assert done.returncode == 2
     assert "--resume" in done.stderr
 
 
 def test_json_and_report(points: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    done = run(*command(points, out, "--limit", "2", "--json"))
+    done = lipverify(*command(points, out, "--limit", "2", "--json"))
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     assert document["schema"] == "lipverify.radius/1"

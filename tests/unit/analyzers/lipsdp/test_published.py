@@ -32,7 +32,7 @@ from lipverify.ir.graph import Graph, Origin
 from lipverify.ir.op import Op
 from lipverify.ir.region import Query
 from tests.networks import chain, tensor
-from tests.tiers import long
+from tests.tiers import long, tier
 
 
 def he_weights(hidden: int, width: int, inputs: int, outputs: int) -> list[Tensor]:
@@ -91,7 +91,7 @@ def random_maxmin(seed: int) -> Graph:
     )
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(tier(5, 12)))
 def test_neurons_are_never_looser_than_the_published_constraints(seed: int) -> None:
     graph = random_maxmin(seed)
     best = neurons(graph)

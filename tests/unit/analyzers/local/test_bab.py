@@ -25,7 +25,7 @@ from lipverify.ir.graph import Graph
 from lipverify.ir.norm import Norm
 from lipverify.ir.region import Ball, Query
 from tests.networks import chain, random_graph, tensor
-from tests.tiers import tier
+from tests.tiers import also, tier
 
 Rows = list[list[float]]
 
@@ -153,7 +153,11 @@ def test_small_networks_are_exact(seed: int) -> None:
     assert float(found) == pytest.approx(enumerated(net, center, radius), rel=1e-6)
 
 
-@pytest.mark.parametrize("op", [ops.ReLU(), ops.Tanh(), ops.GroupSort(2), ops.LeakyReLU(0.1)], ids=str)
+@pytest.mark.parametrize(
+    "op",
+    [ops.ReLU(), also(ops.Tanh(), "ten seconds"), ops.GroupSort(2), also(ops.LeakyReLU(0.1), "as ReLU")],
+    ids=str,
+)
 @pytest.mark.parametrize("norms", [(Norm.LINF, Norm.LINF), (Norm.L2, Norm.L2)])
 def test_more_parts_are_never_looser(op: ops.Op, norms: tuple[Norm, Norm], rng: np.random.Generator) -> None:
     graph = chain([tensor(rng, 10, 5), tensor(rng, 10, 10, scale=0.4), tensor(rng, 3, 10)], op)
@@ -226,7 +230,7 @@ def test_contradictory_signs_are_proved_empty(rng: np.random.Generator) -> None:
     assert found[1] is None
 
 
-@pytest.mark.parametrize("seed", range(0, 12, tier(2, 1)))
+@pytest.mark.parametrize("seed", range(0, 12, tier(5, 1)))
 def test_never_below_a_witness(seed: int) -> None:
     rng = np.random.default_rng(seed)
     graph = random_graph(rng)

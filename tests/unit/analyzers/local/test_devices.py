@@ -21,6 +21,7 @@ from lipverify.ir.op import Op
 from lipverify.ir.region import Ball, Query
 from lipverify.propagation import bounds
 from tests.networks import chain, tensor
+from tests.tiers import FULL
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 METHODS = ["local", "local:recurjac", "local:interval", "local-sdp", "local-bab"]
@@ -72,8 +73,8 @@ def question(graph: Graph, norm: Norm) -> Query:
 @pytest.mark.parametrize("method", METHODS)
 def test_bounds_agree(method: str, name: str, norm: Norm, device: str) -> None:
     place, graph = on(device), NETWORKS[name]
-    if device == "cpu" and method == "local-bab" and name != "relu":
-        pytest.skip("takes long, and other tests do it on the CPU")
+    if device == "cpu" and method in ("local-bab", "local-sdp") and name != "relu" and not FULL:
+        pytest.skip("takes long, and other tests do it on the CPU; set LIPVERIFY_SOUNDNESS=full")
     query = question(graph, norm)
     analyzer = LocalBaB(leaves=6) if method == "local-bab" else resolve(method)
     if analyzer.reject(graph, query) is not None:
