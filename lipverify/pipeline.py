@@ -22,7 +22,6 @@ from lipverify.errors import (
     LipverifyError,
     Refuted,
     Undecided,
-    UnreadableCertificate,
     UnsupportedModel,
     UsageError,
 )
@@ -327,17 +326,11 @@ def _checked(row: Row, graph: Graph, query: Query) -> Row:
     """
     if row.certificate is None:
         return row
-    if graph.origin.unbound is not None:
-        return replace(row, certificate=replace(row.certificate, unchecked=graph.origin.unbound))
     from lipverify.certificates import issue
 
     try:
         return replace(row, certificate=issue(row.certificate, graph, query, row.method, row.seconds))
     except InternalError as error:
-        # A model that the checker's own reader does not take has no proof; the bound stands as it is.
-        if isinstance(error.__cause__, UnreadableCertificate):
-            why = f"the checker does not read the model ({error.__cause__})"
-            return replace(row, certificate=replace(row.certificate, unchecked=why))
         reason = failure_words(error)  # names the certificate, which `issue` has kept
     except Exception as error:
         reason = failure_words(error) + keep_certificate(row.certificate, graph, query, row.method)

@@ -80,7 +80,10 @@ def model_of(graph: Graph) -> Model:
     """The graph in memory as the checker's model: its own tensors, bound by content."""
     known = described(_base(graph))
     name = display(graph.origin.path or "graph", 80)
-    return Model(name, None, "graph", "graph", known.arrays, program=known.program, digest=graph.digest)
+    size = sum(a.nbytes for a in known.arrays.values())
+    return Model(
+        name, None, "graph", "graph", known.arrays, program=known.program, digest=graph.digest, size=size
+    )
 
 
 def subject_of(graph: Graph) -> Subject:
@@ -92,8 +95,6 @@ def subject_of(graph: Graph) -> Subject:
     origin = graph.origin
     known: Described | None = None
     output: int | str = 0
-    if origin.unbound is not None:
-        raise NotCovered(origin.unbound)
     if origin.path is None or origin.sha256 is None:
         model = model_of(graph)
     else:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from lipverify.checkers.claims import About, Balls, Claim, Constant, Expectation, Radius, claim_of, outward
-from lipverify.checkers.kernel import theorems
+from lipverify.checkers.kernel import account, theorems
 from lipverify.checkers.kernel.arithmetic import above
 from lipverify.checkers.kernel.language import Rows, Subject
 from lipverify.checkers.kernel.program import Array, Program
@@ -92,23 +94,22 @@ class Verdict:
                 "binding": self.binding, "weights": self.weights, "seconds": self.seconds}  # fmt: skip
 
 
-def verify_file(
-    path: Path, model: Path | Model, exact: bool = False, expected: Expectation | None = None
-) -> Verdict:
+def verify_file(path: Path, model: Path | Model, exact: bool = False, expected: Expectation | None = None,
+                seconds: float = math.inf) -> Verdict:  # fmt: skip
     """Proves a certificate file again for a model file.
 
     Args:
-        exact: integers alone. expected: what the claim has to be.
+        exact: integers alone. expected: what the claim has to be. seconds: of this process, after which it is given up.
 
     Raises:
         RefutedCertificate: the evidence does not carry the claim, or it is another claim than expected. Undecided: it says itself
         that it is not proved. UnreadableCertificate: damaged, or for another model. UsageError: a file that is not there.
     """
     for wanted in (path, model):
-        if isinstance(wanted, Path) and not wanted.exists():
+        if isinstance(wanted, Path) and not os.path.exists(wanted):  # False for a name too long to exist, too
             raise UsageError(f"{str(wanted)[:120]!a} does not exist")
     return check(lambda: read_bytes(path, MAX_CERTIFICATE), lambda name: read_bytes(path.parent / name, MAX_MODEL),
-                 lambda: model if isinstance(model, Model) else read_model(model), exact, expected)  # fmt: skip
+                 lambda: model if isinstance(model, Model) else read_model(model), exact, expected, seconds)  # fmt: skip
 
 
 def named_model(path: Path) -> str | None:
@@ -120,17 +121,19 @@ def named_model(path: Path) -> str | None:
 
 
 def check(certificate: Callable[[], bytes], sidecar: Callable[[str], bytes], model: Callable[[], Model],
-          exact: bool = False, expected: Expectation | None = None) -> Verdict:  # fmt: skip
+          exact: bool = False, expected: Expectation | None = None, seconds: float = math.inf) -> Verdict:  # fmt: skip
     """`verify_file` on bytes: what these calls give is all that is read.
 
     Fails closed: whatever goes wrong in here that is not a refusal makes the certificate unreadable.
     """
-    started = time.monotonic()
+    started, last = time.monotonic(), time.process_time() + seconds
     try:
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"), account.spending(account.Account(lambda: time.process_time() > last)):
             return _check(certificate(), sidecar, model, exact, expected or Expectation(), started)
     except (RefutedCertificate, UnreadableCertificate, Undecided):
         raise
+    except OSError as error:
+        raise UnreadableCertificate(f"a file cannot be read ({error.strerror})") from error
     except Exception as error:
         raise UnreadableCertificate(f"the certificate cannot be followed ({type(error).__name__})") from error
 
@@ -205,14 +208,17 @@ def _region(table: Any) -> Ball:
 
 def _check(data: bytes, sidecar: Callable[[str], bytes], read: Callable[[], Model], exact: bool,
            expected: Expectation, started: float) -> Verdict:  # fmt: skip
+    account.read(len(data), letters=True)
     found = _envelope(data)
     beside: Mapping[str, Array] = {}
     if found.sidecar is not None:
         content = sidecar(found.sidecar[0])
+        account.read(len(content))
         if hashlib.sha256(content).hexdigest() != found.sidecar[1]:
             raise UnreadableCertificate("the sidecar is damaged or another one")
         beside = parse_safetensors(content)
     model = read()
+    account.read(model.size)
     if found.about.sha256 != model.sha256:
         raise UnreadableCertificate("it is for another model file")
     for digest in (model.digest, expected.digest):
@@ -270,23 +276,22 @@ def _program(
     if not (model.tensors or model.blobs):
         raise NotCovered(f"the model's file: {model.reason or 'it stores nothing'}")
     stored_here: dict[str, Array] = {}
+    known: dict[str, tuple[Array, bool]] = {}
     own: set[str] = set()
     brought: set[str] = set()
     for name, digest in found.tensors.items():
-        array = model.tensors.get(digest)
-        if array is None:
-            array = beside.get(f"tensor.{digest}")
-        if array is None or digest_of(array) != digest:
-            raise UnreadableCertificate("a tensor that is not there, or another one")
-        stored_here[name] = array
+        if digest not in known:
+            array = model.tensors.get(digest, beside.get(f"tensor.{digest}"))
+            if array is None or digest_of(array) != digest:
+                raise UnreadableCertificate("a tensor that is not there, or another one")
+            known[digest] = array, model.holds(array)
+        stored_here[name] = known[digest][0]
     program = architecture(found.architecture, stored_here)
     for name in tensors_read(found.architecture):
-        (own if model.holds(stored_here[name]) else brought).add(found.tensors[name])
+        (own if known[found.tensors[name]][1] else brought).add(found.tensors[name])
     if not own:
         raise RefutedCertificate("nothing of the model's file takes part in what it is about")
-    used = (
-        own if model.tensors else {bytes_digest(stored_here[n]) for n, d in found.tensors.items() if d in own}
-    )
+    used = own if model.tensors else {bytes_digest(known[d][0]) for d in own}
     held = model.tensors.keys() if model.tensors else model.blobs
     return program, {"stored": len(held), "used": len(used & set(held)), "brought": len(brought),
                      "architecture": "stated by the certificate"}  # fmt: skip
@@ -337,6 +342,7 @@ def region_of(ball: Ball, centres: Array, box: Box) -> Region:
     if row >= len(centres) or (cut and box is None):
         raise UnreadableCertificate("a region around a centre, or cut by a box, that is not there")
     centre = centres[row]
+    account.charge(4 * centre.size)
     low, high = np.nextafter(centre - radius, -np.inf), np.nextafter(centre + radius, np.inf)
     if cut and box is not None:
         low, high = np.maximum(low, box[0]), np.minimum(high, box[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,9 @@ def verify(
     margin: Annotated[str | None, typer.Option(help="A,B: expect the difference of two outputs")] = None,
     at_most: Annotated[float | None, typer.Option(help="expect no claimed constant above this")] = None,
     exact: Annotated[bool, typer.Option("--exact", help="integers alone, for networks small enough")] = False,
+    seconds: Annotated[
+        float, typer.Option(help="give a certificate up after so many processor seconds", min=0)
+    ] = float("inf"),
     as_json: Json = False,
 ) -> None:
     """Prove a certificate again: numpy alone, no torch, no solver, nothing of the analyzers.
@@ -61,10 +65,10 @@ def verify(
         at_most=at_most,
         box=None if box is None else parse_box(box),
     )
-    if not certificate.is_dir():
+    if not os.path.isdir(certificate):  # False for a name too long to exist, too
         if len(model) != 1:
             raise UsageError("one certificate is about one model: give --model once")
-        answer = _proved(certificate, _file(model[0]), expected, exact)
+        answer = _proved(certificate, _file(model[0]), expected, exact, seconds)
         if as_json:
             print_json(answer.document)
         elif answer.error is None:
@@ -73,7 +77,7 @@ def verify(
             kind, said = type(answer.error), str(answer.error)
             raise kind(f"{display_path(certificate)} is not proved for {model[0]}: {said}") from answer.error
         return
-    answers = _report(certificate, [_file(name) for name in model], expected, exact)
+    answers = _report(certificate, [_file(name) for name in model], expected, exact, seconds)
     worst = max((answer.code for answer in answers), key=GRAVITY.index)
     if as_json:
         documents = [{"certificate": a.name, "exit_code": a.code, **a.document} for a in answers]
@@ -109,17 +113,19 @@ class _Answer:
         return f"{said.get(self.code, 'not proved')}: {self.name}: {why}"
 
 
-def _proved(path: Path, model: Path | Model, expected: Expectation, exact: bool) -> _Answer:
+def _proved(path: Path, model: Path | Model, expected: Expectation, exact: bool, seconds: float) -> _Answer:
     from lipverify import checkers
 
     name = display_path(path)
     try:
-        return _Answer(name, checkers.verify_file(path, model, exact, expected).to_json())
+        return _Answer(name, checkers.verify_file(path, model, exact, expected, seconds).to_json())
     except (Refuted, Undecided, UnreadableCertificate) as error:
         return _Answer(name, {"schema": SCHEMA, "valid": False, "reason": str(error)}, error)
 
 
-def _report(folder: Path, files: Sequence[Path], expected: Expectation, exact: bool) -> list[_Answer]:
+def _report(
+    folder: Path, files: Sequence[Path], expected: Expectation, exact: bool, seconds: float
+) -> list[_Answer]:
     """Every certificate of a folder, or of `certificates` in it, against the model file it names by its digest."""
     from lipverify import checkers
 
@@ -132,7 +138,9 @@ def _report(folder: Path, files: Sequence[Path], expected: Expectation, exact: b
     for path in found:
         named = checkers.named_model(path)
         # One of the models in any case: the checker itself says that it is another one's.
-        answers.append(_proved(path, models.get(named, next(iter(models.values()))), expected, exact))
+        answers.append(
+            _proved(path, models.get(named, next(iter(models.values()))), expected, exact, seconds)
+        )
     return answers
 
 
@@ -152,7 +160,7 @@ def _file(model: str) -> Path:
 
     folder = resolve(model)
     path = Path(model) if folder is None else folder / WEIGHTS
-    if not path.exists():
+    if not os.path.exists(path):
         raise UsageError(f"{display_path(path)} does not exist")
     return path
 

@@ -67,8 +67,6 @@ class Origin:
     import_check: ImportCheck | None = None
     part: str | None = None
     """What of the model this graph computes, in words, where that is not its first output."""
-    unbound: str | None = None
-    """Why the file alone does not say which function this is; None where it does."""
     output: int | str = 0
     """Which output of the model this graph computes, by its place or its name."""
     margin: tuple[int, int] | None = None

@@ -11,7 +11,7 @@ from lipverify.loading.formats import Format, require_format
 from lipverify.loading.names import sentence
 from lipverify.loading.onnx_scan import scan
 from lipverify.loading.onnx_structure import check_nodes, check_structure, prune, selected_outputs
-from lipverify.loading.onnx_tensors import MAX_TOTAL_BYTES, ExternalData, all_finite, check_tensors, tensors
+from lipverify.loading.onnx_tensors import MAX_TOTAL_BYTES, ExternalData, check_tensors, tensors
 
 if TYPE_CHECKING:
     import onnx
@@ -30,8 +30,6 @@ class OnnxFile:
     sha256: str
     external_files: tuple[tuple[str, str], ...]
     inputs: tuple[onnx.ValueInfoProto, ...]
-    finite: bool = True
-    """Whether no tensor of the whole file holds infinity or NaN."""
 
 
 def read_onnx(path: Path, output: int | str | None = None, *, prune_to_output: bool = False) -> OnnxFile:
@@ -49,10 +47,9 @@ def read_onnx(path: Path, output: int | str | None = None, *, prune_to_output: b
     scan(file.data, path)
     model = _parse(file.data, path)
     external = ExternalData(path)
-    finite = all_finite(pair for scope in (model.graph, *model.functions) for pair in tensors(scope))
     inputs = checked(model, path, external, output, prune_to_output=prune_to_output)
     used = tuple((name, beside.sha256) for name, beside in sorted(external.files.items()))
-    return OnnxFile(model, file.path, file.sha256, used, tuple(inputs), finite)
+    return OnnxFile(model, file.path, file.sha256, used, tuple(inputs))
 
 
 def checked(

@@ -147,27 +147,6 @@ def check_tensors(named: Iterable[tuple[str, Any]], external: ExternalData) -> N
         _check_values(tensor, shown, external.model)
 
 
-def all_finite(named: Iterable[tuple[str, Any]]) -> bool:
-    """Whether no tensor inside the file holds infinity or NaN, whatever else it holds."""
-    for _, tensor in named:
-        kind = _TYPES.get(tensor.data_type)
-        if kind is None or kind[3] not in ("<f2", "<f4", "<f8", "<u2"):
-            continue
-        size = kind[1] // 8
-        if tensor.raw_data and len(tensor.raw_data) % size == 0:
-            values = np.frombuffer(tensor.raw_data, kind[3])
-        else:
-            wide = np.array(getattr(tensor, kind[2]))
-            values = wide.astype(kind[3]) if tensor.data_type in _INFINITY else wide
-        infinity = _INFINITY.get(tensor.data_type)
-        if infinity is not None:
-            if bool(((values & 0x7FFF) >= infinity).any()):
-                return False
-        elif values.dtype.kind == "f" and not bool(np.isfinite(values).all()):
-            return False
-    return True
-
-
 def _declared_bytes(tensor: Any, shown: str, path: Path) -> int:
     dims: list[int] = list(tensor.dims)
     if len(dims) > MAX_RANK or any(n < 0 for n in dims):

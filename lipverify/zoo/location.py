@@ -48,7 +48,7 @@ def resolve(spec: str | os.PathLike[str]) -> Path | None:
     if text.startswith("zoo:"):
         return folder_of(text.removeprefix("zoo:"))
     path = Path(text)
-    if "\0" in text or not path.is_dir():
+    if "\0" in text or not os.path.isdir(path):  # False for a name too long to exist, too
         # The documented spelling works from every working directory.
         own = path.parent == Path("models_zoo") and not os.path.lexists(path) and path.name in names()
         return root() / path.name if own else None

@@ -13,11 +13,13 @@ import pytest
 
 from lipverify.checkers.kernel import parse_steps, prove
 from lipverify.checkers.kernel.proof import FIELDS
+from lipverify.checkers.kernel.ranges import Ranges
 from lipverify.checkers.kernel.theorems import Known
 from lipverify.errors import RefutedCertificate, UnreadableCertificate
 from tests.soundness.forged import Truth, cases, hunt
-from tests.soundness.planted import PLANTED
+from tests.soundness.planted import PLANTED, bump, derivatives, planted
 from tests.tiers import tier
+from tests.unit.checkers.kernel.programs import ball
 
 COUNT = tier(400, 20_000)
 
@@ -70,6 +72,27 @@ def test_without_any_one_check_a_forgery_is_believed(
     except Exception:
         return
     assert not all(truth.holds(fact) for fact in facts)
+
+
+def test_an_empty_part_that_is_believed_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The steep half of a ball is said to be empty, so that the flat half alone carries a constant of 0.1 for one of 100."""
+    case = planted(bump(), ball(np.array([0.0]), 1.0))
+    steep, flat = (case.ranges(0, [-1, 0, (0.75).hex(), side]) for side in ("below", "above"))
+    void = case.add("empty", ranges=steep, weights=[(1.0).hex()])
+    case.add("cover", above=derivatives(case, flat, [0, 1], 0.1), below=void)
+    truth = Truth(case, np.random.default_rng(0))
+
+    def proved() -> list[Any]:
+        return prove(parse_steps(case.document, case.arrays, truth.subject), truth.subject)
+
+    with pytest.raises(RefutedCertificate, match="a part that is not shown to be empty"):
+        proved()
+    monkeypatch.setattr(Ranges, "empty", lambda *_: True)
+    void_fact, constant = proved()[void], proved()[-1]
+    assert void_fact is not None
+    assert constant is not None
+    assert not truth.holds(void_fact)
+    assert not truth.holds(constant)
 
 
 BACKED = {

@@ -59,7 +59,7 @@ def test_integers_of_32_bits_times_a_scale_are_rounded() -> None:
 
     scale = stored(np.array(1.0 + 2.0**-23, np.float32))
     for kind, rounded in ((np.int32, 1), (np.int8, 0)):
-        p = Builder((1, 1), np.dtype("<f4"))
+        p = Builder((1, 1), np.dtype("<f4"), 0)
         q = stored(np.array([np.iinfo(kind).max], kind))
         (found,) = run(p, Call(p, "DequantizeLinear", 13, [q, scale], {}, 1))
         assert isinstance(found, Stored)

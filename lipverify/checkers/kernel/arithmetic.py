@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lipverify.checkers.kernel.account import charge
 from lipverify.errors import UnreadableCertificate
 
 Array = NDArray[Any]
@@ -97,6 +98,7 @@ def positive_definite(a: Array, slack: Array) -> bool:
     diagonal = np.diagonal(a, axis1=-2, axis2=-1)
     if not bool(np.isfinite(a).all() and (diagonal > 0).all() and np.isfinite(slack).all()):
         return False
+    charge(2 * a.size, a.size * a.shape[-1] // 3)
     unit = gamma(2 * a.shape[-1] + 20)
     root = np.sqrt(diagonal)
     # u |a_ii| twice for the subtraction; the factor covers the roundings of this line.
@@ -125,6 +127,7 @@ def norms_at_most(w: Array, error: float, limits: Array) -> bool:
     if not bool((reduced > TINY).all()):
         return bool((limits >= error).all()) and not w.any()
     square = reduced * reduced * (1.0 - gamma(2))
+    charge(w.size * w.shape[-1] // w.shape[-2], w.size * w.shape[-1])
     gram = -(np.swapaxes(w, -1, -2) @ w)
     places = np.arange(gram.shape[-1])
     gram[..., places, places] += square[..., None]

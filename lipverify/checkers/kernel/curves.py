@@ -19,11 +19,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lipverify.checkers.kernel.account import charge
 from lipverify.checkers.kernel.arithmetic import TINY, Array, need
 from lipverify.errors import NotCovered
 
 _NEAR, _UNIT, _PIECES, _HALVINGS, _PERIODS = 2.0**-48, 2.0**-42, 256, 48, 32
-_ENTRIES, _LEAST, _NEAREST_TURNS = 1 << 18, 2.0**-1000, 2.0**20
+_ENTRIES, _EFFORT, _LEAST, _NEAREST_TURNS = 1 << 18, 1024, 2.0**-1000, 2.0**20
 _ERF = np.frompyfunc(math.erf, 1, 1)
 Function = Callable[[Array], Array]
 Setting = Callable[[str, float], float]
@@ -121,6 +122,7 @@ class Curve(NamedTuple):
         under, over = np.full(low.shape, np.inf), np.full(low.shape, -np.inf)
         with np.errstate(all="ignore"):
             for piece, p, q, inside in self.pieces(low, high):
+                charge(0, _EFFORT * _HALVINGS * low.size)
                 rising, a, b = self.slope(q, piece) >= self.slope(p, piece), p, q
                 for _ in range(_HALVINGS):  # any m is sound
                     m = a / 2 + b / 2
@@ -168,6 +170,7 @@ class Curve(NamedTuple):
         x = np.clip(low + (high - low) * np.linspace(0.0, 1.0, _PIECES + 1)[:, None], low, high)
         x[-1] = high
         under, over = np.full(low.shape, np.inf), np.full(low.shape, -np.inf)
+        charge(0, 8 * _EFFORT * _PIECES * low.size)
         step = 1 + _ENTRIES // (1 + low.size)
         for part in range(0, _PIECES, step):
             p, q = x[part:-1][:step], x[part + 1 :][:step]

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lipverify.checkers.kernel import program as steps
+from lipverify.checkers.kernel.account import STEP, charge
 from lipverify.checkers.kernel.arithmetic import Array, need
 from lipverify.checkers.kernel.program import Affine, Constant, Product, Program, Scalar, Step, View
 from lipverify.errors import NotCovered
@@ -62,6 +63,7 @@ def behind(steps: Sequence[Step], end: int, start: int = 0) -> list[int]:
     Raises:
         UnreadableCertificate: `end` is no function of `start` alone.
     """
+    charge(0, (1 + max(0, end - start)) * STEP // 64)
     found = {start, end}
     for k in range(end, start, -1):
         found |= set(steps[k].reads) if k in found else set()
@@ -107,6 +109,7 @@ class _Writer:
         self.place[number] = y.sources[0]
 
     def put(self, step: Step) -> View:
+        charge(4 * step.size + (step.index.size + step.kernel.size if isinstance(step, Affine) else 0), STEP)
         self.steps.append(step)
         return View((len(self.steps) - 1,), np.arange(step.size))
 
@@ -141,6 +144,7 @@ class _Writer:
     def maximum(self, x: View, groups: Array) -> View:
         if groups.size > _MOST:
             raise NotCovered(f"maxima of {groups.size} numbers are too many for the checker")
+        charge(16 * groups.size)
         rows = [[i for i in row if i >= 0] for row in groups.tolist()]
         while max(map(len, rows)) > 1:
             pairs = [pair for r in rows for pair in zip(r[::2], r[1::2], strict=False)]

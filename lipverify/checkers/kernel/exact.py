@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lipverify.checkers.kernel.account import charge
+
 Array = NDArray[Any]
-_LIMB = 20
+_LIMB, _OBJECT = 20, 32
 
 
 def integers(values: Array) -> tuple[Array, int]:
     """Float64 numbers as exact integers (dtype object) times 2^-scale."""
+    charge(_OBJECT * values.size)
     mantissa, exponent = np.frexp(values)
     whole = np.ldexp(mantissa, 53).astype(np.int64)
     lowest = int(exponent[whole != 0].min(initial=0))
@@ -37,6 +40,7 @@ def exact_gram(whole: Array) -> Array:
     if whole.shape[0] > 1 << 12:
         raise ValueError("exact products are limited to 4096 rows")
     limbs = _limbs(whole)
+    charge(_OBJECT * whole.shape[1] ** 2, len(limbs) ** 2 * whole.size * whole.shape[1])
     total = np.zeros((whole.shape[1], whole.shape[1]), dtype=object)
     for i, first in enumerate(limbs):
         for j, second in enumerate(limbs):
@@ -79,6 +83,7 @@ def exact_norm_at_most(w: Array, limit: float) -> bool:
 
 def exact_blocks(diagonal: Array, half: Array, blocks: list[tuple[slice, slice, Array, Array]]) -> Array:
     """A diagonal plus blocks `entries * factor` and their transposes, rows and columns times powers of two, in integers."""
+    charge(_OBJECT * len(diagonal) ** 2)
     values, fine = integers(diagonal)
     pieces = []
     for here, there, entries, factor in blocks:

@@ -12,6 +12,7 @@ import numpy as np
 from lipverify.checkers.kernel import arithmetic as arith
 from lipverify.checkers.kernel import exact as integers
 from lipverify.checkers.kernel import program as kinds
+from lipverify.checkers.kernel.account import STEP, charge
 from lipverify.checkers.kernel.arithmetic import Array, need
 from lipverify.checkers.kernel.curves import curve
 from lipverify.checkers.kernel.program import Affine, Constant, Step, View
@@ -42,6 +43,7 @@ def product_constant(steps: Sequence[Step], start: int, end: int, norms: tuple[s
     need(all(start < first and k in wanted for k, (first, _) in gains.items()), "a gain that is not used")
     reach: dict[int, dict[str, Fraction]] = {}
     for k in sorted(wanted):
+        charge(0, STEP)
         step = steps[k]
         if k == start:
             found = {a: embedding(norms[0], a, step.size) for a in followed}
@@ -76,6 +78,7 @@ def chain_gains(chain: Sequence[Affine], limit: float, torus: Torus | None, exac
         return None
     if exact:
         return {("l2", "l2"): Fraction(limit)}
+    charge(4 * matrices.size)
     most = np.abs(matrices) + error
     squares = most * most
     above = {("l1", "l1"): arith.sums(most, -2), ("linf", "linf"): arith.sums(most, -1), ("l1", "linf"): most,
@@ -96,6 +99,7 @@ def _owners(steps: Sequence[Step], view: View, places: Array) -> Array:
 def _seen(steps: Sequence[Step], view: View, places: Array, norm: str, reach: Reach) -> Fraction:
     """The constant of a vector that holds these places: l1 and l2 grow with the copies of an entry."""
     copies, owners = np.bincount(places[places >= 0].ravel(), minlength=1), _owners(steps, view, places)
+    charge(0, 8 * places.size * (1 + len(view.sources)))
     most = [int(copies[places[owners == i]].max(initial=0)) for i in range(len(view.sources))]
     terms = [(n, reach[s][norm]) for n, s in zip(most, view.sources, strict=True) if n]
     if norm == "linf":
@@ -139,6 +143,7 @@ def _rule(steps: Sequence[Step], step: Step, norm: str, reach: Reach) -> Fractio
 
 def _interpolated(step: Affine, places: Array, norm: str) -> Fraction:
     """Largest sum of absolute entries of a row (linf) or column (l1); the root of their product for l2."""
+    charge(0, 8 * (places.size + step.kernel.size) + places.size * step.kernel.shape[1])
     kernel, there = np.abs(step.kernel), places >= 0
     copies = np.bincount(places[there], minlength=1)
     row = (kernel @ np.swapaxes(there, 1, 2)).max(initial=0.0) if norm != "l1" else 1.0
@@ -161,6 +166,7 @@ def matrix_of(chain: Sequence[Affine]) -> tuple[Array, Array]:
         return first.kernel, np.zeros((1, 1, 1))
     signal = identity(0, len(first.view.places))
     for k, step in enumerate(chain):
+        charge(0, STEP)
         x = signal if k == 0 else signal.rows(step.view.places)
         signal = mapped(step.kernel, step.index, x, None, step.rounded)
     return signal.parts[0][None], signal.errors(0)[None]
@@ -234,6 +240,7 @@ def kernel_of(chain: Sequence[Affine]) -> tuple[Array, float, list[int]]:
         tap_last = np.moveaxis(kernel, 3 + axis, -1)
         reach = d * (tap_last.shape[-1] - 1)
         coarse = reach // s + 1
+        charge(4 * tap_last.size // tap_last.shape[-1] * coarse * s)
         spread = np.zeros((*tap_last.shape[:-1], coarse * s))
         spread[..., : reach + 1 : d] = tap_last
         # Position s Q + phase: the phase joins the channels, Q counts taps.
@@ -270,7 +277,8 @@ def _symbols_at_most(kernel: Array, relative: float, grid: Array, limit: float) 
     absolute = arith.interpolated(arith.sums(kernel, tuple(range(3, kernel.ndim)))).max()
     rounding = 2.0 * (100 * len(taps) * 2.0**-53 + arith.gamma(math.prod(taps) + 8))
     rounding += relative * (1 + 2.0**-20)
-    step = max(1, _WORK // (4 * kernel.shape[0] * max(kernel.shape[1:3]) ** 2))
+    step = max(1, _WORK // (4 * kernel.shape[0] * max(kernel.shape[1:3]) ** 2 + math.prod(taps)))
+    charge(0, 4 * len(grid) * (kernel.size + 16 * math.prod(taps)))
     for start in range(0, len(grid), step):
         values = symbol_at(kernel, grid[start : start + step])
         if not arith.norms_at_most(

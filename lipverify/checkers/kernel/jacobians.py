@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lipverify.checkers.kernel import arithmetic as arith
+from lipverify.checkers.kernel.account import charge
 from lipverify.checkers.kernel.arithmetic import TINY, Array, gamma
 from lipverify.checkers.kernel.curves import Lines, secant
 from lipverify.checkers.kernel.neurons import Differences
@@ -70,6 +71,7 @@ def _length(values: Array, norm: str) -> float:
 
 def _norm(matrix: Array) -> float:
     """Upper bound of the l2 norm of a matrix: a guess that is proved, or the root of largest row sum times column sum."""
+    charge(matrix.size, 16 * matrix.size * min(matrix.shape))
     guess = np.linalg.norm(matrix, 2) * (1.0 + 2.0**-26 + 2.0**-51 * min(matrix.shape) ** 2) + TINY
     proved = arith.norms_at_most(matrix[None], 0.0, np.array([guess]))
     return float(guess) if proved else float(arith.interpolated(np.abs(matrix)))
@@ -103,6 +105,7 @@ def gradients(found: Differences, ranges: Ranges | None, output: Signal, middle:
         parts, sizes = {j: b.parts[key].T for j, b in readers}, {j: b.size(key).T for j, b in readers}
         behind[key] = Signal(parts, sizes, rounds, False, growth)
     for row in range(output.height):
+        charge(2 * found.inputs)  # the rows of all gradients are kept
         chain = values.continued()
         chain.kinds = (0, 1) if bends else (0,)
         for key in (*reversed(range(count)), INPUT):

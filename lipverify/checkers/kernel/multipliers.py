@@ -10,6 +10,7 @@ import numpy as np
 
 from lipverify.checkers.kernel import arithmetic as arith
 from lipverify.checkers.kernel import exact as integers
+from lipverify.checkers.kernel.account import charge
 from lipverify.checkers.kernel.arithmetic import Array
 from lipverify.checkers.kernel.neurons import Differences
 from lipverify.checkers.kernel.signals import INPUT, ONE, Signal
@@ -50,6 +51,7 @@ def multipliers_hold(found: Differences, output: Signal, multipliers: Sequence[A
         raise NotCovered("multipliers or a bound near the ends of float64 are not covered by the checker")
     # Powers of two on both sides: exact, and the diagonal becomes 1/2 to 2.
     half = np.ldexp(1.0, -(np.frexp(diagonal)[1] // 2))
+    charge(len(diagonal) ** 2)
     matrix, slack, exactly = np.zeros((ends[-1], ends[-1])), np.zeros(ends[-1]), []
     for r, signal in enumerate([*found.blocks, output], start=1):
         for key, part in signal.parts.items():
@@ -62,6 +64,7 @@ def multipliers_hold(found: Differences, output: Signal, multipliers: Sequence[A
             ):
                 raise NotCovered("exact checking covers chains whose matrices are stored as they are")
             exactly.append((here, there, part, factor))
+            charge(0, 16 * part.size)
             block = (half[here][:, None] * (part * factor)) * half[there]
             error = (signal.errors(key) + 2.0**-51 * np.abs(part)) * np.abs(factor)
             error = (half[here][:, None] * error) * half[there]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lipverify.checkers.kernel.account import STEP, charge
 from lipverify.checkers.kernel.arithmetic import Array
 from lipverify.checkers.kernel.curves import curve
 from lipverify.checkers.kernel.elementary import Elementary, Extreme, Ranged, behind
@@ -27,6 +28,7 @@ def follow(
     of two points do not see.
     """
     signals: dict[int, Signal] = {}
+    layers = {step: k for k, step in enumerate(p.layers)}
 
     def seen(view: View) -> Signal:
         if not view.sources:
@@ -35,6 +37,7 @@ def follow(
 
     for k in behind(p.steps, end, start):
         step = p.steps[k]
+        charge(0, STEP)
         if k == start:
             signals[k] = layer(-1, step, identity(INPUT, step.size))
         elif isinstance(step, Input | Constant):
@@ -47,7 +50,7 @@ def follow(
         else:
             x = seen(step.view)
             x = stacked([x, seen(step.other)]) if isinstance(step, Product) else x
-            signals[k] = layer(p.layers.index(k), step, x)
+            signals[k] = layer(layers[k], step, x)
     return signals[end]
 
 

@@ -9,11 +9,11 @@ from typing import Any, get_type_hints
 
 import numpy as np
 
+from lipverify.checkers.kernel import account
 from lipverify.checkers.kernel.arithmetic import Array, need
 from lipverify.checkers.kernel.language import Scope, Subject
 from lipverify.checkers.kernel.ranges import Empty
 from lipverify.checkers.kernel.theorems import THEOREMS, Emptiness, Fact, Facts, Known
-from lipverify.errors import NotCovered
 
 MAX_STEPS = 100_000
 Rule = Callable[[Scope, Any], Any]
@@ -60,26 +60,27 @@ def parse_step(entry: Any, number: int, arrays: Mapping[str, Array], subject: Su
     return Step(kind, {name: scope.seen[name] for name in rules}, frozenset(scope.uses))
 
 
-def prove(
-    steps: Sequence[Step], subject: Subject, expired: Callable[[], bool] = lambda: False
-) -> list[Fact | None]:
+def prove(steps: Sequence[Step], subject: Subject) -> list[Fact | None]:
     """The facts that the steps add; None for ranges, which hold matrices, after their last use.
 
     Raises:
-        RefutedCertificate: a step that does not hold. NotCovered: one that there is no theorem for, or no time (`expired`).
+        RefutedCertificate: a step that does not hold. NotCovered: one that there is no theorem for, or no room.
     """
     ends = {number: k for k, step in enumerate(steps) for number in step.uses}
-    facts = Facts(subject)
+    facts, kept = Facts(subject), dict[int, int]()
     for k, step in enumerate(steps):
-        if expired():
-            raise NotCovered(f"the time for checking is over before step {k}")
+        before = account.held()
+        account.charge(0, account.STEP)
         try:
             with np.errstate(all="ignore"):  # what is not finite is refused where it is used
                 fact = THEOREMS[step.kind](facts, **step.fields)
         except Empty:  # ranges contradict each other, which those of an input would not
             fact = Emptiness(facts.get(step.fields["ranges"], Known).part, Fraction(0))
         facts.found.append(fact)
+        kept[k] = before - account.held()
         for number in {k, *step.uses}:
-            if ends.get(number, -1) <= k and isinstance(facts.found[number], Known):
-                facts.found[number] = None
+            known = isinstance(facts.found[number], Known)
+            if ends.get(number, -1) <= k or not known:
+                account.returned(kept.pop(number, 0))
+                facts.found[number] = None if known else facts.found[number]
     return facts.found

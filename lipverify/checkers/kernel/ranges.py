@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lipverify.checkers.kernel import arithmetic as arith
+from lipverify.checkers.kernel.account import STEP, charge
 from lipverify.checkers.kernel.arithmetic import TINY, Array, gamma, need
 from lipverify.checkers.kernel.curves import Curve, Lines, curve
 from lipverify.checkers.kernel.elementary import Elementary, Extreme, Within
@@ -144,6 +145,7 @@ class Chain:
 
     def _walked(self, parts: dict[int, Array], error: Array, unit: float, kind: int) -> Array:
         """The least bound on the way through lines of one kind, or of the last where a block has fewer."""
+        charge(0, 8 * self._terms * len(error))
         constant, best = np.zeros_like(error), np.full_like(error, np.inf)
         for k in reversed(range(len(self.blocks))):
             if k not in parts:
@@ -171,6 +173,7 @@ class Chain:
 
     def _weighed(self, x: Signal) -> Slopes:
         """For every row its terms, and their errors, at the largest values of the sources; roundings are charged by callers."""
+        charge(0, 4 * sum(m.size for m in x.parts.values()))
         size = np.asarray(sum(x.size(k) @ self._most[k] for k in x.parts))
         small = TINY * sum(float(self._most[k].sum()) for k in x.parts) if x.rounds else 0.0
         return size, size * (2.0 * gamma(x.rounds)) + small
@@ -195,6 +198,7 @@ def _around(low: Array, high: Array) -> Slopes:
 
 def _add(parts: dict[int, Array], a: Array, x: Signal) -> None:
     for key, m in x.parts.items():
+        charge(0, len(a) * m.size)
         parts[key] = parts[key] + a @ m if key in parts else a @ m
 
 
@@ -217,6 +221,7 @@ class Ranges:
 
     def _met(self, layer: int, low: Array, high: Array) -> Slopes:
         """Ranges within the conditions of the part."""
+        charge(0, STEP + 512 * len(self.conditions))
         low, high = low.copy(), high.copy()
         for c in self.conditions:
             if c.layer == layer:

@@ -8,10 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lipverify.checkers.kernel.account import charge
 from lipverify.checkers.kernel.arithmetic import TINY, Array, gamma
 from lipverify.errors import NotCovered
 
-MAX_ENTRIES, _CHUNK, _NARROW, _FEW = 1 << 28, 1 << 23, 256, 4
+_CHUNK, _NARROW, _FEW = 1 << 23, 256, 4
 INPUT, ONE = -1, -2
 """Sources that are no neurons: the input, and the number 1 before constants."""
 Parts = dict[int, Array]
@@ -53,17 +54,17 @@ class Signal(NamedTuple):
 
 
 def identity(key: int, size: int) -> Signal:
-    if size * size > MAX_ENTRIES:
-        raise NotCovered(f"matrices of {size} columns are too large for the checker")
+    charge(size * size)
     return Signal({key: np.eye(size)}, None, 0, True)
 
 
 def _taken(m: Array, index: Array) -> Array:
     if index.size and index.min() < 0:
         m = np.concatenate([m, np.zeros((1, m.shape[1]))])
-    if index.size * m.shape[1] > MAX_ENTRIES:
-        raise NotCovered("a matrix of the network is too large for the checker")
-    return m if np.array_equal(index, np.arange(len(m))) else m[index]
+    if np.array_equal(index, np.arange(len(m))):
+        return m
+    charge(index.size * m.shape[1])
+    return m[index]
 
 
 def stacked(signals: Sequence[Signal]) -> Signal:
@@ -75,6 +76,7 @@ def stacked(signals: Sequence[Signal]) -> Signal:
     def joined(k: int, sizes: bool) -> Array:
         own = [(s.size(k) if sizes else s.parts[k]) if k in s.parts else np.zeros((s.height, some[k].shape[1]))
                for s in signals]  # fmt: skip
+        charge(sum(m.size for m in own))
         return np.concatenate(own)
 
     sizes = None if all(s.sizes is None for s in signals) else {k: joined(k, True) for k in some}
@@ -110,6 +112,7 @@ def added(first: Signal, second: Signal) -> Signal:
 
 def sprouted(key: int, v: Signal, factor: Array, free: Array) -> Signal:
     """factor [rows] times v, plus, in the rows `free`, a number each of the new source `key`."""
+    charge(v.height * len(free))
     spread = np.zeros((v.height, len(free)))
     spread[free, np.arange(len(free))] = 1.0
     if len(free) and not factor.any():
@@ -127,14 +130,15 @@ def mapped(kernel: Array, index: Array, x: Signal, offset: Array | None = None, 
 
     def image(kernel: Array, m: Array) -> Array:
         (g, p, t), width = index.shape, m.shape[1]
-        if g * p * kernel.shape[1] * width > MAX_ENTRIES:
-            raise NotCovered("a matrix of the network is too large for the checker")
+        charge(g * p * kernel.shape[1] * width)
         m = np.concatenate([m, np.zeros((1, width))])
         if kernel.shape[1] == 1 and t <= _FEW:
+            charge(0, index.size * width)
             terms = (kernel[:, 0, k, None, None] * m[index[:, :, k]] for k in range(t))
             return np.asarray(sum(terms)).reshape(-1, width)
         if p * g == 1 or width <= _NARROW:
             out, step = np.empty((g, kernel.shape[1], p, width)), max(1, _CHUNK // index.size)
+            charge(0, index.size * kernel.shape[1] * width)
             for i in range(0, width, step):
                 out[..., i : i + step] = np.swapaxes(kernel[:, None] @ m[:, i : i + step][index], 1, 2)
             return out.reshape(-1, width)
@@ -145,6 +149,7 @@ def mapped(kernel: Array, index: Array, x: Signal, offset: Array | None = None, 
             on = alive[index[i, j]]
             at = index[i, j][on]
             columns = known[at].any(0).nonzero()[0]
+            charge(0, at.size * (width + kernel.shape[1] * columns.size))
             out[i][:, j, columns] = kernel[i][:, on] @ m[at[:, None], columns]
         return out.reshape(-1, width)
 

@@ -40,8 +40,8 @@ def architecture(document: Any, tensors: Mapping[str, Array]) -> Program:
         _names([document["input"]]) and _names(outputs) and len(set(outputs)) == len(outputs) > 0,
         "the names of an architecture",
     )
-    builder = Builder(shape, _KIND)
-    values: dict[str, Operand] = {name: stored(_wide(a)) for name, a in tensors.items()}
+    builder = Builder(shape, _KIND, sum({id(a): a.nbytes for a in tensors.values()}.values()))
+    values: dict[str, Operand] = {name: stored(_wide(builder, a)) for name, a in tensors.items()}
     need(document["input"] not in values and "" not in values, "a name of two meanings")
     values[document["input"]] = builder.input
     for node in nodes:
@@ -118,8 +118,9 @@ def _setting(value: Any) -> Any:
     return value
 
 
-def _wide(array: Array) -> Array:
+def _wide(builder: Builder, array: Array) -> Array:
     """Stored floats as float64, exactly; integers as int64."""
+    builder.charge(array.size)
     if array.dtype in FLOATS:
         need(bool(np.isfinite(array).all()), "a stored tensor that is not finite")
         return array.astype(_KIND)

@@ -28,9 +28,9 @@ from lipverify.checkers.kernel.program import (
 from lipverify.checkers.reader.refusals import need
 from lipverify.errors import NotCovered
 
-ROOM = 1 << 27
-"""Numbers and places in all arrays of one program together, and a few for every source that is looked at."""
-WORK = 1 << 36
+ROOM, ROOM_PER_BYTE = 1 << 27, 1 << 4
+"""Numbers and places in all arrays of one program, and a few for every source that is looked at; more for large files."""
+WORK, WORK_PER_BYTE = 1 << 36, 1 << 10
 """Multiplications that evaluating all affine steps once may take."""
 _SOURCE = 128
 MAX_AXES = 12
@@ -90,10 +90,10 @@ class TooLarge(NotCovered):
 
 
 class Builder:
-    """Steps so far. Raises NotCovered for what the account does not hold and for numbers near the ends of float64."""
+    """Steps so far. Raises NotCovered for what files of `size` bytes may not take, and numbers near the ends of float64."""
 
-    def __init__(self, shape: Sequence[int], kind: np.dtype[Any], room: int = ROOM) -> None:
-        self.room, self.work = room, WORK
+    def __init__(self, shape: Sequence[int], kind: np.dtype[Any], size: int) -> None:
+        self.room, self.work = ROOM + ROOM_PER_BYTE * size, WORK + WORK_PER_BYTE * size
         self.steps: list[Step] = []
         self.constants: dict[tuple[int, int], tuple[Array, Value]] = {}
         self.charge(size_of(shape))

@@ -9,7 +9,7 @@ import os
 import stat
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,8 @@ class Model:
     binding: `file` (operators and weights are the file's), `weights` (a file of weights alone) or `graph` (a graph in memory).
     tensors: what the file stores, by `digest_of`; blobs: sha256 of stored numbers whose type and shape the format keeps apart.
     program: what the file computes; None for weights alone, and where `reason` says why it is not covered. refused: why single
-    outputs are not. unused: names of stored tensors that no covered output rests on. data: the bytes that were read, of ONNX.
+    outputs are not. unused: names of stored tensors that no covered output rests on. data: the bytes that were read, of ONNX;
+    size: how many there are.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Model:
     unused: tuple[str, ...] = ()
     digest: str | None = None
     data: bytes | None = field(default=None, repr=False)
+    size: int = 0
 
     def holds(self, array: Array) -> bool:
         """Whether these numbers are stored in the file."""
@@ -79,7 +81,7 @@ def read_bytes(path: Path, limit: int) -> bytes:
     """A regular file of at most `limit` bytes.
 
     Raises:
-        UnreadableCertificate: another kind of file, or a larger one.
+        UnreadableCertificate: another kind of file, or a larger one. OSError: there is none.
     """
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
@@ -193,7 +195,10 @@ def read_model(path: Path) -> Model:
 
 def model_of_bytes(name: str, data: bytes) -> Model:
     """`read_model`, of bytes: all that there is to read."""
-    sha256 = hashlib.sha256(data).hexdigest()
+    return replace(_model(name, hashlib.sha256(data).hexdigest(), data), size=len(data))
+
+
+def _model(name: str, sha256: str, data: bytes) -> Model:
     if data[8:9] == b"{" and not is_protobuf(data):
         try:
             tensors = parse_safetensors(data)

@@ -76,7 +76,7 @@ def read_onnx(data: bytes) -> Read:
         if node.op == "Constant":
             need(not node.inputs and len(node.outputs) == 1 and node.outputs[0], "a constant with operands")
             tensors[node.outputs[0]] = _constant(node, version)
-    builder = Builder(shape, kind)
+    builder = Builder(shape, kind, len(data))
     values: dict[str, Operand] = {name: builder.input, **{n: stored(a) for n, a in tensors.items()}}
     for output, _ in outputs:
         need(output in values or output in writers, f"output {shown(output)} is written by nothing")

@@ -30,8 +30,6 @@ from lipverify.loading.onnx_structure import prune
 del _translators
 
 _MEMORY = "the model in memory"
-_SEVERAL = "the model file has several inputs, and the checker has no proof about one of them"
-_ENDLESS = "the model file holds infinities, and the checker has no proof about those"
 _BATCH = 3
 
 
@@ -66,14 +64,7 @@ def extract_onnx(
     lower.load_entry_points()
     model, origin, declared = _read(source, output)
     fixed, notes = fix_inputs(model, declared, input, constants or {})
-    stored = {tensor.name for tensor in model.graph.initializer}
-    several = len([value for value in declared if value.name not in stored]) > 1 or bool(fixed)
-    origin = replace(
-        origin,
-        notes=(*origin.notes, *notes, *fixed),
-        part=", ".join(fixed) or None,
-        unbound=_SEVERAL if several else origin.unbound,
-    )
+    origin = replace(origin, notes=(*origin.notes, *notes, *fixed), part=", ".join(fixed) or None)
     remarks = without_maps(model)
     original = model
     model, conversions = _current(model)
@@ -117,8 +108,7 @@ def _read(source: str | Path | onnx.ModelProto, output: int | str | None) -> tup
         return _policed(source, output)
     file = read_onnx(Path(source), output, prune_to_output=True)
     notes = tuple(f"external data {display(name)} (sha256 {digest})" for name, digest in file.external_files)
-    unbound = None if file.finite else _ENDLESS
-    origin = Origin(format="onnx", path=file.path, sha256=file.sha256, notes=notes, unbound=unbound)
+    origin = Origin(format="onnx", path=file.path, sha256=file.sha256, notes=notes)
     return file.model, origin, list(file.inputs)
 
 
