@@ -5,6 +5,9 @@ A message is one sentence for the person who gave the input: what was asked, wha
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class LipverifyWarning(UserWarning):
     """Something the user should know that does not touch the validity of a bound."""
@@ -72,3 +75,10 @@ class UnreadableCertificate(LipverifyError):
     """A certificate that cannot be parsed, or that speaks of another model."""
 
     exit_code = 7
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`; did you mean "lipsdp"?` behind a word that is none of those known, where one is near; else nothing."""
+    by_lower = {name.lower(): name for name in known}
+    near = get_close_matches(word.lower()[:80], by_lower, 1, 0.6)
+    return f'; did you mean "{by_lower[near[0]]}"?' if near else ""

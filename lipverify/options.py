@@ -120,7 +120,12 @@ Jobs = Annotated[int, option("processes", least=1)]
 Resume = Annotated[bool, option("go on with the run in --out")]
 NormOut = Annotated[str | None, option("norm at the output; default: the same")]
 Analyzers = Annotated[
-    tuple[str, ...], option("comma-separated names, see `lipverify analyzers`", words, shown="product")
+    tuple[str, ...],
+    option(
+        "auto: what the budget, or about a minute, buys; or names with commas, see `lipverify analyzers`",
+        words,
+        shown="auto",
+    ),
 ]
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lipverify import loading, zoo
-from lipverify.analyzers import registry
+from lipverify.analyzers.auto import AUTO, MINUTE, Given, chosen
 from lipverify.analyzers.protocol import Analyzer, Compute, Report, silent
 from lipverify.errors import (
     InternalError,
@@ -37,8 +37,6 @@ from lipverify.results import Audit, Lower, Row
 
 if TYPE_CHECKING:
     from torch.nn import Module
-
-DEFAULT_ANALYZERS = ("product",)
 
 
 # -- load, extract, simplify
@@ -180,7 +178,7 @@ def audit(
     norm: str | Norm = Norm.L2,
     norm_out: str | Norm | None = None,
     region: Region | None = None,
-    analyzers: Sequence[str | Analyzer] = DEFAULT_ANALYZERS,
+    analyzers: Given = AUTO,
     budget: float | None = None,
     device: str | torch.device = "cpu",
     seed: int = 0,
@@ -194,6 +192,8 @@ def audit(
     Args:
         norm, norm_out: at the input and at the output; with one given, both sides use it.
         region: `Everywhere` (default) or a `Ball`.
+        analyzers: names, with commas or in a list, and analyzers themselves; `auto` is what the budget, or about a minute,
+            buys (`Audit.choice` says what that was).
         budget: seconds for everything together.
         box, hints: where the search for the lower bound looks when the region is everywhere.
 
@@ -209,7 +209,9 @@ def audit(
     if isinstance(query.region, Ball) and tuple(query.region.center.shape[1:]) != graph.input_shape:
         found = list(query.region.center.shape[1:])
         raise UsageError(f"the centres have shape {found}; the model takes {list(graph.input_shape)}")
-    methods = [registry.resolve(analyzer) for analyzer in analyzers]
+    methods, choice = chosen(analyzers, [(graph, query)], budget)
+    if choice is not None and budget is None:
+        budget = MINUTE
     deadline = None if budget is None else started + budget
     compute = Compute(torch.device(device), seed, deadline, report or silent)
     search = search or Search(seconds=10.0 if budget is None else max(0.5, min(10.0, budget / 5)))
@@ -217,7 +219,7 @@ def audit(
     rows = _rows(methods, graph, query, compute)
     rows = tuple(held_against(row, graph, query, lower.witness) for row in rows)
     rows = _proved(rows, graph, query, compute)
-    return Audit(graph, query, rows, lower, time.monotonic() - started)
+    return Audit(graph, query, rows, lower, time.monotonic() - started, choice=choice)
 
 
 def _lower(
@@ -259,7 +261,8 @@ def _rows(methods: list[Analyzer], graph: Graph, query: Query, compute: Compute)
         started = time.monotonic()
         try:
             share = replace(compute, deadline=compute.share(len(methods) - count))
-            rows.append(_answer(method, graph, query, share))
+            row = _answer(method, graph, query, share)
+            rows.append(replace(row, hurried=share.expired()))
         except KeyboardInterrupt:
             seconds = time.monotonic() - started
             rows.append(Row(method, seconds, refused="interrupted before it had a bound", stopped=True))

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from lipverify import __version__
+from lipverify.analyzers.auto import Choice
 from lipverify.analyzers.protocol import Analyzer, docstring_field
 from lipverify.documents import (
     NOT_COVERED,
@@ -39,6 +40,8 @@ class Row:
     """Whether there is no bound because something broke: a bug, not a property of the model."""
     refuted: bool = False
     """Whether a witness contradicted the bound, which is withdrawn."""
+    hurried: bool = False
+    """Whether all the time that it was given was used."""
 
     @property
     def interrupted(self) -> bool:
@@ -122,6 +125,8 @@ class Audit:
     lower: Lower
     seconds: float
     command: str | None = None
+    choice: Choice | None = None
+    """What `auto` chose, where it was asked."""
 
     @property
     def certificates(self) -> dict[str, Certificate]:
@@ -159,6 +164,7 @@ class Audit:
             "command": self.command,
             "model": {**model_document(self.graph), "nodes": nodes_document(self.graph)},
             "query": query_document(self.query, self.graph.origin.part),
+            **({} if self.choice is None else {"choice": self.choice.to_json(self._hurried())}),
             "results": [row.to_json() for row in self.rows],
             "lower": {
                 "value": value.tolist() if isinstance(value, Tensor) else value,
@@ -173,6 +179,9 @@ class Audit:
             "environment": environment(),
             "seconds": self.seconds,
         }
+
+    def _hurried(self) -> list[str]:
+        return [row.analyzer for row in self.rows if row.hurried]
 
     def certificate_files(self) -> dict[str, dict[str, bytes]]:
         """The files of every certificate by name, by analyzer."""

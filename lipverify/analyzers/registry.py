@@ -5,7 +5,8 @@ from __future__ import annotations
 from importlib.metadata import entry_points
 
 from lipverify.analyzers.protocol import Analyzer
-from lipverify.errors import UsageError
+from lipverify.errors import UsageError, did_you_mean
+from lipverify.loading.names import display
 
 GROUP = "lipverify.analyzers"
 
@@ -43,6 +44,9 @@ def resolve(wanted: str | Analyzer) -> Analyzer:
         UsageError: no such name, or the package that registered it does not offer an analyzer.
     """
     if not isinstance(wanted, str):
+        if isinstance(wanted, type) or not isinstance(wanted, Analyzer):
+            hint = "; give an object, not its class" if isinstance(wanted, type) else ""
+            raise UsageError(f"{display(repr(wanted))} is neither an analyzer nor the name of one{hint}")
         return wanted
     if wanted in BUILT_IN:
         module, _, attribute = BUILT_IN[wanted].partition(":")
@@ -50,7 +54,10 @@ def resolve(wanted: str | Analyzer) -> Analyzer:
     for entry in entry_points(group=GROUP):
         if entry.name == wanted:
             return _made(wanted, entry.load())
-    raise UsageError(f"there is no analyzer {wanted!r}; choose from {', '.join(names())}")
+    near = did_you_mean(wanted, ("auto", *names()))
+    raise UsageError(
+        f"there is no analyzer {display(wanted)!r}{near or '; choose from auto, ' + ', '.join(names())}"
+    )
 
 
 def _made(name: str, kind: type) -> Analyzer:

@@ -31,7 +31,7 @@ class AuditOptions(Options):
     model: Model
     norm: Annotated[str, option("norm at the input: l1, l2 or linf")] = "l2"
     norm_out: NormOut = None
-    analyzers: Analyzers = ("product",)
+    analyzers: Analyzers = ("auto",)
     radius: Annotated[
         float | None, option("radius of the balls, for example 0.03 or 8/255", parse_radius)
     ] = None
@@ -88,11 +88,11 @@ def _audit(options: AuditOptions, start: Start) -> Outcome:
     if options.monotone is not None:
         return monotone.work(options, start)
     from lipverify import pipeline
-    from lipverify.analyzers import registry
+    from lipverify.analyzers import auto
     from lipverify.commands.start import load, points_of
     from lipverify.reporting import pipelines, terminal, writing
 
-    methods = [registry.resolve(name) for name in options.analyzers]
+    auto.listed(options.analyzers)
     start.progress.start(f"reading {options.model}")
     graph = load(options, options.model)
     points = points_of(options, graph, start.progress)
@@ -104,7 +104,7 @@ def _audit(options: AuditOptions, start: Start) -> Outcome:
         norm=options.norm,
         norm_out=options.norm_out,
         region=region,
-        analyzers=methods,
+        analyzers=options.analyzers,
         budget=options.budget,
         device=start.device,
         seed=options.seed,

@@ -58,7 +58,7 @@ class CompareOptions(Options):
         tuple[str, ...], option("norms at the input, with commas: l1, l2, linf", words, shown="l2")
     ] = ("l2",)
     norm_out: NormOut = None
-    analyzers: Analyzers = ("product",)
+    analyzers: Analyzers = ("auto",)
     radius: Annotated[
         tuple[float, ...] | None, option("radii of the balls, with commas: 0.03,8/255", _radii)
     ] = None

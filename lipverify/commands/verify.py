@@ -13,6 +13,7 @@ import typer
 
 from lipverify.commands.shell import Json, print_json
 from lipverify.errors import LipverifyError, Refuted, Undecided, UnreadableCertificate, UsageError
+from lipverify.ir.norm import Norm
 from lipverify.loading.arguments import parse_box, parse_margin, parse_radius
 from lipverify.loading.names import display_path
 
@@ -166,6 +167,4 @@ def _file(model: str) -> Path:
 
 
 def _norm(name: str | None) -> str | None:
-    if name is not None and name not in ("l1", "l2", "linf"):
-        raise UsageError(f"unknown norm {name!r}; choose l1, l2 or linf")
-    return name
+    return None if name is None else str(Norm.parse(name))

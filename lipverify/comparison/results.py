@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from lipverify import __version__
+from lipverify.analyzers.auto import Choice
 from lipverify.documents import NOT_COVERED, environment, model_document, nodes_document, query_document
 from lipverify.errors import Refuted, Undecided, UnsupportedModel
 from lipverify.ir.graph import Graph
@@ -62,6 +63,8 @@ class Comparison:
     cached: int
     curves: tuple[dict[str, Any], ...] = ()
     command: str | None = None
+    choice: Choice | None = None
+    """What `auto` chose, where it was asked."""
 
     def upper(self, model: str, analyzer: str, query: int = 0) -> float | list[float] | None:
         """One bound; None where it was refused or exceeds float64."""
@@ -98,6 +101,7 @@ class Comparison:
             "command": self.command,
             "queries": [query_document(query, self._part()) for query in self.queries],
             "analyzers": list(self.analyzers),
+            **({} if self.choice is None else {"choice": self.choice.to_json()}),
             "models": [self._model(name) for name in self.models],
             "summary": [
                 summary_row(index, name, [answers[index] for answers in self.answers.values()])

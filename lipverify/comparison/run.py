@@ -10,9 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lipverify import pipeline
-from lipverify.analyzers import registry
-from lipverify.analyzers.protocol import Analyzer
+from lipverify.analyzers.auto import AUTO, Given, chosen
 from lipverify.comparison.cache import Cache, key_of
 from lipverify.comparison.pool import Clock, answers
 from lipverify.comparison.results import Answered, Comparison, Unreadable, listed
@@ -33,7 +31,7 @@ Place = tuple[str, int, str | None]
 def compare(
     models: Mapping[str, Graph | Unreadable],
     *,
-    analyzers: Sequence[str | Analyzer] = pipeline.DEFAULT_ANALYZERS,
+    analyzers: Given = AUTO,
     norm: str | Norm | Sequence[str | Norm] = Norm.L2,
     norm_out: str | Norm | None = None,
     region: Region | Sequence[Region] | None = None,
@@ -54,6 +52,7 @@ def compare(
 
     Args:
         models: by the names they are shown under; `Unreadable` stands for a model that could not be read.
+        analyzers: as of `audit`; of `auto` those that answer one of the questions.
         norm, norm_out, region: one or several norms and regions; every combination is a question.
         budget: seconds for everything together, shared out evenly over what is not in the cache.
         jobs: processes; with more than one, a script needs the usual `if __name__ == "__main__"` guard.
@@ -65,12 +64,20 @@ def compare(
         UsageError: nothing to compare, the same analyzer twice, a name or number that makes no sense.
     """
     started = time.monotonic() if since is None else since
-    methods = {method.name: method for method in map(registry.resolve, analyzers)}
-    if not models or not methods:
-        raise UsageError("a comparison needs at least one model and one analyzer")
-    if len(methods) < len(analyzers):
-        raise UsageError("each analyzer can be asked once; other settings need another name")
+    if not models:
+        raise UsageError("a comparison needs at least one model")
     queries = _queries(norm, norm_out, region)
+    fitting = [
+        (model, query)
+        for model, query in product(models.values(), queries)
+        if not isinstance(model, Unreadable) and _misfit(model, query) is None
+    ]
+    wanted, choice = chosen(analyzers, fitting, budget)
+    if choice is not None and budget is None:
+        budget = choice.seconds
+    methods = {method.name: method for method in wanted}
+    if len(methods) < len(wanted):
+        raise UsageError("each analyzer can be asked once; other settings need another name")
     tasks: dict[Place, Task] = {}
     solved: dict[Place, Solved] = {}
     for (name, model), index in product(models.items(), range(len(queries))):
@@ -109,7 +116,9 @@ def compare(
         if not isinstance(model, Unreadable)
     }
     seconds = time.monotonic() - started
-    return Comparison(dict(models), queries, tuple(methods), found, seconds, len(waiting), len(kept))
+    return Comparison(
+        dict(models), queries, tuple(methods), found, seconds, len(waiting), len(kept), choice=choice
+    )
 
 
 def _queries(

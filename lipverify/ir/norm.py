@@ -5,6 +5,19 @@ from __future__ import annotations
 from enum import Enum
 
 from lipverify.errors import UsageError
+from lipverify.loading.names import display
+
+_OTHER_WORDS = {
+    "1": "l1",
+    "1.0": "l1",
+    "2": "l2",
+    "2.0": "l2",
+    "inf": "linf",
+    "l_inf": "linf",
+    "l_1": "l1",
+    "l_2": "l2",
+}
+"""What people write too: exponents, and the names of papers."""
 
 
 class Norm(Enum):
@@ -25,18 +38,20 @@ class Norm(Enum):
         return {Norm.L1: 1.0, Norm.L2: 2.0, Norm.LINF: float("inf")}[self]
 
     @classmethod
-    def parse(cls, text: str | Norm) -> Norm:
-        """Reads `l1`, `l2` or `linf`.
+    def parse(cls, text: str | float | Norm) -> Norm:
+        """Reads `l1`, `l2` or `linf`, in capitals too, and the exponents 1, 2 and inf.
 
         Raises:
-            UsageError: any other word.
+            UsageError: any other word or number.
         """
         if isinstance(text, Norm):
             return text
+        word = str(text).strip().lower() if isinstance(text, str | int | float) else ""
         try:
-            return cls(text)
+            return cls(_OTHER_WORDS.get(word, word))
         except ValueError:
-            raise UsageError(f"unknown norm {text!r}; choose l1, l2 or linf") from None
+            choice = f"{', '.join(norm.value for norm in list(cls)[:-1])} or {list(cls)[-1].value}"
+            raise UsageError(f"unknown norm {display(str(text), 40)!r}; choose {choice}") from None
 
     def __str__(self) -> str:
         return self.value

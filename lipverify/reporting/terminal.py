@@ -62,6 +62,9 @@ def print_audit(document: Document, file: TextIO | None = None) -> None:
     for refusal in answers.refusals:
         style = "red" if refusal.failed else "yellow"
         console.print(Text.assemble((f"{refusal.analyzer} {refusal.verb}: ", style), refusal.reason))
+    if "choice" in document:
+        for said in (document["choice"]["words"], document["choice"]["more"]):
+            console.print(Text(display(said, 1000), style="dim"))
 
 
 def _cells(answer: Answer, answers: Answers) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from lipverify.errors import UsageError
+from lipverify.errors import UsageError, did_you_mean
 from lipverify.ir.norm import Norm
 from lipverify.robustness.attack import Attack, Box
 from lipverify.robustness.carried import Carried
@@ -56,7 +56,8 @@ class Plan:
         if self.norm is Norm.L1:
             raise UsageError("radii are measured in l2 or linf")
         if self.method not in METHODS:
-            raise UsageError(f"unknown method {self.method!r}; choose {', '.join(METHODS)}")
+            near = did_you_mean(self.method, METHODS) or f"; choose {', '.join(METHODS)}"
+            raise UsageError(f"unknown method {self.method!r}{near}")
         if self.method == "smoothing" and self.norm is not Norm.L2:
             raise UsageError("randomised smoothing certifies l2 radii; give --norm l2")
         if self.looks < 1 or not 0 < self.resolution < 1:

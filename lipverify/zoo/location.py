@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from lipverify.errors import UnsafeInput, UsageError
+from lipverify.errors import UnsafeInput, UsageError, did_you_mean
 from lipverify.loading.names import display, sentence
 from lipverify.zoo.card import CARD
 
@@ -34,7 +34,8 @@ def names() -> tuple[str, ...]:
 def folder_of(name: str) -> Path:
     """The folder of the network `name`; raises UsageError, listing the names, when there is none."""
     if name not in names():
-        raise UsageError(f'the model zoo has no network "{display(name)}"; it has {", ".join(names())}')
+        near = did_you_mean(name, names()) or f"; it has {', '.join(names())}"
+        raise UsageError(f'the model zoo has no network "{display(name)}"{near}')
     return root() / name
 
 
