@@ -3,7 +3,7 @@
     import lipverify as lv
 
     graph = lv.load("net.onnx")
-    result = lv.audit(graph, norm="l2", analyzers=["product"])
+    result = lv.audit(graph, norm="l2")
     print(result.lower.value, result.best.upper)
 
 Names are imported when they are first used, so that importing the package does not import torch.
@@ -17,21 +17,33 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "lipverify.pipeline": ("audit", "extract", "load", "margin"),
-    "lipverify.certificates": ("verify",),
+    "lipverify.verbs": (
+        "ask",
+        "audit",
+        "bounds",
+        "compare",
+        "deviation",
+        "evaluate",
+        "execution_error",
+        "extract",
+        "load",
+        "margin",
+        "monotone",
+        "radii",
+        "verify",
+    ),
     "lipverify.results": ("Audit",),
-    "lipverify.execution": ("ExecutionError", "execution_error"),
-    "lipverify.comparison": ("Comparison", "compare"),
+    "lipverify.execution": ("ExecutionError",),
+    "lipverify.comparison": ("Comparison",),
     "lipverify.ir.region": ("Ball", "Everywhere", "Query"),
     "lipverify.ir.norm": ("Norm",),
     "lipverify.ir.graph": ("Graph", "Node"),
     "lipverify.ir.certificate": ("Certificate", "Rigour", "Witness"),
-    "lipverify.interpreter": ("evaluate",),
-    "lipverify.robustness": ("Radii", "radii"),
-    "lipverify.monotonicity": ("Monotonicity", "monotone"),
-    "lipverify.propagation": ("Bounds", "bounds"),
-    "lipverify.questions": ("Answer", "InputBox", "ask"),
-    "lipverify.questions.deviation": ("Deviation", "deviation"),
+    "lipverify.robustness": ("Radii",),
+    "lipverify.monotonicity": ("Monotonicity",),
+    "lipverify.propagation": ("Bounds",),
+    "lipverify.questions": ("Answer", "InputBox"),
+    "lipverify.questions.deviation": ("Deviation",),
     "lipverify.errors": (
         "ExtractionMismatch",
         "InternalError",
@@ -51,8 +63,7 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = ["__version__", *sorted(_HOME_OF)]
 
 if TYPE_CHECKING:
-    from lipverify.certificates import verify
-    from lipverify.comparison import Comparison, compare
+    from lipverify.comparison import Comparison
     from lipverify.errors import (
         ExtractionMismatch,
         InternalError,
@@ -66,24 +77,39 @@ if TYPE_CHECKING:
         UnsupportedModel,
         UsageError,
     )
-    from lipverify.execution import ExecutionError, execution_error
-    from lipverify.interpreter import evaluate
+    from lipverify.execution import ExecutionError
     from lipverify.ir.certificate import Certificate, Rigour, Witness
     from lipverify.ir.graph import Graph, Node
     from lipverify.ir.norm import Norm
     from lipverify.ir.region import Ball, Everywhere, Query
-    from lipverify.monotonicity import Monotonicity, monotone
-    from lipverify.pipeline import audit, extract, load, margin
-    from lipverify.propagation import Bounds, bounds
-    from lipverify.questions import Answer, InputBox, ask
-    from lipverify.questions.deviation import Deviation, deviation
+    from lipverify.monotonicity import Monotonicity
+    from lipverify.propagation import Bounds
+    from lipverify.questions import Answer, InputBox
+    from lipverify.questions.deviation import Deviation
     from lipverify.results import Audit
-    from lipverify.robustness import Radii, radii
+    from lipverify.robustness import Radii
+    from lipverify.verbs import (
+        ask,
+        audit,
+        bounds,
+        compare,
+        deviation,
+        evaluate,
+        execution_error,
+        extract,
+        load,
+        margin,
+        monotone,
+        radii,
+        verify,
+    )
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME_OF:
-        raise AttributeError(f"module 'lipverify' has no attribute {name!r}")
+        from lipverify.errors import did_you_mean
+
+        raise AttributeError(f"module 'lipverify' has no attribute {name!r}{did_you_mean(name, __all__)}")
     return getattr(import_module(_HOME_OF[name]), name)
 
 

@@ -20,6 +20,7 @@ from lipverify.ir.graph import Graph, Node
 from lipverify.ir.norm import Norm
 from lipverify.ir.op import Constant, Input
 from lipverify.ir.region import Ball
+from lipverify.ir.shown import Shown, at_most
 from lipverify.propagation import bounds
 from lipverify.rules import forward, linear, naming, slopes
 
@@ -37,7 +38,7 @@ _WEIGHTS = {ops.Linear: "weight", ops.Conv: "weight", ops.ConvTranspose: "weight
 
 
 @dataclass(frozen=True)
-class ExecutionError:
+class ExecutionError(Shown):
     """|executed(x) - f(x)| for every x of the box: entry by entry, largest, and in l2. Slopes of the executed function obey
     |executed(x) - executed(y)| <= upper |x - y| + 2 error."""
 
@@ -46,6 +47,10 @@ class ExecutionError:
     linf: float
     l2: float
     format: str = "float32"
+
+    def __repr__(self) -> str:
+        ends = f"{self.box[0]:g} to {self.box[1]:g}"
+        return f"ExecutionError({self.format} over {ends}: {at_most(self.linf)} in every output)"
 
     def words(self) -> str:
         """The figure as a sentence, rounded up."""

@@ -20,13 +20,16 @@ from lipverify.documents import (
     query_document,
     slug,
 )
+from lipverify.errors import InternalError, Undecided, UnsupportedModel
 from lipverify.ir.certificate import Certificate, Gains, Witness
 from lipverify.ir.graph import Graph
 from lipverify.ir.region import Query
+from lipverify.ir.shown import Shown, at_least, at_most
+from lipverify.loading.names import display
 
 
 @dataclass(frozen=True)
-class Row:
+class Row(Shown):
     """One analyzer's answer: a certificate, or the reason why there is none."""
 
     method: Analyzer
@@ -42,6 +45,11 @@ class Row:
     """Whether a witness contradicted the bound, which is withdrawn."""
     hurried: bool = False
     """Whether all the time that it was given was used."""
+
+    def __repr__(self) -> str:
+        if self.certificate is None:
+            return f"Row({self.analyzer}: no bound: {display(self.refused or '', 200)})"
+        return f"Row({self.analyzer}: {self.certificate!r})"
 
     @property
     def interrupted(self) -> bool:
@@ -106,13 +114,16 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Lower:
+class Lower(Shown):
     """The lower bound: a number, or [count] for balls, with its witness."""
 
     value: float | Tensor
     witness: Witness
     failed: bool = False
     """Whether the search broke; its value is then 0, and the witness notes why."""
+
+    def __repr__(self) -> str:
+        return f"Lower({at_least(self.value)})"
 
 
 @dataclass(frozen=True)
@@ -127,6 +138,40 @@ class Audit:
     command: str | None = None
     choice: Choice | None = None
     """What `auto` chose, where it was asked."""
+
+    def __repr__(self) -> str:
+        best = "no bound" if self.best is None else repr(self.best)
+        return f"Audit({self.graph!r}: {best}, {at_least(self.lower.value)})"
+
+    def __str__(self) -> str:
+        from lipverify.reporting.notebook import text_of
+        from lipverify.reporting.terminal import print_audit
+
+        return text_of(lambda file: print_audit(self.to_json(), file))
+
+    @property
+    def upper(self) -> float | Tensor:
+        """The best bound: a number for the whole input space, [count] for balls.
+
+        Raises:
+            UnsupportedModel, Undecided, InternalError: no analyzer gave a bound, or it exceeds float64; the message says why.
+        """
+        best = self.best
+        if best is None:
+            reasons = "; ".join(f"{row.analyzer}: {row.refused}" for row in self.rows)
+            said = f"no analyzer gave a bound ({reasons})"
+            if self.failed or self.refuted:
+                raise InternalError(said)
+            if any(row.undecided or row.stopped for row in self.rows):
+                raise Undecided(said)
+            raise UnsupportedModel(said)
+        if best.upper is None:
+            assert best.certificate is not None
+            raise UnsupportedModel(
+                f"the bound of {best.analyzer} exceeds float64, log10 {at_most(best.certificate.log10_upper)}; "
+                "its logarithm is best.certificate.log10_upper"
+            )
+        return best.upper
 
     @property
     def certificates(self) -> dict[str, Certificate]:

@@ -78,7 +78,7 @@ def listed(given: Given) -> tuple[str | Analyzer, ...]:
     """
     found: list[str | Analyzer] = []
     several = [given] if isinstance(given, str | Analyzer) else given
-    if not isinstance(several, Iterable) or isinstance(several, bytes | Mapping):
+    if not isinstance(several, Sequence) or isinstance(several, bytes):
         raise UsageError(
             f'analyzers are names ("product,lipsdp"), objects or a list of these, not {type(given).__name__}'
         )

@@ -16,9 +16,10 @@ import numpy as np
 from lipverify import __version__
 from lipverify.analyzers.auto import Choice
 from lipverify.documents import NOT_COVERED, environment, model_document, nodes_document, query_document
-from lipverify.errors import Refuted, Undecided, UnsupportedModel
+from lipverify.errors import Refuted, Undecided, UnsupportedModel, UsageError, did_you_mean
 from lipverify.ir.graph import Graph
 from lipverify.ir.region import Query
+from lipverify.loading.names import display
 
 SCHEMA = "lipverify.compare/1"
 WITNESSES = "witnesses.npz"
@@ -66,8 +67,30 @@ class Comparison:
     choice: Choice | None = None
     """What `auto` chose, where it was asked."""
 
+    def __repr__(self) -> str:
+        names = ", ".join(display(name, 40) for name in list(self.models)[:5])
+        more = ", ..." if len(self.models) > 5 else ""
+        return (
+            f"Comparison({len(self.models)} models: {names}{more}; {len(self.queries)} questions; "
+            f"analyzers {', '.join(display(name, 40) for name in self.analyzers[:8])})"
+        )
+
+    def __str__(self) -> str:
+        from lipverify.reporting.comparison import print_comparison
+        from lipverify.reporting.notebook import text_of
+
+        return text_of(lambda file: print_comparison(self.to_json(), file))
+
     def upper(self, model: str, analyzer: str, query: int = 0) -> float | list[float] | None:
-        """One bound; None where it was refused or exceeds float64."""
+        """One bound; None where it was refused or exceeds float64. Raises UsageError: there is no such row."""
+        for what, asked, known in (("model", model, self.answers), ("analyzer", analyzer, self.analyzers)):
+            if asked not in known:
+                near = did_you_mean(str(asked), known) or f"; there are {', '.join(known)}"
+                raise UsageError(f"the comparison has no {what} {display(str(asked), 60)!r}{near}")
+        if query not in range(len(self.queries)):
+            raise UsageError(
+                f"the comparison has {len(self.queries)} questions, counted from 0; there is no {query}"
+            )
         rows = self.answers[model][query].rows
         found: float | list[float] | None = next(r for r in rows if r["analyzer"] == analyzer).get("upper")
         return found

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from lipverify.errors import UsageError
 from lipverify.ir.region import Query
+from lipverify.ir.shown import Shown, at_least, at_most
+from lipverify.loading.names import display
 
 
 class Rigour(IntEnum):
@@ -85,7 +87,7 @@ class Written(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Certificate:
+class Certificate(Shown):
     """An upper bound. `upper` is float64: a scalar for `Everywhere`, [count] for balls.
 
     A bound too large for float64 has `upper` None and `log10_upper` set; never infinity.
@@ -112,6 +114,10 @@ class Certificate:
     notes: tuple[str, ...] = ()
     """What happened to the bound after the analyzer gave it."""
 
+    def __repr__(self) -> str:
+        bound = at_most(self.upper) if self.log10_upper is None else f"log10 {at_most(self.log10_upper)}"
+        return f"Certificate({bound}, {self.rigour}, by {display(self.made_by, 80)}, {self.query!r})"
+
     def save(self, path: str | Path) -> None:
         """Writes the certificate as JSON, large arrays beside it.
 
@@ -132,7 +138,7 @@ class Certificate:
 
 
 @dataclass(frozen=True)
-class Witness:
+class Witness(Shown):
     """A lower bound with what shows it; its own type, so that nobody can pass it where an upper bound belongs.
 
     value: [count] (1 for `Everywhere`), a lower bound of the slope of the stored pair, or of the derivative along the stored
@@ -146,3 +152,7 @@ class Witness:
     partner: Tensor | None = None
     direction: Tensor | None = None
     note: str = ""
+
+    def __repr__(self) -> str:
+        shape = list(self.points.shape[1:])
+        return f"Witness({at_least(self.value)}, points of shape {shape}, by {display(self.method, 40)})"

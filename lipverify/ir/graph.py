@@ -17,13 +17,14 @@ import torch
 
 from lipverify.errors import InternalError, UsageError
 from lipverify.ir.op import Input, Op, Shape
+from lipverify.ir.shown import Shown, sizes
 
 if TYPE_CHECKING:
     import networkx
 
 
 @dataclass(frozen=True)
-class Node:
+class Node(Shown):
     """One operator application. `inputs` are node names, `shape` is the sample shape of the result."""
 
     name: str
@@ -37,6 +38,9 @@ class Node:
     def size(self) -> int:
         """Numbers in one sample of the result."""
         return math.prod(self.shape)
+
+    def __repr__(self) -> str:
+        return f"Node({self.describe()})"
 
     def describe(self) -> str:
         """`Linear "fc1" [10]`: how a node is named in messages; strange characters are escaped."""
@@ -74,7 +78,7 @@ class Origin:
 
 
 @dataclass(frozen=True)
-class Graph:
+class Graph(Shown):
     """Nodes in topological order; exactly one of them is an `Input`.
 
     Raises:
@@ -103,6 +107,37 @@ class Graph:
             raise InternalError("a graph needs outputs that exist")
         if not 0 <= self.output_index < len(self.outputs):
             raise InternalError(f"output index {self.output_index} of {len(self.outputs)} outputs")
+
+    def __repr__(self) -> str:
+        from lipverify.loading.names import display, display_path
+
+        name = self.origin.format if self.origin.path is None else display_path(self.origin.path)
+        part = "" if self.origin.part is None else f", {display(self.origin.part, 100)}"
+        size = f"{sizes(self.input_shape)} to {sizes(self.output_shape)}"
+        return f"Graph({name}: {size}, {len(self.nodes)} nodes, {self.parameters():,} parameters{part})"
+
+    def summary(self) -> str:
+        """The nodes as a table of text: name, operator, shape of the result, what it reads, numbers that are stored."""
+        from lipverify.loading.names import display
+
+        rows = [("node", "operator", "shape", "inputs", "parameters")]
+        for node in self.nodes:
+            stored = node.op.parameters()
+            reads = ", ".join(display(name, 40) for name in node.inputs)
+            rows.append(
+                (
+                    display(node.name, 60),
+                    node.op.kind(),
+                    sizes(node.shape),
+                    reads,
+                    f"{stored:,}" if stored else "",
+                )
+            )
+        widths = [max(len(row[column]) for row in rows) for column in range(5)]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows
+        ]
+        return "\n".join([repr(self), *(line.rstrip() for line in lines)])
 
     def __iter__(self) -> Iterator[Node]:
         return iter(self.nodes)

@@ -12,10 +12,12 @@ from torch import Tensor
 from lipverify.errors import UsageError
 from lipverify.ir.interval import Interval
 from lipverify.ir.norm import Norm
+from lipverify.ir.shown import Shown
+from lipverify.ir.taking import in_place, number, pair, shown
 
 
 @dataclass(frozen=True)
-class Everywhere:
+class Everywhere(Shown):
     """The whole input space."""
 
     def to_json(self) -> dict[str, Any]:
@@ -26,7 +28,7 @@ class Everywhere:
         return "for all pairs of inputs"
 
 
-class Ball:
+class Ball(Shown):
     """A ball around each centre, cut by the input box when there is one.
 
     center: [count, *input shape]; radius: one number > 0 or >= 0, in raw input units; norm `l2` or `linf`;
@@ -38,13 +40,13 @@ class Ball:
 
     def __init__(
         self,
-        center: Tensor,
+        center: Any,
         radius: float,
-        norm: str | Norm = Norm.LINF,
-        box: tuple[float | Tensor, float | Tensor] | None = None,
+        norm: str | float | Norm = Norm.LINF,
+        box: tuple[Any, Any] | None = None,
     ) -> None:
-        self.center = torch.as_tensor(center).to(torch.float64)
-        self.radius = float(radius)
+        self.center = in_place(center, "the centres of a ball")
+        self.radius = number(radius, "the radius of a ball")
         self.norm = Norm.parse(norm)
         self.box: tuple[Tensor, Tensor] | None = None
         if self.norm is Norm.L1:
@@ -58,7 +60,14 @@ class Ball:
         if not bool(torch.isfinite(self.center).all()):
             raise UsageError("a centre of a ball is not finite")
         if box is not None:
-            low, high = (torch.as_tensor(end, dtype=torch.float64) for end in box)
+            low, high = pair(box, "the input box", in_place)
+            for end in (low, high):
+                if not _spans(end.shape, self.center.shape):
+                    raise UsageError(
+                        f"an end of the input box has shape {list(end.shape)}, a centre {list(self.center.shape[1:])}"
+                    )
+            if bool(low.isnan().any() or high.isnan().any()):
+                raise UsageError("the input box holds NaN")
             if not bool((low <= high).all()):
                 raise UsageError("the input box has its ends in the wrong order")
             if not bool(((low <= self.center) & (self.center <= high)).all()):
@@ -69,6 +78,15 @@ class Ball:
                     f"centre {index} lies outside the input box (an entry is {value:g}); give a box that holds every centre"
                 )
             self.box = (low, high)
+
+    def __repr__(self) -> str:
+        cut = (
+            "" if self.box is None else f", box {float(self.box[0].min()):g} to {float(self.box[1].max()):g}"
+        )
+        count = f"{len(self)} centres" if len(self) > 1 else "1 centre"
+        return (
+            f"Ball({count} of shape {list(self.center.shape[1:])}, radius {self.radius:g}, {self.norm}{cut})"
+        )
 
     def __len__(self) -> int:
         return int(self.center.shape[0])
@@ -112,16 +130,34 @@ class Ball:
         return f"for all pairs of inputs inside the {self.norm} ball of radius {self.radius:g} around each centre{cut}"
 
 
+def _spans(part: torch.Size, whole: torch.Size) -> bool:
+    """Whether a tensor of one shape is repeated along axes of the other and adds none."""
+    return len(part) <= len(whole) and all(
+        a in (1, b) for a, b in zip(reversed(part), reversed(whole), strict=False)
+    )
+
+
 Region = Everywhere | Ball
 
 
 @dataclass(frozen=True)
-class Query:
+class Query(Shown):
     """What is asked: sup |f(x) - f(y)|_out / |x - y|_in over pairs x != y of the region."""
 
     norm_in: Norm = Norm.L2
     norm_out: Norm = Norm.L2
     region: Region = field(default_factory=Everywhere)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "norm_in", Norm.parse(self.norm_in))
+        object.__setattr__(self, "norm_out", Norm.parse(self.norm_out))
+        if not isinstance(self.region, Everywhere | Ball):
+            raise UsageError(
+                f"region must be lv.Everywhere() or lv.Ball(x, radius), not {shown(self.region)}"
+            )
+
+    def __repr__(self) -> str:
+        return f"Query({self.norm_in} to {self.norm_out}, {self.region!r})"
 
     def to_json(self) -> dict[str, Any]:
         return {"norm_in": str(self.norm_in), "norm_out": str(self.norm_out), "region": self.region.to_json()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import Enum
@@ -127,6 +128,17 @@ class Monotonicity:
     command: str | None = None
     issued: Issued | None = field(default=None, compare=False)
     """The certificate of the directions that the checker has proved."""
+
+    def __repr__(self) -> str:
+        counts = Counter(str(finding.verdict) for finding in self.findings)
+        said = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+        return f"Monotonicity(output {self.output} in {len(self.findings)} features: {said}; {self.rigour})"
+
+    def __str__(self) -> str:
+        from lipverify.reporting.monotone import print_monotone
+        from lipverify.reporting.notebook import text_of
+
+        return text_of(lambda file: print_monotone(self.to_json(), file))
 
     def certificate_files(self) -> dict[str, bytes]:
         """The files of the certificate under their places in a folder."""

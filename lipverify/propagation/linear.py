@@ -15,6 +15,7 @@ from lipverify.ir.interval import Interval
 from lipverify.ir.norm import Norm
 from lipverify.ir.op import Constant, Input
 from lipverify.ir.region import Ball
+from lipverify.ir.shown import Shown
 from lipverify.ops.change import undecided
 from lipverify.propagation.forms import FormBounds, affordable, form_bounds, joined, mixes, refuses_forms
 from lipverify.propagation.forms.sweep import Sweep
@@ -37,12 +38,15 @@ def never() -> bool:
 
 
 @dataclass(frozen=True)
-class Bounds(Mapping[str, Interval]):
+class Bounds(Shown, Mapping[str, Interval]):
     """Ranges of all nodes: node name -> Interval of [count of centres, *shape]; `output` is the selected output's."""
 
     known: Knowledge
     forms: FormBounds | None = None
     """What affine forms say, where the graph has operators that mix entries of computed values."""
+
+    def __repr__(self) -> str:
+        return f"Bounds(ranges of {len(self)} nodes over {self.known.ball!r})"
 
     def __getitem__(self, name: str) -> Interval:
         return self.known.ranges[name]

@@ -17,6 +17,7 @@ from lipverify.errors import UsageError
 from lipverify.ir.graph import Graph
 from lipverify.ir.interval import Interval
 from lipverify.ir.region import Ball
+from lipverify.ir.shown import Shown
 from lipverify.loading.names import display
 from lipverify.propagation import bounds
 from lipverify.propagation.points import values
@@ -53,7 +54,7 @@ class DeviationOptions(Options):
 
 
 @dataclass(frozen=True, eq=False)
-class Deviation:
+class Deviation(Shown):
     """The largest difference of two networks over a region. data: points [n, *input shape] whose labels are asked about.
 
     Statement: |f(x) - g(x)|_out <= upper for every x of the region (of each ball, where there are several).
@@ -75,10 +76,21 @@ class Deviation:
     data: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if self.norm_out not in FORMULAS or (self.norm_out == "pairs" and not self._classes):
+        if not (isinstance(self.f, Graph) and isinstance(self.g, Graph) and isinstance(self.region, Ball)):
+            raise UsageError(
+                "Deviation(f, g, region) takes two graphs (lv.load, lv.extract) and a ball or lv.InputBox"
+            )
+        if (
+            not isinstance(self.norm_out, str)
+            or self.norm_out not in FORMULAS
+            or (self.norm_out == "pairs" and not self._classes)
+        ):
             raise UsageError(
                 f"a deviation is measured in {', '.join(FORMULAS)} (pairs: 2 to {labels.MOST_CLASSES} outputs)"
             )
+
+    def __repr__(self) -> str:
+        return f"Deviation({self.f!r}, {self.g!r}, {self.region!r}, {self.norm_out})"
 
     @property
     def _classes(self) -> bool:

@@ -19,6 +19,7 @@ from lipverify.documents import NOT_COVERED, environment, model_document
 from lipverify.ir.certificate import Rigour, Witness
 from lipverify.ir.graph import Graph
 from lipverify.ir.interval import Interval
+from lipverify.ir.shown import at_least, at_most
 from lipverify.questions.formula import Formula
 from lipverify.reporting.places import WITNESS
 from lipverify.reporting.sections import Section
@@ -123,6 +124,16 @@ class Answer:
     interrupted: bool = False
     command: str | None = None
     arrays: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"Answer({self.question.name}: {at_most(self.upper)}, {at_least(self.lower)}, {self.rigour})"
+
+    def __str__(self) -> str:
+        from lipverify.reporting.answer import print_answers
+        from lipverify.reporting.notebook import text_of
+
+        document = self.to_json()
+        return text_of(lambda file: print_answers([document], [self.question.sections(document)], file))
 
     @property
     def rigour(self) -> Rigour:

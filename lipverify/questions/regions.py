@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from lipverify.errors import UsageError
 from lipverify.ir.graph import Graph
 from lipverify.ir.norm import Norm
 from lipverify.ir.region import Ball
+from lipverify.ir.taking import in_place, shown, whole
 
 
 class InputBox(Ball):
@@ -23,8 +25,17 @@ class InputBox(Ball):
         UsageError: ends that are not finite or in the wrong order.
     """
 
-    def __init__(self, shape: tuple[int, ...], low: float | Tensor, high: float | Tensor) -> None:
-        ends = [torch.as_tensor(end, dtype=torch.float64).expand(1, *shape) for end in (low, high)]
+    def __init__(self, shape: Sequence[int], low: Any, high: Any) -> None:
+        if isinstance(shape, str | bytes) or not isinstance(shape, Sequence):
+            raise UsageError(f"the shape of a sample must be sizes like (3, 32, 32), not {shown(shape)}")
+        shape = tuple(whole(size, "a size of a sample") for size in shape)
+        ends = [in_place(end, "an end of the box") for end in (low, high)]
+        try:
+            ends = [end.expand(1, *shape) for end in ends]
+        except RuntimeError:
+            raise UsageError(
+                f"the ends of the box have shapes {[list(end.shape) for end in ends]}, a sample {list(shape)}"
+            ) from None
         if not all(bool(end.isfinite().all()) for end in ends) or not bool((ends[0] <= ends[1]).all()):
             raise UsageError("a box of inputs needs finite ends, the lower one first: --box LO,HI")
         middle = torch.minimum(torch.maximum(ends[0] / 2 + ends[1] / 2, ends[0]), ends[1])
@@ -38,6 +49,11 @@ class InputBox(Ball):
         if bool((low != low.flatten()[0]).any()) or bool((high != high.flatten()[0]).any()):
             found |= {"lows": low.tolist(), "highs": high.tolist()}
         return found
+
+    def __repr__(self) -> str:
+        found = self.to_json()
+        own = ", ends of their own for every entry" if "lows" in found else ""
+        return f"InputBox({found['low']:g} to {found['high']:g}, shape {list(self.center.shape[1:])}{own})"
 
     def words(self) -> str:
         found = self.to_json()

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Sequence
+import io
+from collections.abc import Callable, Iterable, Sequence
+from typing import TextIO
 
 
 def framed(page: str) -> str:
     """A report in a frame of its own: its styles stay away from the notebook's."""
     return f'<iframe srcdoc="{html.escape(page, quote=True)}" style="width: 100%; height: 48rem; border: 0"></iframe>'
+
+
+def text_of(show: Callable[[TextIO], None]) -> str:
+    """What a printer for terminals writes, as text."""
+    found = io.StringIO()
+    show(found)
+    return "\n".join(line.rstrip() for line in found.getvalue().splitlines())
 
 
 def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

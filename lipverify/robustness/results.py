@@ -18,6 +18,7 @@ from lipverify.documents import NOT_COVERED, environment, model_document
 from lipverify.errors import InternalError, Refuted
 from lipverify.ir.graph import Graph
 from lipverify.ir.norm import Norm
+from lipverify.ir.shown import at_least
 from lipverify.reporting.places import CERTIFICATES
 from lipverify.robustness.constants import PairConstants
 from lipverify.robustness.curve import PUBLISHED, Curve, attacked_at, certified_at, curve
@@ -43,6 +44,19 @@ class Radii:
     """Of the refused methods those that broke."""
     issued: Issued | None = field(default=None, compare=False)
     """The certificate of the points whose radius the checker has proved."""
+
+    def __repr__(self) -> str:
+        kept = sum(record.radius > 0 for record in self.records)
+        return (
+            f"Radii({len(self.records)} points, {kept} of them certified: radii {at_least(self.radius)}, "
+            f"{self.plan.norm}, {self.plan.method}, {self.rigour})"
+        )
+
+    def __str__(self) -> str:
+        from lipverify.reporting.notebook import text_of
+        from lipverify.reporting.radii import print_radii
+
+        return text_of(lambda file: print_radii(self.to_json(), file))
 
     def exit_code(self) -> int:
         """3 if an adversarial example lay inside a certified radius, 1 if something broke, else 0."""
