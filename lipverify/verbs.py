@@ -82,7 +82,7 @@ def verb(
                 if name in given:
                     given[name] = take(given[name])
             if "x" in points:
-                _read_points(given)
+                _read_points(given, models[0])
             example = _example(given) if example is None else example
             for name in models:
                 given[name] = taking.model(given[name], example, name)
@@ -98,10 +98,14 @@ def verb(
     return called
 
 
-def _read_points(given: dict[str, Any]) -> None:
-    """A file of points brings its labels."""
+def _read_points(given: dict[str, Any], model: str) -> None:
+    """A file of points, read as --data is, brings its labels."""
     if isinstance(given["x"], str | os.PathLike):
-        stored = read_points(Path(taking.path(given["x"], "x")))
+        shape = classes = None
+        if not isinstance(given[model], nn.Module):
+            given[model] = taking.model(given[model], None, model)
+            shape, classes = given[model].input_shape, given[model].output.size
+        stored = read_points(Path(taking.path(given["x"], "x")), None, shape, classes)
         given["x"] = stored.x
         if given.get("y") is None:
             given["y"] = None if stored.y is None else stored.y.tolist()
