@@ -60,5 +60,6 @@ def infer_shape(op: Op, input_shapes: tuple[Shape, ...]) -> Shape:
     """
     if slopes.covers(type(op)) and not op.parameters():
         return input_shapes[0]  # a scalar function; asking torch takes milliseconds for some of them
-    inputs = [torch.empty((1, *shape), device="meta") for shape in input_shapes]
-    return tuple(forward(op.to(device="meta", dtype=torch.float32), *inputs).shape[1:])
+    # A batch of none computes nothing. Shapes alone (the device "meta") would do too, but torch then loads its compiler.
+    inputs = [torch.empty((0, *shape)) for shape in input_shapes]
+    return tuple(forward(op.to(device="cpu", dtype=torch.float32), *inputs).shape[1:])

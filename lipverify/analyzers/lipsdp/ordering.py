@@ -6,13 +6,17 @@ so that A becomes block tridiagonal, with the neurons that meet nearly all other
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
-from scipy import sparse
 from torch import Tensor
 
 from lipverify.analyzers.lipsdp.factor import fill_pattern
 from lipverify.analyzers.lipsdp.system import Couplings
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 _SMALLEST = 600
 """Fewer neurons are not worth it."""
@@ -49,6 +53,8 @@ def elimination_work(system: Couplings) -> float:
 
 def _pattern(system: Couplings) -> sparse.csr_matrix:
     """Nonzeros of A(D) [N, N]."""
+    from scipy import sparse  # a quarter of a second, for systems that are large
+
     size, starts = system.neurons, np.cumsum((0, *system.sizes))
     rows, columns = [np.arange(size)], [np.arange(size)]
     for (k, j), matrix in system.C.items():

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from scipy.optimize import linprog
 from torch import Tensor
 
 from lipverify.analyzers.local.parts import Splits
@@ -74,6 +73,8 @@ Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
 def _weights(a: Array, c: Array, low: Array, high: Array) -> Array | None:
     """Multipliers of max t with a x + c >= t over the box, where its optimum is negative."""
+    from scipy.optimize import linprog  # half a second, for trees that ask
+
     count, size = a.shape
     if not (np.isfinite(a).all() and np.isfinite(c).all()):
         return None
