@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from lipverify.errors import UsageError
 from lipverify.loading.arguments import (
-    parse_box,
+    Entries,
     parse_constant,
     parse_duration,
+    parse_limits,
     parse_margin,
     parse_numbers,
     parse_scale,
@@ -118,6 +119,10 @@ Models = Annotated[
 Margin = Annotated[tuple[int, int] | None, option("A,B: bound the difference of two outputs", parse_margin)]
 Jobs = Annotated[int, option("processes", least=1)]
 Resume = Annotated[bool, option("go on with the run in --out")]
+Free = Annotated[
+    tuple[str, ...],
+    option("features that may change, by name or position; the others keep their value", words, shown=""),
+]
 NormOut = Annotated[str | None, option("norm at the output; default: the same")]
 Analyzers = Annotated[
     tuple[str, ...],
@@ -225,8 +230,8 @@ class Options(Points, Reading):
     """
 
     box: Annotated[
-        tuple[float, float] | None,
-        option("LO,HI: the input box; cuts the balls, and is where witnesses are searched", parse_box),
+        tuple[float, float] | Entries | None,
+        option("LO,HI: the input box, which cuts the balls; or of features: age=18:90,...", parse_limits),
     ] = None
     budget: Annotated[float | None, option("time for everything, for example 90s or 10m", parse_duration)] = (
         None
@@ -241,6 +246,14 @@ class Options(Points, Reading):
     """No progress. Not written: what goes with --json."""
     command: str = ""
     """What was typed."""
+
+    def uniform_box(self, needed: str) -> tuple[float, float] | None:
+        """The box of what takes one for all entries. Raises UsageError for a box of single entries."""
+        if isinstance(self.box, Entries):
+            raise UsageError(
+                f"{needed} takes one box LO,HI for all entries; audit and deviate take one of each"
+            )
+        return self.box
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -227,6 +227,10 @@ def _issued(
     certificate: Certificate, graph: Graph, query: Query, analyzer: Analyzer, seconds: float
 ) -> tuple[Issued, Tensor]:
     evidence = certificate.evidence
+    if isinstance(query.region, Ball) and query.region.own:
+        raise NotCovered(
+            "each centre has a box of its own; the checker knows one box for all (give one point to have a proof)"
+        )
     if not callable(getattr(evidence, "proof", None)):
         kind = type(evidence).__name__
         raise NotCovered(f"evidence of the kind {kind} brings no proof that the checker reads")

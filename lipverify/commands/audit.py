@@ -10,12 +10,23 @@ from lipverify.commands import monotone
 from lipverify.commands.shell import Outcome, Verb
 from lipverify.errors import Refuted, UsageError
 from lipverify.ir.norm import Norm
-from lipverify.loading.arguments import parse_radius
-from lipverify.options import Analyzers, Margin, Model, NormOut, Options, option, parse_gate, refuse_alone
+from lipverify.loading.arguments import Entries, parse_radii
+from lipverify.options import (
+    Analyzers,
+    Free,
+    Margin,
+    Model,
+    NormOut,
+    Options,
+    option,
+    parse_gate,
+    refuse_alone,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from lipverify.commands.regions import Box
     from lipverify.commands.start import Points, Start
     from lipverify.ir.region import Region
 
@@ -33,8 +44,12 @@ class AuditOptions(Options):
     norm_out: NormOut = None
     analyzers: Analyzers = ("auto",)
     radius: Annotated[
-        float | None, option("radius of the balls, for example 0.03 or 8/255", parse_radius)
+        float | Entries | None,
+        option(
+            "radius of the balls, for example 0.03 or 8/255; or of features: age=2,income=500", parse_radii
+        ),
     ] = None
+    free: Free = ()
     ball: Annotated[str | None, option("norm of the balls: l2 or linf; default: --norm")] = None
     margin: Margin = None
     fail_above: Annotated[
@@ -65,7 +80,13 @@ class AuditOptions(Options):
         if self.radius is not None and self.data is None:
             raise UsageError("--radius needs --data: the balls are around the points of a file")
         if self.radius is None:
-            refuse_alone("--data and --radius", ("--ball", self.ball))
+            refuse_alone("--data and --radius", ("--ball", self.ball), ("--free", self.free or None))
+        if (
+            isinstance(self.radius, Entries)
+            and self.ball is not None
+            and Norm.parse(self.ball) is not Norm.LINF
+        ):
+            raise UsageError("radii of single features are those of a linf ball: give --ball linf")
         if self.execution not in (None, "float32") or (self.execution is not None and self.box is None):
             raise UsageError("--execution takes float32 and needs --box LO,HI: the inputs it is about")
         if self.monotone is None:
@@ -89,6 +110,7 @@ def _audit(options: AuditOptions, start: Start) -> Outcome:
         return monotone.work(options, start)
     from lipverify import pipeline
     from lipverify.analyzers import auto
+    from lipverify.commands.regions import limits
     from lipverify.commands.start import load, points_of
     from lipverify.reporting import pipelines, terminal, writing
 
@@ -96,7 +118,8 @@ def _audit(options: AuditOptions, start: Start) -> Outcome:
     start.progress.start(f"reading {options.model}")
     graph = load(options, options.model)
     points = points_of(options, graph, start.progress)
-    region, hints = _region(options, points)
+    radius, box = limits(graph, points, options.radius, options.box, options.free)
+    region, hints = _region(options, points, radius, box)
     if options.margin is not None:
         graph = pipeline.margin(graph, *options.margin)
     result = pipeline.audit(
@@ -108,7 +131,7 @@ def _audit(options: AuditOptions, start: Start) -> Outcome:
         budget=options.budget,
         device=start.device,
         seed=options.seed,
-        box=options.box,
+        box=options.box if isinstance(options.box, tuple) else box if radius is None else None,
         hints=hints,
         report=start.progress.report,
     )
@@ -116,10 +139,12 @@ def _audit(options: AuditOptions, start: Start) -> Outcome:
     document = result.to_json()
     if points is not None:
         document["data"] = points.to_json()
-    if options.box is not None and options.execution is not None:
+    if options.execution is not None:
         from lipverify.execution import statement
 
-        document["execution"] = statement(graph, options.box)
+        inside = options.uniform_box("--execution")
+        assert inside is not None, "checked with the options"
+        document["execution"] = statement(graph, inside)
 
     def beside() -> None:
         if options.junit is not None:
@@ -137,15 +162,22 @@ def _audit(options: AuditOptions, start: Start) -> Outcome:
 AUDIT = Verb(AuditOptions, _audit, "Bound a model's Lipschitz constant from above and from below.")
 
 
-def _region(options: AuditOptions, points: Points | None) -> tuple[Region, Tensor | None]:
+def _region(
+    options: AuditOptions, points: Points | None, radius: float | None, box: Box | None
+) -> tuple[Region, Tensor | None]:
     """The region of the question, and points as hints for the search where the region is everywhere."""
     from lipverify.ir.region import Ball, Everywhere
 
     if points is None:
         return Everywhere(), None
-    if options.radius is None:
+    if radius is None:
         return Everywhere(), points.x
-    return Ball(points.x, options.radius, Norm.parse(options.ball or options.norm), options.box), None
+    return Ball(
+        points.x,
+        radius,
+        Norm.parse(options.ball or ("linf" if isinstance(options.radius, Entries) else options.norm)),
+        box,
+    ), None
 
 
 def _with_solver(names: tuple[str, ...], solver: str | None) -> tuple[str, ...]:

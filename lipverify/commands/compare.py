@@ -133,7 +133,7 @@ def _compare(options: CompareOptions, start: Start) -> Outcome:
         budget=options.budget,
         device=start.device,
         seed=options.seed,
-        box=options.box,
+        box=options.uniform_box("compare"),
         hints=None if options.radius or points is None else points.x,
         jobs=options.jobs,
         cache=cache,
@@ -182,7 +182,7 @@ def _curves(
             graph,
             points.x,
             points.y,
-            Plan(norm, options.curves, options.box, attack=None, seed=options.seed),
+            Plan(norm, options.curves, options.uniform_box("compare"), attack=None, seed=options.seed),
             budget=seconds,
             jobs=options.jobs,
             cache=cache,
@@ -242,4 +242,7 @@ def _regions(options: CompareOptions, data: Tensor | None) -> list[Region]:
     found: list[Region] = [Everywhere()] if options.everywhere else []
     assert data is not None
     ball = options.ball or options.norm[0]
-    return [*found, *(Ball(data, radius, Norm.parse(ball), options.box) for radius in options.radius)]
+    return [
+        *found,
+        *(Ball(data, radius, Norm.parse(ball), options.uniform_box("compare")) for radius in options.radius),
+    ]

@@ -36,7 +36,12 @@ def work(options: CompareOptions, start: Start) -> Outcome:
     end = None if options.budget is None else time.monotonic() + options.budget
     if options.data is None or len(options.norm) != 1 or options.certified is None:
         raise UsageError("--radii needs --data, the points, and one --norm")
-    plan = Plan(Norm.parse(options.norm[0]), options.certified, options.box, seed=options.seed)
+    plan = Plan(
+        Norm.parse(options.norm[0]),
+        options.certified,
+        options.uniform_box("compare --radii"),
+        seed=options.seed,
+    )
     found: dict[str, Radii] = {}
     left_out: dict[str, LipverifyError] = {}
     codes = [0]

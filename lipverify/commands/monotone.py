@@ -11,6 +11,7 @@ from lipverify.options import words
 
 if TYPE_CHECKING:
     from lipverify.commands.audit import AuditOptions
+    from lipverify.commands.regions import Box
     from lipverify.commands.start import Points, Start
     from lipverify.monotonicity.run import Region
 
@@ -25,6 +26,7 @@ def work(options: AuditOptions, start: Start) -> Outcome:
         LipverifyError: as `monotone`; UsageError also where no region is given.
     """
     from lipverify import pipeline
+    from lipverify.commands.regions import limits
     from lipverify.commands.start import load, points_of
     from lipverify.monotonicity import monotone
     from lipverify.reporting.monotone import print_monotone
@@ -38,7 +40,7 @@ def work(options: AuditOptions, start: Start) -> Outcome:
     start.progress.start(f"reading {options.model}")
     graph = load(options, options.model)
     points = points_of(options, graph, start.progress)
-    region = _region(options, points)
+    region = _region(options, points, *limits(graph, points, options.radius, options.box, options.free))
     if options.margin is not None:
         graph = pipeline.margin(graph, *options.margin)
     found = monotone(
@@ -59,20 +61,20 @@ def work(options: AuditOptions, start: Start) -> Outcome:
     return Outcome(document, print_monotone, files, code)
 
 
-def _region(options: AuditOptions, points: Points | None) -> Region:
+def _region(options: AuditOptions, points: Points | None, radius: float | None, box: Box | None) -> Region:
     """A box for all inputs alike, balls around points, or the smallest box around the points."""
     from lipverify.ir.norm import Norm
     from lipverify.ir.region import Ball
 
     if points is None:
-        if options.box is None:
+        if box is None:
             raise UsageError(
                 "--monotone needs a region: --box LO,HI, or --data with --radius, or --data alone for its range"
             )
-        return options.box
+        return box
     x = points.x.double()
-    if options.radius is not None:
-        return Ball(x, options.radius, Norm.LINF, options.box)
-    if options.box is not None:
+    if radius is not None:
+        return Ball(x, radius, Norm.LINF, box)
+    if box is not None:
         raise UsageError("--data without --radius means the range of the data; --box is another region")
     return x.amin(0), x.amax(0)

@@ -100,6 +100,7 @@ def _asked(question: Any, options: Options, start: Start) -> Outcome:
     Raises:
         LipverifyError: as `pipeline.load` and `ask`.
     """
+    from lipverify.commands.regions import limits
     from lipverify.commands.start import load, points_of
     from lipverify.questions.asking import ask
     from lipverify.reporting.answer import print_answers, render_answers
@@ -110,6 +111,8 @@ def _asked(question: Any, options: Options, start: Start) -> Outcome:
         start.progress.start(f"reading {model}")
         graphs.append(load(options, model))
     points = points_of(options, graphs[0], start.progress)
+    radius, box = limits(graphs[0], points, options.radius, options.box, options.free)
+    options = replace(options, radius=radius, box=box, free=())  # type: ignore[arg-type]
     asked = list(question.asked(options, graphs, None if points is None else points.x.double()))
     if not asked:
         raise UsageError(f"this question needs another model beside {options.models[0]}")

@@ -80,7 +80,7 @@ def _radius(options: RadiusOptions, start: Start) -> Outcome:
     plan = Plan(
         Norm.parse(options.norm),
         options.method,
-        options.box,
+        options.uniform_box("radius"),
         options.looks,
         attack=Attack() if options.attack else None,
         smoothing=_smoothing(options),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,7 +33,7 @@ class Ball(Shown):
     """A ball around each centre, cut by the input box when there is one.
 
     center: [count, *input shape]; radius: one number > 0 or >= 0, in raw input units; norm `l2` or `linf`;
-    box: optional (lo, hi), numbers or tensors that broadcast to a sample.
+    box: optional (lo, hi), numbers or tensors that broadcast to a sample, or [count, *input shape]: one box for each centre.
 
     Raises:
         UsageError: a radius that is negative or not finite, a centre that is not finite or outside the box, an l1 ball.
@@ -78,6 +79,19 @@ class Ball(Shown):
                     f"centre {index} lies outside the input box (an entry is {value:g}); give a box that holds every centre"
                 )
             self.box = (low, high)
+        self.own = self.box is not None and self.center.shape in (self.box[0].shape, self.box[1].shape)
+        """Whether each centre has a box of its own; its ends then have the shape of the centres."""
+        if self.own and self.box is not None:
+            self.box = (self.box[0].expand(self.center.shape), self.box[1].expand(self.center.shape))
+
+    def map(self, rows: Callable[[Tensor], Tensor]) -> Ball:
+        """The balls of other rows: `rows` takes [count, *input shape] to the rows that are wanted."""
+        box = (rows(self.box[0]), rows(self.box[1])) if self.own and self.box is not None else self.box
+        return Ball(rows(self.center), self.radius, self.norm, box)
+
+    def __getitem__(self, rows: slice | Tensor) -> Ball:
+        """Some of the balls."""
+        return self.map(lambda tensor: tensor[rows])
 
     def __repr__(self) -> str:
         cut = (
@@ -122,11 +136,23 @@ class Ball(Shown):
         }
         if self.box is not None:
             found["box"] = [float(self.box[0].min()), float(self.box[1].max())]
+        if self.own and self.box is not None:
+            moving = (self.box[1] > self.box[0]).flatten(1).any(0)
+            found["moving"] = [int(moving.sum()), moving.numel()]
         return found
+
+    def cut_words(self) -> str:
+        """What the box does, in words."""
+        if self.box is None:
+            return ""
+        if not self.own:
+            return ", cut by the input box"
+        moving, entries = self.to_json()["moving"]
+        return f", cut by a box of its own: {moving} of {entries} entries may change"
 
     def words(self) -> str:
         """The region in words, for reports."""
-        cut = "" if self.box is None else ", cut by the input box"
+        cut = self.cut_words()
         return f"for all pairs of inputs inside the {self.norm} ball of radius {self.radius:g} around each centre{cut}"
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import re
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import NoReturn
@@ -47,6 +49,67 @@ def parse_radius(text: str, what: str = "radius") -> float:
     if over == 0 or under == 0:
         _fail(what, text, "larger than 0")
     return _float64(over / under, what, text)
+
+
+@dataclass(frozen=True)
+class Entries:
+    """Numbers of single entries of an input: by name or position, or one for each in order (names None)."""
+
+    names: tuple[str, ...] | None
+    numbers: tuple[tuple[float, ...], ...]
+
+    def table(self, size: int, features: Sequence[str], option: str) -> dict[int, tuple[float, ...]]:
+        """Position -> numbers. size: entries of an input. Raises UsageError for entries that are not there, or twice."""
+        if self.names is None:
+            if len(self.numbers) != size:
+                raise UsageError(f"{option} has {len(self.numbers)} entries, an input has {size}")
+            return dict(enumerate(self.numbers))
+        found = [self.position(name, size, features, option) for name in self.names]
+        if len(set(found)) < len(found):
+            raise UsageError(f"{option} names an entry twice")
+        return dict(zip(found, self.numbers, strict=True))
+
+    @staticmethod
+    def position(name: str, size: int, features: Sequence[str], option: str) -> int:
+        """Of a feature by its name in the data, or by its position from 0. Raises UsageError."""
+        if name in features:
+            return list(features).index(name)
+        if re.fullmatch("[0-9]{1,9}", name, re.ASCII) and int(name) < size:
+            return int(name)
+        known = ", ".join(display(each, 20) for each in features[:8]) or "the data has no names"
+        raise UsageError(
+            f'{option}: no entry "{display(name, 40)}" (positions are 0 to {size - 1}; names: {known})'
+        )
+
+
+def parse_radii(text: str) -> float | Entries:
+    """One radius, `NAME=RADIUS,...`, or one for each entry in order. Raises UsageError."""
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) == 1 and "=" not in text:
+        return parse_radius(text)
+    # The decimal comma of "0,1" is the likelier meaning of two digits than radii of two entries, one of them zero.
+    if len(parts) == 2 and re.fullmatch(r"\s*0,[0-9]+\s*", text):
+        return parse_radius(text)
+    names, values = _named(parts, "radius", text)
+    return Entries(names, tuple((parse_radius(value),) for value in values))
+
+
+def parse_limits(text: str) -> tuple[float, float] | Entries:
+    """`LO,HI` for all entries, `NAME=LO:HI,...`, or `LO:HI,...` for each entry in order. Raises UsageError."""
+    if ":" not in text:
+        return parse_box(text)
+    names, values = _named([part.strip() for part in text.split(",")], "box", text)
+    return Entries(names, tuple(parse_box(value.replace(":", ",")) for value in values))
+
+
+def _named(parts: list[str], what: str, text: str) -> tuple[tuple[str, ...] | None, list[str]]:
+    """The names before the equals signs, of all parts or of none."""
+    pairs = [part.rpartition("=") for part in parts]
+    if not any(mark for _, mark, _ in pairs):
+        return None, parts
+    if not all(name and mark for name, mark, _ in pairs):
+        _fail(what, text, "NAME=VALUE for each entry that is meant, with commas")
+    return tuple(name.strip() for name, _, _ in pairs), [value for _, _, value in pairs]
 
 
 def parse_box(text: str) -> tuple[float, float]:

@@ -125,7 +125,7 @@ def bounds(
             [
                 bounds(
                     graph,
-                    Ball(ball.center[some], ball.radius, ball.norm, ball.box),
+                    ball[some],
                     method=method,
                     device=device,
                     memory=memory,

@@ -18,7 +18,6 @@ from lipverify.ir.graph import Node
 from lipverify.ir.interval import Interval
 from lipverify.ir.norm import Norm
 from lipverify.ir.op import Input
-from lipverify.ir.region import Ball
 from lipverify.propagation.functionals import Functionals
 from lipverify.propagation.knowledge import Knowledge
 
@@ -43,7 +42,7 @@ def repeated(known: Knowledge, rows: int | Tensor) -> Knowledge:
         return tensor.expand(known.count, *tensor.shape[1:])[rows.to(tensor.device)]
 
     ball = known.ball
-    many = Ball(wide(ball.center), ball.radius, ball.norm, ball.box)
+    many = ball.map(wide)
     ranges = {name: Interval(wide(box.lower), wide(box.upper)) for name, box in known.ranges.items()}
     box = Interval(wide(known.box.lower), wide(known.box.upper))
     strips = {name: strip.map(wide) for name, strip in known.strips.items()}

@@ -97,7 +97,7 @@ def kept_within(
         kept = _all_but(lead > 0, c) & _all_but(torch.maximum(second.lower[rows, c], through) > 0, c)
     open_balls = (~kept).nonzero().flatten()
     if len(open_balls):
-        some = Ball(x[open_balls], ball.radius, ball.norm, ball.box)
+        some = ball[open_balls]
         points[open_balls] = _search(found, some, c[open_balls], compute)
         shown[open_balls] = _apart(*(table(box, size) for box in _at(graph, points[open_balls])))
     document = _document(kept, agree, shown, points)

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from lipverify import options
+from lipverify.errors import UsageError
 from lipverify.ir.norm import Norm
-from lipverify.loading.arguments import parse_radius
-from lipverify.options import Models, option, parse_gate, refuse_alone
+from lipverify.loading.arguments import Entries, parse_radii
+from lipverify.options import Free, Models, option, parse_gate, refuse_alone
 
 __all__ = ["Options", "option"]
 
@@ -19,8 +20,13 @@ class Options(options.Options):
 
     models: Models
     radius: Annotated[
-        float | None, option("balls around the points, for example 0.03 or 8/255", parse_radius)
+        float | Entries | None,
+        option(
+            "balls around the points, for example 0.03 or 8/255; or of features: age=2,income=500",
+            parse_radii,
+        ),
     ] = None
+    free: Free = ()
     ball: Annotated[str, option("norm of the balls: l2 or linf")] = "linf"
     fail_above: Annotated[
         float | None,
@@ -34,3 +40,7 @@ class Options(options.Options):
         Norm.parse(self.ball)
         if self.data is None:
             refuse_alone("--data", ("--radius", self.radius))
+        if self.radius is None:
+            refuse_alone("--radius", ("--free", self.free or None))
+        if isinstance(self.radius, Entries) and Norm.parse(self.ball) is not Norm.LINF:
+            raise UsageError("radii of single features are those of a linf ball: give --ball linf")

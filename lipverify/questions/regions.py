@@ -14,6 +14,7 @@ from lipverify.ir.graph import Graph
 from lipverify.ir.norm import Norm
 from lipverify.ir.region import Ball
 from lipverify.ir.taking import in_place, shown, whole
+from lipverify.loading.arguments import Entries
 
 
 class InputBox(Ball):
@@ -63,13 +64,19 @@ class InputBox(Ball):
 
 
 def asked_region(
-    graph: Graph, x: Tensor | None, radius: float | None, ball: str, box: tuple[float, float] | None
+    graph: Graph,
+    x: Tensor | None,
+    radius: float | Entries | None,
+    ball: str,
+    box: tuple[float, float] | tuple[Tensor, Tensor] | Entries | None,
 ) -> Ball:
     """The region of a command line: balls around the points where there is a radius, else the box.
 
     Raises:
         UsageError: neither, or a point outside the box.
     """
+    assert not isinstance(radius, Entries), "resolved by `limits`"
+    assert not isinstance(box, Entries), "resolved by `limits`"
     if radius is not None:
         if x is None:
             raise UsageError("--radius needs --data: the balls are around the points of a file")
@@ -85,6 +92,6 @@ def region_words(region: Ball) -> str:
     """Where, in words, of single inputs (not of pairs)."""
     if isinstance(region, InputBox):
         return region.words()
-    cut = "" if region.box is None else ", cut by the input box"
+    cut = region.cut_words()
     points = "the point" if len(region) == 1 else f"each of {len(region)} points"
     return f"for all inputs inside the {region.norm} ball of radius {region.radius:g} around {points}{cut}"

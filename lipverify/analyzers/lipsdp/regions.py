@@ -85,7 +85,7 @@ def systems(
         if pace is not None and index and compute.remaining() <= pace.system + pace.least:
             return
         begun = time.monotonic()
-        around = Ball(ball.center[index : index + 1], ball.radius, ball.norm, ball.box)
+        around = ball[index : index + 1]
         ranges = bounds(graph, around, device=compute.device)
         system = form(graph, ranges, compute.device)
         if pace is not None:

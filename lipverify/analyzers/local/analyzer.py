@@ -125,7 +125,7 @@ def local_bounds(
     found, by_row, unknown, ended = [], [], [], False
     with torch.no_grad(), own_products(PRECISIONS[precision], compute.device):
         for start in range(0, len(ball), at_once):
-            part = Ball(ball.center[start : start + at_once], ball.radius, ball.norm, ball.box)
+            part = ball[start : start + at_once]
             within = replace(compute, deadline=compute.share(-(-(len(ball) - start) // at_once)))
             early = replace(within, deadline=within.share(2))
             ranges = _ranges(graph, written, part, early, forward, precision)

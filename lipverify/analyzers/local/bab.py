@@ -89,7 +89,7 @@ class LocalBaB:
         assert first.upper is not None
         values, found, interruption = [], [], Interruption(first.interrupted)
         for index in range(len(ball)):
-            part = Ball(ball.center[index : index + 1], ball.radius, ball.norm, ball.box)
+            part = ball[index : index + 1]
             share = replace(compute, deadline=compute.share(len(ball) - index))
             tree = self._tree(graph, part, query, compute, pace)
             tree.start(float(first.upper[index]), rows[index], single_rows(query))

@@ -57,7 +57,7 @@ def constants_by_forms(written: Graph, query: Query, compute: Compute) -> ByForm
     at_once = affordable(written, compute.device)
     parts = []
     for start in range(0, len(ball), at_once):
-        part = Ball(ball.center[start : start + at_once], ball.radius, ball.norm, ball.box)
+        part = ball[start : start + at_once]
         within = replace(compute, deadline=compute.share(-(-(len(ball) - start) // at_once)))
         parts.append(tightened(written, part, query.norm_in, within))
         compute.report(f"local {start + len(part)}/{len(ball)}", float(parts[-1].rows.max()))

@@ -197,8 +197,7 @@ class Tree:
 
     def _ranges(self, parts: list[Splits]) -> Bounds:
         count = len(parts)
-        center = self.ball.center.expand(count, *self.ball.center.shape[1:])
-        ball = Ball(center, self.ball.radius, self.ball.norm, self.ball.box)
+        ball = self.ball.map(lambda tensor: tensor.expand(count, *tensor.shape[1:]))
         wanted = within(self.graph, parts, self.device)
         if self.inside is not None:
             for name, box in self.inside.items():

@@ -139,7 +139,7 @@ def form_bounds(
     with torch.no_grad():
         for start in range(0, len(ball), at_once):
             rows = slice(start, start + at_once)
-            part = Ball(ball.center[rows], ball.radius, ball.norm, ball.box)
+            part = ball[rows]
             boxes = {
                 name: _facts(Interval(box.lower[rows], box.upper[rows]), part, norm_in)
                 for name, box in (within or {}).items()
