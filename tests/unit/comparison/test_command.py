@@ -93,9 +93,9 @@ def test_radii_norms_and_curves(points: Path, tmp_path: Path) -> None:
             "--analyzers",
             "product,local",
             "--limit",
-            "3",
+            "2",
             "--budget",
-            "60s",
+            "30s",
         ),
         *("--out", out, "--json"),
     )

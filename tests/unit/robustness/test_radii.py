@@ -62,7 +62,9 @@ def test_an_orthogonal_network_has_the_closed_form(rng: np.random.Generator) -> 
     weights = [torch.linalg.qr(torch.tensor(rng.standard_normal((8, 8))))[0].float() for _ in range(3)]
     graph = chain(weights, ops.GroupSort(2, 0))
     x = torch.tensor(rng.standard_normal((6, 8)), dtype=torch.float32)
-    found = lv.radii(graph, x, norm="l2", method="global", plan=Plan(Norm.L2, "global", attack=None))
+    found = lv.radii(
+        graph, x, norm="l2", method="global", plan=Plan(Norm.L2, "global", attack=None), proofs=False
+    )
     logits = lv.evaluate(graph.to(dtype=torch.float64), x.double()).sort(dim=1, descending=True).values
     expected = (logits[:, 0] - logits[:, 1]) / 2**0.5
     assert torch.allclose(found.radius, expected, rtol=1e-4)
@@ -72,7 +74,7 @@ def test_an_orthogonal_network_has_the_closed_form(rng: np.random.Generator) -> 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_methods_agree_with_attacks_and_auto_is_the_best(norm: str, rng: np.random.Generator) -> None:
     graph = chain([tensor(rng, 12, 5), tensor(rng, 10, 12), tensor(rng, 4, 10)], ops.ReLU())
-    x = torch.tensor(rng.random((4, 5)), dtype=torch.float32)
+    x = torch.tensor(rng.random((2, 5)), dtype=torch.float32)
     found = lv.radii(graph, x, norm=norm, box=(0.0, 1.0), proofs=False)
     for record in found.records:
         single = {k: v for k, v in record.by_method.items() if k != "auto"}
@@ -190,15 +192,15 @@ def test_a_point_that_breaks_loses_no_other(
 
 def test_order_and_processes_change_nothing(rng: np.random.Generator) -> None:
     graph = chain([tensor(rng, 10, 4), tensor(rng, 3, 10)], ops.ReLU())
-    x = torch.tensor(rng.random((5, 4)))
-    plan = Plan(Norm.LINF, "auto", looks=6)
+    x = torch.tensor(rng.random((3, 4)))
+    plan = Plan(Norm.LINF, "auto", looks=3)
 
     def numbers(found: lv.Radii) -> list[Record]:
         return [dataclasses.replace(r, seconds=0.0) for r in found.records]
 
     reference = numbers(lv.radii(graph, x, plan=plan, proofs=False))
     assert numbers(lv.radii(graph, x, plan=plan, jobs=2, proofs=False)) == reference
-    alone = [answer(prepare(graph, plan, Compute()), i, x[i], None) for i in reversed(range(5))]
+    alone = [answer(prepare(graph, plan, Compute()), i, x[i], None) for i in reversed(range(3))]
     assert [dataclasses.replace(r, seconds=0.0) for r in reversed(alone)] == reference
 
 
