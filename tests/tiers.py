@@ -16,7 +16,7 @@ long = pytest.mark.long
 
 def also(case: object, why: str) -> object:
     """A case of a parametrised test that `make soundness` alone runs."""
-    return pytest.param(case, marks=long(why))
+    return pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=long(why))
 
 
 def tier(few: int, many: int) -> int:
