@@ -37,11 +37,6 @@ def derivatives(
     return jacobian_limit(found, known, picked(found.output, rows), norms)
 
 
-def lowest(known: Ranges, rows: Rows) -> float:
-    """What the step `value` proves."""
-    return float(known.chain.ranges(picked(known.output, rows))[0][0])
-
-
 def costliest(subject: Subject, known: Ranges, rows: Rows) -> tuple[int, int] | None:
     """The neuron with a kink in its range whose lines cost the value of a row most: its layer, and its entry there.
 

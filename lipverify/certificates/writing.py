@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from lipverify.certificates import chains
-from lipverify.certificates.fitting import costliest, derivatives, filled, lowest, neurons
+from lipverify.certificates.fitting import costliest, derivatives, filled, neurons
 from lipverify.checkers.envelope import Ball as BallOf
 from lipverify.checkers.envelope import region_of
 from lipverify.checkers.evaluation import evaluate
@@ -29,7 +29,7 @@ from lipverify.checkers.kernel.language import Rows, Subject
 from lipverify.checkers.kernel.program import Affine, Program
 from lipverify.checkers.kernel.proof import parse_step
 from lipverify.checkers.kernel.ranges import Condition, Empty, Ranges
-from lipverify.checkers.kernel.theorems import Constant, Emptiness, Fact, Known
+from lipverify.checkers.kernel.theorems import Constant, Emptiness, Fact, Known, lowest
 from lipverify.errors import NotCovered, RefutedCertificate
 from lipverify.interpreter import evaluate_all
 from lipverify.ir.graph import Graph
@@ -51,7 +51,7 @@ NAMED: dict[str, dict[str, tuple[str, ...]]] = {
         "compose": ("first", "second"),
         "walk": ("value", "constants"),
     },
-    "region": {"ranges": ("region",), "walk": ("regions",)},
+    "region": {"ranges": ("region",), "carried": ("region",), "walk": ("regions",)},
     "array": {"implicit": ("multipliers",), "multipliers": ("wider", "blocks", "weights")},
 }
 """Fields of steps that name facts, regions and arrays: they are numbered anew where some are left out."""
@@ -206,7 +206,7 @@ class Writer:
         for number in numbers:
             if self._facts.found[number] is None:
                 step = parse_step(self.steps[number], number, self.arrays, self.subject)
-                self._facts.found[number] = theorems.THEOREMS["ranges"](self._facts, **step.fields)
+                self._facts.found[number] = theorems.THEOREMS[step.kind](self._facts, **step.fields)
 
     def fact(self, number: int) -> Fact:
         """A fact by its number."""
@@ -378,7 +378,7 @@ class Writer:
         """The least value of the difference of two outputs over a ball: its fact, and the number."""
         ranges = self._ranges(self.ranges(part))
         assert ranges is not None
-        low = lowest(ranges, Rows(difference[0], difference[0] + 1, difference[1]))
+        low = lowest(ranges, Rows(difference[0], difference[0] + 1, difference[1]), 1)
         rows = [difference[0], difference[0] + 1, difference[1]]
         key = "value", part.region, difference
         number = self.ranges(part)
@@ -402,7 +402,7 @@ class Writer:
                 return number, math.inf
             assert isinstance(known, Known)
             try:
-                low = lowest(known.ranges, rows)
+                low = lowest(known.ranges, rows, 1)
             except Empty:
                 low = math.inf
             if low > 0:

@@ -23,7 +23,19 @@ from lipverify.checkers.kernel.neurons import differences
 from lipverify.checkers.kernel.program import Affine, Lattice, Product
 from lipverify.checkers.kernel.proof import FIELDS
 from lipverify.checkers.kernel.ranges import Ranges
-from lipverify.checkers.kernel.theorems import AtLeast, Emptiness, Gained, Monotone, Part
+from lipverify.checkers.kernel.theorems import (
+    THEOREMS,
+    AtLeast,
+    Emptiness,
+    Facts,
+    Gained,
+    Known,
+    Monotone,
+    Part,
+    Rows,
+    _picked,
+    lowest,
+)
 from lipverify.errors import RefutedCertificate, UnreadableCertificate
 from tests.unit.checkers.kernel.programs import Array, Writing, ball, mlp, results, shown
 
@@ -71,8 +83,6 @@ class Case:
         found = differences(subject.elements, 0, len(subject.elements.steps) - 1, slopes)
         picked = found.output.rows(range(*rows[:2]))
         if len(rows) == 3:
-            from lipverify.checkers.kernel.theorems import Rows, _picked
-
             picked = _picked(found.output, Rows(*rows))
         limit = jacobian_limit(found, known, picked, norms) * slack
         fields = {
@@ -84,6 +94,15 @@ class Case:
             "limit": limit.hex(),
         }
         return self.add("jacobian", **fields)
+
+    def value(self, ranges: int, rows: list[int], sign: int) -> int:
+        """With the largest limit."""
+        subject = Subject(self.program, self.regions)
+        (step,) = parse_steps([self.document[ranges]], {}, subject)
+        known = THEOREMS[step.kind](Facts(subject), **step.fields)
+        assert isinstance(known, Known)
+        low = lowest(known.ranges, Rows(*rows), sign)
+        return self.add("value", ranges=ranges, rows=rows, sign=sign, limit=low.hex())
 
     def multipliers(self, ranges: int | None, rows: list[int], norms: tuple[str, str], start: int = 0, end: int | None = None,
                     wider: bool = False) -> int:  # fmt: skip
@@ -267,9 +286,35 @@ def cases() -> list[Case]:
     case.multipliers(whole, [0, 2], norms[0])
     found.append(case)
 
+    found.append(pair_of_networks())
     for case in found:
         _tight(case)
     return found
+
+
+def pair_of_networks() -> Case:
+    """A network and one next to it: their difference over a ball and over parts of it, entries and differences of entries."""
+    first = mlp(np.random.default_rng(2), (3, 7, 6, 2))
+    rng, w = np.random.default_rng(3), Writing(3)
+    for step in first.steps[1:]:
+        if isinstance(step, Affine):
+            assert step.offset is not None
+            w.dense(step.kernel[0] + 0.01 * rng.standard_normal(step.kernel[0].shape), step.offset)
+        else:
+            w.scalar("Relu")
+    program = first.beside(w.program())
+    case = Case("pair", program, [ball(np.array([0.1, -0.2, 0.3]), 0.4)])
+    pairs = [[2, 0], [3, 1]]
+    whole = case.add("carried", region=0, conditions=[], pairs=pairs)
+    case.value(whole, [4, 6], 1)
+    case.value(whole, [4, 5, 5], -1)
+    case.value(case.add("carried", region=0, conditions=[], pairs=[[0, 2], [1, 3]]), [4, 6], -1)
+    sides = []
+    for side in ("above", "below"):
+        part = case.add("carried", region=0, conditions=[[-1, 0, (0.1).hex(), side]], pairs=pairs)
+        sides.append(case.value(part, [4, 6], 1))
+    case.add("cover", above=sides[0], below=sides[1])
+    return case
 
 
 def _least(case: Case, number: int, low: float, high: float) -> str:

@@ -222,7 +222,6 @@ PLANTED: dict[tuple[str, str], Callable[[], Case]] = {
     ("theorems", "the derivatives prove *"): lambda: (lambda c: (derivatives(c, None, [0, 2], 19.0), c)[1])(planted(ONES)),
     ("theorems", "a derivative without that sign"): sign,
     ("theorems", "a value that is not shown *"): lambda: value([1, 2], -50.0),
-    ("theorems", "several rows"): lambda: value([0, 2], -1.001),
     ("theorems", "a part that is not shown to be empty"): lambda: half(1),
     ("theorems", "weights of other conditions"): lambda: edited(half(1), 1, weights=[]),
     ("theorems", "a part without conditions"): lambda: covered(linear([[0.01]]), ((0,), [0, 1]), ((0,), [0, 1])),

@@ -147,6 +147,17 @@ class Scope:
         side = self.text(value[3], ("above", "below"))
         return Condition(layer, entry, self.real(value[2]), side == "above")
 
+    def pairs(self, value: Any) -> dict[int, int]:
+        """[[layer, the one it is written by]...]."""
+        need(isinstance(value, list), "a list")
+        found = {}
+        for pair in value:
+            need(isinstance(pair, list) and len(pair) == 2, "a pair of layers")
+            one, other = (self.integer(k, 0, len(self.subject.elements.layers)) for k in pair)
+            need(one != other and one not in found, "a pair of layers")
+            found[one] = other
+        return found
+
     def axis(self, value: Any) -> tuple[int, int]:
         need(isinstance(value, list) and len(value) == 2, "an axis of a torus")
         return self.integer(value[0], 1, (1 << 15) + 1), self.integer(value[1], 0, 2)
@@ -187,6 +198,7 @@ RegionIds = Annotated[
     tuple[int, ...], lambda s, v: s.distinct(v, lambda n: s.integer(n, 0, len(s.subject.regions)))
 ]
 Conditions = Annotated[tuple[Condition, ...], _listed(Scope.condition)]
+Pairs = Annotated[dict[int, int], Scope.pairs]
 Target = Annotated[Rows, Scope.rows]
 Row = Annotated[int, lambda s, v: s.integer(v, 0, s.size("end"))]
 Entry = Annotated[int, lambda s, v: s.integer(v, 0, s.size("start"))]

@@ -182,6 +182,30 @@ class Program:
         step = Affine(view, size, kernel, places)
         return replace(self, steps=(*self.steps, checked(step, self.steps)))
 
+    def beside(self, other: Program) -> Program:
+        """f of this program and g of the other one, of the same input: f, then g, then f - g.
+
+        Raises:
+            UnreadableCertificate: inputs or results of different sizes.
+        """
+        n, count = self.steps[-1].size, len(self.steps)
+        alike = self.steps[0].size == other.steps[0].size and other.steps[-1].size == n
+        if not alike:
+            raise UnreadableCertificate("two models of different inputs or outputs")
+
+        def moved(view: View) -> View:
+            return view._replace(sources=tuple(s + count - 1 if s else 0 for s in view.sources))
+
+        steps = list(self.steps)
+        for step in other.steps[1:]:
+            step = replace(step, view=moved(step.view))
+            steps.append(replace(step, other=moved(step.other)) if isinstance(step, Product) else step)
+        own, none = np.arange(n), np.full(n, -1)
+        index = np.array([[own, none], [own + n, none], [own, own + n]]).swapaxes(1, 2)
+        kernel = np.array([[[1.0, 1.0]], [[1.0, 1.0]], [[1.0, -1.0]]])
+        view = View((count - 1, len(steps) - 1), np.arange(2 * n))
+        return Program((*steps, checked(Affine(view, 3 * n, kernel, index), steps)))
+
 
 def width(view: View, steps: Sequence[Step]) -> int:
     """How many numbers the sources of a view hold together."""

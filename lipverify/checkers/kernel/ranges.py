@@ -82,7 +82,10 @@ class Chain:
         return other
 
     def put(self, v: Signal, *lines: Lines, reads: Slopes | None = None) -> int:
-        """One more block, and its number. reads: what v is known to lie between."""
+        """One more block, and its number. reads: what v is known to lie between.
+
+        Where v has several numbers for every neuron, all first ones and then all second ones, so have the slopes of its lines.
+        """
         size, error = self._weighed(v)
         charges = []
         for one in lines:
@@ -91,10 +94,11 @@ class Chain:
             slope = np.maximum(np.abs(one.below), np.abs(one.above))
             offset = np.maximum(np.abs(one.under), np.abs(one.over))
             more, off = (0.0, 0.0) if one.also is None else self._weighed(one.also)
-            charges.append((slope * size + offset + more, slope * error + off))
+            size_of, error_of = ((slope * part).reshape(-1, len(offset)).sum(0) for part in (size, error))
+            charges.append((size_of + offset + more, error_of + off))
         k, (low, high) = len(self.blocks), lines[0][4:6]
         self._ends[k], self._most[k] = _around(low, high), np.maximum(np.abs(low), np.abs(high))
-        self._terms += len(low) * (1 + any(one.also is not None for one in lines))
+        self._terms += v.height + len(low) * any(one.also is not None for one in lines)
         self.blocks.append(v)
         self.lines.append(lines)
         self._charges.append(charges)
@@ -160,6 +164,8 @@ class Chain:
             up, down = np.maximum(a, 0.0), np.minimum(a, 0.0)
             constant = constant + up @ line.over + down @ line.under
             error = error + np.abs(a) @ (unit * size + off)
+            if len(line.above) > len(line.over):
+                up, down = (np.tile(side, (1, len(line.above) // len(line.over))) for side in (up, down))
             back = up * line.above + down * line.below
             if line.also is not None:
                 _add(parts, a, line.also)
@@ -205,19 +211,25 @@ def _add(parts: dict[int, Array], a: Array, x: Signal) -> None:
 class Ranges:
     """Ranges of what all layers of a program read over a part of a region, and the slopes that follow.
 
-    reads: what a layer reads (-1: the input), of layers with conditions and with slopes that `bends` knows by lines: (curve or,
-    for products, None, ends). slopes: of every layer; of implicit layers those everywhere. output: the last step.
+    within: what every layer reads lies there. reads: what a layer reads (-1: the input), of layers with conditions and with slopes that `bends` knows by lines: (curve or,
+    for products, None, ends). slopes: of every layer; of implicit layers those everywhere. outputs: the last step, in one or
+    several forms.
     """
 
     def __init__(self, p: Elementary, region: Region, conditions: Sequence[Condition]) -> None:
         self.conditions, self.chain = tuple(conditions), Chain()
         self.reads: dict[int, Signal] = {}
+        self.within: dict[int, Slopes] = {}
         self.slopes: dict[int, Slopes] = {}
         self.bends: dict[int, tuple[Curve | None, Slopes]] = {}
         self._box = self._met(-1, region.low, region.high)
         self.chain = Chain(region._replace(low=self._box[0], high=self._box[1]), bool(conditions))
         self.output = follow(p, 0, len(p.steps) - 1, self._layer, self._known)
         need(all(c.layer in self.reads for c in conditions), "a condition on an implicit layer")
+
+    @property
+    def outputs(self) -> tuple[Signal, ...]:
+        return (self.output,)
 
     def _met(self, layer: int, low: Array, high: Array) -> Slopes:
         """Ranges within the conditions of the part."""
@@ -238,7 +250,7 @@ class Ranges:
             self.reads[k] = v
         if k < 0:
             return v._replace(ends=np.array(self._box))
-        low, high = self._met(k, *self.chain.ranges(v))
+        low, high = self.within[k] = self._met(k, *self.chain.ranges(v))
         unknown = ~(np.isfinite(low) & np.isfinite(high))
         if unknown.any():
             v = v.rows(np.where(unknown, -1, np.arange(v.height)))
@@ -260,7 +272,7 @@ class Ranges:
         # Where the slope of two lines through 0 is known, the result is a multiple of what is read.
         free = np.flatnonzero((last > first) | (not f.kinks))
         lines, factor = f.lines(*ends, first, last), np.where((last > first) | (not f.kinks), 0.0, first)
-        y = self._grown(v, factor, free, Lines(*(part[free] for part in lines[:6])), ends)
+        y = self._grown(k, v, factor, free, Lines(*(part[free] for part in lines[:6])), ends)
         return _forgotten(y._replace(ends=np.array(lines[4:6])), unknown)
 
     def _product(self, k: int, step: Step, v: Signal, ends: Slopes, unknown: Array) -> Signal:
@@ -281,10 +293,11 @@ class Ranges:
         also = scaled(a, v.rows(np.arange(n, 2 * n)))._replace(ends=None)
         lines = Lines(b, -a * b - rest - slack, b, rest - a * b + slack, bottom, top, also)
         x = v.rows(np.arange(n))
-        y = self._grown(x, np.zeros(n), np.arange(n), lines, (low[:n], high[:n]))
+        y = self._grown(k, x, np.zeros(n), np.arange(n), lines, (low[:n], high[:n]))
         return _forgotten(y._replace(ends=np.array([bottom, top])), unknown[:n] | unknown[n:])
 
-    def _grown(self, v: Signal, factor: Array, free: Array, lines: Lines, ends: Slopes) -> Signal:
+    def _grown(self, k: int, v: Signal, factor: Array, free: Array, lines: Lines, ends: Slopes) -> Signal:
+        """The results of layer k: factor times v, and in the rows `free` a number each of a new block."""
         if not len(free):
             return scaled(factor, v)
         key = self.chain.put(v.rows(free), lines, reads=(ends[0][free], ends[1][free]))

@@ -22,7 +22,7 @@ class Signal(NamedTuple):
     """Sum over sources of matrix @ source; exact entries differ by at most gamma(rounds) times the sizes, and underflows.
 
     parts: source -> [size, source size], never empty; sizes: of all terms, None where they are the absolute entries. plain: every
-    row copies one entry or none, so that products with it are exact. growth: log2 of what steps can make of an underflow of
+    row copies one entry or none of each source, so that products with it are exact. growth: log2 of what steps can make of an underflow of
     2^-1074. ends: [2, size], what the results are known to lie between over a region. least: log2 of a lower bound of the sizes
     that are not 0; far from underflow a size of 0 is an entry of 0.
     """
@@ -103,8 +103,8 @@ def added(first: Signal, second: Signal) -> Signal:
         exact = first.sizes is None and second.sizes is None
         sizes = None if exact else {k: x.size(k) for x in (first, second) for k in x.parts}
         rounds, growth = max(first.rounds, second.rounds), max(first.growth, second.growth)
-        least = min(first.least, second.least)
-        return Signal(first.parts | second.parts, sizes, rounds, False, growth, None, least)
+        least, plain = min(first.least, second.least), first.plain and second.plain
+        return Signal(first.parts | second.parts, sizes, rounds, plain, growth, None, least)
     n = first.height
     places = np.arange(2 * n).reshape(1, 2, n).swapaxes(1, 2)
     return mapped(np.ones((1, 1, 2)), places, stacked([first, second]))

@@ -16,6 +16,7 @@ import numpy as np
 from lipverify.checkers.kernel import gains as paths
 from lipverify.checkers.kernel import language as is_
 from lipverify.checkers.kernel.arithmetic import above, need, root_above, trimmed
+from lipverify.checkers.kernel.carried import Carried
 from lipverify.checkers.kernel.elementary import elementary
 from lipverify.checkers.kernel.jacobians import gradients, jacobian_limit, never_falling
 from lipverify.checkers.kernel.language import Rows, Subject
@@ -81,7 +82,7 @@ class Constant(Stated):
 
 @dataclass(frozen=True)
 class AtLeast(Stated):
-    """sign times the row of the last step is at least the limit."""
+    """sign times the row of the last step, or every one of several rows, is at least the limit."""
 
     rows: Rows
     sign: int
@@ -188,11 +189,22 @@ def product(facts: Facts, *, start: is_.StepId, end: is_.StepId, gains: is_.Fact
 @theorem
 def ranges(facts: Facts, *, region: is_.RegionId, conditions: is_.Conditions) -> Known | Emptiness:
     """Ranges of what every layer reads over a part, computed anew; or that it is empty, where they contradict each other."""
-    if facts.subject.exact:
-        raise NotCovered("exact checking covers no ranges")
-    part = Part(region, conditions)
+    return _known(facts, Part(region, conditions), Ranges)
+
+
+@theorem
+def carried(
+    facts: Facts, *, region: is_.RegionId, conditions: is_.Conditions, pairs: is_.Pairs
+) -> Known | Emptiness:
+    """The same, and the results of layers written as those of others plus a change: what they have in common cancels."""
+    return _known(facts, Part(region, conditions), lambda *over: Carried(*over, pairs))
+
+
+def _known(facts: Facts, part: Part, make: Callable[..., Ranges]) -> Known | Emptiness:
+    need(not facts.subject.exact, "exact checking covers no ranges")
+    assert part.region is not None
     try:
-        return Known(part, Ranges(facts.subject.elements, facts.subject.regions[region], conditions))
+        return Known(part, make(facts.subject.elements, facts.subject.regions[part.region], part.conditions))
     except NoInput:
         return Emptiness(part, Fraction(0))
 
@@ -258,13 +270,16 @@ def sign(facts: Facts, *, ranges: is_.Part, row: is_.Row, input: is_.Entry, sign
 def value(
     facts: Facts, *, ranges: is_.FactId, rows: is_.Target, sign: is_.Sign, limit: is_.Number
 ) -> AtLeast:
-    """A row of the last step, pushed back to the input."""
+    """Rows of the last step, pushed back to the input."""
     known = facts.get(ranges, Known)
-    need(rows.high == rows.low + 1, "several rows")
-    low, high = known.ranges.chain.ranges(_picked(known.ranges.output, rows))
-    least = low[0] if sign > 0 else -high[0]
-    shown(bool(least >= limit), f"a value that is not shown to be {limit!r}")
+    shown(lowest(known.ranges, rows, sign) >= limit, f"a value that is not shown to be {limit!r}")
     return AtLeast(known.part, Fraction(limit), rows, sign)
+
+
+def lowest(known: Ranges, rows: Rows, sign: int) -> float:
+    """The least of these rows times sign, by the best of the forms that the last step is known in."""
+    forms = [known.chain.ranges(_picked(x, rows)) for x in known.outputs]
+    return float(np.max([low if sign > 0 else -high for low, high in forms], 0).min())
 
 
 @theorem

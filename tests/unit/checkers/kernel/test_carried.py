@@ -1,0 +1,170 @@
+"""Differences of two networks, with those of their layers carried along: they hold what is true, whatever is paired."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from lipverify.checkers.kernel import Condition, Program, Region, Subject
+from lipverify.checkers.kernel import carried as carried_of
+from lipverify.checkers.kernel import signals as signals_of
+from lipverify.checkers.kernel.carried import Carried
+from lipverify.checkers.kernel.curves import Lines
+from lipverify.checkers.kernel.program import Affine, Scalar
+from lipverify.checkers.kernel.ranges import Ranges
+from lipverify.errors import NotCovered, UnreadableCertificate
+from tests.unit.checkers.kernel.programs import Array, Writing, ball, evaluate, mlp, points
+
+LAWS: dict[str, dict[str, float]] = {
+    **{law: {} for law in ("Relu", "Tanh", "Sigmoid", "HardSwish", "Abs", "Sin")},
+    "LeakyRelu": {"alpha": 0.1}, "Silu": {"beta": 1.3}, "Clip": {"min": -0.5, "max": 0.7},
+}  # fmt: skip
+NAMES = list(LAWS)
+
+
+def near(program: Program, rng: np.random.Generator, size: float, law: str | None = None) -> Program:
+    """The same network with other weights, and other scalar functions where `law` names one."""
+    w = Writing(program.steps[0].size)
+    for step in program.steps[1:]:
+        if isinstance(step, Affine):
+            assert step.offset is not None
+            moved = step.kernel[0] + size * rng.standard_normal(step.kernel[0].shape)
+            w.dense(moved, step.offset + size * rng.standard_normal(len(step.offset)))
+        else:
+            assert isinstance(step, Scalar)
+            w.scalar(law or step.law, **LAWS[law or step.law])
+    return w.program()
+
+
+def drawn(rng: np.random.Generator) -> tuple[Program, Program]:
+    widths = (3, *(int(n) for n in rng.integers(3, 8, rng.integers(1, 4))), 2)
+    law = str(rng.choice(NAMES))
+    first = mlp(rng, widths, law, **LAWS[law])
+    other = str(rng.choice(NAMES)) if rng.random() < 0.2 else None
+    return first, near(first, rng, float(10 ** rng.uniform(-9, 0)), other)
+
+
+def pairs_of(subject: Subject, rng: np.random.Generator) -> dict[int, int]:
+    """Counterparts, in either direction; or any layers of one size."""
+    elements = subject.elements
+    count = len(elements.layers) // 2
+    way = rng.integers(3)
+    if way < 2:
+        return {(k + count * (way == 0)): (k + count * (way == 1)) for k in range(count)}
+    sizes = [elements.size(k) for k in range(2 * count)]
+    same = {k: [j for j in range(2 * count) if j != k and sizes[j] == sizes[k]] for k in range(2 * count)}
+    return {k: int(rng.choice(others)) for k, others in same.items() if others and rng.random() < 0.8}
+
+
+def region_of(rng: np.random.Generator) -> Region:
+    return ball(rng.uniform(-1, 1, 3), 10 ** rng.uniform(-2, 0.5), str(rng.choice(["l2", "linf"])))
+
+
+def differences_are_inside(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    f, g = drawn(rng)
+    subject, region = Subject(f.beside(g)), region_of(rng)
+    conditions: tuple[Condition, ...] = ()
+    if rng.random() < 0.3:
+        entry = int(rng.integers(3))
+        conditions = (Condition(-1, entry, float(region.centre[entry]), bool(rng.random() < 0.5)),)
+    x = points(rng, region, 300)
+    for c in conditions:
+        x = x[(x[:, c.entry] >= c.at) if c.above else (x[:, c.entry] <= c.at)]
+    y = evaluate(subject.program.steps, x)
+    assert y.shape[1] == 6
+    found = Carried(subject.elements, region, conditions, pairs_of(subject, rng))
+    for form in found.outputs:
+        low, high = found.chain.ranges(form)
+        room = 1e-13 * np.abs(y).max(initial=1.0)
+        assert (y >= low - room).all()
+        assert (y <= high + room).all()
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_differences_of_random_networks(seed: int) -> None:
+    differences_are_inside(seed)
+
+
+def test_carried_differences_are_far_smaller_and_those_of_one_network_next_to_nothing() -> None:
+    rng = np.random.default_rng(5)
+    f = mlp(rng, (3, 20, 20, 20, 2))
+    region = ball(np.zeros(3), 2.0)
+    for size, wanted in ((1e-3, 0.02), (0.0, 1e-9)):
+        subject = Subject(f.beside(near(f, rng, size)))
+        found = Carried(subject.elements, region, (), {3 + k: k for k in range(3)})
+        alone, carried = (
+            max(np.abs(end).max() for end in found.chain.ranges(form.rows(range(4, 6))))
+            for form in found.outputs
+        )
+        assert alone > 1.0
+        assert carried < wanted * alone
+
+
+def test_forms_of_one_network_alone_are_what_they_were() -> None:
+    f = mlp(np.random.default_rng(6), (3, 8, 2))
+    subject = Subject(f.beside(f))
+    region = ball(np.zeros(3), 0.5)
+    found = Carried(subject.elements, region, (), {1: 0})
+    plain = Ranges(subject.elements, region, ())
+    for one, other in zip(found.chain.ranges(found.output), plain.chain.ranges(plain.output), strict=True):
+        assert np.allclose(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_pairs_of_different_sizes_or_of_products_are_refused() -> None:
+    f = mlp(np.random.default_rng(7), (3, 8, 6, 2))
+    subject = Subject(f.beside(f))
+    with pytest.raises(UnreadableCertificate, match="as many numbers"):
+        Carried(subject.elements, ball(np.zeros(3), 0.5), (), {1: 0})
+
+
+def test_two_networks_of_different_inputs_are_no_pair() -> None:
+    rng = np.random.default_rng(8)
+    with pytest.raises(UnreadableCertificate, match="different inputs"):
+        mlp(rng, (3, 4, 2)).beside(mlp(rng, (2, 4, 2)))
+
+
+def _swapped(original: Callable[..., tuple[Lines, object]]) -> Callable[..., object]:
+    """Chords with the ends of e exchanged."""
+    return lambda phi, psi, e, a, b, steep: original(phi, psi, (-e[1], -e[0]), a, b, steep)
+
+
+def _one_sided(original: Callable[..., tuple[Lines, object]]) -> Callable[..., object]:
+    """The lines of b taken where those of a belong."""
+    return lambda phi, psi, e, a, b, steep: original(phi, psi, e, b, a, steep)
+
+
+def _hull(original: Callable[..., object]) -> Callable[..., object]:
+    """Quotients of A alone, not of the hull."""
+    return lambda f, a, b: original(f, a, a)
+
+
+def _other(original: Callable[..., object]) -> Callable[..., object]:
+    """Functions taken as one though they are two."""
+    return lambda one, other: True
+
+
+def _free(original: Callable[..., object]) -> Callable[..., object]:
+    """The change of the weights forgotten: what both networks share is all that is left."""
+
+    def minus(b: signals_of.Signal, a: signals_of.Signal) -> signals_of.Signal:
+        found = original(b, a)
+        assert isinstance(found, signals_of.Signal)
+        parts: dict[int, Array] = {k: m if k >= 2 else 0 * m for k, m in found.parts.items()}
+        return found._replace(parts=parts)
+
+    return minus
+
+
+@pytest.mark.parametrize(("name", "mistake"), [
+    ("_lines", _swapped), ("_lines", _one_sided), ("_quotients", _hull), ("_alike", _other), ("_minus", _free),
+], ids=str)  # fmt: skip
+def test_wrong_rules_are_noticed(
+    name: str, mistake: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(carried_of, name, mistake(getattr(carried_of, name)))
+    with pytest.raises((AssertionError, NotCovered)):  # or ranges contradict each other
+        for seed in range(120):
+            differences_are_inside(seed)
