@@ -26,7 +26,10 @@ _NEAR = 2.0**-49
 
 
 class Carried(Ranges):
-    """Ranges, and the results of some layers written as those of others plus a change. pairs: layer -> the one it is written by."""
+    """Ranges, and the results of some layers written as those of others plus a change.
+
+    pairs: layer -> the one it is written by.
+    """
 
     def __init__(
         self, p: Elementary, region: Region, conditions: Sequence[Condition], pairs: Mapping[int, int]
@@ -115,7 +118,8 @@ def _minus(b: Signal, a: Signal) -> Signal:
 
 def _alike(one: Step, other: Step) -> bool:
     """Whether two scalar layers are one function."""
-    assert isinstance(one, Scalar) and isinstance(other, Scalar)
+    assert isinstance(one, Scalar)
+    assert isinstance(other, Scalar)
     slopes = one.slopes is other.slopes is None or (
         one.slopes is not None and other.slopes is not None and np.array_equal(one.slopes, other.slopes)
     )

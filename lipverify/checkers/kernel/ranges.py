@@ -211,9 +211,9 @@ def _add(parts: dict[int, Array], a: Array, x: Signal) -> None:
 class Ranges:
     """Ranges of what all layers of a program read over a part of a region, and the slopes that follow.
 
-    within: what every layer reads lies there. reads: what a layer reads (-1: the input), of layers with conditions and with slopes that `bends` knows by lines: (curve or,
-    for products, None, ends). slopes: of every layer; of implicit layers those everywhere. outputs: the last step, in one or
-    several forms.
+    within: what every layer reads lies there. reads: what a layer reads (-1: the input), of layers with conditions and with
+    slopes that `bends` knows by lines: (curve or, for products, None, ends). slopes: of every layer; of implicit layers those
+    everywhere. outputs: the last step, in one or several forms.
     """
 
     def __init__(self, p: Elementary, region: Region, conditions: Sequence[Condition]) -> None:

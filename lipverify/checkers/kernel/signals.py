@@ -21,10 +21,10 @@ Parts = dict[int, Array]
 class Signal(NamedTuple):
     """Sum over sources of matrix @ source; exact entries differ by at most gamma(rounds) times the sizes, and underflows.
 
-    parts: source -> [size, source size], never empty; sizes: of all terms, None where they are the absolute entries. plain: every
-    row copies one entry or none of each source, so that products with it are exact. growth: log2 of what steps can make of an underflow of
-    2^-1074. ends: [2, size], what the results are known to lie between over a region. least: log2 of a lower bound of the sizes
-    that are not 0; far from underflow a size of 0 is an entry of 0.
+    parts: source -> [size, source size], never empty; sizes: of all terms, None where they are the absolute entries. plain:
+    every row copies one entry or none of each source, so that products with it are exact. growth: log2 of what steps can make of
+    an underflow of 2^-1074. ends: [2, size], what the results are known to lie between over a region. least: log2 of a lower
+    bound of the sizes that are not 0; far from underflow a size of 0 is an entry of 0.
     """
 
     parts: Parts
