@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from torch import Tensor
 from lipverify import __version__, checkers
 from lipverify.checkers import About, Model, digest_of
 from lipverify.checkers.claims import Balls, Claim, Constant, Monotone, Radius, inward, outward
-from lipverify.checkers.envelope import SCHEMA
+from lipverify.checkers.deviation import Deviation
+from lipverify.checkers.envelope import BOX, ROLES, SCHEMA
 from lipverify.documents import NOT_COVERED, environment, model_document
 from lipverify.ir.graph import Graph
 from lipverify.ir.region import Ball, Region
@@ -47,7 +48,10 @@ class Issued:
             target.write_bytes(data)
 
     def check(
-        self, model: Model, exact: bool = False, expected: checkers.Expectation | None = None
+        self,
+        model: Model | Sequence[Model],
+        exact: bool = False,
+        expected: checkers.Expectation | None = None,
     ) -> checkers.Verdict:
         """The checker's verdict on exactly the bytes that `files` gives."""
         files = self.files("certificate.json")
@@ -79,7 +83,9 @@ def balls_of(region: Region) -> Balls | None:
 
 
 def ball_document(norm: str, radius: float, centre: int, box: bool) -> dict[str, Any]:
-    """One entry of `regions`: a ball around a row of the sidecar's centres."""
+    """One entry of `regions`: a ball around a row of the sidecar's centres; or the box of the sidecar itself."""
+    if (norm, radius, centre, box) == BOX:
+        return {"kind": "box", "norm": None, "radius_hex": None, "centre": None, "box": True}
     return {"kind": "ball", "norm": norm, "radius_hex": radius.hex(), "centre": centre, "box": box}
 
 
@@ -93,15 +99,19 @@ def radius_claim(region: Ball, labels: tuple[int, ...], radius: tuple[float, ...
 # -- claims
 
 
-def claim_document(claim: Claim, about: About) -> dict[str, Any]:
-    """The claim as it is written; every number three times."""
+def _thrice(upper: Sequence[float]) -> dict[str, list[Any]]:
+    return {
+        "upper": list(upper),
+        "upper_hex": [v.hex() for v in upper],
+        "upper_decimal": [outward(v) for v in upper],
+    }
+
+
+def claim_document(claim: Claim | Deviation, *about: About) -> dict[str, Any]:
+    """The claim as it is written, about one model or two; every number three times."""
     found: dict[str, Any] = {"kind": claim.kind}
     if isinstance(claim, Constant):
-        numbers: dict[str, list[Any]] = {
-            "upper": list(claim.upper),
-            "upper_hex": [v.hex() for v in claim.upper],
-            "upper_decimal": [outward(v) for v in claim.upper],
-        }
+        numbers = _thrice(claim.upper)
         written = numbers if claim.balls is not None else {key: values[0] for key, values in numbers.items()}
         found |= {
             "norm_in": claim.norms[0],
@@ -120,11 +130,21 @@ def claim_document(claim: Claim, about: About) -> dict[str, Any]:
             "radius_hex": [v.hex() for v in claim.radius],
             "radius_decimal": [inward(v) for v in claim.radius],
         }
+    elif isinstance(claim, Deviation):
+        several = isinstance(claim.region, Balls)
+        table = claim.differences
+        found |= {
+            "norm_out": claim.norm,
+            "region": _region(claim.region) if isinstance(claim.region, Balls) else claim.region.to_json(),
+            **{key: values if several else values[0] for key, values in _thrice(claim.upper).items()},
+            "differences": None if table is None else [[v.hex() for v in row] for row in table],
+            "labels": None if claim.labels is None else list(claim.labels),
+        }
     else:
         assert isinstance(claim, Monotone)
         entries = [{"output": i, "input": j, "sign": sign} for i, j, sign in claim.entries]
         found |= {"region": _region(claim.balls), "entries": entries}
-    return {**found, "statement": claim.statement(about)}
+    return {**found, "statement": claim.statement(*about)}
 
 
 def _region(balls: Balls | None) -> dict[str, Any]:
@@ -151,21 +171,44 @@ class Author:
 
 def document_of(graph: Graph, about: About, claim: Mapping[str, Any], author: Author) -> dict[str, Any]:
     """Everything but proof, regions, architecture and rigour; those of a certificate that proves nothing."""
+    return {
+        "schema": SCHEMA,
+        "models": [_model(graph, about, "model")],
+        "architecture": None,
+        "tensors": {},
+        **_rest(graph, claim, author),
+    }
+
+
+def document_of_two(
+    graphs: Sequence[Graph], abouts: Sequence[About], claim: Mapping[str, Any], author: Author
+) -> dict[str, Any]:
+    """The same of a claim about two models: the original, and the changed one."""
+    models = [_model(*each) for each in zip(graphs, abouts, ROLES[2], strict=True)]
+    return {
+        "schema": SCHEMA,
+        "models": models,
+        "architecture": [None, None],
+        "tensors": [{}, {}],
+        **_rest(graphs[0], claim, author),
+    }
+
+
+def _model(graph: Graph, about: About, role: str) -> dict[str, Any]:
     origin = graph.origin
-    model = {
+    return {
         "name": display(Path(origin.path).name, 80) if origin.path else None,
         "sha256": about.sha256,
         "format": origin.format,
-        "role": "model",
+        "role": role,
         "graph_digest": graph.digest,
         "output": {"index": about.output, "name": about.output_name},
         "margin": None if about.margin is None else list(about.margin),
     }
+
+
+def _rest(graph: Graph, claim: Mapping[str, Any], author: Author) -> dict[str, Any]:
     return {
-        "schema": SCHEMA,
-        "models": [model],
-        "architecture": None,
-        "tensors": {},
         "regions": [],
         "claim": dict(claim),
         "proof": None,

@@ -369,9 +369,12 @@ def unproved(certificate: Certificate, graph: Graph, query: Query, analyzer: Ana
 # -- verifying
 
 
+Given = Graph | str | Path
+
+
 def verify(
     certificate: Certificate | Issued | str | Path,
-    model: Graph | str | Path,
+    model: Given | Sequence[Given],
     exact: bool = False,
     *,
     expected: Expectation | None = None,
@@ -380,18 +383,17 @@ def verify(
 
     Args:
         certificate: a file, or one of `Audit.certificates`. model: a graph, or what `load` takes as a file; of a graph that was
-            read from a file that file is read again.
+            read from a file that file is read again. Of a claim about two models both, the original first.
         exact: integers alone, for networks small enough. expected: what the claim has to be (`checkers.Expectation`).
 
     Raises:
         RefutedCertificate: the evidence does not carry the claim, or it is another claim than expected. Undecided: it says itself
         that it is not proved. UnreadableCertificate: damaged, or for another model. UnsupportedModel: it was never issued.
     """
-    if isinstance(model, Graph):
-        bound: Model = _bound(model)
-        expected = replace(expected or Expectation(), digest=model.digest)
-    else:
-        bound = checkers.read_model(model_path(str(model)))
+    models = [model] if isinstance(model, Graph | str | Path) else list(model)
+    bound = [_bound(m) if isinstance(m, Graph) else checkers.read_model(model_path(str(m))) for m in models]
+    digests = tuple(m.digest if isinstance(m, Graph) else None for m in models)
+    expected = replace(expected or Expectation(), digests=digests)
     if isinstance(certificate, str | Path):
         return checkers.verify_file(Path(certificate), bound, exact, expected)
     issued = certificate.issued if isinstance(certificate, Certificate) else certificate

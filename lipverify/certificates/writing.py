@@ -29,7 +29,7 @@ from lipverify.checkers.kernel.language import Rows, Subject
 from lipverify.checkers.kernel.program import Affine, Program
 from lipverify.checkers.kernel.proof import parse_step
 from lipverify.checkers.kernel.ranges import Condition, Empty, Ranges
-from lipverify.checkers.kernel.theorems import Constant, Emptiness, Fact, Known, lowest
+from lipverify.checkers.kernel.theorems import AtLeast, Constant, Emptiness, Fact, Known, lowest
 from lipverify.errors import NotCovered, RefutedCertificate
 from lipverify.interpreter import evaluate_all
 from lipverify.ir.graph import Graph
@@ -263,6 +263,29 @@ class Writer:
         ]
         key = "ranges", part.region, part.conditions
         return self.once(key, lambda: self.add("ranges", region=part.region, conditions=conditions))
+
+    def carried(self, part: Part, pairs: Mapping[int, int]) -> int:
+        """The same, with the results of layers written as those of others plus a change."""
+        conditions = [
+            [c.layer, c.entry, c.at.hex(), "above" if c.above else "below"] for c in part.conditions
+        ]
+        written = [list(pair) for pair in pairs.items()]
+        return self.add("carried", region=part.region, conditions=conditions, pairs=written)
+
+    def at_least(self, ranges: int, rows: Rows, sign: int) -> tuple[int, float]:
+        """A value of rows over a part, and the least it is shown to be; whoever checks the proof computes it again."""
+        known = self.fact(ranges)
+        if isinstance(known, Emptiness):
+            return ranges, math.inf
+        assert isinstance(known, Known)
+        low = lowest(known.ranges, rows, sign)
+        fields = {
+            "ranges": ranges,
+            "rows": [v for v in rows if v is not None],
+            "sign": sign,
+            "limit": low.hex(),
+        }
+        return self._put({"step": "value", **fields}, AtLeast(known.part, Fraction(low), rows, sign)), low
 
     def is_empty(self, number: int) -> bool:
         """Whether a fact is that no input is in its part."""

@@ -42,7 +42,7 @@ class About:
     output_name: str | None
     margin: tuple[int, int] | None
 
-    def words(self) -> str:
+    def words(self, letter: str = "f") -> str:
         """`f: entry 3 minus entry 5 of output 0 ('y') of the model file with sha256 ...`."""
         name = "" if self.output_name is None else f" ({self.output_name[:80]!a})"
         entries = "" if self.margin is None else f"entry {self.margin[0]} minus entry {self.margin[1]} of "
@@ -51,7 +51,7 @@ class About:
             if self.sha256 is None
             else f"the file with sha256 {self.sha256}"
         )
-        return f"f the real-valued function of {entries}output {self.output}{name} of {file}"
+        return f"{letter} the real-valued function of {entries}output {self.output}{name} of {file}"
 
 
 @dataclass(frozen=True)
@@ -191,29 +191,32 @@ def claim_of(table: Mapping[str, Any], about: About) -> Claim:
 
 def _constant(table: Mapping[str, Any]) -> Constant:
     fields(table, "kind norm_in norm_out region upper upper_hex upper_decimal statement")
-    norms = _norm(table["norm_in"], NORMS), _norm(table["norm_out"], NORMS)
-    balls, written = _region(table["region"]), [table[k] for k in ("upper", "upper_hex", "upper_decimal")]
+    norms = norm_of(table["norm_in"], NORMS), norm_of(table["norm_out"], NORMS)
+    balls, written = (
+        region_of_claim(table["region"]),
+        [table[k] for k in ("upper", "upper_hex", "upper_decimal")],
+    )
     if balls is None:
-        written = [[numbers] for numbers in written]
-    upper = _written(written, outward, 1 if balls is None else balls.count)
+        written = [[each] for each in written]
+    upper = numbers(written, outward, 1 if balls is None else balls.count)
     return Constant(norms, balls, upper)
 
 
 def _radius(table: Mapping[str, Any]) -> Radius:
     fields(table, "kind norm count centres box labels radius radius_hex radius_decimal statement")
     count = integer(table["count"], 1, MOST)
-    radius = _written([table[k] for k in ("radius", "radius_hex", "radius_decimal")], inward, count)
+    radius = numbers([table[k] for k in ("radius", "radius_hex", "radius_decimal")], inward, count)
     labels = table["labels"]
     if not isinstance(labels, list) or len(labels) != count:
         raise UnreadableCertificate("labels of other points")
     centres, box = text(table["centres"]), None if table["box"] is None else text(table["box"])
     found = tuple(integer(label, 0, MOST) for label in labels)
-    return Radius(_norm(table["norm"], ("l2", "linf")), centres, box, found, radius)
+    return Radius(norm_of(table["norm"], ("l2", "linf")), centres, box, found, radius)
 
 
 def _monotone(table: Mapping[str, Any]) -> Monotone:
     fields(table, "kind region entries statement")
-    balls, entries = _region(table["region"]), table["entries"]
+    balls, entries = region_of_claim(table["region"]), table["entries"]
     if not isinstance(entries, list) or not 0 < len(entries) <= MOST:
         raise UnreadableCertificate("entries of a claim of signs")
     found = []
@@ -225,7 +228,7 @@ def _monotone(table: Mapping[str, Any]) -> Monotone:
     return Monotone(balls, tuple(found))
 
 
-def _region(table: Any) -> Balls | None:
+def region_of_claim(table: Any) -> Balls | None:
     if isinstance(table, dict) and table.get("kind") == "everywhere":
         fields(table, "kind")
         return None
@@ -236,21 +239,21 @@ def _region(table: Any) -> Balls | None:
     if not 0.0 <= radius < 2.0**100 or math.copysign(1.0, radius) < 0:
         raise UnreadableCertificate("a radius that is none")
     count, box = integer(table["count"], 1, MOST), table["box"]
-    return Balls(_norm(table["norm"], ("l2", "linf")), radius, count, text(table["centres"]),
+    return Balls(norm_of(table["norm"], ("l2", "linf")), radius, count, text(table["centres"]),
                  None if box is None else text(box))  # fmt: skip
 
 
-def _norm(value: Any, known: Sequence[str]) -> str:
+def norm_of(value: Any, known: Sequence[str]) -> str:
     if not isinstance(value, str) or value not in known:
         raise UnreadableCertificate("an unknown norm")
     return value
 
 
-def _written(numbers: Sequence[Any], shown: Any, count: int) -> tuple[float, ...]:
+def numbers(written: Sequence[Any], shown: Any, count: int) -> tuple[float, ...]:
     """Numbers >= 0 that are written as JSON numbers, in hexadecimal and as decimals rounded to the safe side, all alike."""
-    if not all(isinstance(n, list) and len(n) == count for n in numbers):
+    if not all(isinstance(n, list) and len(n) == count for n in written):
         raise UnreadableCertificate("numbers of another count than the region's")
-    plain, exact, decimal = numbers
+    plain, exact, decimal = written
     values = tuple(hexadecimal(value) for value in exact)
     texts(decimal)
     if not all(type(v) in (int, float) for v in plain) or not all(
@@ -280,8 +283,8 @@ class Expectation:
     margin: tuple[int, int] | None = None
     at_most: float | None = None
     box: tuple[float, float] | None = None
-    digest: str | None = None
-    """Of the graph in memory that the certificate has to be about."""
+    digests: tuple[str | None, ...] | None = None
+    """Of the graphs in memory that the certificate has to be about."""
 
     def disappointed(self, claim: Claim, about: About, box: tuple[Any, Any] | None) -> str | None:
         """How the claim differs from what is expected; None if it does not. box: (low, high) of every input, [inputs] each."""
@@ -315,12 +318,16 @@ class Expectation:
                 return f"it claims no constant, so none of at most {self.at_most!r}"
             if not max(claim.upper) <= self.at_most:
                 return f"it proves {outward(max(claim.upper))}, not {self.at_most!r}"
-        if self.box is not None:
-            if box is None:
-                return "no input box cuts its region"
-            if not all(bool((end == wanted).all()) for end, wanted in zip(box, self.box, strict=True)):
-                return "another input box cuts its region"
-        return None
+        return self.other_box(box)
+
+    def other_box(self, box: tuple[Any, Any] | None) -> str | None:
+        """How the input box of a claim differs from the expected one; None if it does not."""
+        if self.box is None:
+            return None
+        if box is None:
+            return "no input box cuts its region"
+        alike = all(bool((end == wanted).all()) for end, wanted in zip(box, self.box, strict=True))
+        return None if alike else "another input box cuts its region"
 
 
 def _other_radius(claim: Claim, wanted: float) -> str | None:

@@ -13,7 +13,10 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from lipverify.checkers.claims import About, Balls, Claim, Constant, Expectation, Radius, claim_of, outward
+from lipverify.checkers.claims import About, Balls, Constant, Expectation, Radius, claim_of, outward
+from lipverify.checkers.claims import Claim as OfOne
+from lipverify.checkers.deviation import Box as Ends
+from lipverify.checkers.deviation import Deviation, deviation_of, disappointed
 from lipverify.checkers.kernel import account, theorems
 from lipverify.checkers.kernel.arithmetic import above
 from lipverify.checkers.kernel.language import Rows, Subject
@@ -62,7 +65,7 @@ FAR = 2.0**100
 
 
 class Ball(NamedTuple):
-    """A region of a certificate: around a row of the centres, cut by the box or not."""
+    """A region of a certificate: around a row of the centres, cut by the box or not; `BOX`: the box itself."""
 
     norm: str
     radius: float
@@ -70,17 +73,37 @@ class Ball(NamedTuple):
     box: bool
 
 
+BOX = Ball("box", 0.0, 0, True)
+Claim = OfOne | Deviation
+ROLES = {1: ("model",), 2: ("original", "changed")}
+
+
 @dataclass(frozen=True)
 class Verdict:
-    """What was proved, of which model, and what of the model's file took part."""
+    """What was proved, of which models, and what of each model's file took part."""
 
     claim: str
     fields: Mapping[str, Any]
     """Of the claim: `upper` or `radius`, norms and region."""
-    binding: str
-    model: Mapping[str, Any]
-    weights: Mapping[str, Any] | None
+    models: Sequence[Mapping[str, Any]]
+    """What is known of each, with its `binding` and its `weights`."""
     seconds: float
+
+    @property
+    def model(self) -> Mapping[str, Any]:
+        """The one model, or the first."""
+        return {k: v for k, v in self.models[0].items() if k not in ("binding", "weights")}
+
+    @property
+    def binding(self) -> str:
+        """How the first model is bound: by its file, its weights, or as a graph in memory."""
+        return str(self.models[0]["binding"])
+
+    @property
+    def weights(self) -> Mapping[str, Any] | None:
+        """What of the first model's file took part."""
+        found: Mapping[str, Any] | None = self.models[0]["weights"]
+        return found
 
     @property
     def upper(self) -> float | list[float]:
@@ -90,37 +113,42 @@ class Verdict:
 
     def to_json(self) -> dict[str, Any]:
         """The document of `verify --json`."""
-        return {"schema": "lipverify.verify/1", "valid": True, "claim": self.claim, **self.fields, "model": dict(self.model),
-                "binding": self.binding, "weights": self.weights, "seconds": self.seconds}  # fmt: skip
+        models: dict[str, Any] = {"models": [dict(model) for model in self.models]}
+        if len(self.models) == 1:
+            models = {"model": dict(self.model), "binding": self.binding, "weights": self.weights}
+        return {"schema": "lipverify.verify/1", "valid": True, "claim": self.claim, **self.fields, **models,
+                "seconds": self.seconds}  # fmt: skip
 
 
-def verify_file(path: Path, model: Path | Model, exact: bool = False, expected: Expectation | None = None,
-                seconds: float = math.inf) -> Verdict:  # fmt: skip
+def verify_file(path: Path, model: Path | Model | Sequence[Path | Model], exact: bool = False,
+                expected: Expectation | None = None, seconds: float = math.inf) -> Verdict:  # fmt: skip
     """Proves a certificate file again for a model file.
 
     Args:
-        exact: integers alone. expected: what the claim has to be. seconds: of this process, after which it is given up.
+        model: of a claim about two models the original, then the changed one. exact: integers alone. expected: what the claim
+            has to be. seconds: of this process, after which it is given up.
 
     Raises:
         RefutedCertificate: the evidence does not carry the claim, or it is another claim than expected. Undecided: it says itself
         that it is not proved. UnreadableCertificate: damaged, or for another model. UsageError: a file that is not there.
     """
-    for wanted in (path, model):
+    models = [model] if isinstance(model, Path | Model) else list(model)
+    for wanted in (path, *models):
         if isinstance(wanted, Path) and not os.path.exists(wanted):  # False for a name too long to exist, too
             raise UsageError(f"{str(wanted)[:120]!a} does not exist")
     return check(lambda: read_bytes(path, MAX_CERTIFICATE), lambda name: read_bytes(path.parent / name, MAX_MODEL),
-                 lambda: model if isinstance(model, Model) else read_model(model), exact, expected, seconds)  # fmt: skip
+                 lambda: [m if isinstance(m, Model) else read_model(m) for m in models], exact, expected, seconds)  # fmt: skip
 
 
-def named_model(path: Path) -> str | None:
-    """The digest of the model file that a certificate names; None where there is none, or nothing can be read."""
+def named_models(path: Path) -> list[str | None]:
+    """The digests of the model files that a certificate names; none where nothing can be read."""
     try:
-        return _envelope(read_bytes(path, MAX_CERTIFICATE)).about.sha256
+        return [about.sha256 for about in _envelope(read_bytes(path, MAX_CERTIFICATE)).abouts]
     except (LipverifyError, OSError):
-        return None
+        return []
 
 
-def check(certificate: Callable[[], bytes], sidecar: Callable[[str], bytes], model: Callable[[], Model],
+def check(certificate: Callable[[], bytes], sidecar: Callable[[str], bytes], model: Callable[[], Model | Sequence[Model]],
           exact: bool = False, expected: Expectation | None = None, seconds: float = math.inf) -> Verdict:  # fmt: skip
     """`verify_file` on bytes: what these calls give is all that is read.
 
@@ -129,7 +157,9 @@ def check(certificate: Callable[[], bytes], sidecar: Callable[[str], bytes], mod
     started, last = time.monotonic(), time.process_time() + seconds
     try:
         with np.errstate(all="ignore"), account.spending(account.Account(lambda: time.process_time() > last)):
-            return _check(certificate(), sidecar, model, exact, expected or Expectation(), started)
+            return _check(
+                certificate(), sidecar, lambda: _several(model()), exact, expected or Expectation(), started
+            )
     except (RefutedCertificate, UnreadableCertificate, Undecided):
         raise
     except OSError as error:
@@ -138,13 +168,17 @@ def check(certificate: Callable[[], bytes], sidecar: Callable[[str], bytes], mod
         raise UnreadableCertificate(f"the certificate cannot be followed ({type(error).__name__})") from error
 
 
+def _several(models: Model | Sequence[Model]) -> list[Model]:
+    return [models] if isinstance(models, Model) else list(models)
+
+
 @dataclass(frozen=True)
 class _Envelope:
-    """The fields of a certificate that the checker reads."""
+    """The fields of a certificate that the checker reads; the first three for each of its models."""
 
-    about: About
-    architecture: Any
-    tensors: Mapping[str, str]
+    abouts: Sequence[About]
+    architectures: Sequence[Any]
+    tensors: Sequence[Mapping[str, str]]
     regions: Sequence[Ball]
     claim: Any
     proof: Any
@@ -166,10 +200,19 @@ def _envelope(data: bytes) -> _Envelope:
         raise Undecided(
             f"it says itself that the checker has not proved it (rigour {table['rigour']}): nothing to prove here"
         )
-    if not isinstance(table["models"], list) or len(table["models"]) != 1:
-        raise UnreadableCertificate("a claim about several models")
-    regions, tensors = table["regions"], table["tensors"]
-    if not isinstance(regions, list) or len(regions) > MAX_REGIONS or not isinstance(tensors, dict):
+    regions, models = table["regions"], table["models"]
+    if not isinstance(models, list) or len(models) not in ROLES:
+        raise UnreadableCertificate("a claim about no model, or about more than two")
+    told = [table["architecture"], table["tensors"]]
+    if len(models) == 1:
+        told = [[value] for value in told]
+    if not all(isinstance(value, list) and len(value) == len(models) for value in told):
+        raise UnreadableCertificate("architectures or tensors of other models")
+    if (
+        not isinstance(regions, list)
+        or len(regions) > MAX_REGIONS
+        or not all(isinstance(t, dict) for t in told[1])
+    ):
         raise UnreadableCertificate("its regions or tensors")
     sidecar = None
     if table["sidecar"] is not None:
@@ -178,12 +221,14 @@ def _envelope(data: bytes) -> _Envelope:
         if name != Path(name).name or not name.endswith(".safetensors"):
             raise UnreadableCertificate("the sidecar's name")
         sidecar = name, text(entry["sha256"])
-    digests = {text(name, 4096): text(digest) for name, digest in tensors.items()}
-    return _Envelope(_about(table["models"][0]), table["architecture"], digests, [_region(r) for r in regions],
-                     table["claim"], table["proof"], sidecar)  # fmt: skip
+    digests = [{text(name, 4096): text(digest) for name, digest in tensors.items()} for tensors in told[1]]
+    abouts = [_about(model, role) for model, role in zip(models, ROLES[len(models)], strict=True)]
+    return _Envelope(
+        abouts, told[0], digests, [_region(r) for r in regions], table["claim"], table["proof"], sidecar
+    )
 
 
-def _about(table: Any) -> About:
+def _about(table: Any, role: str) -> About:
     fields(table, FIELDS["model"])
     output, margin = fields(table["output"], FIELDS["output"]), table["margin"]
     if margin is not None:
@@ -191,13 +236,17 @@ def _about(table: Any) -> About:
             raise UnreadableCertificate("a margin that is no pair")
         margin = integer(margin[0], 0, 1 << 30), integer(margin[1], 0, 1 << 30)
     sha256, digest = (None if table[key] is None else text(table[key]) for key in ("sha256", "graph_digest"))
-    if table["role"] != "model":
+    if table["role"] != role:
         raise UnreadableCertificate("the role of its model")
     return About(sha256, digest, integer(output["index"], 0, 1 << 20), text(output["name"], 4096), margin)
 
 
 def _region(table: Any) -> Ball:
     fields(table, FIELDS["region"])
+    if table["kind"] == "box":
+        if [table[k] for k in ("norm", "radius_hex", "centre", "box")] != [None, None, None, True]:
+            raise UnreadableCertificate("a box that is told as a ball")
+        return BOX
     radius = hexadecimal(table["radius_hex"])
     if table["kind"] != "ball" or table["norm"] not in ("l2", "linf") or type(table["box"]) is not bool:
         raise UnreadableCertificate("a region of an unknown kind")
@@ -217,31 +266,57 @@ def _check(data: bytes, sidecar: Callable[[str], bytes], read: Callable[[], Mode
         if hashlib.sha256(content).hexdigest() != found.sidecar[1]:
             raise UnreadableCertificate("the sidecar is damaged or another one")
         beside = parse_safetensors(content)
-    model = read()
-    account.read(model.size)
-    if found.about.sha256 != model.sha256:
-        raise UnreadableCertificate("it is for another model file")
-    for digest in (model.digest, expected.digest):
-        if digest is not None and found.about.digest != digest:
-            raise UnreadableCertificate("it is for another graph")
-    whole, weights = _program(found, model, beside)
-    about, program = _ending(found.about, model, whole)
-    claim = claim_of(found.claim, about)
+    models, abouts = read(), found.abouts
+    for model in models:
+        account.read(model.size)
+    if len(models) != len(abouts):
+        raise UnreadableCertificate(
+            f"it is about {len(abouts)} models, not {len(models)}: give each of them once"
+        )
+    if [about.sha256 for about in abouts] != [model.sha256 for model in models]:
+        turned = [about.sha256 for about in reversed(abouts)] == [model.sha256 for model in models]
+        raise UnreadableCertificate(
+            "it is for these models in the other order" if turned else "it is for another model file"
+        )
+    for about, model, digest in zip(abouts, models, expected.digests or [None] * len(models), strict=True):
+        for known in (model.digest, digest):
+            if known is not None and about.digest != known:
+                raise UnreadableCertificate("it is for another graph")
+    read_in = [_program(found, k, model, beside) for k, model in enumerate(models)]
+    ended = [_ending(about, model, p) for about, model, (p, _) in zip(abouts, models, read_in, strict=True)]
+    claim = _claim(found.claim, abouts)
+    program = ended[0] if len(ended) == 1 else ended[0].beside(ended[1])
     centres, box = _centres(claim, beside, program.steps[0].size)
-    if (reason := expected.disappointed(claim, about, box)) is not None:
+    other = disappointed(expected, claim, abouts, box) if isinstance(claim, Deviation) else None
+    reason = other if isinstance(claim, Deviation) else expected.disappointed(claim, abouts[0], box)
+    if reason is not None:
         raise RefutedCertificate(f"it proves something else than expected: {reason}")
-    if model.binding == "file":
-        assert model.data is not None
-        agree(model.data, whole)
+    for model, (whole, _) in zip(models, read_in, strict=True):
+        if model.binding == "file":
+            assert model.data is not None
+            agree(model.data, whole)
     regions = [region_of(ball, centres, box) for ball in found.regions]
     facts = _facts(found.proof, Subject(program, regions, exact), beside)
-    _carried(claim, facts, found.regions, (len(program.steps) - 1, program.steps[-1].size))
+    _carried(claim, facts, found.regions, (len(program.steps) - 1, ended[0].steps[-1].size))
+    weights = [used for _, used in read_in]
+    shown = [_shown(about, model, used) for about, model, used in zip(abouts, models, weights, strict=True)]
+    words = _words(claim.statement(*abouts), models, weights, exact)
+    return Verdict(words, claim.to_json(), shown, time.monotonic() - started)
+
+
+def _claim(table: Any, abouts: Sequence[About]) -> Claim:
+    of_two = isinstance(table, dict) and table.get("kind") == "deviation"
+    if of_two != (len(abouts) == 2):
+        raise UnreadableCertificate("a claim about another number of models")
+    return deviation_of(table, abouts) if of_two else claim_of(table, abouts[0])
+
+
+def _shown(about: About, model: Model, weights: Mapping[str, Any] | None) -> dict[str, Any]:
     # The digest of a graph is the certificate's word where there is a file: what is shown is known.
     digest = about.digest if model.binding == "graph" else None
-    shown = {"name": model.name[:80], "sha256": model.sha256, "graph_digest": digest, "margin": about.margin,
-             "output": {"index": about.output, "name": about.output_name}}  # fmt: skip
-    words = _words(claim.statement(about), model, weights, exact)
-    return Verdict(words, claim.to_json(), model.binding, shown, weights, time.monotonic() - started)
+    return {"name": model.name[:80], "sha256": model.sha256, "graph_digest": digest, "margin": about.margin,
+            "output": {"index": about.output, "name": about.output_name}, "binding": model.binding,
+            "weights": weights}  # fmt: skip
 
 
 def _facts(proof: Any, subject: Subject, beside: Mapping[str, Array]) -> list[Fact]:
@@ -260,18 +335,19 @@ def _facts(proof: Any, subject: Subject, beside: Mapping[str, Array]) -> list[Fa
 
 
 def _program(
-    found: _Envelope, model: Model, beside: Mapping[str, Array]
+    found: _Envelope, place: int, model: Model, beside: Mapping[str, Array]
 ) -> tuple[Program, dict[str, Any] | None]:
-    """What the model computes, and of weights what of their file takes part."""
+    """What the model at this place computes, and of weights what of their file takes part."""
+    stated, tensors = found.architectures[place], found.tensors[place]
     if model.binding != "weights":
-        if found.architecture is not None or found.tensors:
+        if stated is not None or tensors:
             raise UnreadableCertificate("an architecture beside the model's own")
         if model.program is None:
             raise NotCovered(f"the model's file: {model.reason}")
         unused = list(model.unused)
         stored = None if model.binding == "graph" else {"stored": len(model.tensors), "unused": unused}
         return model.program, stored
-    if found.architecture is None:
+    if stated is None:
         raise NotCovered("the file holds weights alone, and the certificate states no architecture")
     if not (model.tensors or model.blobs):
         raise NotCovered(f"the model's file: {model.reason or 'it stores nothing'}")
@@ -279,16 +355,16 @@ def _program(
     known: dict[str, tuple[Array, bool]] = {}
     own: set[str] = set()
     brought: set[str] = set()
-    for name, digest in found.tensors.items():
+    for name, digest in tensors.items():
         if digest not in known:
             array = model.tensors.get(digest, beside.get(f"tensor.{digest}"))
             if array is None or digest_of(array) != digest:
                 raise UnreadableCertificate("a tensor that is not there, or another one")
             known[digest] = array, model.holds(array)
         stored_here[name] = known[digest][0]
-    program = architecture(found.architecture, stored_here)
-    for name in tensors_read(found.architecture):
-        (own if known[found.tensors[name]][1] else brought).add(found.tensors[name])
+    program = architecture(stated, stored_here)
+    for name in tensors_read(stated):
+        (own if known[tensors[name]][1] else brought).add(tensors[name])
     if not own:
         raise RefutedCertificate("nothing of the model's file takes part in what it is about")
     used = own if model.tensors else {bytes_digest(known[d][0]) for d in own}
@@ -297,14 +373,14 @@ def _program(
                      "architecture": "stated by the certificate"}  # fmt: skip
 
 
-def _ending(about: About, model: Model, program: Program) -> tuple[About, Program]:
+def _ending(about: About, model: Model, program: Program) -> Program:
     """The program that ends with what the claim is about."""
     if about.output in model.refused:
         raise NotCovered(f"output {about.output}: {model.refused[about.output]}")
     ended = program.ending(about.output, about.margin)
     if program.outputs[about.output].name != about.output_name:
         raise UnreadableCertificate("the output has another name in the model")
-    return about, ended
+    return ended
 
 
 # -- regions
@@ -312,12 +388,19 @@ def _ending(about: About, model: Model, program: Program) -> tuple[About, Progra
 
 def _centres(claim: Claim, beside: Mapping[str, Array], size: int) -> tuple[Array, Box]:
     """Centres [count, inputs] and the box of the claim, as their digests say."""
-    of = claim if isinstance(claim, Radius) else claim.balls
+    of = claim if isinstance(claim, Radius) else claim.region if isinstance(claim, Deviation) else claim.balls
     if of is None:
         return np.empty((0, size)), None
+    box = None if of.box is None else _array(beside, "box", of.box, (2, size))
+    if isinstance(of, Ends):
+        assert box is not None
+        if of.ends is not None and not bool((box == np.array(of.ends)[:, None]).all()):
+            raise UnreadableCertificate("the ends of the box are other ones")
+        if not bool((box[0] <= box[1]).all() and (np.abs(box) <= FAR).all()):
+            raise UnreadableCertificate("a box without inputs, or near the ends of float64")
+        return np.empty((0, size)), (box[0], box[1])
     count = len(claim.labels) if isinstance(claim, Radius) else of.count if isinstance(of, Balls) else 0
     centres = _array(beside, "centres", of.centres, (count, size))
-    box = None if of.box is None else _array(beside, "box", of.box, (2, size))
     low, high = (np.full(size, -FAR), np.full(size, FAR)) if box is None else box
     if not bool(((low <= centres) & (centres <= high)).all()):
         raise UnreadableCertificate("a centre outside the box, or near the ends of float64")
@@ -337,8 +420,12 @@ Box = tuple[Array, Array] | None
 
 
 def region_of(ball: Ball, centres: Array, box: Box) -> Region:
-    """A ball with the smallest box around it, rounded outward and cut by the box."""
+    """A ball with the smallest box around it, rounded outward and cut by the box; or the box, as a ball that holds it."""
     norm, radius, row, cut = ball
+    if ball == BOX and box is not None:
+        centre = np.clip(box[0] / 2 + box[1] / 2, *box)
+        reach = np.maximum(box[1] - centre, centre - box[0]).max(initial=0.0)
+        return Region(centre, float(np.nextafter(reach, np.inf)), "linf", *box)
     if row >= len(centres) or (cut and box is None):
         raise UnreadableCertificate("a region around a centre, or cut by a box, that is not there")
     centre = centres[row]
@@ -353,9 +440,14 @@ def region_of(ball: Ball, centres: Array, box: Box) -> Region:
 
 
 def _carried(claim: Claim, facts: Sequence[Fact], regions: Sequence[Ball], outputs: tuple[int, int]) -> None:
-    """RefutedCertificate unless the facts are what is claimed. outputs: the last step, and how many numbers it gives."""
+    """RefutedCertificate unless the facts are what is claimed. outputs: the last step, and how many numbers a model gives."""
     last, size = outputs
-    if isinstance(claim, Constant):
+    if isinstance(claim, Deviation):
+        counts = [len(own) for own in claim.rows(size)]
+        places = [k for k, count in enumerate(counts) for _ in range(count)]
+        for k, value in zip(places, claim.follows(facts, size), strict=True):
+            _holds_on(value.part, regions, claim.region, k)
+    elif isinstance(claim, Constant):
         _count(facts, len(claim.upper))
         for k, (fact, upper) in enumerate(zip(facts, claim.upper, strict=True)):
             c = _of(fact, theorems.Constant, "no constant")
@@ -406,7 +498,7 @@ def _count(facts: Sequence[Fact], wanted: int) -> None:
         raise RefutedCertificate(f"it names {len(facts)} facts for {wanted} claims")
 
 
-def _holds_on(part: theorems.Part, regions: Sequence[Ball], balls: Balls | None, centre: int) -> None:
+def _holds_on(part: theorems.Part, regions: Sequence[Ball], balls: Balls | Ends | None, centre: int) -> None:
     """A fact about everything serves any region; one about a ball what lies in it."""
     _need(not part.conditions, "about a part of a region")
     if part.region is None:
@@ -414,6 +506,10 @@ def _holds_on(part: theorems.Part, regions: Sequence[Ball], balls: Balls | None,
     _need(balls is not None, "about a ball alone")
     assert balls is not None
     ball = regions[part.region]
+    if isinstance(balls, Ends) or ball == BOX:
+        # The whole box holds every ball that it cuts.
+        _need(ball == BOX and balls.box is not None, "about another ball")
+        return
     inside = ball.norm == balls.norm and ball.radius >= balls.radius and ball.centre == centre
     _need(inside and not (ball.box and balls.box is None), "about another ball")
 
@@ -421,8 +517,21 @@ def _holds_on(part: theorems.Part, regions: Sequence[Ball], balls: Balls | None,
 # -- words
 
 
-def _words(claim: str, model: Model, weights: Mapping[str, Any] | None, exact: bool) -> str:
-    """The statement from what was proved; what of the file took no part stands first."""
+def _words(
+    claim: str, models: Sequence[Model], weights: Sequence[Mapping[str, Any] | None], exact: bool
+) -> str:
+    """The statement from what was proved; what of a file took no part stands first."""
+    first, about = zip(
+        *(_told(model, used) for model, used in zip(models, weights, strict=True)), strict=True
+    )
+    how = "exact integers" if exact else "float64 with every rounding accounted for"
+    origin = about[0] if len(about) == 1 else f"the first {about[0]}, the second {about[1]}"
+    rest = "not covered: execution in floating point, preprocessing outside the graph"
+    return f"{''.join(first)}{claim}, {origin}; proved in {how}; {rest}"
+
+
+def _told(model: Model, weights: Mapping[str, Any] | None) -> tuple[str, str]:
+    """What of a model's file took no part, and where the model was read."""
     first, name = "", f"{model.name[:80]!a}"
     if weights is not None and model.binding == "file" and weights["unused"]:
         idle, stored = len(weights["unused"]), weights["stored"]
@@ -437,5 +546,4 @@ def _words(claim: str, model: Model, weights: Mapping[str, Any] | None, exact: b
         "weights": f"whose architecture the certificate states and whose weights lie in {name}",
         "graph": "as it is in memory",
     }[model.binding]
-    how = "exact integers" if exact else "float64 with every rounding accounted for"
-    return f"{first}{claim}, {about}; proved in {how}; not covered: execution in floating point, preprocessing outside the graph"
+    return first, about

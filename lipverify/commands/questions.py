@@ -104,7 +104,7 @@ def _asked(question: Any, options: Options, start: Start) -> Outcome:
     from lipverify.commands.start import load, points_of
     from lipverify.questions.asking import ask
     from lipverify.reporting.answer import print_answers, render_answers
-    from lipverify.reporting.places import REPORT, WITNESS
+    from lipverify.reporting.places import CERTIFICATES, REPORT, WITNESS
 
     graphs = []
     for model in options.models:
@@ -125,7 +125,11 @@ def _asked(question: Any, options: Options, start: Start) -> Outcome:
         if answer.interrupted:
             break
     names = [WITNESS if index == 0 else f"witness-{index + 1}.npz" for index in range(len(answers))]
-    documents = [answer.to_json(name) for answer, name in zip(answers, names, strict=True)]
+    proofs = [f"{question.name}{'' if k == 0 else f'-{k + 1}'}.json" for k in range(len(answers))]
+    documents = [
+        answer.to_json(name, f"{CERTIFICATES}/{proof}")
+        for answer, name, proof in zip(answers, names, proofs, strict=True)
+    ]
     if points is not None:
         documents = [document | {"data": points.to_json()} for document in documents]
     parts = [question.sections(document) for document in documents]
@@ -133,6 +137,9 @@ def _asked(question: Any, options: Options, start: Start) -> Outcome:
     files = {}
     if start.folder is not None:
         files = {name: answer.witness_file() for name, answer in zip(names, answers, strict=True)}
+        for answer, name in zip(answers, proofs, strict=True):
+            if answer.issued is not None:
+                files |= {f"{CERTIFICATES}/{n}": data for n, data in answer.issued.files(name).items()}
         files[REPORT] = render_answers(documents, parts).encode("utf-8")
     stopped = any(answer.interrupted for answer in answers)
     failure = None if stopped else _gates(question, options, answers, documents)

@@ -31,10 +31,15 @@ def verify(
         typer.Argument(help="certificate.json, its arrays beside it; or the folder of a report: all in it"),
     ],
     model: Annotated[
-        list[str], typer.Option(help="the model file, or zoo:<name>; once for each model of a report")
+        list[str],
+        typer.Option(
+            help="the model file, or zoo:<name>; once for each model, of a deviation the original first"
+        ),
     ],
     norm: Annotated[str | None, typer.Option(help="expect this norm at the input, and at the output")] = None,
-    norm_out: Annotated[str | None, typer.Option(help="expect this norm at the output")] = None,
+    norm_out: Annotated[
+        str | None, typer.Option(help="expect this norm at the output, of a deviation also pairs")
+    ] = None,
     radius: Annotated[
         str | None, typer.Option(help="expect balls of this radius, or certified radii of at least it")
     ] = None,
@@ -59,7 +64,7 @@ def verify(
 
     expected = checkers.Expectation(
         norm_in=_norm(norm),
-        norm_out=_norm(norm_out) or _norm(norm),
+        norm_out=norm_out if norm_out == "pairs" else _norm(norm_out) or _norm(norm),
         radius=None if radius is None else parse_radius(radius),
         output=output,
         margin=None if margin is None else parse_margin(margin),
@@ -67,16 +72,15 @@ def verify(
         box=None if box is None else parse_box(box),
     )
     if not os.path.isdir(certificate):  # False for a name too long to exist, too
-        if len(model) != 1:
-            raise UsageError("one certificate is about one model: give --model once")
-        answer = _proved(certificate, _file(model[0]), expected, exact, seconds)
+        answer = _proved(certificate, [_file(name) for name in model], expected, exact, seconds)
         if as_json:
             print_json(answer.document)
         elif answer.error is None:
             typer.echo(f"valid: {answer.document['claim']} ({answer.document['seconds']:.2f} s)")
         if answer.error is not None:
             kind, said = type(answer.error), str(answer.error)
-            raise kind(f"{display_path(certificate)} is not proved for {model[0]}: {said}") from answer.error
+            names = " and ".join(model)
+            raise kind(f"{display_path(certificate)} is not proved for {names}: {said}") from answer.error
         return
     answers = _report(certificate, [_file(name) for name in model], expected, exact, seconds)
     worst = max((answer.code for answer in answers), key=GRAVITY.index)
@@ -114,7 +118,9 @@ class _Answer:
         return f"{said.get(self.code, 'not proved')}: {self.name}: {why}"
 
 
-def _proved(path: Path, model: Path | Model, expected: Expectation, exact: bool, seconds: float) -> _Answer:
+def _proved(
+    path: Path, model: Sequence[Path | Model], expected: Expectation, exact: bool, seconds: float
+) -> _Answer:
     from lipverify import checkers
 
     name = display_path(path)
@@ -137,11 +143,10 @@ def _report(
     models = {known.sha256: known for known in (checkers.read_model(file) for file in files)}
     answers = []
     for path in found:
-        named = checkers.named_model(path)
+        named = checkers.named_models(path) or [None]
         # One of the models in any case: the checker itself says that it is another one's.
-        answers.append(
-            _proved(path, models.get(named, next(iter(models.values()))), expected, exact, seconds)
-        )
+        given = [models.get(digest, next(iter(models.values()))) for digest in named]
+        answers.append(_proved(path, given, expected, exact, seconds))
     return answers
 
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from lipverify.analyzers.protocol import Compute, Report, keeping_best, silent
+from lipverify.certificates.issuing import MOST
+from lipverify.certificates.writing import NOTHING
 from lipverify.errors import Refuted, Undecided
 from lipverify.ir.certificate import Witness
 from lipverify.ir.interval import Interval
@@ -52,13 +54,18 @@ def ask(
     if found is None:
         raise Undecided("interrupted before there was a bound")
     upper = question.formula.evaluate(found.facts).upper
-    if lower is not None and bool((lower > upper).any()):
-        worst = int((lower - upper).argmax())
-        raise Refuted(
-            f"the witness of region {worst} has the value {float(lower[worst])!r}, above the bound {float(upper[worst])!r}; "
-            "this is a bug of lipverify, please report it with the models"
-        )
+    _hold(lower, upper)
     fields = dict(question.findings(found, compute))
+    proved = None
+    if hasattr(question, "prove") and not interruption.happened:
+        again = None if budget is None else time.monotonic() + budget
+        proved = question.prove(upper, found, fields, replace(compute, deadline=again))
+        fields |= proved.fields
+    checked = proved is not None and proved.upper is not None and len(proved.upper) == len(upper)
+    if proved is not None and proved.upper is not None and checked:
+        checked = bool((proved.upper <= upper * (1.0 + MOST) + NOTHING).all())
+        upper = proved.upper if checked else upper
+        _hold(lower, upper)
     arrays = {name: value for name, value in fields.items() if isinstance(value, Tensor)}
     single = question.single
     return Answer(
@@ -72,7 +79,18 @@ def ask(
         tuple(trace),
         interruption.happened,
         arrays=arrays,
+        proved=proved,
+        checked=checked,
     )
+
+
+def _hold(lower: Tensor | None, upper: Tensor) -> None:
+    if lower is not None and bool((lower > upper).any()):
+        worst = int((lower - upper).argmax())
+        raise Refuted(
+            f"the witness of region {worst} has the value {float(lower[worst])!r}, above the bound {float(upper[worst])!r}; "
+            "this is a bug of lipverify, please report it with the models"
+        )
 
 
 def _witness(question: Question, compute: Compute) -> tuple[Witness | None, Tensor | None]:

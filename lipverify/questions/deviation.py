@@ -23,9 +23,10 @@ from lipverify.propagation import bounds
 from lipverify.propagation.points import values
 from lipverify.questions import compared, labels
 from lipverify.questions.asking import ask
+from lipverify.questions.deviation_proof import Asked, certified
 from lipverify.questions.formula import Formula, fact, of
 from lipverify.questions.options import Options, option
-from lipverify.questions.question import Answer, Found, Subject
+from lipverify.questions.question import Answer, Found, Proved, Subject
 from lipverify.questions.regions import InputBox, asked_region, region_words
 from lipverify.questions.splitting import refined
 from lipverify.reporting.sections import Section
@@ -164,6 +165,31 @@ class Deviation(Shown):
     def findings(self, found: Found, compute: Compute) -> Mapping[str, Any]:
         data = self.data if self._classes else None
         return compared.findings(self.carried, self.graph, self.region, self.single, data, found, compute)
+
+    def prove(self, upper: Tensor, found: Found, fields: Mapping[str, Any], compute: Compute) -> Proved:
+        """The certificate; where there is a budget it has as much time again."""
+        kept = fields.get("kept", {}).get("label_kept")
+        wanted = labels.labels(self.f, self.data).tolist() if kept and self.data is not None else []
+        asked = Asked(
+            self.f,
+            self.g,
+            self.region,
+            self.norm_out,
+            upper.tolist(),
+            self.single and self._classes,
+            [label if keep else None for label, keep in zip(wanted, kept, strict=True)] if kept else None,
+        )
+        proved = certified(asked, compute)
+        more: dict[str, Any] = {}
+        if proved.differences is not None and self.data is not None and "kept" in fields:
+            tau = torch.tensor(proved.differences, dtype=torch.float64)
+            again = labels.kept_above(self.carried, self.graph, tau, self.data)
+            more["kept"] = fields["kept"] | {"checked": again["certified"]}
+        elif proved.labels is not None:
+            shown = sum(label is not None for label in proved.labels) / len(self.region)
+            more["kept"] = fields["kept"] | {"checked": shown}
+        bounds_of = torch.tensor(proved.upper, dtype=torch.float64) if proved.issued is not None else None
+        return Proved(proved.issued, bounds_of, proved.reason, more)
 
     @classmethod
     def asked(cls, options: DeviationOptions, graphs: Sequence[Graph], x: Tensor | None) -> Iterator[Self]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lipverify import __version__
 from lipverify.analyzers.protocol import Compute, docstring_field
+from lipverify.certificates import Issued
 from lipverify.documents import NOT_COVERED, environment, model_document
 from lipverify.ir.certificate import Rigour, Witness
 from lipverify.ir.graph import Graph
@@ -44,8 +45,23 @@ class Found:
     more: Any = None
 
 
+@dataclass(frozen=True)
+class Proved:
+    """What the independent checker proved again. upper [count]: its bounds; reason: why there is no certificate, or not of all.
+
+    fields: of the document, beside those of the question.
+    """
+
+    issued: Issued | None = None
+    upper: Tensor | None = None
+    reason: str | None = None
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+
 class Question(Protocol):
     """What is asked of one network or several. The docstring has `Statement:`, `Source:` and `Sound when:`, as analyzers have.
+
+    A question whose claim the checker knows also has `prove(upper, found, fields, compute) -> Proved`.
 
     single: whether there is one region, whose bound is a number; else the bounds are a list, one for each region.
     """
@@ -124,6 +140,9 @@ class Answer:
     interrupted: bool = False
     command: str | None = None
     arrays: Mapping[str, Tensor] = field(default_factory=dict)
+    proved: Proved | None = None
+    checked: bool = False
+    """Whether the bound is what the checker proved."""
 
     def __repr__(self) -> str:
         return f"Answer({self.question.name}: {at_most(self.upper)}, {at_least(self.lower)}, {self.rigour})"
@@ -137,8 +156,13 @@ class Answer:
 
     @property
     def rigour(self) -> Rigour:
-        """The least of the facts."""
-        return self.found.rigour
+        """The least of the facts, or `checked`."""
+        return Rigour.CHECKED if self.checked else self.found.rigour
+
+    @property
+    def issued(self) -> Issued | None:
+        """The certificate, where the checker has proved one."""
+        return None if self.proved is None else self.proved.issued
 
     @property
     def largest(self) -> float:
@@ -152,8 +176,8 @@ class Answer:
             return 0.0
         return float(self.lower.max()) if isinstance(self.lower, Tensor) else self.lower
 
-    def to_json(self, witness: str = WITNESS) -> dict[str, Any]:
-        """The document of `--json`. witness: the name of the file with the points."""
+    def to_json(self, witness: str = WITNESS, certificate: str | None = None) -> dict[str, Any]:
+        """The document of `--json`. witness: the name of the file with the points; certificate: of that of the proof."""
         from lipverify.reporting.format import Magnitude, upper_text
 
         question = self.question
@@ -174,8 +198,8 @@ class Answer:
             "rigour": str(self.rigour),
             "formula": str(question.formula),
             "needs": [self._need(name) for name in question.formula.facts()],
-            "certificate": None,
-            "unchecked": UNCHECKED,
+            "certificate": None if self.issued is None else certificate,
+            "unchecked": UNCHECKED if self.proved is None else None if self.checked else self.proved.reason,
             **dict(self.fields),
             "trace": [list(moment) for moment in self.trace],
             "interrupted": self.interrupted,

@@ -49,7 +49,7 @@ LAYERS = {
     "combine": {"errors", "ir", "rules", "ops", "interpreter"},
     "questions": {
         *("errors", "ir", "ops", "linalg", "interpreter", "loading", "propagation", "combine", "analyzers"),
-        *("falsify", "documents", "reporting", "options"),
+        *("falsify", "documents", "reporting", "options", "certificates", "checkers"),
     },
     "zoo": {"errors", "loading"},
     "reporting": {"errors", "loading", "ir"},

@@ -37,10 +37,9 @@ class Carried(Ranges):
         self._seen: dict[int, tuple[Signal, Slopes, Signal]] = {}
         self._forms: dict[int, tuple[Array, Array, int]] = {}
         super().__init__(p, region, conditions)
-        steps = [p.steps[k] for k in p.layers]
+        steps = {k: step for k, n in enumerate(p.layers) if isinstance(step := p.steps[n], Scalar)}
         for pair in pairs.items():
-            one, other = (steps[k] for k in pair)
-            fits = isinstance(one, Scalar) and isinstance(other, Scalar) and one.size == other.size
+            fits = all(k in steps for k in pair) and len({steps[k].size for k in pair}) == 1
             need(fits, "a pair of layers that are no scalar functions of as many numbers")
             if not all(np.isfinite(self._seen[k][1]).all() for k in pair):
                 raise NotCovered("a pair of layers of which nothing is known is not covered by the checker")
@@ -116,10 +115,8 @@ def _minus(b: Signal, a: Signal) -> Signal:
     return mapped(np.array([[[1.0, -1.0]]]), np.arange(2 * n).reshape(1, 2, n).swapaxes(1, 2), both)
 
 
-def _alike(one: Step, other: Step) -> bool:
+def _alike(one: Scalar, other: Scalar) -> bool:
     """Whether two scalar layers are one function."""
-    assert isinstance(one, Scalar)
-    assert isinstance(other, Scalar)
     slopes = one.slopes is other.slopes is None or (
         one.slopes is not None and other.slopes is not None and np.array_equal(one.slopes, other.slopes)
     )

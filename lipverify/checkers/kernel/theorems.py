@@ -197,7 +197,7 @@ def carried(
     facts: Facts, *, region: is_.RegionId, conditions: is_.Conditions, pairs: is_.Pairs
 ) -> Known | Emptiness:
     """The same, and the results of layers written as those of others plus a change: what they have in common cancels."""
-    return _known(facts, Part(region, conditions), lambda *over: Carried(*over, pairs))
+    return _known(facts, Part(region, conditions), lambda p, r, c: Carried(p, r, c, pairs))
 
 
 def _known(facts: Facts, part: Part, make: Callable[..., Ranges]) -> Known | Emptiness:

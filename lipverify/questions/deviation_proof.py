@@ -1,0 +1,256 @@
+"""Certificates of deviations: the independent checker bounds the difference of both models again, from their own files.
+
+Which layers are paired, and which network's values the other's are written by, is a hint: the checker's own numbers decide.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from fractions import Fraction
+
+import numpy as np
+import torch
+
+from lipverify.analyzers.protocol import Compute
+from lipverify.certificates.format import (
+    Author,
+    Issued,
+    ball_document,
+    balls_of,
+    claim_document,
+    document_of_two,
+    region_arrays,
+)
+from lipverify.certificates.issuing import Subject, subject_of
+from lipverify.certificates.writing import Part, Writer
+from lipverify.checkers import Deviation, digest_of
+from lipverify.checkers.claims import Balls
+from lipverify.checkers.deviation import Box
+from lipverify.checkers.envelope import BOX
+from lipverify.checkers.kernel.arithmetic import above, root_above
+from lipverify.checkers.kernel.elementary import Elementary
+from lipverify.checkers.kernel.language import Rows
+from lipverify.checkers.kernel.program import Affine, Program, Scalar
+from lipverify.errors import LipverifyError
+from lipverify.ir.certificate import Rigour
+from lipverify.ir.graph import Graph
+from lipverify.ir.region import Ball
+from lipverify.loading.safetensors import write_safetensors
+from lipverify.questions.regions import InputBox
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be proved. wanted [count]: the bounds that were found; labels: of balls that are said to keep one, else None;
+    differences: whether those of two outputs are wanted too."""
+
+    f: Graph
+    g: Graph
+    region: Ball
+    norm_out: str
+    wanted: Sequence[float]
+    differences: bool = False
+    labels: Sequence[int | None] | None = None
+
+
+@dataclass(frozen=True)
+class Certified:
+    """The certificate with what it proves, one number for each region; or why there is none."""
+
+    issued: Issued | None
+    upper: tuple[float, ...] = ()
+    differences: tuple[tuple[float, ...], ...] | None = None
+    labels: tuple[int | None, ...] | None = None
+    reason: str | None = None
+
+
+def certified(asked: Asked, compute: Compute) -> Certified:
+    """The certificate of a deviation; with a budget it has as much time again, and is about the balls that fit in.
+
+    Statement: `checkers.deviation.Deviation`, about the files of both models.
+    Source: `checkers.kernel.carried`; lines pushed back to the input as in `lipverify.bounds`.
+    """
+    started = time.monotonic()
+    try:
+        subjects = subject_of(asked.f), subject_of(asked.g)
+        program = subjects[0].program.beside(subjects[1].program)
+        centres = np.empty((0, asked.f.input.size))
+        arrays = {name: array.numpy() for name, array in region_arrays(asked.region).items()}
+        if not isinstance(asked.region, InputBox):
+            centres = arrays["centres"]
+        box = (arrays["box"][0], arrays["box"][1]) if "box" in arrays else None
+        writer = Writer(asked.f, program, centres, box)
+        proving = _Proving(asked, writer, subjects, compute)
+        claim, facts = proving.claim()
+        author = Author("deviation", f"norm_out={asked.norm_out}", time.monotonic() - started)
+        issued = _written(asked, proving.region, subjects, writer, claim, facts, author)
+        issued.check([s.model for s in subjects])
+    except OSError as error:
+        return Certified(None, reason=f"a model file cannot be read again ({error.strerror})")
+    except LipverifyError as error:
+        return Certified(None, reason=str(error))
+    return Certified(issued, claim.upper, claim.differences, claim.labels, _less(claim, asked))
+
+
+def _less(claim: Deviation, asked: Asked) -> str | None:
+    """What the certificate says less than was found."""
+    if len(claim.upper) < len(asked.wanted):
+        return f"the time for proofs was over after {len(claim.upper)} of {len(asked.wanted)} regions"
+    worst = max(zip(claim.upper, asked.wanted, strict=True), key=lambda pair: pair[0] / max(pair[1], 1e-300))
+    return f"the checker alone proves {worst[0]:.6g}, the bound is {worst[1]:.6g}"
+
+
+def _written(
+    asked: Asked,
+    region: Ball,
+    subjects: tuple[Subject, Subject],
+    writer: Writer,
+    claim: Deviation,
+    facts: Sequence[int],
+    author: Author,
+) -> Issued:
+    proof, arrays, balls = writer.finished(facts)
+    abouts = [s.about for s in subjects]
+    document = document_of_two((asked.f, asked.g), abouts, claim_document(claim, *abouts), author)
+    document |= {
+        "rigour": str(Rigour.CHECKED),
+        "proof": proof,
+        "regions": [ball_document(*ball) for ball in balls],
+        "architecture": [None if s.described is None else s.described.document for s in subjects],
+        "tensors": [{} if s.described is None else s.described.tensors for s in subjects],
+    }
+    beside = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+    for more in (region_arrays(region), *(s.arrays() for s in subjects)):
+        beside |= more
+    if isinstance(asked.region, InputBox):
+        del beside["centres"]
+    return Issued(document, write_safetensors(beside) if beside else None)
+
+
+@dataclass(frozen=True)
+class _Region:
+    upper: float
+    facts: list[int]
+    differences: tuple[tuple[float, ...], ...] | None
+    label: int | None
+
+
+class _Proving:
+    """Facts for one region after another."""
+
+    def __init__(
+        self, asked: Asked, writer: Writer, subjects: tuple[Subject, Subject], compute: Compute
+    ) -> None:
+        self.asked, self.writer, self.compute, self.region = asked, writer, compute, asked.region
+        self.size = subjects[0].program.steps[-1].size
+        elements = writer.subject.elements
+        count = sum(k <= elements.place[len(subjects[0].program.steps) - 1] for k in elements.layers)
+        sizes = [_weight(s.program) for s in subjects]
+        # A change passes through the weights of the network that is written by the other: the smaller ones.
+        self.pairs = {
+            (second if sizes[1] <= sizes[0] else first): (first if sizes[1] <= sizes[0] else second)
+            for first, second in counterparts(elements, count)
+        }
+
+    def claim(self) -> tuple[Deviation, list[int]]:
+        """The claim of what is proved, and its facts; `region` is cut to the balls it is about."""
+        found: list[_Region] = []
+        for k in range(len(self.region)):
+            if found and self.compute.expired():
+                self.region = Ball(
+                    self.region.center[:k], self.region.radius, self.region.norm, self.region.box
+                )
+                break
+            self.compute.report(f"proof of region {k}", None)
+            found.append(self._proved(k))
+        labels = None if self.asked.labels is None else tuple(one.label for one in found)
+        upper, facts = tuple(one.upper for one in found), [fact for one in found for fact in one.facts]
+        return Deviation(self.asked.norm_out, self._described(), upper, found[0].differences, labels), facts
+
+    def _proved(self, k: int) -> _Region:
+        """Region k: its bound, differences of entries, its label; with the facts in the order of `Deviation.rows`."""
+        asked, ball = self.asked, self.region
+        cut = BOX if isinstance(ball, InputBox) else (str(ball.norm), ball.radius, k, ball.box is not None)
+        part = Part(
+            k, self.writer.region(*cut), 0.0, ("linf", "linf"), 0, self.writer.last, (0, 3 * self.size)
+        )
+        whole = self.writer.carried(part, self.pairs)
+        bound, facts = self._bound(whole)
+        table = None
+        if asked.norm_out == "pairs" or asked.differences:
+            table, own = self._table(whole)
+            facts += own
+            bound = max(v for row in table for v in row) if asked.norm_out == "pairs" else bound
+        label = None if asked.labels is None else asked.labels[k]
+        if label is not None:
+            label, own = self._label(whole, label)
+            facts += own
+        return _Region(bound, facts, table if asked.differences else None, label)
+
+    def _described(self) -> Balls | Box:
+        if not isinstance(self.asked.region, InputBox):
+            found = balls_of(self.region)
+            assert found is not None
+            return found
+        ends = region_arrays(self.region)["box"].numpy()
+        alike = all(bool((end == end[0]).all()) for end in ends)
+        return Box(digest_of(ends), (float(ends[0][0]), float(ends[1][0])) if alike else None)
+
+    def _bound(self, whole: int) -> tuple[float, list[int]]:
+        """What the entries of f - g are at most in size, and the facts of it."""
+        n, facts, sizes = self.size, [], []
+        if self.asked.norm_out == "linf":
+            for sign in (1, -1):
+                number, low = self.writer.at_least(whole, Rows(2 * n, 3 * n), sign)
+                facts.append(number)
+                sizes.append(-low)
+            return max(*sizes, 0.0), facts
+        squares = Fraction(0)
+        for i in range(n if self.asked.norm_out == "l2" else 0):
+            ends = [self.writer.at_least(whole, Rows(2 * n + i, 2 * n + i + 1), sign) for sign in (1, -1)]
+            facts += [number for number, _ in ends]
+            squares += Fraction(max(0.0, *(-low for _, low in ends))) ** 2
+        return above(root_above(squares)), facts
+
+    def _table(self, whole: int) -> tuple[tuple[tuple[float, ...], ...], list[int]]:
+        """What (f - g)_i - (f - g)_j is at most, for all i and j."""
+        n, facts = self.size, []
+        table = [[0.0] * n for _ in range(n)]
+        for i, j in ((i, j) for i in range(n) for j in range(n) if i != j):
+            number, low = self.writer.at_least(whole, Rows(2 * n + i, 2 * n + i + 1, 2 * n + j), -1)
+            table[i][j] = 0.0 - low
+            facts.append(number)
+        return tuple(tuple(row) for row in table), facts
+
+    def _label(self, whole: int, label: int) -> tuple[int | None, list[int]]:
+        """The label, if it is the largest entry of both networks everywhere, with the facts of that."""
+        facts = []
+        for start in (0, self.size):
+            for j in (j for j in range(self.size) if j != label):
+                number, low = self.writer.at_least(
+                    whole, Rows(start + label, start + label + 1, start + j), 1
+                )
+                if not low > 0:
+                    return None, []
+                facts.append(number)
+        return label, facts
+
+
+def _weight(program: Program) -> float:
+    return sum(float(np.abs(s.kernel).sum()) for s in program.steps if isinstance(s, Affine))
+
+
+def counterparts(p: Elementary, count: int) -> list[tuple[int, int]]:
+    """Layers of the first network, of which there are `count`, with those of the second that are likely to do the same."""
+    layers = [(s.law, s.size) if isinstance(s := p.steps[k], Scalar) else ("", k) for k in p.layers]
+    best: list[tuple[int, int]] = []
+    for key in (lambda layer: layer, lambda layer: layer[1]):
+        names = [repr(key(layer)) for layer in layers]
+        match = SequenceMatcher(None, names[:count], names[count:], autojunk=False)
+        found = [(b.a + i, count + b.b + i) for b in match.get_matching_blocks() for i in range(b.size)]
+        found = [pair for pair in found if all(layers[k][0] for k in pair)]
+        best = found if len(found) > len(best) else best
+    return best
