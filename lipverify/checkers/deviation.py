@@ -101,12 +101,19 @@ class Deviation:
             own = [] if self.norm == "pairs" else list(entries)
             own += pairs if self.norm == "pairs" or self.differences is not None else []
             label = None if self.labels is None else self.labels[k]
-            for start in () if label is None else (0, size):
+            for start in (0, size):
+                if label is None:
+                    break
                 own += [
                     (Rows(start + label, start + label + 1, start + j), 1) for j in range(size) if j != label
                 ]
             found.append(own)
         return found
+
+    def holds_of_one(self) -> bool:
+        """Whether the claim holds of a model beside itself, whatever it computes: no number is negative, no label is claimed."""
+        table = [v for row in self.differences or () for v in row]
+        return all(v >= 0 for v in table) and all(label is None for label in self.labels or ())
 
     def follows(self, facts: Sequence[Fact], size: int) -> list[AtLeast]:
         """The facts, if they carry the claim; which regions they are about is looked at elsewhere.

@@ -33,7 +33,7 @@ from lipverify.checkers.envelope import BOX
 from lipverify.checkers.kernel.arithmetic import above, root_above
 from lipverify.checkers.kernel.elementary import Elementary
 from lipverify.checkers.kernel.language import Rows
-from lipverify.checkers.kernel.program import Affine, Program, Scalar
+from lipverify.checkers.kernel.program import Affine, Program, Scalar, same
 from lipverify.errors import LipverifyError
 from lipverify.ir.certificate import Rigour
 from lipverify.ir.graph import Graph
@@ -84,7 +84,8 @@ def certified(asked: Asked, compute: Compute) -> Certified:
         box = (arrays["box"][0], arrays["box"][1]) if "box" in arrays else None
         writer = Writer(asked.f, program, centres, box)
         proving = _Proving(asked, writer, subjects, compute)
-        claim, facts = proving.claim()
+        alike = same(subjects[0].program.steps, subjects[1].program.steps)
+        claim, facts = proving.nothing() if alike else proving.claim()
         author = Author("deviation", f"norm_out={asked.norm_out}", time.monotonic() - started)
         issued = _written(asked, proving.region, subjects, writer, claim, facts, author)
         issued.check([s.model for s in subjects])
@@ -170,6 +171,12 @@ class _Proving:
         upper, facts = tuple(one.upper for one in found), [fact for one in found for fact in one.facts]
         return Deviation(self.asked.norm_out, self._described(), upper, found[0].differences, labels), facts
 
+    def nothing(self) -> tuple[Deviation, list[int]]:
+        """Of one model beside itself: no difference, and no fact that is needed."""
+        count = len(self.region)
+        table = ((0.0,) * self.size,) * self.size if self.asked.differences else None
+        return Deviation(self.asked.norm_out, self._described(), (0.0,) * count, table, None), []
+
     def _proved(self, k: int) -> _Region:
         """Region k: its bound, differences of entries, its label; with the facts in the order of `Deviation.rows`."""
         asked, ball = self.asked, self.region
@@ -245,12 +252,13 @@ def _weight(program: Program) -> float:
 
 def counterparts(p: Elementary, count: int) -> list[tuple[int, int]]:
     """Layers of the first network, of which there are `count`, with those of the second that are likely to do the same."""
-    layers = [(s.law, s.size) if isinstance(s := p.steps[k], Scalar) else ("", k) for k in p.layers]
+    steps = [p.steps[k] for k in p.layers]
+    kinds = [f"{s.law} {s.size}" if isinstance(s, Scalar) else f"{k}" for k, s in enumerate(steps)]
+    sizes = [str(s.size) for s in steps]
     best: list[tuple[int, int]] = []
-    for key in (lambda layer: layer, lambda layer: layer[1]):
-        names = [repr(key(layer)) for layer in layers]
+    for names in (kinds, sizes):
         match = SequenceMatcher(None, names[:count], names[count:], autojunk=False)
         found = [(b.a + i, count + b.b + i) for b in match.get_matching_blocks() for i in range(b.size)]
-        found = [pair for pair in found if all(layers[k][0] for k in pair)]
+        found = [pair for pair in found if all(isinstance(steps[k], Scalar) for k in pair)]
         best = found if len(found) > len(best) else best
     return best

@@ -207,6 +207,20 @@ class Program:
         return Program((*steps, checked(Affine(view, 3 * n, kernel, index), steps)))
 
 
+def same(one: Any, other: Any) -> bool:
+    """Whether two steps, or two parts of steps, are equal, number for number."""
+    if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
+        alike = isinstance(one, np.ndarray) and isinstance(other, np.ndarray) and one.dtype == other.dtype
+        return alike and np.array_equal(one, other)
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, Step):
+        return all(same(a, b) for a, b in zip(vars(one).values(), vars(other).values(), strict=True))
+    if isinstance(one, tuple):
+        return len(one) == len(other) and all(same(a, b) for a, b in zip(one, other, strict=True))
+    return bool(one == other)
+
+
 def width(view: View, steps: Sequence[Step]) -> int:
     """How many numbers the sources of a view hold together."""
     return sum(steps[s].size for s in view.sources)

@@ -66,9 +66,11 @@ def test_the_whole_box_document_and_folder(data: Path, tmp_path: Path) -> None:
     assert found["question"] == "deviation"
     assert [model["role"] for model in found["models"]] == ["original", "changed"]
     assert found["query"]["region"] == {"kind": "box", "low": 0.0, "high": 1.0}
-    assert found["rigour"] == "real"
-    assert found["certificate"] is None
-    assert found["unchecked"]
+    assert found["rigour"] == "checked"
+    assert found["unchecked"] is None
+    verdict = lv.verify(out / found["certificate"], [F, INT8])
+    assert verdict.upper == found["upper"]
+    assert found["kept"]["checked"] == found["kept"]["certified"]
     assert found["formula"] == "largest entry of |difference|"
     assert found["needs"][0]["name"] == "difference"
     tau = np.array(found["pairs"])

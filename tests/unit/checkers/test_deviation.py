@@ -1,0 +1,283 @@
+"""Certificates about two models: what is proved, what is refused, and the claims that a forger would like to make."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import lipverify as lv
+from lipverify import checkers, ops
+from lipverify.analyzers.protocol import Compute
+from lipverify.certificates import Issued
+from lipverify.certificates.format import claim_document
+from lipverify.checkers import Expectation
+from lipverify.checkers.claims import outward
+from lipverify.checkers.deviation import deviation_of
+from lipverify.checkers.envelope import named_models
+from lipverify.errors import RefutedCertificate, UnreadableCertificate
+from lipverify.ir.graph import Graph
+from lipverify.ir.norm import Norm
+from lipverify.ir.region import Ball
+from lipverify.questions.deviation_proof import Asked, Certified, certified
+from tests import networks
+
+Document = dict[str, Any]
+BOX = lv.InputBox((3,), -1.0, 1.0)
+BALLS = Ball(
+    torch.tensor([[0.1, 0.2, -0.3], [0.5, -0.5, 0.0]], dtype=torch.float64), 0.05, Norm.L2, (-1.0, 1.0)
+)
+
+
+def net(noise: float = 0.0, seed: int = 0) -> Graph:
+    rng = np.random.default_rng(seed)
+    weights = [networks.tensor(rng, *size) for size in ((8, 3), (6, 8), (4, 6))]
+    other = np.random.default_rng(seed + 1)
+    moved = [w + noise * networks.tensor(other, *w.shape) for w in weights]
+    return networks.chain(moved, ops.ReLU())
+
+
+F, G = net(), net(0.01)
+
+
+def labels() -> list[int]:
+    return [int(c) for c in lv.evaluate(F.to(dtype=torch.float64), BALLS.center).argmax(1)]
+
+
+def proved(f: Graph = F, g: Graph = G, region: Ball = BOX, norm: str = "linf", **more: Any) -> Certified:
+    found = certified(Asked(f, g, region, norm, [1.0] * len(region), **more), Compute())
+    assert found.issued is not None, found.reason
+    return found
+
+
+def verdict(issued: Issued, *models: Graph, **expected: Any) -> checkers.Verdict:
+    return lv.verify(issued, models or (F, G), expected=Expectation(**expected))
+
+
+def values(graph: Graph, x: torch.Tensor) -> np.ndarray[Any, Any]:
+    return lv.evaluate(graph.to(dtype=torch.float64), x).numpy()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "pairs"])
+@pytest.mark.parametrize("region", [BOX, BALLS], ids=["box", "balls"])
+def test_bounds_lie_above_what_points_show(norm: str, region: Ball) -> None:
+    single = len(region) == 1
+    found = proved(region=region, norm=norm, differences=single, labels=None if single else labels())
+    assert found.issued is not None
+    said = verdict(found.issued)
+    assert said.upper == (found.upper[0] if single else list(found.upper))
+    rng = torch.Generator().manual_seed(0)
+    for k in range(len(region)):
+        x = region.center[k] + region.radius * (
+            2 * torch.rand(500, 3, generator=rng, dtype=torch.float64) - 1
+        )
+        x = region.project(x[:, None])[:, 0] if single else x
+        if not single:
+            x = x[(x - region.center[k]).norm(dim=1) <= region.radius]
+        d = values(F, x) - values(G, x)
+        size = {"linf": np.abs(d).max(1), "l2": np.linalg.norm(d, axis=1), "pairs": np.ptp(d, 1)}[norm]
+        assert 0.2 * found.upper[k] < size.max() <= found.upper[k]
+        if found.differences is not None:
+            assert ((d[:, :, None] - d[:, None]).max(0) <= np.array(found.differences)).all()
+        if found.labels is not None and found.labels[k] is not None:
+            assert (values(F, x).argmax(1) == found.labels[k]).all()
+            assert (values(G, x).argmax(1) == found.labels[k]).all()
+    if found.labels is not None:
+        assert any(label is not None for label in found.labels)
+
+
+def test_models_in_the_other_order_and_other_models_are_refused() -> None:
+    issued = proved().issued
+    assert issued is not None
+    for models in ((G, F), (F, F), (F, net(0.02)), (G, G)):
+        with pytest.raises(UnreadableCertificate):
+            verdict(issued, *models)
+    for count in ((F,), (F, G, G)):
+        with pytest.raises(UnreadableCertificate, match="models, not"):
+            verdict(issued, *count)
+
+
+def test_files_are_bound_by_their_digests_and_their_order(tmp_path: Path) -> None:
+    f, g = lv.load("zoo:digits-relu-mlp"), lv.load("zoo:digits-int8")
+    found = proved(f, g, lv.InputBox((64,), 0.0, 1.0), "linf", differences=True)
+    assert found.issued is not None
+    path = tmp_path / "c.json"
+    found.issued.save(path)
+    assert named_models(path) == [f.origin.sha256, g.origin.sha256]
+    said = lv.verify(path, ["zoo:digits-relu-mlp", "zoo:digits-int8"])
+    assert said.upper == found.upper[0] < 1.76
+    assert [model["binding"] for model in said.to_json()["models"]] == ["weights", "weights"]
+    with pytest.raises(UnreadableCertificate, match="other order"):
+        lv.verify(path, ["zoo:digits-int8", "zoo:digits-relu-mlp"])
+    with pytest.raises(UnreadableCertificate, match="another model file"):
+        lv.verify(path, ["zoo:digits-relu-mlp", "zoo:digits-pruned"])
+
+
+def test_one_model_beside_itself_differs_by_nothing() -> None:
+    found = proved(F, net(), differences=True)
+    assert found.issued is not None
+    assert found.upper == (0.0,)
+    assert found.issued.document["proof"] == {"steps": [], "claims": []}
+    assert verdict(found.issued, F, net()).upper == 0.0
+    # The same empty proof says nothing about two models.
+    other = proved()
+    assert other.issued is not None
+    forged = copy.deepcopy(other.issued.document)
+    forged["proof"] = {"steps": [], "claims": []}
+    with pytest.raises(RefutedCertificate, match="facts"):
+        verdict(Issued(forged, other.issued.arrays))
+
+
+@pytest.mark.parametrize("expected", [
+    {"norm_out": "l2"}, {"at_most": 1e-3}, {"radius": 0.1}, {"output": 1}, {"margin": (0, 1)}, {"box": (0.0, 1.0)},
+], ids=str)  # fmt: skip
+def test_another_claim_than_expected_is_refused(expected: dict[str, Any]) -> None:
+    issued = proved().issued
+    assert issued is not None
+    verdict(issued, norm_out="linf", at_most=10.0, output=0, box=(-1.0, 1.0))
+    with pytest.raises(RefutedCertificate, match="something else than expected"):
+        verdict(issued, **expected)
+
+
+# -- forgeries
+
+
+def told(document: Document) -> Document:
+    """With the sentence that its numbers make, where they make one."""
+    abouts = [
+        checkers.About(m["sha256"], m["graph_digest"], m["output"]["index"], m["output"]["name"], m["margin"])
+        for m in document["models"]
+    ]
+    claim = document["claim"]
+    with suppress(UnreadableCertificate), pytest.MonkeyPatch.context() as patch:
+        honest = checkers.Deviation.statement
+        patch.setattr(checkers.Deviation, "statement", lambda self, *about: claim["statement"])
+        claim["statement"] = honest(deviation_of(claim, abouts), *abouts)
+    return document
+
+
+def smaller(claim: Document, factor: float) -> None:
+    several = isinstance(claim["upper"], list)
+    numbers = claim["upper"] if several else [claim["upper"]]
+    values = [v * factor for v in numbers]
+    written = {
+        "upper": values,
+        "upper_hex": [v.hex() for v in values],
+        "upper_decimal": [outward(v) for v in values],
+    }
+    claim.update(written if several else {k: v[0] for k, v in written.items()})
+
+
+def table(claim: Document, change: Callable[[list[list[str]]], None]) -> None:
+    change(claim["differences"])
+
+
+def _lower(rows: list[list[str]]) -> None:
+    rows[0][1] = (float.fromhex(rows[0][1]) - 0.01).hex()
+
+
+def _larger(rows: list[list[str]]) -> None:
+    for row in rows:
+        row.append((0.0).hex())
+    rows.append([(0.0).hex()] * len(rows[0]))
+
+
+def _fewer(rows: list[list[str]]) -> None:
+    rows.pop()
+    for row in rows:
+        row.pop()
+
+
+def values_of(document: Document) -> list[Document]:
+    """Steps about all entries of the difference."""
+    return [s for s in document["proof"]["steps"] if s["step"] == "value" and len(s["rows"]) == 2]
+
+
+def relabelled(claim: Document, change: Callable[[int], int]) -> None:
+    claim["labels"] = [None if c is None else change(c) for c in claim["labels"]]
+
+
+WHOLE: dict[str, Callable[[Document], None]] = {
+    "a smaller bound": lambda d: smaller(d["claim"], 0.99),
+    "another norm": lambda d: d["claim"].update(norm_out="l2"),
+    "a smaller difference": lambda d: table(d["claim"], _lower),
+    "more differences": lambda d: table(d["claim"], _larger),
+    "fewer differences": lambda d: table(d["claim"], _fewer),
+    "a larger box": lambda d: d["claim"]["region"].update(low=-2.0),
+    "facts of the other sign twice": lambda d: d["proof"]["claims"].__setitem__(1, d["proof"]["claims"][0]),
+    "facts of f alone": lambda d: [s.update(rows=[0, 4]) for s in values_of(d)],
+    "facts of some rows": lambda d: [s.update(rows=[8, 11]) for s in values_of(d)],
+    "facts left out": lambda d: d["proof"]["claims"].pop(),
+    "a condition": lambda d: d["proof"]["steps"][0].update(conditions=[[-1, 0, (0.0).hex(), "above"]]),
+    "a higher limit": lambda d: d["proof"]["steps"][1].update(limit=(-1e-3).hex()),
+    "roles exchanged": lambda d: [d["models"][0].update(role="changed"), d["models"][1].update(role="original")],
+    "one model": lambda d: d["models"].pop(),
+    "a kind of claim about one model": lambda d: d["claim"].update(kind="constant"),
+    "labels of a box": lambda d: d["claim"].update(labels=[1]),
+    "no box": lambda d: d["regions"][0].update(box=False),
+    "a box told as a ball": lambda d: d["regions"][0].update(norm="linf"),
+    "a pair of other layers": lambda d: d["proof"]["steps"][0].update(pairs=[[2, 1]]),
+    "a pair that is none": lambda d: d["proof"]["steps"][0].update(pairs=[[2, 9]]),
+}  # fmt: skip
+PARTS: dict[str, Callable[[Document], None]] = {
+    "a smaller bound": lambda d: smaller(d["claim"], 0.99),
+    "another label": lambda d: relabelled(d["claim"], lambda c: (c + 1) % 4),
+    "a label beyond the outputs": lambda d: relabelled(d["claim"], lambda c: c + 4),
+    "a larger ball": lambda d: d["claim"]["region"].update(radius=0.06, radius_hex=(0.06).hex()),
+    "no box": lambda d: d["claim"]["region"].update(box=None),
+    "balls exchanged": lambda d: [r.update(centre=1 - r["centre"]) for r in d["regions"]],
+    "a smaller ball in the proof": lambda d: [r.update(radius_hex=(0.01).hex()) for r in d["regions"]],
+    "another norm of balls": lambda d: [r.update(norm="linf") for r in d["regions"]],
+    "the box in place of balls, and no box": lambda d: [d["claim"]["region"].update(box=None),
+        *(r.update(kind="box", norm=None, radius_hex=None, centre=None) for r in d["regions"])],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("region", "name"), [*((BOX, n) for n in WHOLE), *((BALLS, n) for n in PARTS)],
+                         ids=lambda v: v if isinstance(v, str) else type(v).__name__)  # fmt: skip
+def test_forged_certificates_are_refused(region: Ball, name: str) -> None:
+    whole = region is BOX
+    found = proved(region=region, differences=whole, labels=None if whole else labels())
+    assert found.issued is not None
+    document = json.loads(json.dumps(found.issued.document))
+    verdict(Issued(document, found.issued.arrays))
+    (WHOLE if whole else PARTS)[name](document)
+    if len(document["models"]) == 2 and document["claim"]["kind"] == "deviation":
+        told(document)
+    with pytest.raises((RefutedCertificate, UnreadableCertificate)):
+        verdict(Issued(document, found.issued.arrays))
+
+
+def test_a_whole_box_serves_the_balls_that_it_cuts() -> None:
+    found = proved(region=BALLS)
+    assert found.issued is not None
+    document = json.loads(json.dumps(found.issued.document))
+    for region in document["regions"]:
+        region.update(kind="box", norm=None, radius_hex=None, centre=None)
+    with pytest.raises(RefutedCertificate, match="value that is not shown"):
+        verdict(Issued(document, found.issued.arrays))
+    bound = proved().upper[0]
+    for step in document["proof"]["steps"]:
+        if step["step"] == "value":
+            step["limit"] = (-bound).hex()
+    smaller(document["claim"], 1.01 * bound / min(document["claim"]["upper"]))
+    assert verdict(Issued(told(document), found.issued.arrays)).upper == document["claim"]["upper"]
+
+
+def test_the_written_claim_is_read_again() -> None:
+    found = proved(differences=True)
+    assert found.issued is not None
+    document = found.issued.document
+    abouts = [
+        checkers.About(m["sha256"], m["graph_digest"], 0, m["output"]["name"], None)
+        for m in document["models"]
+    ]
+    claim = deviation_of(document["claim"], abouts)
+    assert claim_document(claim, *abouts) == document["claim"]
