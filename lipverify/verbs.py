@@ -208,6 +208,8 @@ def _question(given: Any) -> Any:
 
 
 def _model_or_path(given: Any) -> Any:
+    if isinstance(given, list | tuple):  # a claim about two models
+        return [_model_or_path(each) for each in given]
     if isinstance(given, Graph):
         return given
     path = certificates.model_path(str(taking.path(given, "the model")))
