@@ -33,8 +33,7 @@ class InspectOptions(Reading):
 
 
 def _inspect(options: InspectOptions, as_json: bool) -> int:
-    from lipverify.commands.start import load
-    from lipverify.documents import inspect_document
+    from lipverify.commands.start import inspect_document, load
 
     document = inspect_document(load(options, options.model))
     if as_json:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import platform
 import re
+from datetime import UTC, datetime
 from typing import Any
 
 import torch
 
-from lipverify.analyzers import registry
 from lipverify.ir.graph import Graph
 from lipverify.ir.region import Query
+from lipverify.version import __version__
 
 NOT_COVERED = (
     "the execution in floating point: the bound is about the real-valued function of the stored weights",
@@ -65,14 +66,17 @@ def nodes_document(graph: Graph) -> list[dict[str, Any]]:
     ]
 
 
-def inspect_document(graph: Graph) -> dict[str, Any]:
-    """The document of `inspect --json`."""
-    reasons = {name: registry.resolve(name).reject(graph, Query()) for name in registry.names()}
+def envelope(schema: str, command: str | None, seconds: float, **body: Any) -> dict[str, Any]:
+    """A document: who made it, when and how, around what it says."""
     return {
-        "schema": "lipverify.inspect/1",
-        "model": model_document(graph),
-        "nodes": nodes_document(graph),
-        "analyzers": reasons,
+        "schema": schema,
+        "tool": {"name": "lipverify", "version": __version__},
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command,
+        **body,
+        "not_covered": list(NOT_COVERED),
+        "environment": environment(),
+        "seconds": seconds,
     }
 
 

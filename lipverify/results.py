@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from torch import Tensor
 
-from lipverify import __version__
 from lipverify.analyzers.auto import Choice
 from lipverify.analyzers.protocol import Analyzer, docstring_field
-from lipverify.documents import (
-    NOT_COVERED,
-    environment,
-    model_document,
-    nodes_document,
-    query_document,
-    slug,
-)
+from lipverify.documents import envelope, model_document, nodes_document, query_document, slug
 from lipverify.errors import InternalError, Undecided, UnsupportedModel
 from lipverify.ir.certificate import Certificate, Gains, Witness
 from lipverify.ir.graph import Graph
 from lipverify.ir.region import Query
 from lipverify.ir.shown import Shown, at_least, at_most
 from lipverify.loading.names import display
+from lipverify.reporting.notebook import Result
 
 
 @dataclass(frozen=True)
@@ -127,7 +118,7 @@ class Lower(Shown):
 
 
 @dataclass(frozen=True)
-class Audit:
+class Audit(Result):
     """All answers to one query on one graph."""
 
     graph: Graph
@@ -142,12 +133,6 @@ class Audit:
     def __repr__(self) -> str:
         best = "no bound" if self.best is None else repr(self.best)
         return f"Audit({self.graph!r}: {best}, {at_least(self.lower.value)})"
-
-    def __str__(self) -> str:
-        from lipverify.reporting.notebook import text_of
-        from lipverify.reporting.terminal import print_audit
-
-        return text_of(lambda file: print_audit(self.to_json(), file))
 
     @property
     def upper(self) -> float | Tensor:
@@ -199,31 +184,39 @@ class Audit:
         answered = [row for row in self.rows if row.certificate is not None]
         return min(answered, key=_tightness, default=None)
 
+    def show(self, document: dict[str, Any], file: TextIO | None = None) -> None:
+        """What a person at a terminal sees."""
+        from lipverify.reporting.terminal import print_audit
+
+        print_audit(document, file)
+
+    def page(self, document: dict[str, Any]) -> str:
+        """The self-contained page."""
+        from lipverify.reporting.html import render_audit
+
+        return render_audit(document)
+
     def to_json(self) -> dict[str, Any]:
         """The document of `audit --json`."""
         best, value = self.best, self.lower.value
-        return {
-            "schema": "lipverify.audit/1",
-            "tool": {"name": "lipverify", "version": __version__},
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": self.command,
-            "model": {**model_document(self.graph), "nodes": nodes_document(self.graph)},
-            "query": query_document(self.query, self.graph.origin.part),
+        return envelope(
+            "lipverify.audit/1",
+            self.command,
+            self.seconds,
+            model={**model_document(self.graph), "nodes": nodes_document(self.graph)},
+            query=query_document(self.query, self.graph.origin.part),
             **({} if self.choice is None else {"choice": self.choice.to_json(self._hurried())}),
-            "results": [row.to_json() for row in self.rows],
-            "lower": {
+            results=[row.to_json() for row in self.rows],
+            lower={
                 "value": value.tolist() if isinstance(value, Tensor) else value,
                 "method": self.lower.witness.method,
                 "witness": "witness.npz",
                 **({"note": self.lower.witness.note} if self.lower.witness.note else {}),
                 **({"failed": True} if self.lower.failed else {}),
             },
-            "best": None if best is None else {"analyzer": best.analyzer, **best.bound_document()},
-            "assumptions": sorted({text for c in self.certificates.values() for text in c.assumptions}),
-            "not_covered": list(NOT_COVERED),
-            "environment": environment(),
-            "seconds": self.seconds,
-        }
+            best=None if best is None else {"analyzer": best.analyzer, **best.bound_document()},
+            assumptions=sorted({text for c in self.certificates.values() for text in c.assumptions}),
+        )
 
     def _hurried(self) -> list[str]:
         return [row.analyzer for row in self.rows if row.hurried]
@@ -240,20 +233,6 @@ class Audit:
                 )
                 found[row.analyzer] = issued.files(f"{slug(row.analyzer)}.json")
         return found
-
-    def to_html(self, path: str | Path | None = None) -> str:
-        """The self-contained report; also written to `path` when given."""
-        from lipverify.reporting.html import render_audit
-
-        text = render_audit(self.to_json())
-        if path is not None:
-            Path(path).write_text(text, encoding="utf-8")
-        return text
-
-    def _repr_html_(self) -> str:
-        from lipverify.reporting.notebook import framed
-
-        return framed(self.to_html())
 
 
 def _tightness(row: Row) -> float:

@@ -7,12 +7,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from lipverify import __version__, checkers
+from lipverify import checkers
 from lipverify.checkers import About, Model, digest_of
 from lipverify.checkers.claims import Balls, Claim, Constant, Monotone, Radius, inward, outward
 from lipverify.checkers.deviation import Deviation
@@ -21,6 +21,14 @@ from lipverify.documents import NOT_COVERED, environment, model_document
 from lipverify.ir.graph import Graph
 from lipverify.ir.region import Ball, Region
 from lipverify.loading.names import display
+from lipverify.version import __version__
+
+
+class Named(Protocol):
+    """Whoever gave a bound: all that a certificate says about an analyzer is its name."""
+
+    @property
+    def name(self) -> str: ...
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from lipverify import checkers
 from lipverify.certificates.format import (
     Author,
     Issued,
+    Named,
     ball_document,
     balls_of,
     claim_document,
@@ -45,9 +46,6 @@ from lipverify.ir.region import Ball, Query, Region
 from lipverify.loading.names import display
 from lipverify.loading.safetensors import write_safetensors
 from lipverify.ops import Linear, Reshape
-
-if TYPE_CHECKING:
-    from lipverify.analyzers.protocol import Analyzer
 
 ROUNDING = 1e-6
 """What a proof may add to a bound, relatively, without a word: proofs in floating point need a little room."""
@@ -175,7 +173,7 @@ def _same_function(graph: Graph, program: Program) -> None:
 
 
 def issue(
-    certificate: Certificate, graph: Graph, query: Query, analyzer: Analyzer, seconds: float
+    certificate: Certificate, graph: Graph, query: Query, analyzer: Named, seconds: float
 ) -> Certificate:
     """The certificate in its written form, `checked` when the checker has proved it from that form alone.
 
@@ -224,7 +222,7 @@ def _raised(before: Tensor, after: Tensor) -> str | None:
 
 
 def _issued(
-    certificate: Certificate, graph: Graph, query: Query, analyzer: Analyzer, seconds: float
+    certificate: Certificate, graph: Graph, query: Query, analyzer: Named, seconds: float
 ) -> tuple[Issued, Tensor]:
     evidence = certificate.evidence
     if isinstance(query.region, Ball) and query.region.own:
@@ -326,7 +324,7 @@ def written(
 
 
 def _ours(
-    error: LipverifyError, certificate: Certificate, graph: Graph, query: Query, analyzer: Analyzer
+    error: LipverifyError, certificate: Certificate, graph: Graph, query: Query, analyzer: Named
 ) -> InternalError:
     kept = _kept(unproved(replace(certificate, unchecked=str(error)), graph, query, analyzer))
     said = f"the certificate of {analyzer.name} does not check ({type(error).__name__}: {error})"
@@ -343,7 +341,7 @@ def _kept(issued: Issued) -> str:
     return str(path)
 
 
-def unproved(certificate: Certificate, graph: Graph, query: Query, analyzer: Analyzer) -> Issued:
+def unproved(certificate: Certificate, graph: Graph, query: Query, analyzer: Named) -> Issued:
     """A bound the checker has no proof for, written with its evidence; it says so itself."""
     author = Author(analyzer.name, certificate.made_by, 0.0, certificate.assumptions)
     origin = graph.origin

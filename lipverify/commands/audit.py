@@ -112,7 +112,7 @@ def _audit(options: AuditOptions, start: Start) -> Outcome:
     from lipverify.analyzers import auto
     from lipverify.commands.regions import limits
     from lipverify.commands.start import load, points_of
-    from lipverify.reporting import pipelines, terminal, writing
+    from lipverify.reporting import pipelines, writing
 
     auto.listed(options.analyzers)
     start.progress.start(f"reading {options.model}")
@@ -156,7 +156,7 @@ def _audit(options: AuditOptions, start: Start) -> Outcome:
     files = writing.audit_files(result, document) if start.folder is not None else {}
     code = pipeline.exit_code(result)
     failure = _gate(document["best"], options.fail_above) if code == 0 else None
-    return Outcome(document, terminal.print_audit, files, code, failure, beside)
+    return Outcome(document, result.show, result.page, files, code, failure, beside)
 
 
 AUDIT = Verb(AuditOptions, _audit, "Bound a model's Lipschitz constant from above and from below.")

@@ -103,8 +103,6 @@ def _compare(options: CompareOptions, start: Start) -> Outcome:
     from lipverify.comparison.cache import Cache
     from lipverify.comparison.results import WITNESSES, Unreadable
     from lipverify.comparison.run import compare
-    from lipverify.reporting.comparison import print_comparison, render_comparison
-    from lipverify.reporting.places import REPORT
 
     started = time.monotonic()
     folder, progress = start.folder, start.progress
@@ -144,12 +142,8 @@ def _compare(options: CompareOptions, start: Start) -> Outcome:
     document = found.to_json()
     files = {}
     if folder is not None:
-        files = {
-            **found.certificate_files(),
-            WITNESSES: found.witness_file(),
-            REPORT: render_comparison(document).encode("utf-8"),
-        }
-    return Outcome(document, print_comparison, files, found.exit_code())
+        files = {**found.certificate_files(), WITNESSES: found.witness_file()}
+    return Outcome(document, found.show, found.page, files, found.exit_code())
 
 
 def _unfinished(options: CompareOptions) -> str:

@@ -12,7 +12,6 @@ from lipverify.commands.start import Start, points_of
 from lipverify.errors import InternalError, LipverifyError, Refuted, UsageError
 from lipverify.failures import failure_words
 from lipverify.ir.norm import Norm
-from lipverify.reporting.places import REPORT
 from lipverify.reporting.radii_compared import print_radii_compared, render_radii_compared
 from lipverify.robustness.comparison import comparison_document
 from lipverify.robustness.plan import Plan
@@ -62,11 +61,8 @@ def work(options: CompareOptions, start: Start) -> Outcome:
         raise next(iter(left_out.values()))
     reasons = {name: str(error) for name, error in left_out.items()}
     document = comparison_document(found, reasons, options.command)
-    files = {}
-    if start.folder is not None:
-        files[REPORT] = render_radii_compared(document).encode("utf-8")
     # Worst first: a contradiction, then what broke.
-    return Outcome(document, print_radii_compared, files, max(codes))
+    return Outcome(document, print_radii_compared, render_radii_compared, code=max(codes))
 
 
 def _radii(

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
 
-from lipverify import __version__
+from lipverify.version import __version__
 
 PARTS = {
     "torch": "evaluates and analyses networks",

@@ -29,7 +29,6 @@ def work(options: AuditOptions, start: Start) -> Outcome:
     from lipverify.commands.regions import limits
     from lipverify.commands.start import load, points_of
     from lipverify.monotonicity import monotone
-    from lipverify.reporting.monotone import print_monotone
     from lipverify.reporting.places import WITNESS
 
     if options.margin is not None and options.of is not None:
@@ -58,7 +57,7 @@ def work(options: AuditOptions, start: Start) -> Outcome:
     files = {WITNESS: found.witness_file(), **found.certificate_files()}
     code = 0 if found.decided else Undecided.exit_code
     document = found.to_json() | ({} if points is None else {"data": points.to_json()})
-    return Outcome(document, print_monotone, files, code)
+    return Outcome(document, found.show, found.page, files, code)
 
 
 def _region(options: AuditOptions, points: Points | None, radius: float | None, box: Box | None) -> Region:

@@ -104,7 +104,7 @@ def _asked(question: Any, options: Options, start: Start) -> Outcome:
     from lipverify.commands.start import load, points_of
     from lipverify.questions.asking import ask
     from lipverify.reporting.answer import print_answers, render_answers
-    from lipverify.reporting.places import CERTIFICATES, REPORT, WITNESS
+    from lipverify.reporting.places import CERTIFICATES, WITNESS
 
     graphs = []
     for model in options.models:
@@ -140,11 +140,16 @@ def _asked(question: Any, options: Options, start: Start) -> Outcome:
         for answer, name in zip(answers, proofs, strict=True):
             if answer.issued is not None:
                 files |= {f"{CERTIFICATES}/{n}": data for n, data in answer.issued.files(name).items()}
-        files[REPORT] = render_answers(documents, parts).encode("utf-8")
     stopped = any(answer.interrupted for answer in answers)
     failure = None if stopped else _gates(question, options, answers, documents)
-    show = lambda _: print_answers(documents, parts)  # noqa: E731
-    return Outcome(result, show, files, 130 if stopped else 0, failure)
+    return Outcome(
+        result,
+        lambda _: print_answers(documents, parts),
+        lambda _: render_answers(documents, parts),
+        files,
+        130 if stopped else 0,
+        failure,
+    )
 
 
 def _several(question: Any, documents: list[dict[str, Any]]) -> dict[str, Any]:

@@ -70,8 +70,6 @@ def _radius(options: RadiusOptions, start: Start) -> Outcome:
         LipverifyError: as `radii`; UsageError also for a journal that is there and not meant to be continued.
     """
     from lipverify.commands.start import load, points_of
-    from lipverify.reporting.places import REPORT
-    from lipverify.reporting.radii import print_radii, render_radii
     from lipverify.robustness.attack import Attack
     from lipverify.robustness.plan import Plan
     from lipverify.robustness.run import radii
@@ -116,14 +114,9 @@ def _radius(options: RadiusOptions, start: Start) -> Outcome:
             report=start.progress.report,
             advance=start.progress.update,
         )
-    document = replace(found, command=options.command).to_json() | {"data": points.to_json()}
-    files = {}
-    if start.folder is not None:
-        files = {
-            REPORT: render_radii(document, points.x.numpy()).encode("utf-8"),
-            **found.certificate_files(),
-        }
-    return Outcome(document, print_radii, files, found.exit_code())
+    found = replace(found, command=options.command, inputs=points.x)
+    document = found.to_json() | {"data": points.to_json()}
+    return Outcome(document, found.show, found.page, found.certificate_files(), found.exit_code())
 
 
 RADIUS = Verb(

@@ -26,13 +26,15 @@ Json = Annotated[bool, typer.Option("--json", help="exactly one JSON document on
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command found. show: prints the document. files: beside result.json. failure: raised once all is written.
+    """What a command found. show: prints the document; page: makes the report of it. files: beside these two in the folder.
+    failure: raised once all is written.
 
     beside: writes what lies outside the folder.
     """
 
     document: dict[str, Any]
     show: Callable[[dict[str, Any]], None]
+    page: Callable[[dict[str, Any]], str]
     files: Mapping[str, bytes] = field(default_factory=dict)
     code: int = 0
     failure: LipverifyError | None = None
@@ -63,8 +65,9 @@ def run(verb: Verb, options: Options, as_json: bool) -> int:
         outcome = verb.work(options, start)
         start.progress.finish()
         if start.folder is not None:
-            # Last: its presence says that the others are complete.
-            start.folder.write({**outcome.files, RESULT: document_bytes(outcome.document)})
+            page = outcome.page(outcome.document).encode("utf-8")
+            # The result last: its presence says that the others are complete.
+            start.folder.write({**outcome.files, REPORT: page, RESULT: document_bytes(outcome.document)})
     outcome.beside()
     if as_json:
         print_json(outcome.document)

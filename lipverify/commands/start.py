@@ -11,9 +11,12 @@ import torch
 from torch import Tensor
 
 from lipverify import pipeline
+from lipverify.analyzers import registry
+from lipverify.documents import model_document, nodes_document
 from lipverify.errors import InvalidFile, UsageError
 from lipverify.interpreter import evaluate
 from lipverify.ir.graph import Graph
+from lipverify.ir.region import Query
 from lipverify.loading import read_points
 from lipverify.loading.data import Points as StoredPoints
 from lipverify.loading.data import label_hint
@@ -146,3 +149,14 @@ def choose_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise UsageError("no CUDA device is available; `lipverify doctor` shows what torch sees")
     return torch.device(name)
+
+
+def inspect_document(graph: Graph) -> dict[str, Any]:
+    """The document of `inspect --json`."""
+    reasons = {name: registry.resolve(name).reject(graph, Query()) for name in registry.names()}
+    return {
+        "schema": "lipverify.inspect/1",
+        "model": model_document(graph),
+        "nodes": nodes_document(graph),
+        "analyzers": reasons,
+    }

@@ -6,20 +6,18 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
-from lipverify import __version__
 from lipverify.analyzers.auto import Choice
-from lipverify.documents import NOT_COVERED, environment, model_document, nodes_document, query_document
+from lipverify.documents import envelope, model_document, nodes_document, query_document
 from lipverify.errors import Refuted, Undecided, UnsupportedModel, UsageError, did_you_mean
 from lipverify.ir.graph import Graph
 from lipverify.ir.region import Query
 from lipverify.loading.names import display
+from lipverify.reporting.notebook import Result
 
 SCHEMA = "lipverify.compare/1"
 WITNESSES = "witnesses.npz"
@@ -52,7 +50,7 @@ class Answered:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Result):
     """All answers. models: by the name they are shown under; answers: by name, one for each query."""
 
     models: Mapping[str, Graph | Unreadable]
@@ -74,12 +72,6 @@ class Comparison:
             f"Comparison({len(self.models)} models: {names}{more}; {len(self.queries)} questions; "
             f"analyzers {', '.join(display(name, 40) for name in self.analyzers[:8])})"
         )
-
-    def __str__(self) -> str:
-        from lipverify.reporting.comparison import print_comparison
-        from lipverify.reporting.notebook import text_of
-
-        return text_of(lambda file: print_comparison(self.to_json(), file))
 
     def upper(self, model: str, analyzer: str, query: int = 0) -> float | list[float] | None:
         """One bound; None where it was refused or exceeds float64. Raises UsageError: there is no such row."""
@@ -114,30 +106,38 @@ class Comparison:
         parts = {model.origin.part for model in self.models.values() if isinstance(model, Graph)}
         return parts.pop() if len(parts) == 1 else None
 
+    def show(self, document: dict[str, Any], file: TextIO | None = None) -> None:
+        """What a person at a terminal sees."""
+        from lipverify.reporting.comparison import print_comparison
+
+        print_comparison(document, file)
+
+    def page(self, document: dict[str, Any]) -> str:
+        """The self-contained page."""
+        from lipverify.reporting.comparison import render_comparison
+
+        return render_comparison(document)
+
     def to_json(self) -> dict[str, Any]:
         """The document of `compare --json`."""
         rows = [row for answers in self.answers.values() for answer in answers for row in answer.rows]
-        return {
-            "schema": SCHEMA,
-            "tool": {"name": "lipverify", "version": __version__},
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": self.command,
-            "queries": [query_document(query, self._part()) for query in self.queries],
-            "analyzers": list(self.analyzers),
+        return envelope(
+            SCHEMA,
+            self.command,
+            self.seconds,
+            queries=[query_document(query, self._part()) for query in self.queries],
+            analyzers=list(self.analyzers),
             **({} if self.choice is None else {"choice": self.choice.to_json()}),
-            "models": [self._model(name) for name in self.models],
-            "summary": [
+            models=[self._model(name) for name in self.models],
+            summary=[
                 summary_row(index, name, [answers[index] for answers in self.answers.values()])
                 for index in range(len(self.queries))
                 for name in self.analyzers
             ],
-            "curves": list(self.curves),
-            "assumptions": sorted({text for row in rows for text in row.get("assumptions", ())}),
-            "not_covered": list(NOT_COVERED),
-            "work": {"computed": self.computed, "cached": self.cached},
-            "environment": environment(),
-            "seconds": self.seconds,
-        }
+            curves=list(self.curves),
+            assumptions=sorted({text for row in rows for text in row.get("assumptions", ())}),
+            work={"computed": self.computed, "cached": self.cached},
+        )
 
     def _model(self, name: str) -> dict[str, Any]:
         model = self.models[name]
@@ -172,20 +172,6 @@ class Comparison:
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)
         return buffer.getvalue()
-
-    def to_html(self, path: str | Path | None = None) -> str:
-        """The self-contained report; also written to `path` when given."""
-        from lipverify.reporting.comparison import render_comparison
-
-        text = render_comparison(self.to_json())
-        if path is not None:
-            Path(path).write_text(text, encoding="utf-8")
-        return text
-
-    def _repr_html_(self) -> str:
-        from lipverify.reporting.notebook import framed
-
-        return framed(self.to_html())
 
 
 def _audit(index: int, name: str, answer: Answered) -> dict[str, Any]:

@@ -5,18 +5,17 @@ from __future__ import annotations
 import io
 from collections import Counter
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from enum import Enum
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from torch import Tensor
 
-from lipverify import __version__
 from lipverify.certificates import Issued
-from lipverify.documents import NOT_COVERED, environment, model_document
+from lipverify.documents import envelope, model_document
 from lipverify.ir.certificate import Rigour
 from lipverify.ir.graph import Graph
+from lipverify.reporting.notebook import Result
 
 CERTIFICATE = "monotone.json"
 SHOWN = 64
@@ -115,7 +114,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Monotonicity:
+class Monotonicity(Result):
     """All findings of one call."""
 
     graph: Graph
@@ -134,12 +133,6 @@ class Monotonicity:
         said = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
         return f"Monotonicity(output {self.output} in {len(self.findings)} features: {said}; {self.rigour})"
 
-    def __str__(self) -> str:
-        from lipverify.reporting.monotone import print_monotone
-        from lipverify.reporting.notebook import text_of
-
-        return text_of(lambda file: print_monotone(self.to_json(), file))
-
     def certificate_files(self) -> dict[str, bytes]:
         """The files of the certificate under their places in a folder."""
         if self.issued is None:
@@ -151,35 +144,33 @@ class Monotonicity:
         """Whether every feature got a verdict other than `undecided`."""
         return all(finding.verdict is not Verdict.UNDECIDED for finding in self.findings)
 
+    def show(self, document: dict[str, Any], file: TextIO | None = None) -> None:
+        """What a person at a terminal sees."""
+        from lipverify.reporting.monotone import print_monotone
+
+        print_monotone(document, file)
+
+    def page(self, document: dict[str, Any]) -> str:
+        """The self-contained page."""
+        from lipverify.reporting.monotone import render_monotone
+
+        return render_monotone(document)
+
     def to_json(self) -> dict[str, Any]:
         """The document of `audit --monotone --json`."""
         part = self.graph.origin.part
-        return {
-            "schema": "lipverify.monotone/1",
-            "tool": {"name": "lipverify", "version": __version__},
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": self.command,
-            "model": model_document(self.graph),
-            "query": {"region": self.region, "output": self.output, **({"of": part} if part else {})},
-            "features": [finding.to_json() for finding in self.findings],
-            "rigour": str(self.rigour),
-            "certificate": None if self.issued is None else f"certificates/{CERTIFICATE}",
-            "witness": "witness.npz",
-            "not_covered": list(NOT_COVERED),
-            "environment": environment(),
-            "seed": self.seed,
-            "seconds": self.seconds,
-        }
-
-    def _repr_html_(self) -> str:
-        from lipverify.reporting.monotone import headline
-        from lipverify.reporting.notebook import table
-
-        rows = [
-            (f.name or str(f.feature), str(f.region), str(f.verdict), "[{:.4g}, {:.4g}]".format(*f.slope))
-            for f in self.findings
-        ]
-        return table(headline(self.to_json()), ("feature", "region", "verdict", "slope within"), rows)
+        return envelope(
+            "lipverify.monotone/1",
+            self.command,
+            self.seconds,
+            model=model_document(self.graph),
+            query={"region": self.region, "output": self.output, **({"of": part} if part else {})},
+            features=[finding.to_json() for finding in self.findings],
+            rigour=str(self.rigour),
+            certificate=None if self.issued is None else f"certificates/{CERTIFICATE}",
+            witness="witness.npz",
+            seed=self.seed,
+        )
 
     def witness_file(self) -> bytes:
         """An .npz with the pairs: arrays `falls_F_R_low`, `falls_F_R_high`, ... for feature F and region R, float64."""

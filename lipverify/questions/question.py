@@ -5,23 +5,21 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self, TextIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lipverify import __version__
 from lipverify.analyzers.protocol import Compute, docstring_field
 from lipverify.certificates import Issued
-from lipverify.documents import NOT_COVERED, environment, model_document
+from lipverify.documents import envelope, model_document
 from lipverify.ir.certificate import Rigour, Witness
 from lipverify.ir.graph import Graph
 from lipverify.ir.interval import Interval
 from lipverify.ir.shown import at_least, at_most
 from lipverify.questions.formula import Formula
+from lipverify.reporting.notebook import Result
 from lipverify.reporting.places import WITNESS
 from lipverify.reporting.sections import Section
 
@@ -126,7 +124,7 @@ class Question(Protocol):
 
 
 @dataclass(frozen=True)
-class Answer:
+class Answer(Result):
     """A bound, what it claims, and what was found below it. upper: a number, or [count] for several regions."""
 
     question: Question
@@ -146,13 +144,6 @@ class Answer:
 
     def __repr__(self) -> str:
         return f"Answer({self.question.name}: {at_most(self.upper)}, {at_least(self.lower)}, {self.rigour})"
-
-    def __str__(self) -> str:
-        from lipverify.reporting.answer import print_answers
-        from lipverify.reporting.notebook import text_of
-
-        document = self.to_json()
-        return text_of(lambda file: print_answers([document], [self.question.sections(document)], file))
 
     @property
     def rigour(self) -> Rigour:
@@ -176,6 +167,18 @@ class Answer:
             return 0.0
         return float(self.lower.max()) if isinstance(self.lower, Tensor) else self.lower
 
+    def show(self, document: dict[str, Any], file: TextIO | None = None) -> None:
+        """What a person at a terminal sees."""
+        from lipverify.reporting.answer import print_answers
+
+        print_answers([document], [self.question.sections(document)], file)
+
+    def page(self, document: dict[str, Any]) -> str:
+        """The self-contained page."""
+        from lipverify.reporting.answer import render_answers
+
+        return render_answers([document], [self.question.sections(document)])
+
     def to_json(self, witness: str = WITNESS, certificate: str | None = None) -> dict[str, Any]:
         """The document of `--json`. witness: the name of the file with the points; certificate: of that of the proof."""
         from lipverify.reporting.format import Magnitude, upper_text
@@ -184,32 +187,28 @@ class Answer:
         lower = None
         if self.witness is not None:
             lower = {"value": _plain(self.lower), "method": self.witness.method, "witness": witness}
-        return {
-            "schema": "lipverify.answer/1",
-            "tool": {"name": "lipverify", "version": __version__},
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": self.command,
-            "question": question.name,
-            "models": [{**model_document(s.graph), "role": s.role} for s in question.subjects],
-            "query": question.query(),
-            "claim": question.claim(upper_text(Magnitude(self.largest))),
-            "upper": _plain(self.upper),
-            "lower": lower,
-            "rigour": str(self.rigour),
-            "formula": str(question.formula),
-            "needs": [self._need(name) for name in question.formula.facts()],
-            "certificate": None if self.issued is None else certificate,
-            "unchecked": UNCHECKED if self.proved is None else None if self.checked else self.proved.reason,
+        return envelope(
+            "lipverify.answer/1",
+            self.command,
+            self.seconds,
+            question=question.name,
+            models=[{**model_document(s.graph), "role": s.role} for s in question.subjects],
+            query=question.query(),
+            claim=question.claim(upper_text(Magnitude(self.largest))),
+            upper=_plain(self.upper),
+            lower=lower,
+            rigour=str(self.rigour),
+            formula=str(question.formula),
+            needs=[self._need(name) for name in question.formula.facts()],
+            certificate=None if self.issued is None else certificate,
+            unchecked=UNCHECKED if self.proved is None else None if self.checked else self.proved.reason,
             **dict(self.fields),
-            "trace": [list(moment) for moment in self.trace],
-            "interrupted": self.interrupted,
-            "statement": docstring_field(question, "Statement"),
-            "source": docstring_field(question, "Source"),
-            "sound_when": docstring_field(question, "Sound when"),
-            "not_covered": list(NOT_COVERED),
-            "environment": environment(),
-            "seconds": self.seconds,
-        }
+            trace=[list(moment) for moment in self.trace],
+            interrupted=self.interrupted,
+            statement=docstring_field(question, "Statement"),
+            source=docstring_field(question, "Source"),
+            sound_when=docstring_field(question, "Sound when"),
+        )
 
     def _need(self, name: str) -> dict[str, Any]:
         box = self.found.facts[name]
@@ -228,21 +227,6 @@ class Answer:
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)
         return buffer.getvalue()
-
-    def to_html(self, path: str | Path | None = None) -> str:
-        """The self-contained page; also written to `path` when given."""
-        from lipverify.reporting.answer import render_answers
-
-        document = self.to_json()
-        text = render_answers([document], [self.question.sections(document)])
-        if path is not None:
-            Path(path).write_text(text, encoding="utf-8")
-        return text
-
-    def _repr_html_(self) -> str:
-        from lipverify.reporting.notebook import framed
-
-        return framed(self.to_html())
 
 
 def _plain(value: float | Tensor | None) -> Any:

@@ -52,10 +52,16 @@ def render_answers(documents: Sequence[Document], parts: Sequence[Sequence[Secti
         InternalError: a number that is no bound, or a witness above its bound.
     """
     first = documents[0]
+    pages = [_page(document, sections) for document, sections in zip(documents, parts, strict=True)]
+    return rendered(first, first["question"], model_name(first["models"][0]), pages)
+
+
+def rendered(first: Document, question: str, title: str, pages: Sequence[Page]) -> str:
+    """Pages of one question as one self-contained HTML file. first: the document that says how they were made."""
     return template("answer.html.j2").render(
-        question=display(first["question"]),
-        title=model_name(first["models"][0]),
-        pages=[_page(document, sections) for document, sections in zip(documents, parts, strict=True)],
+        question=display(question),
+        title=title,
+        pages=pages,
         tool=tool_text(first),
         not_covered=texts(first.get("not_covered")),
         command=None if first.get("command") is None else display(first["command"], 2000),
@@ -71,7 +77,7 @@ def _page(document: Document, sections: Sequence[Section]) -> Page:
     )
     text = "What was found and what is proved. The value lies on the bar."
     plot = (
-        _part(Bars("Between witness and bound", text, bars)) if len(bars) > 1 or bars[0].upper > 0 else None
+        part_of(Bars("Between witness and bound", text, bars)) if len(bars) > 1 or bars[0].upper > 0 else None
     )
     lower = document["lower"]
     return Page(
@@ -79,7 +85,7 @@ def _page(document: Document, sections: Sequence[Section]) -> Page:
         headline(document),
         key_figures(document),
         plot,
-        [_part(section) for section in sections],
+        [part_of(section) for section in sections],
         _facts(document),
         [(display(model["role"]), model_facts(model)) for model in document["models"]],
         lower["witness"]
@@ -135,7 +141,7 @@ def _facts(document: Document) -> list[tuple[str, str]]:
     return [(title, display(str(text), 600)) for title, text in rows if text]
 
 
-def _part(section: Section) -> Part:
+def part_of(section: Section) -> Part:
     title, text = display(section.title, 200), display(section.text, 600)
     if isinstance(section, Table):
         return Part(title, text, section, None, "")

@@ -1,4 +1,4 @@
-"""The table of `audit --monotone` on a terminal."""
+"""The directions of `audit --monotone`: the table on a terminal, and the page."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ import math
 from typing import Any, TextIO
 
 from lipverify.loading.names import display
+from lipverify.reporting.answer import Page, part_of, rendered
+from lipverify.reporting.answers import RIGOUR
 from lipverify.reporting.format import plural, seconds_text
+from lipverify.reporting.html import model_facts, model_name
+from lipverify.reporting.sections import Table
 from lipverify.reporting.terminal import console_for
 
 _STYLES = {"increasing": "green", "decreasing": "green", "constant": "green", "undecided": "yellow"}
@@ -14,13 +18,13 @@ _STYLES = {"increasing": "green", "decreasing": "green", "constant": "green", "u
 
 def print_monotone(document: dict[str, Any], file: TextIO | None = None) -> None:
     """One row for each feature and region: the verdict, the range of the slope, and the pairs that contradict."""
-    from rich.table import Table
+    from rich.table import Table as Grid
     from rich.text import Text
 
     console = console_for(file)
     console.print(Text(headline(document), style="bold"))
     several = document["query"]["region"].get("count", 1) > 1
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    table = Grid(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     table.add_column("feature", overflow="fold")
     if several:
         table.add_column("centre", justify="right")
@@ -36,7 +40,7 @@ def print_monotone(document: dict[str, Any], file: TextIO | None = None) -> None
         verdict = row["verdict"]
         cells += [
             Text(verdict, style=_STYLES.get(verdict, "bold")),
-            Text("[{:.4g}, {:.4g}]".format(*row["slope"])),
+            Text(_slope(row)),
             Text("; ".join(_seen(row))),
             Text(seconds_text(row["seconds"])),
         ]
@@ -46,6 +50,63 @@ def print_monotone(document: dict[str, Any], file: TextIO | None = None) -> None
     if open_rows:
         text = f"{plural(open_rows, 'row')} undecided within the budget: give a larger --budget or a smaller region"
         console.print(Text(text, style="yellow"))
+
+
+def render_monotone(document: dict[str, Any]) -> str:
+    """The report of a `lipverify.monotone/1` document as one self-contained HTML file."""
+    rows = document["features"]
+    verdicts = [row["verdict"] for row in rows]
+    words = {
+        word: verdicts.count(word)
+        for word in ("increasing", "decreasing", "constant", "neither", "undecided")
+    }
+    key = [(word.capitalize(), str(count), _REMARKS[word]) for word, count in words.items() if count]
+    key.append(("Rigour", document["rigour"], RIGOUR[document["rigour"]]))
+    table = Table(
+        "Features",
+        "The slope of the output in each feature lies in the range; pairs of inputs show where it rises or falls.",
+        ("feature", "centre", "verdict", "slope within", "seen", "rigour", "time"),
+        tuple(_cells(row) for row in rows),
+    )
+    facts = [("Statement", _STATEMENT)]
+    if document["certificate"] is not None:
+        facts.append(("Certificate", display(document["certificate"])))
+    model = document["model"]
+    page = Page(
+        model_name(model),
+        headline(document),
+        key,
+        None,
+        [part_of(table)],
+        facts,
+        [("audited", model_facts(model))],
+        document["witness"],
+    )
+    return rendered(document, "directions", model_name(model), [page])
+
+
+_REMARKS = {
+    "increasing": "the output never falls when the feature grows (proved)",
+    "decreasing": "the output never rises when the feature grows (proved)",
+    "constant": "the feature does not matter (proved)",
+    "neither": "pairs of inputs show both",
+    "undecided": "not decided within the budget",
+}
+_STATEMENT = (
+    "increasing means f(x) <= f(x') for all x, x' of the region that differ only in the feature, with x' the larger; decreasing "
+    "likewise; neither comes with one pair for each direction"
+)
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    feature = str(row["feature"]) if row["name"] is None else display(row["name"], 40)
+    seen = "; ".join(_seen(row)) or "-"
+    time = seconds_text(row["seconds"])
+    return feature, str(row["region"]), row["verdict"], _slope(row), seen, row["rigour"], time
+
+
+def _slope(row: dict[str, Any]) -> str:
+    return "[{:.4g}, {:.4g}]".format(*row["slope"])
 
 
 def headline(document: dict[str, Any]) -> str:

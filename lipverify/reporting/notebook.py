@@ -1,11 +1,13 @@
-"""How results show themselves in a notebook."""
+"""How results show themselves: as text, as a page, in a notebook."""
 
 from __future__ import annotations
 
 import html
 import io
-from collections.abc import Callable, Iterable, Sequence
-from typing import TextIO
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TextIO
 
 
 def framed(page: str) -> str:
@@ -20,11 +22,30 @@ def text_of(show: Callable[[TextIO], None]) -> str:
     return "\n".join(line.rstrip() for line in found.getvalue().splitlines())
 
 
-def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A plain table; every text is escaped."""
+class Result(ABC):
+    """What a verb gives back: a document, and what is made of it."""
 
-    def row(cells: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+    @abstractmethod
+    def to_json(self) -> dict[str, Any]:
+        """The document of `--json`."""
 
-    body = "".join(row(cells, "td") for cells in rows)
-    return f"<table><caption>{html.escape(caption)}</caption>{row(head, 'th')}{body}</table>"
+    @abstractmethod
+    def show(self, document: dict[str, Any], file: TextIO | None = None) -> None:
+        """What a person at a terminal sees."""
+
+    @abstractmethod
+    def page(self, document: dict[str, Any]) -> str:
+        """The self-contained page."""
+
+    def to_html(self, path: str | Path | None = None) -> str:
+        """The self-contained report; also written to `path` when given."""
+        text = self.page(self.to_json())
+        if path is not None:
+            Path(path).write_text(text, encoding="utf-8")
+        return text
+
+    def __str__(self) -> str:
+        return text_of(lambda file: self.show(self.to_json(), file))
+
+    def _repr_html_(self) -> str:
+        return framed(self.to_html())

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from lipverify.errors import LipverifyError, UsageError
 from lipverify.loading.names import display, display_path
-from lipverify.reporting.html import render_audit
-from lipverify.reporting.places import CERTIFICATE, CERTIFICATES, REPORT, RESULT, WITNESS
+from lipverify.reporting.places import CERTIFICATE, CERTIFICATES, RESULT, WITNESS
 
 if TYPE_CHECKING:
     from lipverify.ir.certificate import Witness
@@ -234,7 +233,7 @@ def _listed_certificates(result: bytes) -> set[str]:
 
 
 def audit_files(audit: WrittenAudit, document: Mapping[str, Any]) -> dict[str, bytes]:
-    """Report, witness and certificates of an audit, by their places in a folder.
+    """Witness and certificates of an audit, by their places in a folder.
 
     Raises:
         UsageError: two certificates of one name.
@@ -242,7 +241,6 @@ def audit_files(audit: WrittenAudit, document: Mapping[str, Any]) -> dict[str, b
     return {
         **_certificates(audit, document),
         WITNESS: _witness(audit.lower.witness),
-        REPORT: render_audit(document).encode("utf-8"),
     }
 
 

@@ -71,7 +71,7 @@ def _unit(work: Work, index: int, x: np.ndarray[Any, Any], label: int | None) ->
 
 
 def _version() -> str:
-    from lipverify import __version__
+    from lipverify.version import __version__
 
     return f"{__version__}, torch {torch.__version__}"
 

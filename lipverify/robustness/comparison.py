@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from statistics import fmean, median
 from typing import Any
 
 from torch import Tensor
 
-from lipverify import __version__
-from lipverify.documents import NOT_COVERED, environment
+from lipverify.documents import envelope
 from lipverify.errors import UsageError
 from lipverify.ir.graph import Graph
 from lipverify.robustness.results import Radii
@@ -63,21 +61,17 @@ def comparison_document(
         if all(r.records[index].label == r.records[index].predicted for r in found.values())
         and len({r.records[index].label for r in found.values()}) == 1
     ]
-    return {
-        "schema": "lipverify.compare-radii/1",
-        "tool": {"name": "lipverify", "version": __version__},
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": command,
-        "norm": str(first.plan.norm),
-        "points": len(first.records),
-        "common": common,
-        "models": [_entry(name, radii, common) for name, radii in found.items()],
-        "left_out": [{"name": name, "reason": reason} for name, reason in (left_out or {}).items()],
-        "assumptions": sorted({text for radii in found.values() for text in radii.assumptions()}),
-        "not_covered": list(NOT_COVERED),
-        "environment": environment(),
-        "seconds": sum(radii.seconds for radii in found.values()),
-    }
+    return envelope(
+        "lipverify.compare-radii/1",
+        command,
+        sum(radii.seconds for radii in found.values()),
+        norm=str(first.plan.norm),
+        points=len(first.records),
+        common=common,
+        models=[_entry(name, radii, common) for name, radii in found.items()],
+        left_out=[{"name": name, "reason": reason} for name, reason in (left_out or {}).items()],
+        assumptions=sorted({text for radii in found.values() for text in radii.assumptions()}),
+    )
 
 
 def _entry(name: str, found: Radii, common: list[int]) -> dict[str, Any]:

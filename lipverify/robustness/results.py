@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from pathlib import Path
 from statistics import fmean, median
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from torch import Tensor
 
-from lipverify import __version__
 from lipverify.certificates import Issued
-from lipverify.documents import NOT_COVERED, environment, model_document
+from lipverify.documents import envelope, model_document
 from lipverify.errors import InternalError, Refuted
 from lipverify.ir.graph import Graph
 from lipverify.ir.norm import Norm
 from lipverify.ir.shown import at_least
+from lipverify.reporting.notebook import Result
 from lipverify.reporting.places import CERTIFICATES
 from lipverify.robustness.constants import PairConstants
 from lipverify.robustness.curve import PUBLISHED, Curve, attacked_at, certified_at, curve
@@ -28,7 +26,7 @@ CERTIFICATE = "radii.json"
 
 
 @dataclass(frozen=True)
-class Radii:
+class Radii(Result):
     """One record for each point, in the order of the data."""
 
     graph: Graph
@@ -51,12 +49,6 @@ class Radii:
             f"Radii({len(self.records)} points, {kept} of them certified: radii {at_least(self.radius)}, "
             f"{self.plan.norm}, {self.plan.method}, {self.rigour})"
         )
-
-    def __str__(self) -> str:
-        from lipverify.reporting.notebook import text_of
-        from lipverify.reporting.radii import print_radii
-
-        return text_of(lambda file: print_radii(self.to_json(), file))
 
     def exit_code(self) -> int:
         """3 if an adversarial example lay inside a certified radius, 1 if something broke, else 0."""
@@ -154,33 +146,41 @@ class Radii:
             )
         return rows
 
+    def show(self, document: dict[str, Any], file: TextIO | None = None) -> None:
+        """What a person at a terminal sees."""
+        from lipverify.reporting.radii import print_radii
+
+        print_radii(document, file)
+
+    def page(self, document: dict[str, Any]) -> str:
+        """The self-contained page."""
+        from lipverify.reporting.radii import render_radii
+
+        return render_radii(document, None if self.inputs is None else self.inputs.cpu().numpy())
+
     def to_json(self) -> dict[str, Any]:
         """The document of `radius --json`."""
-        return {
-            "schema": "lipverify.radius/1",
-            "tool": {"name": "lipverify", "version": __version__},
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": self.command,
-            "model": model_document(self.graph),
-            "norm": str(self.plan.norm),
-            "method": self.plan.method,
-            "box": None if self.plan.box is None else list(self.plan.box),
-            "claim": self.claim(),
-            "points": [self._point(record) for record in self.records],
-            "curve": self.curve().to_json(),
-            "clean_accuracy": self.clean_accuracy,
-            "robust_accuracy": self.robust_accuracy(),
-            "comparison": self.comparison(),
-            "rigour": self.rigour,
-            "refused": dict(self.refused),
+        return envelope(
+            "lipverify.radius/1",
+            self.command,
+            self.seconds,
+            model=model_document(self.graph),
+            norm=str(self.plan.norm),
+            method=self.plan.method,
+            box=None if self.plan.box is None else list(self.plan.box),
+            claim=self.claim(),
+            points=[self._point(record) for record in self.records],
+            curve=self.curve().to_json(),
+            clean_accuracy=self.clean_accuracy,
+            robust_accuracy=self.robust_accuracy(),
+            comparison=self.comparison(),
+            rigour=self.rigour,
+            refused=dict(self.refused),
             **({"failed": list(self.failed_methods)} if self.failed_methods else {}),
-            "settings": self.plan.to_json(),
-            "constants": None if self.constants is None else self.constants.to_json(),
-            "assumptions": self.assumptions(),
-            "not_covered": list(NOT_COVERED),
-            "environment": environment(),
-            "seconds": self.seconds,
-        }
+            settings=self.plan.to_json(),
+            constants=None if self.constants is None else self.constants.to_json(),
+            assumptions=self.assumptions(),
+        )
 
     def _point(self, record: Record) -> dict[str, Any]:
         certificate = f"{CERTIFICATES}/{CERTIFICATE}" if record.checked else None
@@ -215,18 +215,3 @@ class Radii:
             "the pseudo-random noise behaves as independent Gaussian noise; it is generated in finite precision",
             "the confidence holds for each point on its own, not for all points at once",
         ]
-
-    def to_html(self, path: str | Path | None = None) -> str:
-        """The self-contained report; also written to `path` when given."""
-        from lipverify.reporting.radii import render_radii
-
-        pictures = None if self.inputs is None else self.inputs.cpu().numpy()
-        text = render_radii(self.to_json(), pictures)
-        if path is not None:
-            Path(path).write_text(text, encoding="utf-8")
-        return text
-
-    def _repr_html_(self) -> str:
-        from lipverify.reporting.notebook import framed
-
-        return framed(self.to_html())

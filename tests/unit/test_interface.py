@@ -11,7 +11,7 @@ from torch import nn
 
 import lipverify as lv
 from lipverify import errors
-from lipverify.documents import inspect_document
+from lipverify.commands.start import inspect_document
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = {"inspect", "audit", "radius", "compare", "verify", "analyzers", "doctor"}

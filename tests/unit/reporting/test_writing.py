@@ -18,6 +18,7 @@ import torch
 from lipverify.errors import LipverifyError, UsageError
 from lipverify.ir.certificate import Witness
 from lipverify.reporting import writing
+from lipverify.reporting.html import render_audit
 from lipverify.reporting.writing import OutputFolder
 from tests.unit.reporting import documents
 
@@ -55,7 +56,8 @@ class Audit:
 def write(folder: OutputFolder, document: documents.Document | None = None) -> None:
     document = document or documents.mlp()
     audit = Audit(*(row["analyzer"] for row in document["results"]))
-    folder.write({**writing.audit_files(audit, document), "result.json": writing.document_bytes(document)})
+    page, result = render_audit(document).encode(), writing.document_bytes(document)
+    folder.write({**writing.audit_files(audit, document), "report.html": page, "result.json": result})
 
 
 def tree(path: Path) -> set[str]:
