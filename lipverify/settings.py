@@ -1,4 +1,4 @@
-"""What other people have set in torch and numpy, put aside while a verb of ours runs and given back afterwards."""
+"""Where to compute; and what other people have set in torch and numpy, put aside while a verb of ours runs and given back."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
+
+from lipverify.errors import UsageError
 
 _NUMPY: Any = {"divide": "warn", "over": "warn", "under": "ignore", "invalid": "warn"}
 
@@ -45,6 +47,21 @@ def ordinary() -> Iterator[None]:
         if not torch.is_grad_enabled():
             stack.enter_context(torch.enable_grad())
         yield
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` takes CUDA where there is one.
+
+    Raises:
+        UsageError: CUDA is asked for and absent, or the word is unknown.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name not in {"cpu", "cuda"}:
+        raise UsageError(f"unknown device {name!r}; choose auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("no CUDA device is available; `lipverify doctor` shows what torch sees")
+    return torch.device(name)
 
 
 def _flushes_subnormals() -> bool:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from lipverify import pipeline
-from lipverify.commands.start import choose_device
 from lipverify.comparison.results import Unreadable
 from lipverify.errors import UsageError
 from lipverify.ir.graph import Graph
@@ -22,6 +21,7 @@ from lipverify.ir.taking import number, numbers, pair, real, shown
 from lipverify.loading import read_points
 from lipverify.loading.arguments import parse_duration
 from lipverify.loading.names import display
+from lipverify.settings import choose_device
 
 A_MODEL = "a graph (lv.load, lv.extract), a path, zoo:<name>, or a torch module with example=x"
 

@@ -25,6 +25,7 @@ from lipverify.options import Options, Reading
 from lipverify.reporting.places import RESULT
 from lipverify.reporting.terminal import Progress
 from lipverify.reporting.writing import OutputFolder
+from lipverify.settings import choose_device
 
 
 def load(options: Reading, model: str) -> Graph:
@@ -134,21 +135,6 @@ def begun(options: Options, unfinished: str | None = None) -> Iterator[Start]:
             )
         with OutputFolder(options.out, force=options.force or (resume and left)) as folder:
             yield Start(device, folder, progress)
-
-
-def choose_device(name: str) -> torch.device:
-    """`auto` takes CUDA where there is one.
-
-    Raises:
-        UsageError: CUDA is asked for and absent, or the word is unknown.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name not in {"cpu", "cuda"}:
-        raise UsageError(f"unknown device {name!r}; choose auto, cpu or cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError("no CUDA device is available; `lipverify doctor` shows what torch sees")
-    return torch.device(name)
 
 
 def inspect_document(graph: Graph) -> dict[str, Any]:
