@@ -52,7 +52,7 @@ class Record:
     compute: Compute
     report_scale: float
     """Turns sqrt(rho) of the scaled system into the bound of the network."""
-    started: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=lambda: time.monotonic())
     d: Tensor | None = None
     rho: float = math.inf
     lower: float = 0.0
