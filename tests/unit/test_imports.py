@@ -45,7 +45,8 @@ LAYERS: dict[str, str] = {
     "robustness": "errors version loading ir ops linalg interpreter propagation certificates analyzers falsify failures "
     "documents reporting pipeline",
     "comparison": "errors loading ir analyzers falsify failures documents reporting pipeline robustness",
-    "questions": "errors options loading ir ops linalg interpreter propagation combine analyzers falsify documents reporting",
+    "questions": "errors options loading checkers ir ops linalg interpreter propagation combine certificates analyzers falsify "
+    "documents reporting",
     "taking": "errors settings loading ir pipeline comparison",
     "verbs": "errors settings loading checkers ir interpreter propagation execution certificates analyzers falsify pipeline "
     "monotonicity robustness comparison questions taking",
