@@ -71,8 +71,9 @@ def batch(module: nn.Module, example: Any, what: str = "example") -> Tensor:
         )
     tensors = [t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()]
     like = tensors[0] if tensors else torch.empty(0)
-    floating = x.is_floating_point() or not isinstance(example, Tensor)
-    x = x.to(device=like.device, dtype=like.dtype if floating or tensors else x.dtype)
+    # Whole numbers of 64 bits are words of a vocabulary, which the export refuses; bytes are grey values.
+    floating = x.is_floating_point() or x.dtype is torch.uint8
+    x = x.to(device=like.device, dtype=like.dtype if floating else x.dtype)
     # The samples are only looked at for their shape and type; a batch of one cannot be told from no batch.
     return x.clone() if len(x) > 1 else torch.cat([x, x])
 

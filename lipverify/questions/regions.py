@@ -40,7 +40,8 @@ class InputBox(Ball):
         if not all(bool(end.isfinite().all()) for end in ends) or not bool((ends[0] <= ends[1]).all()):
             raise UsageError("a box of inputs needs finite ends, the lower one first: --box LO,HI")
         middle = torch.minimum(torch.maximum(ends[0] / 2 + ends[1] / 2, ends[0]), ends[1])
-        reach = torch.maximum(ends[1] - middle, middle - ends[0]).max() if middle.numel() else torch.zeros(())
+        reach = torch.maximum(ends[1] - middle, middle - ends[0])
+        reach = reach.max() if middle.numel() else reach.sum()
         super().__init__(middle, math.nextafter(float(reach), math.inf), Norm.LINF, (ends[0][0], ends[1][0]))
 
     def to_json(self) -> dict[str, Any]:

@@ -78,17 +78,17 @@ class Radii(Result):
     @property
     def radius(self) -> Tensor:
         """Certified radii [points], float64; 0 where misclassified or undecided."""
-        return torch.tensor(self._column("radius"), dtype=torch.float64)
+        return torch.tensor(self._column("radius"), dtype=torch.float64, device="cpu")
 
     @property
     def label(self) -> Tensor:
         """Labels given, or predicted where none were [points]."""
-        return torch.tensor(self._column("label"))
+        return torch.tensor(self._column("label"), device="cpu")
 
     @property
     def predicted(self) -> Tensor:
         """Predicted classes [points]."""
-        return torch.tensor(self._column("predicted"))
+        return torch.tensor(self._column("predicted"), device="cpu")
 
     @property
     def method(self) -> tuple[str, ...]:
@@ -99,7 +99,7 @@ class Radii(Result):
     def attack_radius(self) -> Tensor:
         """Sizes of adversarial examples [points], NaN where none was found."""
         found = [float("nan") if r is None else r for r in self._column("attack_radius")]
-        return torch.tensor(found, dtype=torch.float64)
+        return torch.tensor(found, dtype=torch.float64, device="cpu")
 
     @property
     def clean_accuracy(self) -> float:

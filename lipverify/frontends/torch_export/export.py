@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 import io
 import logging
@@ -57,12 +58,24 @@ def extract(module: nn.Module, example: Tensor, *, check: bool = True) -> Graph:
         ExtractionMismatch: the graph does not compute what the module computes.
     """
     _require_batch(module, example)
-    module = getattr(module, "_orig_mod", module)  # what torch.compile wraps
+    module = _outside_inference(getattr(module, "_orig_mod", module))  # what torch.compile wraps
     lower.load_entry_points()
     program = _decomposed(_exported(module, example))
     _refuse_state(program, module)
     graph = _lowered(program, module, example)
     return _checked(graph, module, example) if check else graph
+
+
+def _outside_inference(module: nn.Module) -> nn.Module:
+    """The module, or a copy of one that was made in inference mode, whose tensors tracing cannot take."""
+    tensors = {id(t): t for t in (*module.parameters(), *module.buffers()) if t.is_inference()}
+    if not tensors:
+        return module
+    known: dict[int, Any] = {}
+    for key, tensor in tensors.items():
+        plain = tensor.detach().clone()
+        known[key] = nn.Parameter(plain, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else plain
+    return copy.deepcopy(module, known)
 
 
 def _require_batch(module: nn.Module, example: Tensor) -> None:
