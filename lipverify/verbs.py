@@ -338,7 +338,7 @@ execution_error = verb(execution.execution_error, ("graph",), box=partial(pair, 
 verify = verb(
     certificates.verify,
     certificate=_certificate,
-    model=_model_or_path,
+    model=_several(_model_or_path),
     exact=partial(taking.truth, what="exact"),
     expected=taking.of_kind(Expectation, "expected"),
 )

@@ -81,7 +81,7 @@ def numbers(file: str) -> dict[str, Any]:
         "upper": [said(row.upper) for row in rows],
         "rigour": [str(row.certificate.rigour) for row in rows if row.certificate is not None],
         "lower": [said(whole.lower.value), said(local.lower.value)],
-        "radius": said(lv.radii(graph, x, method="crown").radius),
+        "radius": said(lv.radii(graph, x[:1], method="crown").radius),
         "bounds": said(lv.bounds(graph, ball).output.upper),
         "monotone": [str(f.verdict) for f in lv.monotone(read, (0, 1), [0], output=0).findings],
         "deviation": said(lv.deviation(read, read, lv.InputBox((4,), -1, 1)).upper),
