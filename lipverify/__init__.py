@@ -44,6 +44,7 @@ _HOMES = {
     "lipverify.propagation": ("Bounds",),
     "lipverify.questions": ("Answer", "InputBox"),
     "lipverify.questions.deviation": ("Deviation",),
+    "lipverify.derived": ("Derived", "closed_loop", "game", "sensitivity"),
     "lipverify.errors": (
         "ExtractionMismatch",
         "InternalError",
@@ -64,6 +65,7 @@ __all__ = ["__version__", *sorted(_HOME_OF)]
 
 if TYPE_CHECKING:
     from lipverify.comparison import Comparison
+    from lipverify.derived import Derived, closed_loop, game, sensitivity
     from lipverify.errors import (
         ExtractionMismatch,
         InternalError,

@@ -72,6 +72,9 @@ def verify(
         box=None if box is None else parse_box(box),
     )
     if not os.path.isdir(certificate):  # False for a name too long to exist, too
+        if _schema(certificate).startswith("lipverify.derivation/"):
+            _derivation(certificate, [_file(name) for name in model], expected, as_json)
+            return
         answer = _proved(certificate, [_file(name) for name in model], expected, exact, seconds)
         if as_json:
             print_json(answer.document)
@@ -150,15 +153,40 @@ def _report(
     return answers
 
 
+def _derivation(path: Path, models: Sequence[Path], expected: Expectation, as_json: bool) -> None:
+    """What follows from certified constants, with every certificate that it names."""
+    from lipverify.checkers import Expectation
+    from lipverify.checkers.derivations import verify_derivation
+
+    if expected != Expectation(at_most=expected.at_most):
+        raise UsageError("of a derivation only --at-most can be expected; norms and regions are its rule's")
+    try:
+        found = verify_derivation(path, models, expected.at_most)
+    except (Refuted, Undecided, UnreadableCertificate) as error:
+        if as_json:
+            print_json({"schema": SCHEMA, "valid": False, "reason": str(error)})
+        raise type(error)(f"{display_path(path)} is not proved: {error}") from error
+    if as_json:
+        print_json(found.to_json())
+    else:
+        stated = ", ".join(found.stated) or "none"
+        typer.echo(f"valid: {found.claim}; constants taken as stated: {stated} ({found.seconds:.2f} s)")
+
+
+def _schema(path: Path) -> str:
+    """The schema that a file says it has; empty where it is none of ours."""
+    try:
+        document = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return ""
+    return str(document.get("schema")) if isinstance(document, dict) else ""
+
+
 def _is_certificate(path: Path) -> bool:
     """Whether a file of a report is meant as a certificate; damaged ones are, so that they are not passed over."""
     if path.parent.name == "certificates":
         return True
-    try:
-        document = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(document, dict) and str(document.get("schema")).startswith("lipverify.certificate/")
+    return _schema(path).startswith("lipverify.certificate/")
 
 
 def _file(model: str) -> Path:

@@ -1,0 +1,176 @@
+"""Closed forms: what a certified constant says at once about counterfactuals, critics, generators, values, grids, recurrences."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lipverify.derived.derivation import Derived, Known, derive, number
+from lipverify.errors import UsageError
+from lipverify.ir.graph import Graph
+from lipverify.ir.interval import Interval
+from lipverify.propagation.points import values
+
+_NORMS = {"l1": 1, "l2": 2, "linf": 0}
+
+
+def stability_tail(
+    samples: int, epsilon: float, new: Known, old: Known, *, deviation: float, factor: int = 2
+) -> Derived:
+    """How likely a new model falls below a counterfactual's stability value.
+
+    Statement: for x_i ~ N(x, deviation^2 I), i <= samples, R = mean of m(x_i) - new |x - x_i|, and a model M with constant `new`
+        that does not depend on the samples, with E M(x_i) >= E m(x_i): P(M(x) < R - epsilon) <= upper =
+        exp(-samples epsilon^2 / (factor (new + old)^2 deviation^2)). The practical value with |m(x) - m(x_i)| in place of
+        new |x - x_i| carries no guarantee.
+    Source: concentration of (M - m)(x_i), Lipschitz in normal variables (Boucheron, Lugosi, Massart, theorem 5.6). factor 8 is
+        the weaker tail of robust counterfactual explanations for random models.
+
+    Raises:
+        UsageError: numbers that have no meaning here.
+
+    >>> round(stability_tail(1000, .05, 1., 1., deviation=.1, factor=8).upper, 7)
+    0.0004046
+    """
+    return derive(
+        "stability", samples=samples, factor=factor, epsilon=epsilon, deviation=deviation, old=old, new=new
+    )
+
+
+def q_constant(reward: float, dynamics: Known, discount: float, *, steps: int = 0) -> Derived:
+    """A constant of an action value.
+
+    Statement: |Q(s, a) - Q(s', a')| <= upper |(s, a) - (s', a')| for rewards of constant `reward`, a closed loop of constant
+        `dynamics` (L_f (1 + L_policy)) and `steps` steps; endless for 0, where discount times dynamics has to be below 1.
+    Source: geometric sum (Rachelson, Lagoudakis 2010).
+
+    Raises:
+        UsageError: discount times dynamics is not below 1, and no number of steps is given.
+
+    >>> round(q_constant(1., .9, .99).upper, 6), round(q_constant(1., .9, .99, steps=3).upper, 6)
+    (9.174312, 2.684881)
+    """
+    return derive("q", steps=steps, reward=reward, dynamics=dynamics, discount=discount)
+
+
+def value_error(discount: float, value: Known, distance: float) -> Derived:
+    """How far a backup with a wrong model of the transitions is off.
+
+    Statement: |T V - T' V| <= upper = discount L_V W1(P, P'), for a value function of constant `value` and transitions at
+        Wasserstein distance at most `distance` from each other in every state.
+    Source: Kantorovich and Rubinstein's duality; Asadi, Misra, Littman 2018.
+
+    >>> value_error(.5, 2., .25).upper
+    0.25
+    """
+    return derive("value", discount=discount, constant=value, distance=distance)
+
+
+def generator_tail(generator: Known, distance: float) -> Derived:
+    """How likely a feature of generated samples is far from its mean.
+
+    Statement: P(|h - E h| > distance) <= upper = 2 exp(-distance^2 / (2 L^2)) for every 1-Lipschitz h of the output, the input
+        standard normal, L the constant of the generator in l2; at most 1.
+    Source: Boucheron, Lugosi, Massart, Concentration Inequalities, theorem 5.6.
+
+    >>> round(generator_tail(2., 6.).upper, 6)
+    0.022218
+    """
+    return derive("generator", constant=generator, distance=distance)
+
+
+def grid_margin(margin: Known, pitch: float, directions: int, *, norm: str = "l2") -> Derived:
+    """Which margin at the points of a grid decides everything between them.
+
+    Statement: where every point of a grid of this pitch in `directions` directions has a margin above upper =
+        L pitch directions^(1/p) / 2, no point between has another label; L the constant of margins (at most sqrt 2 times that
+        of the network in l2). A point below it decides nothing.
+    Source: every point is within half a diagonal of a grid point (Wicker, Huang, Kwiatkowska 2018).
+
+    Raises:
+        UsageError: a norm that is none of l1, l2, linf; no direction.
+
+    >>> round(grid_margin(1., .1, 2).upper, 7)
+    0.0707107
+    """
+    if norm not in _NORMS:
+        raise UsageError(f"{norm!r} is no norm: l1, l2 or linf")
+    if norm != "l2" and not isinstance(margin, int | float):
+        raise UsageError("certificates that go into a derivation are in l2; state the constant as a number")
+    return derive("grid", directions=directions, norm=_NORMS[norm], constant=margin, pitch=pitch)
+
+
+def critic_distance(critic: Graph, first: Tensor, second: Tensor, constant: Known) -> Derived:
+    """How far apart two sets of samples are at least, by a critic.
+
+    Statement: the Wasserstein-1 distance (l2) of the two empirical sets is at least lower = |mean g(first) - mean g(second)| / L,
+        L the certified constant of the critic; a gradient penalty certifies nothing. Scaling the critic changes nothing.
+    Source: Kantorovich and Rubinstein's duality. The means are evaluated with every rounding accounted for; the checker takes
+        their difference as stated.
+
+    Args:
+        first, second: [count, *input shape].
+
+    Raises:
+        UsageError: the critic has more than one output, or samples of another shape.
+    """
+    if critic.output.size != 1:
+        raise UsageError(f"a critic has one output, this one {critic.output.size}")
+    for samples in (first, second):
+        if tuple(samples.shape[1:]) != critic.input_shape or not len(samples):
+            raise UsageError(
+                f"samples are [count, {', '.join(map(str, critic.input_shape))}], not {list(samples.shape)}"
+            )
+    one, other = (_mean(values(critic, samples.to(torch.float64))) for samples in (first, second))
+    gap = max(one[0] - other[1], other[0] - one[1], 0.0)
+    gap = float(np.nextafter(gap, 0.0))
+    return derive("critic", {"means": [one, other]}, constant=constant, gap=gap)
+
+
+def _mean(found: Interval) -> tuple[float, float]:
+    """Both ends of the mean of numbers in ranges [count, 1], rounded outward."""
+    from fractions import Fraction
+
+    count = len(found.lower)
+    ends = (
+        sum((Fraction(v) for v in end.flatten().tolist()), Fraction(0)) / count
+        for end in (found.lower, found.upper)
+    )
+    low, high = (float(end) for end in ends)
+    return float(np.nextafter(low, -np.inf)), float(np.nextafter(high, np.inf))
+
+
+def recurrent(inputs: Known, states: Known, steps: int, *, of: str = "last") -> Derived:
+    """Constants of h_t = phi(U x_t + W h_(t-1)), t <= steps, h_0 fixed, from |U| and |W| alone, for slopes of phi in [-1, 1].
+
+    Statement: of = last: of the last state in the sequence of inputs (l2): u sqrt(1 + w^2 + ... + w^(2T - 2)). of = sequence: of
+        all states: u times the norm of the lower triangular Toeplitz matrix w^(i - j); u / (2 sin(pi / (4T + 2))) for w = 1.
+        of = each: of any state in the largest change of an input: u (1 + w + ... + w^(T - 1)). Norms of 1 make no sequence
+        1-Lipschitz. `lipsdp` on the unrolled network is tighter.
+    Source: the path from x_s to h_t has the gain u w^(t - s); Young's inequality.
+
+    Raises:
+        UsageError: no step, or another `of`.
+
+    >>> [round(recurrent(1., 1., 20, of=of).upper, 4) for of in ("last", "sequence", "each")]
+    [4.4721, 13.0539, 20.0]
+    """
+    if isinstance(steps, bool) or not isinstance(steps, int) or not 0 < steps <= 4096:
+        raise UsageError(f"steps are a whole number from 1 to 4096, not {steps!r}")
+    if of == "sequence":
+        vector = _top(number(states), steps)
+        return derive("recurrent-sequence", steps=steps, inputs=inputs, states=states, vector=vector)
+    if of not in ("last", "each"):
+        raise UsageError(f"{of!r}: last, sequence or each")
+    return derive(f"recurrent-{of}", steps=steps, inputs=inputs, states=states)
+
+
+def _top(states: float, steps: int) -> list[float]:
+    """The leading right singular vector of the Toeplitz matrix, kept away from 0; the rule needs no more of it than that."""
+    with np.errstate(all="ignore"):
+        powers = np.minimum(states ** np.arange(steps, dtype=float), 1e100)
+    matrix = np.tril(powers[np.abs(np.subtract.outer(np.arange(steps), np.arange(steps)))])
+    scale = matrix.max() or 1.0
+    vector = np.abs(np.linalg.svd(matrix / scale)[2][0])
+    return np.maximum(vector, vector.max() * 1e-12).tolist()  # type: ignore[no-any-return]

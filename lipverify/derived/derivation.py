@@ -1,0 +1,265 @@
+"""What follows from certified constants, with its numbers and sentence, a page, and a file that the checker re-proves."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from lipverify import __version__
+from lipverify.certificates import Issued, model_of, model_path
+from lipverify.checkers import Model, derivations
+from lipverify.checkers.derivations import Proved
+from lipverify.documents import environment
+from lipverify.errors import UnreadableCertificate, UsageError
+from lipverify.ir.certificate import Certificate, Rigour
+from lipverify.ir.graph import Graph
+from lipverify.ir.norm import Norm
+from lipverify.results import Audit
+
+Known = float | Audit | Certificate
+"""A constant: a number somebody states, or what an audit or a certificate proves (in l2)."""
+TOOL = {"name": "lipverify", "version": __version__}
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A number that a rule of docs/derived.md gives. Exactly one of `upper` and `lower` is there, by the rule.
+
+    rigour: the least of the certificates that went in; `checked` means that `verify` proves the whole of it again, up to the
+    numbers that were stated.
+    """
+
+    rule: str
+    numbers: Mapping[str, Any]
+    """As in the document: a constant with a certificate is its number."""
+    value: float
+    rigour: Rigour
+    statement: str
+    certificates: Mapping[str, Certificate] = field(repr=False)
+    """Of a constant, by its name; of one in a list by name and place: `tails-2`."""
+    graphs: Mapping[str, Graph] = field(default_factory=dict, repr=False)
+    """The networks that certificates from audits are about."""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """What the function found besides, for people."""
+
+    @property
+    def upper(self) -> float:
+        """The value, where it is never below what the statement speaks of.
+
+        Raises:
+            UsageError: it is a lower bound.
+        """
+        return self._on("upper")
+
+    @property
+    def lower(self) -> float:
+        """The value, where it is never above what the statement speaks of.
+
+        Raises:
+            UsageError: it is an upper bound.
+        """
+        return self._on("lower")
+
+    def _on(self, side: str) -> float:
+        if derivations.RULES[self.rule].side != side:
+            raise UsageError(
+                f"{self.rule} gives the other side: a bound from {derivations.RULES[self.rule].side!r}"
+            )
+        return self.value
+
+    def __repr__(self) -> str:
+        side = derivations.RULES[self.rule].side
+        return f"Derived({self.rule}: {side} {self.value!r}, {self.rigour})"
+
+    def to_json(self) -> dict[str, Any]:
+        """The document `lipverify.derivation/1`, with certificates named as `save` names them beside `derivation.json`."""
+        return json.loads(self.files("derivation.json")["derivation.json"])  # type: ignore[no-any-return]
+
+    def files(self, name: str) -> dict[str, bytes]:
+        """File contents by name; certificates lie beside the document."""
+        stem, files, numbers = name.removesuffix(".json"), {}, dict(self.numbers)
+        for label, certificate in self.certificates.items():
+            if certificate.issued is None:
+                continue
+            file = f"{stem}-{label}.json"
+            written = certificate.issued.files(file)
+            files.update(written)
+            digest = hashlib.sha256(written[file]).hexdigest()
+            where, _, place = label.partition("-")
+            if place:
+                row = list(numbers[where])
+                row[int(place)] = {"upper_hex": row[int(place)], "certificate": file, "sha256": digest}
+                numbers[where] = row
+            else:
+                numbers[where] = {"upper_hex": numbers[where], "certificate": file, "sha256": digest}
+        document = {
+            "schema": derivations.SCHEMA,
+            "rule": self.rule,
+            "numbers": numbers,
+            "value": self.value,
+            "value_hex": self.value.hex(),
+            "statement": self.statement,
+            "tool": TOOL,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "environment": environment(),
+        }
+        return {**files, name: (json.dumps(document, indent=1, allow_nan=False) + "\n").encode()}
+
+    def save(self, path: str | Path) -> None:
+        """Writes the document, and beside it the certificates it rests on."""
+        path = Path(path)
+        name = path.name if path.name.endswith(".json") else f"{path.name}.json"
+        for file, data in self.files(name).items():
+            path.with_name(file).write_bytes(data)
+
+    def to_html(self, path: str | Path | None = None) -> str:
+        """The self-contained page; also written to `path` when given."""
+        from lipverify.reporting.derived import render_derived
+
+        claims = {
+            label: c.issued.document["claim"]["statement"]
+            for label, c in self.certificates.items()
+            if isinstance(c.issued, Issued)
+        }
+        text = render_derived(self.to_json(), derivations.RULES[self.rule].side, str(self.rigour), claims)
+        if path is not None:
+            Path(path).write_text(text, encoding="utf-8")
+        return text
+
+    def _repr_html_(self) -> str:
+        from lipverify.reporting.notebook import framed
+
+        return framed(self.to_html())
+
+
+def derive(rule: str, details: Mapping[str, Any] | None = None, **given: Any) -> Derived:
+    """The value of a rule for these numbers, as the checker computes it.
+
+    Args:
+        given: counts as int, numbers as float (or Fraction that is a float64), constants as `Known`, lists and matrices of them.
+
+    Raises:
+        UsageError: a number that the rule does not take; what is missing is named.
+    """
+    numbers: dict[str, Any] = {}
+    certificates: dict[str, Certificate] = {}
+    graphs: dict[str, Graph] = {}
+    for name, kind in derivations.RULES[rule].takes.items():
+        numbers[name] = _written(given[name], kind, name, certificates)
+        for label, one in _places(name, given[name]):
+            if isinstance(one, Audit):
+                graphs[label] = one.graph
+    document = {"schema": derivations.SCHEMA, "rule": rule, "numbers": numbers, "value": 0.0, "value_hex": (0.0).hex(),
+                "statement": "", "tool": TOOL, "created": "", "environment": {}}  # fmt: skip
+    try:
+        found, _ = derivations.parse(document)
+        exact: Fraction = found.value()
+    except UnreadableCertificate as error:
+        raise UsageError(f"{rule}: {error}") from None
+    value = derivations.bound(rule, exact)
+    rigour = min((c.rigour for c in certificates.values()), default=Rigour.CHECKED)
+    return Derived(rule, numbers, value, rigour, found.statement(value), certificates, graphs, details or {})
+
+
+def _places(name: str, found: Any) -> list[tuple[str, Any]]:
+    if isinstance(found, list | tuple):
+        return [(f"{name}-{place}", one) for place, one in enumerate(found)]
+    return [(name, found)]
+
+
+def _written(found: Any, kind: str, name: str, certificates: dict[str, Certificate]) -> Any:
+    if kind == "count":
+        if isinstance(found, bool) or not isinstance(found, int):
+            raise UsageError(f"{name} is a whole number, not {found!r}")
+        return found
+    if kind in ("number", "size"):
+        return _hex(found, name)
+    if kind == "constant":
+        return _constant(found, name, certificates)
+    if kind == "constants":
+        return [_constant(one, f"{name}-{place}", certificates) for place, one in enumerate(found)]
+    if kind == "matrix":
+        return [[_hex(x, name) for x in row] for row in _listed(found)]
+    return [_hex(x, name) for x in _listed(found)]
+
+
+def _listed(found: Any) -> list[Any]:
+    return found.tolist() if hasattr(found, "tolist") else list(found)
+
+
+def _hex(found: Any, name: str) -> str:
+    try:
+        value = float(found)
+    except (TypeError, ValueError):
+        raise UsageError(f"{name} is a number, not {found!r}") from None
+    if value != value or value in (float("inf"), -float("inf")):
+        raise UsageError(f"{name} is not finite")
+    return (value + 0.0).hex()  # never -0.0
+
+
+def certificate_of(found: Audit | Certificate, label: str = "the constant") -> Certificate:
+    """The best certificate of an audit, or the certificate itself: one number, in l2.
+
+    Raises:
+        UsageError: there is none, or it is in other norms.
+    """
+    if isinstance(found, Audit):
+        if found.best is None or found.best.certificate is None:
+            reasons = "; ".join(f"{row.analyzer}: {row.refused}" for row in found.rows if row.refused)
+            raise UsageError(f"{label}: the audit has no bound ({reasons})")
+        found = found.best.certificate
+    if found.upper is None or found.upper.numel() != 1:
+        raise UsageError(f"{label} takes one number: this certificate has several, or one beyond float64")
+    norms = found.query.norm_in, found.query.norm_out
+    if norms != (Norm.L2, Norm.L2):
+        raise UsageError(f"{label} is a constant in l2; this certificate is in {norms[0]}, {norms[1]}")
+    return found
+
+
+def number(found: Known) -> float:
+    """The constant as a number.
+
+    Raises:
+        UsageError: as `certificate_of`.
+    """
+    if isinstance(found, Audit | Certificate):
+        upper = certificate_of(found).upper
+        assert upper is not None
+        return float(upper.item())
+    return float.fromhex(_hex(found, "a constant"))
+
+
+def _constant(found: Any, label: str, certificates: dict[str, Certificate]) -> str:
+    if isinstance(found, Audit | Certificate):
+        certificates[label] = certificate_of(found, label)
+        return number(found).hex()
+    return _hex(found, label)
+
+
+def verify_derived(found: Derived | str | Path, models: Sequence[Graph | str | Path] = ()) -> Proved:
+    """Proves a derivation again with every certificate that it names, by the checker alone.
+
+    Args:
+        found: a file, or what a function of `lipverify.derived` gave. models: the networks that the certificates are about; of a
+            `Derived` the audited ones are known.
+
+    Raises:
+        RefutedCertificate, UnreadableCertificate, Undecided: as `lipverify.verify`.
+    """
+    given = [*models, *(found.graphs.values() if isinstance(found, Derived) else ())]
+    bound: list[Path | Model] = []
+    for model in given:
+        file = model.origin.path if isinstance(model, Graph) else str(model)
+        bound.append(model_of(model) if file is None else model_path(file))
+    if not isinstance(found, Derived):
+        return derivations.verify_derivation(Path(found), bound)
+    with tempfile.TemporaryDirectory() as folder:
+        found.save(Path(folder) / "derivation.json")
+        return derivations.verify_derivation(Path(folder) / "derivation.json", bound)

@@ -1,0 +1,205 @@
+"""A policy in a loop with a linear plant: what the constant of policy minus gain proves about runs of the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from lipverify.checkers import derivations
+from lipverify.combine.difference import minus
+from lipverify.derived.derivation import Derived, Known, derive, number
+from lipverify.derived.networks import audited, linear
+from lipverify.errors import Undecided, UsageError
+from lipverify.ir.graph import Graph
+from lipverify.ir.norm import Norm
+from lipverify.ir.region import Ball
+from lipverify.propagation.points import values
+
+Array = NDArray[np.float64]
+SLOWEST = 1.0 - 1e-12
+
+
+def closed_loop(
+    policy: Graph | Known,
+    dynamics: ArrayLike,
+    control: ArrayLike,
+    gain: ArrayLike | None = None,
+    *,
+    radius: float | None = None,
+    analyzers: Sequence[str] | None = None,
+) -> Derived:
+    """Whether a loop x+ = A x + B p(x) is stable, and how fast runs come together.
+
+    Statement: everywhere (radius None): for any two runs |x+ - y+|_P <= upper |x - y|_P with upper < 1, |x|_P^2 = x'Px. Near 0:
+        runs that start where x'Px <= details["level"] stay there, in the box of entries up to `radius`, and come to 0 by that
+        factor a step, if p(0) = 0.
+    Source: the small gain theorem after a shift of the loop by K, as one matrix inequality (Yakubovich 1971): with L the
+        constant of p - K in l2 and M = A + BK, [rate^2 P - M'PM - lam L^2 I, -M'PB; -B'PM, lam I - B'PB] > 0 and P > 0. P and lam
+        come from a Riccati equation; both matrices are proved definite in rationals.
+    Sound when: the certified network is the policy less the gain, which the certificate of a graph in memory does not know.
+
+    Args:
+        policy: the network; or the constant of p - K, a number or certified. dynamics: A [n, n]. control: B [n, m].
+        gain: K [m, n], 0 if None. The nearer it is to the policy, the smaller the constant. radius: see above; None: everywhere.
+        analyzers: for p - K; `product` and `lipsdp` everywhere, `local` near 0 if None.
+
+    Raises:
+        Undecided: the constant is too large for this loop; it is named with the one that is allowed. UsageError: sizes, or a
+        policy that does not give 0 at 0 where `radius` is given.
+
+    >>> round(closed_loop(.1, [[.9, .1], [0., .8]], [[0.], [1.]]).upper, 3)
+    0.972
+    """
+    a, b = _matrix(dynamics, "dynamics"), _matrix(control, "control")
+    k = np.zeros((b.shape[1], a.shape[0])) if gain is None else _matrix(gain, "gain")
+    n, m = b.shape
+    if a.shape != (n, n) or k.shape != (m, n):
+        raise UsageError(f"dynamics {a.shape}, control {b.shape} and gain {k.shape} do not fit")
+    constant = _shifted(policy, k, radius, analyzers) if isinstance(policy, Graph) else policy
+    upper, plant = number(constant), _Plant(a, b, k)
+    found = _fastest(plant, upper)
+    allowed = _largest(plant)
+    if found is None:
+        raise Undecided(
+            f"policy less gain has a constant of at most {upper:.6g}, and this loop is shown stable up to {allowed:.6g}"
+        )
+    rate, shape, multiplier = found
+    given: dict[str, Any] = {
+        "constant": constant,
+        "rate": rate,
+        "shape": shape,
+        "multiplier": multiplier,
+        **plant._asdict(),
+    }
+    details = {"constant": upper, "allowed": allowed, "shape": shape.tolist()}
+    if radius is None:
+        return derive("loop", details, **given)
+    level = radius**2 / float(np.linalg.inv(shape).diagonal().max()) * (1.0 - 1e-9)
+    return derive("loop-near", {**details, "level": level}, **given, level=level, radius=radius)
+
+
+def disturbed(rate: float, policy: Known, disturbance: float, *, amplification: float = 1.0) -> Derived:
+    """How far wrong measurements move a loop in the long run.
+
+    Statement: if a step contracts by `rate` for a given control and moves by at most `amplification` times a change of control,
+        measurements wrong by at most `disturbance` move the state by at most upper = amplification L disturbance / (1 - rate), L
+        the constant of the policy.
+    Source: geometric sum.
+
+    >>> round(disturbed(.5, 2., .1).upper, 6)
+    0.4
+    """
+    return derive(
+        "disturbed", rate=rate, amplification=amplification, constant=policy, disturbance=disturbance
+    )
+
+
+def largest_constant(dynamics: ArrayLike, control: ArrayLike, digits: int = 9) -> float:
+    """The largest constant of a policy for which `closed_loop` shows the loop stable, up to a relative 10^-digits, from below.
+
+    That is 1 / |(zI - A)^-1 B|, the largest over the unit circle (bounded real lemma); 0 where the plant alone is not stable.
+
+    >>> round(largest_constant([[.9, .1], [0., .8]], [[0.], [1.]]), 6)
+    0.141421
+    """
+    a, b = _matrix(dynamics, "dynamics"), _matrix(control, "control")
+    return _largest(_Plant(a, b, np.zeros(b.shape[::-1])), digits)
+
+
+class _Plant(NamedTuple):
+    """A [n, n], B [n, m], K [m, n]."""
+
+    dynamics: Array
+    control: Array
+    gain: Array
+
+    @property
+    def closed(self) -> Array:
+        return self.dynamics + self.control @ self.gain
+
+    @property
+    def radius(self) -> float:
+        """Of the spectrum, as an estimate."""
+        return float(np.abs(np.linalg.eigvals(self.closed)).max())
+
+
+def _largest(plant: _Plant, digits: int = 9) -> float:
+    if plant.radius >= 1.0:
+        return 0.0
+    low, high = 0.0, 1.0
+    while _holds(plant, high, SLOWEST) is not None and high < 1e12:
+        low, high = high, high * 2.0
+    while high - low > 10.0**-digits * high and high > 1e-12:
+        middle = (low + high) / 2.0
+        low, high = (middle, high) if _holds(plant, middle, SLOWEST) is not None else (low, middle)
+    return low
+
+
+def _shifted(policy: Graph, gain: Array, radius: float | None, analyzers: Sequence[str] | None) -> Known:
+    if policy.input_shape != (gain.shape[1],) or policy.output_shape != (gain.shape[0],):
+        raise UsageError(
+            f"the policy maps {list(policy.input_shape)} to {list(policy.output_shape)}, and the gain is {list(gain.shape)}"
+        )
+    less = minus(policy, linear(torch.from_numpy(gain)))
+    if radius is None:
+        return audited(less, analyzers or ("product", "lipsdp"))
+    center = torch.zeros(1, gain.shape[1], dtype=torch.float64)
+    at = values(policy.to(dtype=torch.float64), center)
+    if bool(((at.lower > 0.0) | (at.upper < 0.0)).any()):
+        raise UsageError(
+            f"the policy gives {at.center.flatten().tolist()} at 0: subtract that, or shift the state to where the loop rests"
+        )
+    return audited(less, analyzers or ("product", "lipsdp", "local"), Ball(center, radius, Norm.LINF))
+
+
+def _fastest(plant: _Plant, constant: float) -> tuple[float, Array, float] | None:
+    """The smallest rate for which the inequality was shown, with P and the multiplier."""
+    best = _holds(plant, constant, SLOWEST)
+    if best is None:
+        return None
+    low, high = plant.radius, SLOWEST
+    for _ in range(30):
+        middle = (low + high) / 2.0
+        found = _holds(plant, constant, middle)
+        low, high, best = (low, middle, found) if found is not None else (middle, high, best)
+    return best
+
+
+def _holds(plant: _Plant, constant: float, rate: float) -> tuple[float, Array, float] | None:
+    """P from the Riccati equation of the scaled plant, if the rule takes it."""
+    from scipy.linalg import solve_discrete_are
+
+    n, m = plant.control.shape
+    forced = (constant**2 * (1.0 + 1e-7) + 1e-14) * np.eye(n)
+    try:
+        with np.errstate(all="ignore"):
+            shape = solve_discrete_are(plant.closed / rate, plant.control / rate, forced, -np.eye(m))
+    except (np.linalg.LinAlgError, ValueError, ZeroDivisionError):
+        return None
+    shape = (shape + shape.T) / 2.0
+    if not np.isfinite(shape).all():
+        return None
+    try:
+        derive("loop", constant=constant, rate=rate, multiplier=rate**2, shape=shape, **plant._asdict())
+    except UsageError:
+        return None
+    return rate, shape, rate**2
+
+
+def _matrix(found: ArrayLike | Tensor, name: str) -> Array:
+    matrix = np.asarray(found, dtype=np.float64)
+    if (
+        matrix.ndim != 2
+        or not matrix.size
+        or max(matrix.shape) > derivations.WIDEST
+        or not np.isfinite(matrix).all()
+    ):
+        raise UsageError(
+            f"{name} is a matrix of finite numbers, of at most {derivations.WIDEST} rows and columns"
+        )
+    return matrix

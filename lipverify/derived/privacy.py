@@ -1,0 +1,218 @@
+"""How far one sample can move the gradient of a loss: noise for private training without clipping."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from lipverify import ops
+from lipverify.derived.derivation import Derived, Known, derive
+from lipverify.derived.networks import audited
+from lipverify.errors import UnsupportedModel, UsageError
+from lipverify.ir.graph import Graph, Node
+from lipverify.ir.op import Input
+from lipverify.propagation.points import values
+
+LOSSES = {
+    "cross-entropy": math.nextafter(math.sqrt(2.0), 2.0),
+    "mean-absolute": 1.0,
+    "binary-cross-entropy": 1.0,
+}
+"""Constants of losses in the logits (l2); tempered ones, loss(t f) / t, have the same."""
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """total: of all parameters together; layers: of each tensor, by the name of its node and `weight` or `bias`."""
+
+    total: Derived
+    layers: dict[str, Derived]
+
+    @property
+    def upper(self) -> float:
+        """The largest change of the summed gradient, in l2."""
+        return self.total.upper
+
+    def noise(self, multiplier: float) -> float:
+        """Standard deviation of normal noise on the summed gradient, for a noise multiplier."""
+        return multiplier * self.upper
+
+
+def sensitivity(
+    graph: Graph,
+    reach: float,
+    loss: str | float = "cross-entropy",
+    *,
+    neighbours: str = "add-or-remove",
+    analyzers: Sequence[str] = ("product",),
+) -> Sensitivity:
+    """How far the sum of per-sample gradients moves when one sample comes, goes, or is replaced.
+
+    Statement: |sum of gradients over a set - the same over a neighbouring set|_2 <= upper, in all weights and biases of Linear
+        and Conv together, for inputs of l2 norm at most `reach` and a loss whose gradient in the outputs is at most its constant.
+        Per tensor: loss * tail * factor * |what the layer reads|, where the tail is the constant of what comes behind, what is
+        read is at most |head(0)| + head * reach, and the factor is 1 for a matrix, sqrt of the size of the kernel for a
+        convolution, sqrt of the number of places for its bias.
+    Source: chain rule; each of the kernel's offsets pairs one window of the input with the gradient (Cauchy and Schwarz).
+        Bethune et al. 2024 (arXiv 2305.16202); their factor of a convolution is an average, this one is an upper bound.
+    Sound when: parameters are used once. Useful for networks whose layers are 1-Lipschitz; for others the figure is far above
+        usual clipping norms.
+
+    Args:
+        loss: a name of `LOSSES`, or its constant. neighbours: add-or-remove, or replace-one, which doubles.
+        analyzers: for heads and tails.
+
+    Raises:
+        UsageError: an unknown loss or relation. UnsupportedModel: a network without parameters, or in which something passes by
+        a layer with parameters (residual blocks).
+    """
+    if isinstance(loss, str) and loss not in LOSSES:
+        raise UsageError(f"{loss!r} is no loss: {', '.join(LOSSES)}, or its constant as a number")
+    relations = {"add-or-remove": 1, "replace-one": 2}
+    if neighbours not in relations:
+        raise UsageError(f"{neighbours!r}: {' or '.join(relations)}")
+    constant = LOSSES[loss] if isinstance(loss, str) else float(loss)
+    graph = graph.to(dtype=torch.float64).pruned()
+    heads: list[Known] = []
+    offsets: list[float] = []
+    tails: list[Known] = []
+    factors: list[float] = []
+    names: list[str] = []
+    for place, node in enumerate(graph.nodes):
+        if not isinstance(node.op, ops.Linear | ops.Conv):
+            continue
+        _alone(graph, place)
+        tail: Known = 1.0 if node is graph.output else audited(_behind(graph, place), analyzers)
+        head: Known = 1.0
+        offset = 0.0
+        if node.inputs[0] != graph.input.name:
+            ahead = Graph(graph.nodes, (node.inputs[0],)).pruned()
+            head, offset = audited(ahead, analyzers), _at_zero(ahead)
+        weight, bias = _factors(node)
+        for name, h, o, factor in (
+            (f"{node.name} weight", head, offset, weight),
+            (f"{node.name} bias", 0.0, 1.0, bias),
+        ):
+            if factor:
+                names.append(name)
+                heads.append(h)
+                offsets.append(o)
+                tails.append(tail)
+                factors.append(factor)
+    if not names:
+        raise UnsupportedModel("no Linear or Conv in this network: nothing has a gradient")
+    rows = [
+        (heads[i : i + 1], offsets[i : i + 1], tails[i : i + 1], factors[i : i + 1])
+        for i in range(len(names))
+    ]
+    found = [
+        derive(
+            "sensitivity",
+            neighbours=relations[neighbours],
+            loss=constant,
+            reach=reach,
+            heads=h,
+            offsets=o,
+            tails=t,
+            factors=f,
+        )
+        for h, o, t, f in (*rows, (heads, offsets, tails, factors))
+    ]
+    return Sensitivity(found[-1], dict(zip(names, found, strict=False)))
+
+
+def epsilon(multiplier: float, steps: int, delta: float, *, rate: float = 1.0) -> float:
+    """The epsilon of `steps` noisy gradients at this delta.
+
+    Source: of all samples at once (rate 1) the exact curve of the normal mechanism, delta = P(-e/m + m/2) - exp(e) P(-e/m - m/2)
+        for m = sqrt(steps) / multiplier (Balle, Wang 2018; compositions of normal mechanisms are one, Dong, Roth, Su 2022);
+        of samples drawn by Poisson sampling the Renyi accountant of the package dp-accounting.
+
+    Args:
+        multiplier: noise over sensitivity. rate: share of the samples in each step.
+
+    Raises:
+        UsageError: dp-accounting is not installed; numbers that have no meaning.
+
+    >>> round(epsilon(1.0, 1, 1e-5), 4)
+    4.3772
+    """
+    if not (multiplier > 0.0 and steps > 0 and 0.0 < delta < 1.0 and 0.0 < rate <= 1.0):
+        raise UsageError(
+            "a positive multiplier, at least one step, delta between 0 and 1, a rate above 0 and at most 1"
+        )
+    if rate == 1.0:
+        return _normal(math.sqrt(steps) / multiplier, delta)
+    try:
+        from dp_accounting import dp_event
+        from dp_accounting.rdp import RdpAccountant
+    except ImportError:
+        raise UsageError(
+            "an epsilon with sampled batches needs dp-accounting: pip install 'lipverify[privacy]'"
+        ) from None
+    accountant = RdpAccountant()
+    accountant.compose(dp_event.PoissonSampledDpEvent(rate, dp_event.GaussianDpEvent(multiplier)), steps)
+    return float(accountant.get_epsilon(delta))
+
+
+def _normal(size: float, delta: float) -> float:
+    from scipy.optimize import brentq
+    from scipy.stats import norm
+
+    def beyond(e: float) -> float:
+        first, second = norm.cdf(-e / size + size / 2.0), norm.logcdf(-e / size - size / 2.0)
+        return float(first - math.exp(e + second)) - delta
+
+    if beyond(0.0) <= 0.0:
+        return 0.0
+    high = 1.0
+    while beyond(high) > 0.0:
+        high *= 2.0
+    # The root, and what its tolerance may have taken.
+    return float(brentq(beyond, 0.0, high, xtol=1e-12)) + 1e-9
+
+
+def _factors(node: Node) -> tuple[float, float]:
+    """Of the weight and of the bias; 0 without a bias."""
+    op = node.op
+    if isinstance(op, ops.Linear):
+        rows = math.prod(node.shape[:-1])
+        return 1.0, 0.0 if op.bias is None else _root(rows)
+    assert isinstance(op, ops.Conv)
+    return _root(math.prod(op.weight.shape[2:])), 0.0 if op.bias is None else _root(math.prod(node.shape[1:]))
+
+
+def _root(count: int) -> float:
+    found = math.sqrt(count)
+    return found if found * found == count and found == int(found) else float(np.nextafter(found, math.inf))
+
+
+def _alone(graph: Graph, place: int) -> None:
+    """Everything passes through this node: no node behind it reads one ahead of it."""
+    ahead = {node.name for node in graph.nodes[:place] if not isinstance(node.op, ops.Constant)}
+    for node in graph.nodes[place + 1 :]:
+        passing = [name for name in node.inputs if name in ahead]
+        if passing:
+            raise UnsupportedModel(
+                f"{node.describe()} reads {passing[0]}, which passes by {graph.nodes[place].describe()}: sensitivities are for "
+                "networks in which everything passes through every layer with parameters"
+            )
+
+
+def _behind(graph: Graph, place: int) -> Graph:
+    """What the node's value becomes."""
+    node = graph.nodes[place]
+    kept = [n for n in graph.nodes[:place] if isinstance(n.op, ops.Constant)]
+    start = Node(node.name, Input(), (), node.shape)
+    return Graph((start, *kept, *graph.nodes[place + 1 :]), (graph.output.name,)).pruned()
+
+
+def _at_zero(graph: Graph) -> float:
+    """|f(0)|_2 from above."""
+    found = values(graph, torch.zeros(1, *graph.input_shape, dtype=torch.float64))
+    size = torch.maximum(found.lower.abs(), found.upper.abs()).flatten().tolist()
+    return float(np.nextafter(math.hypot(*size) * (1.0 + 1e-12), math.inf)) if any(size) else 0.0

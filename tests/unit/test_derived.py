@@ -1,0 +1,433 @@
+"""What follows from certified constants: golden numbers from two ways each, proofs again, and forgeries."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import json
+import math
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import lipverify as lv
+from lipverify import derived, ops
+from lipverify.certificates import model_of
+from lipverify.checkers import derivations
+from lipverify.checkers.derivations import RULES, exponential_above, positive_definite
+from lipverify.derived.networks import audited
+from lipverify.errors import (
+    Refuted,
+    RefutedCertificate,
+    Undecided,
+    UnreadableCertificate,
+    UnsupportedModel,
+    UsageError,
+)
+from lipverify.interpreter import evaluate
+from lipverify.ir.certificate import Rigour
+from lipverify.ir.graph import Graph, Node
+from lipverify.ir.op import Input
+from tests.command import lipverify
+from tests.networks import chain, tensor
+from tests.onnx_models import model, node, random
+
+DOUBLE = ([[1.0, 0.1], [0.0, 1.0]], [[0.005], [0.1]])
+PLANT = ([[0.9, 0.1], [0.0, 0.8]], [[0.0], [1.0]])
+
+
+def rotation(seed: int, rows: int, columns: int) -> torch.Tensor:
+    rng = np.random.default_rng(seed)
+    q = np.linalg.qr(rng.standard_normal((max(rows, columns),) * 2))[0]
+    return torch.from_numpy(q[:rows, :columns].copy())
+
+
+# -- golden numbers, each from another way than the rule's
+
+
+@pytest.mark.parametrize("steps", [5, 20, 100])
+def test_recurrences_with_unit_norms(steps: int) -> None:
+    matrix = np.tril(np.ones((steps, steps)))
+    found = {of: derived.recurrent(1.0, 1.0, steps, of=of).upper for of in ("last", "sequence", "each")}
+    assert found["last"] == pytest.approx(math.sqrt(steps), rel=1e-14)
+    assert found["sequence"] == pytest.approx(1.0 / (2.0 * math.sin(math.pi / (4 * steps + 2))), rel=1e-12)
+    assert found["sequence"] >= np.linalg.norm(matrix, 2) * (1.0 - 1e-14)
+    assert found["each"] == steps
+
+
+@pytest.mark.parametrize("states", [0.0, 0.5, 2.97])
+def test_recurrences_are_norms_of_matrices(states: float) -> None:
+    steps, inputs = 8, 2.98
+    powers = np.subtract.outer(np.arange(steps), np.arange(steps))
+    matrix = inputs * np.tril(states ** np.maximum(powers, 0).astype(float))
+    assert derived.recurrent(inputs, states, steps).upper == pytest.approx(
+        np.linalg.norm(matrix[-1]), rel=1e-12
+    )
+    sequence = derived.recurrent(inputs, states, steps, of="sequence").upper
+    assert sequence == pytest.approx(np.linalg.norm(matrix, 2), rel=1e-9)
+    assert sequence >= np.linalg.norm(matrix, 2) * (1.0 - 1e-14)
+
+
+def test_tails_and_values() -> None:
+    assert derived.stability_tail(1000, 0.05, 1.0, 1.0, deviation=0.1).upper == pytest.approx(
+        math.exp(-31.25), rel=1e-13
+    )
+    eight = derived.stability_tail(1000, 0.05, 1.0, 1.0, deviation=0.1, factor=8)
+    assert eight.upper == pytest.approx(math.exp(-7.8125), rel=1e-13)
+    assert derived.q_constant(1.0, 0.9, 0.99).upper == pytest.approx(
+        sum(0.891**k for k in range(4000)), rel=1e-12
+    )
+    assert derived.q_constant(1.0, 0.9, 0.99, steps=3).upper == pytest.approx(1 + 0.891 + 0.891**2, rel=1e-14)
+    assert derived.generator_tail(2.0, 6.0).upper == pytest.approx(2 * math.exp(-4.5), rel=1e-13)
+    assert derived.generator_tail(2.0, 0.0).upper == 1.0
+    assert derived.grid_margin(1.0, 0.1, 2).upper == pytest.approx(math.hypot(0.05, 0.05), rel=1e-14)
+    assert derived.grid_margin(1.0, 0.1, 3, norm="linf").upper == pytest.approx(0.05)
+    with pytest.raises(UsageError, match="not below 1"):
+        derived.q_constant(1.0, 2.0, 0.5)
+
+
+@pytest.mark.parametrize("x", [Fraction(0), Fraction(1, 3), Fraction(1), Fraction(125, 4), Fraction(10**9)])
+def test_exponentials_from_above(x: Fraction) -> None:
+    from mpmath import mp
+
+    with mp.workprec(400):
+        wanted = mp.exp(-mp.mpf(x.numerator) / x.denominator)
+        found = exponential_above(x)
+        ratio = mp.mpf(found.numerator) / found.denominator / wanted
+        assert ratio >= 1
+        assert x >= 4096 or ratio < 1 + mp.mpf(10) ** -30
+
+
+def test_definiteness_is_exact() -> None:
+    edge = [[Fraction(1), Fraction(1)], [Fraction(1), Fraction(1)]]
+    assert not positive_definite(edge)
+    assert positive_definite([edge[0], [Fraction(1), 1 + Fraction(1, 10**60)]])
+    assert not positive_definite([edge[0], [Fraction(1), 1 - Fraction(1, 10**60)]])
+
+
+def test_games() -> None:
+    found = derived.game([1.0, 1.0], [[0.0, 4.0], [0.1, 0.0]])
+    assert found.lower == pytest.approx(1.0 - math.sqrt(0.4), rel=1e-9)
+    low, high = derived.game_band((1.0, 1.0), (4.0, 0.1))
+    assert (low, high) == (pytest.approx(5.0807, abs=1e-4), pytest.approx(314.9193, abs=1e-4))
+    scan = [
+        derived.game([1.0, 1.0], [[0.0, 4.0], [0.1, 0.0]], weights=[1.0, w]).lower
+        for w in np.geomspace(low, high, 25)
+    ]
+    assert max(scan) <= found.lower * (1 + 1e-9)
+    assert scan[0] == pytest.approx(0.0, abs=1e-9) == pytest.approx(scan[-1], abs=1e-9)
+    assert derived.game([1.0, 1.0], [[0.0, 4.0], [0.1, 0.0]], weights=[1.0, 1.0]).lower == pytest.approx(
+        -1.05
+    )
+    with pytest.raises(UsageError, match="margin above 0"):
+        derived.game_step(
+            derived.game([1.0, 1.0], [[0, 4.0], [0.1, 0]], weights=[1.0, 1.0]), [1, 1], [[0, 4], [0.1, 0]]
+        )
+
+
+def test_runge_kutta_contracts_in_the_same_disk_as_euler() -> None:
+    """Dahlquist and Jeltsch: b_i a_ij + b_j a_ji - b_i b_j + b_i [i = j] is positive semidefinite: radius 1."""
+    b = [Fraction(1, 6), Fraction(1, 3), Fraction(1, 3), Fraction(1, 6)]
+    a = [[Fraction(0)] * 4 for _ in range(4)]
+    a[1][0], a[2][1], a[3][2] = Fraction(1, 2), Fraction(1, 2), Fraction(1)
+    matrix = [
+        [b[i] * a[i][j] + b[j] * a[j][i] - b[i] * b[j] + (b[i] if i == j else 0) for j in range(4)]
+        for i in range(4)
+    ]
+    assert positive_definite([row[:3] for row in matrix[:3]])
+    assert all(row[0] - row[1] + row[2] - row[3] == 0 for row in matrix)  # singular: the radius is exactly 1
+
+
+@pytest.mark.parametrize("method", ["euler", "runge-kutta"])
+def test_steps_bring_strategies_together(method: str) -> None:
+    rng = np.random.default_rng(1)
+    jacobian = np.array(
+        [[1.0, 0.0, 0.6, -0.3], [0.0, 1.4, 0.2, 0.5], [-0.5, 0.1, 1.2, 0.0], [0.3, -0.4, 0.0, 0.9]]
+    )
+    norms = [
+        [np.linalg.norm(jacobian[2 * i : 2 * i + 2, 2 * j : 2 * j + 2], 2) * (1 + 1e-12) for j in range(2)]
+        for i in range(2)
+    ]
+    found = derived.game([1.0, 0.9], norms)
+    step = derived.game_step(found, [norms[0][0], norms[1][1]], norms).lower * 0.999
+    scale = np.sqrt(np.repeat(found.details["weights"], 2))
+
+    def moved(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        k1 = -jacobian @ x
+        if method == "euler":
+            return x + step * k1
+        k2 = -jacobian @ (x + step / 2 * k1)
+        k3 = -jacobian @ (x + step / 2 * k2)
+        return x + step / 6 * (k1 + 2 * k2 + 2 * k3 - jacobian @ (x + step * k3))
+
+    for x in rng.standard_normal((50, 4)):
+        assert np.linalg.norm(scale * moved(x)) < np.linalg.norm(scale * x)
+
+
+def test_loops() -> None:
+    allowed = derived.largest_constant(*PLANT)
+    sweep = [np.linalg.norm(np.linalg.solve(np.exp(1j * t) * np.eye(2) - np.array(PLANT[0]), np.array(PLANT[1])), 2)
+             for t in np.linspace(0, math.pi, 2001)]  # fmt: skip
+    assert max(sweep) == pytest.approx(7.071068, abs=1e-6)
+    assert allowed == pytest.approx(1.0 / max(sweep), rel=1e-6) == pytest.approx(0.141421, abs=1e-6)
+    found = derived.closed_loop(0.14, *PLANT)
+    assert 0.9 < found.upper < 1.0
+    assert derived.verify_derived(found).value == found.upper
+    with pytest.raises(Undecided, match=r"0\.1415,.*0\.14142"):
+        derived.closed_loop(0.1415, *PLANT)
+    with pytest.raises(Undecided):
+        derived.closed_loop(0.0, [[1.1]], [[1.0]])
+
+
+def test_a_loop_with_a_policy_comes_together_as_fast_as_proved() -> None:
+    rng = np.random.default_rng(0)
+    gain = np.array([[-0.8, -1.2]])
+    small = chain([tensor(rng, 8, 2, scale=0.2), tensor(rng, 1, 8, scale=0.2)], ops.Tanh())
+    head = Node("gain", ops.Linear(torch.from_numpy(gain)), (small.input.name,), (1,))
+    policy = Graph((*small.nodes, head, Node("sum", ops.Add(), (small.output.name, "gain"), (1,))), ("sum",))
+    found = derived.closed_loop(policy, *DOUBLE, gain)
+    assert found.rigour is Rigour.CHECKED
+    assert found.details["constant"] < found.details["allowed"]
+    assert derived.verify_derived(found).certificates[0]["number"] == "constant"
+    shape = np.array(found.details["shape"])
+    x, y = (torch.from_numpy(rng.standard_normal((200, 2)) * 5) for _ in range(2))
+    after = [
+        z @ torch.tensor(DOUBLE[0]).double().T
+        + evaluate(policy.to(dtype=torch.float64), z) @ torch.tensor(DOUBLE[1]).double().T
+        for z in (x, y)
+    ]
+    sizes = [
+        np.sqrt(np.einsum("ni,ij,nj->n", d, shape, d))
+        for d in ((x - y).numpy(), (after[0] - after[1]).numpy())
+    ]
+    assert (sizes[1] <= found.upper * sizes[0]).all()
+    with pytest.raises(UsageError, match="at 0"):
+        derived.closed_loop(
+            chain([tensor(rng, 8, 2), tensor(rng, 1, 8)], ops.Sigmoid()), *DOUBLE, gain, radius=0.1
+        )
+
+
+def test_near_zero_a_set_stays_where_the_constant_holds() -> None:
+    rng = np.random.default_rng(2)
+    gain = np.array([[-0.8, -1.2]])
+    first, last = tensor(rng, 6, 2, scale=1.0), tensor(rng, 1, 6, scale=0.6)
+    rest = torch.from_numpy(gain) - last @ first
+    nodes = (Node("x", Input(), (), (2,)), Node("a", ops.Linear(first), ("x",), (6,)), Node("t", ops.Tanh(), ("a",), (6,)),
+             Node("b", ops.Linear(last), ("t",), (1,)), Node("l", ops.Linear(rest), ("x",), (1,)),
+             Node("y", ops.Add(), ("b", "l"), (1,)))  # fmt: skip
+    policy = Graph(nodes, ("y",))  # its slope at 0 is the gain
+    with pytest.raises(Undecided):
+        derived.closed_loop(policy, *DOUBLE, gain)
+    found = derived.closed_loop(policy, *DOUBLE, gain, radius=0.2)
+    assert found.rule == "loop-near"
+    assert found.rigour is Rigour.CHECKED
+    shape, level = np.array(found.details["shape"]), found.details["level"]
+    ends = np.sqrt(level * np.linalg.inv(shape).diagonal())
+    assert ends.max() <= 0.2
+    assert ends.max() == pytest.approx(0.2, rel=1e-6)
+    assert derived.verify_derived(found).value < 1.0
+    wider = dict(found.numbers)
+    wider["level"] = (level * 1.01).hex()
+    with pytest.raises(UnreadableCertificate, match="in the box"):
+        derivations.parse(
+            {**found.to_json(), "numbers": {**found.to_json()["numbers"], "level": wider["level"]}}
+        )[0].value()
+
+
+def test_sensitivities_of_rotations() -> None:
+    graph = chain([rotation(0, 32, 16), rotation(1, 32, 32), rotation(2, 10, 32)], ops.ReLU())
+    found = derived.sensitivity(graph, 1.0)
+    assert [round(one.upper, 5) for one in found.layers.values()] == [1.41421] * 3
+    assert found.upper == pytest.approx(math.sqrt(6.0), rel=1e-6)
+    assert found.noise(2.0) == 2.0 * found.upper
+    assert derived.sensitivity(graph, 1.0, neighbours="replace-one").upper == pytest.approx(
+        2.0 * found.upper, rel=1e-12
+    )
+    assert derived.verify_derived(found.total).value == found.upper
+
+
+def test_no_gradient_of_a_sample_is_above_its_sensitivity() -> None:
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(2, 4, 3, stride=2, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(4, 3, 2, groups=1), torch.nn.Tanh(),
+        torch.nn.Flatten(), torch.nn.Linear(27, 5),
+    ).double()  # fmt: skip
+    shape = (2, 8, 8)
+    graph = lv.extract(net, torch.zeros(2, *shape, dtype=torch.float64))
+    found = derived.sensitivity(graph, 3.0)
+    named = dict(zip(found.layers, [name for name, _ in net.named_parameters()], strict=True))
+    worst = dict.fromkeys(found.layers, 0.0)
+    for seed in range(40):
+        x = torch.randn(1, *shape, dtype=torch.float64)
+        x = 3.0 * x / x.norm()
+        net.zero_grad()
+        torch.nn.functional.cross_entropy(net(x), torch.tensor([seed % 5])).backward()
+        for label, name in named.items():
+            grad = net.get_parameter(name).grad
+            assert grad is not None
+            worst[label] = max(worst[label], float(grad.norm()))
+    for label, size in worst.items():
+        assert 0.0 < size <= found.layers[label].upper, label
+
+
+def test_sensitivities_refuse_what_passes_by() -> None:
+    x = Node("x", Input(), (), (3,))
+    skip = Graph(
+        (x, Node("a", ops.Linear(torch.eye(3)), ("x",), (3,)), Node("y", ops.Add(), ("a", "x"), (3,))), ("y",)
+    )
+    with pytest.raises(UnsupportedModel, match="passes by"):
+        derived.sensitivity(skip, 1.0)
+    with pytest.raises(UsageError, match="no loss"):
+        derived.sensitivity(skip, 1.0, "hinge")
+
+
+def test_critics_do_not_gain_by_scale() -> None:
+    rng = np.random.default_rng(0)
+    weights = [tensor(rng, 16, 3), tensor(rng, 1, 16)]
+    first, second = (torch.from_numpy(rng.standard_normal((50, 3))) + shift for shift in (0.0, 0.7))
+    found = []
+    for scale in (1.0, 3.0):
+        critic = chain([weights[0], scale * weights[1]], ops.ReLU())
+        audit = audited(critic, ["product"])
+        found.append(derived.critic_distance(critic, first, second, audit))
+    assert found[0].lower == pytest.approx(found[1].lower, rel=1e-6)
+    from scipy.optimize import linear_sum_assignment
+
+    costs = torch.cdist(first, second).numpy()
+    rows, columns = linear_sum_assignment(costs)
+    assert 0.0 < found[0].lower <= costs[rows, columns].mean()
+    with pytest.raises(UsageError, match="other side"):
+        _ = found[0].upper
+
+
+def test_epsilon_of_all_samples() -> None:
+    assert derived.epsilon(1.0, 4, 1e-5) == pytest.approx(derived.epsilon(0.5, 1, 1e-5))
+    from scipy.stats import norm
+
+    e = derived.epsilon(2.0, 9, 1e-6)
+    assert norm.cdf(-e / 1.5 + 0.75) - math.exp(e) * norm.cdf(-e / 1.5 - 0.75) == pytest.approx(
+        1e-6, rel=1e-6
+    )
+
+
+# -- documents
+
+
+@pytest.fixture(scope="module")
+def certified() -> derived.Derived:
+    rng = np.random.default_rng(5)
+    return derived.generator_tail(
+        audited(chain([tensor(rng, 6, 4), tensor(rng, 3, 6)], ops.ReLU()), ["product"]), 9.0
+    )
+
+
+def changed(document: dict[str, Any], name: str, value: Any) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(json.dumps(document))
+    place = found
+    *path, last = name.split("/")
+    for key in path:
+        place = place[key]
+    place[last] = value
+    return found
+
+
+def test_documents_are_proved_again(certified: derived.Derived, tmp_path: Path) -> None:
+    certified.save(tmp_path / "tail.json")
+    graph = certified.graphs["constant"]
+    found = derived.verify_derived(tmp_path / "tail.json", [graph])
+    assert found.value == certified.upper
+    assert found.stated == ()
+    assert repr(certified.upper) in found.claim
+    for forged in (
+        changed(
+            certified.to_json(),
+            "numbers/constant",
+            {**certified.to_json()["numbers"]["constant"], "upper_hex": (1e-3).hex()},
+        ),
+        changed(certified.to_json(), "value_hex", (certified.upper / 2).hex()),
+        changed(certified.to_json(), "numbers/constant/sha256", "0" * 64),
+        changed(certified.to_json(), "numbers/constant/certificate", "../tail-constant.json"),
+        changed(certified.to_json(), "numbers/distance", (-1.0).hex()),
+        changed(certified.to_json(), "rule", "grid"),
+        changed(certified.to_json(), "numbers/more", 1),
+    ):
+        (tmp_path / "derivation.json").write_text(json.dumps(forged))
+        for file in tmp_path.glob("tail-*"):
+            (tmp_path / file.name.replace("tail-", "derivation-")).write_bytes(file.read_bytes())
+        with pytest.raises((Refuted, UnreadableCertificate)):
+            derived.verify_derived(tmp_path / "derivation.json", [graph])
+    other = chain([torch.eye(4, dtype=torch.float64)])
+    with pytest.raises(UnreadableCertificate):
+        derived.verify_derived(tmp_path / "tail.json", [other])
+    with pytest.raises(RefutedCertificate, match="not at most"):
+        derivations.verify_derivation(tmp_path / "tail.json", [model_of(graph)], at_most=1e-9)
+
+
+EDGES = [
+    True,
+    -1,
+    1 << 40,
+    "1",
+    None,
+    [],
+    {},
+    "0x1.0p+0x",
+    (-1.0).hex(),
+    "nan",
+    "inf",
+    "-0x0.0p+0",
+    float("1e300").hex(),
+    [[]],
+    0.5,
+]
+
+
+@pytest.mark.parametrize("rule", sorted(RULES))
+def test_numbers_of_another_kind_are_unreadable(rule: str) -> None:
+    """Every number of every rule replaced by every edge: a typed refusal or a value, never an error of another kind."""
+    kinds = {"count": 1, "number": (1.0).hex(), "size": (0.5).hex(), "constant": (0.5).hex(), "numbers": [(1.0).hex()],
+             "sizes": [(0.5).hex()], "constants": [(0.5).hex()], "matrix": [[(0.5).hex()]]}  # fmt: skip
+    plain = {name: kinds[kind] for name, kind in RULES[rule].takes.items()}
+    for name in plain:
+        for edge in EDGES:
+            document = {"schema": derivations.SCHEMA, "rule": rule, "numbers": {**plain, name: edge}, "value": 0.0,
+                        "value_hex": (0.0).hex(), "statement": "", "tool": {}, "created": "", "environment": {}}  # fmt: skip
+            try:
+                value = derivations.parse(document)[0].value()
+            except UnreadableCertificate:
+                continue
+            assert isinstance(value, Fraction)
+
+
+def test_pages_say_what_went_in(certified: derived.Derived, tmp_path: Path) -> None:
+    page = certified.to_html(tmp_path / "page.html")
+    assert "stated" in page
+    assert "|f(x) - f(y)|" in page
+    assert f"{certified.upper:.6g}" in page
+    assert "Derived(generator: upper" in repr(certified)
+
+
+@pytest.mark.parametrize("module", ["closed", "games", "loops", "privacy"])
+def test_docstrings_show_what_comes_out(module: str) -> None:
+    found = doctest.testmod(importlib.import_module(f"lipverify.derived.{module}"))
+    assert found.attempted > 0
+    assert found.failed == 0
+
+
+def test_verify_takes_derivations_of_files(tmp_path: Path) -> None:
+    proto = model([node("Gemm", ["x", "w"], ["a"]), node("Relu", ["a"], ["h"]), node("Gemm", ["h", "v"], ["y"])],
+                  ["N", 3], constants={"w": random(3, 5), "v": random(5, 2)})  # fmt: skip
+    (tmp_path / "net.onnx").write_bytes(proto.SerializeToString())
+    derived.generator_tail(audited(lv.load(tmp_path / "net.onnx"), ["product"]), 30.0).save(
+        tmp_path / "tail.json"
+    )
+    command = ["verify", str(tmp_path / "tail.json"), "--model", str(tmp_path / "net.onnx")]
+    said = json.loads(lipverify(*command, "--json").stdout)
+    assert said["valid"]
+    assert said["rule"] == "generator"
+    assert lipverify(*command, "--at-most", "1e-30").returncode == 3
+    assert lipverify(*command, "--norm", "l2").returncode == 2
