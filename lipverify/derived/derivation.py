@@ -12,7 +12,6 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from lipverify import __version__
 from lipverify.certificates import Issued, model_of, model_path
 from lipverify.checkers import Model, derivations
 from lipverify.checkers.derivations import Proved
@@ -22,6 +21,7 @@ from lipverify.ir.certificate import Certificate, Rigour
 from lipverify.ir.graph import Graph
 from lipverify.ir.norm import Norm
 from lipverify.results import Audit
+from lipverify.version import __version__
 
 Known = float | Audit | Certificate
 """A constant: a number somebody states, or what an audit or a certificate proves (in l2)."""

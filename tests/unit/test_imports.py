@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[2] / "lipverify"
-<<<<<<< HEAD
 FACE = ("__init__", "__main__", "cli")
 """The doors of the package: they may open every room, and no room opens them."""
 LAYERS: dict[str, str] = {
@@ -48,70 +47,13 @@ LAYERS: dict[str, str] = {
     "comparison": "errors loading ir analyzers falsify failures documents reporting pipeline robustness",
     "questions": "errors options loading checkers ir ops linalg interpreter propagation combine certificates analyzers falsify "
     "documents reporting",
+    "derived": "errors version checkers ir ops interpreter propagation combine certificates falsify results documents "
+    "reporting pipeline",
     "taking": "errors settings loading ir pipeline comparison",
     "verbs": "errors settings loading checkers ir interpreter propagation execution certificates analyzers falsify pipeline "
     "monotonicity robustness comparison questions taking",
     "commands": "errors version settings options loading zoo checkers ir interpreter execution analyzers falsify failures "
     "results documents reporting pipeline monotonicity robustness comparison questions",
-=======
-LAYERS = {
-    "errors": set(),
-    "linalg": {"errors"},
-    "loading": {"errors"},
-    "checkers": {"errors"},
-    "ir": {"errors", "loading"},
-    "rules": {"errors", "ir"},
-    "ops": {"errors", "ir", "rules", "linalg", "loading"},
-    "interpreter": {"errors", "ir", "rules", "ops"},
-    "frontends": {"errors", "ir", "rules", "ops", "interpreter", "loading"},
-    "passes": {"errors", "ir", "rules", "ops", "interpreter", "loading"},
-    "propagation": {"errors", "ir", "rules", "ops", "linalg"},
-    "analyzers": {
-        "errors",
-        "ir",
-        "rules",
-        "ops",
-        "linalg",
-        "interpreter",
-        "loading",
-        "propagation",
-        "certificates",
-    },
-    "certificates": {
-        "errors",
-        "ir",
-        "rules",
-        "ops",
-        "interpreter",
-        "loading",
-        "zoo",
-        "checkers",
-        "documents",
-        "analyzers",
-    },
-    "combine": {"errors", "ir", "rules", "ops", "interpreter"},
-    "questions": {
-        *("errors", "ir", "ops", "linalg", "interpreter", "loading", "propagation", "combine", "analyzers"),
-        *("falsify", "documents", "reporting", "options", "certificates", "checkers"),
-    },
-    "derived": {
-        *(
-            "errors",
-            "ir",
-            "ops",
-            "interpreter",
-            "propagation",
-            "combine",
-            "falsify",
-            "certificates",
-            "checkers",
-            "documents",
-        ),
-        *("reporting", "pipeline", "results"),
-    },
-    "zoo": {"errors", "loading"},
-    "reporting": {"errors", "loading", "ir"},
->>>>>>> 4afd20b (What follows from certified constants: loops, games, private training and closed forms, each by a rule of the checker, with certificates, a page and examples)
 }
 """From the ground up: a room, and the rooms below it that it may import."""
 
