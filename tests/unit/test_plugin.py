@@ -1,4 +1,4 @@
-"""The package in examples/plugin adds an operator and an analyzer without touching lipverify."""
+"""The package in examples/plugin adds an operator, an analyzer and a question without touching lipverify."""
 
 from __future__ import annotations
 
@@ -49,6 +49,26 @@ print(json.dumps({
     "refused": local.rows[1].refused,
 }))
 """
+ASK = """
+import json, sys
+from pathlib import Path
+import lipverify as lv
+from lipverify.cli import main
+from lipverify_example.movement import Movement
+graph = lv.load("zoo:digits-relu-mlp")
+answer = lv.ask(Movement(graph, 0.5))
+out = Path(sys.argv[1])
+sys.argv = ["lipverify", "movement", "zoo:digits-relu-mlp", "--by", "1/2", "--out", str(out), "--json"]
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+sys.argv = ["lipverify", "verify", str(out / "certificates" / "movement.json"), "--model", "zoo:digits-relu-mlp"]
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+"""
 CONFORM = """
 from lipverify_example.compressed import Compressed
 from lipverify.testing import check_operator
@@ -90,9 +110,9 @@ def installed(folder: Path) -> Path:
     return folder
 
 
-def output(program: str, folder: Path | None) -> str:
+def output(program: str, folder: Path | None, *arguments: str) -> str:
     environment = {**os.environ, "PYTHONPATH": "" if folder is None else str(folder)}
-    done = run("-c", program, environment=environment)
+    done = run("-c", program, *arguments, environment=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -109,6 +129,21 @@ def test_operator_and_analyzer_are_found_and_answer(tmp_path: Path) -> None:
     # The operator says what it is in the checker's words, and the analyzer's evidence writes its own proof.
     assert found["rigour"] == ["checked"] * 4
     assert found["proved"] == upper["frobenius"]
+
+
+def test_the_question_has_a_command_and_a_certificate(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    said = output(ASK, installed(tmp_path), str(out))
+    document, _, verified = said.rpartition("valid: ")
+    found = json.loads(document)
+    assert found["question"] == "movement"
+    assert found["rigour"] == "checked"
+    assert found["unchecked"] is None
+    assert 0.5 * found["steepest"] <= found["upper"]
+    assert (out / "report.html").read_text(encoding="utf-8").count("moves by at most")
+    certificate = json.loads((out / found["certificate"]).read_text(encoding="utf-8"))
+    assert 0.5 * certificate["claim"]["upper"] <= found["upper"]
+    assert "for all inputs x, y" in verified, verified
 
 
 def test_the_operator_passes_the_conformance_suite(tmp_path: Path) -> None:
