@@ -86,13 +86,13 @@ class Verdict:
     fields: Mapping[str, Any]
     """Of the claim: `upper` or `radius`, norms and region."""
     models: Sequence[Mapping[str, Any]]
-    """What is known of each, with its `binding` and its `weights`."""
+    """What is known of each, with its `binding`, its `weights`, and the `agreement` of an ONNX file with a runtime."""
     seconds: float
 
     @property
     def model(self) -> Mapping[str, Any]:
         """The one model, or the first."""
-        return {k: v for k, v in self.models[0].items() if k not in ("binding", "weights")}
+        return {k: v for k, v in self.models[0].items() if k not in ("binding", "weights", "agreement")}
 
     @property
     def binding(self) -> str:
@@ -115,18 +115,20 @@ class Verdict:
         """The document of `verify --json`."""
         models: dict[str, Any] = {"models": [dict(model) for model in self.models]}
         if len(self.models) == 1:
-            models = {"model": dict(self.model), "binding": self.binding, "weights": self.weights}
+            models = {"model": dict(self.model), "binding": self.binding, "weights": self.weights,
+                      "agreement": self.models[0]["agreement"]}  # fmt: skip
         return {"schema": "lipverify.verify/1", "valid": True, "claim": self.claim, **self.fields, **models,
                 "seconds": self.seconds}  # fmt: skip
 
 
 def verify_file(path: Path, model: Path | Model | Sequence[Path | Model], exact: bool = False,
-                expected: Expectation | None = None, seconds: float = math.inf) -> Verdict:  # fmt: skip
+                expected: Expectation | None = None, seconds: float = math.inf, seed: int | None = None) -> Verdict:  # fmt: skip
     """Proves a certificate file again for a model file.
 
     Args:
         model: of a claim about two models the original, then the changed one. exact: integers alone. expected: what the claim
-            has to be. seconds: of this process, after which it is given up.
+            has to be. seconds: of this process, after which it is given up. seed: of the inputs on which file and program are
+            compared; None: one that nobody knows before.
 
     Raises:
         RefutedCertificate: the evidence does not carry the claim, or it is another claim than expected. Undecided: it says itself
@@ -137,7 +139,7 @@ def verify_file(path: Path, model: Path | Model | Sequence[Path | Model], exact:
         if isinstance(wanted, Path) and not os.path.exists(wanted):  # False for a name too long to exist, too
             raise UsageError(f"{str(wanted)[:120]!a} does not exist")
     return check(lambda: read_bytes(path, MAX_CERTIFICATE), lambda name: read_bytes(path.parent / name, MAX_MODEL),
-                 lambda: [m if isinstance(m, Model) else read_model(m) for m in models], exact, expected, seconds)  # fmt: skip
+                 lambda: [m if isinstance(m, Model) else read_model(m) for m in models], exact, expected, seconds, seed)  # fmt: skip
 
 
 def named_models(path: Path) -> list[str | None]:
@@ -149,7 +151,8 @@ def named_models(path: Path) -> list[str | None]:
 
 
 def check(certificate: Callable[[], bytes], sidecar: Callable[[str], bytes], model: Callable[[], Model | Sequence[Model]],
-          exact: bool = False, expected: Expectation | None = None, seconds: float = math.inf) -> Verdict:  # fmt: skip
+          exact: bool = False, expected: Expectation | None = None, seconds: float = math.inf,
+          seed: int | None = None) -> Verdict:  # fmt: skip
     """`verify_file` on bytes: what these calls give is all that is read.
 
     Fails closed: whatever goes wrong in here that is not a refusal makes the certificate unreadable.
@@ -158,7 +161,13 @@ def check(certificate: Callable[[], bytes], sidecar: Callable[[str], bytes], mod
     try:
         with np.errstate(all="ignore"), account.spending(account.Account(lambda: time.process_time() > last)):
             return _check(
-                certificate(), sidecar, lambda: _several(model()), exact, expected or Expectation(), started
+                certificate(),
+                sidecar,
+                lambda: _several(model()),
+                exact,
+                expected or Expectation(),
+                started,
+                seed,
             )
     except (RefutedCertificate, UnreadableCertificate, Undecided):
         raise
@@ -256,7 +265,7 @@ def _region(table: Any) -> Ball:
 
 
 def _check(data: bytes, sidecar: Callable[[str], bytes], read: Callable[[], list[Model]], exact: bool,
-           expected: Expectation, started: float) -> Verdict:  # fmt: skip
+           expected: Expectation, started: float, seed: int | None) -> Verdict:  # fmt: skip
     account.read(len(data), letters=True)
     found = _envelope(data)
     beside: Mapping[str, Array] = {}
@@ -291,17 +300,16 @@ def _check(data: bytes, sidecar: Callable[[str], bytes], read: Callable[[], list
     reason = other if isinstance(claim, Deviation) else expected.disappointed(claim, abouts[0], box)
     if reason is not None:
         raise RefutedCertificate(f"it proves something else than expected: {reason}")
-    for model, (whole, _) in zip(models, read_in, strict=True):
-        if model.binding == "file":
-            assert model.data is not None
-            agree(model.data, whole)
+    agreements = [agree(model.data or b"", whole, seed)._asdict() if model.binding == "file" else None
+                  for model, (whole, _) in zip(models, read_in, strict=True)]  # fmt: skip
     regions = [region_of(ball, centres, box) for ball in found.regions]
     facts = _facts(found.proof, Subject(program, regions, exact), beside)
     alike = isinstance(claim, Deviation) and not facts and same(ended[0].steps, ended[1].steps)
     if not (alike and isinstance(claim, Deviation) and claim.holds_of_one()):
         _carried(claim, facts, found.regions, (len(program.steps) - 1, ended[0].steps[-1].size))
     weights = [used for _, used in read_in]
-    shown = [_shown(about, model, used) for about, model, used in zip(abouts, models, weights, strict=True)]
+    each = zip(abouts, models, weights, agreements, strict=True)
+    shown = [{**_shown(about, model, used), "agreement": agreed} for about, model, used, agreed in each]
     words = _words(claim.statement(*abouts), models, weights, exact)
     return Verdict(words, claim.to_json(), shown, time.monotonic() - started)
 

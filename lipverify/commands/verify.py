@@ -53,6 +53,10 @@ def verify(
     seconds: Annotated[
         float, typer.Option(help="give a certificate up after so many processor seconds", min=0)
     ] = float("inf"),
+    seed: Annotated[
+        int | None,
+        typer.Option(help="of the inputs on which model and program are compared; default: a new one", min=0),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Prove a certificate again: numpy alone, no torch, no solver, nothing of the analyzers.
@@ -75,7 +79,7 @@ def verify(
         if _schema(certificate).startswith("lipverify.derivation/"):
             _derivation(certificate, [_file(name) for name in model], expected, as_json)
             return
-        answer = _proved(certificate, [_file(name) for name in model], expected, exact, seconds)
+        answer = _proved(certificate, [_file(name) for name in model], expected, exact, seconds, seed)
         if as_json:
             print_json(answer.document)
         elif answer.error is None:
@@ -85,7 +89,7 @@ def verify(
             names = " and ".join(model)
             raise kind(f"{display_path(certificate)} is not proved for {names}: {said}") from answer.error
         return
-    answers = _report(certificate, [_file(name) for name in model], expected, exact, seconds)
+    answers = _report(certificate, [_file(name) for name in model], expected, exact, seconds, seed)
     worst = max((answer.code for answer in answers), key=GRAVITY.index)
     if as_json:
         documents = [{"certificate": a.name, "exit_code": a.code, **a.document} for a in answers]
@@ -122,7 +126,12 @@ class _Answer:
 
 
 def _proved(
-    path: Path, model: Sequence[Path | Model], expected: Expectation, exact: bool, seconds: float
+    path: Path,
+    model: Sequence[Path | Model],
+    expected: Expectation,
+    exact: bool,
+    seconds: float,
+    seed: int | None,
 ) -> _Answer:
     from lipverify import checkers
 
@@ -134,7 +143,7 @@ def _proved(
 
 
 def _report(
-    folder: Path, files: Sequence[Path], expected: Expectation, exact: bool, seconds: float
+    folder: Path, files: Sequence[Path], expected: Expectation, exact: bool, seconds: float, seed: int | None
 ) -> list[_Answer]:
     """Every certificate of a folder, or of `certificates` in it, against the model file it names by its digest."""
     from lipverify import checkers
@@ -149,7 +158,7 @@ def _report(
         named = checkers.named_models(path) or [None]
         # One of the models in any case: the checker itself says that it is another one's.
         given = [models.get(digest, next(iter(models.values()))) for digest in named]
-        answers.append(_proved(path, given, expected, exact, seconds))
+        answers.append(_proved(path, given, expected, exact, seconds, seed))
     return answers
 
 

@@ -82,6 +82,66 @@ def test_a_program_of_something_else_does_not_agree(kind: type, fields: Any) -> 
         agree(small(), changed(program_of(small()), kind, **fields))
 
 
+def cancelling(scale: float) -> bytes:
+    """tanh(x) + v tanh(x) - v tanh(x), with weights v of this size."""
+    v = random(6, 6) * np.float32(scale)
+    nodes = [
+        node("Tanh", ["x"], ["h"]),
+        node("MatMul", ["h", "v"], ["p"]),
+        node("MatMul", ["h", "u"], ["q"]),
+        node("Add", ["p", "q"], ["s"]),
+        node("Add", ["s", "h"], ["y"]),
+    ]
+    return bytes(model(nodes, [1, 6], 13, {"v": v, "u": -v}).SerializeToString())
+
+
+def test_what_float32_hides_is_decided_in_float64() -> None:
+    data = cancelling(2.0**24)
+    found = agree(data, program_of(data))
+    assert found.evaluator.startswith("onnx.reference")
+    assert found.share < 0.5
+    with pytest.raises(NotCovered, match="computes another function than the checker read"):
+        agree(data, changed(program_of(data), Scalar, law=lambda law: "Softsign"))
+    # Where float64 hides it too, nothing is decided.
+    data = cancelling(2.0**60)
+    with pytest.raises(NotCovered, match="sums inside hide"):
+        agree(data, program_of(data))
+
+
+def test_a_file_of_several_types_of_floats_is_not_widened() -> None:
+    """Its roundings to a smaller type are part of what it computes."""
+    nodes = [
+        node("Cast", ["x"], ["a"], to=10),
+        node("Cast", ["a"], ["b"], to=1),
+        node("MatMul", ["b", "w"], ["y"]),
+    ]
+    data = model(nodes, [1, 6], 13, {"w": random(6, 2)}).SerializeToString()
+    assert agreement._widened(data) is None
+    assert agreement._widened(small()) is not None
+
+
+def test_inputs_that_nobody_knows_before() -> None:
+    data = small()
+    first, second = (agree(data, program_of(data)) for _ in range(2))
+    assert first.seed != second.seed
+    assert agree(data, program_of(data), first.seed) == first
+    kind, program = np.dtype("<f4"), program_of(data)
+    rows = [agreement._inputs(program, kind, seed) for seed in ([1, 2], [1, 2], [1, 3], [2, 2])]
+    np.testing.assert_array_equal(rows[0], rows[1])
+    assert not np.array_equal(rows[0], rows[2])
+    assert not np.array_equal(rows[0], rows[3])
+
+
+@pytest.mark.third_party
+@pytest.mark.skipif(not CHECKPOINTS.exists(), reason="the folder shared/checkpoints is not there")
+def test_a_deep_network_of_small_weights() -> None:
+    """In float32 its roundings hide more than its outputs change."""
+    found = read_model(next((CHECKPOINTS / "ultraface-slim").glob("*.onnx")))
+    assert found.data is not None
+    assert found.program is not None
+    assert agree(found.data, found.program).share < 0.9
+
+
 def test_types_that_onnxruntime_lacks_are_held_against_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxruntime")
     weight = {"w": random(2, 1, 3)}
