@@ -139,7 +139,8 @@ def verify_file(path: Path, model: Path | Model | Sequence[Path | Model], exact:
         if isinstance(wanted, Path) and not os.path.exists(wanted):  # False for a name too long to exist, too
             raise UsageError(f"{str(wanted)[:120]!a} does not exist")
     return check(lambda: read_bytes(path, MAX_CERTIFICATE), lambda name: read_bytes(path.parent / name, MAX_MODEL),
-                 lambda: [m if isinstance(m, Model) else read_model(m) for m in models], exact, expected, seconds, seed)  # fmt: skip
+                 lambda: [m if isinstance(m, Model) else read_model(m) for m in models],
+                 exact, expected, seconds, seed)  # fmt: skip
 
 
 def named_models(path: Path) -> list[str | None]:
