@@ -47,7 +47,7 @@ from tests.soundness.held import Held, hold  # noqa: E402
 from tests.soundness.search import Found, search  # noqa: E402
 
 LARGE = ("cifar-resnet20.onnx", "cifar-resnet2b.onnx", "kw-mnist-cnn.onnx")
-"""Of these the product, and LipSDP and one ball where those are of interest: all else takes longer than a table of costs is worth."""
+"""Of these the product, LipSDP of one and a ball of another: all else takes longer than a table of costs is worth."""
 THIRD_PARTY = (
     "converted/cifar-resnet20.onnx",
     "converted/cifar-resnet2b.onnx",
@@ -170,7 +170,9 @@ def costs(analyzers: tuple[str, ...]) -> list[dict[str, Any]]:
             if "kw-mnist" in model:
                 asked.append(("lipsdp", Query()))
             elif "resnet2b" in model:
-                one = torch.from_numpy(np.random.default_rng(0).integers(64, 192, (1, *graph.input_shape)) / 255)
+                one = torch.from_numpy(
+                    np.random.default_rng(0).integers(64, 192, (1, *graph.input_shape)) / 255
+                )
                 asked.append(("local", Query(Norm.LINF, Norm.LINF, lv.Ball(one, 0.2 / 255, "linf"))))
         for name, query in asked:
             try:
