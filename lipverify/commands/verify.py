@@ -137,7 +137,7 @@ def _proved(
 
     name = display_path(path)
     try:
-        return _Answer(name, checkers.verify_file(path, model, exact, expected, seconds).to_json())
+        return _Answer(name, checkers.verify_file(path, model, exact, expected, seconds, seed).to_json())
     except (Refuted, Undecided, UnreadableCertificate) as error:
         return _Answer(name, {"schema": SCHEMA, "valid": False, "reason": str(error)}, error)
 

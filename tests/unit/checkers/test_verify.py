@@ -57,6 +57,21 @@ def test_a_verdict_says_what_it_is_about(ball: tuple[Path, Path]) -> None:
         assert words in verdict.claim
 
 
+def test_a_verdict_says_on_which_inputs_the_file_was_compared(ball: tuple[Path, Path]) -> None:
+    net, path = ball
+    first, second, again = (
+        json.loads(lipverify("verify", path, "--model", net, "--json", *more).stdout)["agreement"]
+        for more in ((), (), ("--seed", "7"))
+    )
+    assert first["seed"] != second["seed"]
+    assert again["seed"] == 7
+    assert first["inputs"] >= 7
+    assert first["evaluator"].startswith("onnx")
+    gone = lipverify("verify", path, "--model", net, "--seconds", "0")
+    assert gone.returncode == 3
+    assert "the time for checking is over" in gone.stderr
+
+
 GOOD = {
     "norm_in": "linf",
     "norm_out": "l2",
