@@ -194,7 +194,7 @@ class Audit(Result):
         """The self-contained page."""
         from lipverify.reporting.html import render_audit
 
-        return render_audit(document)
+        return render_audit(document, self.lower.witness)
 
     def to_json(self) -> dict[str, Any]:
         """The document of `audit --json`."""

@@ -137,6 +137,8 @@ def _audit(options: AuditOptions, start: Start) -> Outcome:
     )
     result = replace(result, command=options.command)
     document = result.to_json()
+    if options.fail_above is not None:
+        document["limit"] = options.fail_above
     if points is not None:
         document["data"] = points.to_json()
     if options.execution is not None:

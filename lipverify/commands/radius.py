@@ -116,7 +116,9 @@ def _radius(options: RadiusOptions, start: Start) -> Outcome:
         )
     found = replace(found, command=options.command, inputs=points.x)
     document = found.to_json() | {"data": points.to_json()}
-    return Outcome(document, found.show, found.page, found.certificate_files(), found.exit_code())
+    return Outcome(
+        document, found.show, found.page, found.certificate_files() | found.example_files(), found.exit_code()
+    )
 
 
 RADIUS = Verb(

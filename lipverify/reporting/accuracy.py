@@ -10,7 +10,8 @@ from itertools import pairwise
 from lipverify.errors import InternalError
 from lipverify.loading.names import display
 from lipverify.reporting.answers import Document
-from lipverify.reporting.radii import Mark, axis_marks, share_text, steps
+from lipverify.reporting.axis import linear_marks
+from lipverify.reporting.radii import Mark, share_text, steps
 
 LEFT, RIGHT, TOP, HEIGHT = 9.0, 97.0, 12, 240
 
@@ -54,7 +55,7 @@ def accuracy(curves: Sequence[Document]) -> Accuracy:
     largest = max((max(curve["radii"]) for curve in curves), default=0.0) or 1.0
     width = RIGHT - LEFT
     lines = tuple(_line(curve, i, largest) for i, curve in enumerate(curves))
-    horizontal = tuple(Mark(LEFT + width * value / largest, text) for value, text in axis_marks(largest))
+    horizontal = tuple(Mark(LEFT + width * value / largest, text) for value, text in linear_marks(largest))
     vertical = tuple(Mark(TOP + HEIGHT * (1 - s / 4), f"{25 * s} %") for s in range(5))
     return Accuracy(display(curves[0]["norm"]), lines, horizontal, vertical, LEFT, width, TOP, HEIGHT)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from itertools import pairwise
 
-from lipverify.reporting.format import superscript
+from lipverify.reporting.format import decimal_text, superscript
 
 LEFT, RIGHT = 9.0, 91.0
 _ZERO, _BREAK, _AFTER_ZERO = 5.0, 12.0, 19.0
@@ -142,3 +142,14 @@ def _round(number: Decimal) -> str:
         return text.rstrip("0").rstrip(".") if "." in text else text
     mantissa = f"{number.scaleb(-exponent).normalize():f}"
     return _power(exponent) if mantissa == "1" else f"{mantissa}·10{superscript(exponent)}"
+
+
+def linear_marks(largest: float) -> list[tuple[float, str]]:
+    """Between three and six round numbers from 0 to the end of the axis."""
+    scale = Decimal(1).scaleb(Decimal(largest).adjusted())
+    for factor in (Decimal("0.2"), Decimal("0.5"), Decimal(1), Decimal(2), Decimal(5)):
+        step = scale * factor
+        count = int(Decimal(largest) / step)
+        if count <= 5:
+            return [(float(step * k), decimal_text(step * k)) for k in range(count + 1)]
+    return [(0.0, "0")]

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 import os
+import re
+import shlex
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -16,21 +18,26 @@ from lipverify.errors import InternalError
 from lipverify.loading.names import display
 from lipverify.reporting import centres, layers, words
 from lipverify.reporting.answers import RIGOUR, Answer, Answers, Document, read
+from lipverify.reporting.course import course
 from lipverify.reporting.format import (
     Magnitude,
     count_text,
+    decimal_text,
     lower_text,
     plural,
     seconds_text,
     shape_text,
     upper_text,
 )
+from lipverify.reporting.pairs import Pair, pair
 from lipverify.reporting.places import CERTIFICATE, WITNESS
 from lipverify.reporting.sandwich import sandwich, sandwich_of_centres
 from lipverify.reporting.waterfall import Waterfall, waterfall
 
 if TYPE_CHECKING:
     from jinja2 import Template
+
+    from lipverify.ir.certificate import Witness
 
 
 @dataclass(frozen=True)
@@ -57,8 +64,11 @@ class Fall:
     figure: Waterfall
 
 
-def render_audit(document: Document) -> str:
+def render_audit(document: Document, witness: Witness | None = None) -> str:
     """The report of an audit document as one self-contained HTML file.
+
+    Args:
+        witness: the points that show the lower bound; those shaped like images are drawn.
 
     Raises:
         InternalError: the document holds a number that is no bound, or a lower bound above an upper bound.
@@ -71,6 +81,15 @@ def render_audit(document: Document) -> str:
         name=model_name(model),
         tool=tool_text(document),
         headline=words.headline(answers, query),
+        meaning=words.meaning(answers, query),
+        verdict=_verdict(document, answers),
+        made=made(document),
+        digest=short_digest(model),
+        verify=_verify_words(answers, model),
+        shown=None if witness is None else _pair(witness),
+        courses=[
+            c for a in answers.answers if (c := course(a.analyzer, a.row.get("trace") or ())) is not None
+        ],
         key=_key_figures(answers),
         answers=answers,
         plot=sandwich_of_centres(answers, centres.SHOWN) if answers.local else sandwich(answers),
@@ -102,6 +121,54 @@ def render_audit(document: Document) -> str:
         command=None if document.get("command") is None else display(document["command"], 2000),
         environment=environment_facts(document),
     )
+
+
+def made(document: Document) -> str:
+    """When, and by what."""
+    when = display(str(document.get("created") or ""))[:10]
+    return f"{when}, {tool_text(document)}" if when else tool_text(document)
+
+
+def short_digest(model: Document) -> str:
+    """The beginning of the file's digest, for the foot of printed pages; empty where there is none. Nothing but digits."""
+    found = str(model.get("sha256") or "")
+    return found[:16] if re.fullmatch("[0-9a-f]{64}", found) else ""
+
+
+def _verdict(document: Document, answers: Answers) -> tuple[str, bool] | None:
+    """What the best bound says about the limit that was given, and whether it is kept."""
+    limit = document.get("limit")
+    if limit is None:
+        return None
+    number = decimal_text(float(limit))
+    if answers.best is None:
+        return f"Limit {number}: not decided, there is no bound.", False
+    bound = answers.best.largest
+    kept = bound.value is not None and bound.value <= float(limit)
+    shown = answers.lower is not None and answers.lower > float(limit)
+    text = upper_text(bound)
+    if kept:
+        return f"Limit {number}: kept. The constant is at most {text}.", True
+    if shown:
+        return f"Limit {number}: exceeded. A pair of inputs shows {lower_text(answers.lower or 0.0)}.", False
+    return f"Limit {number}: not shown to be kept. The best bound is {text}.", False
+
+
+def _verify_words(answers: Answers, model: Document) -> str:
+    """The command that checks the best bound again, from the folder of the report; empty where there is no certificate."""
+    place = None if answers.best is None else answers.best.row.get("certificate")
+    if not isinstance(place, str) or not CERTIFICATE.fullmatch(place) or not model.get("path"):
+        return ""
+    return f"lipverify verify {place} --model {shlex.quote(model_name(model))}"
+
+
+def _pair(witness: Witness) -> Pair | None:
+    """Pictures of the pair with the steepest slope."""
+    index = int(witness.value.argmax())
+    partner = witness.partner if witness.partner is not None else None
+    if partner is None or not bool((partner[index] != witness.points[index]).any()):
+        return None
+    return pair(witness.points[index].detach().cpu().numpy(), partner[index].detach().cpu().numpy())
 
 
 @cache

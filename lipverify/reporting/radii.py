@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from decimal import ROUND_CEILING, Decimal
+from decimal import ROUND_CEILING
 from typing import Any, TextIO
 
 import numpy as np
@@ -14,10 +15,25 @@ from numpy.typing import NDArray
 from lipverify.errors import InternalError
 from lipverify.loading.names import display
 from lipverify.reporting.answers import RIGOUR, Document
+from lipverify.reporting.axis import linear_marks
 from lipverify.reporting.format import decimal_text, lower_text, plural, seconds_text
-from lipverify.reporting.html import environment_facts, model_facts, model_name, template, texts, tool_text
+from lipverify.reporting.gaps import gaps, pairs
+from lipverify.reporting.html import (
+    environment_facts,
+    made,
+    model_facts,
+    model_name,
+    short_digest,
+    template,
+    texts,
+    tool_text,
+)
+from lipverify.reporting.pairs import Pair, pair, picture_shape
+from lipverify.reporting.places import ADVERSARIAL, CERTIFICATE
 from lipverify.reporting.png import image_of, png_address
 
+PROSE = 3
+"""Digits of a number in a sentence."""
 SHOWN = 8
 """Points in each of the two tables of single points."""
 _UNBOUNDED = 1e300
@@ -58,13 +74,19 @@ class PointRow:
     method: str
     note: str
     picture: str | None
+    pair: Pair | None
+    other: str
+    """The label of the adversarial example."""
 
 
-def render_radii(document: Document, inputs: NDArray[Any] | None = None) -> str:
+def render_radii(
+    document: Document, inputs: NDArray[Any] | None = None, examples: Mapping[int, NDArray[Any]] | None = None
+) -> str:
     """The report of a radius document as one self-contained HTML file.
 
     Args:
-        inputs: the points [points, *input shape]; those shaped like images are shown.
+        inputs: the points [points, *input shape]; those shaped like images are shown. examples: adversarial examples
+            [*input shape] by point.
 
     Raises:
         InternalError: the document holds a radius that is none, or one above an adversarial example.
@@ -74,11 +96,17 @@ def render_radii(document: Document, inputs: NDArray[Any] | None = None) -> str:
         _require(point)
     correct = [p for p in points if p["label"] == p["predicted"]]
     order = sorted(correct, key=lambda p: (p["radius"], p["index"]))
-    pictures = _Pictures(document, inputs)
+    pictures = _Pictures(document, inputs, examples or {})
     return template("radii.html.j2").render(
         name=model_name(document["model"]),
         tool=tool_text(document),
         headline=headline(document),
+        made=made(document),
+        digest=short_digest(document["model"]),
+        verify=_verify_words(document),
+        gaps=gaps(points),
+        pairs=pairs(points),
+        adversarial=ADVERSARIAL if document.get("adversarial") == ADVERSARIAL else None,
         key=key_figures(document),
         plot=curves(document["curve"], any(p["attack_radius"] is not None for p in points)),
         norm=display(document["norm"]),
@@ -117,7 +145,7 @@ def headline(document: Document) -> str:
     middle = sorted(certified)[(len(certified) - 1) // 2]
     return (
         f"{size} keep their label: half of these for every {display(document['norm'])} perturbation below "
-        f"{radius_text(middle)}, all of them below {radius_text(min(certified))}."
+        f"{radius_text(middle, PROSE)}, all of them below {radius_text(min(certified), PROSE)}."
     )
 
 
@@ -140,9 +168,9 @@ def key_figures(document: Document) -> list[tuple[str, str, str]]:
     return figures
 
 
-def radius_text(radius: float) -> str:
+def radius_text(radius: float, digits: int = 4) -> str:
     """A radius rounded down; one without any limit in words."""
-    return "no limit" if radius >= _UNBOUNDED else lower_text(radius, 4)
+    return "no limit" if radius >= _UNBOUNDED else lower_text(radius, digits)
 
 
 def share_text(share: float) -> str:
@@ -162,7 +190,7 @@ def curves(document: Document, with_attack: bool) -> Curves:
         other = "M" + " L".join(map(_place, attacked))
         band = "M" + " L".join(map(_place, [*certified, *reversed(attacked)])) + " Z"
     width = _RIGHT - _LEFT
-    horizontal = tuple(Mark(_LEFT + width * value / largest, text) for value, text in axis_marks(largest))
+    horizontal = tuple(Mark(_LEFT + width * value / largest, text) for value, text in linear_marks(largest))
     vertical = tuple(Mark(_TOP + _HEIGHT * (1 - s / 4), f"{25 * s} %") for s in range(5))
     return Curves(path, other, band, horizontal, vertical, _LEFT, width, _TOP, _HEIGHT)
 
@@ -185,17 +213,6 @@ def steps(
 
 def _place(point: tuple[float, float]) -> str:
     return f"{point[0]:.3f} {point[1]:.3f}"
-
-
-def axis_marks(largest: float) -> list[tuple[float, str]]:
-    """Between three and six round numbers from 0 to the end of the axis."""
-    scale = Decimal(1).scaleb(Decimal(largest).adjusted())
-    for factor in (Decimal("0.2"), Decimal("0.5"), Decimal(1), Decimal(2), Decimal(5)):
-        step = scale * factor
-        count = int(Decimal(largest) / step)
-        if count <= 5:
-            return [(float(step * k), decimal_text(step * k)) for k in range(count + 1)]
-    return [(0.0, "0")]
 
 
 def _robust_rows(document: Document) -> list[tuple[str, str, str]]:
@@ -221,20 +238,29 @@ def _comparison_rows(document: Document) -> list[tuple[str, str, str, str]]:
 class _Pictures:
     """The inputs as images, on one scale: the input box, or the range of all inputs."""
 
-    def __init__(self, document: Document, inputs: NDArray[Any] | None) -> None:
-        self.inputs = inputs
+    def __init__(
+        self, document: Document, inputs: NDArray[Any] | None, examples: Mapping[int, NDArray[Any]]
+    ) -> None:
+        self.inputs, self.examples = inputs, examples
         self.low, self.high = 0.0, 1.0
         if document.get("box") is not None:
             self.low, self.high = document["box"]
         elif inputs is not None:
             self.low, self.high = float(np.min(inputs)), float(np.max(inputs))
-        self.shown = inputs is not None and image_of(inputs[0], self.low, self.high) is not None
+        self.shape, self.rows = (None, "") if inputs is None else picture_shape(inputs[0])
+        self.shown = self.shape is not None
 
     def of(self, index: int) -> str | None:
-        if not self.shown or self.inputs is None:
+        if self.shape is None or self.inputs is None:
             return None
-        image = image_of(self.inputs[index], self.low, self.high)
+        image = image_of(self.inputs[index].reshape(self.shape), self.low, self.high)
         return None if image is None else png_address(image)
+
+    def pair(self, index: int) -> Pair | None:
+        """The point beside its adversarial example."""
+        if self.inputs is None or index not in self.examples:
+            return None
+        return pair(self.inputs[index], self.examples[index], self.low, self.high)
 
 
 def _row(point: Document, pictures: _Pictures) -> PointRow:
@@ -247,7 +273,18 @@ def _row(point: Document, pictures: _Pictures) -> PointRow:
         display(point["method"]),
         display(point.get("note", "")),
         pictures.of(int(point["index"])),
+        pictures.pair(int(point["index"])),
+        "" if point.get("attack_label") is None else str(int(point["attack_label"])),
     )
+
+
+def _verify_words(document: Document) -> str:
+    """The command that checks the radii again, from the folder of the report; empty where there is no certificate."""
+    places = {p["certificate"] for p in document["points"] if p.get("certificate")}
+    model = document["model"]
+    if len(places) != 1 or not model.get("path") or not CERTIFICATE.fullmatch(place := str(places.pop())):
+        return ""
+    return f"lipverify verify {place} --model {shlex.quote(model_name(model))}"
 
 
 def print_radii(document: Document, file: TextIO | None = None) -> None:

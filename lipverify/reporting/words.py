@@ -2,9 +2,45 @@
 
 from __future__ import annotations
 
+from decimal import ROUND_CEILING, Context, Decimal
+
 from lipverify.loading.names import display
 from lipverify.reporting.answers import Answers, Document
 from lipverify.reporting.format import Magnitude, count_text, decimal_text, lower_text, plural, upper_text
+
+PROSE = 3
+"""Digits of a number in a sentence; tables and documents have more."""
+_STEP = 0.1
+
+
+def meaning(answers: Answers, query: Document) -> str:
+    """The best bound as one change of the input and what it can do to the output; empty where there is no bound."""
+    if answers.best is None or answers.best.largest.value is None:
+        return ""
+    step, region = _STEP, query["region"]
+    if region["kind"] == "ball":
+        radius = float(region["radius"])
+        step = radius if 0 < radius < _STEP else _STEP
+    up = Context(prec=40, rounding=ROUND_CEILING)
+    most = decimal_text(
+        up.multiply(Decimal(answers.best.largest.value), Decimal(repr(step))), ROUND_CEILING, PROSE
+    )
+    of = query.get("of")
+    moved = {
+        "linf": "moves no output by more than",
+        "l2": "moves the output by at most",
+        "l1": "moves all outputs together by at most",
+    }.get(str(query["norm_out"]), "moves the output by at most")
+    if of is not None:
+        moved = f"moves {display(of, 200)} by at most"
+    where = "" if region["kind"] == "everywhere" else ", while it stays inside the ball"
+    tail = (
+        f" ({display(query['norm_out'])})" if of is None and query["norm_out"] not in ("linf", "l1") else ""
+    )
+    return (
+        f"In other words: an input change of {decimal_text(step, digits=PROSE)} ({display(query['norm_in'])}){where} "
+        f"{moved} {most}{tail}."
+    )
 
 
 def headline(answers: Answers, query: Document) -> str:
@@ -14,18 +50,18 @@ def headline(answers: Answers, query: Document) -> str:
     part = display(query.get("of") or "the output", 200)
     subject = part[:1].upper() + part[1:]
     at_one = " at one of them" if answers.local and answers.count > 1 else ""
-    found = "" if answers.lower is None else f"at least {lower_text(answers.lower)} was found{at_one}"
+    found = "" if answers.lower is None else f"at least {lower_text(answers.lower, PROSE)} was found{at_one}"
     if answers.best is None:
         rest = f"; {found}" if found else ""
         about = f" of {part}" if "of" in query else ""
         return f"No analyzer gave an upper bound{about} ({norms}, {where}){rest}."
     tail = f"; {found}" if found else ""
     if not answers.local:
-        most = upper_text(answers.best.largest)
+        most = upper_text(answers.best.largest, PROSE)
         return f"{subject} changes by at most {most} times the input change ({norms}, {where}){tail}."
     smallest = min(answers.best.uppers, key=lambda bound: bound.order)
-    most = upper_text(answers.best.largest)
-    span = most if upper_text(smallest) == most else f"{upper_text(smallest)} to {most}"
+    most, least = upper_text(answers.best.largest, PROSE), upper_text(smallest, PROSE)
+    span = most if least == most else f"{least} to {most}"
     at = "times the input change" if span == most else "times the input change, depending on the centre"
     return f"{subject} changes by at most {span} {at} ({norms}, {where}){tail}."
 

@@ -15,6 +15,7 @@ from lipverify.analyzers.protocol import Compute
 from lipverify.interpreter import evaluate
 from lipverify.ir.graph import Graph
 from lipverify.ir.norm import Norm
+from lipverify.linalg.lengths import length_above
 from lipverify.robustness.arithmetic import length_up
 from lipverify.robustness.pairs import differences, enclosed
 
@@ -42,6 +43,13 @@ class Example:
     point: Tensor
     size: float
     label: int
+
+
+def farthest(x: Tensor, box: Box, norm: Norm) -> float:
+    """No input of the box is farther from x [*input shape] than this; rounded up."""
+    reach = torch.maximum(x.double() - box[0], box[1] - x.double()).flatten()
+    mantissa, exponent = length_above(reach[None], norm.value)
+    return math.nextafter(float(torch.ldexp(mantissa, exponent)), math.inf)
 
 
 def attack(
@@ -115,10 +123,7 @@ class _Search:
 
     def farthest(self) -> float:
         """No input of the box is farther away."""
-        if self.box is None:
-            return math.inf
-        reach = torch.maximum(self.x - self.box[0], self.box[1] - self.x).flatten()
-        return float(torch.linalg.vector_norm(reach, ord=self.norm.order))
+        return math.inf if self.box is None else farthest(self.x.detach().cpu(), self.box, self.norm)
 
     def at(self, radius: float) -> bool:
         """Whether an example was found within the radius; remembers it where it is the nearest so far."""

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from lipverify.errors import UsageError, did_you_mean
 from lipverify.ir.norm import Norm
@@ -102,24 +106,43 @@ class Record:
     """Whether the independent checker has proved the radius."""
     unchecked: str = ""
     """Why it has not, where it was asked."""
+    example: NDArray[np.float64] | None = field(default=None, compare=False, repr=False)
+    """The adversarial example [*input shape] of size `attack_radius`; beside documents, not in them."""
     carried: Carried | None = field(default=None, compare=False, repr=False)
     """What carries the radius, for its certificate; not stored."""
 
     def to_json(self) -> dict[str, Any]:
         """One element of `points`."""
-        plain = asdict(replace(self, carried=None))
-        del plain["carried"]
+        plain = asdict(replace(self, carried=None, example=None))
+        del plain["carried"], plain["example"]
         flags = ("failed", "refuted", "checked")
         found = {k: v for k, v in plain.items() if v not in ("", {}) or k in ("label", "predicted")}
         found = {k: v for k, v in found.items() if v or k not in flags}
         return {"index": found.pop("index"), **found}
 
     def stored(self) -> dict[str, Any]:
-        """`to_json` with what carries the radius, for a journal."""
-        return {**self.to_json(), "carried": None if self.carried is None else self.carried.to_json()}
+        """`to_json` with what carries the radius and the example, for a journal."""
+        carried = None if self.carried is None else self.carried.to_json()
+        return {**self.to_json(), "carried": carried, "example": _written(self.example)}
 
     @staticmethod
     def from_json(document: dict[str, Any]) -> Record:
         """What `stored` or `to_json` wrote."""
         carried = document.get("carried")
-        return Record(**{**document, "carried": None if carried is None else Carried.from_json(carried)})
+        more = {"carried": None if carried is None else Carried.from_json(carried)}
+        return Record(**{**document, **more, "example": _read(document.get("example"))})
+
+
+def _written(example: NDArray[np.float64] | None) -> dict[str, Any] | None:
+    """An array exactly, as text."""
+    if example is None:
+        return None
+    data = np.ascontiguousarray(example, "<f8").tobytes()
+    return {"shape": list(example.shape), "data": base64.b64encode(data).decode("ascii")}
+
+
+def _read(written: dict[str, Any] | None) -> NDArray[np.float64] | None:
+    if written is None:
+        return None
+    flat = np.frombuffer(base64.b64decode(written["data"]), "<f8")
+    return flat.reshape(written["shape"]).astype(np.float64)

@@ -21,7 +21,7 @@ from lipverify.ir.region import Query
 from lipverify.propagation import refuses_ranges
 from lipverify.propagation.forms import mixes
 from lipverify.robustness.arithmetic import LARGEST
-from lipverify.robustness.attack import Example, attack
+from lipverify.robustness.attack import Example, attack, farthest
 from lipverify.robustness.balls import Balls, gradient_work, refuses_gradients
 from lipverify.robustness.branching import STEPS
 from lipverify.robustness.carried import Carried
@@ -211,6 +211,10 @@ def answer(work: Work, index: int, x: Tensor, label: int | None, seconds: float 
             f"example, and is withdrawn; {BUG}"
         )
         radius, by_method = 0.0, {}
+    if plan.box is not None:
+        # Beyond the farthest input of the box a radius says nothing more, and would read as if it did.
+        reach = farthest(x.cpu(), plan.box, plan.norm)
+        radius, by_method = min(radius, reach), {name: min(each, reach) for name, each in by_method.items()}
     return Record(
         index=index,
         label=wanted,
@@ -226,6 +230,7 @@ def answer(work: Work, index: int, x: Tensor, label: int | None, seconds: float 
         failed=refuted,
         refuted=refuted,
         carried=carried,
+        example=None if found is None else found.point.detach().cpu().double().numpy(),
     )
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import fmean, median
 from typing import Any, TextIO
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lipverify.certificates import Issued
@@ -17,7 +20,7 @@ from lipverify.ir.graph import Graph
 from lipverify.ir.norm import Norm
 from lipverify.ir.shown import at_least
 from lipverify.reporting.notebook import Result
-from lipverify.reporting.places import CERTIFICATES
+from lipverify.reporting.places import ADVERSARIAL, CERTIFICATES
 from lipverify.robustness.constants import PairConstants
 from lipverify.robustness.curve import PUBLISHED, Curve, attacked_at, certified_at, curve
 from lipverify.robustness.plan import Plan, Record
@@ -71,6 +74,29 @@ class Radii(Result):
         if self.issued is None:
             return {}
         return {f"{CERTIFICATES}/{name}": data for name, data in self.issued.files(CERTIFICATE).items()}
+
+    @property
+    def examples(self) -> dict[int, NDArray[np.float64]]:
+        """Adversarial examples [*input shape] by point."""
+        return {r.index: r.example for r in self.records if r.example is not None}
+
+    def example_files(self) -> dict[str, bytes]:
+        """The adversarial examples under their place in a folder: index, label, other [k]; x, adversarial [k, *input shape]."""
+        found = self.examples
+        if not found or self.inputs is None:
+            return {}
+        records = {record.index: record for record in self.records}
+        index = sorted(found)
+        buffer = io.BytesIO()
+        np.savez(
+            buffer,
+            index=np.array(index),
+            x=self.inputs.double().cpu().numpy()[index],
+            adversarial=np.stack([found[i] for i in index]),
+            label=np.array([records[i].predicted for i in index]),
+            other=np.array([records[i].attack_label for i in index]),
+        )
+        return {ADVERSARIAL: buffer.getvalue()}
 
     def _column(self, name: str) -> list[Any]:
         return [getattr(record, name) for record in self.records]
@@ -156,7 +182,8 @@ class Radii(Result):
         """The self-contained page."""
         from lipverify.reporting.radii import render_radii
 
-        return render_radii(document, None if self.inputs is None else self.inputs.cpu().numpy())
+        pictures = None if self.inputs is None else self.inputs.cpu().numpy()
+        return render_radii(document, pictures, self.examples)
 
     def to_json(self) -> dict[str, Any]:
         """The document of `radius --json`."""
@@ -171,6 +198,7 @@ class Radii(Result):
             claim=self.claim(),
             points=[self._point(record) for record in self.records],
             curve=self.curve().to_json(),
+            **({"adversarial": ADVERSARIAL} if self.examples else {}),
             clean_accuracy=self.clean_accuracy,
             robust_accuracy=self.robust_accuracy(),
             comparison=self.comparison(),
