@@ -55,6 +55,10 @@ class Undecided(LipverifyError):
     exit_code = 4
 
 
+class BudgetEnded(Undecided):
+    """The time for this work was over before it was done; see `lipverify.deadline`."""
+
+
 class UnsupportedModel(LipverifyError):
     """A model that no rule covers; names node, operator, shape and remedy."""
 

@@ -6,6 +6,7 @@ Nothing heavy is imported, so that `--help` is quick.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from lipverify.loading.arguments import (
     parse_duration,
     parse_limits,
     parse_margin,
+    parse_memory,
     parse_numbers,
     parse_scale,
 )
@@ -236,6 +238,9 @@ class Options(Points, Reading):
     budget: Annotated[float | None, option("time for everything, for example 90s or 10m", parse_duration)] = (
         None
     )
+    memory: Annotated[
+        int | None, option("what may be taken of it, for example 4g; default: what is free", parse_memory)
+    ] = None
     device: Annotated[str, option("auto, cpu or cuda")] = "auto"
     seed: Annotated[int, option("seed of searches, attacks and noise")] = 0
     out: Annotated[Path | None, option("folder for result.json, report.html, certificates and witnesses")] = (
@@ -246,6 +251,21 @@ class Options(Points, Reading):
     """No progress. Not written: what goes with --json."""
     command: str = ""
     """What was typed."""
+    began: float = field(default_factory=time.monotonic)
+    """When the command began, before anything was read: the budget is that of the command."""
+
+    @property
+    def end(self) -> float | None:
+        """The moment at which the command should have ended."""
+        return None if self.budget is None else self.began + self.budget
+
+    def left(self) -> float | None:
+        """Seconds of the budget that are left, and at least a hundredth of it: something is always begun."""
+        return (
+            None
+            if self.end is None or self.budget is None
+            else max(self.end - time.monotonic(), self.budget / 100)
+        )
 
     def uniform_box(self, needed: str) -> tuple[float, float] | None:
         """The box of what takes one for all entries. Raises UsageError for a box of single entries."""

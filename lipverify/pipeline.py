@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lipverify import loading, zoo
-from lipverify.analyzers.auto import AUTO, MINUTE, Given, chosen
-from lipverify.analyzers.protocol import Analyzer, Compute, Report, silent
+from lipverify import deadline, loading, memory, zoo
+from lipverify.analyzers.auto import AUTO, MINUTE, Given, chosen, listed
+from lipverify.analyzers.product import Product
+from lipverify.analyzers.protocol import NOT_RUN, Analyzer, Compute, Report, silent
 from lipverify.errors import (
+    BudgetEnded,
     InternalError,
     LipverifyError,
     Refuted,
@@ -209,63 +211,111 @@ def audit(
     if isinstance(query.region, Ball) and tuple(query.region.center.shape[1:]) != graph.input_shape:
         found = list(query.region.center.shape[1:])
         raise UsageError(f"the centres have shape {found}; the model takes {list(graph.input_shape)}")
-    methods, choice = chosen(analyzers, [(graph, query)], budget)
-    if choice is not None and budget is None:
+    if budget is None and AUTO in listed(analyzers):
         budget = MINUTE
-    deadline = None if budget is None else started + budget
-    compute = Compute(torch.device(device), seed, deadline, report or silent)
+    end = None if budget is None else started + budget
+    compute = Compute(torch.device(device), seed, end, report or silent)
     search = search or Search(seconds=10.0 if budget is None else max(0.5, min(10.0, budget / 5)))
+    first: Row | None = None
+    if end is not None:
+        # The cheapest bound and its lower bound come first, whatever was asked: they are there when the rest is cut.
+        first = _first(graph, query, compute)
     lower = _lower(graph, query, compute, search, box, hints)
-    rows = _rows(methods, graph, query, compute)
+    # Asking every analyzer whether it refuses takes its time too.
+    methods, choice = chosen(analyzers, [(graph, query)], budget)
+    rows = _rows(methods, graph, query, compute, first)
     rows = tuple(held_against(row, graph, query, lower.witness) for row in rows)
     rows = _proved(rows, graph, query, compute)
     return Audit(graph, query, rows, lower, time.monotonic() - started, choice=choice)
 
 
+FIRST, LOWER, SEARCHED = 0.4, 0.5, 0.65
+"""Parts of what is left of a budget: the product within the first, the lower bound within the second, and usually far earlier;
+what is left then is for bounds up to the third part, and for proofs."""
+OWED = 2.0
+"""Seconds that the lower bound may take beyond the budget, and half of it each other bound: without them there is no answer."""
+
+
+def _first(graph: Graph, query: Query, compute: Compute) -> Row:
+    """The row of the product."""
+    share = time.monotonic() + max(FIRST * compute.remaining(), OWED / 4)
+    wall = None if compute.deadline is None else max(compute.deadline, share) + OWED / 2
+    return _answer(Product(), graph, query, replace(compute, deadline=share), wall)
+
+
 def _lower(
     graph: Graph, query: Query, compute: Compute, search: Search, box: Box | None, hints: Tensor | None
 ) -> Lower:
-    """The lower bound; 0, which is one, where the search broke."""
+    """The lower bound; 0, which is one, where the search broke or there was no time."""
     local = isinstance(query.region, Ball)
+    end = None if compute.deadline is None else time.monotonic() + LOWER * compute.remaining()
     try:
-        witness = falsify(graph, query, compute, search, box=box, hints=hints)
+        with deadline.within(None if compute.deadline is None else compute.deadline + OWED):
+            witness = falsify(graph, query, replace(compute, deadline=end), search, box=box, hints=hints)
+    except BudgetEnded as error:
+        return Lower(
+            *_nothing(graph, query, f"not run: {error} before a pair of points was proved"), cut=True
+        )
     except LipverifyError as error:
         if not isinstance(error, InternalError):
             raise
-        return Lower(*_nothing(graph, query, error), failed=True)
+        return Lower(*_nothing(graph, query, failure_words(error)), failed=True)
     except Exception as error:
-        return Lower(*_nothing(graph, query, error), failed=True)
+        if memory.failed(error):
+            return Lower(*_nothing(graph, query, f"not run: {memory.words(error)}"), cut=True)
+        return Lower(*_nothing(graph, query, failure_words(error)), failed=True)
     return Lower(witness.value if local else float(witness.value[0]), witness)
 
 
-def _nothing(graph: Graph, query: Query, error: Exception) -> tuple[float | Tensor, Witness]:
+def _nothing(graph: Graph, query: Query, why: str) -> tuple[float | Tensor, Witness]:
     region = query.region
     points = (
         region.center if isinstance(region, Ball) else torch.zeros(1, *graph.input_shape, dtype=torch.float64)
     )
     value = torch.zeros(len(points), dtype=torch.float64)
-    witness = Witness(value, points, "none", partner=points, note=failure_words(error))
+    witness = Witness(value, points, "none", partner=points, note=why)
     return (value if isinstance(region, Ball) else 0.0), witness
 
 
-def _rows(methods: list[Analyzer], graph: Graph, query: Query, compute: Compute) -> tuple[Row, ...]:
-    """The answers in order; what is left of the time is shared evenly by those to come.
+def _rows(
+    methods: list[Analyzer], graph: Graph, query: Query, compute: Compute, first: Row | None
+) -> tuple[Row, ...]:
+    """The answers in order; what is left of the time for bounds is shared evenly by those to come, proofs have the rest.
 
-    After an interrupt the best so far is kept and the analyzers behind it are not begun.
+    After an interrupt the best so far is kept and the analyzers behind it are not begun. A method that goes on after its share is
+    ended soon.
+
+    Args:
+        first: the row of the product, which is there already. Where nobody asked for it, it stands at the end if for want of time
+            nothing else has a bound.
     """
     rows: list[Row] = []
-    for count, method in enumerate(methods):
+    left = len([method for method in methods if first is None or method != first.method])
+    end = None if compute.deadline is None else time.monotonic() + SEARCHED * compute.remaining()
+    for method in methods:
+        if first is not None and method == first.method:
+            rows.append(first)
+            continue
         if any(row.interrupted for row in rows):
             rows.append(Row(method, 0.0, refused="interrupted before it began", stopped=True))
             continue
         started = time.monotonic()
         try:
-            share = replace(compute, deadline=compute.share(len(methods) - count))
-            row = _answer(method, graph, query, share)
+            share = replace(compute, deadline=replace(compute, deadline=end).share(left))
+            left -= 1
+            wall = None
+            if share.deadline is not None and compute.deadline is not None:
+                # Certifying takes a little longer at times than was left for it, and a closed form of a second is owed.
+                more = max(OWED / 2, 0.25 * share.remaining())
+                wall = min(share.deadline + more, compute.deadline + OWED / 2)
+            row = _answer(method, graph, query, share, wall)
             rows.append(replace(row, hurried=share.expired()))
         except KeyboardInterrupt:
             seconds = time.monotonic() - started
             rows.append(Row(method, seconds, refused="interrupted before it had a bound", stopped=True))
+    bounds = [row for row in rows if row.certificate is not None]
+    if first is not None and first not in rows and not bounds and any(row.undecided for row in rows):
+        rows.append(first)
     return tuple(rows)
 
 
@@ -279,7 +329,8 @@ def _proved(rows: tuple[Row, ...], graph: Graph, query: Query, compute: Compute)
         try:
             if row.certificate is not None:
                 compute.report(f"proof of {row.analyzer}", None)
-            found.append(_checked(row, graph, query))
+            left = sum(other.certificate is not None for other in rows[len(found) :])
+            found.append(_checked(row, graph, query, compute.share(max(left, 1))))
         except KeyboardInterrupt:
             found.append(_unproved(row))
     return tuple(found)
@@ -294,20 +345,25 @@ def _unproved(row: Row) -> Row:
 
 def answer(method: Analyzer, graph: Graph, query: Query, compute: Compute) -> Row:
     """One analyzer's row alone, `checked` where the checker has proved it. No witness is held against it here."""
-    return _checked(_answer(method, graph, query, compute), graph, query)
+    wall = None if compute.deadline is None else compute.deadline + 0.1 * compute.remaining()
+    return _checked(_answer(method, graph, query, compute, wall), graph, query, wall)
 
 
-def _answer(method: Analyzer, graph: Graph, query: Query, compute: Compute) -> Row:
-    """One analyzer's row. A refusal is a value, and so is what broke."""
+def _answer(method: Analyzer, graph: Graph, query: Query, compute: Compute, wall: float | None) -> Row:
+    """One analyzer's row. A refusal is a value, and so is what broke. wall: the moment that ends it whatever it aims at."""
     started = time.monotonic()
-    certificate, reason, undecided, failed, refuted = None, None, False, False, False
+    certificate, reason, undecided, failed, refuted, cut = None, None, False, False, False, False
     compute.report(method.name, None)
     try:
-        reason = method.reject(graph, query)
-        if reason is None:
-            certificate = method.bound(graph, query, compute)
+        with deadline.within(wall):
+            deadline.look()
+            reason = method.reject(graph, query)
+            if reason is None:
+                certificate = method.bound(graph, query, compute)
     except UnsupportedModel as error:
         reason = str(error)
+    except BudgetEnded:
+        reason, undecided, cut = NOT_RUN, True, True
     except Undecided as error:
         reason, undecided = str(error), True
     except Refuted as error:
@@ -315,15 +371,25 @@ def _answer(method: Analyzer, graph: Graph, query: Query, compute: Compute) -> R
     except Exception as error:
         if isinstance(error, LipverifyError) and not isinstance(error, InternalError):
             reason = str(error)
+        elif memory.failed(error):
+            reason = memory.words(error)
         else:
             reason, failed = failure_words(error), True
     return Row(
-        method, time.monotonic() - started, certificate, reason, undecided, failed=failed, refuted=refuted
+        *(method, time.monotonic() - started, certificate, reason, undecided),
+        failed=failed,
+        refuted=refuted,
+        cut=cut,
     )
 
 
-def _checked(row: Row, graph: Graph, query: Query) -> Row:
-    """The row with its certificate, `checked` where the independent checker has proved it from its written form.
+UNPROVED = (
+    "the budget ended before the checker had proved it; `lipverify prove` with the folder of --out goes on"
+)
+
+
+def _checked(row: Row, graph: Graph, query: Query, end: float | None = None) -> Row:
+    """The row with its certificate, `checked` where the independent checker has proved it from its written form before `end`.
 
     Evidence that the checker covers and that does not carry the bound withdraws it; the certificate is kept for the report.
     """
@@ -332,10 +398,16 @@ def _checked(row: Row, graph: Graph, query: Query) -> Row:
     from lipverify.certificates import issue
 
     try:
-        return replace(row, certificate=issue(row.certificate, graph, query, row.method, row.seconds))
+        with deadline.within(end):
+            deadline.look()
+            return replace(row, certificate=issue(row.certificate, graph, query, row.method, row.seconds))
+    except BudgetEnded:
+        return replace(row, certificate=replace(row.certificate, unchecked=UNPROVED))
     except InternalError as error:
         reason = failure_words(error)  # names the certificate, which `issue` has kept
     except Exception as error:
+        if memory.failed(error):
+            return replace(row, certificate=replace(row.certificate, unchecked=memory.words(error)))
         reason = failure_words(error) + keep_certificate(row.certificate, graph, query, row.method)
     return replace(row, certificate=None, refused=reason, failed=True)
 

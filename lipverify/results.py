@@ -37,6 +37,9 @@ class Row(Shown):
     hurried: bool = False
     """Whether all the time that it was given was used."""
 
+    cut: bool = False
+    """Whether the budget ended before there was a bound, or before the method was begun: it was not run."""
+
     def __repr__(self) -> str:
         if self.certificate is None:
             return f"Row({self.analyzer}: no bound: {display(self.refused or '', 200)})"
@@ -62,7 +65,7 @@ class Row(Shown):
     def to_json(self) -> dict[str, Any]:
         """One row of `results`."""
         if self.certificate is None:
-            flags = {"failed": self.failed, "refuted": self.refuted}
+            flags = {"failed": self.failed, "refuted": self.refuted, "not_run": self.cut}
             return {
                 "analyzer": self.analyzer,
                 "refused": self.refused,
@@ -112,6 +115,8 @@ class Lower(Shown):
     witness: Witness
     failed: bool = False
     """Whether the search broke; its value is then 0, and the witness notes why."""
+    cut: bool = False
+    """Whether the budget ended before anything was shown; its value is then 0, and the witness notes it."""
 
     def __repr__(self) -> str:
         return f"Lower({at_least(self.value)})"
@@ -208,11 +213,13 @@ class Audit(Result):
             **({} if self.choice is None else {"choice": self.choice.to_json(self._hurried())}),
             results=[row.to_json() for row in self.rows],
             lower={
-                "value": value.tolist() if isinstance(value, Tensor) else value,
+                # What was not run is no 0.
+                "value": None if self.lower.cut else value.tolist() if isinstance(value, Tensor) else value,
                 "method": self.lower.witness.method,
-                "witness": "witness.npz",
+                "witness": None if self.lower.cut else "witness.npz",
                 **({"note": self.lower.witness.note} if self.lower.witness.note else {}),
                 **({"failed": True} if self.lower.failed else {}),
+                **({"not_run": True} if self.lower.cut else {}),
             },
             best=None if best is None else {"analyzer": best.analyzer, **best.bound_document()},
             assumptions=sorted({text for c in self.certificates.values() for text in c.assumptions}),

@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
+from lipverify.deadline import look
 from lipverify.errors import InternalError, UnsupportedModel
 from lipverify.ir.graph import Node
 from lipverify.ir.interval import Interval
@@ -52,6 +53,7 @@ class Rule(Generic[Answer]):
         return add
 
     def __call__(self, op: Op, *args: Any) -> Answer:
+        look()
         answer = self._answers.get(type(op))
         if answer is None:
             raise UnsupportedModel(

@@ -20,6 +20,9 @@ from lipverify.ir.norm import Norm
 from lipverify.ir.op import Op, Shape
 from lipverify.linalg.dense import interpolation_bound, operator_norm
 from lipverify.linalg.rounding import UNIT_ROUNDOFF, Upper, gamma
+from lipverify.memory import share
+from lipverify.ops.embedding import embedding
+from lipverify.propagation.adjoint import adjoint
 from lipverify.rules import gain, gain_of, linear
 
 DENSE_ENTRIES = 1 << 22
@@ -101,6 +104,24 @@ def run_gain(run: Run, norm_in: Norm, norm_out: Norm) -> RunGain:
     if several and entries <= DENSE_ENTRIES and (side <= DENSE_SIDE or not norm_in is norm_out is Norm.L2):
         best = _smaller(best, _dense_gain(run, shapes, norm_in, norm_out), "matrix of the whole run")
     return best
+
+
+def rough_gain(run: Run, norm_in: Norm, norm_out: Norm) -> RunGain:
+    """As `run_gain`, from sums of absolute entries and embeddings of norms alone: for when the time is over.
+
+    Source: Riesz-Thorin: |A|_{2 -> 2} <= root of |A|_{1 -> 1} |A|_{inf -> inf}; else a norm of A times that of an embedding.
+    """
+    if len(run.first.inputs) != 1 or not linear.covers(type(run.first.op)):
+        return run_gain(run, norm_in, norm_out)
+    result = Upper.one()
+    shapes = (*run.input_shapes, *(node.shape for node in run.nodes))
+    for node, shape in zip(run.nodes, shapes, strict=False):
+        one, inf = (Upper.of(gain_of(node, (shape,), n, n).factors[0]) for n in (Norm.L1, Norm.LINF))
+        result = result * {Norm.L1: one, Norm.LINF: inf, Norm.L2: (one * inf).sqrt()}[norm_in]
+    result = result * embedding(run.last.size, norm_in, norm_out)
+    return RunGain(
+        (result,), note="the time was over: root of the largest row sum times the largest column sum"
+    )
 
 
 def _smaller(best: RunGain, other: Upper | None, note: str) -> RunGain:
@@ -238,9 +259,10 @@ def _dense_gain(run: Run, shapes: tuple[Shape, ...], norm_in: Norm, norm_out: No
     """Gain through the matrix of the run, the rounding of its computation included."""
     matrix = run_matrix(run, lambda op: op)
     magnitude = run_matrix(run, absolute)
-    # Each operator's sums run over at most its input (a kernel, a row, a window); + 8 for scaling factors and divisions.
-    # Componentwise |computed - exact| <= gamma * |A_k| ... |A_1| (Higham, section 3.5).
-    count = sum(math.prod(shape) + 8 for shape in shapes[:-1])
+    # Each operator's sums run over at most its input (a kernel, a row, a window), its adjoint's over its result; + 8 for scaling
+    # factors and divisions. Componentwise |computed - exact| <= gamma * |A_k| ... |A_1| (Higham, section 3.5).
+    summed = shapes[1:] if _backwards(run) else shapes[:-1]
+    count = sum(math.prod(shape) + 8 for shape in summed)
     names = str(norm_in), str(norm_out)
     try:
         size = Upper.of(float(operator_norm(matrix, *names)))
@@ -255,11 +277,35 @@ def _dense_gain(run: Run, shapes: tuple[Shape, ...], norm_in: Norm, norm_out: No
     return size + Upper.of(float(error)) * (2 * gamma(count))
 
 
+def _backwards(run: Run) -> bool:
+    """Whether rows are pushed back rather than columns forward: there are fewer of them."""
+    return run.last.size < math.prod(run.input_shapes[0])
+
+
 def run_matrix(run: Run, change: Callable[[Op], Op]) -> Tensor:
-    """The matrix [outputs, inputs] of a run's linear part in float64; `change` is applied to every operator first."""
-    shape = run.input_shapes[0]
-    size = math.prod(shape)
-    columns = torch.eye(size, dtype=torch.float64).reshape(size, *shape)
-    for node in run.nodes:
-        columns = linear(change(node.op.to(dtype=torch.float64, device="cpu")), columns)
-    return columns.reshape(size, -1).T.contiguous()
+    """The matrix [outputs, inputs] of a run's linear part in float64; `change` is applied to every operator first.
+
+    A chunk of unit vectors at a time: the identity of an image is far larger than the matrix.
+    """
+    shapes = (run.input_shapes[0], *(node.shape for node in run.nodes))
+    sizes = [math.prod(shape) for shape in shapes]
+    steps = [change(node.op.to(dtype=torch.float64, device="cpu")) for node in run.nodes]
+    back = _backwards(run)
+    start = shapes[-1] if back else shapes[0]
+    count = math.prod(start)
+    chunk = max(1, share(1 << 28) // (8 * 4 * max(sizes)))
+    matrix = torch.empty(count, sizes[0] if back else sizes[-1], dtype=torch.float64)
+    for first in range(0, count, chunk):
+        last = min(first + chunk, count)
+        unit = torch.zeros(last - first, count, dtype=torch.float64)
+        unit[torch.arange(last - first), torch.arange(first, last)] = 1.0
+        rows = unit.reshape(last - first, *start)
+        if back:
+            with torch.inference_mode(False):
+                for step, shape in zip(reversed(steps), reversed(shapes[:-1]), strict=True):
+                    (rows,) = adjoint(step, rows, (shape,))
+        else:
+            for step in steps:
+                rows = linear(step, rows)
+        matrix[first:last] = rows.reshape(last - first, -1)
+    return matrix if back else matrix.T.contiguous()

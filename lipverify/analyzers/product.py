@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
 from lipverify import ops
-from lipverify.analyzers.affine_runs import Run, RunGain, run_gain, runs
+from lipverify.analyzers.affine_runs import Run, RunGain, rough_gain, run_gain, runs
 from lipverify.analyzers.protocol import Compute
 from lipverify.analyzers.sizes import Sizes, has_products
-from lipverify.errors import UnsupportedModel
+from lipverify.deadline import within
+from lipverify.errors import BudgetEnded, UnsupportedModel
 from lipverify.ir.certificate import Certificate, Gains, Rigour, Step
 from lipverify.ir.graph import Graph
 from lipverify.ir.norm import Norm
@@ -28,6 +30,8 @@ Reach = dict[Norm, Upper]
 @dataclass(frozen=True)
 class Product:
     """Product of layer gains along paths, joined where paths meet; runs of affine layers are one layer.
+
+    Behind the deadline gains are rough: of an affine layer in l2 the root of its largest row sum times its largest column sum.
 
     Statement: |f(x) - f(y)|_out <= upper |x - y|_in for all x, y.
     Source: Szegedy et al. 2014 (arXiv 1312.6199), section 4.3; at merges the triangle inequality, or the joint gain of the
@@ -56,10 +60,19 @@ class Product:
         reach: dict[str, Reach] = {}
         steps = []
         sizes = Sizes.everywhere(graph) if has_products(graph) else None
+        rough = False
         for run in runs(graph):
             compute.report(run.last.name, None)
             try:
-                step = advance(run, reach, query, norms, sizes)
+                step = None
+                if not rough:
+                    try:
+                        with within(compute.deadline):
+                            step = advance(run, reach, query, norms, sizes)
+                    except BudgetEnded:
+                        rough = True
+                if rough:
+                    step = advance(run, reach, query, norms, sizes, rough_gain)
             except OverflowError:
                 raise UnsupportedModel(
                     f"the norm of {run.first.describe()} exceeds the largest float64"
@@ -71,7 +84,12 @@ class Product:
 
 
 def advance(
-    run: Run, reach: dict[str, Reach], query: Query, norms: tuple[Norm, ...], sizes: Sizes | None = None
+    run: Run,
+    reach: dict[str, Reach],
+    query: Query,
+    norms: tuple[Norm, ...],
+    sizes: Sizes | None = None,
+    gain_of_run: Callable[[Run, Norm, Norm], RunGain] = run_gain,
 ) -> Step | None:
     """Constants at the end of a run from those at its inputs. sizes: of values, for products of two computed ones."""
     name, norm_out = run.last.name, query.norm_out
@@ -91,7 +109,7 @@ def advance(
             if sizes is not None and isinstance(run.first.op, ops.Mul | ops.MatMul):
                 found = sizes.product(run.first, before, after)
             else:
-                found = run_gain(run, before, after)
+                found = gain_of_run(run, before, after)
             totals.append((_join(found, [source[before] for source in inputs]), found))
         reach[name][after], chosen[after] = min(totals, key=lambda pair: pair[0])
     at_end, used = reach[name][norm_out], chosen[norm_out]

@@ -10,6 +10,8 @@ from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 
+from lipverify import deadline
+from lipverify.errors import BudgetEnded
 from lipverify.ir.certificate import Certificate
 from lipverify.ir.graph import Graph
 from lipverify.ir.region import Query
@@ -45,6 +47,8 @@ class Compute:
         return None if self.deadline is None else time.monotonic() + self.remaining() / parts
 
 
+NOT_RUN = "not run: the budget ended before it had a bound; give a larger --budget"
+"""Of a method that was cut, or not begun."""
 INTERRUPTED = "interrupted: the best bound so far"
 """What evidence notes when somebody ended the search."""
 
@@ -62,13 +66,22 @@ class Interruption:
 
 
 @contextmanager
-def keeping_best(interruption: Interruption | None = None) -> Iterator[Interruption]:
-    """Ctrl-C ends the block and no more: what the block had found so far is still there, and valid."""
+def keeping_best(
+    interruption: Interruption | None = None, until: float | None = None
+) -> Iterator[Interruption]:
+    """Ctrl-C, or the moment `until`, ends the block and no more: what the block had found so far is still there, and valid.
+
+    What comes behind the block is not ended by `until`, only by an earlier end of a block around it (`deadline.within`).
+    """
     state = Interruption() if interruption is None else interruption
     try:
-        yield state
+        with deadline.within(until):
+            yield state
     except KeyboardInterrupt:
         state.happened = True
+    except BudgetEnded:
+        if until is None:
+            raise
 
 
 @runtime_checkable

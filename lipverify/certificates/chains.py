@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from lipverify import memory
 from lipverify.checkers.kernel import gains
 from lipverify.checkers.kernel.elementary import behind
 from lipverify.checkers.kernel.language import Subject
 from lipverify.checkers.kernel.neurons import everywhere
 from lipverify.checkers.kernel.program import Affine, Implicit, Product, Program
 from lipverify.checkers.kernel.theorems import Fact, Gained
+from lipverify.deadline import look
 from lipverify.errors import NotCovered
 from lipverify.ops import implicit
 
@@ -99,6 +101,12 @@ def _staged(chain: dict[int, Affine]) -> Iterator[Stage]:
             piece[k] = step
 
 
+def _blocks(step: Affine) -> bool:
+    """Whether every entry is read once: then the map is made of small blocks."""
+    known = step.index[step.index >= 0]
+    return len(np.unique(known)) == known.size
+
+
 def _diagonal(step: Affine) -> bool:
     return step.kernel.shape[1:] == (1, 1)
 
@@ -112,6 +120,14 @@ def _affordable(steps: Sequence[Affine]) -> bool:
 
 
 def _dense(chain: dict[int, Affine]) -> Stage:
+    steps = list(chain.values())
+    columns, most = len(steps[0].view.places), max(step.size for step in steps)
+    if len(steps) > 1 or not _blocks(steps[0]):
+        needed, available = 8.0 * 6 * columns * max(columns, most), memory.free()
+        if needed > available:
+            raise NotCovered(
+                f"a matrix of {columns} columns needs about {needed / 1e9:.1f} GB, {available / 1e9:.1f} GB are available"
+            )
     matrices, _ = gains.matrix_of(list(chain.values()))
     size = max((float(np.linalg.norm(m, 2)) for m in matrices if m.size), default=0.0)
     # The shift of a verified Cholesky grows with the square of the side.
@@ -146,6 +162,7 @@ def _convolution(piece: dict[int, Affine]) -> Iterator[Stage]:
 
 def _peaks(kernel: Array, grid: Array) -> Iterator[float]:
     for start in range(0, len(grid), 256):
+        look()
         values = gains.symbol_at(kernel, grid[start : start + 256])
         half = values.shape[-2] // 2, values.shape[-1] // 2
         whole = values[..., : half[0], : half[1]] + 1j * values[..., half[0] :, : half[1]]

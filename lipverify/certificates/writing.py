@@ -30,6 +30,7 @@ from lipverify.checkers.kernel.program import Affine, Program
 from lipverify.checkers.kernel.proof import parse_step
 from lipverify.checkers.kernel.ranges import Condition, Empty, Ranges
 from lipverify.checkers.kernel.theorems import AtLeast, Constant, Emptiness, Fact, Known, lowest
+from lipverify.deadline import look
 from lipverify.errors import NotCovered, RefutedCertificate
 from lipverify.interpreter import evaluate_all
 from lipverify.ir.graph import Graph
@@ -173,6 +174,7 @@ class Writer:
         Raises:
             RefutedCertificate: it does not hold. NotCovered: there is no theorem for it.
         """
+        look()
         entry = {"step": kind, **fields}
         step = parse_step(entry, len(self.steps), self.arrays, self.subject)
         self._recall(step.uses)

@@ -128,7 +128,7 @@ def _audit(options: AuditOptions, start: Start) -> Outcome:
         norm_out=options.norm_out,
         region=region,
         analyzers=options.analyzers,
-        budget=options.budget,
+        budget=options.left(),
         device=start.device,
         seed=options.seed,
         box=options.box if isinstance(options.box, tuple) else box if radius is None else None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -104,7 +103,6 @@ def _compare(options: CompareOptions, start: Start) -> Outcome:
     from lipverify.comparison.results import WITNESSES, Unreadable
     from lipverify.comparison.run import compare
 
-    started = time.monotonic()
     folder, progress = start.folder, start.progress
     place = options.cache or (None if folder is None else folder.path / CACHE)
     cache = None if place is None else Cache(place)
@@ -136,7 +134,7 @@ def _compare(options: CompareOptions, start: Start) -> Outcome:
         jobs=options.jobs,
         cache=cache,
         advance=progress.update,
-        since=started,
+        since=options.began,
     )
     found = replace(found, curves=curves, command=options.command)
     document = found.to_json()

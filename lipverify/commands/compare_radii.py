@@ -32,7 +32,7 @@ def work(options: CompareOptions, start: Start) -> Outcome:
         LipverifyError: no model has radii: the reason of the first; UsageError also for options that make no sense, or an
             unfinished run that is not meant to be continued.
     """
-    end = None if options.budget is None else time.monotonic() + options.budget
+    end = options.end
     if options.data is None or len(options.norm) != 1 or options.certified is None:
         raise UsageError("--radii needs --data, the points, and one --norm")
     plan = Plan(

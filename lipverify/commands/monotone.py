@@ -48,7 +48,7 @@ def work(options: AuditOptions, start: Start) -> Outcome:
         None if options.monotone == "all" else words(options.monotone),
         output=options.of,
         names=None if options.names is None else words(options.names),
-        budget=DEFAULT_BUDGET if options.budget is None else options.budget,
+        budget=DEFAULT_BUDGET if options.budget is None else options.left(),
         device=start.device,
         seed=options.seed,
         report=start.progress.report,

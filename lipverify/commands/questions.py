@@ -117,7 +117,7 @@ def _asked(question: Any, options: Options, start: Start) -> Outcome:
     if not asked:
         raise UsageError(f"this question needs another model beside {options.models[0]}")
     answers: list[Answer] = []
-    deadline = None if options.budget is None else time.monotonic() + options.budget
+    deadline = options.end
     for place, one in enumerate(asked):
         share = None if deadline is None else max(deadline - time.monotonic(), 0.0) / (len(asked) - place)
         answer = ask(one, budget=share, device=start.device, seed=options.seed, report=start.progress.report)

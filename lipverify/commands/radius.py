@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -74,7 +73,6 @@ def _radius(options: RadiusOptions, start: Start) -> Outcome:
     from lipverify.robustness.plan import Plan
     from lipverify.robustness.run import radii
 
-    started = time.monotonic()
     plan = Plan(
         Norm.parse(options.norm),
         options.method,
@@ -96,16 +94,12 @@ def _radius(options: RadiusOptions, start: Start) -> Outcome:
             journal = stack.enter_context(journal_of(options, graph, points, plan, place, options.resume))
             start.folder.keep()
         start.progress.start("certifying points")
-        # Reading the model counts: the budget is that of the command.
-        budget = options.budget
-        if budget is not None:
-            budget = max(budget - (time.monotonic() - started), 0.0)
         found = radii(
             graph,
             points.x,
             points.y,
             plan=plan,
-            budget=budget,
+            budget=options.left(),
             device=start.device,
             seed=options.seed,
             jobs=options.jobs,

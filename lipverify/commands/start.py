@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lipverify import pipeline
+from lipverify import memory, pipeline
 from lipverify.analyzers import registry
+from lipverify.deadline import look, within
 from lipverify.documents import model_document, nodes_document
-from lipverify.errors import InvalidFile, UsageError
+from lipverify.errors import BudgetEnded, InvalidFile, Undecided, UsageError
 from lipverify.interpreter import evaluate
 from lipverify.ir.graph import Graph
 from lipverify.ir.region import Query
@@ -27,18 +28,29 @@ from lipverify.reporting.terminal import Progress
 from lipverify.reporting.writing import OutputFolder
 from lipverify.settings import choose_device
 
+STARTING = 2.0
+"""Seconds that reading a model may take beyond a budget: as much is gone before a line of ours has run."""
+
 
 def load(options: Reading, model: str) -> Graph:
-    """One model, without a margin. Raises as `pipeline.load`."""
-    return pipeline.load(
-        model,
-        arch=options.arch,
-        trust_code=options.trust_code,
-        input_shape=options.input_shape,
-        output=options.output,
-        input=options.input,
-        constants=options.constants,
-    )
+    """One model, without a margin. Raises as `pipeline.load`; Undecided: the budget ended before it was read."""
+    budget = options.budget if isinstance(options, Options) else None
+    try:
+        with within(options.end + STARTING if isinstance(options, Options) and options.end else None):
+            look()
+            return pipeline.load(
+                model,
+                arch=options.arch,
+                trust_code=options.trust_code,
+                input_shape=options.input_shape,
+                output=options.output,
+                input=options.input,
+                constants=options.constants,
+            )
+    except BudgetEnded:
+        raise Undecided(
+            f"not run: the budget of {budget:g} s ended while {display_path(model)} was being read; give a larger --budget"
+        ) from None
 
 
 def points_of(options: Options, graph: Graph | None, progress: Progress) -> Points | None:
@@ -121,6 +133,7 @@ def begun(options: Options, unfinished: str | None = None) -> Iterator[Start]:
         UsageError: no such device; a folder that is in use, foreign, or holds an unfinished run that is neither to be continued
             nor to be thrown away.
     """
+    memory.limit(options.memory)
     device = choose_device(options.device)
     with Progress(quiet=options.quiet) as progress:
         if options.out is None:

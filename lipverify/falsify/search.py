@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from lipverify.analyzers.protocol import Compute
+from lipverify.deadline import within
+from lipverify.errors import BudgetEnded
 from lipverify.falsify.cost import multiplications
 from lipverify.falsify.steepness import ROWS, lengths, maximiser, steepest, tiny
 from lipverify.interpreter import evaluate
@@ -152,33 +154,63 @@ class Climber:
     # -- the rounds
 
     def run(self) -> Pool:
-        """The pool at the end."""
-        remaining = self.compute.remaining()
-        patience = PATIENCE if math.isinf(remaining) else 1.0
-        end = time.monotonic() + min(patience * self.search.seconds, remaining)
-        pool = best = self.scouted(self.start(), end)
-        history, vain = [pool.slopes[0]], 0
-        for index in range(self.rounds):
-            if time.monotonic() > end:
-                break
-            if self.still(history):
-                # This climb has found its summit; another one begins elsewhere, until two in a row are no higher.
-                gained = bool((pool.slopes[0] > best.slopes[0] * (1 + GAIN)).any())
-                vain = 0 if gained or best is pool else vain + 1
-                best = pool if best is pool else best.joined(pool.slopes, pool.points, pool.directions)
-                if vain == VAIN:
-                    break
-                pool = self.scouted((self.fresh(self.restarts), self.directions()), end)
-                history = [pool.slopes[0]]
-                continue
-            moved = self.climbed(pool) if index % 2 else self.ascended(pool)
-            pool = self.looked_at(pool, moved)
-            history.append(pool.slopes[0])
-        pool = best if best is pool else best.joined(pool.slopes, pool.points, pool.directions)
+        """The pool at the end; with a deadline, what had been found until then."""
+        pool = self._climbed_pool()
         if self.dtype is torch.float64:
             return pool
         self.graph, self.dtype = self.exact, torch.float64
-        return self.looked_at(None, (pool.points.double(), pool.directions.double()))
+        exact = pool.points.double(), pool.directions.double()
+        try:
+            with within(self.compute.deadline):
+                return self.looked_at(None, exact)
+        except BudgetEnded:
+            return Pool(pool.slopes.double(), *exact)
+
+    def _climbed_pool(self) -> Pool:
+        remaining = self.compute.remaining()
+        patience = PATIENCE if math.isinf(remaining) else 1.0
+        end = time.monotonic() + min(patience * self.search.seconds, remaining)
+        pool: Pool | None = None
+        best: Pool | None = None
+        try:
+            with within(None if math.isinf(remaining) else end):
+                pool = best = self.scouted(self.start(), end)
+                history, vain = [pool.slopes[0]], 0
+                for index in range(self.rounds):
+                    if time.monotonic() > end:
+                        break
+                    if self.still(history):
+                        # This climb has found its summit; another one begins elsewhere, until two in a row are no higher.
+                        gained = bool((pool.slopes[0] > best.slopes[0] * (1 + GAIN)).any())
+                        vain = 0 if gained or best is pool else vain + 1
+                        best = (
+                            pool if best is pool else best.joined(pool.slopes, pool.points, pool.directions)
+                        )
+                        if vain == VAIN:
+                            break
+                        pool = self.scouted((self.fresh(self.restarts), self.directions()), end)
+                        history = [pool.slopes[0]]
+                        continue
+                    moved = self.climbed(pool) if index % 2 else self.ascended(pool)
+                    pool = self.looked_at(pool, moved)
+                    history.append(pool.slopes[0])
+        except BudgetEnded:
+            pass
+        if pool is None or best is None:
+            return self.glimpse()
+        return best if best is pool else best.joined(pool.slopes, pool.points, pool.directions)
+
+    def glimpse(self) -> Pool:
+        """One point of each centre and one gradient there: what a network can be asked that takes the whole time for a round."""
+        points = self.start()[0][:1]
+        with torch.enable_grad():
+            x = points[0].detach().requires_grad_(True)
+            y = self.function(x)
+            functional = maximiser(torch.ones_like(y), self.norms[1].dual)
+            (gradient,) = torch.autograd.grad((y * functional).sum(), x, materialize_grads=True)
+        rows = torch.nan_to_num(gradient.detach(), nan=0.0, posinf=0.0, neginf=0.0).flatten(1)
+        slopes = lengths(rows, self.norms[0].dual)[None]
+        return Pool(slopes, points, maximiser(rows, self.norms[0]).reshape(points.shape))
 
     def scouted(self, batch: tuple[Tensor, Tensor], end: float) -> Pool:
         """The pool that a climb begins with: on small networks the best of many points, so that narrow places are found."""

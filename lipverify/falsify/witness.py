@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from lipverify.analyzers.protocol import Compute
-from lipverify.errors import UnsupportedModel
+from lipverify.errors import BudgetEnded, UnsupportedModel
 from lipverify.falsify.search import Box, Climber, Pool, Search
 from lipverify.ir.certificate import Witness
 from lipverify.ir.graph import Graph
@@ -46,7 +47,10 @@ def falsify(
         hints: [n, *input shape] points of the data, good places to start.
     """
     compute.report("lower bound", None)
-    climber = Climber(graph, query, compute, search or Search(), box, hints)
+    # The proof of what is found takes as long again, and more on large networks.
+    climber = Climber(
+        graph, query, replace(compute, deadline=compute.share(3)), search or Search(), box, hints
+    )
     region = query.region
     if isinstance(region, Ball) and region.radius == 0.0:
         witness = _at_centres(graph, query, climber, region)
@@ -91,7 +95,12 @@ def _shown(graph: Graph, query: Query, candidates: Candidates) -> Witness:
         if not bool(open_.any()):
             continue
         proved = torch.zeros_like(value)
-        proved[open_] = _proved(graph, query, slopes_below, x[open_], y[open_], notes)
+        try:
+            proved[open_] = _proved(graph, query, slopes_below, x[open_], y[open_], notes)
+        except BudgetEnded:
+            if not bool((value > 0).any()):
+                raise
+            break
         better = (proved > value).reshape(-1, *(1,) * len(shape))
         value = torch.maximum(value, proved)
         points, partner = torch.where(better, x, points), torch.where(better, y, partner)

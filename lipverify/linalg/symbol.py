@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lipverify.deadline import look
 from lipverify.linalg.dense import interpolation_bound, operator_norm, threshold_bound
 from lipverify.linalg.eigen import eigvalsh
 from lipverify.linalg.rounding import UNIT_ROUNDOFF, gamma, inflate
@@ -96,6 +97,7 @@ class Symbol:
         """|S(f)| in single precision, proving nothing: to choose frequencies and thresholds."""
         result = []
         for chunk in frequencies.split(self._chunk):
+            look()
             values = self.evaluate(chunk)[0].to(torch.complex64)
             values = values if values.shape[-2] >= values.shape[-1] else values.mH
             largest = eigvalsh(values.mH @ values)[..., -1].amax(-1)
@@ -107,6 +109,7 @@ class Symbol:
         return max(1, _CHUNK_ENTRIES // math.prod(self.kernel.shape[:3]))
 
     def _norms(self, frequencies: Tensor, enough: Tensor) -> Tensor:
+        look()
         values, error = self.evaluate(frequencies)
         values = values if values.shape[-2] >= values.shape[-1] else values.mH
         bounds = interpolation_bound(values).amax(-1)

@@ -20,6 +20,9 @@ _DECIMAL = r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,4})?"
 _NUMBER = re.compile(rf"[+-]?{_DECIMAL}", re.ASCII)
 _FRACTION = re.compile(rf"(?P<over>{_DECIMAL})(?:\s*/\s*(?P<under>{_DECIMAL}))?", re.ASCII)
 _PART = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?P<unit>ms|s|m|h|d|)", re.ASCII)
+_SIZE = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?)\s*(?P<unit>[kmgtKMGT])(?:i?[bB])?", re.ASCII)
+_LEAST_MEMORY = 256 << 20
+"""Less than the libraries take themselves."""
 _SECONDS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -160,6 +163,19 @@ def parse_duration(text: str) -> float:
     if not 0 < seconds < math.inf:
         _fail("duration", text, "a time larger than 0")
     return seconds
+
+
+def parse_memory(text: str) -> int:
+    """Bytes in a size like `4g`, `512m`, `1.5G` or `4GiB`, in powers of 1024. Raises UsageError below 256 MiB."""
+    found = _SIZE.fullmatch(text.strip()) if len(text) <= MAX_LENGTH else None
+    size = (
+        0
+        if found is None
+        else int(Fraction(found["number"]) * 1024 ** (1 + "kmgt".index(found["unit"].lower())))
+    )
+    if size < _LEAST_MEMORY:
+        _fail("memory", text, "a size of at least 256m, like 512m or 4g")
+    return size
 
 
 def _float64(value: Fraction, what: str, text: str) -> float:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from lipverify import ops
-from lipverify.errors import InternalError, UnsupportedModel
+from lipverify.errors import BudgetEnded, InternalError, UnsupportedModel
 from lipverify.ir.graph import Graph, Node
 from lipverify.ir.interval import Interval
 from lipverify.ir.norm import Norm
@@ -170,7 +170,12 @@ class _Refined:
         loss = torch.full((count,), math.inf, dtype=torch.float64)
         waiting = torch.arange(count)
         for digits in DIGITS:
-            found = self._change(x[waiting], other[waiting], digits)
+            try:
+                found = self._change(x[waiting], other[waiting], digits)
+            except BudgetEnded:
+                if digits == DIGITS[0]:
+                    raise
+                break  # what fewer digits have shown holds
             norms, exponent, now = _norms_below(found, self.norm)
             better = now < loss[waiting]
             best[waiting[better]], exponents[waiting[better]] = norms[better], exponent[better]

@@ -37,21 +37,22 @@ class Answer:
 
 @dataclass(frozen=True)
 class Refusal:
-    """An analyzer that gave no bound, and why. failed: because something broke."""
+    """An analyzer that gave no bound, and why. failed: because something broke; cut: because the budget ended."""
 
     analyzer: str
     reason: str
     failed: bool = False
+    cut: bool = False
 
     @property
     def verb(self) -> str:
         """What the analyzer did instead of giving a bound."""
-        return "failed" if self.failed else "refused"
+        return "failed" if self.failed else "not run" if self.cut else "refused"
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What was answered. `lowers` is empty when no witness was searched for."""
+    """What was answered. `lowers` is empty when no witness was searched for, or the budget ended before one was shown."""
 
     answers: tuple[Answer, ...]
     refusals: tuple[Refusal, ...]
@@ -96,7 +97,8 @@ def read(document: Document) -> Answers:
         name = display(row["analyzer"])
         if "refused" in row:
             reason = display(row["refused"] or "no reason was given", 600)
-            refusals.append(Refusal(name, reason, bool(row.get("failed"))))
+            failed, cut = bool(row.get("failed")), bool(row.get("not_run"))
+            refusals.append(Refusal(name, reason.removeprefix("not run: ") if cut else reason, failed, cut))
         else:
             answers.append(_answer(name, row, count, lowers))
     answers.sort(key=lambda answer: sum(bound.order for bound in answer.uppers))

@@ -258,6 +258,8 @@ def _trace_words(trace: Any) -> str:
 
 
 def _lower_words(lower: Document | None, answers: Answers) -> str:
+    if lower is not None and lower.get("not_run"):
+        return display(f"No lower bound: {lower.get('note') or 'not run'}.", 600)
     if lower is None or not answers.lowers:
         return "No lower bound was searched for."
     method = display(lower.get("method") or "search")

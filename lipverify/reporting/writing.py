@@ -238,9 +238,10 @@ def audit_files(audit: WrittenAudit, document: Mapping[str, Any]) -> dict[str, b
     Raises:
         UsageError: two certificates of one name.
     """
+    shown = document["lower"]["witness"] is not None
     return {
         **_certificates(audit, document),
-        WITNESS: _witness(audit.lower.witness),
+        **({WITNESS: _witness(audit.lower.witness)} if shown else {}),
     }
 
 

@@ -42,7 +42,7 @@ def test_a_process_of_its_own_prints_one_document_and_its_exit_code() -> None:
         "--json",
     ]
     done = subprocess.run(
-        [*command, "--fail-above", "0.1", "--budget", "2s"],
+        [*command, "--fail-above", "0.1", "--budget", "60s"],
         capture_output=True,
         text=True,
         timeout=300,

@@ -72,7 +72,6 @@ def network() -> Graph:
     [
         RuntimeError("the algorithm failed to converge"),
         InternalError("eigenvectors are not orthonormal"),
-        MemoryError(),
         OverflowError("an operator norm is above the largest float64"),
         torch.linalg.LinAlgError("linalg.eigh: (Batch element 3): failed to converge"),
     ],
@@ -99,6 +98,25 @@ def test_an_analyzer_that_breaks_is_a_row(error: Exception, place: int) -> None:
     suite = ElementTree.fromstring(junit(document))
     assert suite.get("errors") == "1"
     assert suite.get("skipped") == "0"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError(
+            "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 34359738368 bytes."
+        ),
+    ],
+)
+def test_an_allocation_that_fails_is_a_refusal_that_says_what_is_available(error: Exception) -> None:
+    result = lv.audit(network(), analyzers=[Raising(error), Product()], search=QUICK)
+    refused = str(result.rows[0].refused)
+    assert not result.failed
+    assert "GB are available: give a larger --memory" in refused
+    assert ("34.4 GB" in refused) == isinstance(error, RuntimeError)
+    assert result.rows[1].upper == pytest.approx(3.0)
+    assert pipeline.exit_code(result) == 0
 
 
 def test_a_bound_below_a_witness_is_withdrawn_and_kept_for_the_report() -> None:

@@ -18,6 +18,7 @@ from lipverify.analyzers.lipsdp.factor import Factor, Pencil
 from lipverify.analyzers.lipsdp.ordering import sparse_order
 from lipverify.analyzers.lipsdp.reduction import live_neurons, restricted, scaled, times_power
 from lipverify.analyzers.lipsdp.system import Couplings
+from lipverify.deadline import look
 from lipverify.errors import InternalError
 from lipverify.linalg.dense import operator_norm_upper, spectral_residual_bound
 from lipverify.linalg.dense import scaled as scaled_matrix
@@ -272,6 +273,7 @@ def _dominance(system: Couplings, factor: Factor, border: Tensor, shift: Tensor,
     sums = _Sums(pencil, _magnitude(system, pencil, d) + shift, _border_magnitude(system, pencil, d, scale))
     residual = _Residual(pencil, d, shift)
     for j in range(len(pencil.sizes)):
+        look()
         here, touched = pencil.part[j], pencil.later[j]
         z = factor.cross[j]
         # Rows of L in column j: L_jj and -Z.

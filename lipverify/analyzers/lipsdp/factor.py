@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lipverify.analyzers.lipsdp.system import Couplings
+from lipverify.deadline import look
 from lipverify.errors import InternalError
 from lipverify.linalg.eigen import eigvalsh
 
@@ -111,6 +112,7 @@ class Pencil:
         cross: list[Tensor | None] = []
         chosen: list[Tensor] = []
         for j, size in enumerate(self.sizes):
+            look()
             r = work.pop((j, j), None)
             r = self.zeros(size, size) if r is None else r
             d = choose(j, r)
@@ -137,6 +139,7 @@ class Pencil:
             cross.append(z)
             parts = z.split([self.sizes[k] for k in touched])
             for position, k in enumerate(touched):
+                look()
                 for l, other in zip(touched[: position + 1], parts[: position + 1], strict=True):
                     self._update(work, owned, (k, l), parts[position], other)
         return Factor(self, torch.cat(chosen) if chosen else self.zeros(0), chol, cross)
@@ -233,6 +236,7 @@ class Factor:
         """Rows r become (L^-1 r)'."""
         pencil, rows = self.pencil, rows.clone()
         for j, (lower, z) in enumerate(zip(self.chol, self.cross, strict=True)):
+            look()
             here = rows[:, pencil.part[j]]
             solved = torch.linalg.solve_triangular(lower.T, here, upper=True, left=False)
             here.copy_(solved)
@@ -251,6 +255,7 @@ class Factor:
         """Rows r become (L'^-1 r)'."""
         result = torch.empty_like(rows)
         for j in reversed(range(len(self.chol))):
+            look()
             here = self.pencil.part[j]
             result[:, here] = self.backward_block(result, j, rows[:, here])
         return result

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from lipverify import memory
 from lipverify.analyzers.lipsdp.bound import certified_upper, combination
 from lipverify.analyzers.lipsdp.factor import Factor, Pencil, fill_pattern
 from lipverify.analyzers.lipsdp.newton import Record, Tuning, search
@@ -20,7 +20,8 @@ from lipverify.analyzers.lipsdp.reduction import Multipliers, Reduced, reduce
 from lipverify.analyzers.lipsdp.start import SHARES, scalar_start
 from lipverify.analyzers.lipsdp.system import Couplings
 from lipverify.analyzers.protocol import Compute
-from lipverify.errors import InternalError, UnsupportedModel, UsageError
+from lipverify.deadline import within
+from lipverify.errors import BudgetEnded, InternalError, UnsupportedModel, UsageError
 from lipverify.linalg.dense import operator_norm_upper
 from lipverify.linalg.eigen import eigvalsh
 from lipverify.linalg.rounding import Upper
@@ -123,11 +124,11 @@ def require_memory(system: Couplings, limit: int | None, device: torch.device) -
 
 
 def available_memory(device: torch.device) -> int:
-    """Three quarters of the memory of the device, in bytes."""
+    """Three quarters of what is free on the device, in bytes."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free * 3 // 4
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 3 // 4
+    return memory.free() * 3 // 4
 
 
 def fast(
@@ -219,7 +220,11 @@ class Run:
             self.start = self._ordered(self.start, record)
             if record.expired:
                 return
-            self._search(settings, self.start, record)
+            end = None if self.compute.deadline is None else self.compute.deadline - record.reserve
+            with within(end):
+                self._search(settings, self.start, record)
+        except BudgetEnded:
+            pass  # the record holds the best so far
         except KeyboardInterrupt:
             self.interrupt()
 

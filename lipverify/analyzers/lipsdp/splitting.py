@@ -20,7 +20,8 @@ from lipverify.analyzers.lipsdp.norms import answer
 from lipverify.analyzers.lipsdp.solver import Settings
 from lipverify.analyzers.product import Product
 from lipverify.analyzers.protocol import Compute
-from lipverify.errors import UnsupportedModel
+from lipverify.deadline import within
+from lipverify.errors import BudgetEnded, UnsupportedModel
 from lipverify.ir.certificate import Certificate, Rigour
 from lipverify.ir.graph import Graph, Node
 from lipverify.ir.norm import Norm
@@ -236,11 +237,16 @@ def _part(
     known, reason = _product(piece.graph, query, compute), piece.why
     best, by, evidence, stopped = known, "product", None, False
     if piece.method != "product" and not interrupted:
+        # What certifies takes a little longer at times than was left for it.
+        wall = None if compute.deadline is None else compute.deadline + 0.25 * compute.remaining()
         try:
-            system = canonical_form(piece.graph, None, compute.device)
-            result = answer(system, *norms, compute, piece.settings)
+            with within(wall):
+                system = canonical_form(piece.graph, None, compute.device)
+                result = answer(system, *norms, compute, piece.settings)
         except UnsupportedModel as error:
             reason = str(error)
+        except BudgetEnded:
+            reason = "not run: the budget ended before it had a bound"
         else:
             stopped = result.interrupted
             if result.upper is not None and (best is None or Upper.of(result.upper) < best):

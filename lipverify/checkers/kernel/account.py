@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+from lipverify.deadline import look
 from lipverify.errors import NotCovered
 
 NUMBERS, NUMBERS_PER_BYTE = 1 << 30, 1 << 6
@@ -59,6 +60,7 @@ def spending(account: Account) -> Iterator[None]:
 
 def charge(numbers: int, operations: int = 0) -> None:
     """Takes from the current account, or limits a single array where there is none. Raises NotCovered: that is too much."""
+    look()
     if (account := _CURRENT.get()) is not None:
         account.take(int(numbers), int(operations))
     elif numbers > NUMBERS // 4:

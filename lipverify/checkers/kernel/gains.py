@@ -161,9 +161,9 @@ def matrix_of(chain: Sequence[Affine]) -> tuple[Array, Array]:
     """Matrices [blocks, m, n] whose largest norm is that of the chain, and bounds of the errors of their entries."""
     first = chain[0]
     known = first.index[first.index >= 0]
-    if len(chain) == 1 and not first.rounded and len(np.unique(known)) == known.size:
+    if len(chain) == 1 and len(np.unique(known)) == known.size:
         # Every entry is read once: independent blocks, each repeated.
-        return first.kernel, np.zeros((1, 1, 1))
+        return first.kernel, np.abs(first.kernel) * (2.0 * arith.gamma(first.rounded))
     signal = identity(0, len(first.view.places))
     for k, step in enumerate(chain):
         charge(0, STEP)
@@ -278,8 +278,8 @@ def _symbols_at_most(kernel: Array, relative: float, grid: Array, limit: float) 
     rounding = 2.0 * (100 * len(taps) * 2.0**-53 + arith.gamma(math.prod(taps) + 8))
     rounding += relative * (1 + 2.0**-20)
     step = max(1, _WORK // (4 * kernel.shape[0] * max(kernel.shape[1:3]) ** 2 + math.prod(taps)))
-    charge(0, 4 * len(grid) * (kernel.size + 16 * math.prod(taps)))
     for start in range(0, len(grid), step):
+        charge(0, 4 * min(step, len(grid) - start) * (kernel.size + 16 * math.prod(taps)))
         values = symbol_at(kernel, grid[start : start + step])
         if not arith.norms_at_most(
             values, float(absolute) * rounding * 1.01, np.full(values.shape[:2], limit)

@@ -138,8 +138,8 @@ def mapped(kernel: Array, index: Array, x: Signal, offset: Array | None = None, 
             return np.asarray(sum(terms)).reshape(-1, width)
         if p * g == 1 or width <= _NARROW:
             out, step = np.empty((g, kernel.shape[1], p, width)), max(1, _CHUNK // index.size)
-            charge(0, index.size * kernel.shape[1] * width)
             for i in range(0, width, step):
+                charge(0, index.size * kernel.shape[1] * min(step, width - i))
                 out[..., i : i + step] = np.swapaxes(kernel[:, None] @ m[:, i : i + step][index], 1, 2)
             return out.reshape(-1, width)
         # What one position of a convolution reads depends on few columns, and on nothing where activations are off.

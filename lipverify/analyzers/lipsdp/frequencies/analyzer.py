@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -106,8 +107,11 @@ def bound_frequencies(
     # Searches of large networks are in float32; the proof is in float64 either way.
     held, work = work_of(form)
     single = work > LARGE
+    begun = time.monotonic()
     searching = Frequencies(form, compute.device, single)
     first = closed_form(searching)
+    # The proof is in float64, and an evaluation with every rounding.
+    reserve = min(4.0 * (time.monotonic() - begun), 0.75 * compute.remaining())
     if first is None:
         raise UnsupportedModel("no feasible multipliers over frequencies in closed form")
     candidates, notes = [first], ["one multiplier a channel, over frequencies"]
@@ -115,7 +119,10 @@ def bound_frequencies(
     if searched:
         evaluations = max(0, int(SECONDS * RATE / max(work, 1.0)))
         sparing = 12.0 * held > available_memory(torch.device("cpu"))
-        best, interruption = Search(searching, compute, evaluations, sparing).run(first)
+        soon = None if compute.deadline is None else compute.deadline - reserve
+        best, interruption = Search(searching, replace(compute, deadline=soon), evaluations, sparing).run(
+            first
+        )
         candidates.insert(0, best)
         interrupted, notes = interruption.happened, [*notes, *interruption.notes]
     frequencies = Frequencies(form, compute.device) if single else searching

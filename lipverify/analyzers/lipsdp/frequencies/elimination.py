@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from lipverify.analyzers.lipsdp.frequencies.form import INPUT, Form, Kernel, Pair, Path
+from lipverify.deadline import look
 from lipverify.errors import UnsupportedModel
 
 
@@ -135,6 +136,7 @@ class Frequencies:
         """
         state = Reduced(self, {}, [])
         for what, k in self.order:
+            look()
             if what == "add":
                 state.add(k, None if k == INPUT else choose(k, state), arithmetic)
             elif not state.eliminate(k, arithmetic):

@@ -163,7 +163,7 @@ class Search:
         self._shapes = [len(m) for m in first.all]
         self._count = len(first.channels)
         self._best: tuple[float, Tensor] = (math.inf, torch.cat([m.log() for m in first.all]))
-        with keeping_best() as interruption:
+        with keeping_best(until=self.compute.deadline) as interruption:
             theta = self._best[1]
             for beta in self.sharpness:
                 theta = self._descend(theta, beta)
