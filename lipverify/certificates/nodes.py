@@ -247,7 +247,7 @@ _TABLE: dict[type[Op], Callable[[Any], Told]] = {
     ops.GELU: lambda n: ("Gelu", [], {"approximate": "tanh"} if n.op.tanh else {}), ops.SiLU: _scalar("Silu", beta="beta"),
     ops.ReLU: _scalar("Relu"), ops.Hardswish: _scalar("HardSwish"),
     **{getattr(ops, name): _scalar(name) for name in ("Abs", "Sigmoid", "Tanh", "Mish", "Softsign", "Tanhshrink", "LogSigmoid",
-                                                      "Sin", "Cos", "Erf", "Asinh")},
+                                                      "Sin", "Cos", "Erf", "Asinh", "Atan")},
 }  # fmt: skip
 for _kind, _told in _TABLE.items():
     stated.register(_kind)(lambda op, node, told=_told: told(node))

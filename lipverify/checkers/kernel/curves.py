@@ -3,8 +3,8 @@
 A function is known by its values, by its derivative, and by places between which the derivative is monotone. There its difference
 to a line is convex or concave: it is largest at an end, or where a tangent says so. Nothing is searched that needs trust.
 
-Assumptions: exp, expm1, log, log1p, sqrt, powers, tanh, arcsinh, sin, cos of numpy and `math.erf` are within 8 units in the last
-place. Then values are within 2^-46 size (1 + |x|) and slopes within 2^-46 size, and places within `_NEAR`.
+Assumptions: exp, expm1, log, log1p, sqrt, powers, tanh, arcsinh, arctan, sin, cos of numpy and `math.erf` are within 8 units in
+the last place. Then values are within 2^-46 size (1 + |x|) and slopes within 2^-46 size, and places within `_NEAR`.
 
 Where the derivative turns: GELU at +-sqrt 2 (f'' = density (2 - x^2)), SiLU where t tanh(t/2) = 2. GELU by tanh and Mish: f'' has
 two zeros (tests/unit/ops/test_curves.py proves it by bisection). The others turn at 0, at kinks or, as sines, every half period.
@@ -310,6 +310,7 @@ LAWS: dict[str, Callable[[Setting], Curve]] = {
     "GeluTanh": lambda a: _gelu_tanh(), "ErfGate": lambda a: _erf_gate(a("scale", 1.0)), "Silu": lambda a: _silu(a("beta", 1.0)),
     "Mish": lambda a: Curve(lambda x: x * _gate(x)[0], lambda x, _: _gate(x)[0] + x * _gate(x)[1], (-0.11253, 1.0885),
                             (-2.2563763963607931, 1.4905711794854285), steepest=1.0884981613),
+    "Atan": lambda a: Curve(np.arctan, lambda x, _: 1.0 / (1.0 + x * x), (0.0, 1.0), (0.0,), tails=True),
     "Asinh": lambda a: Curve(np.arcsinh, lambda x, _: 1.0 / np.hypot(1.0, x), (0.0, 1.0), (0.0,), tails=True),
     "Softsign": lambda a: Curve(lambda x: x / (1.0 + np.abs(x)), lambda x, _: 1.0 / (1.0 + np.abs(x)) ** 2, (0.0, 1.0), (0.0,),
                                 tails=True),

@@ -19,8 +19,8 @@ from lipverify.checkers.reader.sums import combined
 
 # ONNX name -> settings with their defaults. The names of laws are those of `kernel.curves`.
 SETTINGS: dict[str, dict[str, float]] = {
-    **{name: {} for name in ("Relu", "Abs", "Tanh", "Sigmoid", "Erf", "Softsign", "Asinh", "Mish", "HardSwish", "Sin", "Cos",
-                             "Exp", "Log", "Sqrt", "Reciprocal", "Tanhshrink", "LogSigmoid", "Gelu")},
+    **{name: {} for name in ("Relu", "Abs", "Tanh", "Sigmoid", "Erf", "Softsign", "Asinh", "Atan", "Mish", "HardSwish", "Sin",
+                             "Cos", "Exp", "Log", "Sqrt", "Reciprocal", "Tanhshrink", "LogSigmoid", "Gelu")},
     "LeakyRelu": {"alpha": 0.01}, "Elu": {"alpha": 1.0}, "Celu": {"alpha": 1.0},
     "Selu": {"alpha": 1.67326319217681884765625, "gamma": 1.05070102214813232421875},
     "HardSigmoid": {"alpha": 0.2, "beta": 0.5}, "Softplus": {"beta": 1.0}, "Silu": {"beta": 1.0},
@@ -128,6 +128,7 @@ ACTIVATIONS: dict[str, tuple[str, Run]] = {
     "Mish": ("18 22", _activation),
     **dict.fromkeys(("Softplus", "Softsign"), ("1 22", _activation)),
     "Asinh": ("9 22", _activation),
+    "Atan": ("7 22", _activation),
     **dict.fromkeys(("Sin", "Cos"), ("7 22", _activation)),
     "Clip": ("6 11 12 13", _clip),
     "Pow": ("7 12 13 15", _power),

@@ -59,6 +59,7 @@ CASES: list[tuple[str, dict[str, float], Exact]] = [
     ("Mish", {}, lambda x: x * mp.tanh(mp.log1p(mp.exp(x)))),
     ("Softsign", {}, lambda x: x / (1 + abs(x))),
     ("Asinh", {}, mp.asinh),
+    ("Atan", {}, mp.atan),
     ("Tanhshrink", {}, lambda x: x - mp.tanh(x)),
     ("Erf", {}, mp.erf),
     ("Sin", {}, mp.sin),
