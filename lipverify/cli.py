@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from typing import Annotated
 
 import typer
 
@@ -13,16 +14,31 @@ from lipverify.commands.verify import verify
 from lipverify.commands.zoo import zoo_app
 from lipverify.errors import LipverifyError
 from lipverify.options import Model, Reading
+from lipverify.version import __version__
 
 app = typer.Typer(
     name="lipverify",
     cls=Verbs,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
-    help="Certified Lipschitz bounds for trained networks, with a witness beside every bound.",
 )
 app.add_typer(zoo_app, name="zoo")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"lipverify {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _everywhere(
+    version: Annotated[
+        bool,
+        typer.Option("--version", "-V", callback=_version, is_eager=True, help="the version, and no more"),
+    ] = False,
+) -> None:
+    """Certified Lipschitz bounds for trained networks, with a witness beside every bound."""
 
 
 @dataclass(frozen=True, kw_only=True)

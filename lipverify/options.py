@@ -235,20 +235,21 @@ class Options(Points, Reading):
         tuple[float, float] | Entries | None,
         option("LO,HI: the input box, which cuts the balls; or of features: age=18:90,...", parse_limits),
     ] = None
-    budget: Annotated[float | None, option("time for everything, for example 90s or 10m", parse_duration)] = (
-        None
-    )
+    budget: Annotated[float | None, option("time for everything: 90, 90s, 10m, 1:30", parse_duration)] = None
     memory: Annotated[
         int | None, option("what may be taken of it, for example 4g; default: what is free", parse_memory)
     ] = None
     device: Annotated[str, option("auto, cpu or cuda")] = "auto"
     seed: Annotated[int, option("seed of searches, attacks and noise")] = 0
-    out: Annotated[Path | None, option("folder for result.json, report.html, certificates and witnesses")] = (
-        None
-    )
+    out: Annotated[
+        Path | None,
+        option("folder for result.json, report.html, certificates and witnesses", names=("--out", "-o")),
+    ] = None
     force: Annotated[bool, option("write into a folder that is not empty")] = False
-    quiet: bool = False
-    """No progress. Not written: what goes with --json."""
+    quiet: Annotated[bool, option("no progress, which --json leaves out too", names=("--quiet", "-q"))] = (
+        False
+    )
+    verbose: Annotated[bool, option("every step of progress in a line", names=("--verbose", "-v"))] = False
     command: str = ""
     """What was typed."""
     began: float = field(default_factory=time.monotonic)

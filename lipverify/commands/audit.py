@@ -122,6 +122,8 @@ def _audit(options: AuditOptions, start: Start) -> Outcome:
     region, hints = _region(options, points, radius, box)
     if options.margin is not None:
         graph = pipeline.margin(graph, *options.margin)
+    if options.budget is None and auto.AUTO in options.analyzers:
+        start.progress.limit(auto.MINUTE)
     result = pipeline.audit(
         graph,
         norm=options.norm,

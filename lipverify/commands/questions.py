@@ -12,7 +12,8 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from lipverify.commands.shell import Outcome, Verb, command
-from lipverify.errors import LipverifyError, Refuted, Undecided, UsageError
+from lipverify.errors import LipverifyError, Refuted, Undecided, UsageError, did_you_mean
+from lipverify.loading.names import display
 
 if TYPE_CHECKING:
     from lipverify.commands.start import Start
@@ -59,6 +60,13 @@ class Verbs(TyperGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:
         return [*super().list_commands(ctx), *verbs()]
+
+    def resolve_command(self, ctx: Any, args: Any) -> Any:
+        """As click does, with the nearest command for a word that is none."""
+        near = did_you_mean(args[0], self.list_commands(ctx))
+        if near and self.get_command(ctx, args[0]) is None:
+            ctx.fail(f'there is no command "{display(args[0], 40)}"{near}')
+        return super().resolve_command(ctx, args)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         found = super().get_command(ctx, cmd_name)

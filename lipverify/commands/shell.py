@@ -73,7 +73,7 @@ def run(verb: Verb, options: Options, as_json: bool) -> int:
         print_json(outcome.document)
     else:
         outcome.show(outcome.document)
-        if options.out is not None:
+        if options.out is not None and not options.quiet:
             typer.echo(f"report: {options.out / REPORT}", err=True)
     if outcome.failure is not None:
         raise outcome.failure
@@ -92,12 +92,13 @@ def typed(kind: type[Any], act: Callable[[Any, bool], int], words: str) -> Calla
     own = set(inspect.get_annotations(kind))
     # What the command is about, then its own options, then those that all have.
     noted.sort(key=lambda pair: (not pair[1].position, pair[0].name not in own))
-    given_by_user = {each.name for each in fields(kind)} & {"quiet", "command"}
+    typed_in = any(each.name == "command" for each in fields(kind))
 
     def command(as_json: bool, **given: Any) -> None:
         read = {each.name: _read(note, given[each.name]) for each, note in noted}
-        if given_by_user:
-            read |= {"quiet": as_json, "command": shlex.join(["lipverify", *sys.argv[1:]])}
+        if typed_in:
+            quiet = bool(read.get("quiet")) or as_json
+            read |= {"quiet": quiet, "command": shlex.join(["lipverify", *sys.argv[1:]])}
         empty = {
             each.name for each, _ in noted if read[each.name] is None and each.default_factory is not MISSING
         }

@@ -17,7 +17,8 @@ from lipverify.documents import model_document, nodes_document
 from lipverify.errors import BudgetEnded, InvalidFile, Undecided, UsageError
 from lipverify.interpreter import evaluate
 from lipverify.ir.graph import Graph
-from lipverify.ir.region import Query
+from lipverify.ir.norm import Norm
+from lipverify.ir.region import Ball, Query
 from lipverify.loading import read_points
 from lipverify.loading.data import Points as StoredPoints
 from lipverify.loading.data import label_hint
@@ -135,7 +136,9 @@ def begun(options: Options, unfinished: str | None = None) -> Iterator[Start]:
     """
     memory.limit(options.memory)
     device = choose_device(options.device)
-    with Progress(quiet=options.quiet) as progress:
+    with Progress(quiet=options.quiet, verbose=options.verbose) as progress:
+        if options.budget is not None:
+            progress.limit(options.budget)
         if options.out is None:
             yield Start(device, None, progress)
             return
@@ -151,11 +154,17 @@ def begun(options: Options, unfinished: str | None = None) -> Iterator[Start]:
 
 
 def inspect_document(graph: Graph) -> dict[str, Any]:
-    """The document of `inspect --json`."""
-    reasons = {name: registry.resolve(name).reject(graph, Query()) for name in registry.names()}
+    """The document of `inspect --json`: `analyzers` over the whole space in l2, `around_points` in a linf ball."""
+    ball = Ball(torch.zeros(1, *graph.input_shape, dtype=torch.float64), 0.1, Norm.LINF)
     return {
         "schema": "lipverify.inspect/1",
         "model": model_document(graph),
         "nodes": nodes_document(graph),
-        "analyzers": reasons,
+        "analyzers": _reasons(graph, Query()),
+        "around_points": _reasons(graph, Query(Norm.LINF, Norm.LINF, ball)),
     }
+
+
+def _reasons(graph: Graph, query: Query) -> dict[str, str | None]:
+    """What every analyzer would say: None where it can answer."""
+    return {name: registry.resolve(name).reject(graph, query) for name in registry.names()}

@@ -19,11 +19,20 @@ MAX_LENGTH = 60
 _DECIMAL = r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,4})?"
 _NUMBER = re.compile(rf"[+-]?{_DECIMAL}", re.ASCII)
 _FRACTION = re.compile(rf"(?P<over>{_DECIMAL})(?:\s*/\s*(?P<under>{_DECIMAL}))?", re.ASCII)
-_PART = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?P<unit>ms|s|m|h|d|)", re.ASCII)
 _SIZE = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?)\s*(?P<unit>[kmgtKMGT])(?:i?[bB])?", re.ASCII)
 _LEAST_MEMORY = 256 << 20
 """Less than the libraries take themselves."""
-_SECONDS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_PART = re.compile(r"\s*(?P<number>[0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*(?P<unit>[a-z]*)\s*", re.ASCII)
+_CLOCK = re.compile(
+    r"(?:(?P<hours>[0-9]{1,4}):(?=[0-9]{2}:))?(?P<minutes>[0-9]{1,4}):(?P<seconds>[0-5][0-9])", re.ASCII
+)
+_SECONDS = {
+    **dict.fromkeys(("", "s", "sec", "secs", "second", "seconds"), 1.0),
+    **dict.fromkeys(("m", "min", "mins", "minute", "minutes"), 60.0),
+    **dict.fromkeys(("h", "hr", "hrs", "hour", "hours"), 3600.0),
+    **dict.fromkeys(("d", "day", "days"), 86400.0),
+    "ms": 0.001,
+}
 
 
 def parse_numbers(text: str) -> tuple[float, ...]:
@@ -152,13 +161,20 @@ def parse_constant(text: str) -> tuple[str, float | list[float] | Path]:
 
 
 def parse_duration(text: str) -> float:
-    """Seconds in a duration like `90`, `90s`, `10m`, `1h30m` or `500ms`. Raises UsageError unless positive."""
-    stripped = text.strip() if len(text) <= MAX_LENGTH else ""
+    """Seconds in a duration like `90`, `90s`, `10m`, `1h30m`, `500ms`, `1:30` or `2 minutes`.
+
+    Raises UsageError unless positive.
+    """
+    stripped = text.strip().lower() if len(text) <= MAX_LENGTH else ""
+    clock = _CLOCK.fullmatch(stripped)
+    if clock is not None:
+        hours, minutes, rest = (int(clock[name] or 0) for name in ("hours", "minutes", "seconds"))
+        stripped = f"{3600 * hours + 60 * minutes + rest}"
     parts = list(_PART.finditer(stripped))
-    whole = "".join(part[0] for part in parts) == stripped
+    whole = "".join(part[0] for part in parts) == stripped and all(part["unit"] in _SECONDS for part in parts)
     # A number without unit only alone: in "1h30" one reader sees minutes, the next seconds.
     if not parts or not whole or (len(parts) > 1 and any(not part["unit"] for part in parts)):
-        _fail("duration", text, "a time like 90s, 10m or 1h30m")
+        _fail("duration", text, "a time like 90s, 10m, 1h30m or 1:30")
     seconds = math.fsum(float(part["number"]) * _SECONDS[part["unit"]] for part in parts)
     if not 0 < seconds < math.inf:
         _fail("duration", text, "a time larger than 0")

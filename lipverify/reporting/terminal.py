@@ -99,23 +99,32 @@ def print_inspection(document: Document, file: TextIO | None = None) -> None:
         cells = (display(node["name"], 60), display(node["op"]), shape, inputs)
         table.add_row(*map(Text, cells), Text(count_text(parameters) if parameters else ""))
     console.print(table)
+    around = document.get("around_points", {})
     for name, reason in document["analyzers"].items():
         if reason is None:
             console.print(Text.assemble((display(name), "green"), " can answer"))
+        elif name in around and around[name] is None:
+            console.print(
+                Text.assemble((display(name), "green"), " can answer around points (--data, --radius)")
+            )
         else:
-            console.print(Text.assemble((display(name), "yellow"), f" refuses: {display(reason, 600)}"))
+            said = around.get(name) or reason
+            console.print(Text.assemble((display(name), "yellow"), f" refuses: {display(said, 600)}"))
 
 
 class Progress:
-    """What a long command is doing: one live line on a terminal, a few plain lines elsewhere, nothing when quiet.
+    """What a long command is doing: one live line on a terminal, plain lines elsewhere: none when quiet, all when verbose.
 
     Everything goes to standard error. A context manager; leaving it clears the live line.
     """
 
-    def __init__(self, quiet: bool = False, file: TextIO | None = None) -> None:
+    def __init__(self, quiet: bool = False, file: TextIO | None = None, verbose: bool = False) -> None:
         self.file = sys.stderr if file is None else file
         self.quiet = quiet
-        self.live = not quiet and self.file.isatty()
+        self.verbose = verbose and not quiet
+        self.live = not quiet and not verbose and self.file.isatty()
+        self._until: float | None = None
+        self._begun = 0.0
         self._bar: Bar | None = None
         self._task: Any = None
         self._stage = ""
@@ -129,9 +138,13 @@ class Progress:
     ) -> None:
         self.finish()
 
+    def limit(self, seconds: float) -> None:
+        """Everything is to end in so many seconds: from now on the time left is shown."""
+        self._until = time.monotonic() + seconds
+
     def start(self, stage: str) -> None:
         """Begins a stage."""
-        self._stage = display(stage, 100)
+        self._stage, self._begun = display(stage, 100), time.monotonic()
         if self.live:
             self._draw(total=None, done=0, best=None)
         elif not self.quiet:
@@ -144,6 +157,7 @@ class Progress:
         elif self._is_due():
             self._line(
                 f"{self._stage}: {count_text(done)} of {count_text(total)}{_best_words(best, self._stage)}"
+                + self._left(done, total)
             )
 
     def report(self, stage: str, best: float | None) -> None:
@@ -152,7 +166,7 @@ class Progress:
         if self.live:
             self._draw(total=None, done=0, best=best)
         elif self._is_due():
-            self._line(self._stage + _best_words(best, self._stage))
+            self._line(self._stage + _best_words(best, self._stage) + self._left())
 
     def note(self, text: str) -> None:
         """A line that stays, above what is being done."""
@@ -168,7 +182,17 @@ class Progress:
             self._bar = None
 
     def _is_due(self) -> bool:
-        return not self.quiet and time.monotonic() - self._last_line >= _LINE_EVERY
+        return not self.quiet and (self.verbose or time.monotonic() - self._last_line >= _LINE_EVERY)
+
+    def _left(self, done: int = 0, total: int = 0) -> str:
+        """The time that is left, of a limit or as the count goes on; nothing where nobody knows."""
+        now = time.monotonic()
+        if self._until is not None:
+            return (
+                f", {max(self._until - now, 0.0):.0f} s left" if self._until > now else ", its time is over"
+            )
+        seconds = (now - self._begun) / done * (total - done) if done else 0.0
+        return f", about {seconds_text(seconds)} left" if seconds >= 1.0 else ""
 
     def _line(self, text: str) -> None:
         self._last_line = time.monotonic()
@@ -177,7 +201,8 @@ class Progress:
     def _draw(self, total: int | None, done: int, best: float | None) -> None:
         if self._bar is None:
             self._bar, self._task = _live_bar(self.file)
-        text = self._stage + _best_words(best, self._stage)
+        count = f": {count_text(done)} of {count_text(total)}" if total else ""
+        text = self._stage + count + _best_words(best, self._stage) + self._left(done, total or 0)
         self._bar.update(self._task, description=text, total=total, completed=done)
 
 

@@ -48,13 +48,31 @@ def test_no_box(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("90", 90), ("90s", 90), ("10m", 600), ("1h30m", 5400), ("500ms", 0.5), ("1.5h", 5400), ("1d", 86400)],
+    [
+        *[
+            ("90", 90),
+            ("90s", 90),
+            ("10m", 600),
+            ("1h30m", 5400),
+            ("500ms", 0.5),
+            ("1.5h", 5400),
+            ("1d", 86400),
+        ],
+        *[("60", 60), ("1:30", 90), ("1:00:05", 3605), ("2 minutes", 120), ("1 min 30 sec", 90)],
+        *[("1 Hour", 3600), ("0.5 m", 30)],
+    ],
 )
 def test_duration(text: str, seconds: float) -> None:
     assert parse_duration(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "0", "-1s", "10x", "1h30", "s", "inf", "nan", "1e3", "1,5h", "9" * 400])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *["", "0", "-1s", "10x", "1h30", "s", "inf", "nan", "1e3", "1,5h", "9" * 400],
+        *["1:3", "1:60", "0:00", "2 fortnights", "1 2", "1:30m"],
+    ],
+)
 def test_no_duration(text: str) -> None:
     with pytest.raises(UsageError):
         parse_duration(text)

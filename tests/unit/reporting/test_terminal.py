@@ -114,7 +114,7 @@ def test_progress_at_a_terminal_is_live_and_shows_the_best_bound() -> None:
         progress.update(3, 10, best=9.72)
         assert progress._bar is not None
         progress._bar.refresh()
-        assert "lipsdp, at most 9.72001 so far" in out.getvalue()
+        assert "lipsdp: 3 of 10, at most 9.72001 so far" in out.getvalue()
         progress.report("[bold]x[/]\x1b]0;owned\x07", None)
         progress._bar.refresh()
         assert "[bold]x[/]\\x1b]0;owned\\x07" in out.getvalue()
