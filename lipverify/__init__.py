@@ -21,15 +21,18 @@ _HOMES = {
         "ask",
         "audit",
         "bounds",
+        "closed_loop",
         "compare",
         "deviation",
         "evaluate",
         "execution_error",
         "extract",
+        "game",
         "load",
         "margin",
         "monotone",
         "radii",
+        "sensitivity",
         "verify",
     ),
     "lipverify.results": ("Audit",),
@@ -44,7 +47,7 @@ _HOMES = {
     "lipverify.propagation": ("Bounds",),
     "lipverify.questions": ("Answer", "InputBox"),
     "lipverify.questions.deviation": ("Deviation",),
-    "lipverify.derived": ("Derived", "closed_loop", "game", "sensitivity"),
+    "lipverify.derived": ("Derived",),
     "lipverify.errors": (
         "ExtractionMismatch",
         "InternalError",
@@ -65,7 +68,7 @@ __all__ = ["__version__", *sorted(_HOME_OF)]
 
 if TYPE_CHECKING:
     from lipverify.comparison import Comparison
-    from lipverify.derived import Derived, closed_loop, game, sensitivity
+    from lipverify.derived import Derived
     from lipverify.errors import (
         ExtractionMismatch,
         InternalError,
@@ -94,15 +97,18 @@ if TYPE_CHECKING:
         ask,
         audit,
         bounds,
+        closed_loop,
         compare,
         deviation,
         evaluate,
         execution_error,
         extract,
+        game,
         load,
         margin,
         monotone,
         radii,
+        sensitivity,
         verify,
     )
 

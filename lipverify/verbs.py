@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lipverify import (
     certificates,
     comparison,
+    derived,
     execution,
     interpreter,
     monotonicity,
@@ -39,6 +40,7 @@ from lipverify.loading import read_points
 from lipverify.loading.names import sentence
 from lipverify.monotonicity.branching import Settings
 from lipverify.questions import deviation as deviations
+from lipverify.results import Audit
 from lipverify.robustness.journal import Journal
 from lipverify.settings import ordinary
 
@@ -207,6 +209,46 @@ def _question(given: Any) -> Any:
     return given
 
 
+def _known(given: Any) -> Any:
+    """A constant: a number, or what proves one."""
+    return given if isinstance(given, Audit | Certificate) else number(given, "a constant")
+
+
+def _policy(given: Any) -> Any:
+    if isinstance(given, nn.Module):
+        raise UsageError("policy is a torch module: give lv.extract(policy, example)")
+    return (
+        taking.model(given, None, "policy") if isinstance(given, Graph | str | os.PathLike) else _known(given)
+    )
+
+
+def _matrix(name: str) -> Take:
+    return lambda given: numbers(given, name).numpy()
+
+
+def _curvature(given: Any) -> list[Any]:
+    if not isinstance(given, list | tuple | np.ndarray):
+        raise UsageError(
+            f"curvature must be a list with a number, or a pair, for every player, not {shown(given)}"
+        )
+    pairs = (len(one) == 2 if isinstance(one, list | tuple) else None for one in given)
+    return [
+        (number(one[0], "a shift"), _known(one[1])) if pair else _known(one)
+        for one, pair in zip(given, pairs, strict=True)
+    ]
+
+
+def _couplings(given: Any) -> list[list[Any]]:
+    rows = (
+        list(given)
+        if isinstance(given, list | tuple) or (isinstance(given, np.ndarray) and given.ndim == 2)
+        else []
+    )
+    if not rows or not all(isinstance(row, list | tuple | np.ndarray) for row in rows):
+        raise UsageError(f"couplings must be rows of constants, one for every player, not {shown(given)}")
+    return [[_known(one) for one in row] for row in rows]
+
+
 def _model_or_path(given: Any) -> Any:
     if isinstance(given, list | tuple):  # a claim about two models
         return [_model_or_path(each) for each in given]
@@ -341,4 +383,27 @@ verify = verb(
     model=_several(_model_or_path),
     exact=partial(taking.truth, what="exact"),
     expected=taking.of_kind(Expectation, "expected"),
+)
+closed_loop = verb(
+    derived.closed_loop,
+    policy=_policy,
+    dynamics=_matrix("dynamics"),
+    control=_matrix("control"),
+    gain=_maybe(_matrix("gain")),
+    radius=_maybe(partial(number, what="radius")),
+    analyzers=_maybe(listed),
+)
+game = verb(
+    derived.game,
+    curvature=_curvature,
+    couplings=_couplings,
+    weights=_maybe(lambda given: numbers(given, "weights").flatten().tolist()),
+)
+sensitivity = verb(
+    derived.sensitivity,
+    ("graph",),
+    reach=partial(number, what="reach"),
+    loss=lambda given: given if isinstance(given, str) else number(given, "loss"),
+    neighbours=_word("neighbours"),
+    analyzers=listed,
 )

@@ -46,6 +46,7 @@ def objects() -> dict[str, Any]:
         "Monotonicity": lv.monotone(graph, (0, 1), [0, 1], output=0, budget=1),
         "Deviation": lv.Deviation(graph, graph, box, data=x),
         "Answer": lv.deviation(graph, graph, box, budget=1),
+        "Derived": lv.sensitivity(graph, 1.0).total,
         "ExecutionError": lv.execution_error(graph, (-1, 1)),
     }
 
@@ -57,7 +58,7 @@ def test_there_is_an_object_of_every_public_class(objects: dict[str, Any]) -> No
         if isinstance(kind := getattr(lv, name), type) and not issubclass(kind, Exception)
     }
     assert classes <= set(objects)
-    assert all(type(objects[name]) is getattr(lv, name) for name in classes)
+    assert all(isinstance(objects[name], getattr(lv, name)) for name in classes)
 
 
 def test_every_one_is_a_line_in_a_console_and_short_in_a_notebook(objects: dict[str, Any]) -> None:
