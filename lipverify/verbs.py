@@ -227,7 +227,7 @@ def _matrix(name: str) -> Take:
 
 
 def _curvature(given: Any) -> list[Any]:
-    if not isinstance(given, list | tuple | np.ndarray):
+    if not isinstance(given, list | tuple) and not (isinstance(given, np.ndarray) and given.ndim):
         raise UsageError(
             f"curvature must be a list with a number, or a pair, for every player, not {shown(given)}"
         )

@@ -55,7 +55,7 @@ LAYERS: dict[str, str] = {
     "reporting pipeline",
     "taking": "errors settings loading ir pipeline comparison",
     "verbs": "errors settings loading checkers ir interpreter propagation execution certificates analyzers falsify pipeline "
-    "monotonicity robustness comparison questions taking",
+    "results monotonicity robustness comparison questions derived taking",
     "commands": "errors version settings options loading zoo checkers ir interpreter execution analyzers falsify failures "
     "results documents reporting pipeline monotonicity robustness comparison questions",
 }
