@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help demo test check lint types soundness bench-lipsdp bench-local third-party docs compare reports examples zoo clean
+.PHONY: help demo test check lint types soundness bench-lipsdp bench-local third-party docs compare reports notebooks wheel-test examples zoo clean
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
     command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
@@ -71,6 +71,12 @@ reports: $(READY) ## make the reports on zoo, pitfalls, soundness and third-part
 	$(BIN)/python reports/soundness/build.py --networks 0 --models 0 --readers 0
 	@if test -d ../shared/checkpoints; then $(BIN)/python reports/third_party/build.py; \
 	else echo "reports/third_party left as it is: shared/checkpoints is not beside this checkout"; fi
+
+notebooks: $(READY) ## execute the notebooks of docs/notebooks again
+	$(BIN)/python docs/notebooks/make.py
+
+wheel-test: $(READY) ## build a wheel and use it from an environment and a folder of its own
+	$(BIN)/python tests/wheel.py
 
 examples: $(READY) ## run every example
 	LIPVERIFY_SOUNDNESS=full $(BIN)/pytest tests/unit/test_examples.py tests/unit/test_plugin.py
