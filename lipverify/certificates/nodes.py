@@ -19,6 +19,7 @@ from lipverify.checkers.reader import architecture
 from lipverify.errors import NotCovered, UnsupportedModel
 from lipverify.ir.graph import Graph, Node
 from lipverify.ir.op import Input, Op
+from lipverify.ops.activation import ROWS
 from lipverify.rules import Word, stated
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -138,9 +139,9 @@ def _batch_norm(node: Node) -> Told:
     return "BatchNormalization", [op.weight, op.bias, op.mean, op.var], {"epsilon": op.eps}
 
 
-def _scalar(name: str, **fields: str) -> Callable[[Node], Told]:
+def _scalar(name: str, settings: tuple[tuple[str, str], ...]) -> Callable[[Node], Told]:
     def told(node: Node) -> Told:
-        given = {key: float(getattr(node.op, field)) for key, field in fields.items()}
+        given = {key: float(getattr(node.op, field)) for key, field in settings}
         given = {key: v for key, v in given.items() if name != "Clip" or math.isfinite(v)}
         if any(not math.isfinite(v) for v in given.values()) or (name == "Softplus" and given["beta"] == 0):
             raise NotCovered(f"{node.describe()}: this setting is not covered by the checker")
@@ -221,9 +222,7 @@ _TABLE: dict[type[Op], Callable[[Any], Told]] = {
     ops.Householder: lambda n: ("Householder", [n.op.vectors], {"axis": n.op.axis + 1}),
     ops.Add: lambda n: ("Add", [], {}), ops.Sub: lambda n: ("Sub", [], {}), ops.Mul: lambda n: ("Mul", [], {}),
     ops.Div: lambda n: ("Div", [], {}), ops.MatMul: lambda n: ("MatMul", [], {}),
-    ops.ErfGate: _gated("Erf"), ops.SigmoidGate: _gated("Sigmoid"), ops.Exp: _scalar("Exp"),
-    ops.Power: _scalar("Pow", exponent="exponent"),
-    ops.Sqrt: _scalar("Sqrt"), ops.Reciprocal: _scalar("Reciprocal"),
+    ops.ErfGate: _gated("Erf"), ops.SigmoidGate: _gated("Sigmoid"),
     ops.Concat: lambda n: ("Concat", [], {"axis": n.op.axis + 1}), ops.BatchNorm: _batch_norm,
     ops.Reshape: lambda n: ("Reshape", [], {"shape": [1, *n.op.shape]}),
     ops.Transpose: lambda n: ("Transpose", [], {"perm": [0, *_next(n.op.order)]}),
@@ -239,15 +238,9 @@ _TABLE: dict[type[Op], Callable[[Any], Told]] = {
     ops.GroupSort: lambda n: ("GroupSort", [], {"axis": n.op.axis + 1, "group": n.op.group,
                                                 "descending": int(n.op.descending)}),
     ops.LayerNorm: _normalised("LayerNormalization"), ops.RMSNorm: _normalised("RMSNormalization"),
-    ops.PReLU: lambda n: ("PRelu", [n.op.slope], {}), ops.Clip: _scalar("Clip", min="low", max="high"),
-    ops.LeakyReLU: _scalar("LeakyRelu", alpha="slope"),
-    ops.Hardsigmoid: _scalar("HardSigmoid", alpha="alpha", beta="beta"), ops.Softplus: _scalar("Softplus", beta="beta"),
-    ops.ELU: _scalar("Elu", alpha="alpha"), ops.SELU: _scalar("Selu", alpha="alpha", gamma="gamma"),
-    ops.CELU: _scalar("Celu", alpha="alpha"),
-    ops.GELU: lambda n: ("Gelu", [], {"approximate": "tanh"} if n.op.tanh else {}), ops.SiLU: _scalar("Silu", beta="beta"),
-    ops.ReLU: _scalar("Relu"), ops.Hardswish: _scalar("HardSwish"),
-    **{getattr(ops, name): _scalar(name) for name in ("Abs", "Sigmoid", "Tanh", "Mish", "Softsign", "Tanhshrink", "LogSigmoid",
-                                                      "Sin", "Cos", "Erf", "Asinh", "Atan")},
+    ops.PReLU: lambda n: ("PRelu", [n.op.slope], {}),
+    ops.GELU: lambda n: ("Gelu", [], {"approximate": "tanh"} if n.op.tanh else {}),
+    **{row.kind: _scalar(row.word, row.settings) for row in ROWS if row.word},
 }  # fmt: skip
 for _kind, _told in _TABLE.items():
     stated.register(_kind)(lambda op, node, told=_told: told(node))

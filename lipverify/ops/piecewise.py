@@ -14,17 +14,33 @@ from lipverify.errors import UsageError
 from lipverify.ir.interval import Interval
 from lipverify.ir.op import Op, Shape
 from lipverify.linalg.rounding import down, up
+from lipverify.ops.activation import activation
 from lipverify.ops.enclosure import Enclosure, monotone_box, negative_part, positive_part, two_sided
 from lipverify.ops.planes import kinked_planes, scalar_planes
-from lipverify.ops.scalar import box_slopes, proven, scalar_gain, uniform_slopes
-from lipverify.rules import Relaxation, Slopes, Unbounded, forward, gain, interval, relax, slopes
+from lipverify.ops.scalar import box_slopes, proven, uniform_slopes
+from lipverify.rules import Relaxation, Slopes, Unbounded, interval, relax, slopes
 
 
+def _pieces(op: PiecewiseLinear, x: Tensor) -> Tensor:
+    first, last = op.knots[0], op.knots[-1]
+    y = (
+        op.start
+        + op.slopes[0] * torch.clamp(x - first, max=0.0)
+        + op.slopes[-1] * torch.clamp(x - last, min=0.0)
+    )
+    for low, high, slope in zip(op.knots, op.knots[1:], op.slopes[1:], strict=False):
+        if slope:
+            y = y + slope * torch.clamp(x - low, 0.0, high - low)
+    return y
+
+
+@activation(lambda op, x: torch.relu(x), onnx="Relu", aten="relu", word="Relu")
 @dataclass(frozen=True, eq=False)
 class ReLU(Op):
     """max(x, 0)."""
 
 
+@activation(lambda op, x: torch.where(x >= 0, x, op.slope * x), word="LeakyRelu", settings="alpha:slope")
 @dataclass(frozen=True, eq=False)
 class LeakyReLU(Op):
     """x for x >= 0, slope * x below; any finite slope."""
@@ -32,6 +48,7 @@ class LeakyReLU(Op):
     slope: float
 
 
+@activation(lambda op, x: torch.where(x >= 0, x, op.slope * x))
 @dataclass(frozen=True, eq=False)
 class PReLU(Op):
     """Leaky ReLU with learned slopes that broadcast to the sample shape."""
@@ -39,11 +56,13 @@ class PReLU(Op):
     slope: Tensor
 
 
+@activation(lambda op, x: torch.abs(x), onnx="Abs", aten="abs", word="Abs")
 @dataclass(frozen=True, eq=False)
 class Abs(Op):
     """|x|."""
 
 
+@activation(lambda op, x: torch.clamp(x, op.low, op.high), word="Clip", settings="min:low max:high")
 @dataclass(frozen=True, eq=False)
 class Clip(Op):
     """x limited to [low, high]; Hardtanh and ReLU6 are spellings of it. Ends may be infinite."""
@@ -52,6 +71,9 @@ class Clip(Op):
     high: float
 
 
+@activation(
+    lambda op, x: torch.clamp(op.alpha * x + op.beta, 0.0, 1.0), word="HardSigmoid", settings="alpha beta"
+)
 @dataclass(frozen=True, eq=False)
 class Hardsigmoid(Op):
     """min(max(alpha * x + beta, 0), 1); torch means alpha = 1/6, beta = 1/2, ONNX by default alpha = 0.2."""
@@ -60,11 +82,18 @@ class Hardsigmoid(Op):
     beta: float
 
 
+@activation(
+    lambda op, x: x * torch.clamp(x + 3.0, 0.0, 6.0) / 6.0,
+    onnx="HardSwish",
+    aten="hardswish",
+    word="HardSwish",
+)
 @dataclass(frozen=True, eq=False)
 class Hardswish(Op):
     """x * min(max(x + 3, 0), 6) / 6."""
 
 
+@activation(_pieces)
 @dataclass(frozen=True, eq=False)
 class PiecewiseLinear(Op):
     """Straight pieces that meet at increasing `knots`: slopes[i] left of knots[i], slopes[-1] behind the last one.
@@ -83,56 +112,6 @@ class PiecewiseLinear(Op):
             raise UsageError(f"{self!r} is no function of straight pieces")
 
 
-@forward.register(ReLU)
-def _relu(op: ReLU, x: Tensor) -> Tensor:
-    return torch.relu(x)
-
-
-@forward.register(LeakyReLU)
-def _leaky_relu(op: LeakyReLU, x: Tensor) -> Tensor:
-    return torch.where(x >= 0, x, op.slope * x)
-
-
-@forward.register(PReLU)
-def _prelu(op: PReLU, x: Tensor) -> Tensor:
-    return torch.where(x >= 0, x, op.slope * x)
-
-
-@forward.register(Abs)
-def _abs(op: Abs, x: Tensor) -> Tensor:
-    return torch.abs(x)
-
-
-@forward.register(Clip)
-def _clip(op: Clip, x: Tensor) -> Tensor:
-    return torch.clamp(x, op.low, op.high)
-
-
-@forward.register(Hardsigmoid)
-def _hardsigmoid(op: Hardsigmoid, x: Tensor) -> Tensor:
-    return torch.clamp(op.alpha * x + op.beta, 0.0, 1.0)
-
-
-@forward.register(Hardswish)
-def _hardswish(op: Hardswish, x: Tensor) -> Tensor:
-    return x * torch.clamp(x + 3.0, 0.0, 6.0) / 6.0
-
-
-@forward.register(PiecewiseLinear)
-def _piecewise_linear(op: PiecewiseLinear, x: Tensor) -> Tensor:
-    first, last = op.knots[0], op.knots[-1]
-    y = (
-        op.start
-        + op.slopes[0] * torch.clamp(x - first, max=0.0)
-        + op.slopes[-1] * torch.clamp(x - last, min=0.0)
-    )
-    for low, high, slope in zip(op.knots, op.knots[1:], op.slopes[1:], strict=False):
-        if slope:
-            y = y + slope * torch.clamp(x - low, 0.0, high - low)
-    return y
-
-
-gain.register(ReLU, LeakyReLU, PReLU, Abs, Clip, Hardsigmoid, Hardswish, PiecewiseLinear)(scalar_gain)
 interval.register(ReLU, Clip)(monotone_box)
 relax.register(Clip, Hardsigmoid, Hardswish, PiecewiseLinear)(scalar_planes)
 

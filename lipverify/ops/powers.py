@@ -14,7 +14,7 @@ from lipverify.ir.interval import Interval
 from lipverify.ir.op import Shape
 from lipverify.ops.enclosure import Enclosure, between_values, rounded
 from lipverify.ops.planes import scalar_planes
-from lipverify.ops.scalar import box_slopes, scalar_gain, uniform_slopes
+from lipverify.ops.scalar import box_slopes, uniform_slopes
 from lipverify.ops.smooth import (
     Acos,
     Acosh,
@@ -29,10 +29,9 @@ from lipverify.ops.smooth import (
     Sqrt,
     Tan,
 )
-from lipverify.rules import Slopes, Unbounded, gain, interval, relax, slopes
+from lipverify.rules import Slopes, Unbounded, interval, relax, slopes
 
 _UNBOUNDED = (Exp, Power, Sqrt, Reciprocal, Log, Sinh, Cosh, Tan, Asin, Acos, Atanh, Acosh)
-gain.register(*_UNBOUNDED)(scalar_gain)
 relax.register(*_UNBOUNDED)(scalar_planes)
 
 

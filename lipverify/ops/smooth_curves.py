@@ -19,7 +19,7 @@ from lipverify.linalg.rounding import down, up
 from lipverify.ops.curves import Branch, Curve, Turn, curve, curve_interval, curve_slopes
 from lipverify.ops.enclosure import Enclosure, negative_part, positive_part, two_sided
 from lipverify.ops.planes import scalar_planes
-from lipverify.ops.scalar import box_slopes, scalar_gain, uniform_slopes
+from lipverify.ops.scalar import box_slopes, uniform_slopes
 from lipverify.ops.smooth import (
     CELU,
     ELU,
@@ -39,12 +39,11 @@ from lipverify.ops.smooth import (
     Tanh,
     Tanhshrink,
 )
-from lipverify.rules import Slopes, Unbounded, gain, interval, relax, slopes
+from lipverify.rules import Slopes, Unbounded, interval, relax, slopes
 
 _CURVES = (Sigmoid, Tanh, Softplus, GELU, SiLU, Mish, Softsign, Tanhshrink, LogSigmoid, Erf, Atan, Asinh)
 slopes.register(*_CURVES)(curve_slopes)
 interval.register(*_CURVES)(curve_interval)
-gain.register(*_CURVES, ELU, SELU, CELU, Sin, Cos)(scalar_gain)
 relax.register(*_CURVES, ELU, SELU, CELU, Sin, Cos)(scalar_planes)
 
 

@@ -82,6 +82,8 @@ def test_every_room_stands_on_rooms_below_it() -> None:
         path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
     }
     assert rooms - set(FACE) == set(LAYERS)
+    page = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    assert not [name for name in LAYERS if f"`{name}/`" not in page and f"`{name}.py`" not in page]
     below: set[str] = set()
     for part, allowed in LAYERS.items():
         assert set(allowed.split()) <= below, part
