@@ -120,6 +120,7 @@ Models = Annotated[
 ]
 Margin = Annotated[tuple[int, int] | None, option("A,B: bound the difference of two outputs", parse_margin)]
 Jobs = Annotated[int, option("processes", least=1)]
+Scheduler = Annotated[str | None, option("address of a Dask scheduler whose workers take the work")]
 Resume = Annotated[bool, option("go on with the run in --out")]
 Free = Annotated[
     tuple[str, ...],

@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,8 +40,6 @@ def run(arguments: list[str | Path], folder: Path, fault: Fault | None = None, t
     """`lipverify ARGUMENTS`, with the fault at operations on files in `folder`."""
 
     def program() -> object:
-        import sys
-
         from lipverify.cli import main
 
         sys.argv = ["lipverify", *map(str, arguments)]
@@ -69,12 +68,16 @@ def operations(done: Done) -> int:
 
 def _child(program: Callable[[], object], folder: Path, fault: Fault | None, outputs: str) -> None:
     to_files(outputs)
+    # Those of this process may be a test runner's.
+    sys.stdout, sys.stderr = (os.fdopen(fd, "w", buffering=1, closefd=False) for fd in (1, 2))
     signal.signal(signal.SIGINT, signal.default_int_handler)
     count = itertools.count(1)
     _hook(folder, fault, count)
     try:
         program()
     finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
         os.write(2, b"\noperations: %d\n" % (next(count) - 1))
 
 

@@ -20,6 +20,7 @@ from lipverify.options import (
     NormOut,
     Options,
     Resume,
+    Scheduler,
     option,
     refuse_alone,
     words,
@@ -75,6 +76,7 @@ class CompareOptions(Options):
     ] = None
     margin: Margin = None
     jobs: Jobs = 1
+    scheduler: Scheduler = None
     cache: Annotated[Path | None, option("where answers are kept; default: inside --out")] = None
     resume: Resume = False
 
@@ -132,6 +134,7 @@ def _compare(options: CompareOptions, start: Start) -> Outcome:
         box=options.uniform_box("compare"),
         hints=None if options.radius or points is None else points.x,
         jobs=options.jobs,
+        scheduler=options.scheduler,
         cache=cache,
         advance=progress.update,
         since=options.began,
@@ -177,6 +180,7 @@ def _curves(
             Plan(norm, options.curves, options.uniform_box("compare"), attack=None, seed=options.seed),
             budget=seconds,
             jobs=options.jobs,
+            scheduler=options.scheduler,
             cache=cache,
         )
         if (hint := hints[name]) is None

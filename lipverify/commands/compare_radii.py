@@ -87,6 +87,7 @@ def _radii(
         "device": start.device,
         "seed": options.seed,
         "jobs": options.jobs,
+        "scheduler": options.scheduler,
         "report": start.progress.report,
         "advance": start.progress.update,
     }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from lipverify.commands.shell import Outcome, Verb
 from lipverify.ir.norm import Norm
-from lipverify.options import Jobs, Model, Options, Resume, option
+from lipverify.options import Jobs, Model, Options, Resume, Scheduler, option
 
 if TYPE_CHECKING:
     from lipverify.commands.start import Points, Start
@@ -41,9 +41,7 @@ class RadiusOptions(Options):
     simplex: Annotated[str, option("smoothing: hardmax, softmax or sparsemax")] = "hardmax"
     temperatures: Annotated[str, option("smoothing: factors of the logits to choose from")] = "1"
     jobs: Jobs = 1
-    scheduler: Annotated[str | None, option("address of a Dask scheduler whose workers take the points")] = (
-        None
-    )
+    scheduler: Scheduler = None
     resume: Resume = False
     seed: Annotated[int, option("seed of attacks and noise", least=0)] = 0
 

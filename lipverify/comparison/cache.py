@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from lipverify.comparison.task import Solved
-from lipverify.errors import LipverifyError, UsageError
-from lipverify.loading.names import display_path
+from lipverify.errors import UsageError
+from lipverify.loading.names import cannot_write, display_path
 
 SCHEMA = "lipverify.compare.entry/1"
 _LARGEST = 1 << 31
@@ -84,11 +84,12 @@ class Cache:
                 os.fsync(file.fileno())
             os.replace(part, self.folder / f"{key_of(identity)}.json")
         except OSError as error:
-            reason = error.strerror or type(error).__name__
-            raise LipverifyError(f"cannot write to {display_path(self.folder)}: {reason}") from error
+            gone = not self.folder.parent.exists()
+            kept = "; the folder is no longer there" if gone else "; the answers before are kept there"
+            raise cannot_write(self.folder, error, kept) from error
         finally:
             if part is not None:
-                with suppress(FileNotFoundError):
+                with suppress(OSError):
                     os.unlink(part)
 
 

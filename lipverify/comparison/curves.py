@@ -23,6 +23,7 @@ def accuracy_curve(
     *,
     budget: float | None = None,
     jobs: int = 1,
+    scheduler: str | None = None,
     cache: Cache | None = None,
 ) -> dict[str, Any]:
     """One entry of `curves`: radii with the share of points certified there, or why there are none.
@@ -48,7 +49,7 @@ def accuracy_curve(
         return {"model": name, **known.document}
     head = {"norm": str(plan.norm), "method": plan.method}
     try:
-        found = radii(graph, x, y, plan=plan, budget=budget, jobs=jobs)
+        found = radii(graph, x, y, plan=plan, budget=budget, jobs=jobs, scheduler=scheduler)
     except LipverifyError as error:
         return {"model": name, **head, "refused": str(error)}
     except Exception as error:

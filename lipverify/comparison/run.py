@@ -12,9 +12,8 @@ from torch import Tensor
 
 from lipverify.analyzers.auto import AUTO, Given, chosen
 from lipverify.comparison.cache import Cache, key_of
-from lipverify.comparison.pool import Clock, answers
 from lipverify.comparison.results import Answered, Comparison, Unreadable, listed
-from lipverify.comparison.task import Solved, Task
+from lipverify.comparison.task import Solved, Task, failed, solve
 from lipverify.errors import UsageError
 from lipverify.failures import contradiction_words, keep_files
 from lipverify.falsify import Box
@@ -22,6 +21,7 @@ from lipverify.ir.graph import Graph
 from lipverify.ir.norm import Norm
 from lipverify.ir.region import Ball, Everywhere, Query, Region
 from lipverify.reporting.format import Magnitude
+from lipverify.units import Lost, results
 
 Advance = Callable[[int, int], None]
 Place = tuple[str, int, str | None]
@@ -41,6 +41,7 @@ def compare(
     box: Box | None = None,
     hints: Tensor | None = None,
     jobs: int = 1,
+    scheduler: str | None = None,
     cache: Cache | None = None,
     advance: Advance | None = None,
     since: float | None = None,
@@ -56,6 +57,7 @@ def compare(
         norm, norm_out, region: one or several norms and regions; every combination is a question.
         budget: seconds for everything together, shared out evenly over what is not in the cache.
         jobs: processes; with more than one, a script needs the usual `if __name__ == "__main__"` guard.
+        scheduler: address of a Dask scheduler whose workers take the tasks instead.
         cache: where answers are kept; None keeps nothing.
         since: moment of `time.monotonic` from which the budget counts; default: now.
         advance: called with the number of answers so far and the number asked for.
@@ -102,23 +104,31 @@ def compare(
     order: dict[str | None, int] = {None: 0, **{name: 1 + i for i, name in enumerate(methods)}}
     waiting = sorted((place for place in tasks if place not in kept), key=lambda place: order[place[2]])
     total = len(solved) + len(waiting)
-    clock = Clock(None if budget is None else started + budget, jobs)
-    numbered = [(i, tasks[place], key_of(tasks[place].identity())[:16]) for i, place in enumerate(waiting)]
-    for i, answer in answers(numbered, clock):
+    asked = ((tasks[place], key_of(tasks[place].identity())[:16]) for place in waiting)
+    deadline = None if budget is None else started + budget
+    for i, found in results(
+        _unit, None, asked, len(waiting), jobs=jobs, scheduler=scheduler, deadline=deadline
+    ):
+        task = tasks[waiting[i]]
+        answer: Solved = failed(task, found.reason) if isinstance(found, Lost) else found
         solved[waiting[i]] = answer
         if cache is not None and answer.lasting:
-            cache.put(tasks[waiting[i]].identity(), answer)
+            cache.put(task.identity(), answer)
         if advance is not None:
             advance(len(solved), total)
-    found = {
+    answered = {
         name: tuple(_answered(solved, name, index, tuple(methods)) for index in range(len(queries)))
         for name, model in models.items()
         if not isinstance(model, Unreadable)
     }
     seconds = time.monotonic() - started
     return Comparison(
-        dict(models), queries, tuple(methods), found, seconds, len(waiting), len(kept), choice=choice
+        dict(models), queries, tuple(methods), answered, seconds, len(waiting), len(kept), choice=choice
     )
+
+
+def _unit(shared: None, task: Task, name: str, seconds: float | None) -> Solved:
+    return solve(task, seconds, name)
 
 
 def _queries(

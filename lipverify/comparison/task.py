@@ -27,6 +27,7 @@ from lipverify.ir.region import Ball, Query
 
 ANSWER_WITH = ("numpy", "scipy", "cvxpy", "scs", "clarabel", "auto_LiRPA")
 """Packages whose version, or absence, may change an answer or a refusal."""
+SPENT = "the budget was spent before this was begun; give more time with --budget"
 LOWER_SECONDS = 10.0
 """Longest search for a lower bound; with a budget its share of it, if that is less."""
 
@@ -47,6 +48,11 @@ class Task:
     budget: float | None = None
     box: Box | None = None
     hints: Tensor | None = None
+
+    @property
+    def name(self) -> str:
+        """What its row is called."""
+        return "lower bound" if self.method is None else self.method.name
 
     def identity(self) -> dict[str, Any]:
         """Everything that decides the answer. Two tasks with equal identities have the same answer, times aside."""
@@ -91,9 +97,11 @@ def solve(task: Task, seconds: float | None, name: str) -> Solved:
     """The answer to a task; what goes wrong inside an analyzer is an answer too, of kind `failed`.
 
     Args:
-        seconds: time for this task.
+        seconds: time for this task; with none left it is not begun.
         name: distinguishes its certificate from those of other tasks.
     """
+    if seconds is not None and seconds <= 0.0:
+        return Solved("undecided", {"analyzer": task.name, "refused": SPENT})
     deadline = None if seconds is None else time.monotonic() + seconds
     compute = Compute(torch.device(task.device), task.seed, deadline)
     if task.method is None:
@@ -119,8 +127,7 @@ def solve(task: Task, seconds: float | None, name: str) -> Solved:
 
 def failed(task: Task, what: Exception | str) -> Solved:
     """The row of a task that broke."""
-    name = "lower bound" if task.method is None else task.method.name
-    return Solved("failed", {"analyzer": name, "refused": failure_words(what), "failed": True})
+    return Solved("failed", {"analyzer": task.name, "refused": failure_words(what), "failed": True})
 
 
 def _lower(task: Task, compute: Compute, seconds: float | None) -> Solved:

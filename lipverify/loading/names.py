@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 
+from lipverify.errors import LipverifyError
+
 _DIGEST = 8  # hexadecimal digits that tell apart two names with the same beginning
 
 
@@ -39,6 +41,12 @@ def display_path(path: str | os.PathLike[str], limit: int = 60) -> str:
     if len(display(text, limit=4096)) <= limit:
         return display(text, limit)
     return display(os.path.basename(text.rstrip("/")) or text, limit)
+
+
+def cannot_write(path: str | os.PathLike[str], error: OSError, state: str = "") -> LipverifyError:
+    """What to raise where a disk refuses; state: what became of the work, after the reason."""
+    reason = error.strerror or type(error).__name__
+    return LipverifyError(f"cannot write to {display_path(path)}: {reason}{state}")
 
 
 def sentence(path: str | os.PathLike[str], what: str, remedy: str = "") -> str:

@@ -15,14 +15,16 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lipverify.errors import LipverifyError, UsageError
-from lipverify.loading.names import display, display_path
-from lipverify.reporting.places import CERTIFICATE, CERTIFICATES, RESULT, WITNESS
+from lipverify.loading.names import cannot_write, display, display_path
+from lipverify.reporting.places import CERTIFICATE, CERTIFICATES, REPORT, RESULT, WITNESS
 
 if TYPE_CHECKING:
     from lipverify.ir.certificate import Witness
 
 LOCK = ".lipverify.lock"
 _PART = ".part-"
+_WRITTEN = {REPORT, WITNESS, CERTIFICATES}
+"""What a run that is killed while it renames its files may leave without a result."""
 _MARKER = re.compile(rb'\s*\{\s*"schema"\s*:\s*"lipverify\.')
 _LARGEST_RESULT = 1 << 28
 
@@ -64,6 +66,8 @@ class OutputFolder:
         self._folder: int | None = None
         self._lock: int | None = None
         self._created = False
+        self._ours = False
+        """A lock was left here by a run of ours that was killed."""
         self._earlier: set[str] = set()
         """Certificates that an earlier result in this folder lists."""
 
@@ -131,6 +135,7 @@ class OutputFolder:
         """An exclusive lock that the system releases when the process ends, however it ends."""
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         while True:
+            self._ours = LOCK in os.listdir(self._folder)
             lock = os.open(LOCK, flags, 0o600, dir_fd=self._folder)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -153,7 +158,7 @@ class OutputFolder:
         names = set(os.listdir(self._folder)) - {LOCK}
         earlier = self._earlier_result()
         foreign = {name for name in names if not name.startswith(_PART)}
-        if foreign and earlier is None and not self.force:
+        if foreign and earlier is None and not self.force and not (self._ours and foreign <= _WRITTEN):
             raise UsageError(
                 f"{display_path(self.path)} holds {display(min(foreign), 40)}, which is no result of lipverify; "
                 "give an empty folder, or --force to write beside it"
@@ -195,8 +200,8 @@ class OutputFolder:
         try:
             yield
         except OSError as error:
-            reason = error.strerror or type(error).__name__
-            raise LipverifyError(f"cannot write to {display_path(self.path)}: {reason}{state}") from error
+            gone = "; the folder is no longer there" if not self.path.exists() else None
+            raise cannot_write(self.path, error, gone or state) from error
 
     def _close(self) -> None:
         if self._lock is not None:

@@ -15,10 +15,11 @@ from types import TracebackType
 from typing import Any
 
 from lipverify.errors import InvalidFile, UsageError
-from lipverify.loading.names import display_path, sentence
+from lipverify.loading.names import cannot_write, display_path, sentence
 
 SCHEMA = "lipverify.radius.journal/1"
 _LARGEST_LINE = 1 << 24
+KEPT = "; what was done before is kept, go on with --resume"
 
 
 @dataclass
@@ -37,7 +38,10 @@ class Journal:
 
     def __enter__(self) -> Journal:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        self._file = os.open(self.path, flags, 0o644)
+        try:
+            self._file = os.open(self.path, flags, 0o644)
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
         try:
             end = self._read() if self.resume else 0
             os.ftruncate(self._file, end)
@@ -76,9 +80,12 @@ class Journal:
         body = json.dumps(entry, allow_nan=False, separators=(",", ":")).encode()
         line = b"%08x %s\n" % (zlib.crc32(body), body)
         written = 0
-        while written < len(line):
-            written += os.write(self._file, line[written:])
-        os.fsync(self._file)
+        try:
+            while written < len(line):
+                written += os.write(self._file, line[written:])
+            os.fsync(self._file)
+        except OSError as error:
+            raise cannot_write(self.path, error, KEPT) from error
 
     def _read(self) -> int:
         """Reads all whole lines; returns where the first damaged one begins."""

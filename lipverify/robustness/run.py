@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import replace
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,11 +11,10 @@ import torch
 from torch import Tensor
 
 from lipverify.analyzers.protocol import Compute, Report, silent
-from lipverify.errors import InternalError, UsageError
+from lipverify.errors import UsageError
 from lipverify.ir.graph import Graph
 from lipverify.ir.norm import Norm
 from lipverify.robustness.attack import Box
-from lipverify.robustness.cluster import answers_of_cluster
 from lipverify.robustness.constants import PairConstants
 from lipverify.robustness.journal import Journal
 from lipverify.robustness.pairs import classes
@@ -27,9 +22,9 @@ from lipverify.robustness.plan import Plan, Record
 from lipverify.robustness.points import Work, answered, broken, prepare
 from lipverify.robustness.proof import certified
 from lipverify.robustness.results import Radii
+from lipverify.units import Lost, results
 
 Advance = Callable[[int, int], None]
-DIED = "its process was ended by the system, perhaps for want of memory"
 SHARED = 10
 """The part of a limited time that constants of the whole input space may take: one in so many."""
 
@@ -93,15 +88,14 @@ def radii(
     done = {} if journal is None else {i: Record.from_json(r) for i, r in journal.records.items()}
     waiting = [index for index in range(len(x)) if index not in done]
     report("certifying points", None)
-    if scheduler is None or not waiting:
-        end = None if budget is None else started + budget
-        answers = _answers(work, x, labels, waiting, jobs, end)
-    else:
-        if budget is not None:
-            left = max(budget - (time.monotonic() - started), 0.0)
-            work = replace(work, plan=replace(plan, seconds=left * max(jobs, 1) / len(waiting)))
-        answers = answers_of_cluster(scheduler, work, x, labels, waiting)
-    for record in answers:
+    end = None if budget is None else started + budget
+    asked = ((i, x[i].numpy(), None if labels is None else labels[i]) for i in waiting)
+    for place, answer in results(
+        _unit, work, asked, len(waiting), jobs=jobs, scheduler=scheduler, deadline=end
+    ):
+        index = waiting[place]
+        label = None if labels is None else labels[index]
+        record = broken(work, index, label, answer.reason) if isinstance(answer, Lost) else answer
         if journal is not None and not record.failed:
             journal.add(record.stored())
         done[record.index] = record
@@ -145,85 +139,7 @@ def _require(graph: Graph, x: Tensor, labels: list[int] | None, plan: Plan) -> N
             raise UsageError(f"point {index} lies outside the input box [{low:g}, {high:g}]")
 
 
-def _answers(
-    work: Work, x: Tensor, labels: list[int] | None, waiting: list[int], jobs: int, end: float | None
-) -> Iterator[Record]:
-    """Records as they are ready, in any order; `end`: the moment at which the last one should be."""
-
-    def seconds(open_points: int, workers: int) -> float | None:
-        return None if end is None else max(end - time.monotonic(), 0.0) * workers / open_points
-
-    if jobs <= 1 or len(waiting) <= 1:
-        for before, index in enumerate(waiting):
-            limit = seconds(len(waiting) - before, 1)
-            yield answered(work, index, x[index], None if labels is None else labels[index], limit)
-        return
-    upcoming, done = iter(waiting), 0
-    running: dict[Future[Record], int] = {}
-    pool = _pool(work, jobs, len(waiting))
-    try:
-        if end is not None:
-            # Processes take seconds to begin, which is no point's time.
-            wait([pool.submit(_begun) for _ in range(min(jobs, len(waiting)))])
-        while True:
-            # With limited time nothing waits in a queue: a point's time begins with it.
-            while len(running) < (2 * jobs if end is None else jobs):
-                if (place := next(upcoming, None)) is None:
-                    break
-                label = None if labels is None else labels[place]
-                left = len(waiting) - done
-                limit = seconds(left, min(jobs, left))
-                running[pool.submit(_unit, place, x[place].numpy(), label, limit)] = place
-            if not running:
-                return
-            ready, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in ready:
-                done += 1
-                place = running.pop(future)
-                try:
-                    yield future.result()
-                except BrokenProcessPool:
-                    # Whoever shared the pool with a process that died is lost with it; the others get a new one.
-                    for other, lost in ((future, place), *running.items()):
-                        if other.done() and other.exception() is None:
-                            yield other.result()
-                        else:
-                            yield broken(work, lost, None if labels is None else labels[lost], DIED)
-                    done += len(running)
-                    running.clear()
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    pool = _pool(work, jobs, len(waiting))
-                    break
-    finally:
-        # After an error or an interrupt children may be in the middle of a long step.
-        for process in list((pool._processes or {}).values()):
-            if running:
-                process.terminate()
-        pool.shutdown(wait=not running, cancel_futures=True)
-
-
-def _pool(work: Work, jobs: int, waiting: int) -> ProcessPoolExecutor:
-    # Spawned, not forked: threads and CUDA do not survive a fork.
-    context = multiprocessing.get_context("spawn")
-    threads = torch.get_num_threads() // jobs or 1
-    return ProcessPoolExecutor(min(jobs, waiting), context, _begin, (work, threads))
-
-
-_WORK: list[Work] = []
-"""What a worker process was started with."""
-
-
-def _begin(work: Work, threads: int) -> None:
-    torch.set_num_threads(threads)
-    _WORK[:] = [work]
-
-
-def _begun() -> bool:
-    """Whether a worker is prepared."""
-    return bool(_WORK)
-
-
-def _unit(index: int, x: np.ndarray[Any, Any], label: int | None, seconds: float | None) -> Record:
-    if not _WORK:
-        raise InternalError("a worker was asked before it was prepared")
-    return answered(_WORK[0], index, torch.from_numpy(x), label, seconds)
+def _unit(
+    work: Work, index: int, x: np.ndarray[Any, Any], label: int | None, seconds: float | None
+) -> Record:
+    return answered(work, index, torch.from_numpy(x), label, seconds)

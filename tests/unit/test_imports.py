@@ -20,6 +20,7 @@ LAYERS: dict[str, str] = {
     "errors": "",
     "deadline": "errors",
     "memory": "errors",
+    "units": "errors version",
     "linalg": "errors",
     "loading": "errors",
     "checkers": "errors",
@@ -46,9 +47,9 @@ LAYERS: dict[str, str] = {
     "results": "errors ir loading certificates analyzers documents reporting",
     "pipeline": "errors loading zoo ir ops frontends passes certificates analyzers falsify failures results",
     "monotonicity": "errors ir ops interpreter propagation checkers certificates analyzers documents reporting",
-    "robustness": "errors version loading ir ops linalg interpreter propagation certificates analyzers falsify failures "
+    "robustness": "errors units loading ir ops linalg interpreter propagation certificates analyzers falsify failures "
     "documents reporting pipeline",
-    "comparison": "errors loading ir analyzers falsify failures documents reporting pipeline robustness",
+    "comparison": "errors units loading ir analyzers falsify failures documents reporting pipeline robustness",
     "questions": "errors options loading checkers ir ops linalg interpreter propagation combine certificates analyzers falsify "
     "documents reporting",
     "derived": "errors version checkers ir ops interpreter propagation combine certificates falsify results documents "

@@ -14,9 +14,10 @@ import torch
 from torch import nn
 
 import lipverify as lv
+import lipverify.units
 from lipverify.analyzers.product import Product
 from lipverify.analyzers.protocol import Compute
-from lipverify.comparison import Cache, Unreadable, compare, pool, task
+from lipverify.comparison import Cache, Unreadable, compare, task
 from lipverify.comparison.cache import key_of
 from lipverify.comparison.task import Task
 from lipverify.errors import Refuted, Undecided, UsageError
@@ -177,8 +178,10 @@ def test_centres_of_another_shape_are_a_reason(models: dict[str, Graph]) -> None
 def test_processes_give_the_same_and_a_dead_one_costs_one_row(
     models: dict[str, Graph], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Tasks travel as they do to spawned processes; those of tests/unit/robustness are spawned.
-    monkeypatch.setattr(pool, "multiprocessing", SimpleNamespace(get_context=lambda method: server()))
+    # Units travel as they do to spawned processes; those of tests/unit/robustness are spawned.
+    monkeypatch.setattr(
+        lipverify.units, "multiprocessing", SimpleNamespace(get_context=lambda method: server())
+    )
     steps: list[tuple[int, int]] = []
     methods = ["product", Crashes(hard=True), "lipsdp-fast"]
     models = {"a": models["a"]}

@@ -57,7 +57,7 @@ def test_a_worker_that_is_killed_changes_nothing(tmp_path: Path, rng: np.random.
 
 
 def test_nobody_at_the_address_is_said(monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
-    monkeypatch.setattr("lipverify.robustness.cluster.CONNECT_SECONDS", 1)
+    monkeypatch.setattr("lipverify.units.CONNECT_SECONDS", 1)
     graph = chain([tensor(rng, 3, 2)])
     with pytest.raises(UsageError, match="no Dask scheduler answers"):
         radii(graph, torch.ones(1, 2), scheduler="tcp://127.0.0.1:9")

@@ -1,0 +1,141 @@
+"""Commands that are killed, run out of disk or lose their folder: what they say, what is left, and how they go on."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lipverify import zoo
+from lipverify.reporting.writing import OutputFolder
+from tests.command import lipverify
+from tests.faults import Fault, operations, run
+from tests.tiers import FULL, also
+
+MODEL = "zoo:digits-relu-mlp"
+TIMES = {"created", "seconds", "command", "trace", "median_seconds", "times", "work"}
+"""What differs between two runs, and with it how much came from an earlier one."""
+
+Command = Callable[[Path], list[str | Path]]
+
+
+@pytest.fixture(scope="module")
+def points(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    x, y = zoo.points("digits-relu-mlp", 2)
+    path = tmp_path_factory.mktemp("data") / "points.npz"
+    np.savez(path, x=x.numpy(), y=y.numpy())
+    return path
+
+
+def commands(points: Path) -> dict[str, tuple[list[str | Path], list[str]]]:
+    """The arguments of each, and what a second run adds to go on after the first was ended."""
+    around: list[str | Path] = ["--data", points]
+    return {
+        "audit": (["audit", MODEL, *around, "--radius", "0.02", "--analyzers", "product,local"], []),
+        "radius": (["radius", MODEL, *around, "--method", "crown", "--looks", "3"], ["--resume"]),
+        "compare": (
+            ["compare", MODEL, "zoo:digits-tanh-mlp", "--analyzers", "product,lipsdp-fast"],
+            ["--resume"],
+        ),
+        "deviate": (["deviate", MODEL, "zoo:digits-tanh-mlp", *around, "--radius", "0.02"], []),
+    }
+
+
+def timeless(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: timeless(each) for key, each in value.items() if key not in TIMES}
+    return [timeless(each) for each in value] if isinstance(value, list) else value
+
+
+def left(folder: Path) -> dict[str, Any]:
+    """Every file of a folder: documents without times, pages and journals by name, others byte for byte."""
+    found: dict[str, Any] = {}
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if path.is_dir() or "cache/" in name:
+            continue
+        if path.suffix == ".json":
+            found[name] = timeless(json.loads(path.read_text()))
+        elif path.suffix in (".html", ".jsonl"):
+            found[name] = None
+        else:
+            found[name] = path.read_bytes()
+    return found
+
+
+@pytest.mark.parametrize("verb", ["audit", "radius", "compare", "deviate"])
+def test_a_command_that_is_ended_goes_on_as_if_nothing_had_happened(
+    verb: str, points: Path, tmp_path: Path
+) -> None:
+    """Killed at operations of its beginning, middle and end, and in the middle of a write; every one in the second tier."""
+    arguments, more = commands(points)[verb]
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    count = operations(run([*arguments, "--out", whole], whole))
+    expected = left(whole)
+    assert count > 10
+    moments = range(1, count + 1) if FULL else (count // 3, count - 2)
+    for at in moments:
+        for kind in ("kill", "torn") if FULL else (("kill", "torn")[at % 2],):
+            ended = run([*arguments, "--out", out], out, Fault(kind, at))
+            assert ended.returncode == -signal.SIGKILL, (kind, at)
+            again = lipverify(*arguments, "--out", out)
+            if again.returncode == 2:
+                assert "--resume" in again.stderr
+                again = lipverify(*arguments, "--out", out, *more)
+            assert again.returncode == 0, (kind, at, again.stderr)
+            assert left(out) == expected, (kind, at)
+            for path in sorted(out.rglob("*"), reverse=True):
+                path.rmdir() if path.is_dir() else path.unlink()
+
+
+WORDS = {
+    "full": "No space left on device",
+    "read-only": "Read-only file system",
+    "gone": "the folder is no longer there",
+}
+SAMPLE = {
+    ("audit", "full"),
+    ("radius", "full"),
+    ("radius", "gone"),
+    ("compare", "read-only"),
+    ("deviate", "gone"),
+}
+
+
+@pytest.mark.parametrize(
+    ("verb", "kind"),
+    [
+        pair if pair in SAMPLE else also(pair, "as the others")
+        for pair in itertools.product(("audit", "radius", "compare", "deviate"), WORDS)
+    ],
+)
+def test_a_disk_that_refuses_is_said_in_one_sentence(
+    verb: str, kind: str, points: Path, tmp_path: Path
+) -> None:
+    arguments, _ = commands(points)[verb]
+    out = tmp_path / "out"
+    for at in range(2, 40) if FULL else (5,):
+        done = run([*arguments, "--out", out], out, Fault(kind, at))
+        if done.returncode == 0:
+            break
+        assert done.returncode == 1
+        error = next(line for line in done.stderr.splitlines() if line.startswith("error: "))
+        assert "cannot write to" in error
+        assert WORDS[kind] in error
+        assert "Traceback" not in done.stderr
+        assert not (out / "result.json").exists()
+
+
+@pytest.mark.parametrize("verb", ["audit", "radius", "compare", "deviate"])
+def test_two_runs_never_share_a_folder(verb: str, points: Path, tmp_path: Path) -> None:
+    arguments, _ = commands(points)[verb]
+    with OutputFolder(tmp_path / "out"):
+        second = lipverify(*arguments, "--out", tmp_path / "out")
+    assert second.returncode == 2
+    assert "another run is writing to" in second.stderr
