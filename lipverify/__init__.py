@@ -23,6 +23,7 @@ _HOMES = {
         "bounds",
         "closed_loop",
         "compare",
+        "convex",
         "deviation",
         "evaluate",
         "execution_error",
@@ -35,6 +36,7 @@ _HOMES = {
         "sensitivity",
         "verify",
     ),
+    "lipverify.convexity": ("Convexity",),
     "lipverify.results": ("Audit",),
     "lipverify.execution": ("ExecutionError",),
     "lipverify.comparison": ("Comparison",),
@@ -68,6 +70,7 @@ __all__ = ["__version__", *sorted(_HOME_OF)]
 
 if TYPE_CHECKING:
     from lipverify.comparison import Comparison
+    from lipverify.convexity import Convexity
     from lipverify.derived import Derived
     from lipverify.errors import (
         ExtractionMismatch,
@@ -99,6 +102,7 @@ if TYPE_CHECKING:
         bounds,
         closed_loop,
         compare,
+        convex,
         deviation,
         evaluate,
         execution_error,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lipverify import (
     certificates,
     comparison,
+    convexity,
     derived,
     execution,
     interpreter,
@@ -367,6 +368,9 @@ monotone = verb(
     names=_maybe(_names),
     settings=taking.of_kind(Settings, "settings"),
     **_RUN,
+)
+convex = verb(
+    convexity.convex, ("graph",), outputs=_maybe(partial(numbers, what="outputs")), seed=_whole("seed")
 )
 ask = verb(questions.ask, question=_question, **_RUN)
 deviation = verb(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lipverify import checkers
 from lipverify.checkers import About, Model, digest_of
-from lipverify.checkers.claims import Balls, Claim, Constant, Monotone, Radius, inward, outward
+from lipverify.checkers.claims import Balls, Claim, Constant, Convex, Monotone, Radius, inward, outward
 from lipverify.checkers.deviation import Deviation
 from lipverify.checkers.envelope import BOX, ROLES, SCHEMA
 from lipverify.documents import NOT_COVERED, environment, model_document
@@ -148,6 +148,8 @@ def claim_document(claim: Claim | Deviation, *about: About) -> dict[str, Any]:
             "differences": None if table is None else [[v.hex() for v in row] for row in table],
             "labels": None if claim.labels is None else list(claim.labels),
         }
+    elif isinstance(claim, Convex):
+        found["entries"] = [{"output": i, "sign": sign} for i, sign in claim.entries]
     else:
         assert isinstance(claim, Monotone)
         entries = [{"output": i, "input": j, "sign": sign} for i, j, sign in claim.entries]

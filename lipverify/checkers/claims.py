@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
-from typing import Any
+from typing import Any, ClassVar
 
 from lipverify.checkers.tables import fields, hexadecimal, integer, text, texts
 from lipverify.errors import RefutedCertificate, UnreadableCertificate
@@ -166,7 +166,30 @@ class Monotone:
         return {"entries": entries, "region": region}
 
 
-Claim = Constant | Radius | Monotone
+@dataclass(frozen=True)
+class Convex:
+    """Entry `output` of f is a convex (sign 1) or concave (-1) function of the input, everywhere."""
+
+    entries: tuple[tuple[int, int], ...]
+    """(output, sign)."""
+
+    kind = "convex"
+    balls: ClassVar[Balls | None] = None
+
+    def statement(self, about: About) -> str:
+        """The claim as a sentence."""
+        said = [
+            f"entry {i} is {'convex' if sign > 0 else 'concave'} in the input" for i, sign in self.entries
+        ]
+        return f"{'; '.join(said)}, everywhere, {about.words()}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Fields of a verdict."""
+        entries = [{"output": i, "sign": sign} for i, sign in self.entries]
+        return {"entries": entries, "region": {"kind": "everywhere"}}
+
+
+Claim = Constant | Radius | Monotone | Convex
 
 
 def claim_of(table: Mapping[str, Any], about: About) -> Claim:
@@ -179,6 +202,7 @@ def claim_of(table: Mapping[str, Any], about: About) -> Claim:
         "constant": _constant,
         "radius": _radius,
         "monotone": _monotone,
+        "convex": _convex,
     }
     kind = table.get("kind")
     if not isinstance(kind, str) or kind not in readers:
@@ -226,6 +250,20 @@ def _monotone(table: Mapping[str, Any]) -> Monotone:
             raise UnreadableCertificate("a sign")
         found.append((integer(entry["output"], 0, MOST), integer(entry["input"], 0, 1 << 30), entry["sign"]))
     return Monotone(balls, tuple(found))
+
+
+def _convex(table: Mapping[str, Any]) -> Convex:
+    fields(table, "kind entries statement")
+    entries = table["entries"]
+    if not isinstance(entries, list) or not 0 < len(entries) <= MOST:
+        raise UnreadableCertificate("entries of a claim of convexity")
+    found = []
+    for entry in entries:
+        fields(entry, "output sign")
+        if type(entry["sign"]) is not int or entry["sign"] not in (-1, 1):
+            raise UnreadableCertificate("a sign")
+        found.append((integer(entry["output"], 0, MOST), entry["sign"]))
+    return Convex(tuple(found))
 
 
 def region_of_claim(table: Any) -> Balls | None:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from lipverify.checkers.claims import About, Balls, Constant, Expectation, Radius, claim_of, outward
+from lipverify.checkers.claims import About, Balls, Constant, Convex, Expectation, Radius, claim_of, outward
 from lipverify.checkers.claims import Claim as OfOne
 from lipverify.checkers.deviation import Box as Ends
 from lipverify.checkers.deviation import Deviation, deviation_of, disappointed
@@ -480,6 +480,11 @@ def _carried(claim: Claim, facts: Sequence[Fact], regions: Sequence[Ball], outpu
                 _need(v.rows == Rows(label, label + 1, rival) and v.sign > 0, "no value of label less rival")
                 _need(v.limit > 0, "a value that is not above 0")
                 _holds_on(v.part, regions, ball, k)
+    elif isinstance(claim, Convex):
+        _count(facts, len(claim.entries))
+        for fact, stated in zip(facts, claim.entries, strict=True):
+            bent = _of(fact, theorems.Bent, "no convexity")
+            _need((bent.row, bent.sign) == stated, "about another entry")
     else:
         count = 1 if claim.balls is None else claim.balls.count
         _count(facts, count * len(claim.entries))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from lipverify.commands import monotone
+from lipverify.commands import convex, monotone
 from lipverify.commands.shell import Outcome, Verb
 from lipverify.errors import Refuted, UsageError
 from lipverify.ir.norm import Norm
@@ -67,7 +67,13 @@ class AuditOptions(Options):
         str | None,
         option("names or positions of features, or all: does the output only rise, or only fall, with each?"),
     ] = None
-    of: Annotated[int | None, option("--monotone: which entry of the output")] = None
+    convex: Annotated[
+        bool,
+        option(
+            "which outputs are convex or concave in the input, everywhere; what breaks it, and what refutes it"
+        ),
+    ] = False
+    of: Annotated[int | None, option("--monotone, --convex: which entry of the output")] = None
     names: Annotated[str | None, option("--monotone: names of all features, with commas")] = None
 
     def __post_init__(self) -> None:
@@ -90,13 +96,19 @@ class AuditOptions(Options):
         if self.execution not in (None, "float32") or (self.execution is not None and self.box is None):
             raise UsageError("--execution takes float32 and needs --box LO,HI: the inputs it is about")
         if self.monotone is None:
-            refuse_alone("--monotone", ("--of", self.of), ("--names", self.names))
+            refuse_alone("--monotone", ("--names", self.names))
+        if self.monotone is None and not self.convex:
+            refuse_alone("--monotone or --convex", ("--of", self.of))
             return
+        if self.convex and (self.monotone is not None or self.data is not None or self.margin is not None):
+            raise UsageError(
+                "--convex is about the whole input space: give it without --monotone, --data and --margin"
+            )
         bounds = (self.norm_out, self.ball, self.fail_above, self.junit, self.statement, self.execution)
         if any(value is not None for value in bounds):
             raise UsageError(
-                "--monotone answers another question: --norm-out, --ball, --fail-above, --junit, --statement and --execution "
-                "are about bounds; ask for those in a run without it"
+                "--monotone and --convex answer other questions: --norm-out, --ball, --fail-above, --junit, --statement and "
+                "--execution are about bounds; ask for those in a run without it"
             )
 
 
@@ -106,6 +118,8 @@ def _audit(options: AuditOptions, start: Start) -> Outcome:
     Raises:
         LipverifyError: as `pipeline.load` and `pipeline.audit`.
     """
+    if options.convex:
+        return convex.work(options, start)
     if options.monotone is not None:
         return monotone.work(options, start)
     from lipverify import pipeline

@@ -26,6 +26,7 @@ from lipverify.checkers.kernel.ranges import Ranges
 from lipverify.checkers.kernel.theorems import (
     THEOREMS,
     AtLeast,
+    Bent,
     Emptiness,
     Facts,
     Gained,
@@ -252,6 +253,15 @@ def cases() -> list[Case]:
     for ranges in (None, case.ranges()):
         for j in (0, 2):
             case.add("sign", ranges=ranges, row=0, input=j, sign=1)
+    found.append(case)
+
+    w = Writing(3)
+    w.dense(rng.standard_normal((5, 3)))
+    w.scalar("Relu")
+    w.dense(np.abs(rng.standard_normal((2, 5))) * np.array([[1.0], [-1.0]]))
+    case = Case("convex", w.program(), [])
+    for row, sign in ((0, 1), (1, -1)):
+        case.add("convex", row=row, sign=sign)
     found.append(case)
 
     w = Writing(6)
@@ -535,6 +545,11 @@ class Truth:
             y = self.values[-1][at]
             rows = y[:, slice(*fact.rows[:2])] - (0 if fact.rows.minus is None else y[:, [fact.rows.minus]])
             return bool((fact.sign * rows >= most - 1e-9).all())
+        if isinstance(fact, Bent):
+            x = self.x.reshape(-1, self.x.shape[1])
+            middle = results(self.case.program.steps, (x + x[::-1]) / 2)[-1][:, fact.row]
+            y = self.values[-1][:, fact.row]
+            return bool((fact.sign * (middle - (y + y[::-1]) / 2) <= 1e-9 * (1.0 + np.abs(y))).all())
         assert isinstance(fact, Monotone)
         return bool((fact.sign * self.slopes[-1][at][:, fact.row, fact.input] >= -1e-7).all())
 

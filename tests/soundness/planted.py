@@ -112,6 +112,12 @@ def sign() -> Case:
     return c
 
 
+def convex() -> Case:
+    c = planted(kinked(np.eye(2), [0.0, 0.0], np.array([[1.0, -1.0]])))
+    c.add("convex", row=0, sign=1)
+    return c
+
+
 def value(rows: list[int], limit: float) -> Case:
     """y_0 = x_0, y_1 = 100 x_1."""
     c = planted(linear(np.diag([1.0, 100.0])))
@@ -221,6 +227,7 @@ PLANTED: dict[tuple[str, str], Callable[[], Case]] = {
     ("theorems", "l1 of several rows"): lambda: lipsdp(planted(ONES), 20.1, ("l2", "l1")),
     ("theorems", "the derivatives prove *"): lambda: (lambda c: (derivatives(c, None, [0, 2], 19.0), c)[1])(planted(ONES)),
     ("theorems", "a derivative without that sign"): sign,
+    ("theorems", "a row that is not known to be convex"): convex,
     ("theorems", "a value that is not shown *"): lambda: value([1, 2], -50.0),
     ("theorems", "a part that is not shown to be empty"): lambda: half(1),
     ("theorems", "weights of other conditions"): lambda: edited(half(1), 1, weights=[]),

@@ -52,13 +52,14 @@ LAYERS: dict[str, str] = {
     "comparison": "errors units loading ir analyzers falsify failures documents reporting pipeline robustness",
     "questions": "errors options loading checkers ir ops linalg interpreter propagation combine certificates analyzers falsify "
     "documents reporting",
+    "convexity": "errors ir rules ops interpreter propagation checkers certificates documents reporting",
     "derived": "errors version checkers ir ops interpreter propagation combine certificates falsify results documents "
     "reporting pipeline",
     "taking": "errors settings loading ir pipeline comparison",
     "verbs": "errors settings loading checkers ir interpreter propagation execution certificates analyzers falsify pipeline "
-    "results monotonicity robustness comparison questions derived taking",
+    "results monotonicity robustness comparison convexity questions derived taking",
     "commands": "errors version settings options loading zoo checkers ir interpreter execution analyzers falsify failures "
-    "results documents reporting pipeline monotonicity robustness comparison questions",
+    "results documents reporting pipeline monotonicity robustness comparison convexity questions",
 }
 """From the ground up: a room, and the rooms below it that it may import."""
 

@@ -17,6 +17,7 @@ from lipverify.checkers.kernel import gains as paths
 from lipverify.checkers.kernel import language as is_
 from lipverify.checkers.kernel.arithmetic import above, need, root_above, trimmed
 from lipverify.checkers.kernel.carried import Carried
+from lipverify.checkers.kernel.convexity import bent
 from lipverify.checkers.kernel.elementary import elementary
 from lipverify.checkers.kernel.jacobians import gradients, jacobian_limit, never_falling
 from lipverify.checkers.kernel.language import Rows, Subject
@@ -94,6 +95,14 @@ class Monotone(Stated):
 
     row: int
     input: int
+    sign: int
+
+
+@dataclass(frozen=True)
+class Bent(Stated):
+    """sign times the row is a convex function of the input."""
+
+    row: int
     sign: int
 
 
@@ -265,6 +274,15 @@ def sign(facts: Facts, *, ranges: is_.Part, row: is_.Row, input: is_.Entry, sign
         (gradient,) = gradients(found, known, output, True)
         shown(bool(gradient.low[input] >= 0), "a derivative without that sign")
     return Monotone(part, Fraction(0), row, input, sign)
+
+
+@theorem
+def convex(facts: Facts, *, row: is_.Row, sign: is_.Sign) -> Bent:
+    """Sums with weights of one sign, convex functions that rise or fall, maxima: what these keep, step by step."""
+    shown(
+        bool(bent(facts.subject.program)[0 if sign > 0 else 1][row]), "a row that is not known to be convex"
+    )
+    return Bent(Part(), Fraction(0), row, sign)
 
 
 @theorem
