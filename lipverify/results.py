@@ -43,7 +43,9 @@ class Row(Shown):
     def __repr__(self) -> str:
         if self.certificate is None:
             return f"Row({self.analyzer}: no bound: {display(self.refused or '', 200)})"
-        return f"Row({self.analyzer}: {self.certificate!r})"
+        size = self.certificate.log10_upper if self.certificate.upper is None else self.certificate.upper
+        bound = f"{'log10 ' if self.certificate.upper is None else ''}{at_most(size)}"
+        return f"Row({self.analyzer}: {bound}, {self.certificate.rigour})"
 
     @property
     def interrupted(self) -> bool:

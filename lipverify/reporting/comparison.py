@@ -24,7 +24,7 @@ from lipverify.reporting.format import (
 from lipverify.reporting.html import Fall, environment_facts, falls, model_facts, template, texts, tool_text
 from lipverify.reporting.places import CERTIFICATE
 from lipverify.reporting.sandwich import Plot, sandwich_of_models
-from lipverify.reporting.words import headline, import_check_words, region_words
+from lipverify.reporting.words import choice, headline, import_check_words, region_words
 
 
 @dataclass(frozen=True)
@@ -349,4 +349,6 @@ def print_comparison(document: Document, file: TextIO | None = None) -> None:
             console.print(
                 Text.assemble((f"{name} could not be read: ", "yellow"), display(model["unreadable"], 600))
             )
+    for said in choice(document):
+        console.print(Text(said, style="dim"))
     console.print(Text(f"{_work_words(document['work'])}, {seconds_text(document['seconds'])}", style="dim"))

@@ -102,6 +102,7 @@ def render_audit(document: Document, witness: Witness | None = None) -> str:
         spreads=centres.spreads(answers) if answers.local else (),
         centres=centres.centres(answers) if answers.local else (),
         centres_left_out=max(answers.count - centres.SHOWN, 0) if answers.local else 0,
+        choice=words.choice(document),
         falls=falls(answers, nodes),
         model=model_facts(model),
         notes=texts(model.get("notes")),

@@ -18,7 +18,7 @@ from lipverify.reporting.format import (
     upper_text,
 )
 from lipverify.reporting.format import lower_text as lower_number
-from lipverify.reporting.words import headline, import_check_words, operator_words
+from lipverify.reporting.words import choice, headline, import_check_words, operator_words
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -62,9 +62,8 @@ def print_audit(document: Document, file: TextIO | None = None) -> None:
     for refusal in answers.refusals:
         style = "red" if refusal.failed else "yellow"
         console.print(Text.assemble((f"{refusal.analyzer} {refusal.verb}: ", style), refusal.reason))
-    if "choice" in document:
-        for said in (document["choice"]["words"], document["choice"]["more"]):
-            console.print(Text(display(said, 1000), style="dim"))
+    for said in choice(document):
+        console.print(Text(said, style="dim"))
 
 
 def _cells(answer: Answer, answers: Answers) -> tuple[str, ...]:
@@ -108,7 +107,7 @@ def print_inspection(document: Document, file: TextIO | None = None) -> None:
                 Text.assemble((display(name), "green"), " can answer around points (--data, --radius)")
             )
         else:
-            said = around.get(name) or reason
+            said = around[name] if name in around and reason.startswith("needs a ball") else reason
             console.print(Text.assemble((display(name), "yellow"), f" refuses: {display(said, 600)}"))
 
 

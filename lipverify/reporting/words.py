@@ -93,3 +93,10 @@ def operator_words(operators: Document) -> str:
     """The operators and how often each occurs, most frequent first."""
     rows = sorted(operators.items(), key=lambda pair: (-int(pair[1]), pair[0]))
     return ", ".join(f"{count_text(int(count))} {display(name)}" for name, count in rows)
+
+
+def choice(document: Document) -> list[str]:
+    """What `auto` asked, left out, and would do with more time; nothing where it was not asked."""
+    said = document.get("choice") or {}
+    sentences = [display(str(said[key]), 1000) for key in ("words", "more") if key in said]
+    return [f"{sentence[0].upper()}{sentence[1:]}." for sentence in sentences]

@@ -122,5 +122,6 @@ def test_a_comparison_asks_what_answers_for_some_model(graph: lv.Graph) -> None:
 def test_the_command_line_says_what_was_chosen(tmp_path: Path) -> None:
     done = lipverify("audit", "zoo:wine-selu", "--budget", "4s", "--out", tmp_path / "report")
     assert done.returncode == 0, done.stderr
-    assert "auto asked product" in " ".join(done.stdout.split())
+    assert "Auto asked product" in " ".join(done.stdout.split())
+    assert "Auto asked product" in (tmp_path / "report" / "report.html").read_text()
     assert "choice" in json.loads((tmp_path / "report" / "result.json").read_text())
