@@ -41,9 +41,12 @@ def _step(step: Step, known: list[tuple[Array, Array]]) -> tuple[Array, Array]:
         return np.asarray(up & inner), np.asarray(down & outer)
     if isinstance(step, Order):
         charge(step.groups.size)
-        every = [np.concatenate([side, [True]])[step.groups].all(1) for side in (convex, concave)]
+        every = [
+            np.all(np.concatenate([side, [True]])[step.groups], axis=1, keepdims=False)
+            for side in (convex, concave)
+        ]
         if not step.whole:
-            return every[0], np.asarray(every[1] & ((step.groups >= 0).sum(1) < 2))
+            return np.asarray(every[0]), np.asarray(every[1] & ((step.groups >= 0).sum(1) < 2))
         top = np.zeros((2, *step.groups.shape), bool)
         top[0, :, -1], top[1, :, 0] = every
         return top[0].reshape(-1), top[1].reshape(-1)
