@@ -113,12 +113,15 @@ def _from_weights(path: Path, arch: str | None, trust_code: bool, input_shape: S
     if arch is None:
         # A file that runs code is refused as such, before the architecture is missed.
         loading.read_state_dict(path)
-        remedy = "add --arch FILE.py:callable --trust-code, or export ONNX"
+        remedy = (
+            "add --arch FILE.py:callable --trust-code (in Python arch=..., trust_code=True), or export ONNX"
+        )
         raise UsageError(loading.sentence(path, "holds weights without an architecture", remedy))
     built = loading.load_weights(path, arch, trust_code)
     if input_shape is None:
         raise UsageError(
-            "bare weights do not say what goes in: give --input-shape, for example --input-shape 3,32,32"
+            "bare weights do not say what goes in: give --input-shape 3,32,32 for samples of that shape, in Python "
+            "input_shape=(3, 32, 32)"
         )
     example = torch.zeros(2, *input_shape, dtype=_dtype(built.module))
     graph = extract(built.module, example)

@@ -166,6 +166,13 @@ def _norms(given: Any) -> Any:
     return _several(Norm.parse)(words)
 
 
+def _outputs(given: Any) -> list[int]:
+    several = given.flatten().tolist() if isinstance(given, np.ndarray | Tensor) else given
+    if not isinstance(several, list | tuple | range):
+        several = [several]
+    return [whole(entry, "an entry of the output") for entry in several]
+
+
 def _output(given: Any) -> int | str:
     return given if isinstance(given, str) else whole(given, "output")
 
@@ -369,9 +376,7 @@ monotone = verb(
     settings=taking.of_kind(Settings, "settings"),
     **_RUN,
 )
-convex = verb(
-    convexity.convex, ("graph",), outputs=_maybe(partial(numbers, what="outputs")), seed=_whole("seed")
-)
+convex = verb(convexity.convex, ("graph",), outputs=_maybe(_outputs), seed=_whole("seed"))
 ask = verb(questions.ask, question=_question, **_RUN)
 deviation = verb(
     deviations.deviation,

@@ -63,7 +63,7 @@ class Plan:
             near = did_you_mean(self.method, METHODS) or f"; choose {', '.join(METHODS)}"
             raise UsageError(f"unknown method {self.method!r}{near}")
         if self.method == "smoothing" and self.norm is not Norm.L2:
-            raise UsageError("randomised smoothing certifies l2 radii; give --norm l2")
+            raise UsageError("randomised smoothing certifies l2 radii; give --norm l2, in Python norm='l2'")
         if self.looks < 1 or not 0 < self.resolution < 1:
             raise UsageError("looks are at least 1, the resolution lies between 0 and 1")
 

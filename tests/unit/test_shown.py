@@ -46,6 +46,7 @@ def objects() -> dict[str, Any]:
         "Monotonicity": lv.monotone(graph, (0, 1), [0, 1], output=0, budget=1),
         "Deviation": lv.Deviation(graph, graph, box, data=x),
         "Answer": lv.deviation(graph, graph, box, budget=1),
+        "Convexity": lv.convex(graph, outputs=[0]),
         "Derived": lv.sensitivity(graph, 1.0).total,
         "ExecutionError": lv.execution_error(graph, (-1, 1)),
     }

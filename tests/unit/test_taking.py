@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import lipverify as lv
+from lipverify import zoo
 from lipverify.falsify import Search
 
 QUICK: dict[str, Any] = {"analyzers": "product", "search": Search(seconds=0.05)}
@@ -115,3 +116,24 @@ def test_norms_of_queries_are_norms() -> None:
 def test_evaluation_takes_the_type_of_its_points(graph: lv.Graph, x: torch.Tensor) -> None:
     assert lv.evaluate(graph, x.double()).dtype is torch.float64
     assert torch.equal(lv.evaluate(graph, x.tolist()), lv.evaluate(graph, x))
+
+
+def test_the_remedies_of_sentences_are_there_in_python(graph: lv.Graph, x: torch.Tensor) -> None:
+    refused = lv.audit(graph, analyzers="local", search=Search(seconds=0.05)).rows[0].refused
+    assert refused is not None
+    assert "region=lv.Ball(x, radius)" in refused
+    assert (
+        lv.audit(graph, region=lv.Ball(x, 0.1), analyzers="local", search=Search(seconds=0.05)).best
+        is not None
+    )
+    with pytest.raises(lv.UsageError, match="norm='l2'"):
+        lv.radii(graph, x, norm="linf", method="smoothing")
+    folder = zoo.root() / "digits-relu-mlp"
+    with pytest.raises(lv.UsageError, match=r"arch=\.\.\., trust_code=True"):
+        lv.load(folder / "weights.safetensors")
+    arch = f"{folder / 'model.py'}:build"
+    with pytest.raises(lv.UsageError, match="input_shape="):
+        lv.load(folder / "weights.safetensors", arch=arch, trust_code=True)
+    assert lv.load(
+        folder / "weights.safetensors", arch=arch, trust_code=True, input_shape=(64,)
+    ).input_shape == (64,)

@@ -69,6 +69,7 @@ def right(graph: lv.Graph) -> dict[str, dict[str, Any]]:
         "ask": {"question": lv.Deviation(graph, graph, box), "budget": 0.1},
         "deviation": {"f": graph, "g": graph, "region": box, "budget": 0.1},
         "execution_error": {"graph": graph, "box": (0, 1)},
+        "convex": {"graph": graph},
         "closed_loop": {"policy": 0.1, "dynamics": [[0.9, 0.1], [0.0, 0.8]], "control": [[0.0], [1.0]]},
         "game": {"curvature": [1.0, 1.0], "couplings": [[0.0, 4.0], [0.1, 0.0]]},
         "sensitivity": {"graph": graph, "reach": 1.0},

@@ -77,7 +77,7 @@ class Lirpa:
         """Asks for linf balls and the package, and names the node that has no form for it."""
         region = query.region
         if not isinstance(region, Ball):
-            return "needs a ball: give --data and --radius"
+            return "needs a ball: give --data and --radius, in Python region=lv.Ball(x, radius)"
         if region.norm is not Norm.LINF or query.norm_in is not Norm.LINF:
             return "auto_LiRPA bounds local constants for linf balls and the linf norm at the input alone"
         if not available():

@@ -72,7 +72,7 @@ def rejects_gradients(graph: Graph, query: Query) -> str | None:
 
 def _reject_ranges(graph: Graph, query: Query) -> str | None:
     if not isinstance(query.region, Ball):
-        return "needs a ball: give --data and --radius"
+        return "needs a ball: give --data and --radius, in Python region=lv.Ball(x, radius)"
     return refuses_ranges(graph)
 
 
