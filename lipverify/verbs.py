@@ -167,10 +167,10 @@ def _norms(given: Any) -> Any:
 
 
 def _outputs(given: Any) -> list[int]:
-    several = given.flatten().tolist() if isinstance(given, np.ndarray | Tensor) else given
-    if not isinstance(several, list | tuple | range):
-        several = [several]
-    return [whole(entry, "an entry of the output") for entry in several]
+    found = numbers(list(given) if isinstance(given, range) else given, "outputs").flatten()
+    if not bool(found.isfinite().all() and (found == found.round()).all()):
+        raise UsageError(f"outputs must be entries of the output, whole numbers, not {shown(given)}")
+    return [int(entry) for entry in found.tolist()]
 
 
 def _output(given: Any) -> int | str:
