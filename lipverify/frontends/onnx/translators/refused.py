@@ -16,12 +16,16 @@ _QUANTISED = (
     "quantise with stored scales",
 )
 _RANDOM = ("is random", "export in evaluation mode, without noise")
+_FINITE = (
+    "asks whether computed numbers are finite, which real numbers always are",
+    "leave it out of the exported model",
+)
 _SEQUENCE = ("sequences of tensors are not covered", "export tensors alone")
 
 _REASONS: dict[str, tuple[str, str]] = {
     **dict.fromkeys(
         ["Sign", "Floor", "Ceil", "Round", "Mod", "ArgMax", "ArgMin", "Hardmax", "OneHot", "NonZero", "Less", "LessOrEqual",
-         "Greater", "GreaterOrEqual", "Equal", "And", "Or", "Xor", "Not", "IsNaN", "IsInf", "Unique", "NonMaxSuppression",
+         "Greater", "GreaterOrEqual", "Equal", "And", "Or", "Xor", "Not", "Unique", "NonMaxSuppression",
          "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "BitwiseNot"],
         _JUMPS,
     ),
@@ -30,6 +34,7 @@ _REASONS: dict[str, tuple[str, str]] = {
         _QUANTISED,
     ),
     **dict.fromkeys(["SequenceAt", "SplitToSequence", "ConcatFromSequence", "SequenceConstruct", "SequenceInsert"], _SEQUENCE),
+    **dict.fromkeys(["IsNaN", "IsInf"], _FINITE),
     "MaxRoiPool": ("maxima over regions of their own are not covered", "use MaxPool"),
     **dict.fromkeys(
         ["GridSample", "DeformConv", "RoiAlign"],

@@ -36,14 +36,11 @@ _JUMPING = (
     "logical_or",
     "nonzero",
     "count_nonzero",
-    "isnan",
     "any",
     "all",
     "histc",
     "quantize_per_tensor",
     "fake_quantize_per_tensor_affine",
-    "item",
-    "_local_scalar_dense",
     "masked_select",
 )
 _REASONS: dict[str, tuple[str, str]] = {
@@ -51,6 +48,17 @@ _REASONS: dict[str, tuple[str, str]] = {
     **dict.fromkeys(
         ["native_dropout", "bernoulli", "rand_like", "randn_like", "normal"],
         (_RANDOM, "call module.eval() first, or leave the noise out"),
+    ),
+    **dict.fromkeys(
+        ["isnan", "isinf", "isfinite"],
+        (
+            "it asks whether computed numbers are finite, which real numbers always are",
+            "leave it out of the model",
+        ),
+    ),
+    **dict.fromkeys(
+        ["item", "_local_scalar_dense"],
+        ("it takes a computed number out of the graph", "keep the number as a tensor"),
     ),
     "embedding": ("token indices are not a continuous input", "start the model behind the embedding"),
 }
