@@ -69,11 +69,6 @@ class Bounds(Shown, Mapping[str, Interval]):
         """The range of the selected output, [count, *output shape]."""
         return self[self.known.graph.output.name]
 
-    def of_centre(self, index: int) -> dict[str, Interval]:
-        """The ranges around one centre, [1, *shape] each."""
-        row = slice(index, index + 1)
-        return {name: Interval(box.lower[row], box.upper[row]) for name, box in self.items()}
-
 
 def bounds(
     graph: Graph,

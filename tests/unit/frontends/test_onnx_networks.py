@@ -254,7 +254,7 @@ def test_a_wrong_translation_is_caught_and_located(monkeypatch: pytest.MonkeyPat
     def wrong(c: Call) -> object:
         return c.build.elementwise(ops.LeakyReLU(0.01), c.value())
 
-    monkeypatch.setitem(lower._translators, ("", "Relu"), wrong)
+    monkeypatch.setitem(lower.translators, ("", "Relu"), wrong)
     nodes = [node("MatMul", ["x", "w"], ["a"]), node("Relu", ["a"], ["b"]), node("MatMul", ["b", "v"], ["y"])]
     with pytest.raises(ExtractionMismatch, match='the first tensor that differs is "b"'):
         extract_onnx(model(nodes, ["N", 6], 13, {"w": random(6, 4), "v": random(4, 2)}))
@@ -264,7 +264,7 @@ def test_a_model_that_no_reader_runs_is_not_imported(monkeypatch: pytest.MonkeyP
     def translate(c: Call) -> object:
         return c.value()
 
-    monkeypatch.setitem(lower._translators, ("elsewhere", "Same"), translate)
+    monkeypatch.setitem(lower.translators, ("elsewhere", "Same"), translate)
     source = model(
         [helper.make_node("Same", ["x"], ["y"], domain="elsewhere")], ["N", 6],
         opset_imports=[helper.make_opsetid("", 13), helper.make_opsetid("elsewhere", 1)],

@@ -15,15 +15,6 @@ from lipverify.ir.op import Op, Shape
 POSITIONS = Forbidden("uses the positions of maxima, which jump")
 
 
-def _max_pool(
-    b: Lowerer, rank: int, x: Value, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil: bool
-) -> Value:
-    size = tupled(kernel, rank)
-    pads = [(p, p) for p in tupled(padding, rank)]
-    step = tupled(stride, rank) if stride else size
-    return b.max_pool(x, size, step, pads, tupled(dilation, rank), ceil)
-
-
 def _register_max_pool(rank: int) -> None:
     @lower.register(f"aten.max_pool{rank}d")
     def plain(
@@ -35,19 +26,14 @@ def _register_max_pool(rank: int) -> None:
         dilation: Any = 1,
         ceil: bool = False,
     ) -> Value:
-        return _max_pool(b, rank, x, kernel, stride, padding, dilation, ceil)
+        size = tupled(kernel, rank)
+        pads = [(p, p) for p in tupled(padding, rank)]
+        step = tupled(stride, rank) if stride else size
+        return b.max_pool(x, size, step, pads, tupled(dilation, rank), ceil)
 
     @lower.register(f"aten.max_pool{rank}d_with_indices")
-    def with_indices(
-        b: Lowerer,
-        x: Value,
-        kernel: Any,
-        stride: Any = (),
-        padding: Any = 0,
-        dilation: Any = 1,
-        ceil: bool = False,
-    ) -> tuple[Value, Forbidden]:
-        return _max_pool(b, rank, x, kernel, stride, padding, dilation, ceil), POSITIONS
+    def with_indices(b: Lowerer, x: Value, *given: Any, **named: Any) -> tuple[Value, Forbidden]:
+        return plain(b, x, *given, **named), POSITIONS
 
 
 def _register_avg_pool(rank: int) -> None:
