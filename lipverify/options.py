@@ -253,7 +253,7 @@ class Options(Points, Reading):
     verbose: Annotated[bool, option("every step of progress in a line", names=("--verbose", "-v"))] = False
     command: str = ""
     """What was typed."""
-    began: float = field(default_factory=time.monotonic)
+    began: float = field(default_factory=lambda: time.monotonic())
     """When the command began, before anything was read: the budget is that of the command."""
 
     @property
