@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help demo test check lint types soundness bench-lipsdp bench-local third-party docs compare reports notebooks wheel-test examples zoo clean
+.PHONY: help demo test check lint types soundness reliability bench-lipsdp bench-local third-party docs compare reports notebooks wheel-test examples zoo clean
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
     command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
@@ -37,6 +37,9 @@ lint: $(READY)
 
 types: $(READY)
 	$(BIN)/mypy
+
+reliability: $(READY) ## runs that are killed, or whose disk refuses, at every operation; writes reports/reliability
+	$(BIN)/python reports/reliability/faults.py
 
 soundness: $(READY) ## every test with nothing left out (docs/testing.md), and the long searches for a wrong bound
 	LIPVERIFY_SOUNDNESS=full $(BIN)/pytest -n auto --dist worksteal tests

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import json
 import multiprocessing
 import os
 import shutil
@@ -22,6 +23,9 @@ from typing import Any
 from tests.processes import Done, Running, to_files
 
 KINDS = ("kill", "torn", "interrupt", "full", "read-only", "gone")
+
+TIMES = {"created", "seconds", "command", "trace", "median_seconds", "times", "work"}
+"""What differs between two runs, and with it how much came from an earlier one."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,28 @@ def run_function(
 def operations(done: Done) -> int:
     """How many operations on its folder a command that ended by itself asked for."""
     return int(done.stderr.rstrip().rsplit("\n", 1)[-1].removeprefix("operations: "))
+
+
+def timeless(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: timeless(each) for key, each in value.items() if key not in TIMES}
+    return [timeless(each) for each in value] if isinstance(value, list) else value
+
+
+def left(folder: Path) -> dict[str, Any]:
+    """Every file of a folder: documents without times, pages and journals by name, others byte for byte."""
+    found: dict[str, Any] = {}
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if path.is_dir() or "cache/" in name:
+            continue
+        if path.suffix == ".json":
+            found[name] = timeless(json.loads(path.read_text()))
+        elif path.suffix in (".html", ".jsonl"):
+            found[name] = None
+        else:
+            found[name] = path.read_bytes()
+    return found
 
 
 def _child(program: Callable[[], object], folder: Path, fault: Fault | None, outputs: str) -> None:

@@ -19,7 +19,7 @@ from lipverify.propagation.forms import bilinear, form_bounds, nonlinear, normal
 from tests.attention_networks import random_transformer
 from tests.tiers import tier
 
-COUNT = tier(12, 2000)
+COUNT = tier(8, 2000)
 PAIRS = (("linf", "linf"), ("l2", "l2"), ("linf", "l2"), ("l2", "linf"), ("linf", "l1"))
 CPU = torch.device("cpu")
 

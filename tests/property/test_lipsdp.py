@@ -23,7 +23,7 @@ from lipverify.ir.region import Ball, Query
 from tests.networks import tensor
 from tests.tiers import tier
 
-COUNT = tier(5, 180)
+COUNT = tier(3, 180)
 """Networks of each kind: 2,160 in full."""
 NORMS = [(Norm.L2, Norm.L2), (Norm.LINF, Norm.LINF), (Norm.LINF, Norm.L2), (Norm.L2, Norm.LINF)]
 ROUGH = LipSDP(Settings(tol=1e-2, max_iterations=30))

@@ -21,9 +21,9 @@ from lipverify.ir.norm import Norm
 from lipverify.ir.region import Ball, Query
 from lipverify.propagation import bounds
 from tests.networks import chain, random_graph, tensor
-from tests.tiers import FULL, tier
+from tests.tiers import FULL, also, tier
 
-COUNT = tier(40, 2000)
+COUNT = tier(20, 2000)
 PAIRS = [(p, q) for p in Norm for q in Norm]
 
 
@@ -103,7 +103,9 @@ def small_network(op: ops.Op, rng: np.random.Generator) -> tuple[Graph, torch.Te
 
 @pytest.mark.parametrize("name", list(BATCHED))
 @pytest.mark.parametrize("norm", [Norm.LINF, Norm.L2], ids=str)
-@pytest.mark.parametrize("op", [ops.ReLU(), ops.Tanh(), ops.GroupSort(2)], ids=str)
+@pytest.mark.parametrize(
+    "op", [ops.ReLU(), also(ops.Tanh(), "a third of the time"), ops.GroupSort(2)], ids=str
+)
 def test_a_batch_of_64_equals_64_single_runs(
     op: ops.Op, norm: Norm, name: str, rng: np.random.Generator
 ) -> None:

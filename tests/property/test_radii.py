@@ -18,7 +18,7 @@ from lipverify.robustness.pairs import differences, predict
 from tests.networks import chain, random_graph, tensor
 from tests.tiers import tier
 
-COUNT = tier(12, 300)
+COUNT = tier(6, 300)
 
 
 @pytest.mark.parametrize("seed", range(COUNT))
@@ -57,7 +57,7 @@ def test_a_larger_network_constant_gives_smaller_radii(rng: np.random.Generator)
     assert torch.allclose(scaled * 4, radius, rtol=1e-3)
 
 
-RELU = tier(10, 200)
+RELU = tier(5, 200)
 
 
 @pytest.mark.parametrize("seed", range(RELU))

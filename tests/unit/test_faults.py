@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import json
 import signal
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,14 +12,10 @@ import pytest
 from lipverify import zoo
 from lipverify.reporting.writing import OutputFolder
 from tests.command import lipverify
-from tests.faults import Fault, operations, run
+from tests.faults import Fault, left, operations, run
 from tests.tiers import FULL, also
 
 MODEL = "zoo:digits-relu-mlp"
-TIMES = {"created", "seconds", "command", "trace", "median_seconds", "times", "work"}
-"""What differs between two runs, and with it how much came from an earlier one."""
-
-Command = Callable[[Path], list[str | Path]]
 
 
 @pytest.fixture(scope="module")
@@ -45,28 +38,6 @@ def commands(points: Path) -> dict[str, tuple[list[str | Path], list[str]]]:
         ),
         "deviate": (["deviate", MODEL, "zoo:digits-tanh-mlp", *around, "--radius", "0.02"], []),
     }
-
-
-def timeless(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: timeless(each) for key, each in value.items() if key not in TIMES}
-    return [timeless(each) for each in value] if isinstance(value, list) else value
-
-
-def left(folder: Path) -> dict[str, Any]:
-    """Every file of a folder: documents without times, pages and journals by name, others byte for byte."""
-    found: dict[str, Any] = {}
-    for path in folder.rglob("*"):
-        name = path.relative_to(folder).as_posix()
-        if path.is_dir() or "cache/" in name:
-            continue
-        if path.suffix == ".json":
-            found[name] = timeless(json.loads(path.read_text()))
-        elif path.suffix in (".html", ".jsonl"):
-            found[name] = None
-        else:
-            found[name] = path.read_bytes()
-    return found
 
 
 @pytest.mark.parametrize("verb", ["audit", "radius", "compare", "deviate"])

@@ -1,4 +1,4 @@
-"""Points on a Dask cluster on loopback."""
+"""Points and tasks of comparisons on a Dask cluster on loopback."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from lipverify import ops
+from lipverify.comparison import compare
 from lipverify.errors import UsageError
 from lipverify.ir.norm import Norm
 from lipverify.robustness import Plan, radii
@@ -50,7 +51,10 @@ def test_a_worker_that_is_killed_changes_nothing(tmp_path: Path, rng: np.random.
             found = radii(
                 graph, x, plan=plan, scheduler=cluster.scheduler_address, journal=journal, advance=advance
             )
+        compared = compare({"net": graph}, analyzers=["product"], scheduler=cluster.scheduler_address)
     assert killed == [3]
+    here = compare({"net": graph}, analyzers=["product"])
+    assert compared.upper("net", "product") == here.upper("net", "product")
     assert same_without_times(found.to_json(), whole.to_json())
     with Journal(tmp_path / "journal", {"graph": graph.digest}, resume=True) as journal:
         assert sorted(journal.records) == list(range(12))
