@@ -50,18 +50,17 @@ def analyzers_page() -> str:
         "",
         NOTE.strip(),
         "",
-        "The same words stand in every report beside the bound. The file named last holds the derivation.",
+        "The same words stand in every report beside the bound. The function named last holds the derivation.",
         "",
     ]
     for name in registry.BUILT_IN:
         analyzer = registry.resolve(name)
-        file = inspect.getsourcefile(type(analyzer)) or ""
         lines += [f"## `{name}`", ""]
         for label in ("Statement", "Source", "Sound when"):
             text = docstring_field(analyzer, label)
             if text:
                 lines += [f"{label}: {_plain(text)}", ""]
-        lines += [f"File: `{Path(file).relative_to(DOCS.parent).as_posix()}`", ""]
+        lines += [f"Proof: `{docstring_field(analyzer, 'Proof')}`", ""]
     return "\n".join(lines)
 
 

@@ -39,6 +39,7 @@ class Product:
     Products of two computed values: where both are bounded over all inputs (`analyzers.sizes`), as in attention on normalised
     tokens.
     Sound when: every operator has a gain rule for the queried norms.
+    Proof: lipverify/analyzers/product.py:advance
     """
 
     name: ClassVar[str] = "product"

@@ -88,7 +88,8 @@ def keeping_best(
 class Analyzer(Protocol):
     """A protocol, not a base class. Settings are fields of the analyzer; its `repr` names it with every setting.
 
-    The docstring carries three lines that reports print: `Statement:`, `Source:` and `Sound when:`.
+    The docstring carries three lines that reports print: `Statement:`, `Source:` and `Sound when:`; `Proof:` names the function
+    beside which the derivation stands, as file:function.
     """
 
     name: ClassVar[str]
@@ -116,7 +117,7 @@ def docstring_field(analyzer: object, label: str) -> str | None:
         if text.startswith(f"{label}:"):
             collected = [text.removeprefix(f"{label}:").strip()]
         elif collected:
-            if not text or text.split(":")[0] in {"Statement", "Source", "Sound when"}:
+            if not text or text.split(":")[0] in {"Statement", "Source", "Sound when", "Proof"}:
                 break
             collected.append(text)
     return " ".join(collected) or None

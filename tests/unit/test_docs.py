@@ -122,3 +122,12 @@ def test_what_is_left_to_the_second_tier_is_listed() -> None:
     files = [path for path in tests.rglob("test_*.py") if uses.search(path.read_text(encoding="utf-8"))]
     listed = re.findall(r"^\| `([^`]+)` \|", (DOCS / "testing.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert sorted(listed) == sorted(path.relative_to(tests).as_posix() for path in files)
+
+
+def test_every_analyzer_names_the_function_with_its_proof() -> None:
+    from lipverify.analyzers import registry
+    from lipverify.analyzers.protocol import docstring_field
+
+    for name in registry.BUILT_IN:
+        file, _, function = (docstring_field(registry.resolve(name), "Proof") or "").partition(":")
+        assert re.search(rf"^def {function}\(", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE), name

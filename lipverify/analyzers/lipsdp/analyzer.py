@@ -46,6 +46,7 @@ class LipSDP:
     Sound when: every operator is affine, a scalar activation with proven slopes, a maximum, a sort or a reflection. Where the
     whole network is too large for the memory or the budget, one multiplier a channel over frequencies (convolutional
     networks), or the product over pieces, which the result says.
+    Proof: lipverify/analyzers/lipsdp/bound.py:certified_upper
     """
 
     name: ClassVar[str] = "lipsdp"
@@ -100,6 +101,7 @@ class LipSDPFast:
     Statement: |f(x) - f(y)|_out <= upper |x - y|_in for all x, y of the region; inputs and outputs in l2 or linf.
     Source: Xu, Sivaranjani, NeurIPS 2024 (arXiv 2404.04375), ECLipsE-Fast, on any block system.
     Sound when: as `lipsdp`.
+    Proof: lipverify/analyzers/lipsdp/bound.py:certified_upper
     """
 
     name: ClassVar[str] = "lipsdp-fast"
@@ -132,6 +134,7 @@ class LipSDPReference:
     Statement: |f(x) - f(y)|_2 <= upper |x - y|_2 for all x, y of the region.
     Source: as `lipsdp`; solvers SCS and Clarabel through CVXPY.
     Sound when: as `lipsdp`; the solver's multipliers are repaired and evaluated again, its objective is not used.
+    Proof: lipverify/analyzers/lipsdp/bound.py:certified_upper
     """
 
     name: ClassVar[str] = "lipsdp-cvxpy"

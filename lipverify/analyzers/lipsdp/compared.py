@@ -16,6 +16,7 @@ class LipSDPBySCS(LipSDPReference):
     Statement: |f(x) - f(y)|_2 <= upper |x - y|_2 for all x, y of the region.
     Source: as `lipsdp`; O'Donoghue, Chu, Parikh, Boyd, JOTA 2016 (arXiv 1312.3039) for the solver.
     Sound when: as `lipsdp-cvxpy`.
+    Proof: lipverify/analyzers/lipsdp/bound.py:certified_upper
     """
 
     name: ClassVar[str] = "lipsdp-cvxpy:scs"
@@ -29,6 +30,7 @@ class LipSDPGroup(LipSDPReference):
     Statement: |f(x) - f(y)|_2 <= upper |x - y|_2 for all x, y.
     Source: Pauli, Havens, Araujo, Garg, Khorrami, Allgoewer, Hu, ICLR 2024 (arXiv 2401.14033), with S and P free.
     Sound when: as `lipsdp-cvxpy`; chains of dense layers with sorting or reflecting layers between them, the whole space.
+    Proof: lipverify/analyzers/lipsdp/published.py:certified_published
     """
 
     name: ClassVar[str] = "lipsdp-cvxpy:group"
@@ -43,6 +45,7 @@ class LipSDPGroupDiagonal(LipSDPReference):
     Statement: |f(x) - f(y)|_2 <= upper |x - y|_2 for all x, y.
     Source: as `lipsdp-cvxpy:group`.
     Sound when: as `lipsdp-cvxpy:group`.
+    Proof: lipverify/analyzers/lipsdp/published.py:certified_published
     """
 
     name: ClassVar[str] = "lipsdp-cvxpy:group-diagonal"

@@ -67,6 +67,7 @@ class Lirpa:
     Statement: |f(x) - f(y)|_out <= upper |x - y|_inf for all x, y of one ball, in real arithmetic.
     Source: Shi et al., NeurIPS 2022 (arXiv 2210.07394); the package auto_LiRPA of the same authors.
     Sound when: that package is; each value lies above sampled gradients and is compared with interval arithmetic of our own.
+    Proof: lipverify/analyzers/lirpa/analyzer.py:_compare
     """
 
     name: ClassVar[str] = "lirpa"

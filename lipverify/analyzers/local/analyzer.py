@@ -356,6 +356,7 @@ class Local:
     (`propagation.forms`), keys centred or not.
     Sound when: every operator is affine, scalar with proven slopes on boxes, a product or quotient, a softmax, a layer
     normalisation, a maximum, a sort or a reflection.
+    Proof: lipverify/analyzers/local/jacobian.py:row_norms
     """
 
     name: ClassVar[str] = "local"
@@ -390,6 +391,7 @@ class LocalSingle:
     Source: as `local`; roundings as Higham, Accuracy and Stability of Numerical Algorithms, 2nd edition, section 3.1, with the
     unit 2^-24, on the sums of the absolute values of all terms; ranges, constants and errors are float64.
     Sound when: as `local`; products of float32 are rounded to float32 (shorter formats are turned off while it runs).
+    Proof: lipverify/analyzers/local/jacobian.py:row_norms
     """
 
     name: ClassVar[str] = "local:float32"
@@ -412,6 +414,7 @@ class LocalRecurJac:
     Statement: |f(x) - f(y)|_out <= upper |x - y|_in for all x, y of one ball.
     Source: Zhang, Zhang, Hsieh, AAAI 2019 (arXiv 1810.11783), on ranges by linear bounds.
     Sound when: as `local`.
+    Proof: lipverify/analyzers/local/analyzer.py:norm_bounds
     """
 
     name: ClassVar[str] = "local:recurjac"
@@ -434,6 +437,7 @@ class LocalInterval:
     Statement: |f(x) - f(y)|_out <= upper |x - y|_in for all x, y of one ball.
     Source: Hein, Andriushchenko, NeurIPS 2017 (arXiv 1705.08475); Weng et al., ICML 2018 (arXiv 1804.09699).
     Sound when: as `local`.
+    Proof: lipverify/analyzers/local/analyzer.py:norm_bounds
     """
 
     name: ClassVar[str] = "local:interval"

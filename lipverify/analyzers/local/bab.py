@@ -59,6 +59,7 @@ class LocalBaB:
     Source: Bunel et al., JMLR 21 (2020); Shi et al., NeurIPS 2022 (arXiv 2210.07394); the largest bound of all parts, each
     with ranges of its own, starting from `local-sdp` and `local`. Exact when no slope is left unknown on any part.
     Sound when: as `local` and `local-sdp`; gradients almost everywhere give the constant, as the network is Lipschitz.
+    Proof: lipverify/analyzers/local/parts.py:away_from_kinks
     """
 
     name: ClassVar[str] = "local-bab"

@@ -57,6 +57,7 @@ class LocalSDP:
     Source: Fazlyab et al., NeurIPS 2019 (arXiv 1906.04893), localised as Hashemi, Ruths, Fazlyab, L4DC 2021; for linf inputs
     with one weight an input, output by output; the minimum with `local`.
     Sound when: as `lipsdp` and `local`.
+    Proof: lipverify/analyzers/lipsdp/bound.py:certified_upper
     """
 
     name: ClassVar[str] = "local-sdp"

@@ -162,8 +162,10 @@ class LipSDPFrequencies:
     Statement: |f(x) - f(y)|_2 <= upper |x - y|_2 for all x, y.
     Source: LipSDP-Neuron (Fazlyab et al., NeurIPS 2019, arXiv 1906.04893) with multipliers that are constant over positions,
     which makes the program block diagonal in the discrete Fourier basis (Sedghi, Gupta, Long, ICLR 2019, for the symbols of
-    convolutions). Sound when: operators over positions are convolutions, scalings of channels, averages, maxima without
-    padding, sums, slices, zero padding and scalar activations; what follows them is dense.
+    convolutions).
+    Sound when: operators over positions are convolutions, scalings of channels, averages, maxima without padding, sums, slices,
+    zero padding and scalar activations; what follows them is dense.
+    Proof: lipverify/analyzers/lipsdp/frequencies/proof.py:proved
     """
 
     name: ClassVar[str] = "lipsdp:frequencies"
