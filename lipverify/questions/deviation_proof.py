@@ -5,11 +5,13 @@ Which layers are paired, and which network's values the other's are written by, 
 
 from __future__ import annotations
 
+import heapq
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,12 +26,13 @@ from lipverify.certificates.format import (
     document_of_two,
     region_arrays,
 )
-from lipverify.certificates.issuing import Subject, subject_of
-from lipverify.certificates.writing import Part, Writer
+from lipverify.certificates.issuing import MOST, Subject, subject_of
+from lipverify.certificates.writing import Condition, Part, Writer
 from lipverify.checkers import Deviation, digest_of
 from lipverify.checkers.claims import Balls
 from lipverify.checkers.deviation import Box
 from lipverify.checkers.envelope import BOX
+from lipverify.checkers.evaluation import evaluate
 from lipverify.checkers.kernel.arithmetic import above, root_above
 from lipverify.checkers.kernel.elementary import Elementary
 from lipverify.checkers.kernel.language import Rows
@@ -37,9 +40,14 @@ from lipverify.checkers.kernel.program import Affine, Program, Scalar, same
 from lipverify.errors import LipverifyError
 from lipverify.ir.certificate import Rigour
 from lipverify.ir.graph import Graph
+from lipverify.ir.norm import Norm
 from lipverify.ir.region import Ball
 from lipverify.loading.safetensors import write_safetensors
 from lipverify.questions.regions import InputBox
+from lipverify.questions.splitting import MOST_INPUTS
+
+PARTS = 512
+"""Parts of one region in a proof."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +149,25 @@ class _Region:
     label: int | None
 
 
+@dataclass(frozen=True)
+class _Leaf:
+    """A part with the facts of both signs of all entries, and the bound that they are."""
+
+    part: Part
+    facts: list[int]
+    bound: float
+
+
+@dataclass
+class _Node:
+    """A part between two corners, and what it was cut into."""
+
+    leaf: _Leaf
+    low: np.ndarray[Any, Any]
+    high: np.ndarray[Any, Any]
+    halves: list[_Node] = field(default_factory=list)
+
+
 class _Proving:
     """Facts for one region after another."""
 
@@ -188,6 +215,9 @@ class _Proving:
         )
         whole = self.writer.carried(part, self.pairs)
         bound, facts = self._bound(whole)
+        if asked.norm_out == "linf" and ball.norm is Norm.LINF and ball.center[0].numel() <= MOST_INPUTS:
+            wanted = asked.wanted[k] * (1.0 + MOST / 2)
+            bound, facts = self._split(_Leaf(part, facts, bound), wanted)
         table = None
         if asked.norm_out == "pairs" or asked.differences:
             table, own = self._table(whole)
@@ -223,6 +253,50 @@ class _Proving:
             facts += [number for number, _ in ends]
             squares += Fraction(max(0.0, *(-low for _, low in ends))) ** 2
         return above(root_above(squares)), facts
+
+    def _split(self, whole: _Leaf, wanted: float) -> tuple[float, list[int]]:
+        """The same, from halves of halves of the region, the worst first, until the bound is what was found or time is over.
+
+        Parts are cut in the middle across the input over whose width the first network changes most there.
+        """
+        low, high = (end.copy() for end in self.writer.ends(whole.part.region or 0))
+        root = _Node(whole, low, high)
+        heap, count = [(-whole.bound, 0, root)], 0
+        while -heap[0][0] > wanted and count < PARTS and not self.compute.expired():
+            _, _, node = heapq.heappop(heap)
+            axis = self._axis(node)
+            at = float(node.low[axis] / 2 + node.high[axis] / 2)
+            if not node.low[axis] < at < node.high[axis]:
+                heapq.heappush(heap, (-node.leaf.bound, count, node))
+                break
+            for upper in (True, False):
+                part = node.leaf.part.within(Condition(-1, axis, at, upper))
+                bound, facts = self._bound(self.writer.carried(part, self.pairs))
+                ends = node.low.copy(), node.high.copy()
+                ends[0 if upper else 1][axis] = at
+                node.halves.append(_Node(_Leaf(part, facts, bound), *ends))
+                count += 1
+                heapq.heappush(heap, (-bound, count, node.halves[-1]))
+        return self._covered(root)
+
+    def _axis(self, node: _Node) -> int:
+        centre, width = node.low / 2 + node.high / 2, node.high - node.low
+        points = np.concatenate([centre + np.diag(width / 2), centre - np.diag(width / 2)])
+        values = evaluate(self.writer.program, points)[-1][:, : self.size]
+        moved = np.abs(values[: len(width)] - values[len(width) :]).max(1)
+        # A little for the width alone, so that every input has its turn.
+        score = moved / max(moved.max(), 1e-300) + 0.05 * width / max(width.max(), 1e-300)
+        return int(score.argmax())
+
+    def _covered(self, node: _Node) -> tuple[float, list[int]]:
+        if not node.halves:
+            return node.leaf.bound, node.leaf.facts
+        above, below = (self._covered(half) for half in node.halves)
+        bound = max(above[0], below[0])
+        if bound >= node.leaf.bound:
+            return node.leaf.bound, node.leaf.facts
+        both = zip(above[1], below[1], strict=True)
+        return bound, [self.writer.add("cover", above=a, below=b) for a, b in both]
 
     def _table(self, whole: int) -> tuple[tuple[tuple[float, ...], ...], list[int]]:
         """What (f - g)_i - (f - g)_j is at most, for all i and j."""
