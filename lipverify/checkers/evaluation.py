@@ -31,7 +31,7 @@ from lipverify.errors import NotCovered
 
 _ROUNDS = 4000
 """Rounds of the fixed point of an implicit layer."""
-_PIECEWISE = ("Relu", "LeakyRelu", "PRelu", "Abs", "Clip")
+_PIECEWISE = ("Relu", "LeakyRelu", "PRelu", "Abs", "Clip", "Round")
 
 
 def evaluate(program: Program, x: Array) -> list[Array]:
@@ -197,6 +197,8 @@ def _deviation(
         )
         return np.asarray(np.sqrt(_mapped(step, np.square(spread), squares) + terms + np.square(unit * y)))
     if isinstance(step, Scalar):
+        if step.law == "Round":  # a runtime divides by the step first
+            spread = _root(spread, unit * x)
         value, d = (
             curve(step.law, step.settings, step.slopes).value,
             64.0 * np.maximum(spread, unit**2 * (1.0 + np.abs(x))),

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from fractions import Fraction
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ from lipverify.checkers.kernel.arithmetic import above, root_above
 from lipverify.checkers.kernel.elementary import Elementary
 from lipverify.checkers.kernel.language import Rows
 from lipverify.checkers.kernel.program import Affine, Program, Scalar, same
-from lipverify.errors import LipverifyError
+from lipverify.errors import LipverifyError, NotCovered
 from lipverify.ir.certificate import Rigour
 from lipverify.ir.graph import Graph
 from lipverify.ir.norm import Norm
@@ -46,6 +47,8 @@ from lipverify.loading.safetensors import write_safetensors
 from lipverify.questions.regions import InputBox
 from lipverify.questions.splitting import MOST_INPUTS
 
+MOST_NUMBERS = 1 << 21
+"""In the lines of two networks whose deviation is proved; a convolutional network of MNIST has ten times as many."""
 PARTS = 512
 """Parts of one region in a proof."""
 
@@ -94,6 +97,10 @@ def certified(asked: Asked, compute: Compute) -> Certified:
         box = (arrays["box"][0], arrays["box"][1]) if "box" in arrays else None
         writer = Writer(asked.f, program, centres, box)
         proving = _Proving(asked, writer, subjects, compute)
+        if (numbers := proving.numbers()) > MOST_NUMBERS:
+            raise NotCovered(
+                f"lines of {numbers:,} numbers; the checker takes minutes for more than {MOST_NUMBERS:,}"
+            )
         alike = same(subjects[0].program.steps, subjects[1].program.steps)
         claim, facts = proving.nothing() if alike else proving.claim()
         author = Author("deviation", f"norm_out={asked.norm_out}", time.monotonic() - started)
@@ -184,6 +191,12 @@ class _Proving:
             (second if sizes[1] <= sizes[0] else first): (first if sizes[1] <= sizes[0] else second)
             for first, second in counterparts(elements, count)
         }
+
+    def numbers(self) -> int:
+        """About how many numbers the lines of one layer over the one before are, in all."""
+        elements = self.writer.subject.elements
+        sizes = [elements.size(k) for k in range(-1, len(elements.layers))]
+        return sum(a * b for a, b in pairwise(sizes))
 
     def claim(self) -> tuple[Deviation, list[int]]:
         """The claim of what is proved, and its facts; `region` is cut to the balls it is about."""

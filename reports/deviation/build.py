@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -57,7 +58,7 @@ def row(answer: Answer, started: float) -> Row:
     ]
     return {
         "upper": float(upper.mean()), "largest": float(upper.max()), "witness": float(lower.mean()),
-        "ratio": float((upper / lower.clamp_min(1e-300)).max()), "regions": len(upper), "rigour": str(answer.rigour),
+        "ratio": float((upper / lower)[lower > 0].max()) if bool((lower > 0).any()) else None, "regions": len(upper), "rigour": str(answer.rigour),
         "unchecked": document["unchecked"], "kept": kept, "changed": len(document.get("kept", {}).get("changed", ())),
         "saturation": beyond[:4], "apart": len(document["apart"]), "seconds": round(time.process_time() - started, 1),
     }  # fmt: skip
@@ -203,9 +204,9 @@ def page(rows: dict[str, Row]) -> str:
     lines = [
         "# How far changed copies answer differently", "",
         "Made by `python reports/deviation/build.py`. Largest entry of |f - g| over the region, means over the regions; `checked`:",
-        "proved again by the independent checker from both files. CPU seconds hold search, bound, proof and its check. Kept: test",
-        "points whose label both networks give everywhere in their ball, or (box) whose lead exceeds what the difference can take",
-        "away.", "",
+        "proved again by the independent checker from both files. CPU seconds: search, bound, proof, its check. Labels kept: of test",
+        "points whose label both networks give everywhere in their ball, or (box) whose lead is larger than the difference can be.",
+        "",
         "| pair, region | regions | bound | witness | largest ratio | rigour | labels kept | seconds |",
         "|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
@@ -216,7 +217,7 @@ def page(rows: dict[str, Row]) -> str:
             continue
         kept = f"{100 * r['kept']['certified']:.1f} % of {r['kept']['points']}" if r["kept"] else ""
         lines.append(
-            f"| {name} | {r['regions']} | {r['upper']:.4g} | {r['witness']:.4g} | {r['ratio']:.3g} | {r['rigour']} | {kept} "
+            f"| {name} | {r['regions']} | {r['upper']:.4g} | {r['witness']:.4g} | {r['ratio'] or math.nan:.3g} | {r['rigour']} | {kept} "
             f"| {r['seconds']} |"
         )
     said = [(name, r) for name, r in rows.items() if r.get("unchecked")]

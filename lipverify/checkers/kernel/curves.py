@@ -23,6 +23,8 @@ from lipverify.checkers.kernel.account import charge
 from lipverify.checkers.kernel.arithmetic import TINY, Array, need
 from lipverify.errors import NotCovered
 
+_TIES = 2.0**-20
+"""How near a tie a value may go either way, relative to 1 + |x / step|: far more than a division in single precision loses."""
 _NEAR, _UNIT, _PIECES, _HALVINGS, _PERIODS = 2.0**-48, 2.0**-42, 256, 48, 32
 _ENTRIES, _EFFORT, _LEAST, _NEAREST_TURNS = 1 << 18, 1024, 2.0**-1000, 2.0**20
 _ERF = np.frompyfunc(math.erf, 1, 1)
@@ -47,15 +49,17 @@ class Curve(NamedTuple):
     """A function by `value`, and `slope` of the piece with this number, between two turns, also at its ends.
 
     everywhere: the range of its difference quotients; steepest: the largest, where `everywhere` is written to fewer digits.
-    period: of endless turns from the first one on. jumps: the slope is constant on every piece, and exact; kinks: the pieces are
-    two lines through 0. tails: small slopes are within 2^-42 of themselves as well. size: at least 2 and the largest slope; None:
-    the largest of these at the ends, for functions that are monotone with monotone slopes. positive: arguments have to be.
+    period: of endless turns from the first one on. step: of what is rounded to its multiples, [size]; there are no slopes then,
+    and the function is within half a step of `held`, which it is without rounding. jumps: the slope is constant on every piece,
+    and exact; kinks: the pieces are two lines through 0. tails: small slopes are within 2^-42 of themselves as well. size: at
+    least 2 and the largest slope; None: the largest of these at the ends, for functions that are monotone with monotone slopes.
+    positive: arguments have to be.
     """
 
     value: Function
     slope: Callable[[Array, int], Array]
     everywhere: Ends
-    turns: tuple[float, ...] = ()
+    turns: tuple[Any, ...] = ()
     size: float | None = 2.0
     steepest: float = 0.0
     period: float = 0.0
@@ -63,6 +67,8 @@ class Curve(NamedTuple):
     kinks: bool = False
     tails: bool = False
     positive: bool = False
+    step: Any = None
+    held: Any = None
 
     def pieces(self, low: Array, high: Array) -> Iterator[tuple[int, Array, Array, Array]]:
         """Parts [p, q] of the intervals with a monotone slope, and where there is one."""
@@ -94,6 +100,8 @@ class Curve(NamedTuple):
 
     def slopes(self, low: Array, high: Array) -> tuple[Array, Array]:
         """Ranges of the derivative: its values at the ends of all pieces, within those everywhere."""
+        if self.step is not None:
+            return np.full(low.shape, -np.inf), np.full(low.shape, np.inf)
         if self.kinks:  # the slope of the other side, where an end is the kink, does not matter
             a, b = self.slope(low, 0), self.slope(low, 1)
             a, b = np.where(low < 0, a, b), np.where(high > 0, b, a)
@@ -141,6 +149,8 @@ class Curve(NamedTuple):
 
     def lines(self, low: Array, high: Array, first: Array, last: Array) -> Lines:
         """Lines around the values, where the slopes are in [first, last]."""
+        if self.step is not None:
+            return self._rounded(low, high)
         if self.kinks:
             return self._kinked(low, high)
         with np.errstate(all="ignore"):
@@ -148,6 +158,25 @@ class Curve(NamedTuple):
         k = np.clip(np.where(np.isfinite(k), k, first), first, last)
         under, over = self.around(k, low, high)
         return Lines(k, under, k, over, *self.around(np.zeros_like(k), low, high))
+
+    def _rounded(self, low: Array, high: Array) -> Lines:
+        """A constant where one multiple is left, else lines around `held` and half a step more.
+
+        Statement: next to a tie a value goes either way, as runtimes divide in single precision: rounding moves x by at most
+            half a step and `_TIES` (step + |x|).
+        """
+        clip, step, reach = self.held, self.step, np.maximum(np.abs(low), np.abs(high))
+        near = _TIES * (step + reach)
+        half = step / 2 + 2 * near
+        whole = [np.ceil((low - near) / step - 0.5), np.floor((high + near) / step + 0.5)]
+        ends = [clip.value(step * end) for end in whole]
+        slack = _NEAR * (step + reach + np.abs(ends[0]) + np.abs(ends[1])) + TINY
+        lines = clip.lines(low, high, *clip.slopes(low, high))
+        one = ends[0] == ends[1]
+        bottom = np.maximum(ends[0] - slack, lines.low - half)
+        top = np.minimum(ends[1] + slack, lines.high + half)
+        return Lines(np.where(one, 0.0, lines.below), np.where(one, bottom, lines.under - half),
+                     np.where(one, 0.0, lines.above), np.where(one, top, lines.over + half), bottom, top)  # fmt: skip
 
     def _kinked(self, low: Array, high: Array) -> Lines:
         """left v + (right - left) max(v, 0): on the convex side a secant, on the other the line of the larger part."""
@@ -265,7 +294,7 @@ def _exponential(alpha: float, gamma: float, scale: float) -> Curve:
                  max(2.0, abs(gamma), abs(gamma * alpha), abs(gamma * alpha / scale)), tails=True)  # fmt: skip
 
 
-def _stepped(value: Function, slope: float, ends: tuple[float, float], size: float) -> Curve:
+def _stepped(value: Function, slope: float, ends: tuple[Any, Any], size: float) -> Curve:
     """Constant outside two kinks."""
     most = min(0.0, slope), max(0.0, slope)
     return Curve(value, lambda x, k: np.full_like(x, slope if k == 1 else 0.0), most, ends, size, jumps=True)
@@ -274,6 +303,18 @@ def _stepped(value: Function, slope: float, ends: tuple[float, float], size: flo
 def _clipped(low: float, high: float) -> Curve:
     need(low <= high, "ends of a clip")
     return _stepped(lambda x: np.clip(x, low, high), 1.0, (low, high), 2.0)
+
+
+def _rounding(step: Array, least: float, most: float) -> Curve:
+    """The multiple of `step` next to x, ties to even, held between two of them; step: [size]."""
+    need(
+        bool((step > 0).all()) and least <= most and least == int(least) and most == int(most),
+        "a setting of a rounding",
+    )
+    low, high = step * least, step * most
+    held = _stepped(lambda x: np.clip(x, low, high), 1.0, (low, high), 2.0)
+    return Curve(lambda x: step * np.clip(np.rint(x / step), least, most), lambda x, _: np.zeros_like(x), (-np.inf, np.inf),
+                 jumps=True, step=step, held=held)  # fmt: skip
 
 
 def _hard_sigmoid(alpha: float, beta: float) -> Curve:
@@ -332,7 +373,7 @@ LAWS: dict[str, Callable[[Setting], Curve]] = {
     "Log": lambda a: _growing(np.log, lambda x: 1.0 / x, 0.0, np.inf), "Sqrt": lambda a: _power(0.5),
     "Reciprocal": lambda a: _power(-1.0), "Power": lambda a: _power(a("exponent", 1.0)),
 }  # fmt: skip
-"""Law -> its curve with these settings; PRelu has slopes of its own beside them."""
+"""Law -> its curve with these settings; PRelu has slopes of its own beside them, Round steps."""
 
 
 def curve(law: str, settings: Sequence[tuple[str, float]], slopes: Array | None) -> Curve:
@@ -344,6 +385,9 @@ def curve(law: str, settings: Sequence[tuple[str, float]], slopes: Array | None)
     given, asked = dict(settings), set()
     if law == "PRelu" and slopes is not None and not given:
         return _kinked(slopes)
+    if law == "Round" and slopes is not None and given.keys() == {"min", "max"}:
+        need(len(settings) == 2 and all(abs(v) < 2.0**31 for v in given.values()), "a setting of a rounding")
+        return _rounding(slopes, given["min"], given["max"])
     if law not in LAWS or slopes is not None:
         raise NotCovered(f"the activation {law[:40]!a} is not covered by the checker")
 

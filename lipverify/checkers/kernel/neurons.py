@@ -97,7 +97,9 @@ def differences(p: Elementary, start: int, end: int, slopes: Callable[[int], Slo
             return v
         low, high = slopes(k) or everywhere(step)
         if not bool(np.isfinite(low).all() and np.isfinite(high).all()):
-            raise NotCovered("a product with a factor that has no bound, behind an implicit layer")
+            raise NotCovered(
+                "slopes without a bound: of a rounding, or of a product behind an implicit layer"
+            )
         if isinstance(step, Implicit):
             return _implicit(found, k, step, v, low, high)
         free = np.flatnonzero(high > low)

@@ -272,8 +272,12 @@ class Ranges:
         # Where the slope of two lines through 0 is known, the result is a multiple of what is read.
         free = np.flatnonzero((last > first) | (not f.kinks))
         lines, factor = f.lines(*ends, first, last), np.where((last > first) | (not f.kinks), 0.0, first)
+        within = np.array(lines[4:6])
+        if f.step is not None:
+            # What is rounded is known as what it was and an error: what other signals have in common with it is not lost.
+            factor, lines = np.ones(step.size), _less(lines, *ends)
         y = self._grown(k, v, factor, free, Lines(*(part[free] for part in lines[:6])), ends)
-        return _forgotten(y._replace(ends=np.array(lines[4:6])), unknown)
+        return _forgotten(y._replace(ends=within), unknown)
 
     def _product(self, k: int, step: Step, v: Signal, ends: Slopes, unknown: Array) -> Signal:
         """w = x y: with the middles a of x and b of y, w - a y = b x - a b + (x - a)(y - b)."""
@@ -324,6 +328,18 @@ class Ranges:
         terms = [Fraction(float(w)) * Fraction(c.at) for w, c in zip(signed, splits, strict=True)]
         limit = sum(terms, Fraction(0))
         return bool(self.chain.largest(row)[0] < arith.below(limit))
+
+
+def _less(lines: Lines, low: Array, high: Array) -> Lines:
+    """Lines around w - v, from those around w with slopes of at most 1, and v in [low, high]."""
+    below, above = lines.below - 1.0, lines.above - 1.0
+    slack = (
+        2.0**-49 * (np.maximum(np.abs(low), np.abs(high)) + np.abs(lines.under) + np.abs(lines.over)) + TINY
+    )
+    # A slope of at most 0: the lowest end of the lower line is at the largest v.
+    bottom = np.maximum(below * high + lines.under, lines.low - high) - slack
+    top = np.minimum(above * low + lines.over, lines.high - low) + slack
+    return Lines(below, lines.under - slack, above, lines.over + slack, bottom, top)
 
 
 def _forgotten(y: Signal, unknown: Array) -> Signal:

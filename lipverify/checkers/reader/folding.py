@@ -156,35 +156,6 @@ def _size(p: Builder, c: Call) -> list[Operand]:
     return [stored(np.array(math.prod(c.any(0).shape), np.int64))]
 
 
-def _dequantised(p: Builder, c: Call) -> list[Operand]:
-    """(q - zero point) scale, of stored integers."""
-    q, zero = c.stored(0), c.operand(2)
-    scale = c.any(1)
-    need(isinstance(scale, Stored), "a computed scale is not covered by the checker")
-    assert isinstance(scale, Stored)
-    axis = c.integer("axis", 1) if c.version >= 13 else 1
-    if c.version >= 21:
-        need(c.integer("block_size", 0) == 0, "scales of blocks are not covered by the checker")
-    if c.version >= 23:
-        need(c.integer("output_dtype", 0) == 0, "another type of results is not covered by the checker")
-    need(q.dtype.kind in "iu" and q.dtype.itemsize <= 4, "dequantisation of other numbers")
-    values, rounded = weights(scale)
-    shift = np.zeros(values.shape, np.int64) if zero is None else c.stored(2).astype(np.int64)
-    need(zero is None or c.stored(2).dtype == q.dtype, "a zero point of another type")
-    need(shift.shape == values.shape and values.ndim <= 1, "scales of another shape")
-    p.charge(3 * q.size)
-    if values.ndim == 1 and values.size > 1:
-        need(-q.ndim <= axis < q.ndim and q.shape[axis] == values.size, "scales of another size")
-        form = [1] * q.ndim
-        form[axis] = values.size
-        values, shift = values.reshape(form), shift.reshape(form)
-    elif values.ndim == 1:
-        need(values.size == 1, "scales of another size")
-        values, shift = values.reshape(()), shift.reshape(())
-    exact = scale.kind.itemsize < 8 and q.dtype.itemsize < 4
-    return [_finite((q.astype(np.int64) - shift) * values, scale, rounded + (0 if exact else 1))]
-
-
 FOLDED: dict[str, tuple[str, Callable[[Builder, Call], list[Operand]]]] = {
     **dict.fromkeys(("Less", "Greater"), ("7 9 13", _compared)),
     **dict.fromkeys(("LessOrEqual", "GreaterOrEqual"), ("12 16", _compared)),
@@ -194,6 +165,5 @@ FOLDED: dict[str, tuple[str, Callable[[Builder, Call], list[Operand]]]] = {
     "ConstantOfShape": ("9 20 21 23 24 25", _filled),
     "Range": ("11 27", _range),
     "Size": ("1 13 19 21 23 24 25", _size),
-    "DequantizeLinear": ("10 13 19 21 23 24 25 !28", _dequantised),
 }
 """Operators of stored tensors alone."""

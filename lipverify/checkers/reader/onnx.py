@@ -360,6 +360,7 @@ def _translate(node: _Node, values: dict[str, Operand], builder: Builder, versio
 def _output(builder: Builder, name: str, x: Operand, told: np.dtype[Any] | None) -> Output:
     value = builder.computed(x)
     need(told is None or told == value.kind, "an output of another type than the file says")
+    need(value.kind in FLOATS, "an output of integers is not covered by the checker")
     shape = value.shape[1:] if len(value.shape) > 1 and value.shape[0] == 1 else value.shape
     return Output(name, builder.view(value), shape)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from lipverify.checkers.reader.activations import ACTIVATIONS, PLAIN
-from lipverify.checkers.reader.building import Builder
+from lipverify.checkers.reader.building import FLOATS, Builder, Value
 from lipverify.checkers.reader.calls import Call
 from lipverify.checkers.reader.folding import FOLDED
 from lipverify.checkers.reader.groups import GROUPS, SORTS
 from lipverify.checkers.reader.layers import IMPLICIT, LAYERS
 from lipverify.checkers.reader.matrices import MATRICES
 from lipverify.checkers.reader.moves import MOVES, Results, Run, moving, repeat
+from lipverify.checkers.reader.quantisation import QUANTISATION
 from lipverify.checkers.reader.refusals import need, shown
 from lipverify.checkers.reader.resizing import RESIZING
 from lipverify.checkers.reader.sums import SCALE, SUMS
@@ -29,6 +30,8 @@ def run(p: Builder, c: Call) -> Results:
         need(
             _covers(versions, c.version), f"{c.op} of operator set {c.version} is not covered by the checker"
         )
+    whole = any(isinstance(x, Value) and x.kind not in FLOATS for x in c.operands)
+    need(not whole or c.op in _OF_INTEGERS, f"{c.op} of computed integers is not covered by the checker")
     results = translate(p, c)
     c.finish()
     need(len(results) >= c.results, f"{c.op} with more results than the checker covers")
@@ -41,10 +44,15 @@ def _covers(versions: str, opset: int) -> bool:
     return max([pair for pair in known if pair[0] <= opset], default=(0, False))[1]
 
 
+_OF_INTEGERS = (
+    "DequantizeLinear", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "MaxPool",
+)  # fmt: skip
+"""What is the same for integers of a few bits as for the real numbers that they are."""
 OPERATORS: dict[str, tuple[str, Run]] = {
     **MOVES,
     **RESIZING,
     **FOLDED,
+    **QUANTISATION,
     **SUMS,
     **MATRICES,
     **CONVOLUTIONS,
