@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -12,10 +13,11 @@ from lipverify.checkers.reader.calls import Call
 from lipverify.checkers.reader.folding import _finite
 from lipverify.checkers.reader.refusals import need
 
-_KINDS = tuple(np.dtype(name) for name in ("u1", "i1", "<u2", "<i2"))
+Kind = np.dtype[Any]
+_KINDS: tuple[Kind, ...] = tuple(np.dtype(name) for name in ("u1", "i1", "<u2", "<i2"))
 
 
-def _scales(c: Call, shape: tuple[int, ...]) -> tuple[Array, int, Array, np.dtype[np.int64] | None]:
+def _scales(c: Call, shape: tuple[int, ...]) -> tuple[Array, int, Array, Kind | None]:
     """Scales and zero points that broadcast to `shape`, roundings behind the scales, and the type of the integers where told."""
     scale, zero = c.any(1), c.operand(2)
     need(isinstance(scale, Stored), "a computed scale is not covered by the checker")
@@ -44,6 +46,7 @@ def _dequantised(p: Builder, c: Call) -> list[Operand]:
     q = c.any(0)
     values, rounded, shift, kind = _scales(c, q.shape)
     scale = c.any(1)
+    assert isinstance(scale, Stored)
     need(kind is None or kind == q.kind, "a zero point of another type")
     if isinstance(q, Value):
         need(q.kind in _KINDS, "dequantisation of other numbers")
@@ -66,10 +69,10 @@ def _quantised(p: Builder, c: Call) -> list[Operand]:
         need(c.flag("saturate", 1), "integers that wrap around are not covered by the checker")
     if c.version >= 23:
         need(c.integer("precision", 0) == 0, "another precision is not covered by the checker")
-    kind = np.dtype("u1") if kind is None else kind
-    need(kind in _KINDS and x.kind in FLOATS, "quantisation of other numbers")
+    told = np.dtype("u1") if kind is None else kind
+    need(told in _KINDS and x.kind in FLOATS, "quantisation of other numbers")
     need(c.any(1).kind == x.kind and rounded == 0, "quantisation by scales of another type")
-    ends = np.iinfo(kind)
+    ends = np.iinfo(told)
     # With one zero point for all; where there are several each has ends of its own.
     need(bool((shift == shift.reshape(-1)[0]).all()), "several zero points are not covered by the checker")
     zero = int(shift.reshape(-1)[0])
@@ -77,7 +80,7 @@ def _quantised(p: Builder, c: Call) -> list[Operand]:
     steps = np.broadcast_to(values, x.shape).reshape(-1).copy()
     y = p.scalar(x, "Round", {"min": ends.min - zero, "max": ends.max - zero}, steps)
     back = p.scaled(y, 1.0 / np.broadcast_to(values, x.shape), 1, np.full(x.shape, float(zero)))
-    return [back._replace(kind=kind)]
+    return [back._replace(kind=told)]
 
 
 QUANTISATION: dict[str, tuple[str, Callable[[Builder, Call], list[Operand]]]] = {
