@@ -30,6 +30,7 @@ from lipverify.ir.norm import Norm
 from lipverify.ir.region import Ball
 from lipverify.questions.deviation import deviation
 from lipverify.questions.question import Answer
+from lipverify.zoo.network import test_data
 
 HERE = Path(__file__).resolve().parent
 CHECKPOINTS = HERE.parents[2] / "shared" / "checkpoints"
@@ -68,12 +69,12 @@ def row(answer: Answer, started: float) -> Row:
 def digits(other: str, region: str) -> Callable[[], Row]:
     def made() -> Row:
         f, g = lv.load(F), lv.load(other)
-        x = zoo.points("digits-relu-mlp", 360)[0].double()
+        x, correct = (test_data("digits-relu-mlp")[0].double(), zoo.points("digits-relu-mlp", 60)[0].double())
         started = time.process_time()
         if region == "box":
             return row(deviation(f, g, lv.InputBox(f.input_shape, 0.0, 1.0), data=x), started)
         norm, radius = REGIONS[region]
-        return row(deviation(f, g, Ball(x[:60], radius, norm, (0.0, 1.0))), started)
+        return row(deviation(f, g, Ball(correct, radius, norm, (0.0, 1.0))), started)
 
     return made
 
