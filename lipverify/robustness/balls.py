@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -24,9 +25,9 @@ from lipverify.ir.region import Ball, Query
 from lipverify.propagation import Bounds, bounds
 from lipverify.propagation.forms import mixes
 from lipverify.robustness.attack import Box
-from lipverify.robustness.branching import branched_margin
+from lipverify.robustness.branching import FIRST_STEPS, Forest, begun, hint, proved_on
 from lipverify.robustness.carried import Multipliers, whole_layers
-from lipverify.robustness.optimised import Slopes
+from lipverify.robustness.domains import Neurons, Search
 from lipverify.robustness.semidefinite import ball_constants
 from lipverify.robustness.shells import Shell
 
@@ -59,16 +60,20 @@ class Balls:
     margins: bool
     constants: bool
     compute: Compute
-    slopes: Slopes | None = None
-    """Search for lower planes; None: none."""
-    leaves: int = 0
-    """Parts of a ball that branch and bound may look at, for each output."""
+    planes: bool = False
+    """Whether lower planes of ReLU are searched for."""
+    leaves: int | None = None
+    """Parts of a ball that branch and bound may look at; None: as many as time lasts for."""
     semidefinite: bool = False
     """Whether LipSDP covers the network, for `steepen`."""
     seen: dict[float, Bounds] = field(default_factory=dict)
     """Ranges of the balls looked at; those of a ball hold on every smaller one."""
     steep: dict[float, Tensor] = field(default_factory=dict)
     """Constants of the balls steepened so far, by radius; gradients at the point for radius 0."""
+    roots: Forest = field(default_factory=dict)
+    """Planes of the ball looked at last, where the next search starts."""
+    trees: dict[float, Forest] = field(default_factory=dict)
+    """By radius what shows all margins to be positive there, beyond ranges alone."""
     multipliers: dict[tuple[float | None, int], Multipliers] = field(default_factory=dict)
     """By ball and rival what proves a constant, where it is no range of derivatives: of every neuron of every layer."""
 
@@ -153,24 +158,41 @@ class Balls:
             self.steep[0.0] = torch.linalg.vector_norm(jacobian.flatten(1), dim=1)
         return self.steep[max(r for r in self.steep if r < radius)]
 
-    def look_harder(self, radius: float) -> Shell:
-        """As `look`, with branch and bound on the margins that are not shown to be positive, and without constants."""
-        slopes = self.slopes or Slopes()
+    def prove(self, radius: float, deadline: float) -> bool:
+        """Whether branch and bound shows all margins on the ball to be positive, from the trees of the ball before.
+
+        Args:
+            deadline: the moment at which it gives up.
+        """
         with torch.no_grad():
             try:
                 ranges = self.ranges(radius)
             except UnsupportedModel:
-                return Shell(radius)
-        margins = slopes.margins(ranges, self.compute)
-        for j in margins.argsort().tolist():
-            if margins[j] > 0 or self.compute.remaining() <= 0:
-                break
-            start = {name: values[j] for name, values in slopes.values.items()}
-            found = branched_margin(ranges, j, start, self.leaves, self.compute)
-            margins[j] = max(float(margins[j]), found)
-            if not margins[j] > 0:
-                break
-        return Shell(radius, None, None, _finite(margins.cpu(), low=True), branched=True)
+                return False
+        neurons, low = Neurons.of(ranges.known), ranges.output.lower.flatten()
+        outputs = (~(low > 0)).nonzero().flatten().tolist()
+        start = self.trees[max(self.trees)] if self.trees else self.roots
+        found = proved_on(neurons, outputs, start, lambda: time.monotonic() > deadline, self.leaves)
+        if found is None:
+            return False
+        self.trees[radius] = found
+        return True
+
+    def _searched(self, ranges: Bounds, radius: float) -> Tensor:
+        """Margins with searched planes, never below those of the ranges: [rivals]. Stops as soon as all are positive."""
+        best = ranges.output.lower.flatten().clone()
+        neurons = Neurons.of(ranges.known)
+        if not len(neurons.open):
+            return best
+        outputs = list(range(len(best)))
+        rows, _ = begun(neurons, outputs, self.roots)
+        search = Search(neurons)
+        rows, _ = search.searched(rows, FIRST_STEPS, lambda: self.compute.remaining() <= 0)
+        best = torch.maximum(best, search.lower(rows))
+        self.roots.update({j: {(): hint(neurons, rows, j)} for j in outputs})
+        if bool((best > 0).all()):
+            self.trees[radius] = dict(self.roots)
+        return best
 
     def look(self, radius: float) -> Shell:
         """Margins and constants over the ball; None for what is not asked or not bounded there."""
@@ -181,8 +203,8 @@ class Balls:
                 return Shell(radius)
             margins = ranges.output.lower.flatten().cpu() if self.margins else None
             optimised = None
-            if self.slopes is not None:
-                optimised = self.slopes.margins(ranges, self.compute).cpu()
+            if self.planes:
+                optimised = self._searched(ranges, radius).cpu()
             constants = self._constants(ranges) if self.constants else None
         return Shell(
             radius, _finite(margins, low=True), _finite(constants, low=False), _finite(optimised, low=True)

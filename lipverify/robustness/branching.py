@@ -1,226 +1,157 @@
-"""Branch and bound on the signs of ReLU arguments: a margin over a ball from the margins over its parts.
+"""Branch and bound on the signs of ReLU arguments: outputs over one ball, all at once, as long as time lasts.
 
-Legend: a leaf fixes s_i = +1 (z_i >= 0) or -1 (z_i <= 0) for some neurons; beta_i >= 0. Leaves of one tree cover the ball.
-Source: Bunel et al., JMLR 21 (2020), branch and bound; Wang et al., NeurIPS 2021 (arXiv 2103.06624), beta-CROWN: on a leaf
-s_i z_i >= 0, so that sum_i beta_i s_i z_i may be added to an upper bound.
-Sound when: as `propagation.bounds`; which neurons are split, and all slopes and betas, may be chosen freely.
+Legend: a leaf gives some neurons a sign; the leaves of a tree cover the ball; a tree for every output.
+Source: Bunel et al., JMLR 21 (2020), branch and bound; De Palma et al., arXiv 2104.06718, for trying some neurons on the bound
+itself before one is split.
+Sound when: as `robustness.domains`: a leaf is closed with every rounding, and only trees without an open leaf count.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lipverify import ops
-from lipverify.analyzers.protocol import Compute
-from lipverify.ir.graph import Node
-from lipverify.ir.op import Input
-from lipverify.propagation import Bounds
-from lipverify.propagation.functionals import Functionals
-from lipverify.propagation.knowledge import Knowledge
-from lipverify.propagation.searched import repeated, rough_upper, unstable
+from lipverify.robustness.domains import Neurons, Rows, Search
 
-STEPS = 12
-RATE = 0.2
-FADE = 0.9
-CHILDREN = 64
-"""Leaves worked on at once."""
+STEPS, FIRST_STEPS = 8, 25
+"""Steps of the search on a part, and on the whole ball."""
+CANDIDATES = 24
+"""Neurons whose two sides are tried before one is split: trees of 3 or 4 are four times and more as large."""
+MEMORY, MOST = 64 << 20, 256
+"""Bytes that the coefficients of one batch may take, about, and rows of one batch at most: more do not go faster."""
+
+Path = tuple[tuple[int, int], ...]
+"""The splits that lead to a leaf: the number of a neuron, and its sign there, 1 or -1."""
 
 
-@dataclass
-class _Walk(Functionals):
-    """Adds beta s z on the way, and notes where relaxations cost most."""
+@dataclass(frozen=True)
+class Hint:
+    """What closed a leaf: lower slopes and betas [U] of the open neurons with these numbers [U]. Nothing here is trusted."""
 
-    extra: dict[str, Tensor] = field(default_factory=dict)
-    scores: dict[str, Tensor] = field(default_factory=dict)
-
-    def _relax(self, node: Node, a: Tensor) -> None:
-        super()._relax(node, a)
-        if node.name not in self.extra:
-            return
-        self._add(node.inputs[0], self.extra[node.name])
-        planes = self.known.planes(node)
-        with torch.no_grad():
-            slope, box = planes.lower.slopes[0], self.known.ranges[node.inputs[0]]
-            below = torch.maximum(-slope * box.lower, (1.0 - slope) * box.upper)
-            cost = a.clamp(min=0) * planes.upper.offset + 0.5 * (-a).clamp(min=0) * below.clamp(min=0)
-            self.scores[node.name] = cost
+    numbers: Tensor
+    slopes: Tensor
+    betas: Tensor
 
 
-@dataclass
-class _Leaves:
-    """bounds [leaves]: upper bounds of minus the margin; signs, slopes, betas: node -> [leaves, *shape]."""
-
-    bounds: Tensor
-    signs: dict[str, Tensor]
-    slopes: dict[str, Tensor]
-    betas: dict[str, Tensor]
-    scores: dict[str, Tensor]
-
-    def take(self, rows: Tensor) -> _Leaves:
-        parts = (
-            {k: v[rows] for k, v in d.items()} for d in (self.signs, self.slopes, self.betas, self.scores)
-        )
-        return _Leaves(self.bounds[rows], *parts)
-
-    @staticmethod
-    def joined(first: _Leaves, second: _Leaves) -> _Leaves:
-        pairs = (
-            (first.signs, second.signs),
-            (first.slopes, second.slopes),
-            (first.betas, second.betas),
-            (first.scores, second.scores),
-        )
-        parts = ({k: torch.cat([a[k], b[k]]) for k in a} for a, b in pairs)
-        return _Leaves(torch.cat([first.bounds, second.bounds]), *parts)
+Tree = dict[Path, Hint | None]
+"""The leaves of one output."""
+Forest = dict[int, Tree]
+"""Output -> its tree; one that is not there is the ball itself."""
 
 
-def branched_margin(
-    ranges: Bounds, output: int, slopes: dict[str, Tensor], leaves: int, compute: Compute
-) -> float:
-    """A lower bound of one output over the one ball of `ranges`, from at most about `leaves` parts of it.
-
-    Stops when the output is shown to be positive, or at the deadline; the minimum over all leaves is valid at any moment.
+def proved_on(
+    neurons: Neurons,
+    outputs: Sequence[int],
+    start: Forest,
+    expired: Callable[[], bool],
+    most: int | None = None,
+) -> Forest | None:
+    """Trees that show these outputs to be positive on the ball; None where time, `most` rows or neurons were used up.
 
     Args:
-        slopes: where the search for lower planes starts, ReLU node -> [*shape].
+        start: trees to begin with, of another ball around the same centre.
     """
-    known = ranges.known
-    masks = {n.name: unstable(known, n)[0] for n in known.graph.nodes if isinstance(n.op, ops.ReLU)}
-    masks = {name: mask for name, mask in masks.items() if bool(mask.any())}
-    if not masks:
-        return float(ranges.output.lower.flatten()[output])
-    signs = {
-        name: torch.zeros(1, *m.shape, dtype=torch.float64, device=m.device) for name, m in masks.items()
-    }
-    root = _Leaves(
-        torch.full((1,), torch.inf, dtype=torch.float64, device=next(iter(masks.values())).device),
+    search, done = Search(neurons), {j: Tree() for j in outputs}
+    rows, paths = begun(neurons, outputs, start)
+    chunk, spent, steps = _chunk(neurons), 0, FIRST_STEPS
+    waiting = torch.arange(len(rows)).split(chunk) if len(rows) else ()
+    left: list[tuple[Rows, list[Path]]] = [
+        (rows.take(some), [paths[k] for k in some.tolist()]) for some in waiting
+    ]
+    opened: tuple[Rows, list[Path]] | None = None
+    while left or opened is not None:
+        if not left:
+            assert opened is not None
+            rows, paths = opened
+            # The hardest parts first: it is there that a proof fails.
+            order = rows.upper.argsort(descending=True)
+            now, later = order[: max(1, chunk // 2)], order[max(1, chunk // 2) :]
+            halves = _split(search, rows.take(now), [paths[k] for k in now.tolist()], chunk)
+            if halves is None:
+                return None
+            left, steps = [halves], STEPS
+            opened = (rows.take(later), [paths[k] for k in later.tolist()]) if len(later) else None
+        rows, paths = left.pop()
+        best, closed = search.searched(rows, steps, expired)
+        for k in closed.nonzero().flatten().tolist():
+            done[int(best.output[k])][paths[k]] = hint(neurons, best, k)
+        rest = (~closed).nonzero().flatten()
+        if len(rest):
+            more = best.take(rest), [paths[k] for k in rest.tolist()]
+            opened = more if opened is None else (Rows.joined(opened[0], more[0]), [*opened[1], *more[1]])
+        spent += len(closed)
+        if (left or opened is not None) and (expired() or (most is not None and spent >= most)):
+            return None
+    return done
+
+
+def hint(neurons: Neurons, rows: Rows, k: int) -> Hint:
+    """The slopes and betas of one row. Slopes in single precision: they may be anything."""
+    return Hint(neurons.open, rows.slopes[k].float(), rows.betas[k].clone())
+
+
+def begun(neurons: Neurons, outputs: Sequence[int], start: Forest) -> tuple[Rows, list[Path]]:
+    """A row for every leaf that there is."""
+    paths = [(j, path, known) for j in outputs for path, known in start.get(j, {(): None}).items()]
+    width, device = len(neurons.open), neurons.open.device
+    zeros = torch.zeros(len(paths), width, dtype=torch.float64, device=device)
+    signs, betas, slopes = zeros.clone(), zeros.clone(), neurons.slopes().expand(len(paths), width).clone()
+    columns: dict[int, tuple[Tensor, Tensor]] = {}
+    for row, (_, path, known) in enumerate(paths):
+        if known is not None:
+            if id(known.numbers) not in columns:
+                columns[id(known.numbers)] = neurons.places(known.numbers)
+            old, new = columns[id(known.numbers)]
+            slopes[row, new], betas[row, new] = known.slopes[old].double(), known.betas[old]
+        for number, side in path:
+            if number in neurons.column:
+                signs[row, neurons.column[number]] = side
+    rows = Rows(
+        torch.tensor([j for j, _, _ in paths], dtype=torch.int64, device=device),
         signs,
-        {
-            name: slopes[name][None].clone() if name in slopes else torch.zeros_like(signs[name])
-            for name in masks
-        },
-        {name: torch.zeros_like(s) for name, s in signs.items()},
-        {},
+        slopes,
+        betas,
+        torch.full((len(paths),), torch.inf, dtype=torch.float64, device=device),
+        zeros,
     )
-    tree = _bounded(known, output, masks, root, compute)
-    closed, count = float("-inf"), 1
-    while count < leaves and compute.remaining() > 0:
-        done = tree.bounds < 0
-        if bool(done.any()):
-            closed = max(closed, float(tree.bounds[done].max()))
-            if bool(done.all()):
-                return -closed
-            tree = tree.take((~done).nonzero().flatten())
-        worst = tree.bounds.argsort(descending=True)
-        some, rest = tree.take(worst[: CHILDREN // 2]), tree.take(worst[CHILDREN // 2 :])
-        children = _split(some, masks)
-        if children is None:
-            break
-        found = _bounded(known, output, masks, children, compute)
-        tree = _Leaves.joined(rest, found)
-        count += len(found.bounds)
-    return -max(closed, float(tree.bounds.max()))
+    return rows, [path for _, path, _ in paths]
 
 
-def _split(parents: _Leaves, masks: dict[str, Tensor]) -> _Leaves | None:
-    """Both signs of the costliest neuron of every leaf; None where a leaf has no neuron left."""
-    names = list(masks)
-    flat = []
-    for name in names:
-        free = masks[name] & (parents.signs[name] == 0)
-        flat.append(parents.scores[name].masked_fill(~free, -1.0).flatten(1))
-    score = torch.cat(flat, dim=1)
-    best, place = score.max(dim=1)
-    if not bool((best >= 0).all()):
+def _chunk(neurons: Neurons) -> int:
+    size = sum(node.size for node in neurons.known.graph.nodes)
+    return int(max(2, min(MOST, MEMORY // (8 * 6 * size))))
+
+
+def _split(search: Search, rows: Rows, paths: list[Path], chunk: int) -> tuple[Rows, list[Path]] | None:
+    """Both sides of one neuron of every row; None where a row has none left."""
+    score = rows.scores.masked_fill(rows.signs != 0, -1.0)
+    best, column = score.topk(min(CANDIDATES, score.shape[1]), dim=1)
+    n, k = column.shape
+    if k == 0 or not bool((best[:, 0] >= 0).all()):
         return None
-    rows = torch.arange(len(parents.bounds), device=score.device).repeat(2)
-    children = parents.take(rows)
-    sign = torch.ones(len(rows), dtype=torch.float64, device=score.device)
-    sign[len(rows) // 2 :] = -1.0
-    start = 0
-    chosen = place.repeat(2)
-    for name, part in zip(names, flat, strict=True):
-        width = part.shape[1]
-        mine = (chosen >= start) & (chosen < start + width)
-        index = mine.nonzero().flatten()
-        view = children.signs[name].flatten(1)
-        view[index, chosen[index] - start] = sign[index]
-        children.signs[name] = view.reshape(children.signs[name].shape)
-        start += width
-    return children
+    sides = torch.tensor([1.0, -1.0], dtype=torch.float64, device=score.device)
+    choice = torch.zeros(n, dtype=torch.int64, device=score.device)
+    if k > 1:
+        tried = _with_signs(rows, column.flatten().repeat_interleave(2), sides.repeat(n * k), 2 * k)
+        pieces = torch.arange(len(tried), device=score.device).split(2 * chunk)
+        upper = torch.cat([search.once(tried.take(some)) for some in pieces]).reshape(n, k, 2)
+        # What both sides gain, no more than closing them; of equal ones the better side.
+        room = rows.upper[:, None, None]
+        gain = torch.minimum((room - upper).clamp(min=0.0), room.clamp(min=0.0))
+        value = gain.amin(2) + 1e-3 * gain.amax(2)
+        choice = value.masked_fill(best < 0, -1.0).argmax(1)
+    chosen = column.gather(1, choice[:, None])[:, 0]
+    children = _with_signs(rows, chosen.repeat_interleave(2), sides.repeat(n), 2)
+    numbers = search.neurons.open[chosen].tolist()
+    names = [(*path, (number, side)) for path, number in zip(paths, numbers, strict=True) for side in (1, -1)]
+    return children, names
 
 
-def _bounded(
-    known: Knowledge, output: int, masks: dict[str, Tensor], leaves: _Leaves, compute: Compute
-) -> _Leaves:
-    """The leaves with their bounds, never above those of their parents."""
-    count = len(leaves.bounds)
-    wide = repeated(known, count)
-    slopes = {k: v.clone().requires_grad_(True) for k, v in leaves.slopes.items()}
-    betas = {k: v.clone().requires_grad_(True) for k, v in leaves.betas.items()}
-    adam = torch.optim.Adam([*slopes.values(), *betas.values()], lr=RATE)
-    best, scores = leaves.bounds, leaves.scores
-    with torch.enable_grad():
-        for step in range(STEPS):
-            walk = _walk(wide, output, masks, leaves.signs, slopes, betas)
-            with torch.no_grad():
-                upper = walk.upper()
-                best = torch.where(upper < best, upper, best)
-            scores = {name: walk.scores.get(name, torch.zeros_like(leaves.signs[name])) for name in masks}
-            if step == STEPS - 1 or bool((best < 0).all()) or compute.remaining() <= 0:
-                break
-            objective = rough_upper(walk).sum()
-            if not objective.requires_grad:
-                break
-            adam.zero_grad()
-            objective.backward()
-            adam.step()
-            for group in adam.param_groups:
-                group["lr"] *= FADE
-            with torch.no_grad():
-                for values in slopes.values():
-                    values.nan_to_num_(0.0).clamp_(0.0, 1.0)
-                for values in betas.values():
-                    values.nan_to_num_(0.0).clamp_(min=0.0)
-    settled = [{k: v.detach() for k, v in values.items()} for values in (slopes, betas)]
-    return _Leaves(best, leaves.signs, settled[0], settled[1], scores)
-
-
-def _walk(
-    known: Knowledge,
-    output: int,
-    masks: dict[str, Tensor],
-    signs: dict[str, Tensor],
-    slopes: dict[str, Tensor],
-    betas: dict[str, Tensor],
-) -> _Walk:
-    """Minus one output on every leaf as a functional of the input."""
-    fresh = replace(known, _planes=dict(known._planes), _sizes={})
-    extra = {}
-    for name, mask in masks.items():
-        plain, sign = known.planes(known.graph[name]), signs[name]
-        fixed = (sign > 0).double()
-        low = torch.where(mask, slopes[name], plain.lower.slopes[0])
-        low = torch.where(sign != 0, fixed, low)
-        high = torch.where(sign != 0, fixed, plain.upper.slopes[0])
-        zero = torch.zeros_like(low)
-        lower = replace(plain.lower, slopes=(low,), offset=torch.where(mask, zero, plain.lower.offset))
-        upper = replace(plain.upper, slopes=(high,), offset=torch.where(sign != 0, zero, plain.upper.offset))
-        fresh._planes[name] = replace(plain, lower=lower, upper=upper)
-        extra[name] = sign * betas[name]
-    node = known.graph.output
-    count = known.count
-    start = torch.zeros(count, node.size, dtype=torch.float64, device=known.box.lower.device)
-    start[:, output] = -1.0
-    walk = _Walk.start(
-        fresh, {node.name: start.reshape(count, *node.shape)}, torch.arange(count, device=start.device)
-    )
-    assert isinstance(walk, _Walk)
-    walk.extra = extra
-    for step in reversed(known.graph.nodes):
-        if not isinstance(step.op, Input):
-            walk.step(step)
-    return walk
+def _with_signs(rows: Rows, columns: Tensor, sides: Tensor, times: int) -> Rows:
+    """Every row so many times, each with one more sign: columns, sides [rows * times]."""
+    many = rows.take(torch.arange(len(rows), device=columns.device).repeat_interleave(times))
+    many.signs[torch.arange(len(many), device=columns.device), columns] = sides
+    return many

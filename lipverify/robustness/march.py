@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lipverify.analyzers.protocol import Compute
 from lipverify.robustness.arithmetic import LARGEST
-from lipverify.robustness.shells import Shells, between
+from lipverify.robustness.shells import Shell, Shells, between
 
 Steepen = Callable[[float, Tensor, Tensor], Tensor | None]
 """Constants [rivals] on the ball of a radius; from constants that hold there already and the margins where its shell begins."""
@@ -24,6 +24,47 @@ FIRST, STEP, SHARE = 0.6, 0.4, 0.6
 """The first shell and the longest step, of the radius of linear bounds; the share of M / L that a step takes."""
 LAST, NEAR = 1.0, 0.025
 """The share of the last step, which is taken once M / L is this part of the radius."""
+
+
+POSITIVE = 5e-324
+"""What a margin is at least that is only shown to be positive."""
+PART, SHORT = 0.125, 0.05
+"""The first step beyond what is certified, of the way to the attack; the share of the time left that makes a step short."""
+
+
+def grow(
+    shells: Shells,
+    prove: Callable[[float, float], bool],
+    farthest: float,
+    looks: int | None,
+    resolution: float,
+    compute: Compute,
+) -> None:
+    """Goes outward by branch and bound: every ball from the trees of the one before; longer steps while they are cheap.
+
+    Args:
+        farthest: no radius beyond can be certified. looks: balls at most; None: as many as time lasts for.
+    """
+    low, high = max(shells.radius(), shells.optimised()), farthest
+    step = PART * (high - low) if high < LARGEST else PART * low
+    while (looks is None or looks > 0) and step > resolution * low > 0.0:
+        remaining = compute.remaining()
+        radius = min(low + step, 0.5 * (low + high)) if high < LARGEST else low + step
+        if remaining <= 0 or not low < radius < LARGEST:
+            return
+        started = time.monotonic()
+        # Half of what is left: a ball that is too large leaves time for smaller ones.
+        if prove(radius, started + 0.5 * remaining):
+            margins = torch.full_like(shells.margin, POSITIVE)
+            shells.known.append(Shell(radius, None, None, margins, branched=True))
+            shells.known.sort(key=lambda shell: shell.radius)
+            low = radius
+            if time.monotonic() - started < SHORT * remaining or looks is not None:
+                step *= 2.0
+        else:
+            high, step = radius, 0.5 * (radius - low)
+        step = min(step, 0.5 * (high - low)) if high < LARGEST else step
+        looks = None if looks is None else looks - 1
 
 
 def bracket(shells: Shells, first: float, farthest: float, resolution: float, compute: Compute) -> None:

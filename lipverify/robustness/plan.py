@@ -36,9 +36,8 @@ class Plan:
     """The question: one norm and one method for all points. Two plans that are equal give equal numbers.
 
     box: limits of every input coordinate; perturbations stay inside. looks: balls that `local`, `crown`, `alpha-crown` and
-    `auto` may look at for each point in linf; shells: balls that get constants by semidefinite programs, in l2. plane_steps:
-    of the search of `alpha-crown` on each ball. leaves, harder_looks: parts of a ball for `branching`, and how many balls it
-    looks at. resolution: relative width at which a bisection ends. seconds: for one point; None: no limit, and numbers that
+    `auto` may look at for each point in linf; shells: balls that get constants by semidefinite programs, in l2. leaves,
+    harder_looks: parts of a ball for `branching`, and how many balls it looks at, where no time is given. resolution: relative width at which a bisection ends. seconds: for one point; None: no limit, and numbers that
     do not depend on the machine's speed.
     """
 
@@ -47,7 +46,6 @@ class Plan:
     box: Box | None = None
     looks: int = 16
     shells: int = 4
-    plane_steps: int = 20
     leaves: int = 512
     harder_looks: int = 5
     resolution: float = 2e-3

@@ -23,11 +23,10 @@ from lipverify.propagation.forms import mixes
 from lipverify.robustness.arithmetic import LARGEST
 from lipverify.robustness.attack import Example, attack, farthest
 from lipverify.robustness.balls import Balls, gradient_work, refuses_gradients
-from lipverify.robustness.branching import STEPS
+from lipverify.robustness.branching import CANDIDATES, STEPS
 from lipverify.robustness.carried import Carried
 from lipverify.robustness.constants import EFFORT, PairConstants, pair_constants
-from lipverify.robustness.march import bracket, march
-from lipverify.robustness.optimised import Slopes
+from lipverify.robustness.march import bracket, grow, march
 from lipverify.robustness.pairs import differences, enclosed, predict
 from lipverify.robustness.plan import Plan, Record
 from lipverify.robustness.shells import Shell, Shells, between, refuse
@@ -38,6 +37,8 @@ FEWEST_LEAVES = 48
 """Fewer parts than these gain nothing."""
 GRADIENTS_A_SECOND = 5e6
 """Of `gradient_work`, a tenth of what a core does in a second: so that ten looks fit into the time of a point."""
+NEAR = 2e-2
+"""Resolution of the search before branch and bound: what it may lose costs that one ball."""
 COARSE = 1e-2
 """Resolution for networks with attention: each look takes seconds."""
 SIDE_EFFORT = EFFORT / 50
@@ -250,7 +251,6 @@ def _shells(
     constants = work.constants.rows(label) if "global" in parts and work.constants is not None else None
     local = "local" in parts and (plan.norm is Norm.L2 or _affordable(plan, graph))
     crown = bool(parts & {"crown", "alpha-crown", "branching"})
-    slopes = Slopes(plan.plane_steps) if parts & {"alpha-crown", "branching"} else None
     marching = plan.norm is Norm.L2 and local
     balls = Balls(
         graph,
@@ -260,7 +260,7 @@ def _shells(
         crown or marching,
         local and not marching,
         compute,
-        slopes,
+        bool(parts & {"alpha-crown", "branching"}),
         _leaves(work, graph),
         semidefinite=LipSDP().reject(graph, Query(Norm.L2, Norm.L2)) is None,
     )
@@ -281,9 +281,13 @@ def _shells(
         return shells
     # Half of a limited time is kept for branching.
     share = replace(compute, deadline=compute.share(2)) if "branching" in parts else compute
-    shells.search(first, farthest, plan.looks, resolution, local, share)
-    if "branching" in parts and balls.leaves >= FEWEST_LEAVES:
-        shells.search_harder(balls.look_harder, farthest, plan.harder_looks, plan.resolution, compute)
+    branching = "branching" in parts and (balls.leaves is None or balls.leaves >= FEWEST_LEAVES)
+    shells.search(
+        first, farthest, plan.looks, max(resolution, NEAR) if branching else resolution, local, share
+    )
+    if branching:
+        looks = None if plan.seconds is not None else plan.harder_looks
+        grow(shells, balls.prove, farthest, looks, plan.resolution, compute)
     return shells
 
 
@@ -292,11 +296,11 @@ def _affordable(plan: Plan, graph: Graph) -> bool:
     return plan.seconds is None or gradient_work(graph) <= GRADIENTS_A_SECOND * plan.seconds
 
 
-def _leaves(work: Work, graph: Graph) -> int:
+def _leaves(work: Work, graph: Graph) -> int | None:
     """Parts of a ball that are affordable; with a limited time the deadline decides, else a count of multiplications."""
     if work.plan.seconds is not None:
-        return 64 * work.plan.leaves
-    passes = BRANCH_EFFORT / (8 * STEPS * multiplications(graph))
+        return None
+    passes = BRANCH_EFFORT / ((3 * STEPS + 2 * CANDIDATES) * multiplications(graph))
     return min(work.plan.leaves, int(passes))
 
 

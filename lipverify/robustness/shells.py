@@ -266,24 +266,6 @@ class Shells:
                     return
                 self.add(place)
 
-    def search_harder(
-        self, look: Look, farthest: float, looks: int, resolution: float, compute: Compute
-    ) -> None:
-        """Looks at balls beyond the radius reached with a costlier look: less and less far where it fails."""
-        low, high, step = self.radius(), farthest, 0.12
-        for _ in range(looks):
-            radius = min(low * (1.0 + step), 0.5 * (low + high))
-            if not 0.0 < low < radius < high < LARGEST or radius - low <= resolution * low:
-                return
-            if not self.time_for_more(compute):
-                return
-            self.known.append(look(radius))
-            self.known.sort(key=lambda shell: shell.radius)
-            reached = self.radius()
-            if reached < radius:
-                high, step = min(high, radius), step / 2
-            low = max(low, reached)
-
     def _where(self, resolution: float) -> float | None:
         """The middle of the shell whose halving promises most, or a place just beyond the radius reached."""
         reached, pieces = self._walk(use_margins=True)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 import lipverify as lv
 from lipverify import ops
-from lipverify.analyzers.protocol import Compute
 from lipverify.errors import UnsupportedModel
+from lipverify.ir.graph import Node
 from lipverify.ir.norm import Norm
 from lipverify.robustness import Attack, Plan
-from lipverify.robustness.branching import branched_margin
-from lipverify.robustness.optimised import Slopes
+from lipverify.robustness.branching import FIRST_STEPS, begun, proved_on
+from lipverify.robustness.domains import Neurons, Search
 from lipverify.robustness.pairs import differences, predict
 from tests.networks import chain, random_graph, tensor
 from tests.tiers import tier
@@ -62,7 +64,7 @@ RELU = tier(5, 200)
 
 @pytest.mark.parametrize("seed", range(RELU))
 def test_branched_margins_hold_at_every_sampled_point(seed: int) -> None:
-    """Networks whose margins a dense grid of a two-dimensional ball nearly attains: never above, often close."""
+    """Networks whose margins a dense grid of a two-dimensional ball nearly attains: never shown positive where they are not."""
     rng = np.random.default_rng([seed, 21])
     graph = chain([tensor(rng, 8, 2), tensor(rng, 6, 8), tensor(rng, 3, 6)], ops.ReLU())
     x = torch.tensor(rng.standard_normal((1, 2)))
@@ -76,14 +78,34 @@ def test_branched_margins_hold_at_every_sampled_point(seed: int) -> None:
     if norm is Norm.L2:
         grid = grid[grid.norm(dim=1) <= ball.radius]
     values = lv.evaluate(network.to(dtype=torch.float64), x + grid)
-    searched = Slopes()
-    margins = searched.margins(ranges, Compute())
-    assert bool((margins <= values.amin(0)).all())
-    assert bool((margins >= ranges.output.lower[0]).all())
+    neurons = Neurons.of(ranges.known)
+    rows, _ = begun(neurons, [0, 1], {})
+    search = Search(neurons)
+    best, closed = search.searched(rows, FIRST_STEPS, lambda: False)
+    lowest, margins = values.amin(0), search.lower(best)
+    assert bool((margins <= lowest).all())
     for j in range(2):
-        start = {name: v[j] for name, v in searched.values.items()}
-        found = branched_margin(ranges, j, start, 3000, Compute())
-        assert found <= float(values[:, j].min())
-        if found < 0:  # the tree was worked on to the end
-            spread = float(values[:, j].max() - values[:, j].min())
-            assert found >= float(values[:, j].min()) - 0.35 * spread
+        assert not bool(closed[j]) or float(lowest[j]) > 0
+        # A constant added to the output moves the question to where branch and bound has to decide.
+        spread = float(values[:, j].max() - values[:, j].min())
+        for share, wanted in ((1e-3, None), (-0.02, False), (0.35, True)):
+            moved = with_shift(network, j, float(-lowest[j]) + share * spread)
+            wider = Neurons.of(lv.bounds(moved, ball).known)
+            found = proved_on(wider, [j], {}, lambda: False, most=3000)
+            if wanted is not None:
+                assert (found is not None) is wanted
+            if found is not None:
+                assert set(found) == {j}
+                again = proved_on(wider, [j], found, lambda: False, most=3000)
+                assert again is not None and set(again[j]) == set(found[j])
+
+
+def with_shift(graph: lv.Graph, output: int, shift: float) -> lv.Graph:
+    """The network with a number added to one of its outputs."""
+    offset = torch.zeros(graph.output.size, dtype=torch.float64)
+    offset[output] = shift
+    size = graph.output.size
+    node = Node(
+        "moved", ops.Linear(torch.eye(size, dtype=torch.float64), offset), (graph.output.name,), (size,)
+    )
+    return replace(graph, nodes=(*graph.nodes, node), outputs=("moved",), output_index=0)

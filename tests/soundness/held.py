@@ -297,7 +297,6 @@ class _One:
                     method,
                     looks=4,
                     shells=1,
-                    plane_steps=3,
                     leaves=8,
                     harder_looks=1,
                     attack=None,
