@@ -20,6 +20,8 @@ from lipverify.robustness.arithmetic import length_up
 from lipverify.robustness.pairs import differences, enclosed
 
 Box = tuple[float, float]
+PATIENCE, MOMENTUM = 4, 0.75
+"""Steps without gain before a restart goes back and halves its length; how much of the way before it keeps."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,8 @@ class Attack:
     radius without and one with a found example is halved; doublings: how far beyond the first guess to look.
     """
 
-    restarts: int = 12
-    steps: int = 25
+    restarts: int = 18
+    steps: int = 30
     halvings: int = 7
     doublings: int = 12
 
@@ -59,7 +61,8 @@ def attack(
 
     Statement: the label of `point` differs from `label` in real arithmetic (its margin is negative with every rounding accounted
         for), it lies in the box, and |point - x| <= size.
-    Source: Madry et al., ICLR 2018 (arXiv 1706.06083), with restarts and one target for each restart, inside a bisection.
+    Source: Madry et al., ICLR 2018 (arXiv 1706.06083), with restarts from the gradients of the centre and from noise, several
+        losses, momentum (Dong et al., CVPR 2018) and steps that shorten (Croce, Hein, ICML 2020), inside a bisection.
 
     Args:
         x: one sample [*input shape]; label: its predicted class.
@@ -137,48 +140,78 @@ class _Search:
 
     def descend(self, radius: float) -> bool:
         count = self.settings.restarts
-        margins = evaluate(self.rough, self.center[None])[0]
+        margins = evaluate(self.rough, self.center[None])[0].detach()
         order = margins.argsort()
-        # The first restart follows the smallest margin at each step; the others one rival each, nearest first.
+        # One rival each, nearest first; what they follow: their margin, or all margins softly, or the smallest at each step.
         targets = order[torch.arange(count, device=order.device) % len(order)]
-        d = self.start(count, radius)
+        softness = self.softness(margins)
+        d = self.start(count, radius, targets)
         steps = self.settings.steps
+        best, before = torch.full((count,), torch.inf, device=d.device), torch.zeros_like(d)
+        size = torch.full((count,), 0.5 * radius, device=d.device)
+        kept, slow = d, torch.zeros(count, dtype=torch.int64, device=d.device)
         for index in range(steps + 1):
-            d, gradient, value = self.slope(d, targets)
+            gradient, value, followed = self.slope(d, targets, softness)
             hits = (value < 0).nonzero().flatten()
             if len(hits) and any(self.offer(d[hit]) for hit in hits[:3]):
                 return True
             if index == steps or self.compute.remaining() <= 0:
                 break
-            size = radius * (0.5 if index < steps // 2 else 0.125)
-            d = self.project(d - size * self.direction(gradient), radius)
+            better = followed < best
+            wide = better.reshape(-1, *(1,) * self.x.ndim)
+            kept, best = torch.where(wide, d, kept), torch.where(better, followed, best)
+            slow = torch.where(better, 0, slow + 1)
+            # A step that gained nothing for a while goes on from the best point with half the length.
+            back = slow >= PATIENCE
+            size, slow = torch.where(back, 0.5 * size, size), torch.where(back, 0, slow)
+            d = torch.where(back.reshape(-1, *(1,) * self.x.ndim), kept, d)
+            # Scaled by its l1 norm, so that no single gradient outweighs those before.
+            length = gradient.abs().flatten(1).sum(1).clamp_min(1e-30)
+            before = MOMENTUM * before + gradient / length.reshape(-1, *(1,) * self.x.ndim)
+            way = size.reshape(-1, *(1,) * self.x.ndim) * self.direction(before)
+            d = self.project(d - way, radius)
         return False
 
-    def start(self, count: int, radius: float) -> Tensor:
+    def softness(self, margins: Tensor) -> float:
+        """The scale of margins below which several count at once."""
+        return max(0.1 * float(margins.abs().median()), 1e-12)
+
+    def start(self, count: int, radius: float, targets: Tensor) -> Tensor:
+        """The centre for the first, its gradient for the next ones, then the best example so far, and noise."""
         noise = torch.rand(count, *self.x.shape, generator=self.generator) * 2.0 - 1.0
-        noise[0] = 0.0
-        if self.best is not None and count > 1:
-            noise[1] = (self.best.point - self.x.cpu()).float() / max(self.best.size, 1e-30)
         noise = noise.to(self.center)
         if self.norm is Norm.L2:
             length = torch.linalg.vector_norm(noise.flatten(1), dim=1).clamp_min(1e-30)
             noise = noise / length.clamp_min(1.0).reshape(-1, *(1,) * self.x.ndim)
+        straight = min(count, max(1, count // 2))
+        gradient = self.slope(torch.zeros_like(noise[:straight]), targets[:straight], 1.0)[0]
+        noise[:straight] = -self.direction(gradient)
+        noise[0] = 0.0
+        if self.best is not None and count > straight:
+            last = (self.best.point.to(self.x) - self.x).to(noise) / max(self.best.size, 1e-30)
+            noise[straight] = last
         return self.project(noise * radius, radius)
 
-    def slope(self, d: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of the margins followed, and the smallest margin of every restart."""
-        gradients, values = [], []
+    def slope(self, d: Tensor, targets: Tensor, softness: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of what is followed, the smallest margin, and what is followed, of every restart.
+
+        Followed: by the first restart the smallest margin; by every third after it all margins, -s log sum exp(-m / s), which is
+        cross-entropy for margins; by the others the margin over their target.
+        """
+        gradients, values, losses = [], [], []
         for begin in range(0, len(d), self.batch):
             piece = d[begin : begin + self.batch].detach().requires_grad_(True)
             margins = evaluate(self.rough, self.center + piece)
             followed = margins.gather(1, targets[begin : begin + self.batch, None])[:, 0]
             smallest = margins.min(dim=1).values
-            if begin == 0:
-                followed = torch.cat([smallest[:1], followed[1:]])
+            soft = -softness * torch.logsumexp(-margins / softness, dim=1)
+            number = torch.arange(begin, begin + len(piece), device=d.device)
+            followed = torch.where(number % 3 == 2, soft, torch.where(number == 0, smallest, followed))
             (gradient,) = torch.autograd.grad(followed.sum(), piece, materialize_grads=True)
             gradients.append(gradient)
             values.append(smallest.detach())
-        return d, torch.cat(gradients), torch.cat(values)
+            losses.append(followed.detach())
+        return torch.cat(gradients), torch.cat(values), torch.cat(losses)
 
     def direction(self, gradient: Tensor) -> Tensor:
         if self.norm is Norm.LINF:

@@ -2,8 +2,8 @@
 
 Legend: row: one part and one output; z = s |z| where a sign s is given; relu(z) >= a z for every a in [0, 1] where none is;
 beta >= 0; neurons are numbered through all ReLU nodes, and only those without a known sign (`Neurons.open`) are searched.
-Source: Wang et al., NeurIPS 2021 (arXiv 2103.06624), beta-CROWN: on a part s_i z_i >= 0, so that sum_i beta_i s_i z_i may be added
-to an upper bound.
+Source: Wang et al., NeurIPS 2021 (arXiv 2103.06624), beta-CROWN: on a part s_i z_i >= 0, so that sum_i beta_i s_i z_i may be
+added to an upper bound.
 Sound when: as `propagation.bounds`. Search is not trusted: without rounding it only says which rows may be closed; what it says
 is evaluated again with every rounding (`Rows.closed`).
 """
@@ -30,7 +30,7 @@ RATE, BETA_RATE, FADE = 0.2, 0.1, 0.92
 
 @dataclass
 class _Rough(Functionals):
-    """The same functionals without accounts of rounding, with a multiple of z added before every ReLU, and the costs of planes."""
+    """The same functionals without accounts of rounding, a multiple of z added before every ReLU, and the costs of planes."""
 
     extra: dict[str, Tensor] = field(default_factory=dict)
     costs: dict[str, Tensor] | None = None

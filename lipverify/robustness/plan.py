@@ -37,8 +37,9 @@ class Plan:
 
     box: limits of every input coordinate; perturbations stay inside. looks: balls that `local`, `crown`, `alpha-crown` and
     `auto` may look at for each point in linf; shells: balls that get constants by semidefinite programs, in l2. leaves,
-    harder_looks: parts of a ball for `branching`, and how many balls it looks at, where no time is given. resolution: relative width at which a bisection ends. seconds: for one point; None: no limit, and numbers that
-    do not depend on the machine's speed.
+    harder_looks: parts of a ball for `branching`, and how many balls it looks at, where no time is given. resolution: relative
+    width at which a bisection ends. seconds: for one point; None: no limit, and numbers that do not depend on the machine's
+    speed.
     """
 
     norm: Norm

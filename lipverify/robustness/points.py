@@ -282,11 +282,11 @@ def _shells(
     # Half of a limited time is kept for branching.
     share = replace(compute, deadline=compute.share(2)) if "branching" in parts else compute
     branching = "branching" in parts and (balls.leaves is None or balls.leaves >= FEWEST_LEAVES)
-    shells.search(
-        first, farthest, plan.looks, max(resolution, NEAR) if branching else resolution, local, share
-    )
+    timed = branching and plan.seconds is not None
+    resolution = max(resolution, NEAR) if timed else resolution
+    shells.search(first, farthest, plan.looks, resolution, local, share)
     if branching:
-        looks = None if plan.seconds is not None else plan.harder_looks
+        looks = None if timed else plan.harder_looks
         grow(shells, balls.prove, farthest, looks, plan.resolution, compute)
     return shells
 

@@ -97,7 +97,8 @@ def test_branched_margins_hold_at_every_sampled_point(seed: int) -> None:
             if found is not None:
                 assert set(found) == {j}
                 again = proved_on(wider, [j], found, lambda: False, most=3000)
-                assert again is not None and set(again[j]) == set(found[j])
+                assert again is not None
+                assert set(again[j]) == set(found[j])
 
 
 def with_shift(graph: lv.Graph, output: int, shift: float) -> lv.Graph:
