@@ -31,7 +31,7 @@ from lipverify.ir.region import Ball
 Array = np.ndarray[Any, np.dtype[Any]]
 NAMED: dict[str, dict[str, tuple[str, ...]]] = {
     "fact": {
-        **dict.fromkeys(("multipliers", "jacobian", "sign", "value", "empty"), ("ranges",)),
+        **dict.fromkeys(("multipliers", "jacobian", "sign", "value", "leaf", "empty"), ("ranges",)),
         "product": ("gains",),
         "cover": ("above", "below"),
         "rows": ("of",),
@@ -39,7 +39,7 @@ NAMED: dict[str, dict[str, tuple[str, ...]]] = {
         "walk": ("value", "constants"),
     },
     "region": {"ranges": ("region",), "carried": ("region",), "walk": ("regions",)},
-    "array": {"implicit": ("multipliers",), "multipliers": ("wider", "blocks", "weights")},
+    "array": {"implicit": ("multipliers",), "multipliers": ("wider", "blocks", "weights"), "leaf": ("slopes",)},
 }
 """Fields of steps that name facts, regions and arrays: they are numbered anew where some are left out."""
 

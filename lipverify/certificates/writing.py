@@ -33,6 +33,8 @@ NOTHING = 2.0**-200
 """Beyond the smallest numbers a bound of 0, for a network that is constant there, would need none of the checker's margins."""
 LITTLE = 1 << 24
 """Numbers of which derivatives everywhere are tried beside products of gains."""
+Flat = tuple[Sequence[float], Sequence[Array | None]]
+"""Weights of conditions, and slopes below kinks for every layer."""
 
 
 class Writer(Record):
@@ -222,6 +224,38 @@ class Writer(Record):
 
         with self.attempt():
             return proved(part)
+
+    def value_in_tree(
+        self, part: Part, difference: tuple[int, int], leaves: Mapping[tuple[Condition, ...], Flat]
+    ) -> int:
+        """As `value`, above 0, from parts by the signs of neurons. leaves: conditions -> weights of them, and slopes by layer.
+
+        Raises:
+            RefutedCertificate: a leaf is not shown to be positive.
+        """
+        ranges = self.ranges(part)
+        rows = [difference[0], difference[0] + 1, difference[1]]
+
+        def proved(inner: tuple[Condition, ...]) -> int:
+            if inner in leaves:
+                weights, slopes = leaves[inner]
+                conditions = [[c.layer, c.entry, c.at.hex(), "above" if c.above else "below"] for c in inner]
+                return self.add(
+                    "leaf",
+                    ranges=ranges,
+                    conditions=conditions,
+                    weights=[float(w).hex() for w in weights],
+                    slopes=[None if s is None else self.array(s) for s in slopes],
+                    rows=rows,
+                    sign=1,
+                    limit=NOTHING.hex(),
+                )
+            place = next(path[len(inner)] for path in leaves if path[: len(inner)] == inner)
+            above, below = (proved((*inner, place._replace(above=side))) for side in (True, False))
+            return self.add("cover", above=above, below=below)
+
+        with self.attempt():
+            return proved(())
 
     def walk(self, value: int, shells: Sequence[tuple[int, int]]) -> int:
         """From a value on a ball outward: (constant, larger ball) one after another."""

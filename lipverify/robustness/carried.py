@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from lipverify.analyzers.lipsdp.neurons import Layer
+from lipverify.robustness.branching import Forest, Hint
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -48,10 +50,12 @@ class Multipliers(NamedTuple):
 
 @dataclass(frozen=True)
 class Carried:
-    """One path for every rival, in the order of `pairs.rivals`; multipliers of constants by ball and rival."""
+    """One path for every rival, in the order of `pairs.rivals`; multipliers of constants by ball and rival; trees by ball."""
 
     paths: tuple[Path, ...]
     multipliers: Mapping[tuple[float | None, int], Multipliers] = field(default_factory=dict)
+    trees: Mapping[float, Forest] = field(default_factory=dict)
+    """What shows margins to be positive on a ball, where ranges do not."""
 
     def to_json(self) -> dict[str, Any]:
         """Exact: Python writes float64 so that it reads back as itself."""
@@ -66,7 +70,12 @@ class Carried:
             }
             for m in different
         ]
-        return {"paths": paths, "multipliers": written, "of": of}
+        trees = [
+            [radius, rival, [[list(path), _hint(hint)] for path, hint in tree.items()]]
+            for radius, forest in self.trees.items()
+            for rival, tree in forest.items()
+        ]
+        return {"paths": paths, "multipliers": written, "of": of, "trees": trees}
 
     @staticmethod
     def from_json(document: Mapping[str, Any]) -> Carried:
@@ -85,7 +94,28 @@ class Carried:
             )
             for m in document["multipliers"]
         ]
-        return Carried(paths, {(ball, rival): known[place] for ball, rival, place in document["of"]})
+        trees: dict[float, Forest] = {}
+        for radius, rival, leaves in document.get("trees", []):
+            tree = {tuple((n, s) for n, s in path): _read_hint(hint) for path, hint in leaves}
+            trees.setdefault(radius, {})[rival] = tree
+        return Carried(paths, {(ball, rival): known[place] for ball, rival, place in document["of"]}, trees)
+
+
+def _hint(hint: Hint | None) -> Any:
+    if hint is None:
+        return None
+    return [hint.numbers.tolist(), hint.slopes.tolist(), hint.betas.tolist()]
+
+
+def _read_hint(written: Any) -> Hint | None:
+    if written is None:
+        return None
+    numbers, slopes, betas = written
+    return Hint(
+        torch.tensor(numbers, dtype=torch.int64),
+        torch.tensor(slopes, dtype=torch.float32),
+        torch.tensor(betas, dtype=torch.float64),
+    )
 
 
 def whole_layers(

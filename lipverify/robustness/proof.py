@@ -20,11 +20,12 @@ from torch import Tensor
 from lipverify.analyzers.protocol import Report
 from lipverify.certificates.format import Author, Issued, radius_claim
 from lipverify.certificates.issuing import Subject, subject_of, written
-from lipverify.certificates.writing import Layer, Part, Writer
+from lipverify.certificates.writing import NOTHING, Condition, Flat, Layer, Part, Writer
 from lipverify.errors import LipverifyError, NotCovered, RefutedCertificate
 from lipverify.ir.graph import Graph
 from lipverify.ir.norm import Norm
 from lipverify.ir.region import Ball
+from lipverify.robustness.branching import Tree
 from lipverify.robustness.carried import Carried, Multipliers, Outward, Path
 from lipverify.robustness.constants import PairConstants
 from lipverify.robustness.pairs import rivals
@@ -188,7 +189,7 @@ class _Proving:
         """A path in the checker's own numbers, and how far it reaches."""
         path = carried.paths[place]
         start = radius if not path.shells else path.start
-        value, low = self._value(label, rival, start, row)
+        value, low = self._value(label, rival, start, row, carried.trees.get(path.start, {}).get(place))
         shells: list[tuple[float, int, Fraction]] = []
         left, before = Fraction(low), start
         for shell in path.shells:
@@ -208,14 +209,48 @@ class _Proving:
                 break
         return _Margin(rival, value, low, tuple(shells), before if left > 0 and low > 0 else 0.0)
 
-    def _value(self, label: int, rival: int, radius: float, row: int) -> tuple[int, float]:
+    def _value(
+        self, label: int, rival: int, radius: float, row: int, tree: Tree | None = None
+    ) -> tuple[int, float]:
         """A margin by lines over a ball; over parts of it, where they were searched for or split in the search too."""
         part = self._part(radius, row)
         value, low = self.writer.value(part, (label, rival))
         if low > 0 or not PARTED & set(self.plan.parts):
             return value, low
+        if tree is not None:
+            with suppress(RefutedCertificate):
+                return self.writer.value_in_tree(part, (label, rival), self._leaves(part, tree)), NOTHING
         size = sum(self.writer.layers(part)) * self.writer.program.steps[0].size
         return self.writer.value_in_parts(part, (label, rival), max(8, min(PARTS, WORK // size)))
+
+    def _leaves(self, part: Part, tree: Tree) -> dict[tuple[Condition, ...], Flat]:
+        """The tree in the checker's words, whose layers read the arguments of all ReLUs one after another.
+
+        Raises:
+            NotCovered: there are other layers as well.
+        """
+        sizes = self.writer.layers(part)
+        ends = np.cumsum(sizes)
+
+        def condition(number: int, side: int) -> Condition:
+            if not number < ends[-1]:
+                raise NotCovered("the checker arranges the layers of this network in another way")
+            layer = int(np.searchsorted(ends, number, side="right"))
+            return Condition(layer, number - int(ends[layer]) + sizes[layer], 0.0, side > 0)
+
+        found: dict[tuple[Condition, ...], Flat] = {}
+        for path, hint in tree.items():
+            conditions = tuple(condition(number, side) for number, side in path)
+            weights, slopes = [0.0] * len(path), [None] * len(sizes)
+            if hint is not None:
+                numbers = hint.numbers.numpy()
+                betas = dict(zip(numbers.tolist(), hint.betas.tolist(), strict=True))
+                weights = [betas.get(number, 0.0) for number, _ in path]
+                whole = np.zeros(int(ends[-1]))
+                whole[numbers] = hint.slopes.double().numpy()
+                slopes = np.split(whole, ends[:-1])
+            found[conditions] = weights, slopes
+        return found
 
     def _fact(self, margin: _Margin, label: int, row: int, radius: float) -> int:
         shells = [(min(end, radius), fact) for end, fact, _ in margin.shells]

@@ -18,6 +18,7 @@ from lipverify.analyzers.protocol import Compute
 from lipverify.errors import UnsupportedModel
 from lipverify.linalg.rounding import down, up
 from lipverify.robustness.arithmetic import LARGEST, quotient_down
+from lipverify.robustness.branching import Forest
 from lipverify.robustness.carried import Multipliers, Outward, Path
 
 
@@ -65,6 +66,14 @@ class Shells:
     """Seconds of the longest look so far."""
     multipliers: Mapping[tuple[float | None, int], Multipliers] = field(default_factory=dict)
     """By ball and rival what proves a constant, where it is no range of derivatives."""
+
+    trees: Mapping[float, Forest] = field(default_factory=dict)
+    """By ball what shows all margins to be positive on it, where ranges do not."""
+
+    def trees_on(self, radius: float) -> dict[float, Forest]:
+        """The trees of the largest ball within a radius, where its margins begin."""
+        inside = [r for r in self.trees if r <= radius]
+        return {max(inside): self.trees[max(inside)]} if inside else {}
 
     def time_for_more(self, compute: Compute) -> bool:
         """Whether another look as long as the longest one ends before the deadline."""

@@ -147,18 +147,24 @@ class Curve(NamedTuple):
             slack = _UNIT * (self.sized(low, high) + np.abs(k)) * reach
         return under - slack, over + slack
 
+<<<<<<< HEAD
     def lines(self, low: Array, high: Array, first: Array, last: Array) -> Lines:
         """Lines around the values, where the slopes are in [first, last]."""
         if self.step is not None:
             return self._rounded(low, high)
+=======
+    def lines(self, low: Array, high: Array, first: Array, last: Array, flat: Array | None = None) -> Lines:
+        """Lines around the values, where the slopes are in [first, last]. flat: as in `_kinked`."""
+>>>>>>> c21c933 (Leaves of a tree are proved by one pass of one row: a step of the checker takes further conditions, their weights and slopes below kinks)
         if self.kinks:
-            return self._kinked(low, high)
+            return self._kinked(low, high, flat)
         with np.errstate(all="ignore"):
             k = (self.value(high) - self.value(low)) / (high - low)
         k = np.clip(np.where(np.isfinite(k), k, first), first, last)
         under, over = self.around(k, low, high)
         return Lines(k, under, k, over, *self.around(np.zeros_like(k), low, high))
 
+<<<<<<< HEAD
     def _rounded(self, low: Array, high: Array) -> Lines:
         """A constant where one multiple is left, else lines around `held` and half a step more.
 
@@ -180,9 +186,17 @@ class Curve(NamedTuple):
 
     def _kinked(self, low: Array, high: Array) -> Lines:
         """left v + (right - left) max(v, 0): on the convex side a secant, on the other the line of the larger part."""
+=======
+    def _kinked(self, low: Array, high: Array, flat: Array | None) -> Lines:
+        """left v + (right - left) max(v, 0): on the convex side a secant, on the other max(v, 0) >= flat v, flat in [0, 1].
+
+        By default that of the larger part.
+        """
+>>>>>>> c21c933 (Leaves of a tree are proved by one pass of one row: a step of the checker takes further conditions, their weights and slopes below kinks)
         left, right = self.slope(low, 0), self.slope(high, 1)
         span, most = right - left, np.maximum(np.abs(low), np.abs(high))
-        (s, o), flat = secant(low, high), np.where(high > -low, 1.0, 0.0)
+        s, o = secant(low, high)
+        flat = np.where((low < 0) & (high > 0), np.where(high > -low, 1.0, 0.0) if flat is None else flat, s)
         slack = 2.0**-49 * (np.abs(left) + np.abs(right)) * most + TINY
         up, down = np.maximum(span, 0.0), np.minimum(span, 0.0)
         a, b = self.value(low), self.value(high)

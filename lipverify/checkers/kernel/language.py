@@ -172,6 +172,11 @@ class Scope:
         need(found is None or bool((found[0] <= found[1]).all()), "slopes that contradict each other")
         return found
 
+    def flat(self, name: Any, size: int) -> Array | None:
+        found = None if name is None else self.array(name, (size,), positive=False)
+        need(found is None or bool(((found >= 0) & (found <= 1)).all()), "slopes of lines outside [0, 1]")
+        return found
+
 
 def _listed(read: Callable[[Scope, Any], Any]) -> Callable[[Scope, Any], tuple[Any, ...]]:
     def found(scope: Scope, value: Any) -> tuple[Any, ...]:
@@ -209,4 +214,5 @@ Limits = Annotated[tuple[float, ...], _listed(Scope.limit)]
 Diagonal = Annotated[Array, lambda s, v: s.array(v, (s.size("of"),))]
 Diagonals = Annotated[tuple[Array, ...], lambda s, v: s.by_layer(v, lambda name, n: s.array(name, (n,)))]
 Slopes = Annotated[tuple[Array | None, ...] | None, _or_null(lambda s, v: s.by_layer(v, s.slopes))]
+Flat = Annotated[tuple[Array | None, ...] | None, _or_null(lambda s, v: s.by_layer(v, s.flat))]
 Inputs = Annotated[Array | None, _or_null(lambda s, v: s.array(v, (s.size("start"),)))]

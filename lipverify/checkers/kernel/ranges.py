@@ -6,7 +6,7 @@ Source: Zhang et al., NeurIPS 2018 (arXiv 1811.00866); McCormick, Mathematical P
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from fractions import Fraction
 from typing import NamedTuple
@@ -86,16 +86,8 @@ class Chain:
 
         Where v has several numbers for every neuron, all first ones and then all second ones, so have the slopes of its lines.
         """
-        size, error = self._weighed(v)
-        charges = []
-        for one in lines:
-            if not all(bool((np.abs(f) < _FAR).all()) for f in one[:6]):
-                raise NotCovered(_ENDS)
-            slope = np.maximum(np.abs(one.below), np.abs(one.above))
-            offset = np.maximum(np.abs(one.under), np.abs(one.over))
-            more, off = (0.0, 0.0) if one.also is None else self._weighed(one.also)
-            size_of, error_of = ((slope * part).reshape(-1, len(offset)).sum(0) for part in (size, error))
-            charges.append((size_of + offset + more, error_of + off))
+        weighed = self._weighed(v)
+        charges = [self._charged(one, weighed) for one in lines]
         k, (low, high) = len(self.blocks), lines[0][4:6]
         self._ends[k], self._most[k] = _around(low, high), np.maximum(np.abs(low), np.abs(high))
         self._terms += v.height + len(low) * any(one.also is not None for one in lines)
@@ -104,6 +96,23 @@ class Chain:
         self._charges.append(charges)
         self._reads.append(reads)
         return k
+
+    def _charged(self, one: Lines, weighed: Slopes) -> Slopes:
+        if not all(bool((np.abs(f) < _FAR).all()) for f in one[:6]):
+            raise NotCovered(_ENDS)
+        slope = np.maximum(np.abs(one.below), np.abs(one.above))
+        offset = np.maximum(np.abs(one.under), np.abs(one.over))
+        more, off = (0.0, 0.0) if one.also is None else self._weighed(one.also)
+        size, error = ((slope * part).reshape(-1, len(offset)).sum(0) for part in weighed)
+        return size + offset + more, error + off
+
+    def replaced(self, lines: dict[int, Lines]) -> Chain:
+        """The chain with other lines of some blocks, narrower ones or others of the kinks they lie around."""
+        other = self.continued()
+        for k, one in lines.items():
+            other.lines[k] = (one,)
+            other._charges[k] = [self._charged(one, self._weighed(self.blocks[k]))]
+        return other
 
     def ranges(self, x: Signal, kinds: tuple[int, ...] = ()) -> Slopes:
         """Lower and upper bounds of the rows of a signal; infinite where nothing is known.
@@ -222,6 +231,7 @@ class Ranges:
         self.within: dict[int, Slopes] = {}
         self.slopes: dict[int, Slopes] = {}
         self.bends: dict[int, tuple[Curve | None, Slopes]] = {}
+        self._kinks: dict[int, tuple[Curve, Slopes, int, Array]] = {}
         self._box = self._met(-1, region.low, region.high)
         self.chain = Chain(region._replace(low=self._box[0], high=self._box[1]), bool(conditions))
         self.output = follow(p, 0, len(p.steps) - 1, self._layer, self._known)
@@ -277,7 +287,14 @@ class Ranges:
             # What is rounded is known as what it was and an error: what other signals have in common with it is not lost.
             factor, lines = np.ones(step.size), _less(lines, *ends)
         y = self._grown(k, v, factor, free, Lines(*(part[free] for part in lines[:6])), ends)
+<<<<<<< HEAD
         return _forgotten(y._replace(ends=within), unknown)
+=======
+        if f.kinks and not unknown.any():
+            self.reads[k] = v
+            self._kinks[k] = f, (ends[0][free], ends[1][free]), len(self.chain.blocks) - 1, free
+        return _forgotten(y._replace(ends=np.array(lines[4:6])), unknown)
+>>>>>>> c21c933 (Leaves of a tree are proved by one pass of one row: a step of the checker takes further conditions, their weights and slopes below kinks)
 
     def _product(self, k: int, step: Step, v: Signal, ends: Slopes, unknown: Array) -> Signal:
         """w = x y: with the middles a of x and b of y, w - a y = b x - a b + (x - a)(y - b)."""
@@ -317,19 +334,46 @@ class Ranges:
         low, high = choose(x.ends[:, :n], x.ends[:, n : 2 * n])
         return y._replace(ends=np.array([np.maximum(y.ends[0], low), np.minimum(y.ends[1], high)]))
 
+    def largest(
+        self, row: Signal, conditions: Sequence[Condition], weights: Sequence[float], flat: Mapping[int, Array]
+    ) -> Fraction:
+        """Upper bound of one row where these further conditions hold.
+
+        Statement: what a condition says of a kink makes its lines narrower; flat: layer -> slopes in [0, 1] of the lines with
+            max(v, 0) >= flat v. A condition holds as s (z - at) >= 0; weights times these only add to the row.
+        """
+        lines = {}
+        for k, (f, (low, high), block, free) in self._kinks.items():
+            own = [c for c in conditions if c.layer == k]
+            low, high = low.copy(), high.copy()
+            for c in own:
+                # A neuron whose slope is known has no lines.
+                at = int(np.searchsorted(free, c.entry))
+                if at < len(free) and free[at] == c.entry:
+                    end, choose = (low, max) if c.above else (high, min)
+                    end[at] = choose(end[at], c.at)
+            if bool((low > high).any()):
+                raise Empty
+            if len(free) and (own or k in flat):
+                slopes = f.slopes(low, high)
+                lines[block] = f.lines(low, high, *slopes, flat[k][free] if k in flat else None)
+        signed, limit = _farkas(conditions, weights)
+        need(all(c.layer in self.reads for c in conditions), "a condition on a layer that is not kept")
+        rows = stacked([row, *(self.reads[c.layer].rows([c.entry]) for c in conditions)])
+        chain = self.chain.replaced(lines)
+        return Fraction(float(chain.largest(total(np.append(1.0, signed), rows))[0])) - limit
+
     def empty(self, weights: Sequence[float]) -> bool:
         """Whether no input fulfils all conditions: a sum of s_i (z_i - at_i) >= 0, weights s_i >= 0, that is negative everywhere.
 
         Source: Farkas' lemma, with linear bounds of the values z.
         """
-        splits = self.conditions
-        signed = np.array([w if c.above else -w for w, c in zip(weights, splits, strict=True)])
-        row = total(signed, stacked([self.reads[c.layer].rows([c.entry]) for c in splits]))
-        terms = [Fraction(float(w)) * Fraction(c.at) for w, c in zip(signed, splits, strict=True)]
-        limit = sum(terms, Fraction(0))
+        signed, limit = _farkas(self.conditions, weights)
+        row = total(signed, stacked([self.reads[c.layer].rows([c.entry]) for c in self.conditions]))
         return bool(self.chain.largest(row)[0] < arith.below(limit))
 
 
+<<<<<<< HEAD
 def _less(lines: Lines, low: Array, high: Array) -> Lines:
     """Lines around w - v, from those around w with slopes of at most 1, and v in [low, high]."""
     below, above = lines.below - 1.0, lines.above - 1.0
@@ -340,6 +384,13 @@ def _less(lines: Lines, low: Array, high: Array) -> Lines:
     bottom = np.maximum(below * high + lines.under, lines.low - high) - slack
     top = np.minimum(above * low + lines.over, lines.high - low) + slack
     return Lines(below, lines.under - slack, above, lines.over + slack, bottom, top)
+=======
+def _farkas(conditions: Sequence[Condition], weights: Sequence[float]) -> tuple[Array, Fraction]:
+    """Weights with the signs of their conditions, and what the sum of weighted values is at least."""
+    signed = np.array([w if c.above else -w for w, c in zip(weights, conditions, strict=True)])
+    terms = [Fraction(float(w)) * Fraction(c.at) for w, c in zip(signed, conditions, strict=True)]
+    return signed, sum(terms, Fraction(0))
+>>>>>>> c21c933 (Leaves of a tree are proved by one pass of one row: a step of the checker takes further conditions, their weights and slopes below kinks)
 
 
 def _forgotten(y: Signal, unknown: Array) -> Signal:

@@ -302,6 +302,24 @@ def lowest(known: Ranges, rows: Rows, sign: int) -> float:
 
 
 @theorem
+def leaf(facts: Facts, *, ranges: is_.FactId, conditions: is_.Conditions, weights: is_.Limits, slopes: is_.Flat,
+         rows: is_.Target, sign: is_.Sign, limit: is_.Number) -> AtLeast | Emptiness:  # fmt: skip
+    """A row of the last step on the part of a part where further conditions hold: kinks with the slopes that are brought."""
+    known = facts.get(ranges, Known)
+    need(rows.high == rows.low + 1, "several rows")
+    need(len(weights) == len(conditions), "weights of other conditions")
+    part = replace(known.part, conditions=(*known.part.conditions, *conditions))
+    flat = {k: s for k, s in enumerate(slopes or ()) if s is not None}
+    row = scaled(np.array([-float(sign)]), _picked(known.ranges.output, rows))
+    try:
+        most = known.ranges.largest(row, conditions, weights, flat)
+    except NoInput:
+        return Emptiness(part, Fraction(0))
+    shown(most <= -Fraction(limit), f"a value that is not shown to be {limit!r}")
+    return AtLeast(part, Fraction(limit), rows, sign)
+
+
+@theorem
 def empty(facts: Facts, *, ranges: is_.FactId, weights: is_.Limits) -> Emptiness:
     """A weighted sum of the conditions that is negative for every input of the region (Farkas)."""
     known = facts.get(ranges, Known)
