@@ -202,7 +202,9 @@ def answer(work: Work, index: int, x: Tensor, label: int | None, seconds: float 
         shells = _shells(work, graph, x, predicted, margin, found, compute)
         radius, method, by_method = _radii(work, shells)
         note = "" if radius > 0 else "undecided"
-        carried = Carried(shells.paths(radius), shells.multipliers, shells.trees_on(radius)) if radius > 0 else None
+        carried = (
+            Carried(shells.paths(radius), shells.multipliers, shells.trees_on(radius)) if radius > 0 else None
+        )
         if compute.remaining() <= 0 and not shells.known:
             note = "no time was left"
     refuted = found is not None and radius > found.size

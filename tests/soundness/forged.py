@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from lipverify.checkers.kernel import Constant, Program, Region, Subject, parse_steps, prove
+from lipverify.checkers.kernel import Condition, Constant, Program, Region, Subject, parse_steps, prove
 from lipverify.checkers.kernel.jacobians import jacobian_limit
 from lipverify.checkers.kernel.multipliers import multipliers_hold
 from lipverify.checkers.kernel.neurons import differences
@@ -202,6 +202,27 @@ def cases() -> list[Case]:
             part = case.ranges(0, [0, free, (0.0).hex(), side], [-1, 1, (-0.2).hex(), inner])
             quarters.append(case.jacobian(part, [0, 2], norms[1]))
         halves.append(case.add("cover", above=quarters[0], below=quarters[1]))
+    case.add("cover", above=halves[0], below=halves[1])
+    found.append(case)
+
+    case = Case("leaves", program, [ball(np.array([0.1, -0.2, 0.3]), 0.5)])
+    whole, known = case.ranges(), Ranges(Subject(program).elements, case.regions[0], ())
+    case.arrays["flat"], weights = np.linspace(0.0, 1.0, 7), [0.25, 0.5]
+    halves = []
+    for side in ("above", "below"):
+        leaves = []
+        for inner in ("above", "below"):
+            both = Condition(0, free, 0.0, side == "above"), Condition(1, 2, 0.125, inner == "above")
+            said = [[c.layer, c.entry, c.at.hex(), "above" if c.above else "below"] for c in both]
+            most = known.largest(known.output.rows([1]), both, weights, {0: case.arrays["flat"]})
+            leaves.append(
+                case.add(
+                    "leaf", ranges=whole, conditions=said,
+                    weights=[w.hex() for w in weights], slopes=["flat", None], rows=[1, 2], sign=-1,
+                    limit=float(-most - Fraction(1e-9)).hex(),
+                )
+            )  # fmt: skip
+        halves.append(case.add("cover", above=leaves[0], below=leaves[1]))
     case.add("cover", above=halves[0], below=halves[1])
     found.append(case)
 

@@ -125,6 +125,31 @@ def value(rows: list[int], limit: float) -> Case:
     return c
 
 
+def steep() -> Case:
+    """Of relu(x_0) + relu(x_1) it is said that it is above 1/2 where 5 x_0 is."""
+    c = planted(kinked(np.eye(2), [0.0, 0.0], [[1.0, 1.0]]), ball(np.zeros(2), 1.0))
+    c.arrays["s"] = np.full(2, 5.0)
+    c.add("leaf", ranges=c.ranges(), conditions=[[-1, 0, (0.125).hex(), "above"], [-1, 1, (0.0).hex(), "above"]],
+          weights=[(5.0).hex(), (5.0).hex()], slopes=["s"], rows=[0, 1], sign=1, limit=(0.5).hex())  # fmt: skip
+    return c
+
+
+def both_rows() -> Case:
+    """y_0 = x_0 >= -2, and y_1 = 100 x_1."""
+    c = planted(linear(np.diag([1.0, 100.0])))
+    c.add(
+        "leaf",
+        ranges=c.ranges(),
+        conditions=[],
+        weights=[],
+        slopes=None,
+        rows=[0, 2],
+        sign=1,
+        limit=(-2.0).hex(),
+    )
+    return c
+
+
 def half(entry: int) -> Case:
     """Of the inputs with x_1 > 1/4 it is said that there are none."""
     c = planted(linear(np.eye(2)))
@@ -271,6 +296,8 @@ PLANTED: dict[tuple[str, str], Callable[[], Case]] = {
     ("language", "an integer out of its range"): lambda: half(-1),
     ("language", "a number that is negative"): lambda: lipsdp(planted(ONES), -20.1),
     ("language", "an array that is not there"): lambda: edited(other_slopes(), 1, blocks=["e"]),
+    ("theorems", "several rows"): both_rows,
+    ("language", "slopes of lines outside *"): steep,
     ("language", "a list for other layers"): lambda: edited(other_slopes(), 1, blocks=[]),
     ("language", "none of *"): lambda: edited(product(planted(ONES), 21.0), 0, norms=["l3", "l2"]),
     ("elementary", "a step that is no function of the other alone"):

@@ -335,7 +335,11 @@ class Ranges:
         return y._replace(ends=np.array([np.maximum(y.ends[0], low), np.minimum(y.ends[1], high)]))
 
     def largest(
-        self, row: Signal, conditions: Sequence[Condition], weights: Sequence[float], flat: Mapping[int, Array]
+        self,
+        row: Signal,
+        conditions: Sequence[Condition],
+        weights: Sequence[float],
+        flat: Mapping[int, Array],
     ) -> Fraction:
         """Upper bound of one row where these further conditions hold.
 
@@ -358,10 +362,13 @@ class Ranges:
                 slopes = f.slopes(low, high)
                 lines[block] = f.lines(low, high, *slopes, flat[k][free] if k in flat else None)
         signed, limit = _farkas(conditions, weights)
-        need(all(c.layer in self.reads for c in conditions), "a condition on a layer that is not kept")
+        if not all(c.layer in self.reads for c in conditions):
+            raise NotCovered("a condition on a layer of which nothing is known")
         rows = stacked([row, *(self.reads[c.layer].rows([c.entry]) for c in conditions)])
-        chain = self.chain.replaced(lines)
-        return Fraction(float(chain.largest(total(np.append(1.0, signed), rows))[0])) - limit
+        most = float(self.chain.replaced(lines).largest(total(np.append(1.0, signed), rows))[0])
+        if not abs(most) < _FAR:
+            raise NotCovered(_ENDS)
+        return Fraction(most) - limit
 
     def empty(self, weights: Sequence[float]) -> bool:
         """Whether no input fulfils all conditions: a sum of s_i (z_i - at_i) >= 0, weights s_i >= 0, that is negative everywhere.

@@ -309,7 +309,8 @@ def leaf(facts: Facts, *, ranges: is_.FactId, conditions: is_.Conditions, weight
     need(rows.high == rows.low + 1, "several rows")
     need(len(weights) == len(conditions), "weights of other conditions")
     part = replace(known.part, conditions=(*known.part.conditions, *conditions))
-    flat = {k: s for k, s in enumerate(slopes or ()) if s is not None}
+    layers = facts.subject.layers(0, len(facts.subject.program.steps) - 1)
+    flat = {k: s for k, s in zip(layers, slopes or (), strict=slopes is not None) if s is not None}
     row = scaled(np.array([-float(sign)]), _picked(known.ranges.output, rows))
     try:
         most = known.ranges.largest(row, conditions, weights, flat)

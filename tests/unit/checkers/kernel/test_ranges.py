@@ -53,6 +53,43 @@ def values_are_inside(program: Program, rng: np.random.Generator) -> None:
     assert (y <= high + 1e-12).all()
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_leaves_hold_where_their_conditions_do(seed: int) -> None:
+    """Any weights, any slopes below kinks, conditions of inputs and neurons; without any it is a bound as any other."""
+    rng = np.random.default_rng([seed, 8])
+    law, settings = [("Relu", {}), ("LeakyRelu", {"alpha": 0.1}), ("LeakyRelu", {"alpha": 3.0})][seed % 3]
+    program = mlp(rng, (3, 6, 5, 2), law, **settings)
+    region = ball(rng.uniform(-1, 1, 3), 10 ** rng.uniform(-1, 0.3), str(rng.choice(["l2", "linf"])))
+    ranges = Ranges(Subject(program).elements, region, ())
+    x = points(rng, region, 4000)
+    read = {-1: x}
+    for layer, size in enumerate((6, 5)):
+        before = Program(program.steps[: 2 + 2 * layer])
+        read[layer] = evaluate(before.steps, x).reshape(len(x), size)
+    conditions = []
+    for layer in rng.integers(-1, 2, size=int(rng.integers(0, 4))).tolist():
+        entry = int(rng.integers(read[layer].shape[1]))
+        at = float(rng.choice([0.0, np.median(read[layer][:, entry])]))
+        conditions.append(Condition(layer, entry, at, bool(rng.random() < 0.5)))
+    held = np.ones(len(x), dtype=bool)
+    for c in conditions:
+        value = read[c.layer][:, c.entry]
+        held &= (value >= c.at) if c.above else (value <= c.at)
+    y = evaluate(program.steps, x)[held, 0]
+    row = ranges.output.rows([0])
+    for _ in range(5):
+        weights = (10 ** rng.uniform(-3, 1, len(conditions))).tolist()
+        flat = {k: rng.uniform(0, 1, size) for k, size in enumerate((6, 5)) if rng.random() < 0.7}
+        try:
+            most = ranges.largest(row, conditions, weights, flat)
+        except Empty:
+            assert not held.any()
+            return
+        assert y.max(initial=-np.inf) <= float(most)
+    plain = float(ranges.chain.largest(row)[0])
+    assert float(ranges.largest(row, [], [], {})) == plain
+
+
 def derivatives_are_inside(program: Program, rng: np.random.Generator) -> None:
     region, subject = region_of(rng), Subject(program)
     ranges = Ranges(subject.elements, region, ())

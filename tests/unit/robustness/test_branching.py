@@ -1,0 +1,106 @@
+"""Branch and bound: what it certifies is below every attack, proved by the checker leaf by leaf, and grows with its leaves."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import lipverify as lv
+from lipverify import ops
+from lipverify.analyzers.protocol import Compute
+from lipverify.ir.graph import Graph
+from lipverify.ir.norm import Norm
+from lipverify.robustness import Attack, Plan
+from lipverify.robustness.attack import attack
+from lipverify.robustness.branching import proved_on
+from lipverify.robustness.carried import Carried
+from lipverify.robustness.domains import Neurons
+from lipverify.robustness.march import grow
+from lipverify.robustness.pairs import differences, predict
+from lipverify.robustness.plan import Record
+from lipverify.robustness.shells import Shell, Shells
+from tests.networks import chain, tensor
+
+
+QUICK = Attack(6, 15, 5)
+
+
+def network(seed: int) -> tuple[Graph, torch.Tensor]:
+    rng = np.random.default_rng([seed, 31])
+    graph = chain([tensor(rng, 14, 4), tensor(rng, 12, 14), tensor(rng, 3, 12)], ops.ReLU())
+    return graph, torch.tensor(rng.standard_normal((1, 4)))
+
+
+@pytest.mark.parametrize("norm", [Norm.L2, Norm.LINF])
+@pytest.mark.parametrize("seed", [0, 2])
+def test_radii_by_trees_are_proved_leaf_by_leaf(seed: int, norm: Norm) -> None:
+    graph, x = network(seed)
+    plan = Plan(norm, "branching", attack=QUICK)
+    found = lv.radii(graph, x, plan=plan)
+    record = found.records[0]
+    assert record.attack_radius is not None
+    assert 0.0 < record.radius < record.attack_radius
+    single = lv.radii(graph, x, plan=Plan(norm, "alpha-crown", attack=QUICK), proofs=False)
+    assert record.radius > 1.2 * float(single.radius[0])
+    assert record.checked, record.unchecked
+    assert found.issued is not None
+    files = found.certificate_files()
+    steps = json.loads(next(data for name, data in files.items() if name.endswith(".json")))["proof"]["steps"]
+    kinds = [step["step"] for step in steps]
+    assert kinds.count("leaf") > 3
+    # Ranges are computed once: a leaf is one row pushed back.
+    assert kinds.count("ranges") <= 2
+
+
+def test_what_carries_a_radius_survives_the_journal() -> None:
+    graph, x = network(0)
+    found = lv.radii(graph, x, plan=Plan(Norm.LINF, "branching", attack=QUICK), proofs=False).records[0]
+    assert found.carried is not None
+    assert found.carried.trees
+    again = Record.from_json(json.loads(json.dumps(found.stored())))
+    assert isinstance(again.carried, Carried)
+    assert again.carried.to_json() == found.carried.to_json()
+
+
+def test_nothing_false_is_shown_and_a_count_ends_the_search() -> None:
+    graph, x = network(1)
+    label = predict(graph, x[0])
+    example = attack(graph, x[0], label, Norm.LINF, None, Attack(), Compute())
+    assert example is not None
+    ball = lv.Ball(x, example.size * 1.001, Norm.LINF)
+    neurons = Neurons.of(lv.bounds(differences(graph, label), ball).known)
+    rival = example.label - (example.label > label)
+    assert proved_on(neurons, [rival], {}, lambda: False, most=2000) is None
+    assert proved_on(neurons, [rival], {}, lambda: True) is None
+
+
+def test_growing_stops_below_what_cannot_be_shown() -> None:
+    """Where everything within 0.7 can be shown, radii end near it, in fewer balls than a bisection from below would take."""
+    asked: list[float] = []
+
+    def prove(radius: float, deadline: float) -> bool:
+        asked.append(radius)
+        return radius <= 0.7
+
+    margin = torch.ones(2, dtype=torch.float64)
+    shells = Shells(margin, None, Shell, [Shell(0.1, margins=margin)])
+    grow(shells, prove, 1.0, 40, 1e-3, Compute())
+    assert 0.7 * (1 - 3e-3) <= shells.branched() <= 0.7
+    assert len(asked) < 25
+    assert shells.linear() == 0.1
+
+
+@pytest.mark.parametrize("norm", [Norm.L2, Norm.LINF])
+def test_the_attack_finds_what_gradients_at_the_centre_point_to(norm: Norm) -> None:
+    """A network that is nearly affine: the nearest example lies along the gradient, which noise rarely meets."""
+    rng = np.random.default_rng(5)
+    graph = chain([tensor(rng, 20, 30), tensor(rng, 2, 20)], ops.ReLU())
+    x = torch.tensor(rng.standard_normal((1, 30)))
+    label = predict(graph, x[0])
+    found = attack(graph, x[0], label, norm, None, Attack(restarts=4, steps=10), Compute())
+    assert found is not None
+    certified = lv.radii(graph, x, plan=Plan(norm, "branching", attack=None), proofs=False)
+    assert float(certified.radius[0]) < found.size < 1.6 * float(certified.radius[0])
