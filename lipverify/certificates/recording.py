@@ -39,7 +39,11 @@ NAMED: dict[str, dict[str, tuple[str, ...]]] = {
         "walk": ("value", "constants"),
     },
     "region": {"ranges": ("region",), "carried": ("region",), "walk": ("regions",)},
-    "array": {"implicit": ("multipliers",), "multipliers": ("wider", "blocks", "weights"), "leaf": ("slopes",)},
+    "array": {
+        "implicit": ("multipliers",),
+        "multipliers": ("wider", "blocks", "weights"),
+        "leaf": ("slopes",),
+    },
 }
 """Fields of steps that name facts, regions and arrays: they are numbered anew where some are left out."""
 

@@ -26,7 +26,7 @@ from lipverify.ir.graph import Graph
 from lipverify.ir.norm import Norm
 from lipverify.ir.region import Ball
 from lipverify.robustness.branching import Tree
-from lipverify.robustness.carried import Carried, Multipliers, Outward, Path
+from lipverify.robustness.carried import Array, Carried, Multipliers, Outward, Path
 from lipverify.robustness.constants import PairConstants
 from lipverify.robustness.pairs import rivals
 from lipverify.robustness.plan import Plan, Record
@@ -241,14 +241,15 @@ class _Proving:
         found: dict[tuple[Condition, ...], Flat] = {}
         for path, hint in tree.items():
             conditions = tuple(condition(number, side) for number, side in path)
-            weights, slopes = [0.0] * len(path), [None] * len(sizes)
+            weights = [0.0] * len(path)
+            slopes: list[Array | None] = [None] * len(sizes)
             if hint is not None:
                 numbers = hint.numbers.numpy()
                 betas = dict(zip(numbers.tolist(), hint.betas.tolist(), strict=True))
                 weights = [betas.get(number, 0.0) for number, _ in path]
                 whole = np.zeros(int(ends[-1]))
                 whole[numbers] = hint.slopes.double().numpy()
-                slopes = np.split(whole, ends[:-1])
+                slopes = list(np.split(whole, ends[:-1]))
             found[conditions] = weights, slopes
         return found
 

@@ -24,7 +24,6 @@ from lipverify.robustness.plan import Record
 from lipverify.robustness.shells import Shell, Shells
 from tests.networks import chain, tensor
 
-
 QUICK = Attack(6, 15, 5)
 
 
