@@ -42,7 +42,12 @@ class Enclosure(Interval):
 
     def __add__(self, other: Enclosure | float) -> Enclosure:
         other = self._like(other)
-        return rounded(self.lower + other.lower, self.upper + other.upper)
+        lower, upper = self.lower + other.lower, self.upper + other.upper
+        found = rounded(lower, upper)
+        # A sum that is computed as 0 is 0 (IEEE 754: additions do not underflow): sums of squares stay free of negative numbers.
+        return Enclosure(
+            torch.where(lower == 0, lower, found.lower), torch.where(upper == 0, upper, found.upper)
+        )
 
     def __sub__(self, other: Enclosure | float) -> Enclosure:
         return self + (-self._like(other))

@@ -180,3 +180,19 @@ def test_softmax_boxes_hold_and_reach_the_exact_ends(op: Op, scale: float) -> No
                 exact = 1 / (1 + total) if isinstance(op, ops.Softmax) else -mp.log1p(total)
                 distance = sign * (exact - mpf(end[row, i].item()))
                 assert 0 <= distance <= mpf("1e-12") * (1 + abs(exact))
+
+
+def test_sums_that_are_zero_are_exact() -> None:
+    """A root of a sum of squares is asked about numbers from 0 on, and not from the number below 0."""
+    tiny = 5e-324
+    ends = torch.tensor([0.0, 0.0, 1.0, tiny, 0.0, -1.5], dtype=torch.float64)
+    others = torch.tensor([0.0, tiny, -1.0, -tiny, -tiny, 1.5], dtype=torch.float64)
+    found = Enclosure(ends, ends) + Enclosure(others, others)
+    for a, b, low, high in zip(
+        ends.tolist(), others.tolist(), found.lower.tolist(), found.upper.tolist(), strict=True
+    ):
+        exact = Fraction(a) + Fraction(b)
+        assert Fraction(low) <= exact <= Fraction(high)
+        assert (low == 0 == high) == (exact == 0)
+    square = Enclosure(torch.zeros(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64))
+    assert bool(((square + square).lower == 0).all())
