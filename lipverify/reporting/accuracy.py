@@ -11,7 +11,8 @@ from lipverify.errors import InternalError
 from lipverify.loading.names import display
 from lipverify.reporting.answers import Document
 from lipverify.reporting.axis import linear_marks
-from lipverify.reporting.radii import Mark, share_text, steps
+from lipverify.reporting.course import Mark
+from lipverify.reporting.radii import share_text, steps
 
 LEFT, RIGHT, TOP, HEIGHT = 9.0, 97.0, 12, 240
 

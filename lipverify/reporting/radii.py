@@ -16,6 +16,7 @@ from lipverify.errors import InternalError
 from lipverify.loading.names import display
 from lipverify.reporting.answers import RIGOUR, Document
 from lipverify.reporting.axis import linear_marks
+from lipverify.reporting.course import Mark
 from lipverify.reporting.format import decimal_text, lower_text, plural, seconds_text
 from lipverify.reporting.gaps import gaps, pairs
 from lipverify.reporting.html import (
@@ -38,14 +39,6 @@ SHOWN = 8
 """Points in each of the two tables of single points."""
 _UNBOUNDED = 1e300
 _LEFT, _RIGHT, _TOP, _HEIGHT = 9.0, 97.0, 12, 260
-
-
-@dataclass(frozen=True)
-class Mark:
-    """A number on an axis."""
-
-    at: float
-    text: str
 
 
 @dataclass(frozen=True)
