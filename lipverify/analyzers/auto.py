@@ -56,7 +56,7 @@ class Choice:
                 f"{BRANCHING} splits the balls for as long as it is given (--analyzers {BRANCHING} {longer})"
             )
         if not said:
-            return "every search ended by itself: more time would buy nothing here"
+            return "every search for an upper bound ended by itself: more time would not lower it"
         return "more time would buy: " + "; ".join(said)
 
     def to_json(self, hurried: Sequence[str] | None = None) -> dict[str, Any]:
