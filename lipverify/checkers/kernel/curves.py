@@ -147,15 +147,10 @@ class Curve(NamedTuple):
             slack = _UNIT * (self.sized(low, high) + np.abs(k)) * reach
         return under - slack, over + slack
 
-<<<<<<< HEAD
-    def lines(self, low: Array, high: Array, first: Array, last: Array) -> Lines:
-        """Lines around the values, where the slopes are in [first, last]."""
-        if self.step is not None:
-            return self._rounded(low, high)
-=======
     def lines(self, low: Array, high: Array, first: Array, last: Array, flat: Array | None = None) -> Lines:
         """Lines around the values, where the slopes are in [first, last]. flat: as in `_kinked`."""
->>>>>>> c21c933 (Leaves of a tree are proved by one pass of one row: a step of the checker takes further conditions, their weights and slopes below kinks)
+        if self.step is not None:
+            return self._rounded(low, high)
         if self.kinks:
             return self._kinked(low, high, flat)
         with np.errstate(all="ignore"):
@@ -164,7 +159,6 @@ class Curve(NamedTuple):
         under, over = self.around(k, low, high)
         return Lines(k, under, k, over, *self.around(np.zeros_like(k), low, high))
 
-<<<<<<< HEAD
     def _rounded(self, low: Array, high: Array) -> Lines:
         """A constant where one multiple is left, else lines around `held` and half a step more.
 
@@ -184,15 +178,11 @@ class Curve(NamedTuple):
         return Lines(np.where(one, 0.0, lines.below), np.where(one, bottom, lines.under - half),
                      np.where(one, 0.0, lines.above), np.where(one, top, lines.over + half), bottom, top)  # fmt: skip
 
-    def _kinked(self, low: Array, high: Array) -> Lines:
-        """left v + (right - left) max(v, 0): on the convex side a secant, on the other the line of the larger part."""
-=======
     def _kinked(self, low: Array, high: Array, flat: Array | None) -> Lines:
         """left v + (right - left) max(v, 0): on the convex side a secant, on the other max(v, 0) >= flat v, flat in [0, 1].
 
         By default that of the larger part.
         """
->>>>>>> c21c933 (Leaves of a tree are proved by one pass of one row: a step of the checker takes further conditions, their weights and slopes below kinks)
         left, right = self.slope(low, 0), self.slope(high, 1)
         span, most = right - left, np.maximum(np.abs(low), np.abs(high))
         s, o = secant(low, high)

@@ -287,14 +287,10 @@ class Ranges:
             # What is rounded is known as what it was and an error: what other signals have in common with it is not lost.
             factor, lines = np.ones(step.size), _less(lines, *ends)
         y = self._grown(k, v, factor, free, Lines(*(part[free] for part in lines[:6])), ends)
-<<<<<<< HEAD
-        return _forgotten(y._replace(ends=within), unknown)
-=======
-        if f.kinks and not unknown.any():
+        if f.kinks and f.step is None and not unknown.any():
             self.reads[k] = v
             self._kinks[k] = f, (ends[0][free], ends[1][free]), len(self.chain.blocks) - 1, free
-        return _forgotten(y._replace(ends=np.array(lines[4:6])), unknown)
->>>>>>> c21c933 (Leaves of a tree are proved by one pass of one row: a step of the checker takes further conditions, their weights and slopes below kinks)
+        return _forgotten(y._replace(ends=within), unknown)
 
     def _product(self, k: int, step: Step, v: Signal, ends: Slopes, unknown: Array) -> Signal:
         """w = x y: with the middles a of x and b of y, w - a y = b x - a b + (x - a)(y - b)."""
@@ -380,7 +376,6 @@ class Ranges:
         return bool(self.chain.largest(row)[0] < arith.below(limit))
 
 
-<<<<<<< HEAD
 def _less(lines: Lines, low: Array, high: Array) -> Lines:
     """Lines around w - v, from those around w with slopes of at most 1, and v in [low, high]."""
     below, above = lines.below - 1.0, lines.above - 1.0
@@ -391,13 +386,13 @@ def _less(lines: Lines, low: Array, high: Array) -> Lines:
     bottom = np.maximum(below * high + lines.under, lines.low - high) - slack
     top = np.minimum(above * low + lines.over, lines.high - low) + slack
     return Lines(below, lines.under - slack, above, lines.over + slack, bottom, top)
-=======
+
+
 def _farkas(conditions: Sequence[Condition], weights: Sequence[float]) -> tuple[Array, Fraction]:
     """Weights with the signs of their conditions, and what the sum of weighted values is at least."""
     signed = np.array([w if c.above else -w for w, c in zip(weights, conditions, strict=True)])
     terms = [Fraction(float(w)) * Fraction(c.at) for w, c in zip(signed, conditions, strict=True)]
     return signed, sum(terms, Fraction(0))
->>>>>>> c21c933 (Leaves of a tree are proved by one pass of one row: a step of the checker takes further conditions, their weights and slopes below kinks)
 
 
 def _forgotten(y: Signal, unknown: Array) -> Signal:
