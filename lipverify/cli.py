@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from lipverify.commands.prove import ProveOptions, prove
 from lipverify.commands.questions import Verbs
 from lipverify.commands.shell import Json, print_json, typed
 from lipverify.commands.verify import verify
@@ -65,6 +66,9 @@ app.command(name="inspect")(
     typed(InspectOptions, _inspect, "Show a model's layer graph and which analyzers can answer for it.")
 )
 app.command()(verify)
+app.command(name="prove")(
+    typed(ProveOptions, prove, "Prove the bounds of a report that its budget left no time for.")
+)
 
 
 @app.command(name="analyzers")

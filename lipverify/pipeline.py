@@ -386,11 +386,6 @@ def _answer(method: Analyzer, graph: Graph, query: Query, compute: Compute, wall
     )
 
 
-UNPROVED = (
-    "the budget ended before the checker had proved it; `lipverify prove` with the folder of --out goes on"
-)
-
-
 def _checked(row: Row, graph: Graph, query: Query, end: float | None = None) -> Row:
     """The row with its certificate, `checked` where the independent checker has proved it from its written form before `end`.
 
@@ -399,6 +394,7 @@ def _checked(row: Row, graph: Graph, query: Query, end: float | None = None) -> 
     if row.certificate is None:
         return row
     from lipverify.certificates import issue
+    from lipverify.certificates.pending import UNPROVED
 
     try:
         with deadline.within(end):

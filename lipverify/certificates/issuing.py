@@ -25,6 +25,7 @@ from lipverify.certificates.format import (
     region_arrays,
 )
 from lipverify.certificates.nodes import Described, described
+from lipverify.certificates.pending import UNPROVED, kept
 from lipverify.certificates.stages import too_small
 from lipverify.certificates.writing import NOTHING, Writer
 from lipverify.checkers import About, Expectation, Model, NotCovered
@@ -358,10 +359,16 @@ def unproved(certificate: Certificate, graph: Graph, query: Query, analyzer: Nam
     why = certificate.unchecked or "the checker was not asked"
     document |= {
         "rigour": str(certificate.rigour),
-        "proof": certificate.evidence.to_json(),
+        "proof": certificate.evidence.to_json() | _pending(certificate, query),
         "not_covered": [*document["not_covered"], f"proof by the checker: {why}"],
     }
     return Issued(document)
+
+
+def _pending(certificate: Certificate, query: Query) -> dict[str, Any]:
+    """What a proof of it needs that the budget left no time for."""
+    found = kept(certificate.evidence, query) if certificate.unchecked == UNPROVED else None
+    return {} if found is None else {"kept": found}
 
 
 # -- verifying

@@ -26,6 +26,7 @@ from lipverify.ir.graph import Graph
 from lipverify.ir.norm import Norm
 from lipverify.ir.op import Op
 from lipverify.ir.region import Ball, Query, Region
+from lipverify.memory import share
 from lipverify.ops import MaxPool
 
 KEPT, USED = 12, 6
@@ -149,7 +150,7 @@ class Climber:
             + 1e-3
         )
         self.scouts = min(SCOUTS, int(0.03 * self.search.seconds / look))
-        return restarts, rounds, max(1, self.search.values_per_chunk // held)
+        return restarts, rounds, max(1, min(self.search.values_per_chunk, share(1 << 30) // 32) // held)
 
     # -- the rounds
 

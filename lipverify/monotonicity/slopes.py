@@ -24,6 +24,7 @@ from lipverify.ir.graph import Graph, Node
 from lipverify.ir.interval import Interval
 from lipverify.ir.norm import Norm
 from lipverify.ir.region import Ball
+from lipverify.memory import share
 from lipverify.monotonicity.signs import clip_signs
 from lipverify.propagation import bounds
 from lipverify.propagation.knowledge import is_affine
@@ -63,7 +64,7 @@ class PartialDerivatives:
         seed = torch.zeros(1, size, dtype=torch.float64, device=device)
         seed[0, entry] = 1.0
         self.seeds = seed.reshape(1, *self.written.output_shape)
-        self.at_once = max(1, MEMORY // (64 * sum(node.size for node in self.written.nodes)))
+        self.at_once = max(1, share(MEMORY) // (64 * sum(node.size for node in self.written.nodes)))
 
     def over(self, box: Interval, features: list[int]) -> Partials:
         """The ranges over boxes [boxes, *input shape]."""

@@ -133,12 +133,14 @@ def headline(document: Document) -> str:
     points = document["points"]
     certified = [p["radius"] for p in points if p["radius"] > 0]
     size = f"{len(certified)} of {plural(len(points), 'point')}"
+    cut = sum(bool(p.get("cut")) for p in points)
+    tail = f" The budget ended the search for {cut} of them." if cut else ""
     if not certified:
-        return f"No radius above zero was certified ({display(document['norm'])}, {size})."
+        return f"No radius above zero was certified ({display(document['norm'])}, {size}).{tail}"
     middle = sorted(certified)[(len(certified) - 1) // 2]
     return (
         f"{size} keep their label: half of these for every {display(document['norm'])} perturbation below "
-        f"{radius_text(middle, PROSE)}, all of them below {radius_text(min(certified), PROSE)}."
+        f"{radius_text(middle, PROSE)}, all of them below {radius_text(min(certified), PROSE)}.{tail}"
     )
 
 
@@ -222,7 +224,8 @@ def _comparison_rows(document: Document) -> list[tuple[str, str, str, str]]:
             display(row["method"]),
             radius_text(row["mean_radius"]),
             radius_text(row["median_radius"]),
-            f"{row['largest_on']} of {row['points']}",
+            f"{row['largest_on']} of {row['points']}"
+            + (f", not run on {row['not_run']}" if row.get("not_run") else ""),
         )
         for row in document.get("comparison", ())
     ]

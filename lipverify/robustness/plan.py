@@ -101,6 +101,8 @@ class Record:
     """Whether something broke, so that nothing is certified; `note` says what."""
     refuted: bool = False
     """Whether an adversarial example lay inside the radius, which is withdrawn."""
+    cut: bool = False
+    """Whether the budget ended the search for this point."""
     checked: bool = False
     """Whether the independent checker has proved the radius."""
     unchecked: str = ""
@@ -114,7 +116,7 @@ class Record:
         """One element of `points`."""
         plain = asdict(replace(self, carried=None, example=None))
         del plain["carried"], plain["example"]
-        flags = ("failed", "refuted", "checked")
+        flags = ("failed", "refuted", "cut", "checked")
         found = {k: v for k, v in plain.items() if v not in ("", {}) or k in ("label", "predicted")}
         found = {k: v for k, v in found.items() if v or k not in flags}
         return {"index": found.pop("index"), **found}

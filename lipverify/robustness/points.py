@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +13,8 @@ from torch import Tensor
 from lipverify.analyzers.lipsdp.analyzer import LipSDP
 from lipverify.analyzers.lirpa.margins import ForeignMargins, refuses_margins
 from lipverify.analyzers.protocol import Compute
-from lipverify.errors import InternalError, LipverifyError, Refuted, UnsupportedModel
+from lipverify.deadline import within
+from lipverify.errors import BudgetEnded, InternalError, LipverifyError, Refuted, UnsupportedModel
 from lipverify.failures import BUG, failure_words
 from lipverify.falsify import multiplications
 from lipverify.ir.graph import Graph
@@ -88,9 +90,12 @@ def prepare(graph: Graph, plan: Plan, compute: Compute, constants: PairConstants
             # In linf a global constant is rarely the best part of `auto`.
             side = plan.method != "global"
             effort = SIDE_EFFORT if side and plan.norm is Norm.LINF else EFFORT
-            constants = pair_constants(graph, plan.norm, compute, effort, side)
+            with within(_wall(compute)):
+                constants = pair_constants(graph, plan.norm, compute, effort, side)
         except UnsupportedModel as error:
             refused["global"] = str(error)
+        except BudgetEnded:
+            refused["global"] = "not run: the budget ended before there were constants of the whole space"
         except Exception as error:
             refused["global"] = _broken(error)
             failed.append("global")
@@ -109,6 +114,13 @@ def prepare(graph: Graph, plan: Plan, compute: Compute, constants: PairConstants
     return Work(graph, plan, constants, refused, str(compute.device), tuple(failed))
 
 
+def _wall(compute: Compute) -> float | None:
+    """A little after a deadline: the end of what aims at it and misses. What is owed without any time has half a second."""
+    if compute.deadline is None:
+        return None
+    return max(compute.deadline, time.monotonic()) + max(0.5, 0.2 * compute.remaining())
+
+
 def _broken(error: Exception) -> str:
     """What a method's row says where it broke; errors of the user are raised.
 
@@ -125,12 +137,20 @@ def answered(work: Work, index: int, x: Tensor, label: int | None, seconds: floa
     started = time.monotonic()
     try:
         return answer(work, index, x, label, seconds)
+    except BudgetEnded:
+        return not_run(work, index, label, time.monotonic() - started)
     except Refuted as error:
         return broken(work, index, label, str(error), time.monotonic() - started, refuted=True)
     except Exception as error:
         if isinstance(error, LipverifyError) and not isinstance(error, InternalError):
             raise
         return broken(work, index, label, failure_words(error), time.monotonic() - started)
+
+
+def not_run(work: Work, index: int, label: int | None, seconds: float = 0.0) -> Record:
+    """The record of a point that the budget left no time for."""
+    why = "not run: the budget ended before anything was known of this point"
+    return replace(broken(work, index, label, why, seconds), failed=False, cut=True)
 
 
 def broken(
@@ -186,12 +206,13 @@ def answer(work: Work, index: int, x: Tensor, label: int | None, seconds: float 
     graph = differences(work.graph, predicted)
     margin = enclosed(graph.to(dtype=torch.float64), x).lower
     found, carried = None, None
-    if plan.attack is not None:
+    if plan.attack is not None and not compute.expired():
         # An attack takes at most a third of a limited time.
         share = replace(
             compute, deadline=None if deadline is None else time.monotonic() + plan.seconds_for_attack()
         )
-        found = attack(work.graph, x, predicted, plan.norm, plan.box, plan.attack, share)
+        with suppress(BudgetEnded), within(_wall(share)):
+            found = attack(work.graph, x, predicted, plan.norm, plan.box, plan.attack, share)
     if not bool((margin > 0).all()):
         by_method, note = (
             {name: 0.0 for name in plan.parts if name not in work.refused},
@@ -233,6 +254,7 @@ def answer(work: Work, index: int, x: Tensor, label: int | None, seconds: float 
         failed=refuted,
         refuted=refuted,
         carried=carried,
+        cut=deadline is not None and compute.expired(),
         example=None if found is None else found.point.detach().cpu().double().numpy(),
     )
 
@@ -267,20 +289,42 @@ def _shells(
         semidefinite=LipSDP().reject(graph, Query(Norm.L2, Norm.L2)) is None,
     )
     shells = Shells(margin.cpu(), constants, balls.look)
+    # A look that the end interrupts leaves those before it as they were.
+    with suppress(BudgetEnded), within(_wall(compute)):
+        _searched(work, shells, balls, parts, found, x, graph, local, crown, marching, compute)
+    shells.multipliers = balls.multipliers if marching else shells.multipliers
+    shells.trees = balls.trees
+    return shells
+
+
+def _searched(
+    work: Work,
+    shells: Shells,
+    balls: Balls,
+    parts: set[str],
+    found: Example | None,
+    x: Tensor,
+    graph: Graph,
+    local: bool,
+    crown: bool,
+    marching: bool,
+    compute: Compute,
+) -> None:
+    """Looks at balls where the certified radius gains most, until nothing is gained or the time is over."""
+    plan = work.plan
     if not (local or crown) or compute.remaining() <= 0:
-        return shells
+        return
     certain = shells.radius()
     farthest = LARGEST if found is None else found.size
     if certain >= LARGEST:
-        return shells
+        return
     resolution = max(plan.resolution, COARSE) if mixes(graph) else plan.resolution
     first = _first(certain, farthest) if found is not None else max(2.0 * certain, _guess(x))
     if plan.norm is Norm.L2 and (marching or plan.method == "crown"):
         bracket(shells, first, farthest, resolution, compute)
         if marching:
             march(shells, balls.steepen, farthest, plan.shells, resolution, compute)
-            shells.multipliers = balls.multipliers
-        return shells
+        return
     # Half of a limited time is kept for branching.
     share = replace(compute, deadline=compute.share(2)) if "branching" in parts else compute
     branching = "branching" in parts and (balls.leaves is None or balls.leaves >= FEWEST_LEAVES)
@@ -290,8 +334,6 @@ def _shells(
     if branching:
         looks = None if timed else plan.harder_looks
         grow(shells, balls.prove, farthest, looks, plan.resolution, compute)
-    shells.trees = balls.trees
-    return shells
 
 
 def _affordable(plan: Plan, graph: Graph) -> bool:
@@ -320,17 +362,18 @@ def _guess(x: Tensor) -> float:
 
 
 def _radii(work: Work, shells: Shells) -> tuple[float, str, dict[str, float]]:
-    """The radius, the method it is due to, and what every single method gives."""
-    plan, single = work.plan, {}
+    """The radius, the method it is due to, and what every single method gives; without those that never looked at a ball."""
+    plan, single = work.plan, dict[str, float]()
+    looked = any(shell.margins is not None for shell in shells.known)
     if "global" in plan.parts and shells.constants is not None:
         single["global"] = Shells(shells.margin, shells.constants, shells.look).radius()
-    if "crown" in plan.parts and "crown" not in work.refused:
+    if "crown" in plan.parts and "crown" not in work.refused and looked:
         single["crown"] = shells.linear()
-    if "lirpa" in plan.parts and "lirpa" not in work.refused:
+    if "lirpa" in plan.parts and "lirpa" not in work.refused and looked:
         single["lirpa"] = shells.linear()
-    if "alpha-crown" in plan.parts and "alpha-crown" not in work.refused:
+    if "alpha-crown" in plan.parts and "alpha-crown" not in work.refused and looked:
         single["alpha-crown"] = shells.optimised()
-    if "branching" in plan.parts and "branching" not in work.refused:
+    if "branching" in plan.parts and "branching" not in work.refused and looked:
         single["branching"] = shells.branched()
     if "local" in plan.parts and "local" not in work.refused and shells.steepened:
         single["local"] = Shells(shells.margin, None, shells.look, list(shells.known)).integral()
@@ -338,6 +381,8 @@ def _radii(work: Work, shells: Shells) -> tuple[float, str, dict[str, float]]:
         single.setdefault(plan.method, 0.0)
         return single[plan.method], plan.method, single
     together = shells.radius()
+    if not single:
+        return together, plan.method, {}
     best = max(single, key=lambda name: single[name])
     if together > single[best]:
         return together, "auto", {**single, "auto": together}

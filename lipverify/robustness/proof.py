@@ -21,7 +21,8 @@ from lipverify.analyzers.protocol import Report
 from lipverify.certificates.format import Author, Issued, radius_claim
 from lipverify.certificates.issuing import Subject, subject_of, written
 from lipverify.certificates.writing import NOTHING, Condition, Flat, Layer, Part, Writer
-from lipverify.errors import LipverifyError, NotCovered, RefutedCertificate
+from lipverify.deadline import look, within
+from lipverify.errors import BudgetEnded, LipverifyError, NotCovered, RefutedCertificate
 from lipverify.ir.graph import Graph
 from lipverify.ir.norm import Norm
 from lipverify.ir.region import Ball
@@ -39,6 +40,9 @@ PARTS, WORK = 256, 1 << 21
 """Parts of a ball for one rival, and how many numbers all their lines together hold, about."""
 MOST = 0.05
 """What the checker's radius may be below that of the search, relatively; beyond it the point stays `real` and says both."""
+
+
+UNPROVED = "the budget ended before the checker had proved it; give a larger --budget"
 
 
 @dataclass(frozen=True)
@@ -64,13 +68,18 @@ def certified(
     Source: `robustness.shells`, step by step in the checker's language.
 
     Args:
-        deadline: moment after which no more proof is begun.
+        deadline: moment at which proofs end.
     """
     waiting = [r for r in records if r.radius > 0]
     if plan.method == "smoothing" or not waiting:
         return Certified(tuple(records), None)
+    half = None if deadline is None else time.monotonic() + 0.6 * max(deadline - time.monotonic(), 0.0)
     try:
-        subject = subject_of(graph)
+        with within(half):
+            look()
+            subject = subject_of(graph)
+    except BudgetEnded:
+        return Certified(tuple(replace(r, unchecked=UNPROVED) if r.radius > 0 else r for r in records), None)
     except (LipverifyError, OSError) as error:
         return Certified(
             tuple(replace(r, unchecked=str(error)) if r.radius > 0 else r for r in records), None
@@ -86,20 +95,24 @@ def certified(
     proved: dict[int, tuple[float, list[int]]] = {}
     reasons: dict[int, str] = {}
     for record in waiting:
-        if deadline is not None and time.monotonic() > deadline:
-            reasons[record.index] = "the time for proofs was over: as long again as the budget"
-            continue
         report(f"proof of point {record.index}", None)
         try:
-            with writer.attempt():
+            # What is proved is proved once more from its bytes, for which as much is left.
+            with within(half), writer.attempt():
+                look()
                 proved[record.index] = proving.point(record, rows[record.index])
+        except BudgetEnded:
+            reasons[record.index] = UNPROVED
         except RefutedCertificate as error:
             reasons[record.index] = str(error)
     issued = None
     if proved:
         try:
             issued = _written(writer, proved, waiting, rows, centres, graph, subject, plan)
-            issued.check(subject.model)
+            with within(deadline):
+                issued.check(subject.model)
+        except BudgetEnded:
+            issued, reasons, proved = None, dict.fromkeys(rows, UNPROVED), {}
         except LipverifyError as error:
             issued, reasons, proved = None, dict.fromkeys(rows, str(error)), {}
     return Certified(tuple(_told(r, proved.get(r.index), reasons.get(r.index)) for r in records), issued)

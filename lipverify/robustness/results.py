@@ -154,13 +154,17 @@ class Radii(Result):
         }
 
     def comparison(self) -> list[dict[str, Any]]:
-        """Each single method over the points classified correctly: mean, median, how often nothing else is larger."""
+        """Each single method over the points classified correctly: mean, median, how often nothing else is larger.
+
+        Over the points that it was run on alone: where the budget left no time for a method it says nothing.
+        """
         correct = [r for r in self.records if r.label == r.predicted and r.by_method]
         names = list(dict.fromkeys(name for r in correct for name in r.by_method))
         rows = []
         for name in names:
-            values = [r.by_method.get(name, 0.0) for r in correct]
-            best = [v >= max(r.by_method.values()) and v > 0 for v, r in zip(values, correct, strict=True)]
+            ran = [r for r in correct if name in r.by_method]
+            values = [r.by_method[name] for r in ran]
+            best = [v >= max(r.by_method.values()) and v > 0 for v, r in zip(values, ran, strict=True)]
             rows.append(
                 {
                     "method": name,
@@ -168,6 +172,7 @@ class Radii(Result):
                     "median_radius": median(values),
                     "largest_on": sum(best),
                     "points": len(values),
+                    **({"not_run": len(correct) - len(ran)} if len(ran) < len(correct) else {}),
                 }
             )
         return rows

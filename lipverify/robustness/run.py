@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lipverify.analyzers.protocol import Compute, Report, silent
 from lipverify.errors import UsageError
+from lipverify.falsify import multiplications
 from lipverify.ir.graph import Graph
 from lipverify.ir.norm import Norm
 from lipverify.robustness.attack import Box
@@ -19,12 +20,16 @@ from lipverify.robustness.constants import PairConstants
 from lipverify.robustness.journal import Journal
 from lipverify.robustness.pairs import classes
 from lipverify.robustness.plan import Plan, Record
-from lipverify.robustness.points import Work, answered, broken, prepare
+from lipverify.robustness.points import Work, answered, broken, not_run, prepare
 from lipverify.robustness.proof import certified
 from lipverify.robustness.results import Radii
 from lipverify.units import Lost, results
 
 Advance = Callable[[int, int], None]
+SEARCHED = 0.65
+"""The part of a limited time that is for searches; the rest is for proofs."""
+QUICK = 1e7
+"""Multiplications of a network for whose points closed forms are given even when no time is left."""
 SHARED = 10
 """The part of a limited time that constants of the whole input space may take: one in so many."""
 
@@ -88,7 +93,7 @@ def radii(
     done = {} if journal is None else {i: Record.from_json(r) for i, r in journal.records.items()}
     waiting = [index for index in range(len(x)) if index not in done]
     report("certifying points", None)
-    end = None if budget is None else started + budget
+    end = None if budget is None else started + (SEARCHED if proofs else 1.0) * budget
     asked = ((i, x[i].numpy(), None if labels is None else labels[i]) for i in waiting)
     for place, answer in results(
         _unit, work, asked, len(waiting), jobs=jobs, scheduler=scheduler, deadline=end
@@ -104,8 +109,7 @@ def radii(
     records = tuple(done[index] for index in range(len(x)))
     issued = None
     if proofs:
-        # A budget is that of the searches; proofs may take as long again.
-        until = None if budget is None else started + 2.0 * budget
+        until = None if budget is None else started + budget
         found = certified(graph, plan, records, x, work.constants, report, until)
         records, issued = found.records, found.issued
     return Radii(
@@ -142,4 +146,6 @@ def _require(graph: Graph, x: Tensor, labels: list[int] | None, plan: Plan) -> N
 def _unit(
     work: Work, index: int, x: np.ndarray[Any, Any], label: int | None, seconds: float | None
 ) -> Record:
+    if seconds is not None and seconds <= 0.0 and multiplications(work.graph) > QUICK:
+        return not_run(work, index, label)
     return answered(work, index, torch.from_numpy(x), label, seconds)

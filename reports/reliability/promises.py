@@ -119,7 +119,7 @@ def said(kind: str, out: str, err: str) -> dict[str, Any]:
     if document is None:
         return {"said": errors[-1][:200] if errors else err.strip()[-200:]}
     if kind == "radius":
-        radii = [point.get("certified") for point in document.get("points", [])]
+        radii = [point.get("radius") for point in document.get("points", [])]
         return {"radii": radii, "seconds": document.get("seconds")}
     if kind == "inspect":
         return {"analyzers": len(document.get("analyzers", []))}

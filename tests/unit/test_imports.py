@@ -58,8 +58,8 @@ LAYERS: dict[str, str] = {
     "taking": "errors settings loading ir pipeline comparison",
     "verbs": "errors settings loading checkers ir interpreter propagation execution certificates analyzers falsify pipeline "
     "results monotonicity robustness comparison convexity questions derived taking",
-    "commands": "errors version settings options loading zoo checkers ir interpreter execution analyzers falsify failures "
-    "results documents reporting pipeline monotonicity robustness comparison convexity questions",
+    "commands": "errors version settings options loading zoo checkers ir interpreter execution certificates analyzers falsify "
+    "failures results documents reporting pipeline monotonicity robustness comparison convexity questions",
 }
 """From the ground up: a room, and the rooms below it that it may import."""
 

@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from lipverify import ops
+from lipverify import memory, ops
 from lipverify.analyzers.lipsdp.comparators import sorting_network, tournament
 from lipverify.analyzers.lipsdp.neurons import INPUT, Canonical, Layer, Signal, add, stacked
 from lipverify.analyzers.lipsdp.system import BlockSystem, LoopedSystem
@@ -33,7 +33,6 @@ from lipverify.rules import Unbounded, interval, linear, naming, slopes
 
 MAX_BYTES = 12 << 30
 """Systems whose dense matrices need more are refused with the size they need."""
-
 
 Encoder = Callable[["Canonical", Node, list[Signal], list[Node]], Signal]
 
@@ -90,6 +89,11 @@ def _followed(
     return form, signals[graph.output.name], graph
 
 
+def available() -> int:
+    """Bytes that dense matrices may take: what is free, and never more than `MAX_BYTES`."""
+    return min(MAX_BYTES, memory.free())
+
+
 def encodable(node: Node) -> bool:
     """Whether the node has a canonical form."""
     kind = type(node.op)
@@ -121,10 +125,10 @@ def refuse_too_large(graph: Graph) -> None:
     needed = 8 * sum(
         3 * a * a + 2 * a * b for a, b in zip(widths, [*widths[1:], graph.output.size], strict=True)
     )
-    if needed > MAX_BYTES:
+    if needed > available():
         raise UnsupportedModel(
             f"LipSDP needs about {needed / 2**30:.0f} GiB of dense matrices for layers of up to {max(widths)} neurons; "
-            f"the limit is {MAX_BYTES >> 30} GiB"
+            f"{available() / 2**30:.1f} GiB are available: give a larger --memory, or ask lipsdp, which cuts the network"
         )
 
 

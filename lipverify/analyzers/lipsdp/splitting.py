@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from lipverify.analyzers.lipsdp.canonical import MAX_BYTES, canonical_form
+from lipverify.analyzers.lipsdp.canonical import available, canonical_form
 from lipverify.analyzers.lipsdp.cutting import Need, between, contracts, cut_points, need
 from lipverify.analyzers.lipsdp.evidence import Multipliers, Part, Parts, Proofs
 from lipverify.analyzers.lipsdp.norms import answer
@@ -61,7 +61,7 @@ class Piece:
 
 def fits_memory(graph: Graph) -> bool:
     """Whether LipSDP on the whole graph has the memory it needs."""
-    return need(graph).bytes <= MAX_BYTES
+    return need(graph).bytes <= available()
 
 
 def whole_fits(graph: Graph, compute: Compute) -> bool:
@@ -138,8 +138,8 @@ def _piece(graph: Graph, first: Node, last: Node, effort: float, settings: Setti
     needs = need(part)
     if not needs.neurons:
         return Piece(part, activation, "product", None, needs, "has no neurons")
-    if needs.bytes > MAX_BYTES:
-        why = f"needs about {needs.bytes / 2**30:.0f} GiB, the limit is {MAX_BYTES >> 30} GiB"
+    if needs.bytes > available():
+        why = f"needs about {needs.bytes / 2**30:.1f} GiB, {available() / 2**30:.1f} GiB are available"
         return Piece(part, activation, "product", None, needs, why)
     steps = int(effort / max(needs.work, 1.0))
     if steps >= _STEPS:

@@ -25,6 +25,7 @@ from lipverify.ir.graph import Graph
 from lipverify.ir.interval import Interval
 from lipverify.ir.norm import Norm
 from lipverify.ir.region import Ball, Query
+from lipverify.memory import share
 from lipverify.propagation import Bounds, bounds, refuses_ranges
 from lipverify.propagation.forms import refuses_forms
 from lipverify.propagation.precision import PRECISIONS, own_products
@@ -121,7 +122,7 @@ def local_bounds(
     written = elementary(graph).to(dtype=torch.float64, device=compute.device)
     rows = written.output.size
     per_row = 8 * 8 * sum(node.size for node in written.nodes)
-    at_once = max(1, MEMORY // (per_row * min(rows, 64)))
+    at_once = max(1, share(MEMORY) // (per_row * min(rows, 64)))
     found, by_row, unknown, ended = [], [], [], False
     with torch.no_grad(), own_products(PRECISIONS[precision], compute.device):
         for start in range(0, len(ball), at_once):
@@ -130,7 +131,7 @@ def local_bounds(
             early = replace(within, deadline=within.share(2))
             ranges = _ranges(graph, written, part, early, forward, precision)
             ended = ended or early.expired()
-            chunk = max(1, MEMORY // (per_row * len(part)))
+            chunk = max(1, share(MEMORY) // (per_row * len(part)))
             factors = derivative_ranges(written, ranges)
             tier = tier_of(written, ranges, method)
             tier = replace(tier, precision=PRECISIONS[precision], expired=within.expired)

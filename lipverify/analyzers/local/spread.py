@@ -14,6 +14,7 @@ from torch import Tensor
 from lipverify.analyzers.local.gradients import Gradients, absolute_adjoint, interval_gradients
 from lipverify.ir.interval import Interval
 from lipverify.linalg.rounding import gamma
+from lipverify.memory import share
 from lipverify.ops.enclosure import Enclosure
 from lipverify.propagation.adjoint import adjoint
 from lipverify.propagation.knowledge import is_affine
@@ -51,7 +52,7 @@ def input_ranges(found: Gradients, index: int) -> Interval | None:
     shape = center.lower.shape
     size, roundings = _with_roundings(found, middle, slots, largest)
     reach = size.new_zeros(size.shape)
-    step = max(1, MEMORY // (8 * 4 * widths))
+    step = max(1, share(MEMORY) // (8 * 4 * widths))
     # From the output to the input: a generator costs nothing above the slope it comes from.
     order = [
         (slot, int(entry))

@@ -39,6 +39,7 @@ from lipverify.ir.graph import Graph
 from lipverify.ir.interval import Interval
 from lipverify.ir.norm import Norm
 from lipverify.ir.region import Ball, Query
+from lipverify.memory import share
 from lipverify.propagation import Bounds, bounds
 
 FEW_INPUTS = 4
@@ -133,7 +134,7 @@ class Tree:
         roots = self.frontier.leaves()
         ranges = self._ranges([()])
         per_row = 8 * 8 * sum(node.size for node in self.graph.nodes)
-        _, factors, found = self._linear_bounds(ranges, slice(None), max(1, MEMORY // per_row))
+        _, factors, found = self._linear_bounds(ranges, slice(None), max(1, share(MEMORY) // per_row))
         settled = []
         for leaf in roots:
             first, last = leaf.outputs

@@ -121,7 +121,7 @@ def test_a_network_beyond_the_memory_is_cut_and_says_so(
     ]
     graph = chain(weights, ops.ReLU())
     limit = int(1.01 * need(between(graph, cut_points(graph)[2], graph.output)).bytes)
-    monkeypatch.setattr(splitting, "MAX_BYTES", limit)
+    monkeypatch.setattr("lipverify.analyzers.lipsdp.canonical.MAX_BYTES", limit)
     assert LipSDP().reject(graph, Query()) is None
     found = LipSDP().bound(graph, Query(), Compute())
     assert isinstance(found.evidence, Parts)
@@ -131,7 +131,7 @@ def test_a_network_beyond_the_memory_is_cut_and_says_so(
     assert found.upper is not None
     assert float(found.upper) < upper(graph, Product())
     # No piece at all fits: refused with the size needed; a ball has no pieces either.
-    monkeypatch.setattr(splitting, "MAX_BYTES", 1000)
+    monkeypatch.setattr("lipverify.analyzers.lipsdp.canonical.MAX_BYTES", 1000)
     assert "not even on a piece" in (LipSDP().reject(graph, Query()) or "")
     with pytest.raises(UnsupportedModel, match="needs about"):
         LipSDP().bound(graph, Query(), Compute())
