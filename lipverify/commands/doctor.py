@@ -25,7 +25,7 @@ PARTS = {
     "typer": "command line",
     "pillow": "--data: folders of images",
     "pyarrow": "--data: Parquet",
-    "distributed": "radius --scheduler: points on the workers of a cluster",
+    "distributed": "radius and compare --scheduler: work on the workers of a cluster",
     "scikit-learn": "retrains the model zoo",
     "auto_LiRPA": "optional analyzer of other authors",
 }

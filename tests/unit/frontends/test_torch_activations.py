@@ -10,6 +10,7 @@ from torch import nn
 
 import lipverify as lv
 from lipverify.frontends.torch_export import extract
+from tests.tiers import also
 
 ACTIVATIONS: dict[str, nn.Module] = {
     "Softshrink": nn.Softshrink(0.3), "Threshold": nn.Threshold(0.1, 0.1), "Hardtanh": nn.Hardtanh(-2.0, 0.5),
@@ -59,7 +60,7 @@ def test_functions(function: Any, kind: str) -> None:
     assert kind in extract(Of(function).eval(), torch.randn(2, 4)).operators()
 
 
-@pytest.mark.parametrize("cell", [nn.RNN, nn.GRU, nn.LSTM])
+@pytest.mark.parametrize("cell", [also(nn.RNN, "three seconds"), nn.GRU, also(nn.LSTM, "four seconds")])
 def test_recurrent_layers(cell: Any) -> None:
     torch.manual_seed(0)
     layer = cell(3, 4, num_layers=2, bidirectional=True, batch_first=True)

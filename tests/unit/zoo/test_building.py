@@ -16,6 +16,7 @@ from lipverify import zoo
 from lipverify.errors import InternalError, UsageError
 from lipverify.zoo import building
 from lipverify.zoo.card import read_card, with_measured
+from tests.tiers import long
 
 every_network = pytest.mark.parametrize("name", zoo.names())
 
@@ -74,6 +75,7 @@ def test_without_scikit_learn_the_data_is_refused_with_the_line_that_installs_it
             ask()
 
 
+@long("trains a network; `make zoo` trains all")
 def test_retraining_restores_a_damaged_network_up_to_last_bits(copy: Path) -> None:
     pytest.importorskip("sklearn", reason="scikit-learn brings the data")
     name, weights = "wine-selu", copy / "wine-selu" / "weights.safetensors"
