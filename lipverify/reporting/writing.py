@@ -67,7 +67,8 @@ class OutputFolder:
         self._lock: int | None = None
         self._created = False
         self._ours = False
-        """A lock was left here by a run of ours that was killed."""
+        """A lock was left here by a run of ours that was killed, or ended while it wrote."""
+        self._writing = False
         self._earlier: set[str] = set()
         """Certificates that an earlier result in this folder lists."""
 
@@ -98,6 +99,7 @@ class OutputFolder:
         """
         assert self._folder is not None, "the folder is entered before it is written to"
         staged: list[tuple[int, str, str]] = []
+        self._writing = True
         with self._disk("; what was there before is intact"), self._certificates() as certificates:
             try:
                 for index, (name, data) in enumerate(files.items()):
@@ -116,6 +118,7 @@ class OutputFolder:
                     os.unlink(name.rpartition("/")[2], dir_fd=certificates)
             os.fsync(certificates)
             os.fsync(self._folder)
+        self._writing = False
         self._created, self._earlier = False, {name for name in files if CERTIFICATE.fullmatch(name)}
 
     # -- opening and locking
@@ -203,10 +206,19 @@ class OutputFolder:
             gone = "; the folder is no longer there" if not self.path.exists() else None
             raise cannot_write(self.path, error, gone or state) from error
 
+    def _leaves_parts(self) -> bool:
+        """Whether a write that did not end left something: the lock then says to the next run whose it is."""
+        if self._writing:
+            with suppress(OSError):
+                os.rmdir(CERTIFICATES, dir_fd=self._folder)
+        names = set(os.listdir(self._folder)) if self._writing else set()
+        return bool(names & _WRITTEN) and RESULT not in names
+
     def _close(self) -> None:
         if self._lock is not None:
             with suppress(OSError):
-                os.unlink(LOCK, dir_fd=self._folder)
+                if not self._leaves_parts():
+                    os.unlink(LOCK, dir_fd=self._folder)
             os.close(self._lock)
             self._lock = None
         if self._folder is not None:

@@ -261,3 +261,23 @@ def test_no_number_that_is_not_finite_reaches_the_disk(tmp_path: Path) -> None:
     with OutputFolder(tmp_path / "out") as folder, pytest.raises(ValueError, match="JSON"):
         write(folder, document)
     assert tree(tmp_path) == set()
+
+
+def test_a_write_that_ends_in_the_middle_is_taken_up_by_the_next_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, rename = tmp_path / "out", os.rename
+
+    def interrupted(source: str, target: str, **folders: int) -> None:
+        if target == "result.json":
+            raise KeyboardInterrupt
+        rename(source, target, **folders)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "rename", interrupted)
+        with pytest.raises(KeyboardInterrupt), OutputFolder(place) as folder:
+            write(folder)
+    assert not (place / "result.json").exists()
+    with OutputFolder(place) as folder:
+        write(folder)
+    assert tree(place) == WRITTEN
