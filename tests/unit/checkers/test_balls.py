@@ -173,7 +173,7 @@ MUTANTS: dict[str, tuple[object, str, Callable[..., object], Callable[[np.random
     "the kink's lines exchanged": (
         Curve,
         "_kinked",
-        lambda old: lambda c, a, b: old(c, a, b)._replace(under=old(c, a, b).over, over=old(c, a, b).under),
+        lambda old: lambda *args: old(*args)._replace(under=old(*args).over, over=old(*args).under),
         values_are_inside,
     ),
     "always the right slope": (
