@@ -83,7 +83,7 @@ def test_models_are_read_as_they_run(kind: str, zero: int, scale: Any) -> None:
     (lambda: qdq("Relu", "i1"), "computed integers"), (lambda: qdq("Abs", "i1"), "computed integers"),
     (lambda: qdq(ends=False), "output of integers"),
     (lambda: qdq(scale=-0.1), "not positive"), (lambda: qdq(scale=[0.1, 0.1]), "another size"),
-], ids=str)  # fmt: skip
+])  # fmt: skip
 def test_what_integers_do_otherwise_is_refused(data: Callable[[], bytes], words: str) -> None:
     with pytest.raises(NotCovered, match=words):
         program_of(data())
