@@ -31,7 +31,7 @@ from lipverify.checkers.reader import (
     read_model,
 )
 from lipverify.checkers.tables import fields, hexadecimal, integer, text
-from lipverify.errors import RefutedCertificate, UnreadableCertificate
+from lipverify.errors import NotCovered, RefutedCertificate, Undecided, UnreadableCertificate
 
 SCHEMA = "lipverify.derivation/1"
 LONGEST = 4096
@@ -40,6 +40,8 @@ WIDEST = 16
 """Rows and columns of a matrix: elimination in integers takes seconds at most."""
 MOST = 1 << 16
 """Of a count."""
+CERTIFICATES = 64
+"""That one derivation may name, each with time and memory of its own."""
 FAR = 2**100
 """Numbers other than 0 are at most that large, and not nearer to 0 than its inverse, so that rationals stay short."""
 Numbers = Mapping[str, Any]
@@ -88,6 +90,12 @@ def _power(x: Fraction, count: int) -> Fraction:
     return total
 
 
+def _kept(x: Fraction) -> Fraction:
+    """A number >= x >= 0 of a bounded length."""
+    need(x < 2**1000, "a number beyond float64")
+    return trimmed(x)
+
+
 def positive_definite(matrix: Matrix) -> bool:
     """Whether a symmetric rational matrix is positive definite: its leading minors, by elimination in integers (Bareiss 1968)."""
     scale = math.lcm(*(x.denominator for row in matrix for x in map(Fraction, row)))
@@ -134,7 +142,7 @@ def _q(steps: int, reward: Fraction, dynamics: Fraction, discount: Fraction) -> 
         return reward / (1 - factor)
     total = Fraction(0)
     for _ in range(steps):
-        total = trimmed(1 + factor * total)
+        total = _kept(1 + factor * total)
     return reward * total
 
 
@@ -142,6 +150,10 @@ def _grid(directions: int, norm: int, constant: Fraction, pitch: Fraction) -> Fr
     need(norm in (0, 1, 2) and directions > 0, "no norm: 1, 2 or 0 (the largest entry)")
     reach = {0: Fraction(1), 1: Fraction(directions), 2: root_above(Fraction(directions))}[norm]
     return constant * pitch * reach / 2
+
+
+def _network_grid(directions: int, constant: Fraction, pitch: Fraction) -> Fraction:
+    return root_above(Fraction(2)) * _grid(directions, 2, constant, pitch)
 
 
 def _generator(constant: Fraction, distance: Fraction) -> Fraction:
@@ -157,7 +169,7 @@ def _critic(constant: Fraction, gap: Fraction) -> Fraction:
 def _last(steps: int, inputs: Fraction, states: Fraction) -> Fraction:
     total = Fraction(0)
     for _ in range(steps):
-        total = trimmed(1 + states**2 * total)
+        total = _kept(1 + states**2 * total)
     return inputs * root_above(total)
 
 
@@ -172,11 +184,11 @@ def _sequence(steps: int, inputs: Fraction, states: Fraction, vector: Sequence[F
     )
     forward, running = [], Fraction(0)
     for v in vector:
-        running = trimmed(states * running + v)
+        running = _kept(states * running + v)
         forward.append(running)
     worst, running = Fraction(0), Fraction(0)
     for moved, v in zip(reversed(forward), reversed(vector), strict=True):
-        running = trimmed(states * running + moved)
+        running = _kept(states * running + moved)
         worst = max(worst, running / v)
     return inputs * root_above(worst)
 
@@ -334,11 +346,18 @@ RULES: dict[str, Rule] = {
         _generator,
     ),
     "grid": Rule(
-        {"directions": "count", "norm": "count", "constant": "constant", "pitch": "size"},
+        {"directions": "count", "norm": "count", "constant": "size", "pitch": "size"},
         "upper",
         "margins above {value} at all points of a grid of pitch {pitch} in {directions} directions leave no other label between "
         "them, if margins have the constant {constant} in the norm {norm} (0: largest entry)",
         _grid,
+    ),
+    "grid-network": Rule(
+        {"directions": "count", "constant": "constant", "pitch": "size"},
+        "upper",
+        "margins above {value} at all points of a grid of pitch {pitch} in {directions} directions leave no other label between "
+        "them, if the network has the constant {constant} (l2), so that differences of two outputs have sqrt 2 times as much",
+        _network_grid,
     ),
     "recurrent-last": Rule(
         {"steps": "count", "inputs": "constant", "states": "constant"},
@@ -528,68 +547,98 @@ def _constant(
     return _size(found)
 
 
-def verify_derivation(path: Path, models: Sequence[Path | Model], at_most: float | None = None) -> Proved:
-    """Proves a derivation again, with every certificate that it names, for these model files.
+def verify_derivation(
+    path: Path,
+    models: Sequence[Path | Model],
+    at_most: float | None = None,
+    exact: bool = False,
+    seconds: float = math.inf,
+    seed: int | None = None,
+) -> Proved:
+    """Proves a derivation again, with every certificate that it names, once each, for these model files.
+
+    Args:
+        at_most: the largest value to accept. exact, seconds, seed: as in `verify_file`; seconds of all certificates together.
 
     Raises:
         RefutedCertificate: a certificate or the rule does not carry the value, or it is above `at_most`. UnreadableCertificate:
         damaged, or a certificate of another model. Undecided: a certificate says itself that it is not proved.
     """
+    try:
+        return _verified(path, models, at_most, exact, time.process_time() + seconds, seed)
+    except (RefutedCertificate, UnreadableCertificate, Undecided):
+        raise
+    except Exception as error:
+        raise UnreadableCertificate(f"the derivation cannot be followed ({type(error).__name__})") from error
+
+
+def _verified(
+    path: Path,
+    models: Sequence[Path | Model],
+    at_most: float | None,
+    exact: bool,
+    last: float,
+    seed: int | None,
+) -> Proved:
     started = time.monotonic()
     derivation, claimed = parse(parse_json(read_bytes(path, MAX_CERTIFICATE)))
     rule = RULES[derivation.rule]
+    known = [model if isinstance(model, Model) else read_model(model) for model in models]
+    need(len(set(derivation.certificates.values())) <= CERTIFICATES, "too many certificates")
+    proved: dict[tuple[str, str], Verdict] = {}
     uses = []
-    for (name, place), (file, digest) in derivation.certificates.items():
+    for (name, place), named in derivation.certificates.items():
         number = derivation.numbers[name] if place is None else derivation.numbers[name][place]
-        verdict = _certified(path.parent / file, digest, models)
-        _fits(derivation, verdict.fields, file)
+        if named not in proved:
+            left = last - time.process_time()
+            if left <= 0:
+                raise NotCovered("the time for checking is over")
+            proved[named] = _certified(path.parent / named[0], named[1], known, exact, left, seed)
+        verdict = proved[named]
+        _fits(derivation, verdict, named[0])
         upper = verdict.upper
         if (max(upper) if isinstance(upper, list) else upper) > number:
-            raise RefutedCertificate(f"{file} proves {upper}, more than {name} says")
-        uses.append({"number": name, "place": place, "certificate": file, "claim": verdict.claim})
+            raise RefutedCertificate(f"{named[0]} proves {upper}, more than {name} says")
+        uses.append({"number": name, "place": place, "certificate": named[0], "claim": verdict.claim})
     value = derivation.value()
     if value > Fraction(claimed) if rule.side == "upper" else value < Fraction(claimed):
         raise RefutedCertificate(f"the rule gives {bound(derivation.rule, value)!r}, not {claimed!r}")
     if at_most is not None and (rule.side != "upper" or claimed > at_most):
         raise RefutedCertificate(f"the derivation proves {claimed!r}, not at most {at_most!r}")
-    stated = [
-        n
-        for n, k in rule.takes.items()
-        if k.startswith("constant") and not any(w[0] == n for w in derivation.certificates)
-    ]
+    certified = {name for name, _ in derivation.certificates}
+    stated = tuple(n for n, k in rule.takes.items() if k.startswith("constant") and n not in certified)
     return Proved(
         derivation.statement(claimed),
         derivation.rule,
         rule.side,
         claimed,
-        tuple(stated),
+        stated,
         uses,
         time.monotonic() - started,
     )
 
 
-def _certified(path: Path, digest: str, models: Sequence[Path | Model]) -> Verdict:
+def _certified(
+    path: Path, digest: str, models: Sequence[Model], exact: bool, seconds: float, seed: int | None
+) -> Verdict:
     """The verdict on a certificate for one of the models: the one it names."""
     data = read_bytes(path, MAX_CERTIFICATE)
     need(hashlib.sha256(data).hexdigest() == digest, f"{path.name} is another file than the derivation names")
     refusal = UnreadableCertificate(f"{path.name} is about a model that was not given")
     for model in models:
         try:
-            return check(
-                lambda: data, lambda name: read_bytes(path.parent / name, MAX_MODEL), partial(_models, model)
-            )
+            return check(lambda: data, lambda name: read_bytes(path.parent / name, MAX_MODEL), partial(list, [model]),
+                         exact, None, seconds, seed)  # fmt: skip
         except UnreadableCertificate as error:
             refusal = error
     raise refusal
 
 
-def _models(model: Path | Model) -> list[Model]:
-    return [model if isinstance(model, Model) else read_model(model)]
-
-
-def _fits(derivation: Derivation, found: Mapping[str, Any], file: str) -> None:
-    """Constants are in l2 and hold everywhere; for a loop near 0, on one uncut ball around 0 that holds the box of the rule."""
-    need("upper" in found, f"{file} is about no constant")
+def _fits(derivation: Derivation, verdict: Verdict, file: str) -> None:
+    """Constants are in l2, of whole outputs, and hold everywhere; near 0, on one uncut ball around 0 that holds the box."""
+    found = verdict.fields
+    need("upper" in found and len(verdict.models) == 1, f"{file} is about no constant")
+    need(verdict.model["margin"] is None, f"{file} is about a difference of two outputs")
     need((found["norm_in"], found["norm_out"]) == ("l2", "l2"), f"{file} is not in l2")
     region = found["region"]
     if region["kind"] == "everywhere":

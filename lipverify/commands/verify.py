@@ -77,7 +77,7 @@ def verify(
     )
     if not os.path.isdir(certificate):  # False for a name too long to exist, too
         if _schema(certificate).startswith("lipverify.derivation/"):
-            _derivation(certificate, [_file(name) for name in model], expected, as_json)
+            _derivation(certificate, [_file(name) for name in model], expected, exact, seconds, seed, as_json)
             return
         answer = _proved(certificate, [_file(name) for name in model], expected, exact, seconds, seed)
         if as_json:
@@ -162,7 +162,15 @@ def _report(
     return answers
 
 
-def _derivation(path: Path, models: Sequence[Path], expected: Expectation, as_json: bool) -> None:
+def _derivation(
+    path: Path,
+    models: Sequence[Path],
+    expected: Expectation,
+    exact: bool,
+    seconds: float,
+    seed: int | None,
+    as_json: bool,
+) -> None:
     """What follows from certified constants, with every certificate that it names."""
     from lipverify.checkers import Expectation
     from lipverify.checkers.derivations import verify_derivation
@@ -170,7 +178,7 @@ def _derivation(path: Path, models: Sequence[Path], expected: Expectation, as_js
     if expected != Expectation(at_most=expected.at_most):
         raise UsageError("of a derivation only --at-most can be expected; norms and regions are its rule's")
     try:
-        found = verify_derivation(path, models, expected.at_most)
+        found = verify_derivation(path, models, expected.at_most, exact, seconds, seed)
     except (Refuted, Undecided, UnreadableCertificate) as error:
         if as_json:
             print_json({"schema": SCHEMA, "valid": False, "reason": str(error)})
@@ -180,13 +188,20 @@ def _derivation(path: Path, models: Sequence[Path], expected: Expectation, as_js
     else:
         stated = ", ".join(found.stated) or "none"
         typer.echo(f"valid: {found.claim}; constants taken as stated: {stated} ({found.seconds:.2f} s)")
+        for use in found.certificates:
+            place = "" if use["place"] is None else f" {use['place']}"
+            typer.echo(
+                f"  {use['number']}{place} is from {display_path(path.parent / use['certificate'])}: {use['claim']}"
+            )
 
 
 def _schema(path: Path) -> str:
     """The schema that a file says it has; empty where it is none of ours."""
+    from lipverify.checkers.reader import MAX_CERTIFICATE, read_bytes
+
     try:
-        document = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        document = json.loads(read_bytes(path, MAX_CERTIFICATE))
+    except (LipverifyError, OSError, ValueError, RecursionError):
         return ""
     return str(document.get("schema")) if isinstance(document, dict) else ""
 

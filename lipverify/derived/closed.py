@@ -80,25 +80,33 @@ def generator_tail(generator: Known, distance: float) -> Derived:
     return derive("generator", constant=generator, distance=distance)
 
 
-def grid_margin(margin: Known, pitch: float, directions: int, *, norm: str = "l2") -> Derived:
+def grid_margin(constant: Known, pitch: float, directions: int, *, norm: str = "l2") -> Derived:
     """Which margin at the points of a grid decides everything between them.
 
     Statement: where every point of a grid of this pitch in `directions` directions has a margin above upper =
-        L pitch directions^(1/p) / 2, no point between has another label; L the constant of margins (at most sqrt 2 times that
-        of the network in l2). A point below it decides nothing.
+        L pitch directions^(1/p) / 2, no point between has another label; L the constant of margins. A point below it decides
+        nothing.
     Source: every point is within half a diagonal of a grid point (Wicker, Huang, Kwiatkowska 2018).
 
+    Args:
+        constant: a number, the constant of margins in `norm`; or an audit or certificate of the network in l2, whose differences
+            of two outputs have at most sqrt 2 times its constant.
+
     Raises:
-        UsageError: a norm that is none of l1, l2, linf; no direction.
+        UsageError: a norm that is none of l1, l2, linf, or another than l2 for a certificate; no direction.
 
     >>> round(grid_margin(1., .1, 2).upper, 7)
     0.0707107
     """
     if norm not in _NORMS:
         raise UsageError(f"{norm!r} is no norm: l1, l2 or linf")
-    if norm != "l2" and not isinstance(margin, int | float):
-        raise UsageError("certificates that go into a derivation are in l2; state the constant as a number")
-    return derive("grid", directions=directions, norm=_NORMS[norm], constant=margin, pitch=pitch)
+    if isinstance(constant, int | float):
+        return derive("grid", directions=directions, norm=_NORMS[norm], constant=constant, pitch=pitch)
+    if norm != "l2":
+        raise UsageError(
+            "certificates that go into a derivation are in l2; state the constant of margins as a number"
+        )
+    return derive("grid-network", directions=directions, constant=constant, pitch=pitch)
 
 
 def critic_distance(critic: Graph, first: Tensor, second: Tensor, constant: Known) -> Derived:

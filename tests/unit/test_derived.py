@@ -431,3 +431,37 @@ def test_verify_takes_derivations_of_files(tmp_path: Path) -> None:
     assert said["rule"] == "generator"
     assert lipverify(*command, "--at-most", "1e-30").returncode == 3
     assert lipverify(*command, "--norm", "l2").returncode == 2
+
+
+def test_a_grid_takes_the_constant_of_the_network_for_its_margins(tmp_path: Path) -> None:
+    """y = (2, -2) |x - 1/2| + (-.2, .2): margins 1.6 at the points of a grid of pitch 1, and -.4 between them."""
+    graph = chain([torch.tensor([[1.0]]), torch.tensor([[2.0], [-2.0]])], ops.Abs())
+    network = audited(graph, ["product"])
+    found = derived.grid_margin(network, 1.0, 1)
+    assert found.rule == "grid-network"
+    assert found.upper == pytest.approx(2.0, rel=1e-6)  # |margin(x) - margin(y)| <= 4 |x - y|
+    assert found.upper >= 1.6
+    with pytest.raises(UsageError, match="in l2"):
+        derived.grid_margin(network, 1.0, 100, norm="linf")
+    margin = audited(lv.margin(graph, 0, 1), ["product"])
+    with pytest.raises(UnreadableCertificate, match="difference of two outputs"):
+        derived.verify_derived(derived.generator_tail(margin, 1.0), [margin.graph])
+
+
+@pytest.mark.parametrize("steps", [1000, 65536])
+def test_sums_that_grow_beyond_float64_are_refused_at_once(steps: int) -> None:
+    with pytest.raises(UsageError, match="beyond float64"):
+        derived.q_constant(2.0**100, 2.0**100, 2.0**100, steps=steps)
+
+
+def test_derivations_fail_closed(certified: derived.Derived, tmp_path: Path) -> None:
+    for name in ("gone.json", "a\0b", "\ud800"):
+        forged = changed(certified.to_json(), "numbers/constant/certificate", name)
+        (tmp_path / "tail.json").write_text(json.dumps(forged))
+        with pytest.raises(UnreadableCertificate):
+            derived.verify_derived(tmp_path / "tail.json", [certified.graphs["constant"]])
+    certified.save(tmp_path / "tail.json")
+    model = model_of(certified.graphs["constant"])
+    with pytest.raises(RefutedCertificate, match="time"):
+        derivations.verify_derivation(tmp_path / "tail.json", [model], seconds=0.0)
+    assert derivations.verify_derivation(tmp_path / "tail.json", [model], exact=True).value == certified.upper

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from lipverify.errors import ExtractionMismatch, InternalError, UnsupportedModel, UsageError
-from lipverify.frontends.torch_export import extract, lower, registry
+from lipverify.frontends import registry as tables
+from lipverify.frontends.torch_export import extract, lower
 
 
 class Function(nn.Module):
@@ -267,8 +268,8 @@ class Announced:
 
 def test_operators_of_other_packages_are_loaded_once(monkeypatch):
     calls = []
-    monkeypatch.setattr(registry, "entry_points", lambda group: [Announced(lambda: calls.append(group))])
-    table = registry.Lowering()
+    monkeypatch.setattr(tables, "entry_points", lambda group: [Announced(lambda: calls.append(group))])
+    table = tables.Lowering()
     table.load_entry_points()
     table.load_entry_points()
     assert calls == ["lipverify.operators"]
@@ -278,9 +279,9 @@ def test_operators_that_cannot_be_loaded_are_named(monkeypatch):
     def broken():
         raise ImportError("no such thing")
 
-    monkeypatch.setattr(registry, "entry_points", lambda group: [Announced(broken)])
+    monkeypatch.setattr(tables, "entry_points", lambda group: [Announced(broken)])
     with pytest.raises(UsageError, match=r"other_package\.operators.*no such thing"):
-        registry.Lowering().load_entry_points()
+        tables.Lowering().load_entry_points()
 
 
 def test_extraction_is_silent_and_leaves_logging_as_it_was(capfd):
