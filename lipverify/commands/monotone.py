@@ -47,7 +47,7 @@ def work(options: AuditOptions, start: Start) -> Outcome:
         region,
         None if options.monotone == "all" else words(options.monotone),
         output=options.of,
-        names=None if options.names is None else words(options.names),
+        names=words(options.names) if options.names is not None else None if points is None else points.features,
         budget=DEFAULT_BUDGET if options.budget is None else options.left(),
         device=start.device,
         seed=options.seed,

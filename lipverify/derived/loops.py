@@ -19,6 +19,7 @@ from lipverify.ir.graph import Graph
 from lipverify.ir.norm import Norm
 from lipverify.ir.region import Ball
 from lipverify.propagation.points import values
+from lipverify.results import Audit
 
 Array = NDArray[np.float64]
 SLOWEST = 1.0 - 1e-12
@@ -61,7 +62,17 @@ def closed_loop(
     if a.shape != (n, n) or k.shape != (m, n):
         raise UsageError(f"dynamics {a.shape}, control {b.shape} and gain {k.shape} do not fit")
     constant = _shifted(policy, k, radius, analyzers) if isinstance(policy, Graph) else policy
+    if isinstance(constant, Audit) and (constant.graph.input_shape, constant.graph.output_shape) != (
+        (n,),
+        (m,),
+    ):
+        shapes = list(constant.graph.input_shape), list(constant.graph.output_shape)
+        raise UsageError(
+            f"the audited network maps {shapes[0]} to {shapes[1]}, and policy less gain maps [{n}] to [{m}]"
+        )
     upper, plant = number(constant), _Plant(a, b, k)
+    if upper < 0.0:
+        raise UsageError(f"a constant is not negative, and {upper!r} is")
     found = _fastest(plant, upper)
     allowed = _largest(plant)
     if found is None:

@@ -144,6 +144,8 @@ def _networks() -> Iterator[Any]:
     half = {"r": np.float32(2**0.5), "one": np.float32(1), "half": np.float32(0.5)}
     gate = [("Gemm", "x w b", "a"), ("Sigmoid", "a", "s"), ("Mul", "a s", "y")]
     yield _network(gate, [1, 6], {k: weights[k] for k in "wb"})
+    rounded = [("QuantizeLinear", "x s z", "q"), ("DequantizeLinear", "q s z", "y")]
+    yield _network(rounded, [1, 6], {"s": np.float32(0.043), "z": np.uint8(101)})
     erf = [
         ("Div", "x r", "a"),
         ("Erf", "a", "e"),

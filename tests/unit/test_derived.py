@@ -183,6 +183,13 @@ def test_loops() -> None:
         derived.closed_loop(0.0, [[1.1]], [[1.0]])
 
 
+def test_loops_refuse_networks_of_other_sizes() -> None:
+    with pytest.raises(UsageError, match=r"maps \[13\] to \[3\]"):
+        derived.closed_loop(audited(chain([0.01 * torch.ones(3, 13)]), ["product"]), *PLANT)
+    with pytest.raises(UsageError, match="not negative"):
+        derived.closed_loop(-0.01, *PLANT)
+
+
 def test_a_loop_with_a_policy_comes_together_as_fast_as_proved() -> None:
     rng = np.random.default_rng(0)
     gain = np.array([[-0.8, -1.2]])
