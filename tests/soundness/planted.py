@@ -241,6 +241,21 @@ TURNED = kinked([[1.0], [-1.0]], [-0.01, -0.01], 100 * np.eye(2))
 
 APART = balls("linf", 1, 1.0, 1.0, move=-5.0)
 
+
+def written_by_itself() -> Case:
+    """9 + 5 max(y, 0) is at most 9.1: in a layer that is written by the next one, what that makes of it is overwritten."""
+    w = Writing(2)
+    w.dense(np.eye(2))
+    w.scalar("Relu")
+    w.dense(np.array([[0.0, 5.0], [0.0, 1.0]]), np.array([9.0, -0.01]))
+    w.scalar("Relu")
+    w.dense(np.eye(2))
+    c = planted(w.program().beside(w.program()), ball(np.full(2, 0.25), 1.0))
+    whole = c.add("carried", region=0, conditions=[], pairs=[[0, 1], [2, 3]])
+    c.add("value", ranges=whole, rows=[0, 1], sign=-1, limit=(-9.1).hex())
+    return c
+
+
 PLANTED: dict[tuple[str, str], Callable[[], Case]] = {
     ("theorems", "steps that are no chain"): lambda: gain_of([1, 3], 1.001, STEPS),
     ("theorems", "the gain * of step * is not proved"): lambda: gain_of([1], 19.0, ONES),
@@ -300,6 +315,7 @@ PLANTED: dict[tuple[str, str], Callable[[], Case]] = {
     ("language", "slopes of lines outside *"): steep,
     ("language", "a list for other layers"): lambda: edited(other_slopes(), 1, blocks=[]),
     ("language", "none of *"): lambda: edited(product(planted(ONES), 21.0), 0, norms=["l3", "l2"]),
+    ("carried", "a layer that is written by what is computed from it"): written_by_itself,
     ("elementary", "a step that is no function of the other alone"):
         lambda: (lambda c: (derivatives(c, None, [0, 1], 1.01, start=3), c)[1])(planted(passed_by())),
     ("gains", "a step that is no function of the other alone"): lambda: product(planted(passed_by()), 2.0, start=3),

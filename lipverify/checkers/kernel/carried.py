@@ -15,7 +15,7 @@ import numpy as np
 
 from lipverify.checkers.kernel.arithmetic import TINY, Array, need
 from lipverify.checkers.kernel.curves import Curve, Lines, curve, secant
-from lipverify.checkers.kernel.elementary import Elementary
+from lipverify.checkers.kernel.elementary import Elementary, behind
 from lipverify.checkers.kernel.neurons import Slopes, follow
 from lipverify.checkers.kernel.program import Scalar, Step
 from lipverify.checkers.kernel.ranges import Condition, Empty, Ranges, Region
@@ -28,7 +28,7 @@ _NEAR = 2.0**-49
 class Carried(Ranges):
     """Ranges, and the results of some layers written as those of others plus a change.
 
-    pairs: layer -> the one it is written by.
+    pairs: layer -> the one it is written by, which is not computed from it: no neuron is written by itself.
     """
 
     def __init__(
@@ -41,6 +41,8 @@ class Carried(Ranges):
         for pair in pairs.items():
             fits = all(k in steps for k in pair) and len({steps[k].size for k in pair}) == 1
             need(fits, "a pair of layers that are no scalar functions of as many numbers")
+            one, other = (p.layers[k] for k in pair)
+            need(one not in behind(p.steps, other), "a layer that is written by what is computed from it")
             if not all(np.isfinite(self._seen[k][1]).all() for k in pair):
                 raise NotCovered("a pair of layers of which nothing is known is not covered by the checker")
         self._steps, self._pairs = steps, pairs

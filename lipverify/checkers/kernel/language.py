@@ -148,7 +148,7 @@ class Scope:
         return Condition(layer, entry, self.real(value[2]), side == "above")
 
     def pairs(self, value: Any) -> dict[int, int]:
-        """[[layer, the one it is written by]...]."""
+        """[[layer, the one it is written by, which it is no part of]...]."""
         need(isinstance(value, list), "a list")
         found = {}
         for pair in value:

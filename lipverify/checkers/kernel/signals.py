@@ -111,8 +111,10 @@ def added(first: Signal, second: Signal) -> Signal:
 
 
 def sprouted(key: int, v: Signal, factor: Array, free: Array) -> Signal:
-    """factor [rows] times v, plus, in the rows `free`, a number each of the new source `key`."""
+    """factor [rows] times v, plus, in the rows `free`, a number each of the source `key`, which v is no function of."""
     charge(v.height * len(free))
+    if len(free) and key in v.parts:
+        raise ValueError("neurons that are functions of themselves")
     spread = np.zeros((v.height, len(free)))
     spread[free, np.arange(len(free))] = 1.0
     if len(free) and not factor.any():

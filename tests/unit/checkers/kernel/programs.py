@@ -151,6 +151,9 @@ def results(steps: Sequence[Step], x: Array) -> list[Array]:
             y = y + (0 if step.offset is None else step.offset)
         elif isinstance(step, Scalar) and step.law == "PRelu":
             y = np.where(v[:, :-1] < 0, step.slopes * v[:, :-1], v[:, :-1])
+        elif isinstance(step, Scalar) and step.law == "Round":
+            ends = dict(step.settings)
+            y = step.slopes * np.clip(np.rint(v[:, :-1] / step.slopes), ends["min"], ends["max"])
         elif isinstance(step, Scalar):
             y = LAWS[step.law](v[:, :-1], **dict(step.settings))
         elif isinstance(step, Order):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from lipverify.checkers.kernel import Condition, Program, Region, Subject
+from lipverify.checkers.kernel import Condition, Program, Region, Subject, parse_steps, prove
 from lipverify.checkers.kernel import carried as carried_of
 from lipverify.checkers.kernel import signals as signals_of
 from lipverify.checkers.kernel.carried import Carried
@@ -38,7 +38,24 @@ def near(program: Program, rng: np.random.Generator, size: float, law: str | Non
     return w.program()
 
 
+def folded(rng: np.random.Generator, widths: tuple[int, ...]) -> Program:
+    """Layers with neurons that are always on, always off, and open; or rounded ones, each with a step of its own."""
+    w, n = Writing(widths[0]), widths[0]
+    for m in widths[1:-1]:
+        w.dense(rng.standard_normal((m, n)), rng.choice([-20.0, 0.0, 20.0], m))
+        if rng.random() < 0.5:
+            w.scalar("Relu")
+        else:
+            w.scalar("Round", slopes=rng.choice([0.25, 0.5, 1.0], m), min=-16.0, max=15.0)
+        n = m
+    w.dense(rng.standard_normal((widths[-1], n)))
+    return w.program()
+
+
 def drawn(rng: np.random.Generator) -> tuple[Program, Program]:
+    if rng.random() < 0.3:
+        widths = (3, *[int(rng.integers(2, 5))] * int(rng.integers(1, 4)), 2)
+        return folded(rng, widths), folded(rng, widths)
     widths = (3, *(int(n) for n in rng.integers(3, 8, rng.integers(1, 4))), 2)
     law = str(rng.choice(NAMES))
     first = mlp(rng, widths, law, **LAWS[law])
@@ -47,14 +64,15 @@ def drawn(rng: np.random.Generator) -> tuple[Program, Program]:
 
 
 def pairs_of(subject: Subject, rng: np.random.Generator) -> dict[int, int]:
-    """Counterparts, in either direction; or any layers of one size."""
+    """Counterparts, in either direction; or any layers of one size that are not computed from it, of the same network too."""
     elements = subject.elements
     count = len(elements.layers) // 2
-    way = rng.integers(3)
+    way = rng.integers(4)
     if way < 2:
         return {(k + count * (way == 0)): (k + count * (way == 1)) for k in range(count)}
     sizes = [elements.size(k) for k in range(2 * count)]
-    same = {k: [j for j in range(2 * count) if j != k and sizes[j] == sizes[k]] for k in range(2 * count)}
+    free = [(k, j) for k in range(2 * count) for j in range(2 * count) if j < k or j // count > k // count]
+    same = {k: [j for i, j in free if i == k and sizes[j] == sizes[k]] for k in range(2 * count)}
     return {k: int(rng.choice(others)) for k, others in same.items() if others and rng.random() < 0.8}
 
 
@@ -118,6 +136,63 @@ def test_pairs_of_different_sizes_or_of_products_are_refused() -> None:
     subject = Subject(f.beside(f))
     with pytest.raises(UnreadableCertificate, match="as many numbers"):
         Carried(subject.elements, ball(np.zeros(3), 0.5), (), {1: 0})
+
+
+CHAIN = Writing(2)
+"""Its second layer has a neuron that is always on, and one that is open: 9 + 5 max(y, 0) and max(max(y, 0) - 0.01, 0)."""
+CHAIN.dense(np.eye(2))
+CHAIN.scalar("Relu")
+CHAIN.dense(np.array([[0.0, 5.0], [0.0, 1.0]]), np.array([9.0, -0.01]))
+CHAIN.scalar("Relu")
+CHAIN.dense(np.eye(2))
+
+
+@pytest.mark.parametrize("pairs", [{0: 1}, {2: 3}, {0: 1, 2: 3}, {1: 0, 2: 3}], ids=str)
+def test_layers_written_by_what_is_computed_from_them_are_refused(
+    pairs: dict[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """9 + 5 y was held to be 9: what one neuron was to another was overwritten."""
+    f = CHAIN.program()
+    subject = Subject(f.beside(f), [ball(np.full(2, 0.25), 1.0)])
+    step = {"step": "carried", "region": 0, "conditions": [], "pairs": [list(p) for p in pairs.items()]}
+    with pytest.raises(UnreadableCertificate, match="computed from it"):
+        prove(parse_steps([step], {}, subject), subject)
+    # Nor does it pass where the order of layers is not looked at.
+    monkeypatch.setattr(carried_of, "behind", lambda steps, end: [])
+    with pytest.raises(ValueError, match="functions of themselves"):
+        prove(parse_steps([step], {}, subject), subject)
+
+
+WRITTEN = [
+    {1: 0},
+    {2: 0},
+    {2: 1},
+    {3: 0},
+    {3: 2},
+    {0: 2},
+    {0: 3},
+    {1: 2},
+    {0: 2, 1: 3},
+    {0: 3, 2: 1},
+    {1: 0, 2: 1, 3: 1},
+]
+
+
+@pytest.mark.parametrize("pairs", WRITTEN, ids=str)
+def test_layers_written_by_others_hold(pairs: dict[int, int]) -> None:
+    rng, f, region = np.random.default_rng(0), CHAIN.program(), ball(np.full(2, 0.25), 1.0)
+    subject = Subject(f.beside(f))
+    y = evaluate(subject.program.steps, points(rng, region, 300))
+    low, high = (found := Carried(subject.elements, region, (), pairs)).chain.ranges(found.carried)
+    assert (low - 1e-12 <= y).all()
+    assert (y <= high + 1e-12).all()
+
+
+def test_a_number_of_its_own_overwrites_no_other() -> None:
+    v = signals_of.Signal({0: np.eye(2)})
+    with pytest.raises(ValueError, match="functions of themselves"):
+        signals_of.sprouted(0, v, np.ones(2), np.array([1]))
+    assert signals_of.sprouted(1, v, np.ones(2), np.array([1])).parts.keys() == {0, 1}
 
 
 def test_two_networks_of_different_inputs_are_no_pair() -> None:
