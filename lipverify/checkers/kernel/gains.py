@@ -232,7 +232,7 @@ def kernel_of(chain: Sequence[Affine]) -> tuple[Array, float, list[int]]:
         need((factor == factor[:, :1]).all(), "a scaling that differs within a channel")
         split = factor[:, 0].reshape(len(kernel), -1)
         split = split[:, None, :] if inner else split[:, :, None]
-        kernel = kernel * split.reshape(*split.shape, *(1,) * (kernel.ndim - 3))
+        kernel = arith.times(kernel, split.reshape(*split.shape, *(1,) * (kernel.ndim - 3)))
         relative += arith.gamma(8 + step.rounded)
     sizes = []
     for axis, n in enumerate(shape[1:]):

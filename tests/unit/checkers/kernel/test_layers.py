@@ -153,6 +153,33 @@ def test_convolutions_are_proved_at_their_norm_on_the_torus_and_by_their_matrix(
         assert not proves(program, dense | {"torus": axis, "limit": (norm * (1 - 1e-9)).hex()})
 
 
+def scaled_convolution(*powers: int) -> tuple[Program, dict[str, Any]]:
+    """A convolution with one tap 2^p, behind scalings by powers of two, and its gain on a torus without the limit."""
+    w, places = Writing(4), np.arange(4)
+    for p in powers[:-1]:
+        w.put(Affine(w.view(), 4, np.full((1, 1, 1), 2.0**p), places[None, :, None]))
+    taps, around = np.array([[[[0.0, 2.0 ** powers[-1], 0.0]]]]), places[:, None] + np.arange(-1, 2)
+    index = np.where((around >= 0) & (around < 4), around, -1)[None]
+    w.put(Affine(w.view(), 4, taps[0], index, None, 0, Lattice(taps, (1, 4), (1,), (1,), ((1, 1),), False)))
+    return w.program(), {"step": "gain", "chain": list(range(1, len(powers) + 1)), "torus": [[8, 0]]}
+
+
+@pytest.mark.parametrize("powers", [(-400, -400, -400), (-300, -101), (399, 300, 2)], ids=str)
+def test_a_torus_of_products_that_are_lost_is_not_covered(powers: tuple[int, ...]) -> None:
+    """2^-1200 is 0 in float64: a gain of 0 was proved for it, though later layers may multiply by as much."""
+    program, gain = scaled_convolution(*powers)
+    for limit in (0.0, 2.0**-1074, 1.0):
+        with pytest.raises(NotCovered, match="products of stored numbers"):
+            proves(program, gain | {"limit": limit.hex()})
+
+
+def test_a_torus_of_small_products_is_proved_at_their_size() -> None:
+    program, gain = scaled_convolution(-200, -199)
+    assert proves(program, gain | {"limit": (2.0**-399 * (1 + 1e-9)).hex()})
+    for limit in (0.0, 2.0**-1074, 2.0**-399 * (1 - 1e-9)):
+        assert not proves(program, gain | {"limit": limit.hex()})
+
+
 def test_the_exact_tier_agrees(rng: np.random.Generator) -> None:
     program = mlp(np.random.default_rng(3), (3, 6, 5, 2))
     blocks = {"a": np.full(6, 4.0), "b": np.full(5, 9.0)}
