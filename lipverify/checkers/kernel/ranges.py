@@ -289,7 +289,8 @@ class Ranges:
         y = self._grown(k, v, factor, free, Lines(*(part[free] for part in lines[:6])), ends)
         if f.kinks and f.step is None and not unknown.any():
             self.reads[k] = v
-            self._kinks[k] = f, (ends[0][free], ends[1][free]), len(self.chain.blocks) - 1, free
+            own = f if step.slopes is None else curve(step.law, step.settings, step.slopes[free])
+            self._kinks[k] = own, (ends[0][free], ends[1][free]), len(self.chain.blocks) - 1, free
         return _forgotten(y._replace(ends=within), unknown)
 
     def _product(self, k: int, step: Step, v: Signal, ends: Slopes, unknown: Array) -> Signal:

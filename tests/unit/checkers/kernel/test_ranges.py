@@ -22,7 +22,16 @@ from lipverify.checkers.kernel.neurons import Differences, differences
 from lipverify.checkers.kernel.program import Affine
 from lipverify.checkers.kernel.ranges import Empty, Ranges
 from lipverify.errors import NotCovered
-from tests.unit.checkers.kernel.programs import Array, ball, evaluate, jacobians, mlp, pictures, points
+from tests.unit.checkers.kernel.programs import (
+    Array,
+    Writing,
+    ball,
+    evaluate,
+    jacobians,
+    mlp,
+    pictures,
+    points,
+)
 
 NAMES = sorted(pictures(np.random.default_rng(0)))
 ORDER = {"l1": 1.0, "l2": 2.0, "linf": np.inf}
@@ -88,6 +97,21 @@ def test_leaves_hold_where_their_conditions_do(seed: int) -> None:
         assert y.max(initial=-np.inf) <= float(most)
     plain = float(ranges.chain.largest(row)[0])
     assert float(ranges.largest(row, [], [], {})) == plain
+
+
+def test_a_leaf_of_slopes_that_differ_knows_which_neuron_is_open() -> None:
+    """x + (0, 5, 5) in a ball of radius 1: only the first neuron has a kink, and a slope of its own."""
+    w = Writing(3)
+    w.dense(np.eye(3), np.array([0.0, 5.0, 5.0]))
+    w.scalar("PRelu", slopes=np.array([0.1, 0.2, 0.3]))
+    w.dense(np.ones((1, 3)))
+    ranges = Ranges(Subject(w.program()).elements, ball(np.zeros(3), 1.0), ())
+    negative = signals_of.scaled(np.array([-1.0]), ranges.output)
+    sides = ((True, ranges.output, 0.0, 13.0), (True, negative, 1.0, -8.0),
+             (False, ranges.output, 0.1, 12.0), (False, negative, 0.0, -7.9))  # fmt: skip
+    for above, row, weight, most in sides:
+        found = ranges.largest(row, [Condition(0, 0, 0.0, above)], [weight], {})
+        assert float(found) == pytest.approx(most, abs=1e-9)
 
 
 def derivatives_are_inside(program: Program, rng: np.random.Generator) -> None:
