@@ -110,6 +110,12 @@ class Deviation:
             found.append(own)
         return found
 
+    def about(self, size: int) -> None:
+        """RefutedCertificate where labels or differences are those of more or fewer outputs."""
+        known = [] if self.labels is None else [label for label in self.labels if label is not None]
+        if not all(label < size for label in known) or (self.differences and len(self.differences) != size):
+            raise RefutedCertificate("labels or differences of other outputs")
+
     def holds_of_one(self) -> bool:
         """Whether the claim holds of a model beside itself, whatever it computes: no number is negative, no label is claimed."""
         table = [v for row in self.differences or () for v in row]
@@ -121,9 +127,6 @@ class Deviation:
         Raises:
             RefutedCertificate: they do not.
         """
-        known = [] if self.labels is None else [label for label in self.labels if label is not None]
-        if not all(label < size for label in known) or (self.differences and len(self.differences) != size):
-            raise RefutedCertificate("labels or differences of other outputs")
         wanted = self.rows(size)
         if len(facts) != sum(map(len, wanted)):
             raise RefutedCertificate(f"it names {len(facts)} facts for {sum(map(len, wanted))} claims")
@@ -236,6 +239,8 @@ def disappointed(expected: Expectation, claim: Deviation, abouts: Sequence[About
     if expected.norm_out is not None and claim.norm != expected.norm_out:
         return f"it measures outputs in {claim.norm}, not in {expected.norm_out}"
     balls = claim.region if isinstance(claim.region, Balls) else None
+    if expected.norm_in is not None and (balls is None or balls.norm != expected.norm_in):
+        return f"it is about {'a box' if balls is None else f'{balls.norm} balls'}, not about {expected.norm_in} balls"
     if expected.radius is not None and balls is None:
         return f"it is about a box, not about balls of radius {expected.radius!r}"
     if expected.radius is not None and balls is not None and balls.radius != expected.radius:

@@ -305,6 +305,8 @@ def _check(data: bytes, sidecar: Callable[[str], bytes], read: Callable[[], list
                   for model, (whole, _) in zip(models, read_in, strict=True)]  # fmt: skip
     regions = [region_of(ball, centres, box) for ball in found.regions]
     facts = _facts(found.proof, Subject(program, regions, exact), beside)
+    if isinstance(claim, Deviation):
+        claim.about(ended[0].steps[-1].size)
     alike = isinstance(claim, Deviation) and not facts and same(ended[0].steps, ended[1].steps)
     if not (alike and isinstance(claim, Deviation) and claim.holds_of_one()):
         _carried(claim, facts, found.regions, (len(program.steps) - 1, ended[0].steps[-1].size))

@@ -135,8 +135,28 @@ def test_one_model_beside_itself_differs_by_nothing() -> None:
         verdict(Issued(forged, other.issued.arrays))
 
 
+def test_equal_models_have_as_many_differences_as_outputs() -> None:
+    found = proved(F, net(), differences=True)
+    assert found.issued is not None
+    document = json.loads(json.dumps(found.issued.document))
+    for change in (_larger, _fewer):
+        forged = copy.deepcopy(document)
+        table(forged["claim"], change)
+        with pytest.raises(RefutedCertificate, match="other outputs"):
+            verdict(Issued(told(forged), found.issued.arrays), F, net())
+
+
+def test_a_deviation_in_balls_of_another_norm_than_expected_is_refused() -> None:
+    issued = proved(region=BALLS).issued
+    assert issued is not None
+    verdict(issued, norm_in="l2", radius=0.05)
+    with pytest.raises(RefutedCertificate, match="l2 balls, not about linf balls"):
+        verdict(issued, norm_in="linf", radius=0.05)
+
+
 @pytest.mark.parametrize("expected", [
-    {"norm_out": "l2"}, {"at_most": 1e-3}, {"radius": 0.1}, {"output": 1}, {"margin": (0, 1)}, {"box": (0.0, 1.0)},
+    {"norm_in": "linf"}, {"norm_out": "l2"}, {"at_most": 1e-3}, {"radius": 0.1}, {"output": 1}, {"margin": (0, 1)},
+    {"box": (0.0, 1.0)},
 ], ids=str)  # fmt: skip
 def test_another_claim_than_expected_is_refused(expected: dict[str, Any]) -> None:
     issued = proved().issued
@@ -224,6 +244,7 @@ WHOLE: dict[str, Callable[[Document], None]] = {
     "no box": lambda d: d["regions"][0].update(box=False),
     "a box told as a ball": lambda d: d["regions"][0].update(norm="linf"),
     "a pair of other layers": lambda d: d["proof"]["steps"][0].update(pairs=[[2, 1]]),
+    "a pair with what is computed from it": lambda d: d["proof"]["steps"][0].update(pairs=[[0, 1]]),
     "a pair that is none": lambda d: d["proof"]["steps"][0].update(pairs=[[2, 9]]),
 }  # fmt: skip
 PARTS: dict[str, Callable[[Document], None]] = {
