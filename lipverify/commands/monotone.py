@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -47,7 +48,7 @@ def work(options: AuditOptions, start: Start) -> Outcome:
         region,
         None if options.monotone == "all" else words(options.monotone),
         output=options.of,
-        names=words(options.names) if options.names is not None else None if points is None else points.features,
+        names=_names(options, points),
         budget=DEFAULT_BUDGET if options.budget is None else options.left(),
         device=start.device,
         seed=options.seed,
@@ -58,6 +59,13 @@ def work(options: AuditOptions, start: Start) -> Outcome:
     code = 0 if found.decided else Undecided.exit_code
     document = found.to_json() | ({} if points is None else {"data": points.to_json()})
     return Outcome(document, found.show, found.page, files, code)
+
+
+def _names(options: AuditOptions, points: Points | None) -> Sequence[str] | None:
+    """Names of the features: as given, or those of the columns of a table."""
+    if options.names is not None:
+        return words(options.names)
+    return (points.stored.features or None) if points is not None else None
 
 
 def _region(options: AuditOptions, points: Points | None, radius: float | None, box: Box | None) -> Region:

@@ -235,6 +235,9 @@ def test_command_line(tmp_path: Path, run) -> None:  # type: ignore[no-untyped-d
     assert "increasing" in text
     assert run(*model[:-1], "--monotone", "0")[0] == 2
     assert run(*model, "--monotone", "9")[0] == 2
+    (tmp_path / "people.csv").write_text("age,b,c,d\n0,0,0,0\n1,1,1,1\n", encoding="utf-8")
+    code, text = run(*model[:-1], "--monotone", "age", "--data", str(tmp_path / "people.csv"), "--json")
+    assert (code, json.loads(text)["features"][0]["name"]) == (0, "age")
 
 
 def test_undecided_ends_with_4(run) -> None:  # type: ignore[no-untyped-def]
