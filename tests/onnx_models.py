@@ -66,6 +66,14 @@ def model(
     return helper.make_model(graph, ir_version=IR_VERSIONS.get(opset, 10), **fields)
 
 
+def in_double(nodes: Sequence[Any], shape: Sequence[int | str | None], constants: Mapping[str, Any]) -> Any:
+    """A model of float64 throughout."""
+    found = model(nodes, shape, 13, kind=TensorProto.DOUBLE)
+    stored = [numpy_helper.from_array(np.asarray(a, np.float64), n) for n, a in constants.items()]
+    found.graph.initializer.extend(stored)
+    return found
+
+
 def samples(graph: Graph, count: int, seed: int = 0) -> torch.Tensor:
     """Random samples of several sizes, float32."""
     generator = torch.Generator().manual_seed(seed)

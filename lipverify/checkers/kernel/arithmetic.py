@@ -43,6 +43,24 @@ def times(a: Array, b: Array) -> Array:
     return found
 
 
+def held(values: Array, *factors: Array | float) -> Array:
+    """`values`, products or quotients of `factors` that broadcast to them, where a count of roundings bounds their error.
+
+    A relative error says so only far from underflow: a result near 0 needs a 0 among its factors, where it is exact.
+
+    Raises:
+        NotCovered: a result below 2^-1000 in size without one.
+    """
+    there = np.array(np.abs(values) < 2.0**-1000)
+    for factor in factors:
+        there &= np.asarray(factor) != 0
+    if there.any():
+        raise NotCovered(
+            "products or quotients of stored numbers that float64 rounds to 0, or nearly so, are not covered by the checker"
+        )
+    return values
+
+
 def above(value: Fraction | int) -> float:
     """The smallest float64 >= value; infinity above the largest."""
     if not -(2**1023) < value < 2**1023:

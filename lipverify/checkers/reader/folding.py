@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from lipverify.checkers.kernel.arithmetic import held
 from lipverify.checkers.kernel.program import Array
 from lipverify.checkers.reader.building import Builder, Operand, Stored, size_of, stored, weights
 from lipverify.checkers.reader.calls import Call
@@ -31,9 +32,10 @@ def fold(p: Builder, op: str, operands: Sequence[Stored]) -> Stored | None:
     (a, m), (b, n) = (weights(x) for x in operands)
     if op == "Div":
         need(bool(b.all()), "a division by zero")
-        return _finite(a / b, operands[0], m + 2 * n + 1)
+        return _finite(held(np.asarray(a / b), a), operands[0], m + 2 * n + 1)
     if op == "Mul":
-        return _finite(a * b, operands[0], m + n + (0 if is_short(a) and is_short(b) else 1))
+        exact = is_short(a) and is_short(b)
+        return _finite(held(np.asarray(a * b), a, b), operands[0], m + n + (0 if exact else 1))
     b = -b if op == "Sub" else b
     total = np.asarray(a + b)
     # Knuth's exact error of a sum.
@@ -57,9 +59,9 @@ def fold_one(p: Builder, op: str, x: Stored) -> Stored | None:
         need(bool((values >= 0).all()), "a root of a negative number")
         return _finite(np.sqrt(values), x, rounded + 1)
     if op == "Square":
-        return _finite(np.square(values), x, 2 * rounded + 1)
+        return _finite(held(np.square(values), values), x, 2 * rounded + 1)
     need(bool(values.all()), "a division by zero")
-    return _finite(1.0 / values, x, 2 * rounded + 1)
+    return _finite(held(1.0 / values), x, 2 * rounded + 1)
 
 
 def is_short(values: Array) -> bool:

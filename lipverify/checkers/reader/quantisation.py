@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from lipverify.checkers.kernel.arithmetic import held
 from lipverify.checkers.kernel.program import Array
 from lipverify.checkers.reader.building import FLOATS, Builder, Operand, Stored, Value, size_of, weights
 from lipverify.checkers.reader.calls import Call
@@ -58,7 +59,7 @@ def _dequantised(p: Builder, c: Call) -> list[Operand]:
     whole = array.astype(np.int64) - shift
     # 29 bits times the 24 of a float32 are a float64.
     exact = scale.kind.itemsize < 8 and bool((np.abs(whole) < 1 << 29).all())
-    return [_finite(whole * values, scale, rounded + (0 if exact else 1))]
+    return [_finite(held(whole * values, whole), scale, rounded + (0 if exact else 1))]
 
 
 def _quantised(p: Builder, c: Call) -> list[Operand]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lipverify.checkers.kernel.arithmetic import held
 from lipverify.checkers.kernel.program import (
     Array,
     Order,
@@ -31,7 +32,7 @@ from lipverify.checkers.reader.refusals import need
 def exact_product(a: Array, b: Array | float) -> tuple[Array, int]:
     """a b in float64, and how many roundings are behind it: none where both hold at most 24 bits, as float32 does."""
     short = is_short(a) and is_short(np.asarray(b))
-    product = np.asarray(a * b)
+    product = held(np.asarray(a * b), a, b)
     power = np.ndim(b) == 0 and abs(math.frexp(float(b))[0]) == 0.5
     return product, 0 if short or power else 1
 
@@ -66,7 +67,7 @@ def _arithmetic(p: Builder, c: Call) -> Results:
     if c.op == "Div" and place:
         return [p.scaled(p.scalar(x, "Reciprocal"), a, rounded)]
     need(c.op != "Div" or bool(a.all()), "a division by zero")
-    return [p.scaled(x, a if c.op == "Mul" else 1.0 / a, rounded if c.op == "Mul" else 2 * rounded + 1)]
+    return [p.scaled(x, a, rounded) if c.op == "Mul" else p.scaled(x, held(1.0 / a), 2 * rounded + 1)]
 
 
 def old_shapes(c: Call, operands: Sequence[Value | Stored]) -> None:
@@ -158,7 +159,8 @@ def _batch_norm(p: Builder, c: Call) -> Results:
     elif c.version < 9:
         need(c.flag("spatial", 1), "batch normalisation of single places is not covered by the checker")
     need(c.results == 1, "statistics of the batch are not covered by the checker")
-    return [p.scaled(p.scaled(x, 1.0, 0, -mean), weight / np.sqrt(var + epsilon), 4, bias)]
+    factor = held(weight / np.sqrt(var + epsilon), weight)
+    return [p.scaled(p.scaled(x, 1.0, 0, -mean), factor, 4, bias)]
 
 
 SUMS: dict[str, tuple[str, Run]] = {

@@ -79,6 +79,32 @@ class Nodes:
         advice = f"; {remedy}" if remedy else ""
         return UnsupportedModel(f'{self.what} "{display(self.where)}"{shown}: {reason}{advice}')
 
+    def held(self, values: Tensor, *factors: Tensor) -> Tensor:
+        """`values`, entrywise: products where two `factors` are given, which broadcast to them; with one, 0 where that is 0.
+
+        Only a 0 among its factors makes a result 0: where one is smaller than all normal numbers of its type, no relative
+        error bounds what its rounding lost, and later factors can make any number of it. A factor of 1 or -1 loses nothing.
+
+        Raises:
+            UnsupportedModel: a result underflows.
+        """
+        if not values.is_floating_point():
+            return values
+        lost = values.abs() < torch.finfo(values.dtype).tiny
+        for factor in factors:
+            lost = lost & (factor != 0)
+            if len(factors) == 2:
+                lost = lost & (factor.abs() != 1)
+        if bool(lost.any()):
+            raise self.vanished(values.dtype, factors)
+        return values
+
+    def vanished(self, dtype: object, operands: Sequence[Operand], named: str = "") -> UnsupportedModel:
+        """The error to raise where what is computed from stored numbers underflows."""
+        kind = str(dtype).removeprefix("torch.")
+        reason = f"computes a number from stored ones{named} that is too small for {kind} and would count as 0, or nearly so"
+        return self.refuse(reason, operands, "compute it before exporting, or scale the stored numbers")
+
     def input(self, source_shape: Shape, batch: int | None, name: str = "input") -> Value:
         """The one input of the graph."""
         shape = tuple(size for axis, size in enumerate(source_shape) if axis != batch)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lipverify import ops
 from lipverify.frontends.builder import Builder, Operand, Value
+from lipverify.frontends.building.vanishing import contracted
 from lipverify.ir.op import Op
 
 MAX_STEPS = 1024
@@ -63,7 +64,9 @@ def _inputs(b: Builder, cell: Cell, x: Value) -> Value:
 def _of_state(b: Builder, weight: Tensor, bias: Tensor, h: Operand) -> Operand:
     if isinstance(h, Value):
         return b.linear(h, weight, bias)
-    return torch.nn.functional.linear(h.to(weight.dtype), weight, bias)
+    h = h.to(weight.dtype)
+    contracted(b, h, weight.T)
+    return torch.nn.functional.linear(h, weight, bias)
 
 
 def _part(b: Builder, x: Operand, gate: int, size: int) -> Operand:
@@ -120,7 +123,9 @@ def _lstm(b: Builder, cell: Cell, x: Value, h: Operand, c: Operand | None) -> tu
             return parts[gate]
         weight = cell.peephole[which]
         return _plus(
-            b, parts[gate], b.times(memory, weight) if isinstance(memory, Value) else memory * weight
+            b,
+            parts[gate],
+            b.times(memory, weight) if isinstance(memory, Value) else b.held(memory * weight, memory, weight),
         )
 
     def act(which: int, value: Operand) -> Value:

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from lipverify.frontends.building.vanishing import may_vanish
 from lipverify.frontends.onnx import forms
 from lipverify.frontends.onnx.call import Call
 from lipverify.frontends.onnx.fold_sizes import MOVES, SIZES, common, contracted
-from lipverify.frontends.onnx.lowering import Stored
+from lipverify.frontends.onnx.lowering import Stored, as_torch
 from lipverify.loading.names import display
 
 MAX_BYTES = 64 << 20
@@ -54,8 +55,7 @@ class Folder:
             )
         try:
             self._account(call, arrays)
-            with np.errstate(all="ignore"):
-                found = _computed(call, node)
+            found = _held(call, node)
         except (
             ValueError,
             TypeError,
@@ -87,6 +87,58 @@ class Folder:
             self._work += sum(a.size for a in arrays)
         if self._bytes > MAX_TOTAL_BYTES or self._work > MAX_WORK:
             raise call.refuse("stored tensors take too much to compute", "fold constants before exporting")
+
+
+_SUMS = {"MatMul": 1.0, "ReduceMean": 1.0, "ReduceSumSquare": 1.0, "ReduceL2": 0.5, "Mean": 1.0}
+"""Sums in which single terms may underflow, with the power of their sum that the results are."""
+
+
+def _held(call: Call, node: Any) -> list[Stored]:
+    """The results, none of which lost more than a rounding to underflow: later factors make any number of what is left.
+
+    IEEE 754 tells an underflow only where the tiny result is not exact. A conversion is the rounding that the file asks for.
+    In sums n terms that underflow are off by less than n times the smallest normal number times a rounding.
+
+    Raises:
+        UnsupportedModel: a result that underflows.
+    """
+    arrays = [x for x in call.inputs if isinstance(x, np.ndarray)]
+    sums = call.op in _SUMS and all(a.dtype.kind in "fiu" for a in arrays)
+    under: Any = "ignore" if sums or call.op in ("Cast", "CastLike", "QuantizeLinear") else "raise"
+    try:
+        with np.errstate(all="ignore", under=under):
+            found = _computed(call, node)
+    except FloatingPointError:
+        found = None
+    kind = next((a.dtype for a in arrays if a.dtype.kind == "f"), np.dtype(np.float64))
+    if found is not None and sums:
+        least = float(np.finfo(kind).tiny) * max(a.size for a in arrays)
+        small = [np.abs(x.astype(np.float64)) < least ** _SUMS[call.op] for x in found if x.dtype.kind == "f"]
+        if any(bool(s.any()) for s in small) and _underflows(call, node, small[0]):
+            found = None
+    if found is None:
+        names = ", ".join(f'"{display(name, 40)}"' for name in call.names if name)
+        tensors: Any = arrays
+        raise call.build.vanished(kind, tensors, f" ({names})" if names else "")
+    return found
+
+
+def _underflows(call: Call, node: Any, small: Stored) -> bool:
+    """Whether terms of sums underflow that are `small`."""
+    arrays = [x for x in call.inputs if isinstance(x, np.ndarray)]
+    if call.op == "MatMul":
+        # Threads of a matrix product have flags of their own.
+        a, b = (as_torch(x) for x in arrays)
+        if a is None or b is None or not may_vanish(a, b):
+            return False
+        terms = np.matmul(*((x != 0).astype(np.float64) for x in arrays))
+        return bool((small & (terms > 0)).any())
+    try:
+        with np.errstate(all="ignore", under="raise"):
+            _computed(call, node)
+    except FloatingPointError:
+        return True
+    return False
 
 
 def _computed(call: Call, node: Any) -> list[Stored]:

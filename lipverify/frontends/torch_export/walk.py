@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, fx
 
 from lipverify.errors import InternalError, UnsupportedModel
 from lipverify.frontends.builder import Value
+from lipverify.frontends.building.vanishing import may_vanish
 from lipverify.frontends.torch_export.lowering import BatchSize, Condition, Forbidden, Gated, Lowerer
 from lipverify.frontends.torch_export.merged import Merged, batch_axis, lowered
 from lipverify.frontends.torch_export.registry import lower
@@ -35,6 +37,18 @@ _EXACT = _BLIND_TO_SAMPLES | {
     "lift_fresh_copy", "arange", "cat", "stack", "index", "index_select", "split", "unbind", "chunk", "item",
     "_local_scalar_dense", "copy", "fill",
 }  # fmt: skip
+_CONTRACTIONS = {"matmul", "mm", "bmm", "mv", "dot", "linear", "addmm", "einsum"}
+_NORMS = {"norm", "linalg_vector_norm"}
+_POWERS = {"pow", *_NORMS}
+# Operators whose results are 0 where one of their factors is.
+_PRODUCTS = (
+    _CONTRACTIONS
+    | _POWERS
+    | {
+        "mul", "multiply", "div", "divide", "true_divide", "reciprocal", "rsqrt", "square", "prod", "mean", "outer",
+        "_weight_norm", "_weight_norm_interface", "exp",
+    }
+)  # fmt: skip
 _TAKE_CONDITIONS = {
     "where",
     "mul",
@@ -149,7 +163,48 @@ class Walk:
         if name not in _EXACT and any(tensor.is_floating_point() for tensor in stored):
             self.folded.append(self.build.where)
         with torch.no_grad():
-            return target(*args, **kwargs)
+            found = target(*args, **kwargs)
+            if name in _PRODUCTS and isinstance(found, Tensor) and found.is_floating_point():
+                self._hold(found, target, name, args, kwargs, stored)
+        return found
+
+    def _hold(
+        self,
+        found: Tensor,
+        target: torch._ops.OpOverload,
+        name: str,
+        args: Any,
+        kwargs: Any,
+        stored: Sequence[Tensor],
+    ) -> None:
+        """Refuses a product, quotient or power that underflows: a result near 0 where none of its factors is 0.
+
+        The operator itself says where that is, with 1 in place of every number other than 0. Sums of products cancel; they
+        are looked at only where a product in them can underflow.
+        """
+        if name in ("mul", "multiply") and len(stored) == 2:
+            self.build.held(found, *stored)
+            return
+        pairs = combinations(stored, 2)
+        two = name in _CONTRACTIONS and not kwargs and (name != "einsum" or len(stored) == 2)
+        if two and not any(may_vanish(a, b) for a, b in pairs):
+            return
+
+        def marked(x: Any) -> Any:
+            if isinstance(x, Tensor):
+                return (x != 0).to(x.dtype) if x.is_floating_point() else x
+            return 1.0 if isinstance(x, float) and x != 0 and name not in _POWERS else x
+
+        present = torch.utils._pytree.tree_map(marked, (args, kwargs))
+        there = target(*present[0], **present[1])
+        self.build.held(found, there)
+        if name in _NORMS:
+            self.build.held(found.square(), there)
+        elif name.startswith("_weight_norm"):
+            rows = torch.movedim(stored[0], args[2] if len(args) > 2 else 0, 0).reshape(
+                len(stored[1].reshape(-1)), -1
+            )
+            self.build.held(rows.square().sum(1), (rows != 0).sum(1))
 
     def _higher_order(self, node: fx.Node, owner: torch.nn.Module) -> Any:
         name = str(node.target)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lipverify import ops
 from lipverify.frontends.builder import Operand, Value
+from lipverify.frontends.building.vanishing import contracted
 from lipverify.frontends.onnx.call import Call
 from lipverify.frontends.onnx.registry import lower
 from lipverify.frontends.onnx.translators.windows import explicit_pads, positive, window
@@ -45,7 +46,7 @@ def _gemm(c: Call) -> Value:
         plain = b.linear(left, weight, flat)
         return plain if bias is None or flat is not None else b.plus(plain, bias)
     stored = isinstance(left, Tensor) and isinstance(right, Tensor)
-    product: Operand = left @ right if stored else b.matmul(left, right)  # type: ignore[operator]
+    product: Operand = contracted(b, left, right) if stored else b.matmul(left, right)  # type: ignore[arg-type]
     if alpha != 1:
         product = _times(c, product, alpha)
     if bias is not None:
@@ -79,7 +80,7 @@ def _times(c: Call, x: Operand, factor: float) -> Operand:
     """alpha or beta; a stored tensor is rounded once, to its own type."""
     if isinstance(x, Value):
         return c.build.times(x, c.build.number(factor))
-    return (x.to(torch.float64) * factor).to(x.dtype)
+    return c.build.held((x.to(torch.float64) * factor).to(x.dtype), x, torch.tensor(factor))
 
 
 @lower.register("Conv")

@@ -17,7 +17,8 @@ def scaled(b: Lowerer, x: Operand, factor: Any) -> Operand:
     """factor * x for a number of the program."""
     if factor == 1:
         return x
-    return x * b.number(factor) if isinstance(x, Tensor) else b.times(x, b.number(factor))
+    number = b.number(factor)
+    return b.held(x * number, x, number) if isinstance(x, Tensor) else b.times(x, number)
 
 
 @lower.register("aten.add")

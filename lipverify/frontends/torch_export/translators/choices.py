@@ -204,7 +204,7 @@ def _combination(b: Lowerer, v: Value) -> dict[str, Tensor]:
     op = node.op
     if isinstance(op, ops.Scale) and op.shift is None and op.scale is not None:
         inner = _combination(b, Value(node.inputs[0], b.node(node.inputs[0]).shape, v.batch))
-        return {name: coefficient * op.scale for name, coefficient in inner.items()}
+        return {name: b.held(c * op.scale, c, op.scale) for name, c in inner.items()}
     if isinstance(op, (ops.Add, ops.Sub)):
         sign = -1 if isinstance(op, ops.Sub) else 1
         total: dict[str, Tensor] = {}

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lipverify import ops
 from lipverify.frontends.builder import Masked, Value
+from lipverify.frontends.building.vanishing import contracted
 from lipverify.frontends.torch_export.lowering import Lowerer
 from lipverify.frontends.torch_export.registry import lower
 from lipverify.frontends.torch_export.translators.arithmetic import scaled
@@ -44,7 +45,7 @@ def _addmm(b: Lowerer, bias: Any, x: Any, other: Any, *, beta: Any = 1, alpha: A
     if plain and beta == alpha == 1 and bias.ndim == 1 and other.ndim == 2 and len(bias) == other.shape[1]:
         return b.linear(x, other.T, bias)
     stored = isinstance(x, Tensor) and isinstance(other, Tensor)
-    product = scaled(b, x @ other if stored else b.matmul(x, other), alpha)
+    product = scaled(b, contracted(b, x, other) if stored else b.matmul(x, other), alpha)
     return (
         product
         if beta == 0 and isinstance(product, Value)
