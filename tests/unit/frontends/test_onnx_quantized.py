@@ -280,4 +280,5 @@ def test_a_copy_in_half_precision() -> None:
     )
     answer = lv.deviation(f, extract_onnx(half), lv.InputBox((4,), -1.0, 1.0))
     exact = np.abs(w.astype(np.float64) - w.astype(np.float16).astype(np.float64)).sum(1).max()
-    assert exact <= answer.upper <= exact * (1 + 1e-12)
+    # Certificates are issued with 1.5e-8 of room.
+    assert exact <= answer.upper <= exact * (1 + 2e-8)
