@@ -361,6 +361,7 @@ compare = verb(
     box=_box,
     hints=_maybe(partial(numbers, what="hints")),
     jobs=_whole("jobs"),
+    scheduler=_maybe(_word("scheduler")),
     cache=taking.of_kind(Cache, "cache"),
     advance=partial(taking.called, what="advance"),
     since=_maybe(partial(number, what="since")),
