@@ -202,7 +202,7 @@ def called(given: Any, what: str) -> Any:
 
 def word(given: Any, what: str) -> str:
     """A word. Raises UsageError."""
-    if not isinstance(given, str):
+    if not isinstance(given, str) or not given.isprintable():
         raise UsageError(f"{what} must be a word, not {shown(given)}")
     return given
 

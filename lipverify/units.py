@@ -225,8 +225,8 @@ def _clustered(
         raise UsageError("--scheduler needs Dask: pip install 'lipverify[cluster]'") from None
     try:
         client = distributed.Client(address, timeout=CONNECT_SECONDS)
-    except (OSError, ValueError, TimeoutError) as error:
-        raise UsageError(f"no Dask scheduler answers at {address}: {error}") from None
+    except Exception as error:  # of Dask's own, some without words
+        raise UsageError(f"no Dask scheduler answers at {address}: {failure(error)}") from None
     with client:
         try:
             yield from _on_workers(client, solve, shared, units, clock, address)
