@@ -84,7 +84,7 @@ def test_any_budget_gives_a_bound_and_keeps_to_it(norm: str, budget: float) -> N
 
 def test_control_c_on_the_command_line_writes_what_was_found(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    widths = [20, *[100] * 12, 5]
+    widths = [20, *[150] * 24, 5]
     constants = {
         f"w{k}": (rng.standard_normal((o, i)) * (2 / i) ** 0.5).astype(np.float32)
         for k, (i, o) in enumerate(itertools.pairwise(widths))
