@@ -25,6 +25,9 @@ from lipverify.interpreter import evaluate
 from lipverify.ir.graph import Graph, Node
 from lipverify.ir.op import Constant, Input, Op
 from lipverify.ir.region import Everywhere
+from lipverify.monotonicity.signs import through_affine
+from lipverify.propagation.adjoint import adjoint
+from lipverify.propagation.knowledge import is_affine
 from lipverify.propagation.points import values
 from lipverify.reporting.notebook import Result
 from lipverify.rules import slopes as slope_rule
@@ -33,11 +36,6 @@ CERTIFICATE = "convex.json"
 TRIES = 512
 """Lines on which a refutation is looked for, at each of `SPREADS`."""
 SPREADS = (0.1, 1.0, 10.0)
-_MOVES = (
-    ops.Reshape, ops.Transpose, ops.Slice, ops.Gather, ops.Pad, ops.Upsample, ops.DepthToSpace, ops.Expand, ops.AvgPool,
-    ops.ReduceSum, ops.ReduceMean,
-)  # fmt: skip
-"""Affine operators of one input whose coefficients are not negative."""
 _BENT: dict[type[Op], Any] = {
     ops.ReLU: lambda op: 1,
     ops.Abs: lambda op: 1,
@@ -205,15 +203,6 @@ class Convexity(Result):
 
         return render_convexity(document)
 
-    def to_html(self, path: Any = None) -> str:
-        """The page; also written to `path` when given."""
-        text = self.page(self.to_json())
-        if path is not None:
-            from pathlib import Path
-
-            Path(path).write_text(text, encoding="utf-8")
-        return text
-
 
 def convex(graph: Graph, *, outputs: Sequence[int] | None = None, seed: int = 0) -> Convexity:
     """Which entries of the output are convex or concave functions of the input, everywhere.
@@ -231,7 +220,8 @@ def convex(graph: Graph, *, outputs: Sequence[int] | None = None, seed: int = 0)
     wanted = range(size) if outputs is None else list(outputs)
     if any(not 0 <= k < size for k in wanted):
         raise UsageError(f"the output has entries 0 to {size - 1}")
-    broken = {k: (_break(graph, k, 1), _break(graph, k, -1)) for k in wanted}
+    affine = _affine(graph)
+    broken = {k: (_break(graph, k, 1, affine), _break(graph, k, -1, affine)) for k in wanted}
     triples = _refuted(graph, [k for k in wanted if None not in broken[k]], seed)
     findings = []
     for k in wanted:
@@ -248,9 +238,12 @@ def convex(graph: Graph, *, outputs: Sequence[int] | None = None, seed: int = 0)
     return Convexity(graph, told, time.monotonic() - started, seed, None, issued)
 
 
-def _break(graph: Graph, entry: int, sign: int) -> Edge | None:
-    """Where the construction breaks: entries that have to be convex and to be concave, pushed back from the output."""
-    constant, affine = _plain(graph)
+Needs = tuple[Tensor, Tensor]
+"""Entries of a node that have to be convex, and that have to be concave: 1 or 0, of its shape."""
+
+
+def _break(graph: Graph, entry: int, sign: int, affine: set[str]) -> Edge | None:
+    """Where the construction breaks: what has to be convex and what concave, pushed back from the output to affine nodes."""
     need = {n.name: (torch.zeros(n.shape).double(), torch.zeros(n.shape).double()) for n in graph.nodes}
     need[graph.output.name][0 if sign > 0 else 1].view(-1)[entry] = 1.0
     for node in reversed(graph.nodes):
@@ -262,7 +255,7 @@ def _break(graph: Graph, entry: int, sign: int) -> Edge | None:
         except UnsupportedModel:
             passed = None
         if passed is None:
-            return _edge(graph, node, convex, concave, constant)
+            return _edge(graph, node, convex, concave)
         for source, (up, down) in zip(node.inputs, passed, strict=True):
             have = need[source]
             need[source] = (
@@ -272,67 +265,31 @@ def _break(graph: Graph, entry: int, sign: int) -> Edge | None:
     return None
 
 
-def _plain(graph: Graph) -> tuple[set[str], set[str]]:
-    """Nodes that do not depend on the input, and nodes that are affine in it."""
+def _affine(graph: Graph) -> set[str]:
+    """Nodes that are affine functions of the input, those that do not depend on it among them."""
     constant, affine = set[str](), set[str]()
     for node in graph.nodes:
         if isinstance(node.op, Constant) or (node.inputs and set(node.inputs) <= constant):
             constant.add(node.name)
-        straight = (
-            isinstance(node.op, _MOVES)
-            or _weights(node.op) is not None
-            or isinstance(node.op, ops.Add | ops.Sub | ops.Concat)
-        )
-        if node.name in constant or isinstance(node.op, Input) or (straight and set(node.inputs) <= affine):
+        straight = isinstance(node.op, Input) or (is_affine(node) and set(node.inputs) <= affine)
+        if node.name in constant or straight:
             affine.add(node.name)
-    return constant, affine
-
-
-def _weights(op: Op) -> tuple[Op, Op] | None:
-    """The operator with its positive and with its negative weights alone, no offset; None for operators without weights."""
-    if isinstance(op, ops.Linear | ops.Conv | ops.ConvTranspose):
-        return replace(op, weight=op.weight.clamp(min=0.0), bias=None), replace(
-            op, weight=(-op.weight).clamp(min=0.0), bias=None
-        )
-    if isinstance(op, ops.Scale) and op.scale is not None:
-        return ops.Scale(op.scale.clamp(min=0.0)), ops.Scale((-op.scale).clamp(min=0.0))
-    if isinstance(op, ops.Scale):
-        return ops.Scale(None), ops.Scale(torch.zeros((), dtype=torch.float64))
-    if isinstance(op, ops.BatchNorm):
-        return replace(op, weight=op.weight.clamp(min=0.0)), replace(op, weight=(-op.weight).clamp(min=0.0))
-    if isinstance(op, ops.DivideBy):
-        sign = torch.sign(op.divisor)
-        return ops.Scale(sign.clamp(min=0.0)), ops.Scale((-sign).clamp(min=0.0))
-    return None
-
-
-Needs = tuple[Tensor, Tensor]
+    return affine
 
 
 def _back(graph: Graph, node: Node, convex: Tensor, concave: Tensor) -> list[Needs] | None:
     """What the inputs of a node have to be so that it is; None where the node cannot be it."""
-    from lipverify.propagation.adjoint import adjoint
-
     op, shapes = node.op, tuple(graph[name].shape for name in node.inputs)
-    either = torch.maximum(convex, concave)
-
-    def moved(by: Op, x: Tensor) -> list[Tensor]:
-        return [t[0] for t in adjoint(by, x.unsqueeze(0), shapes)]
-
-    if isinstance(op, (*_MOVES, ops.Add, ops.Concat)):
-        return list(zip(moved(op, convex), moved(op, concave), strict=True))
-    if isinstance(op, ops.Sub):
-        ups, downs = moved(ops.Add(), convex), moved(ops.Add(), concave)
-        return [(ups[0], downs[0]), (downs[1], ups[1])]
-    parts = _weights(op)
-    if parts is not None:
-        (a,), (b,), (c,), (d,) = (moved(part, x) for part in parts for x in (convex, concave))
-        return [(a + d, b + c)]
+    if is_affine(node):
+        # A gradient that is positive wants a convex entry, a negative one a concave entry.
+        signs = concave.unsqueeze(0), convex.unsqueeze(0)
+        arrived = [through_affine(node, place, signs, shapes) for place in range(len(shapes))]
+        return [(positive[0], negative[0]) for negative, positive in arrived]
     if isinstance(op, ops.Maximum | ops.Minimum):
         against, along = (concave, convex) if isinstance(op, ops.Maximum) else (convex, concave)
         if bool(against.any()):
             return None
-        ups = moved(ops.Add(), along)
+        ups = [t[0] for t in adjoint(ops.Add(), along.unsqueeze(0), shapes)]
         none = [torch.zeros_like(x) for x in ups]
         return list(
             zip(ups, none, strict=True) if isinstance(op, ops.Maximum) else zip(none, ups, strict=True)
@@ -342,13 +299,11 @@ def _back(graph: Graph, node: Node, convex: Tensor, concave: Tensor) -> list[Nee
             return None
         one = torch.ones(shapes[0], dtype=torch.float64)
         return [(one, torch.zeros_like(one))]
-    return _scalar(op, shapes[0], convex, concave, either) if len(shapes) == 1 else None
+    return _scalar(op, shapes[0], convex, concave) if len(shapes) == 1 else None
 
 
-def _scalar(
-    op: Op, shape: tuple[int, ...], convex: Tensor, concave: Tensor, either: Tensor
-) -> list[Needs] | None:
-    """Through an activation: it bends the right way, and what it reads does too, if it rises; a falling one turns it over."""
+def _scalar(op: Op, shape: tuple[int, ...], convex: Tensor, concave: Tensor) -> list[Needs] | None:
+    """Through an activation: it bends the right way, and what it reads does too, if it rises."""
     if isinstance(op, ops.PReLU):
         bent = torch.where(op.slope <= 1.0, 1.0, -1.0).expand(shape)
         rises = (op.slope >= 0.0).expand(shape)
@@ -364,13 +319,14 @@ def _scalar(
         return None
     if bool(((convex > 0) & (bent <= 0)).any()) or bool(((concave > 0) & (bent >= 0)).any()):
         return None
-    # Neither rising nor falling: what it reads has to be affine.
+    # Where it does not rise everywhere, what it reads has to be affine.
+    either = torch.maximum(convex, concave)
     up = torch.where(rises, convex, either)
     down = torch.where(rises, concave, either)
     return [(up, down)]
 
 
-def _edge(graph: Graph, node: Node, convex: Tensor, concave: Tensor, constant: set[str]) -> Edge:
+def _edge(graph: Graph, node: Node, convex: Tensor, concave: Tensor) -> Edge:
     """The entry of a node that cannot be what is wanted of it, and the reader that wants it."""
     bent = _BENT.get(type(node.op), lambda op: 0)(node.op)
     bad = concave if bent > 0 else convex if bent < 0 else torch.maximum(convex, concave)

@@ -396,7 +396,9 @@ def verify(
         that it is not proved. UnreadableCertificate: damaged, or for another model. UnsupportedModel: it was never issued.
     """
     models = [model] if isinstance(model, Graph | str | Path) else list(model)
-    bound = [_bound(m) if isinstance(m, Graph) else checkers.read_model(model_path(str(m))) for m in models]
+    bound = [
+        bound_model(m) if isinstance(m, Graph) else checkers.read_model(model_path(str(m))) for m in models
+    ]
     digests = tuple(m.digest if isinstance(m, Graph) else None for m in models)
     expected = replace(expected or Expectation(), digests=digests)
     if isinstance(certificate, str | Path):
@@ -411,7 +413,12 @@ def verify(
     return issued.check(bound, exact, expected)
 
 
-def _bound(graph: Graph) -> Model:
+def bound_model(graph: Graph) -> Model:
+    """What a certificate of a graph is held against: its file, read again, or the graph itself where there is none.
+
+    Raises:
+        UnreadableCertificate: the file is gone. NotCovered: it has changed.
+    """
     origin = graph.origin
     if origin.path is None or origin.sha256 is None:
         return model_of(graph)
@@ -423,4 +430,14 @@ def _bound(graph: Graph) -> Model:
         ) from error
 
 
-__all__ = ["Subject", "issue", "model_of", "model_path", "subject_of", "unproved", "verify", "written"]
+__all__ = [
+    "Subject",
+    "bound_model",
+    "issue",
+    "model_of",
+    "model_path",
+    "subject_of",
+    "unproved",
+    "verify",
+    "written",
+]

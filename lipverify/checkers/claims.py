@@ -240,30 +240,26 @@ def _radius(table: Mapping[str, Any]) -> Radius:
 
 def _monotone(table: Mapping[str, Any]) -> Monotone:
     fields(table, "kind region entries statement")
-    balls, entries = region_of_claim(table["region"]), table["entries"]
-    if not isinstance(entries, list) or not 0 < len(entries) <= MOST:
-        raise UnreadableCertificate("entries of a claim of signs")
-    found = []
-    for entry in entries:
-        fields(entry, "output input sign")
-        if type(entry["sign"]) is not int or entry["sign"] not in (-1, 1):
-            raise UnreadableCertificate("a sign")
-        found.append((integer(entry["output"], 0, MOST), integer(entry["input"], 0, 1 << 30), entry["sign"]))
-    return Monotone(balls, tuple(found))
+    entries = _signed(table["entries"], "output input sign")
+    found = [(integer(e["output"], 0, MOST), integer(e["input"], 0, 1 << 30), e["sign"]) for e in entries]
+    return Monotone(region_of_claim(table["region"]), tuple(found))
 
 
 def _convex(table: Mapping[str, Any]) -> Convex:
     fields(table, "kind entries statement")
-    entries = table["entries"]
+    entries = _signed(table["entries"], "output sign")
+    return Convex(tuple((integer(e["output"], 0, MOST), e["sign"]) for e in entries))
+
+
+def _signed(entries: Any, names: str) -> list[dict[str, Any]]:
+    """A list of objects with exactly these fields, `sign` among them: 1 or -1."""
     if not isinstance(entries, list) or not 0 < len(entries) <= MOST:
-        raise UnreadableCertificate("entries of a claim of convexity")
-    found = []
+        raise UnreadableCertificate("entries of a claim of signs")
     for entry in entries:
-        fields(entry, "output sign")
+        fields(entry, names)
         if type(entry["sign"]) is not int or entry["sign"] not in (-1, 1):
             raise UnreadableCertificate("a sign")
-        found.append((integer(entry["output"], 0, MOST), entry["sign"]))
-    return Convex(tuple(found))
+    return entries
 
 
 def region_of_claim(table: Any) -> Balls | None:

@@ -12,8 +12,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from lipverify.certificates import Issued, model_of, model_path
-from lipverify.checkers import Model, derivations
+from lipverify.certificates import Issued, bound_model, model_path
+from lipverify.checkers import derivations
 from lipverify.checkers.derivations import Proved
 from lipverify.documents import environment
 from lipverify.errors import UnreadableCertificate, UsageError
@@ -152,10 +152,7 @@ def derive(rule: str, details: Mapping[str, Any] | None = None, **given: Any) ->
     certificates: dict[str, Certificate] = {}
     graphs: dict[str, Graph] = {}
     for name, kind in derivations.RULES[rule].takes.items():
-        numbers[name] = _written(given[name], kind, name, certificates)
-        for label, one in _places(name, given[name]):
-            if isinstance(one, Audit):
-                graphs[label] = one.graph
+        numbers[name] = _written(given[name], kind, name, certificates, graphs)
     document = {"schema": derivations.SCHEMA, "rule": rule, "numbers": numbers, "value": 0.0, "value_hex": (0.0).hex(),
                 "statement": "", "tool": TOOL, "created": "", "environment": {}}  # fmt: skip
     try:
@@ -168,13 +165,9 @@ def derive(rule: str, details: Mapping[str, Any] | None = None, **given: Any) ->
     return Derived(rule, numbers, value, rigour, found.statement(value), certificates, graphs, details or {})
 
 
-def _places(name: str, found: Any) -> list[tuple[str, Any]]:
-    if isinstance(found, list | tuple):
-        return [(f"{name}-{place}", one) for place, one in enumerate(found)]
-    return [(name, found)]
-
-
-def _written(found: Any, kind: str, name: str, certificates: dict[str, Certificate]) -> Any:
+def _written(
+    found: Any, kind: str, name: str, certificates: dict[str, Certificate], graphs: dict[str, Graph]
+) -> Any:
     if kind == "count":
         if isinstance(found, bool) or not isinstance(found, int):
             raise UsageError(f"{name} is a whole number, not {found!r}")
@@ -182,9 +175,9 @@ def _written(found: Any, kind: str, name: str, certificates: dict[str, Certifica
     if kind in ("number", "size"):
         return _hex(found, name)
     if kind == "constant":
-        return _constant(found, name, certificates)
+        return _constant(found, name, certificates, graphs)
     if kind == "constants":
-        return [_constant(one, f"{name}-{place}", certificates) for place, one in enumerate(found)]
+        return [_constant(one, f"{name}-{place}", certificates, graphs) for place, one in enumerate(found)]
     if kind == "matrix":
         return [[_hex(x, name) for x in row] for row in _listed(found)]
     return [_hex(x, name) for x in _listed(found)]
@@ -236,7 +229,10 @@ def number(found: Known) -> float:
     return float.fromhex(_hex(found, "a constant"))
 
 
-def _constant(found: Any, label: str, certificates: dict[str, Certificate]) -> str:
+def _constant(found: Any, label: str, certificates: dict[str, Certificate], graphs: dict[str, Graph]) -> str:
+    """The number; the certificate it is from, and of an audit the network, are kept under the label."""
+    if isinstance(found, Audit):
+        graphs[label] = found.graph
     if isinstance(found, Audit | Certificate):
         certificates[label] = certificate_of(found, label)
         return number(found).hex()
@@ -254,10 +250,7 @@ def verify_derived(found: Derived | str | Path, models: Sequence[Graph | str | P
         RefutedCertificate, UnreadableCertificate, Undecided: as `lipverify.verify`.
     """
     given = [*models, *(found.graphs.values() if isinstance(found, Derived) else ())]
-    bound: list[Path | Model] = []
-    for model in given:
-        file = model.origin.path if isinstance(model, Graph) else str(model)
-        bound.append(model_of(model) if file is None else model_path(file))
+    bound = [bound_model(model) if isinstance(model, Graph) else model_path(str(model)) for model in given]
     if not isinstance(found, Derived):
         return derivations.verify_derivation(Path(found), bound)
     with tempfile.TemporaryDirectory() as folder:

@@ -15,7 +15,9 @@ from lipverify.combine.difference import minus
 from lipverify.derived.derivation import Derived, Known, derive, number
 from lipverify.derived.networks import audited, linear
 from lipverify.errors import UsageError
+from lipverify.interpreter import evaluate
 from lipverify.ir.graph import Graph, Node
+from lipverify.ir.graphs import renamed
 from lipverify.ir.op import Input
 from lipverify.results import Audit
 
@@ -147,8 +149,6 @@ def pseudo_gradient(
 def _shifts(graph: Graph, own: range) -> list[float]:
     """Middles of the curvature to try, by Jacobians at a few points."""
     generator = torch.Generator().manual_seed(0)
-    from lipverify.interpreter import evaluate
-
     exact = graph.to(dtype=torch.float64)
     ends = []
     for x in torch.randn(16, *graph.input_shape, generator=generator, dtype=torch.float64) * 2.0:
@@ -166,19 +166,10 @@ def _block(graph: Graph, own: range, other: range) -> Graph:
     scale = torch.full((n,), FAINT, dtype=torch.float64)
     scale[other.start : other.stop] = 1.0
     head = (Node("from", Input(), (), (n,)), Node("weighed", ops.Scale(scale), ("from",), (n,)))
-    rest = [
-        Node(
-            f"g.{node.name}",
-            node.op,
-            tuple("weighed" if x == graph.input.name else f"g.{x}" for x in node.inputs),
-            node.shape,
-        )
-        for node in graph.nodes
-        if node.name != graph.input.name
-    ]
-    behind = "weighed" if graph.output is graph.input else f"g.{graph.output.name}"
-    end = Node("own", ops.Slice(0, own.start, own.stop), (behind,), (len(own),))
-    return Graph((*head, *rest, end), ("own",)).to(dtype=torch.float64)
+    rest = renamed(graph, "g.", "weighed")
+    behind = [node for node in rest.nodes if not isinstance(node.op, Input)]
+    end = Node("own", ops.Slice(0, own.start, own.stop), (rest.output.name,), (len(own),))
+    return Graph((*head, *behind, end), ("own",)).to(dtype=torch.float64)
 
 
 def _best(mu: Array, between: Array) -> tuple[Array, Array]:

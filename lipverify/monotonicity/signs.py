@@ -64,7 +64,7 @@ def _through(found: Gradients, reader: Node, place: int, signs: Signs) -> Signs:
     negative, positive = signs
     if is_affine(reader):
         shapes = tuple(found.graph[name].shape for name in reader.inputs)
-        return _affine(reader, place, signs, shapes)
+        return through_affine(reader, place, signs, shapes)
     factor = found.factors[reader.name][place]
     # One row of slopes for each output functional of a centre.
     falls, rises = (
@@ -73,7 +73,8 @@ def _through(found: Gradients, reader: Node, place: int, signs: Signs) -> Signs:
     return negative * rises + positive * falls, positive * rises + negative * falls
 
 
-def _affine(reader: Node, place: int, signs: Signs, shapes: tuple[Shape, ...]) -> Signs:
+def through_affine(reader: Node, place: int, signs: Signs, shapes: tuple[Shape, ...]) -> Signs:
+    """The signs that arrive at one input of an affine node, from those of its gradient. shapes: of all its inputs."""
     op, (negative, positive) = reader.op, signs
     if isinstance(op, _NOT_NEGATIVE):
         return adjoint(op, negative, shapes)[place], adjoint(op, positive, shapes)[place]

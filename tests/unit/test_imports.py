@@ -52,7 +52,7 @@ LAYERS: dict[str, str] = {
     "comparison": "errors units loading ir analyzers falsify failures documents reporting pipeline robustness",
     "questions": "errors options loading checkers ir ops linalg interpreter propagation combine certificates analyzers falsify "
     "documents reporting",
-    "convexity": "errors ir rules ops interpreter propagation checkers certificates documents reporting",
+    "convexity": "errors ir rules ops interpreter propagation checkers certificates documents reporting monotonicity",
     "derived": "errors version checkers ir ops interpreter propagation combine certificates falsify results documents "
     "reporting pipeline",
     "taking": "errors settings loading ir pipeline comparison",
