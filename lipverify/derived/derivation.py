@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from lipverify.certificates import Issued, bound_model, model_path
-from lipverify.checkers import derivations
+from lipverify.checkers import closed_forms, derivations
+from lipverify.checkers.closed_forms import RULES
 from lipverify.checkers.derivations import Proved
 from lipverify.documents import environment
 from lipverify.errors import UnreadableCertificate, UsageError
@@ -68,14 +69,12 @@ class Derived:
         return self._on("lower")
 
     def _on(self, side: str) -> float:
-        if derivations.RULES[self.rule].side != side:
-            raise UsageError(
-                f"{self.rule} gives the other side: a bound from {derivations.RULES[self.rule].side!r}"
-            )
+        if RULES[self.rule].side != side:
+            raise UsageError(f"{self.rule} gives the other side: a bound from {RULES[self.rule].side!r}")
         return self.value
 
     def __repr__(self) -> str:
-        side = derivations.RULES[self.rule].side
+        side = RULES[self.rule].side
         return f"Derived({self.rule}: {side} {self.value!r}, {self.rigour})"
 
     def to_json(self) -> dict[str, Any]:
@@ -128,7 +127,7 @@ class Derived:
             for label, c in self.certificates.items()
             if isinstance(c.issued, Issued)
         }
-        text = render_derived(self.to_json(), derivations.RULES[self.rule].side, str(self.rigour), claims)
+        text = render_derived(self.to_json(), RULES[self.rule].side, str(self.rigour), claims)
         if path is not None:
             Path(path).write_text(text, encoding="utf-8")
         return text
@@ -151,7 +150,7 @@ def derive(rule: str, details: Mapping[str, Any] | None = None, **given: Any) ->
     numbers: dict[str, Any] = {}
     certificates: dict[str, Certificate] = {}
     graphs: dict[str, Graph] = {}
-    for name, kind in derivations.RULES[rule].takes.items():
+    for name, kind in RULES[rule].takes.items():
         numbers[name] = _written(given[name], kind, name, certificates, graphs)
     document = {"schema": derivations.SCHEMA, "rule": rule, "numbers": numbers, "value": 0.0, "value_hex": (0.0).hex(),
                 "statement": "", "tool": TOOL, "created": "", "environment": {}}  # fmt: skip
@@ -160,7 +159,7 @@ def derive(rule: str, details: Mapping[str, Any] | None = None, **given: Any) ->
         exact: Fraction = found.value()
     except UnreadableCertificate as error:
         raise UsageError(f"{rule}: {error}") from None
-    value = derivations.bound(rule, exact)
+    value = closed_forms.bound(rule, exact)
     rigour = min((c.rigour for c in certificates.values()), default=Rigour.CHECKED)
     return Derived(rule, numbers, value, rigour, found.statement(value), certificates, graphs, details or {})
 

@@ -18,7 +18,7 @@ import lipverify as lv
 from lipverify import derived, ops
 from lipverify.certificates import model_of
 from lipverify.checkers import derivations
-from lipverify.checkers.derivations import RULES, exponential_above, positive_definite
+from lipverify.checkers.closed_forms import RULES, exponential_above, positive_definite
 from lipverify.derived.networks import audited
 from lipverify.errors import (
     Refuted,
