@@ -56,5 +56,6 @@ def _by_differentiation(op: Op, coefficients: Tensor, shapes: tuple[Shape, ...])
     """Reverse-mode differentiation of a linear map is its adjoint, wherever it is taken."""
     inputs = [coefficients.new_zeros(coefficients.shape[0], *shape).requires_grad_() for shape in shapes]
     with torch.enable_grad():
-        result = linear(op, *inputs)
-    return torch.autograd.grad(result, inputs, coefficients, materialize_grads=True)
+        # Torch loads sympy, a second, where it is given coefficients beside the result.
+        total = (linear(op, *inputs) * coefficients).sum()
+    return torch.autograd.grad(total, inputs, materialize_grads=True)

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lipverify.analyzers.lipsdp.canonical import looped_form
+from lipverify.analyzers.lipsdp.canonical import looped_form, scalar_neurons
 from lipverify.analyzers.lipsdp.frequencies.analyzer import bound_frequencies, refuses_frequencies
 from lipverify.analyzers.lipsdp.norms import Answer, answer, answers, euclidean
 from lipverify.analyzers.lipsdp.published import Constraints, bound_published, sorting_chain
@@ -153,7 +153,10 @@ class LipSDPReference:
         if reason is None and self.constraints != "neurons":
             reason = self._reject_published(graph, query)
         if reason is None:
-            count = looped_form(graph).causal.neurons + graph.input.size
+            # Counted without matrices first: those of a network that is refused anyway take seconds.
+            count = scalar_neurons(graph) + graph.input.size
+            if count <= self.largest:
+                count = looped_form(graph).causal.neurons + graph.input.size
             if count > self.largest:
                 reason = f"a cone solver does not finish on {count} inputs and neurons; the limit is {self.largest}"
         return reason

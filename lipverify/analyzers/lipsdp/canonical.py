@@ -89,6 +89,20 @@ def _followed(
     return form, signals[graph.output.name], graph
 
 
+def scalar_neurons(graph: Graph) -> int:
+    """How many neurons the scalar functions of the form have at least, everywhere, without a matrix of it: comparisons of maxima
+    and sorts come on top."""
+    moved, _ = commuted(graph, None)
+    count = 0
+    for node in moved.nodes:
+        kind = type(node.op)
+        if slopes.covers(kind) and kind not in ENCODERS and not linear.covers(kind):
+            shape = moved[node.inputs[0]].shape
+            found = slopes(node.op, None, shape)
+            count += int((found.upper > found.lower).expand(1, *shape).sum())
+    return count
+
+
 def available() -> int:
     """Bytes that dense matrices may take: what is free, and never more than `MAX_BYTES`."""
     return min(MAX_BYTES, memory.free())

@@ -198,5 +198,5 @@ def absolute_adjoint(node: Node, rows: Tensor, shapes: tuple[Shape, ...]) -> tup
         return rows, rows
     inputs = [rows.new_zeros(len(rows), *shape).requires_grad_() for shape in shapes]
     with torch.enable_grad():
-        result = magnitude(op, *inputs)
-    return torch.autograd.grad(result, inputs, rows, materialize_grads=True)
+        total = (magnitude(op, *inputs) * rows).sum()
+    return torch.autograd.grad(total, inputs, materialize_grads=True)

@@ -27,6 +27,7 @@ from lipverify.errors import UnsupportedModel
 from lipverify.ir.graph import Graph, Node
 from lipverify.ir.op import Op
 from lipverify.linalg.rounding import gamma
+from lipverify.propagation.adjoint import adjoint
 from lipverify.rules import linear, slopes
 
 Pair = tuple[int, int]
@@ -345,13 +346,12 @@ def _rows(run: list[Node], source: Node) -> tuple[Tensor, float]:
 
 def _matrix(run: list[Node], source: Node, change: Callable[[Op], Op]) -> Tensor:
     """Row by row, by pulling the outputs back: [m, size of source]."""
-    x = torch.zeros(1, *source.shape, dtype=torch.float64, requires_grad=True)
-    y = x
-    for node in run:
-        y = linear(change(node.op.to(dtype=torch.float64, device="cpu")), y)
-    unit = torch.eye(y.numel(), dtype=torch.float64).reshape(y.numel(), *y.shape)
-    (found,) = torch.autograd.grad(y, x, unit, is_grads_batched=True)
-    return found.reshape(y.numel(), source.size)
+    shapes = [source.shape, *(node.shape for node in run)]
+    size = math.prod(shapes[-1])
+    rows = torch.eye(size, dtype=torch.float64).reshape(size, *shapes[-1])
+    for node, shape in zip(reversed(run), reversed(shapes[:-1]), strict=True):
+        (rows,) = adjoint(change(node.op.to(dtype=torch.float64, device="cpu")), rows, (shape,))
+    return rows.reshape(size, source.size)
 
 
 _ENTRIES = 1 << 27
