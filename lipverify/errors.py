@@ -84,5 +84,8 @@ class UnreadableCertificate(LipverifyError):
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`; did you mean "lipsdp"?` behind a word that is none of those known, where one is near; else nothing."""
     by_lower = {name.lower(): name for name in known}
-    near = get_close_matches(word.lower()[:80], by_lower, 1, 0.6)
+    asked = word.lower()[:80]
+    near = get_close_matches(asked, by_lower, 1, 0.6) or [
+        name for name in by_lower if len(asked) > 2 and asked in name
+    ]
     return f'; did you mean "{by_lower[near[0]]}"?' if near else ""

@@ -61,6 +61,7 @@ def test_short_options(tmp_path: Path) -> None:
         (("audit", MODEL, "--anlyzers", "product"), "--analyzers"),
         (("audit", MODEL, "--analyzers", "lipsdb"), "lipsdp"),
         (("audit", "zoo:wine-sellu"), "wine-selu"),
+        (("audit", "zoo:vit"), "digits-vit"),
     ],
 )
 def test_did_you_mean(arguments: tuple[str, ...], near: str) -> None:

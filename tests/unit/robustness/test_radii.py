@@ -57,6 +57,13 @@ def test_misclassified_points_and_ties_have_radius_zero() -> None:
     assert found.certified_accuracy(0.5) == pytest.approx(1 / 3)
 
 
+def test_labels_that_are_all_wrong_are_no_report_of_zeros() -> None:
+    x = torch.tensor([[2.0, 1.0]]).repeat(10, 1)
+    with pytest.raises(UsageError, match="all 10 labels are wrong"):
+        lv.radii(chain([IDENTITY]), x, torch.ones(10), "l2", "global", proofs=False)
+    assert not lv.radii(chain([IDENTITY]), x[:9], torch.ones(9), "l2", "global", proofs=False).radius.any()
+
+
 def test_an_orthogonal_network_has_the_closed_form(rng: np.random.Generator) -> None:
     """1-Lipschitz networks: margin over the norm of the difference of the last rows, sqrt(2)."""
     weights = [torch.linalg.qr(torch.tensor(rng.standard_normal((8, 8))))[0].float() for _ in range(3)]
