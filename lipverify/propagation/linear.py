@@ -80,6 +80,7 @@ def bounds(
     within: Mapping[str, Interval] | None = None,
     precision: str = "float64",
     expired: Callable[[], bool] = never,
+    at_once: int | None = None,
 ) -> Bounds:
     """The range of every node's value over every ball.
 
@@ -101,6 +102,7 @@ def bounds(
         precision: of the coefficients, `float64`, or `float32` with all that its rounding may change added outward: looser
             by that, and faster where there are convolutions or no fast float64. Ranges are float64 always.
         expired: asked again and again; once it says yes no range is tightened any more, and interval arithmetic remains.
+        at_once: balls that are taken together: where time ends the first ones are finished, and the last ones not begun.
 
     Raises:
         UnsupportedModel: an operator without an interval rule, or not bounded on its range; the node is named.
@@ -114,7 +116,9 @@ def bounds(
     if precision not in PRECISIONS:
         raise UsageError(f"unknown precision {precision!r}; choose {' or '.join(PRECISIONS)}")
     memory = chunk_memory(torch.device(device)) if memory is None else memory
-    at_once = affordable(graph, torch.device(device)) if mixes(graph) else len(ball)
+    if mixes(graph):
+        at_once = min(affordable(graph, torch.device(device)), at_once or len(ball))
+    at_once = max(at_once or len(ball), 1)
     if method != "interval" and len(ball) > at_once:
         return _joined(
             [

@@ -43,6 +43,8 @@ def display_name(path: str) -> str:
     return display(os.path.basename(path.rstrip("/")), 60)
 
 
+AT_ONCE = 1 << 14
+"""Numbers of the widest layer, over all regions that are bounded together; others wait, or are left when time is over."""
 MEANS = {"linf": "in every output", "l2": "in l2", "pairs": "in every difference of two outputs"}
 
 
@@ -134,9 +136,15 @@ class Deviation(Shown):
             zeros = torch.zeros(len(self.region), self.graph.output.size, dtype=torch.float64)
             yield Found(self._facts(Interval(zeros, zeros)))
             return
+        widest = max(node.size for node in self.graph.nodes)
         for method in ("interval", "linear"):
             ranges = bounds(
-                self.graph, self.region, method=method, device=compute.device, expired=compute.expired
+                self.graph,
+                self.region,
+                method=method,
+                device=compute.device,
+                expired=compute.expired,
+                at_once=AT_ONCE // widest + 1,
             )
             box = ranges[self.graph.outputs[0]]
             yield Found(self._facts(box), more=ranges)

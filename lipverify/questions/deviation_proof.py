@@ -47,8 +47,10 @@ from lipverify.loading.safetensors import write_safetensors
 from lipverify.questions.regions import InputBox
 from lipverify.questions.splitting import MOST_INPUTS
 
-MOST_NUMBERS = 1 << 21
-"""In the lines of two networks whose deviation is proved; a convolutional network of MNIST has ten times as many."""
+MOST_NUMBERS = 1 << 25
+"""In the lines of two networks whose deviation is proved; a convolutional network of MNIST has half as many."""
+MOST_OF_ALL = 1 << 27
+"""In the lines of all regions that are proved without a budget."""
 PARTS = 512
 """Parts of one region in a proof."""
 
@@ -116,7 +118,8 @@ def certified(asked: Asked, compute: Compute) -> Certified:
 def _less(claim: Deviation, asked: Asked) -> str | None:
     """What the certificate says less than was found."""
     if len(claim.upper) < len(asked.wanted):
-        return f"the time for proofs was over after {len(claim.upper)} of {len(asked.wanted)} regions"
+        proved = f"{len(claim.upper)} of {len(asked.wanted)} regions"
+        return f"the certificate is about the first {proved}; a longer --budget proves more"
     worst = max(zip(claim.upper, asked.wanted, strict=True), key=lambda pair: pair[0] / max(pair[1], 1e-300))
     return f"the checker alone proves {worst[0]:.6g}, the bound is {worst[1]:.6g}"
 
@@ -202,7 +205,8 @@ class _Proving:
         """The claim of what is proved, and its facts; `region` is cut to the balls it is about."""
         found: list[_Region] = []
         for k in range(len(self.region)):
-            if found and self.compute.expired():
+            over = self.compute.deadline is None and (k + 1) * self.numbers() > MOST_OF_ALL
+            if found and (over or self.compute.expired()):
                 self.region = Ball(
                     self.region.center[:k], self.region.radius, self.region.norm, self.region.box
                 )

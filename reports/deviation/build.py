@@ -140,20 +140,34 @@ def int8_copy(
 
 
 def rounded(f: Graph, kind: str) -> Graph:
-    """The copy with float16 numbers, or with int8 weights, one scale for each row."""
+    """The copy with float16 numbers, or with int8 weights, one scale for each output or channel."""
     nodes = []
     for node in f.nodes:
         op = node.op
-        if isinstance(op, ops.Linear):
+        if isinstance(op, ops.Linear | ops.Conv):
             if kind == "float16":
                 bias = None if op.bias is None else op.bias.half().to(op.bias.dtype)
                 op = replace(op, weight=op.weight.half().to(op.weight.dtype), bias=bias)
             else:
-                w = op.weight.double()
+                w = op.weight.double().flatten(1)
                 scale = (w.abs().amax(1, keepdim=True) / 127).clamp_min(1e-30)
-                op = replace(op, weight=((w / scale).round() * scale).to(op.weight.dtype))
+                op = replace(op, weight=((w / scale).round() * scale).reshape(op.weight.shape).to(op.weight.dtype))
         nodes.append(replace(node, op=op))
     return replace(f, nodes=tuple(nodes), origin=replace(f.origin, path=None, sha256=None))
+
+
+def convolutions(name: str, region: str) -> Callable[[], Row]:
+    def made() -> Row:
+        f = lv.load(f"zoo:{name}")
+        g = rounded(f, "int8")
+        x = zoo.points(name, 6)[0].double()
+        started = time.process_time()
+        if region == "box":
+            return row(deviation(f, g, lv.InputBox(f.input_shape, 0.0, 1.0), data=x), started)
+        norm, radius = REGIONS[region]
+        return row(deviation(f, g, Ball(x, radius, norm, (0.0, 1.0))), started)
+
+    return made
 
 
 def acas(kind: str, radius: float, budget: float | None) -> Callable[[], Row]:
@@ -185,6 +199,8 @@ def saturating() -> Row:
 ROWS: dict[str, tuple[bool, Callable[[], Row]]] = {
     **{f"{other.split('-')[1]}, {region}": (False, digits(other, region)) for other in ("zoo:digits-int8", "zoo:digits-pruned")
        for region in (*REGIONS, "box")},
+    **{f"{name} int8, {region}": (False, convolutions(name, region)) for name in ("digits-plain-cnn", "digits-resnet")
+       for region in ("linf 1/64", "linf 1/16", "box")},
     "kw-mnist-cnn, 100 images, 1/255": (True, int8_copy("kw-mnist-cnn", "mnist.npz", "balls", 100, 60.0)),
     "kw-mnist-cnn, box": (True, int8_copy("kw-mnist-cnn", "mnist.npz", "box", 100, 30.0)),
     "cifar-resnet2b, 100 images, 1/255": (True, int8_copy("cifar-resnet2b", "cifar10.npz", "balls", 100, 60.0, CIFAR)),

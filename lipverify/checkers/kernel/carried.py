@@ -19,7 +19,7 @@ from lipverify.checkers.kernel.elementary import Elementary, behind
 from lipverify.checkers.kernel.neurons import Slopes, follow
 from lipverify.checkers.kernel.program import Scalar, Step
 from lipverify.checkers.kernel.ranges import Condition, Empty, Ranges, Region
-from lipverify.checkers.kernel.signals import Signal, added, mapped, sprouted, stacked
+from lipverify.checkers.kernel.signals import Signal, added, sprouted, stacked
 from lipverify.errors import NotCovered
 
 _NEAR = 2.0**-49
@@ -34,7 +34,9 @@ class Carried(Ranges):
     def __init__(
         self, p: Elementary, region: Region, conditions: Sequence[Condition], pairs: Mapping[int, int]
     ) -> None:
-        self._seen: dict[int, tuple[Signal, Slopes, Signal]] = {}
+        self._pairs = pairs
+        self._reads: dict[int, tuple[Signal, Slopes]] = {}
+        self._results: dict[int, Signal] = {}
         self._forms: dict[int, tuple[Array, Array, int]] = {}
         super().__init__(p, region, conditions)
         steps = {k: step for k, n in enumerate(p.layers) if isinstance(step := p.steps[n], Scalar)}
@@ -43,12 +45,12 @@ class Carried(Ranges):
             need(fits, "a pair of layers that are no scalar functions of as many numbers")
             one, other = (p.layers[k] for k in pair)
             need(one not in behind(p.steps, other), "a layer that is written by what is computed from it")
-            if not all(np.isfinite(self._seen[k][1]).all() for k in pair):
+            if not all(np.isfinite(self._reads[k][1]).all() for k in pair):
                 raise NotCovered("a pair of layers of which nothing is known is not covered by the checker")
-        self._steps, self._pairs = steps, pairs
+        self._steps = steps
         # Intervals belong to the numbers, in whatever form: they are known from the forms before.
         self.carried = follow(p, 0, len(p.steps) - 1, self._again, lambda step, x, y: y._replace(ends=None))
-        del self._seen, self._forms
+        del self._reads, self._results, self._forms
 
     @property
     def outputs(self) -> tuple[Signal, ...]:
@@ -56,8 +58,13 @@ class Carried(Ranges):
 
     def _layer(self, k: int, step: Step, v: Signal) -> Signal:
         y = super()._layer(k, step, v)
-        if k >= 0:
-            self._seen[k] = v, self.within.get(k, (np.full(1, -np.inf), np.full(1, np.inf))), y
+        base, within = k in self._pairs.values(), self.within.get(k, (np.full(1, -np.inf), np.full(1, np.inf)))
+        if base or k in self._pairs:
+            self._reads[k] = v, within
+        if not isinstance(step, Scalar) or not np.isfinite(within).all():
+            self._forms.pop(k, None)
+        if base or k not in self._forms:
+            self._results[k] = y._replace(ends=None)
         return y
 
     def _grown(self, k: int, v: Signal, factor: Array, free: Array, lines: Lines, ends: Slopes) -> Signal:
@@ -71,15 +78,14 @@ class Carried(Ranges):
             return v
         if k in self._pairs:
             return self._changed(k, self._pairs[k], v)
-        y = self._seen[k][2]._replace(ends=None)
-        if k in self._forms and isinstance(step, Scalar) and np.isfinite(self._seen[k][1]).all():
-            factor, free, key = self._forms[k]
-            y = sprouted(key, v, factor, free)
-        return y
+        if k not in self._forms:
+            return self._results[k]
+        factor, free, key = self._forms[k]
+        return sprouted(key, v, factor, free)
 
     def _changed(self, k: int, base: int, v: Signal) -> Signal:
         """psi(b) = phi(a) + w."""
-        (b, within_b, _), (a, within_a, h) = self._seen[k], self._seen[base]
+        (b, within_b), (a, within_a), h = self._reads[k], self._reads[base], self._results[base]
         e = _minus(v, a)
         low, high = self._least_of(e, _minus(b, a), within_a, within_b)
         phi, psi = (curve(s.law, s.settings, s.slopes) for s in (self._steps[base], self._steps[k]))
@@ -91,12 +97,12 @@ class Carried(Ranges):
             factor, free = np.where(fixed, steep[0], 0.0), np.flatnonzero(~fixed)
         lines, reads = _lines(phi, psi, (low, high), within_a, within_b, steep)
         if not len(free):
-            return added(h._replace(ends=None), sprouted(0, e, factor, free))
+            return added(h, sprouted(0, e, factor, free))
         thrice = np.concatenate([free + n * len(low) for n in range(3)])
         own = Lines(*(part[thrice if len(part) > len(low) else free] for part in lines[:6]))
-        block = stacked([e, a._replace(ends=None), b._replace(ends=None)]).rows(thrice)
+        block = stacked([x._replace(ends=None).rows(free) for x in (e, a, b)])
         key = self.chain.put(block, own, reads=(reads[0][thrice], reads[1][thrice]))
-        return added(h._replace(ends=None), sprouted(key, e, factor, free))
+        return added(h, sprouted(key, e, factor, free))
 
     def _least_of(self, e: Signal, apart: Signal, within_a: Slopes, within_b: Slopes) -> Slopes:
         """What e lies between: carried, side by side, and as the difference of two intervals."""
@@ -112,9 +118,7 @@ class Carried(Ranges):
 
 
 def _minus(b: Signal, a: Signal) -> Signal:
-    n = b.height
-    both = stacked([b._replace(ends=None), a._replace(ends=None)])
-    return mapped(np.array([[[1.0, -1.0]]]), np.arange(2 * n).reshape(1, 2, n).swapaxes(1, 2), both)
+    return added(b, a._replace(parts={k: -m for k, m in a.parts.items()}))
 
 
 def _alike(one: Scalar, other: Scalar) -> bool:

@@ -35,7 +35,9 @@ def follow(
             return Signal({INPUT: np.zeros((len(view.places), p.steps[start].size))})
         return stacked([signals[s] for s in view.sources]).rows(view.places)
 
-    for k in behind(p.steps, end, start):
+    order = behind(p.steps, end, start)
+    last = {source: k for k in order for source in p.steps[k].reads}
+    for k in order:
         step = p.steps[k]
         charge(0, STEP)
         if k == start:
@@ -51,6 +53,8 @@ def follow(
             x = seen(step.view)
             x = stacked([x, seen(step.other)]) if isinstance(step, Product) else x
             signals[k] = layer(layers[k], step, x)
+        # What no later step reads is let go: signals are the largest part of what is held.
+        signals = {source: x for source, x in signals.items() if last.get(source, end + 1) > k}
     return signals[end]
 
 

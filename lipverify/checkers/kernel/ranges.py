@@ -20,7 +20,7 @@ from lipverify.checkers.kernel.curves import Curve, Lines, curve
 from lipverify.checkers.kernel.elementary import Elementary, Extreme, Within
 from lipverify.checkers.kernel.neurons import Slopes, everywhere, follow
 from lipverify.checkers.kernel.program import Implicit, Product, Scalar, Step
-from lipverify.checkers.kernel.signals import INPUT, ONE, Signal, scaled, sprouted, stacked, total
+from lipverify.checkers.kernel.signals import INPUT, ONE, Parts, Signal, product, scaled, sprouted, stacked, total
 from lipverify.errors import NotCovered
 
 _ROWS, _FAR = 1 << 24, 2.0**100
@@ -60,7 +60,8 @@ class Chain:
     def __init__(self, region: Region | None = None, part: bool = False) -> None:
         self.region, self.part = region, part
         self.kinds: tuple[int, ...] = (0,)
-        self.blocks: list[Signal] = []
+        self.blocks: list[Parts] = []
+        self._weights: list[Slopes] = []
         self.lines: list[tuple[Lines, ...]] = []
         self._reads: list[Slopes | None] = []
         self._ends: dict[int, Slopes] = {ONE: (np.ones(1), np.zeros(1))}
@@ -91,7 +92,8 @@ class Chain:
         k, (low, high) = len(self.blocks), lines[0][4:6]
         self._ends[k], self._most[k] = _around(low, high), np.maximum(np.abs(low), np.abs(high))
         self._terms += v.height + len(low) * any(one.also is not None for one in lines)
-        self.blocks.append(v)
+        self.blocks.append(v.parts)
+        self._weights.append(weighed)
         self.lines.append(lines)
         self._charges.append(charges)
         self._reads.append(reads)
@@ -111,7 +113,7 @@ class Chain:
         other = self.continued()
         for k, one in lines.items():
             other.lines[k] = (one,)
-            other._charges[k] = [self._charged(one, self._weighed(self.blocks[k]))]
+            other._charges[k] = [self._charged(one, self._weights[k])]
         return other
 
     def ranges(self, x: Signal, kinds: tuple[int, ...] = ()) -> Slopes:
@@ -156,7 +158,7 @@ class Chain:
             best = np.minimum(best, self._walked(dict(x.parts), error, unit, kind))
         return best
 
-    def _walked(self, parts: dict[int, Array], error: Array, unit: float, kind: int) -> Array:
+    def _walked(self, parts: Parts, error: Array, unit: float, kind: int) -> Array:
         """The least bound on the way through lines of one kind, or of the last where a block has fewer."""
         charge(0, 8 * self._terms * len(error))
         constant, best = np.zeros_like(error), np.full_like(error, np.inf)
@@ -177,7 +179,7 @@ class Chain:
                 up, down = (np.tile(side, (1, len(line.above) // len(line.over))) for side in (up, down))
             back = up * line.above + down * line.below
             if line.also is not None:
-                _add(parts, a, line.also)
+                _add(parts, a, line.also.parts)
             slack = constant + error * (1.0 + 2.0**-20)
             if reads is not None:
                 known = np.maximum(back, 0.0) @ reads[1] + np.minimum(back, 0.0) @ reads[0]
@@ -193,7 +195,7 @@ class Chain:
         small = TINY * sum(float(self._most[k].sum()) for k in x.parts) if x.rounds else 0.0
         return size, size * (2.0 * gamma(x.rounds)) + small
 
-    def _over(self, parts: dict[int, Array]) -> Array | float:
+    def _over(self, parts: Parts) -> Array | float:
         found: Array | float = 0.0
         for key, a in parts.items():
             middle, apart = self._ends[key]
@@ -211,10 +213,10 @@ def _around(low: Array, high: Array) -> Slopes:
     return middle, np.maximum(high - middle, middle - low) * (1.0 + 2.0**-50)
 
 
-def _add(parts: dict[int, Array], a: Array, x: Signal) -> None:
-    for key, m in x.parts.items():
-        charge(0, len(a) * m.size)
-        parts[key] = parts[key] + a @ m if key in parts else a @ m
+def _add(parts: Parts, a: Array, block: Parts) -> None:
+    for key, m in block.items():
+        found = product(a, m)
+        parts[key] = parts[key] + found if key in parts else found
 
 
 class Ranges:

@@ -53,6 +53,21 @@ class Signal(NamedTuple):
         return self._replace(parts={k: _taken(m, at) for k, m in self.parts.items()}, sizes=sizes, ends=ends)
 
 
+def product(a: Array, m: Array) -> Array:
+    """a @ m. Rows that begin at one column, as those of one position of a convolution do, are taken together, over what they read."""
+    charge(0, len(a) * m.size)
+    known = a != 0
+    if a.size < _CHUNK >> 6 or 4 * np.count_nonzero(known) > a.size:
+        return a @ m
+    first, out = known.argmax(1), np.zeros((len(a), m.shape[1]))
+    order = first.argsort(kind="stable")
+    for rows in np.split(order, np.flatnonzero(np.diff(first[order])) + 1):
+        own = m[read := known[rows].any(0)]
+        written = own.any(0)
+        out[np.ix_(rows, written)] = a[np.ix_(rows, read)] @ own[:, written]
+    return out
+
+
 def identity(key: int, size: int) -> Signal:
     charge(size * size)
     return Signal({key: np.eye(size)}, None, 0, True)
@@ -99,15 +114,16 @@ def total(factor: Array, x: Signal) -> Signal:
 
 def added(first: Signal, second: Signal) -> Signal:
     """The sum, with one rounding more where sources are in both; without ends."""
-    if first.parts.keys().isdisjoint(second.parts):
-        exact = first.sizes is None and second.sizes is None
-        sizes = None if exact else {k: x.size(k) for x in (first, second) for k in x.parts}
-        rounds, growth = max(first.rounds, second.rounds), max(first.growth, second.growth)
-        least, plain = min(first.least, second.least), first.plain and second.plain
-        return Signal(first.parts | second.parts, sizes, rounds, plain, growth, None, least)
-    n = first.height
-    places = np.arange(2 * n).reshape(1, 2, n).swapaxes(1, 2)
-    return mapped(np.ones((1, 1, 2)), places, stacked([first, second]))
+    common = first.parts.keys() & second.parts.keys()
+    charge(2 * sum(first.parts[k].size for k in common))
+    parts = first.parts | second.parts | {k: first.parts[k] + second.parts[k] for k in common}
+    exact = not common and first.sizes is None and second.sizes is None
+    sizes = None if exact else {k: x.size(k) for x in (first, second) for k in x.parts}
+    for k in common if sizes is not None else ():
+        sizes[k] = first.size(k) + second.size(k)
+    again, plain = bool(common), first.plain and second.plain and not common
+    return Signal(parts, sizes, max(first.rounds, second.rounds) + again, plain,
+                  max(first.growth, second.growth) + again, None, min(first.least, second.least))  # fmt: skip
 
 
 def sprouted(key: int, v: Signal, factor: Array, free: Array) -> Signal:
@@ -133,11 +149,11 @@ def mapped(kernel: Array, index: Array, x: Signal, offset: Array | None = None, 
     def image(kernel: Array, m: Array) -> Array:
         (g, p, t), width = index.shape, m.shape[1]
         charge(g * p * kernel.shape[1] * width)
-        m = np.concatenate([m, np.zeros((1, width))])
         if kernel.shape[1] == 1 and t <= _FEW:
             charge(0, index.size * width)
-            terms = (kernel[:, 0, k, None, None] * m[index[:, :, k]] for k in range(t))
+            terms = (kernel[:, 0, k, None, None] * _taken(m, index[:, :, k].ravel()).reshape(g, p, width) for k in range(t))
             return np.asarray(sum(terms)).reshape(-1, width)
+        m = np.concatenate([m, np.zeros((1, width))])
         if p * g == 1 or width <= _NARROW:
             out, step = np.empty((g, kernel.shape[1], p, width)), max(1, _CHUNK // index.size)
             for i in range(0, width, step):
