@@ -151,7 +151,9 @@ def rounded(f: Graph, kind: str) -> Graph:
             else:
                 w = op.weight.double().flatten(1)
                 scale = (w.abs().amax(1, keepdim=True) / 127).clamp_min(1e-30)
-                op = replace(op, weight=((w / scale).round() * scale).reshape(op.weight.shape).to(op.weight.dtype))
+                op = replace(
+                    op, weight=((w / scale).round() * scale).reshape(op.weight.shape).to(op.weight.dtype)
+                )
         nodes.append(replace(node, op=op))
     return replace(f, nodes=tuple(nodes), origin=replace(f.origin, path=None, sha256=None))
 

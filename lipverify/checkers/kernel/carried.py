@@ -58,12 +58,12 @@ class Carried(Ranges):
 
     def _layer(self, k: int, step: Step, v: Signal) -> Signal:
         y = super()._layer(k, step, v)
-        base, within = k in self._pairs.values(), self.within.get(k, (np.full(1, -np.inf), np.full(1, np.inf)))
-        if base or k in self._pairs:
+        within = self.within.get(k, (np.full(1, -np.inf), np.full(1, np.inf)))
+        if k in self._pairs or k in self._pairs.values():
             self._reads[k] = v, within
         if not isinstance(step, Scalar) or not np.isfinite(within).all():
             self._forms.pop(k, None)
-        if base or k not in self._forms:
+        if k in self._pairs.values() or k not in self._forms:
             self._results[k] = y._replace(ends=None)
         return y
 

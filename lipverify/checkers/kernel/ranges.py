@@ -20,7 +20,7 @@ from lipverify.checkers.kernel.curves import Curve, Lines, curve
 from lipverify.checkers.kernel.elementary import Elementary, Extreme, Within
 from lipverify.checkers.kernel.neurons import Slopes, everywhere, follow
 from lipverify.checkers.kernel.program import Implicit, Product, Scalar, Step
-from lipverify.checkers.kernel.signals import INPUT, ONE, Parts, Signal, product, scaled, sprouted, stacked, total
+from lipverify.checkers.kernel.signals import INPUT, ONE, Signal, product, scaled, sprouted, stacked, total
 from lipverify.errors import NotCovered
 
 _ROWS, _FAR = 1 << 24, 2.0**100
@@ -60,7 +60,7 @@ class Chain:
     def __init__(self, region: Region | None = None, part: bool = False) -> None:
         self.region, self.part = region, part
         self.kinds: tuple[int, ...] = (0,)
-        self.blocks: list[Parts] = []
+        self.blocks: list[dict[int, Array]] = []
         self._weights: list[Slopes] = []
         self.lines: list[tuple[Lines, ...]] = []
         self._reads: list[Slopes | None] = []
@@ -158,7 +158,7 @@ class Chain:
             best = np.minimum(best, self._walked(dict(x.parts), error, unit, kind))
         return best
 
-    def _walked(self, parts: Parts, error: Array, unit: float, kind: int) -> Array:
+    def _walked(self, parts: dict[int, Array], error: Array, unit: float, kind: int) -> Array:
         """The least bound on the way through lines of one kind, or of the last where a block has fewer."""
         charge(0, 8 * self._terms * len(error))
         constant, best = np.zeros_like(error), np.full_like(error, np.inf)
@@ -195,7 +195,7 @@ class Chain:
         small = TINY * sum(float(self._most[k].sum()) for k in x.parts) if x.rounds else 0.0
         return size, size * (2.0 * gamma(x.rounds)) + small
 
-    def _over(self, parts: Parts) -> Array | float:
+    def _over(self, parts: dict[int, Array]) -> Array | float:
         found: Array | float = 0.0
         for key, a in parts.items():
             middle, apart = self._ends[key]
@@ -213,7 +213,7 @@ def _around(low: Array, high: Array) -> Slopes:
     return middle, np.maximum(high - middle, middle - low) * (1.0 + 2.0**-50)
 
 
-def _add(parts: Parts, a: Array, block: Parts) -> None:
+def _add(parts: dict[int, Array], a: Array, block: dict[int, Array]) -> None:
     for key, m in block.items():
         found = product(a, m)
         parts[key] = parts[key] + found if key in parts else found

@@ -54,7 +54,7 @@ class Signal(NamedTuple):
 
 
 def product(a: Array, m: Array) -> Array:
-    """a @ m. Rows that begin at one column, as those of one position of a convolution do, are taken together, over what they read."""
+    """a @ m. Rows that begin at one column, as those of one position of a convolution do, go together over what they read."""
     charge(0, len(a) * m.size)
     known = a != 0
     if a.size < _CHUNK >> 6 or 4 * np.count_nonzero(known) > a.size:
@@ -119,8 +119,7 @@ def added(first: Signal, second: Signal) -> Signal:
     parts = first.parts | second.parts | {k: first.parts[k] + second.parts[k] for k in common}
     exact = not common and first.sizes is None and second.sizes is None
     sizes = None if exact else {k: x.size(k) for x in (first, second) for k in x.parts}
-    for k in common if sizes is not None else ():
-        sizes[k] = first.size(k) + second.size(k)
+    sizes = sizes and sizes | {k: first.size(k) + second.size(k) for k in common}
     again, plain = bool(common), first.plain and second.plain and not common
     return Signal(parts, sizes, max(first.rounds, second.rounds) + again, plain,
                   max(first.growth, second.growth) + again, None, min(first.least, second.least))  # fmt: skip
@@ -151,7 +150,8 @@ def mapped(kernel: Array, index: Array, x: Signal, offset: Array | None = None, 
         charge(g * p * kernel.shape[1] * width)
         if kernel.shape[1] == 1 and t <= _FEW:
             charge(0, index.size * width)
-            terms = (kernel[:, 0, k, None, None] * _taken(m, index[:, :, k].ravel()).reshape(g, p, width) for k in range(t))
+            shown = (_taken(m, index[:, :, k].ravel()).reshape(g, p, width) for k in range(t))
+            terms = (kernel[:, 0, k, None, None] * rows for k, rows in enumerate(shown))
             return np.asarray(sum(terms)).reshape(-1, width)
         m = np.concatenate([m, np.zeros((1, width))])
         if p * g == 1 or width <= _NARROW:

@@ -23,9 +23,11 @@ from lipverify.checkers.claims import outward
 from lipverify.checkers.deviation import deviation_of
 from lipverify.checkers.envelope import named_models
 from lipverify.errors import RefutedCertificate, UnreadableCertificate
-from lipverify.ir.graph import Graph
+from lipverify.ir.graph import Graph, Node
 from lipverify.ir.norm import Norm
+from lipverify.ir.op import Input
 from lipverify.ir.region import Ball
+from lipverify.questions import deviation_proof
 from lipverify.questions.deviation_proof import Asked, Certified, certified
 from tests import networks
 
@@ -91,6 +93,42 @@ def test_bounds_lie_above_what_points_show(norm: str, region: Ball) -> None:
             assert (values(G, x).argmax(1) == found.labels[k]).all()
     if found.labels is not None:
         assert any(label is not None for label in found.labels)
+
+
+def convolutional(steps: float | None = None) -> Graph:
+    """Two convolutions and a sum; with `steps` all weights are rounded to multiples of it."""
+    rng = np.random.default_rng(3)
+    weights = [networks.tensor(rng, *size) / 6 for size in ((24, 1, 3, 3), (24, 24, 3, 3), (3, 24 * 25))]
+    first, second, last = (w if steps is None else (w / steps).round() * steps for w in weights)
+    layers = (
+        ops.Conv(first, None, (2, 2), ((1, 1), (1, 1)), (1, 1)),
+        ops.ReLU(),
+        ops.Conv(second, None, (1, 1), ((1, 1), (1, 1)), (1, 1)),
+        ops.ReLU(),
+        ops.Reshape((600,)),
+        ops.Linear(last, None),
+    )
+    shapes = ((24, 5, 5), (24, 5, 5), (24, 5, 5), (24, 5, 5), (600,), (3,))
+    nodes = [Node("x", Input(), (), (1, 10, 10))]
+    for k, (op, shape) in enumerate(zip(layers, shapes, strict=True)):
+        nodes.append(Node(f"n{k}", op, (nodes[-1].name,), shape))
+    return Graph(tuple(nodes), (nodes[-1].name,))
+
+
+def test_convolutional_copies_are_proved_as_far_as_there_is_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    f, g = convolutional(), convolutional(0.004)
+    center = torch.rand(2, 1, 10, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    region = Ball(center, 0.02, Norm.LINF, (0.0, 1.0))
+    monkeypatch.setattr(deviation_proof, "MOST_OF_ALL", 1)
+    found = proved(f, g, region)
+    assert found.issued is not None
+    assert found.reason is not None
+    assert "first 1 of 2 regions" in found.reason
+    verdict(found.issued, f, g)
+    rng = torch.Generator().manual_seed(1)
+    x = center[:1] + 0.02 * (2 * torch.rand(500, 1, 10, 10, generator=rng, dtype=torch.float64) - 1)
+    size = np.abs(values(f, x.clamp(0, 1)) - values(g, x.clamp(0, 1))).max()
+    assert 0.3 * found.upper[0] < size <= found.upper[0]
 
 
 def test_models_in_the_other_order_and_other_models_are_refused() -> None:

@@ -195,6 +195,19 @@ def test_a_number_of_its_own_overwrites_no_other() -> None:
     assert signals_of.sprouted(1, v, np.ones(2), np.array([1])).parts.keys() == {0, 1}
 
 
+def test_products_with_lines_of_convolutions_leave_nothing_out() -> None:
+    rng = np.random.default_rng(0)
+    a, m = np.zeros((640, 900)), np.zeros((900, 500))
+    for row in range(len(a)):
+        at = 20 * (row % 40)
+        a[row, at : at + 40] = rng.standard_normal(40) * (rng.random(40) < 0.7)
+    a[:3], m[::2, :450] = 0.0, rng.standard_normal((450, 450))
+    found, sizes = signals_of.product(a, m), np.abs(a) @ np.abs(m)
+    assert 4 * np.count_nonzero(a) < a.size
+    assert (np.abs(found - a @ m) <= 1e-14 * sizes).all()
+    assert ((found != 0) == (sizes != 0)).mean() > 0.999
+
+
 def test_two_networks_of_different_inputs_are_no_pair() -> None:
     rng = np.random.default_rng(8)
     with pytest.raises(UnreadableCertificate, match="different inputs"):
