@@ -43,7 +43,7 @@ def costliest(subject: Subject, known: Ranges, rows: Rows) -> tuple[int, int] | 
     With slopes in the middle of their ranges; it only decides where a part is split.
     """
     found = neurons(subject, 0, len(subject.program.steps) - 1, known, {})
-    if [b.height for b in found.blocks] != [b.height for b in known.chain.blocks] or known.bends:
+    if found.sizes != [len(lines[0].over) for lines in known.chain.lines] or known.bends:
         return None
     row, best = picked(found.output, rows), (0.0, -1, -1)
     weights = {key: m[0] for key, m in row.parts.items()}

@@ -383,7 +383,7 @@ def cast(p: Builder, c: Call) -> Results:
     kind = kinds[target] if c.op == "Cast" else c.any(1).kind
     if isinstance(x, Value):
         need(
-            kind in FLOATS and kind.itemsize >= x.kind.itemsize,
+            kind in (FLOATS if x.kind in FLOATS else FLOATS[1:]) and kind.itemsize >= x.kind.itemsize,
             "a conversion that rounds computed numbers is not covered by the checker",
         )
         return [x._replace(kind=kind)]

@@ -9,12 +9,24 @@ import numpy as np
 
 from lipverify.checkers.kernel.arithmetic import held
 from lipverify.checkers.kernel.program import Array
-from lipverify.checkers.reader.building import FLOATS, Builder, Operand, Stored, Value, size_of, weights
+from lipverify.checkers.reader.building import (
+    FLOATS,
+    Builder,
+    Operand,
+    Stored,
+    Value,
+    size_of,
+    stored,
+    weights,
+)
 from lipverify.checkers.reader.calls import Call
 from lipverify.checkers.reader.folding import _finite
+from lipverify.checkers.reader.matrices import product
 from lipverify.checkers.reader.refusals import need
+from lipverify.checkers.reader.windows import conv
 
 Kind = np.dtype[Any]
+_REAL, _SUM = np.dtype("<f4"), np.dtype("<i4")
 _KINDS: tuple[Kind, ...] = tuple(np.dtype(name) for name in ("u1", "i1", "<u2", "<i2"))
 
 
@@ -64,7 +76,7 @@ def _dequantised(p: Builder, c: Call) -> list[Operand]:
 
 def _quantised(p: Builder, c: Call) -> list[Operand]:
     """round(x / scale) + zero point, ties to even, held in what the integers represent: as what it stands for, over the scale."""
-    x = c.value(p, 0)
+    x = c.any(0)
     values, rounded, shift, kind = _scales(c, x.shape)
     if c.version >= 19:
         need(c.flag("saturate", 1), "integers that wrap around are not covered by the checker")
@@ -73,6 +85,25 @@ def _quantised(p: Builder, c: Call) -> list[Operand]:
     told = np.dtype("u1") if kind is None else kind
     need(told in _KINDS and x.kind in FLOATS, "quantisation of other numbers")
     need(c.any(1).kind == x.kind and rounded == 0, "quantisation by scales of another type")
+    return [
+        _folded(p, x, values, shift, told) if isinstance(x, Stored) else _rounded(p, x, values, shift, told)
+    ]
+
+
+def _folded(p: Builder, x: Stored, values: Array, shift: Array, told: Kind) -> Stored:
+    """Stored numbers as integers; refused near a tie, where it is a matter of a runtime's rounding which one is next."""
+    array, rounded = weights(x)
+    need(rounded == 0, "quantisation of stored numbers that are rounded is not covered by the checker")
+    p.charge(4 * array.size)
+    steps = array / values
+    need(bool((np.abs(steps) < 1 << 20).all()), "stored numbers far beyond what integers represent")
+    apart = np.abs(steps - np.floor(steps) - 0.5)
+    need(bool((apart > 1e-6 * (1.0 + np.abs(steps))).all()), "stored numbers half-way between two integers")
+    ends = np.iinfo(told)
+    return stored(np.clip(np.rint(steps).astype(np.int64) + shift, ends.min, ends.max).astype(told))
+
+
+def _rounded(p: Builder, x: Value, values: Array, shift: Array, told: Kind) -> Value:
     ends = np.iinfo(told)
     # With one zero point for all; where there are several each has ends of its own.
     need(bool((shift == shift.reshape(-1)[0]).all()), "several zero points are not covered by the checker")
@@ -81,11 +112,93 @@ def _quantised(p: Builder, c: Call) -> list[Operand]:
     steps = np.broadcast_to(values, x.shape).reshape(-1).copy()
     y = p.scalar(x, "Round", {"min": ends.min - zero, "max": ends.max - zero}, steps)
     back = p.scaled(y, 1.0 / np.broadcast_to(values, x.shape), 1, np.full(x.shape, float(zero)))
-    return [back._replace(kind=told)]
+    return back._replace(kind=told)
+
+
+def _whole(p: Builder, c: Call, place: int, zero: int) -> Value:
+    """Computed integers less their zero point, as real numbers."""
+    q, shift = c.any(place), np.int64(0)
+    need(
+        isinstance(q, Value) and q.kind in _KINDS[:2],
+        "products of other numbers are not covered by the checker",
+    )
+    assert isinstance(q, Value)
+    if c.operand(zero) is not None:
+        need(c.stored(zero).dtype == q.kind and c.stored(zero).size == 1, "a zero point of another type")
+        shift = c.stored(zero).astype(np.int64).reshape(())
+    return p.scaled(q, 1.0, 0, np.array(-float(shift)))._replace(kind=_REAL)
+
+
+def _matrix(p: Builder, c: Call, place: int, zero: int, axis: int) -> Stored:
+    """Stored integers less their zero points, one or as many as there are along an axis, as real numbers."""
+    q = c.stored(place)
+    need(q.dtype in _KINDS[:2] and q.ndim >= 2, "products of other numbers are not covered by the checker")
+    p.charge(3 * q.size)
+    whole = q.astype(np.int64)
+    if c.operand(zero) is not None:
+        shift = c.stored(zero)
+        need(shift.dtype == q.dtype and shift.ndim <= 1, "a zero point of another type")
+        need(shift.size in (1, q.shape[axis]), "zero points of another size")
+        form = [1] * q.ndim
+        form[axis] = shift.size
+        whole = whole - shift.astype(np.int64).reshape(form)
+    terms = np.abs(whole).sum(tuple(k for k in range(q.ndim) if k != axis % q.ndim))
+    # What a sum can be, with what is added behind it: beyond 31 bits integers wrap around.
+    need(
+        bool((terms < 1 << 22).all()), "sums of integers that may wrap around are not covered by the checker"
+    )
+    return Stored(whole.astype(np.float64), _REAL)
+
+
+def _convolved(p: Builder, c: Call) -> list[Operand]:
+    x, weight = _whole(p, c, 0, 2), _matrix(p, c, 1, 3, 0)
+    return [conv(p, c.continued([x, weight]))[0]._replace(kind=_SUM)]
+
+
+def _multiplied(p: Builder, c: Call) -> list[Operand]:
+    return [product(p, _whole(p, c, 0, 2), _matrix(p, c, 1, 3, -1))._replace(kind=_SUM)]
+
+
+def _linear(p: Builder, c: Call) -> list[Operand]:
+    """Integers, their product with stored ones, over the scale of the result, rounded: QLinearConv and QLinearMatMul."""
+    image = c.op == "QLinearConv"
+    x, weight = _whole(p, c, 0, 2), _matrix(p, c, 3, 5, 0 if image else -1)
+    first, second, last = (_factor(c, k) for k in (1, 4, 6))
+    need(first.size == last.size == 1, "several scales of computed numbers are not covered by the checker")
+    zero, told = c.stored(7), c.stored(7).dtype
+    need(told in _KINDS[:2] and zero.size == 1, "a zero point of another type")
+    bias = c.operand(8) if image else None
+    if bias is not None:
+        array = c.stored(8)
+        need(
+            array.dtype == np.dtype("<i4") and bool((np.abs(array.astype(np.int64)) < 1 << 30).all()),
+            "a bias of other numbers",
+        )
+        bias = Stored(array.astype(np.float64), _REAL)
+    operands = [x, weight] if bias is None else [x, weight, bias]
+    y = conv(p, c.continued(operands))[0] if image else product(p, x, weight)
+    axis = 1 if image else -1
+    need(second.size in (1, y.shape[axis]), "scales of another size")
+    form = [1] * len(y.shape)
+    form[axis] = second.size
+    # Two float32 numbers: their product is a float64.
+    y = p.scaled(y, second.reshape(form) * first.reshape(()))
+    return [_rounded(p, y, last.reshape(()), zero.astype(np.int64).reshape(()), told)]
+
+
+def _factor(c: Call, place: int) -> Array:
+    """Positive scales of float32, exactly."""
+    values = c.reals(place, _REAL)
+    need(values.ndim <= 1 and bool((values > 0).all()), "scales that are not positive")
+    return values
 
 
 QUANTISATION: dict[str, tuple[str, Callable[[Builder, Call], list[Operand]]]] = {
     "DequantizeLinear": ("10 13 19 21 23 24 25 !28", _dequantised),
     "QuantizeLinear": ("10 13 19 21 23 24 25 !28", _quantised),
+    "ConvInteger": ("10", _convolved),
+    "MatMulInteger": ("10", _multiplied),
+    "QLinearConv": ("10", _linear),
+    "QLinearMatMul": ("10 21", _linear),
 }
-"""Between real numbers and integers."""
+"""Between real numbers and integers, and products of integers."""

@@ -89,6 +89,84 @@ def test_what_integers_do_otherwise_is_refused(data: Callable[[], bytes], words:
         program_of(data())
 
 
+def integers(
+    op: str,
+    *,
+    wide: int = 1,
+    columns: bool = False,
+    cast: int = TensorProto.FLOAT,
+    stored_floats: bool = False,
+) -> bytes:
+    """x, rounded, and a product of integers; `wide` makes the sum of weights large."""
+    rng = np.random.default_rng(0)
+    image = "Conv" in op
+    shape = (4, 2, 3, 3) if image else (5, 4)
+    weight = rng.integers(0, 255, (shape[0], shape[1] * wide, *shape[2:])).astype(np.uint8)
+    weight = weight if image else np.ascontiguousarray(weight.T)
+    first = weight.shape[1] if image else weight.shape[0]
+    size = shape[0] if columns else 1
+    stored: dict[str, Array] = {
+        "s": np.float32(0.03), "z": np.uint8(80), "w": weight, "t": np.uint8(rng.integers(100, 150, size) if columns else 120),
+        "v": rng.uniform(0.001, 0.003, size if columns else ()).astype(np.float32), "u": np.float32(0.4), "o": np.uint8(90),
+        "b": rng.integers(-4000, 4000, shape[0]).astype(np.int32), "f": ((weight - 120.0) * 0.01).astype(np.float32),
+        "g": np.float32(0.01),
+    }  # fmt: skip
+    if columns and image:
+        stored["t"] = np.uint8(120)
+    more = {"pads": [1, 1, 0, 1], "strides": [2, 1]} if image else {}
+    nodes = [helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"])]
+    if stored_floats:
+        nodes.append(helper.make_node("QuantizeLinear", ["f", "g", "t"], ["w"]))
+        del stored["w"]
+    if op.startswith("QLinear"):
+        last = ["b"] if image else []
+        nodes += [helper.make_node(op, ["q", "s", "z", "w", "v", "t", "u", "o", *last], ["p"], **more),
+                  helper.make_node("DequantizeLinear", ["p", "u", "o"], ["y"])]  # fmt: skip
+    else:
+        nodes += [helper.make_node(op, ["q", "w", "z", "t"], ["p"], **more), helper.make_node("Cast", ["p"], ["c"], to=cast),
+                  helper.make_node("Mul", ["c", "g"], ["y"])]  # fmt: skip
+    shapes = (["n", first, 5, 4], ["n", 4, 2, 4]) if image else (["n", first], ["n", 5])
+    used = {name for node in nodes for name in node.input}
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in zip("xy", shapes, strict=True)]
+    tensors = [numpy_helper.from_array(np.asarray(a), n) for n, a in stored.items() if n in used]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], tensors)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model)
+    return bytes(model.SerializeToString())
+
+
+@pytest.mark.parametrize(("op", "settings"), [
+    ("MatMulInteger", {}), ("ConvInteger", {}), ("ConvInteger", {"stored_floats": True}),
+    ("QLinearMatMul", {}), ("QLinearConv", {}), ("QLinearConv", {"columns": True}),
+], ids=str)  # fmt: skip
+def test_products_of_integers_are_read_as_they_run(op: str, settings: dict[str, Any]) -> None:
+    data = integers(op, **settings)
+    program = program_of(data)
+    assert agree(data, program).inputs >= 10
+    size = program.steps[0].size
+    x = 3 * np.random.default_rng(1).standard_normal((60, size)).astype(np.float32)
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    shape = (5, 4) if "Conv" in op else ()
+    theirs = np.concatenate(
+        [session.run(None, {"x": row.reshape(1, -1, *shape)})[0].reshape(1, -1) for row in x]
+    )
+    ours = evaluate(program, x.astype(np.float64))
+    shown = ours[program.outputs[0].view.sources[0]][:, program.outputs[0].view.places]
+    apart = np.abs(shown - theirs)
+    # A tie may be rounded to either side, in few places; two integers lie .4 or at most .01 * 255 * 30 apart.
+    assert (apart < 1e-3 * (1 + np.abs(theirs))).mean() > 0.995
+    assert np.ptp(theirs) > 4
+
+
+@pytest.mark.parametrize(("data", "words"), [
+    (lambda: integers("MatMulInteger", wide=20000), "wrap around"), (lambda: integers("QLinearConv", wide=4000), "wrap around"),
+    (lambda: integers("MatMulInteger", cast=TensorProto.FLOAT16), "rounds computed"),
+])  # fmt: skip
+def test_integers_that_may_overflow_are_refused(data: Callable[[], bytes], words: str) -> None:
+    with pytest.raises(NotCovered, match=words):
+        program_of(data())
+
+
 @pytest.mark.parametrize("between", ["Identity", "Flatten"])
 def test_moves_of_integers_are_moves(between: str) -> None:
     data = qdq(between)
