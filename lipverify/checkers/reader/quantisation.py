@@ -117,7 +117,7 @@ def _rounded(p: Builder, x: Value, values: Array, shift: Array, told: Kind) -> V
 
 def _whole(p: Builder, c: Call, place: int, zero: int) -> Value:
     """Computed integers less their zero point, as real numbers."""
-    q, shift = c.any(place), np.int64(0)
+    q, shift = c.any(place), np.zeros((), np.int64)
     need(
         isinstance(q, Value) and q.kind in _KINDS[:2],
         "products of other numbers are not covered by the checker",
@@ -167,15 +167,14 @@ def _linear(p: Builder, c: Call) -> list[Operand]:
     need(first.size == last.size == 1, "several scales of computed numbers are not covered by the checker")
     zero, told = c.stored(7), c.stored(7).dtype
     need(told in _KINDS[:2] and zero.size == 1, "a zero point of another type")
-    bias = c.operand(8) if image else None
-    if bias is not None:
+    operands: list[Operand] = [x, weight]
+    if image and c.operand(8) is not None:
         array = c.stored(8)
         need(
             array.dtype == np.dtype("<i4") and bool((np.abs(array.astype(np.int64)) < 1 << 30).all()),
             "a bias of other numbers",
         )
-        bias = Stored(array.astype(np.float64), _REAL)
-    operands = [x, weight] if bias is None else [x, weight, bias]
+        operands.append(Stored(array.astype(np.float64), _REAL))
     y = conv(p, c.continued(operands))[0] if image else product(p, x, weight)
     axis = 1 if image else -1
     need(second.size in (1, y.shape[axis]), "scales of another size")
