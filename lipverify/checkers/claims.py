@@ -325,8 +325,7 @@ class Expectation:
         if self.output is not None and about.output != self.output:
             return f"it is about output {about.output}, not {self.output}"
         if about.margin != self.margin and (self.margin is not None or self.output is not None):
-            said = "the whole output" if about.margin is None else f"the margin {_pair(about.margin)}"
-            return f"it is about {said}, not {'the whole output' if self.margin is None else f'the margin {_pair(self.margin)}'}"
+            return f"it is about {entries_of(about.margin)}, not {entries_of(self.margin)}"
         norms = claim.norms if isinstance(claim, Constant) else None
         norm_in = claim.norm if isinstance(claim, Radius) else None if norms is None else norms[0]
         if self.norm_in is not None and norm_in != self.norm_in:
@@ -374,5 +373,6 @@ def _other_radius(claim: Claim, wanted: float) -> str | None:
     return None if known == wanted else f"its balls have the radius {known!r}, not {wanted!r}"
 
 
-def _pair(margin: tuple[int, int]) -> str:
-    return f"{margin[0]},{margin[1]}"
+def entries_of(margin: tuple[int, int] | None) -> str:
+    """In words."""
+    return "the whole output" if margin is None else f"the margin {margin[0]},{margin[1]}"

@@ -49,7 +49,10 @@ Numbers = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Proved:
-    """What was proved of a derivation. stated: the constants that came without a certificate; certificates: what each says."""
+    """What was proved of a derivation. stated: constants, or lists of them, of which not all came with a certificate.
+
+    certificates: what each says.
+    """
 
     claim: str
     rule: str
@@ -188,7 +191,12 @@ def _verified(
     seed: int | None,
 ) -> Proved:
     started = time.monotonic()
-    derivation, claimed = parse(parse_json(read_bytes(path, MAX_CERTIFICATE)))
+    document = parse_json(read_bytes(path, MAX_CERTIFICATE))
+    derivation, claimed = parse(document)
+    if type(document["value"]) is not float or document["value"] != claimed:
+        raise RefutedCertificate("its numbers contradict each other")
+    if document["statement"] != derivation.statement(claimed):
+        raise RefutedCertificate("its statement is not the one its numbers make")
     rule = RULES[derivation.rule]
     known = [model if isinstance(model, Model) else read_model(model) for model in models]
     need(len(set(derivation.certificates.values())) <= CERTIFICATES, "too many certificates")
@@ -212,8 +220,15 @@ def _verified(
         raise RefutedCertificate(f"the rule gives {bound(derivation.rule, value)!r}, not {claimed!r}")
     if at_most is not None and (rule.side != "upper" or claimed > at_most):
         raise RefutedCertificate(f"the derivation proves {claimed!r}, not at most {at_most!r}")
-    certified = {name for name, _ in derivation.certificates}
-    stated = tuple(n for n, k in rule.takes.items() if k.startswith("constant") and n not in certified)
+    stated = tuple(
+        name
+        for name, kind in rule.takes.items()
+        if (kind == "constant" and (name, None) not in derivation.certificates)
+        or (
+            kind == "constants"
+            and any((name, k) not in derivation.certificates for k in range(len(derivation.numbers[name])))
+        )
+    )
     return Proved(
         derivation.statement(claimed),
         derivation.rule,
@@ -247,6 +262,9 @@ def _fits(derivation: Derivation, verdict: Verdict, file: str) -> None:
     need("upper" in found and len(verdict.models) == 1, f"{file} is about no constant")
     need(verdict.model["margin"] is None, f"{file} is about a difference of two outputs")
     need((found["norm_in"], found["norm_out"]) == ("l2", "l2"), f"{file} is not in l2")
+    if derivation.rule in ("loop", "loop-near"):
+        sizes = len(derivation.numbers["dynamics"]), len(derivation.numbers["gain"])
+        need(verdict.sizes == (sizes,), f"{file} is about a function of other sizes than the loop's policy")
     region = found["region"]
     if region["kind"] == "everywhere":
         return

@@ -12,6 +12,7 @@ from lipverify.checkers.claims import (
     About,
     Balls,
     Expectation,
+    entries_of,
     norm_of,
     numbers,
     outward,
@@ -234,8 +235,8 @@ def disappointed(expected: Expectation, claim: Deviation, abouts: Sequence[About
     for about in abouts:
         if expected.output is not None and about.output != expected.output:
             return f"it is about output {about.output}, not {expected.output}"
-    if expected.margin is not None:
-        return "it is about whole outputs, not about a margin"
+        if about.margin != expected.margin and (expected.margin is not None or expected.output is not None):
+            return f"it is about {entries_of(about.margin)}, not {entries_of(expected.margin)}"
     if expected.norm_out is not None and claim.norm != expected.norm_out:
         return f"it measures outputs in {claim.norm}, not in {expected.norm_out}"
     balls = claim.region if isinstance(claim.region, Balls) else None

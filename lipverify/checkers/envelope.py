@@ -88,6 +88,8 @@ class Verdict:
     models: Sequence[Mapping[str, Any]]
     """What is known of each, with its `binding`, its `weights`, and the `agreement` of an ONNX file with a runtime."""
     seconds: float
+    sizes: Sequence[tuple[int, int]]
+    """How many numbers each function reads and gives."""
 
     @property
     def model(self) -> Mapping[str, Any]:
@@ -314,7 +316,8 @@ def _check(data: bytes, sidecar: Callable[[str], bytes], read: Callable[[], list
     each = zip(abouts, models, weights, agreements, strict=True)
     shown = [{**_shown(about, model, used), "agreement": agreed} for about, model, used, agreed in each]
     words = _words(claim.statement(*abouts), models, weights, exact)
-    return Verdict(words, claim.to_json(), shown, time.monotonic() - started)
+    sizes = tuple((p.steps[0].size, p.steps[-1].size) for p in ended)
+    return Verdict(words, claim.to_json(), shown, time.monotonic() - started, sizes)
 
 
 def _claim(table: Any, abouts: Sequence[About]) -> Claim:

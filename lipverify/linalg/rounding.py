@@ -15,11 +15,13 @@ from decimal import Decimal
 from fractions import Fraction
 from functools import total_ordering
 
+import torch
 from torch import Tensor
 
 from lipverify.errors import InternalError, UsageError
 
 UNIT_ROUNDOFF = 2.0**-53
+_SMALL = 2.0**-1020
 
 
 def up(value: float) -> float:
@@ -41,16 +43,19 @@ def gamma(count: int) -> float:
 
 
 def inflate(value: Tensor, relative: float) -> Tensor:
-    """A float64 tensor >= value (1 + relative) for non-negative normal `value`; zero stays zero.
+    """A float64 tensor >= value (1 + relative); zero stays zero.
 
     Args:
-        value: non-negative float64 tensor, zero or well above the underflow threshold.
+        value: non-negative float64 tensor. An underflow before is not made good: zero counts as zero.
         relative: 0 <= relative <= 1.
     """
     if not 0.0 <= relative <= 1.0:
         raise InternalError(f"relative inflation {relative!r} is not in [0, 1]")
     # fl(1 + relative + 8u) >= (1 + relative + 8u)(1 - 2u), one more rounding in the product: 3 (1 + relative) < 8.
-    return value * (1.0 + (relative + 8.0 * UNIT_ROUNDOFF))
+    grown = value * (1.0 + (relative + 8.0 * UNIT_ROUNDOFF))
+    # Near 0 a product is off by half of the smallest number, whatever its size.
+    stepped = torch.nextafter(grown, grown.new_tensor(math.inf))
+    return torch.where((grown < _SMALL) & (value > 0), stepped, grown)
 
 
 def sum_up(values: Iterable[float]) -> float:

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import math
 from decimal import Decimal, localcontext
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from lipverify.checkers.kernel.curves import curve
+from lipverify.checkers.kernel import Program, Subject, parse_steps, prove
+from lipverify.checkers.kernel.arithmetic import interpolated
+from lipverify.checkers.kernel.curves import Lines, curve
 from lipverify.checkers.kernel.gains import chain_gains, kernel_of
-from lipverify.checkers.kernel.program import Affine, Lattice
-from lipverify.checkers.reader.building import Stored
-from lipverify.errors import NotCovered
-from tests.unit.checkers.kernel.programs import Writing
+from lipverify.checkers.kernel.program import Affine, Lattice, same
+from lipverify.checkers.kernel.ranges import Chain
+from lipverify.checkers.kernel.signals import INPUT, Signal
+from lipverify.checkers.reader import read_model
+from lipverify.checkers.reader.building import Builder, Stored, stored
+from lipverify.checkers.reader.calls import Call
+from lipverify.checkers.reader.operators import run
+from lipverify.errors import NotCovered, RefutedCertificate, UnreadableCertificate
+from tests.soundness.test_forged import array, network, node
+from tests.unit.checkers.kernel.programs import Writing, ball
 
 PI = Decimal("3.14159265358979323846264338327950288419716939937510582097494459")
 
@@ -53,10 +62,6 @@ def test_weights_that_are_rounded_in_a_convolution() -> None:
 
 def test_integers_of_32_bits_times_a_scale_are_rounded() -> None:
     """33 bits times 24 are more than float64 holds."""
-    from lipverify.checkers.reader.building import Builder, stored
-    from lipverify.checkers.reader.calls import Call
-    from lipverify.checkers.reader.operators import run
-
     scale = stored(np.array(1.0 + 2.0**-23, np.float32))
     for kind, rounded in ((np.int32, 1), (np.int8, 0)):
         p = Builder((1, 1), np.dtype("<f4"), 0)
@@ -64,3 +69,90 @@ def test_integers_of_32_bits_times_a_scale_are_rounded() -> None:
         (found,) = run(p, Call(p, "DequantizeLinear", 13, [q, scale], {}, 1))
         assert isinstance(found, Stored)
         assert found.rounded == rounded
+
+
+def _sliced(folder: Path) -> Program:
+    """Four channels times 100, 100, .001, .001, of which a convolution reads the first two, and of these the second."""
+    taps = np.zeros((1, 2, 3), np.float32)
+    taps[0, 1] = 0.3, 0.5, 0.2
+    nodes = [
+        node("Mul", ["x", "s"], ["a"]),
+        node("Slice", ["a", "start", "end", "axis"], ["b"]),
+        node("Conv", ["b", "w"], ["y"], pads=[1, 1]),
+    ]
+    stored = [
+        array("s", np.array([100.0, 100.0, 0.001, 0.001]).reshape(1, 4, 1)),
+        array("w", taps),
+        *(array(name, [value], np.int64) for name, value in (("start", 0), ("end", 2), ("axis", 1))),
+    ]
+    program = read_model(network(folder / "m.onnx", nodes, stored, [1, 4, 5], [("y", [1, 1, 5])])).program
+    assert program is not None
+    return program
+
+
+def test_a_scaling_of_more_channels_than_a_convolution_reads(tmp_path: Path) -> None:
+    """On a torus its factors were dealt out to the channels that are read: .0011 was proved for a slope of 90."""
+    program = _sliced(tmp_path)
+    chain = [k for k, step in enumerate(program.steps) if isinstance(step, Affine)][:2]
+    for limit, torus in ((0.0011, [[8, 0]]), (0.0011, None), (200.0, None)):
+        subject = Subject(program)
+        gain = {"step": "gain", "chain": chain, "torus": torus, "limit": limit.hex()}
+        steps = parse_steps([gain], {}, subject)
+        if limit > 1:
+            assert prove(steps, subject)
+        else:
+            with pytest.raises((RefutedCertificate, UnreadableCertificate)):
+                prove(steps, subject)
+
+
+def test_rounded_numbers_are_equal_to_none(tmp_path: Path) -> None:
+    """Two products that round to one float64 are two functions: a deviation of 0 was taken for granted."""
+    n, programs = 2**23 + 12345, []
+    for name, factors in (("f", (n + 7, n, n - 7)), ("g", (n + 5, n + 3, n - 8))):
+        nodes = [
+            node("Mul", ["a", "b"], ["ab"]),
+            node("Mul", ["ab", "c"], ["w"]),
+            node("Mul", ["x", "w"], ["y"]),
+        ]
+        stored = [array(letter, [[value]]) for letter, value in zip("abc", factors, strict=True)]
+        path = network(tmp_path / f"{name}.onnx", nodes, stored, [1, 1], [("y", [1, 1])])
+        programs.append(read_model(path).program)
+    f, g = programs
+    assert f is not None
+    assert g is not None
+    kernels = [step.kernel for p in (f, g) for step in p.steps if isinstance(step, Affine)]
+    assert np.array_equal(*kernels)
+    assert math.prod((n + 7, n, n - 7)) - math.prod((n + 5, n + 3, n - 8)) == 120
+    assert not same(f.steps, g.steps)
+    assert same(f.steps[:1], g.steps[:1])
+
+
+def test_a_bound_that_overflows_says_nothing() -> None:
+    """Neither NaN, of which Python's `max` makes 0, nor minus infinity is a bound."""
+    chain = Chain(ball(np.zeros(1), 1.0))
+    huge, one = np.full(1, 2.0**99), np.ones(1)
+    lines = Lines(huge, -one, huge, -one, -one, one)
+    v = Signal({INPUT: np.eye(1)})
+    for _ in range(12):
+        v = Signal({chain.put(v, lines, reads=(-one, one)): np.eye(1)})
+    with np.errstate(all="ignore"):
+        found = chain.largest(Signal({11: np.full((1, 1), 2.0**60)}))
+    assert found[0] >= 2.0**60 * 0.99
+
+
+def test_small_sums_in_a_product_of_sums() -> None:
+    """Root of row sum times column sum: the product underflowed to 0 where both are 2^-540."""
+    values = np.full((2, 2), 2.0**-540)
+    assert interpolated(values) >= 2.0**-539
+
+
+def test_the_offset_of_a_scale_of_64_bits_is_rounded() -> None:
+    """Zero point times scale is a product of 53 bits and 8."""
+    for kind, rounded in ((np.float64, 1), (np.float32, 0)):
+        p = Builder((1, 1), np.dtype(kind), 0)
+        scale, zero = stored(np.array(0.1, kind)), stored(np.array(77, np.int8))
+        (q,) = run(p, Call(p, "QuantizeLinear", 13, [p.input, scale, zero], {}, 1))
+        run(p, Call(p, "DequantizeLinear", 13, [q, scale, zero], {}, 1))
+        step = p.steps[-1]
+        assert isinstance(step, Affine)
+        assert step.rounded == rounded

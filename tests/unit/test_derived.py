@@ -19,6 +19,7 @@ from lipverify import derived, ops
 from lipverify.certificates import model_of
 from lipverify.checkers import derivations
 from lipverify.checkers.closed_forms import RULES, exponential_above, positive_definite
+from lipverify.derived.derivation import derive
 from lipverify.derived.networks import audited
 from lipverify.errors import (
     Refuted,
@@ -356,6 +357,10 @@ def test_documents_are_proved_again(certified: derived.Derived, tmp_path: Path) 
             {**certified.to_json()["numbers"]["constant"], "upper_hex": (1e-3).hex()},
         ),
         changed(certified.to_json(), "value_hex", (certified.upper / 2).hex()),
+        changed(certified.to_json(), "value", certified.upper / 2),
+        changed(
+            certified.to_json(), "statement", certified.statement.replace(repr(certified.upper), "0.001")
+        ),
         changed(certified.to_json(), "numbers/constant/sha256", "0" * 64),
         changed(certified.to_json(), "numbers/constant/certificate", "../tail-constant.json"),
         changed(certified.to_json(), "numbers/distance", (-1.0).hex()),
@@ -459,6 +464,35 @@ def test_a_grid_takes_the_constant_of_the_network_for_its_margins(tmp_path: Path
 def test_sums_that_grow_beyond_float64_are_refused_at_once(steps: int) -> None:
     with pytest.raises(UsageError, match="beyond float64"):
         derived.q_constant(2.0**100, 2.0**100, 2.0**100, steps=steps)
+
+
+def test_lists_that_are_certified_in_part_are_stated(tmp_path: Path) -> None:
+    """Of two couplings one came with a certificate: the other was not said to be stated."""
+    network = audited(chain([torch.tensor([[0.25]])]), ["product"])
+    given = {"curvature": [1.0, 1.0], "shifted": [0.0, 0.0], "weights": [1.0, 1.0], "vector": [1.0, 1.0]}
+    found = derive("game", **given, couplings=[0.0, network, 0.5, 0.0])
+    assert derived.verify_derived(found).stated == ("shifted", "couplings")
+    whole = derive("critic", constant=network, gap=1.0)
+    assert derived.verify_derived(whole).stated == ()
+
+
+def test_the_checker_refuses_loops_with_networks_of_other_sizes() -> None:
+    """A certificate about three numbers of thirteen proves nothing of a policy of one number of two."""
+    loop = derived.closed_loop(0.1, *PLANT)
+    given = {name: number for name, number in loop.numbers.items() if name != "constant"}
+    exact = {name: _numbers(value) for name, value in given.items()}
+    for shape, holds in (((1, 2), True), ((3, 13), False)):
+        network = audited(chain([torch.full(shape, 0.01)]), ["product"])
+        found = derive("loop", constant=network, **exact)
+        if holds:
+            assert derived.verify_derived(found).value == found.upper
+        else:
+            with pytest.raises(UnreadableCertificate, match="other sizes"):
+                derived.verify_derived(found)
+
+
+def _numbers(value: Any) -> Any:
+    return [_numbers(v) for v in value] if isinstance(value, list) else float.fromhex(value)
 
 
 def test_derivations_fail_closed(certified: derived.Derived, tmp_path: Path) -> None:

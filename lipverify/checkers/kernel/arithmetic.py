@@ -106,8 +106,9 @@ def sums(values: Array, axis: int | tuple[int, ...] | None = None) -> Array:
 
 def interpolated(values: Array) -> Array:
     """Upper bound of the l2 norm of matrices with these absolute values: root of largest row sum times largest column sum."""
-    product = sums(values, -1).max(-1) * sums(values, -2).max(-1)
-    return np.asarray(np.sqrt(product) * (1.0 + gamma(8)))
+    # Roots first: the product of two small sums would underflow.
+    roots = np.sqrt(sums(values, -1).max(-1)) * np.sqrt(sums(values, -2).max(-1))
+    return np.asarray(roots * (1.0 + gamma(8)))
 
 
 def exponent_of(values: Array) -> int:

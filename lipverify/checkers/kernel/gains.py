@@ -216,7 +216,8 @@ def torus_points(kernel: Array, torus: Torus) -> Array:
 def kernel_of(chain: Sequence[Affine]) -> tuple[Array, float, list[int]]:
     """Kernel [groups, out, in, *taps] at stride 1, relative error of its entries, smallest torus for each axis."""
     place = [i for i, step in enumerate(chain) if step.lattice]
-    plain = all(np.array_equal(step.view.places, np.arange(len(step.view.places))) for step in chain[1:])
+    # Every step reads all of the one before: of a part, channels would be counted from another first one.
+    plain = all(np.array_equal(b.view.places, np.arange(a.size)) for a, b in itertools.pairwise(chain))
     need(len(place) == 1 and plain, "not one convolution with scalings")
     conv = chain[place[0]]
     relative = arith.gamma(conv.rounded)
@@ -225,7 +226,7 @@ def kernel_of(chain: Sequence[Affine]) -> tuple[Array, float, list[int]]:
     for i, step in enumerate(chain):
         if i == place[0]:
             continue
-        entrywise = np.array_equal(step.index.ravel(), np.arange(step.size))
+        entrywise = np.array_equal(step.index.ravel(), np.arange(len(step.view.places)))
         need(entrywise and step.kernel.shape[1:] == (1, 1), "a scaling")
         inner = (i < place[0]) != adjoint
         factor = step.kernel.reshape(shape[0] if inner else kernel.shape[0] * kernel.shape[1], -1)

@@ -208,11 +208,14 @@ class Program:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two steps, or two parts of steps, are equal, number for number."""
+    """Whether two steps, or two parts of steps, are equal, number for number, and so compute one function.
+
+    Steps of rounded numbers are equal to none: the real numbers behind them may be others.
+    """
     if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
         alike = isinstance(one, np.ndarray) and isinstance(other, np.ndarray) and one.dtype == other.dtype
         return alike and np.array_equal(one, other)
-    if type(one) is not type(other):
+    if type(one) is not type(other) or getattr(one, "rounded", 0):
         return False
     if isinstance(one, Step):
         return all(same(a, b) for a, b in zip(vars(one).values(), vars(other).values(), strict=True))

@@ -156,7 +156,8 @@ class Chain:
         best = self._over(x.parts) + error * (1.0 + 2.0**-20)
         for kind in kinds or self.kinds:
             best = np.minimum(best, self._walked(dict(x.parts), error, unit, kind))
-        return best
+        # A bound on the way that overflows says nothing, and neither NaN nor minus infinity is a bound.
+        return np.where(np.isfinite(best), best, np.inf)
 
     def _walked(self, parts: dict[int, Array], error: Array, unit: float, kind: int) -> Array:
         """The least bound on the way through lines of one kind, or of the last where a block has fewer."""

@@ -63,7 +63,9 @@ def _dequantised(p: Builder, c: Call) -> list[Operand]:
     need(kind is None or kind == q.kind, "a zero point of another type")
     if isinstance(q, Value):
         need(q.kind in _KINDS, "dequantisation of other numbers")
-        y = p.scaled(q, values, rounded, -values * shift)
+        # 16 bits times the 24 of a float32 are a float64; of other scales the offset is rounded.
+        more = 0 if scale.kind.itemsize < 8 or not shift.any() else 1
+        y = p.scaled(q, values, rounded + more, -values * shift)
         return [y._replace(kind=scale.kind)]
     array = q.array
     need(array.dtype.kind in "iu" and array.dtype.itemsize <= 4, "dequantisation of other numbers")

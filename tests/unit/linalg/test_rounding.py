@@ -5,11 +5,12 @@ import sys
 from fractions import Fraction
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lipverify.errors import InternalError, UsageError
-from lipverify.linalg.rounding import Upper, down, gamma, sum_up, up
+from lipverify.linalg.rounding import Upper, down, gamma, inflate, sum_up, up
 
 MAGNITUDES = st.floats(min_value=0.0, allow_nan=False, allow_infinity=False)
 U = Fraction(1, 2**53)
@@ -45,6 +46,15 @@ def test_sum_up_is_the_tightest_float_above(values):
     exact, found = sum(map(Fraction, values), Fraction(0)), sum_up(values)
     assert Fraction(found) >= exact
     assert Fraction(found) == exact or Fraction(down(found)) < exact
+
+
+@given(st.floats(min_value=0.0, max_value=1e307), st.floats(min_value=0.0, max_value=1.0))
+def test_inflated_numbers_lie_above(value, relative):
+    """Subnormal ones too, where a factor near 1 changes nothing."""
+    for number in (value, 5e-324, 3e-310, 2.0**-1022):
+        found = inflate(torch.tensor([number], dtype=torch.float64), relative)
+        assert Fraction(found.item()) >= Fraction(number) * (1 + Fraction(relative))
+    assert not inflate(torch.zeros(1, dtype=torch.float64), relative).any()
 
 
 def test_no_overflow_and_an_honest_logarithm():
