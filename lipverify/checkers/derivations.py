@@ -250,7 +250,7 @@ def _certified(
     for model in models:
         try:
             return check(lambda: data, lambda name: read_bytes(path.parent / name, MAX_MODEL), partial(list, [model]),
-                         exact, None, seconds, seed)  # fmt: skip
+                         exact, None, seconds, seed, apart=True)  # fmt: skip
         except UnreadableCertificate as error:
             refusal = error
     raise refusal

@@ -36,7 +36,7 @@ from lipverify.checkers.reader import (
     read_model,
     tensors_read,
 )
-from lipverify.checkers.reader.agreement import agree
+from lipverify.checkers.reader.agreement import Agreement, agree
 from lipverify.checkers.reader.files import bytes_digest
 from lipverify.checkers.tables import fields, hexadecimal, integer, text
 from lipverify.errors import (
@@ -142,7 +142,7 @@ def verify_file(path: Path, model: Path | Model | Sequence[Path | Model], exact:
             raise UsageError(f"{str(wanted)[:120]!a} does not exist")
     return check(lambda: read_bytes(path, MAX_CERTIFICATE), lambda name: read_bytes(path.parent / name, MAX_MODEL),
                  lambda: [m if isinstance(m, Model) else read_model(m) for m in models],
-                 exact, expected, seconds, seed)  # fmt: skip
+                 exact, expected, seconds, seed, apart=True)  # fmt: skip
 
 
 def named_models(path: Path) -> list[str | None]:
@@ -155,9 +155,10 @@ def named_models(path: Path) -> list[str | None]:
 
 def check(certificate: Callable[[], bytes], sidecar: Callable[[str], bytes], model: Callable[[], Model | Sequence[Model]],
           exact: bool = False, expected: Expectation | None = None, seconds: float = math.inf,
-          seed: int | None = None) -> Verdict:  # fmt: skip
+          seed: int | None = None, apart: bool = False) -> Verdict:  # fmt: skip
     """`verify_file` on bytes: what these calls give is all that is read.
 
+    apart: runtimes evaluate a stranger's file in a process of their own.
     Fails closed: whatever goes wrong in here that is not a refusal makes the certificate unreadable.
     """
     started, last = time.monotonic(), time.process_time() + seconds
@@ -170,7 +171,9 @@ def check(certificate: Callable[[], bytes], sidecar: Callable[[str], bytes], mod
                 exact,
                 expected or Expectation(),
                 started,
-                seed,
+                lambda data, program: agree(
+                    data, program, seed, last - time.process_time() if apart else None
+                ),
             )
     except (RefutedCertificate, UnreadableCertificate, Undecided):
         raise
@@ -268,7 +271,7 @@ def _region(table: Any) -> Ball:
 
 
 def _check(data: bytes, sidecar: Callable[[str], bytes], read: Callable[[], list[Model]], exact: bool,
-           expected: Expectation, started: float, seed: int | None) -> Verdict:  # fmt: skip
+           expected: Expectation, started: float, agreed: Callable[[bytes, Program], Agreement]) -> Verdict:  # fmt: skip
     account.read(len(data), letters=True)
     found = _envelope(data)
     beside: Mapping[str, Array] = {}
@@ -303,7 +306,7 @@ def _check(data: bytes, sidecar: Callable[[str], bytes], read: Callable[[], list
     reason = other if isinstance(claim, Deviation) else expected.disappointed(claim, abouts[0], box)
     if reason is not None:
         raise RefutedCertificate(f"it proves something else than expected: {reason}")
-    agreements = [agree(model.data or b"", whole, seed)._asdict() if model.binding == "file" else None
+    agreements = [agreed(model.data or b"", whole)._asdict() if model.binding == "file" else None
                   for model, (whole, _) in zip(models, read_in, strict=True)]  # fmt: skip
     regions = [region_of(ball, centres, box) for ball in found.regions]
     facts = _facts(found.proof, Subject(program, regions, exact), beside)

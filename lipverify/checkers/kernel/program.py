@@ -215,7 +215,7 @@ def same(one: Any, other: Any) -> bool:
     if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
         alike = isinstance(one, np.ndarray) and isinstance(other, np.ndarray) and one.dtype == other.dtype
         return alike and np.array_equal(one, other)
-    if type(one) is not type(other) or getattr(one, "rounded", 0):
+    if type(one) is not type(other) or getattr(one, "rounded", False):
         return False
     if isinstance(one, Step):
         return all(same(a, b) for a, b in zip(vars(one).values(), vars(other).values(), strict=True))

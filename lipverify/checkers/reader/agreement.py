@@ -13,7 +13,6 @@ Half of the inputs are new in every verification, so that nobody can write a fil
 from __future__ import annotations
 
 import hashlib
-import math
 import secrets
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -24,21 +23,17 @@ from lipverify.checkers.evaluation import evaluate_with_deviations
 from lipverify.checkers.kernel.account import charge
 from lipverify.checkers.kernel.program import Affine, Array, Program
 from lipverify.checkers.reader.onnx import input_of, only
+from lipverify.checkers.reader.runtimes import Answer, Asked, Broken, evaluated, evaluated_apart
 from lipverify.errors import NotCovered
 
 _FACTOR, _FEW = 64.0, 4
-_ERF = np.frompyfunc(math.erf, 1, 1)
 _WORK = 1 << 27
 """Products of numbers that all inputs together may take, as long as one does not need more."""
 _UNITS = {"float16": 2.0**-11, "float32": 2.0**-24, "float64": 2.0**-52}
-_UNABLE = (
-    "NOT_IMPLEMENTED",
-    "Unsupported model IR version",
-    "is under development",
-    "not registered",
-    "No op registered",
-)
-Evaluator = Callable[[Array], Sequence[Array]]
+_SECONDS, _PACE = 60.0, 1e8
+"""Of processor time for a runtime in a process of its own, and one more for so many products of numbers."""
+_MEMORY, _MEMORY_PER_NUMBER = 4 << 30, 64
+"""Bytes for it, and for every number of the program and byte of the file."""
 
 
 class Agreement(NamedTuple):
@@ -57,26 +52,28 @@ class _Unsettled(NotCovered):
     """Rounding in the type of the file may be all that differs."""
 
 
-def agree(data: bytes, program: Program, seed: int | None = None) -> Agreement:
+def agree(data: bytes, program: Program, seed: int | None = None, apart: float | None = None) -> Agreement:
     """Holds the program that was read from the bytes of an ONNX file against a runtime.
 
-    seed: of the inputs that are new; None: one that nobody knows before.
+    Args:
+        seed: of the inputs that are new; None: one that nobody knows before. apart: the runtime gets a process of its own, and at
+            most so many seconds of processor time; None: it runs in this one.
 
     Raises:
-        NotCovered: they disagree, or nothing installed can evaluate the file.
+        NotCovered: they disagree, nothing installed can evaluate the file, or the runtime's process did not answer.
     """
     seed = secrets.randbits(32) if seed is None else seed
     outputs = [k for k, output in enumerate(program.outputs) if len(output.view.places)]
     name, shape, kind = input_of(data)
     reduced = only(data, [program.outputs[k].name for k in outputs])
     inputs = _inputs(program, kind, [seed, *hashlib.sha256(data).digest()])
-    run = _Run(program, outputs, name, shape, [program.outputs[k].name for k in outputs])
+    run = _Run(program, outputs, name, shape, [program.outputs[k].name for k in outputs], apart)
     failures: list[str] = []
     try:
-        found = run.held(reduced, inputs, (_onnxruntime, _reference), kind.name, failures)
+        found = run.held(reduced, inputs, ("onnxruntime", "reference"), kind.name, failures)
     except _Unsettled:
         wide = _widened(reduced) if kind.name == "float32" else None
-        found = None if wide is None else run.held(wide, inputs[:_FEW], (_reference,), "float64", failures)
+        found = None if wide is None else run.held(wide, inputs[:_FEW], ("reference",), "float64", failures)
         if found is None:
             raise
     if found is None:
@@ -92,21 +89,30 @@ class _Run(NamedTuple):
     name: str
     shape: tuple[int, ...]
     names: Sequence[str]
+    apart: float | None
 
-    def held(self, data: bytes, inputs: Array, makes: Sequence[Callable[..., Any]], kind: str,
+    def held(self, data: bytes, inputs: Array, makes: Sequence[str], kind: str,
              failures: list[str]) -> tuple[str, int, float] | None:  # fmt: skip
         """The comparison with the first runtime that evaluates the file; None where none does."""
-        for make in makes:
-            try:
-                evaluator, run = make(data, self.name, self.names)
-                found = [run(x.reshape(self.shape)) for x in inputs]
-            except Exception as error:  # a runtime that cannot run the file
-                failures.append(f"{make.__name__[1:]}: {type(error).__name__}")
-                if _says_that_it_is_no_model(error):
-                    break
-                continue
-            return _compared(self.program, self.outputs, inputs, found, evaluator, _UNITS[kind])
-        return None
+        sizes = [len(self.program.outputs[k].view.places) for k in self.outputs]
+        answer = self._asked(Asked(data, self.name, self.shape, self.names, sizes, inputs, makes))
+        failures += answer.failures
+        if answer.evaluator is None:
+            return None
+        if answer.numbers is None:
+            raise NotCovered(f"{answer.evaluator} makes an output of another size")
+        return _compared(self.program, self.outputs, inputs, answer.numbers, answer.evaluator, _UNITS[kind])
+
+    def _asked(self, asked: Asked) -> Answer:
+        if self.apart is None:
+            return evaluated(asked)
+        numbers = sum(s.size + (s.index.size if isinstance(s, Affine) else 0) for s in self.program.steps)
+        seconds = min(self.apart, _SECONDS + len(asked.inputs) * _work(self.program) / _PACE)
+        memory = _MEMORY + _MEMORY_PER_NUMBER * (numbers + len(asked.data))
+        try:
+            return evaluated_apart(asked, seconds, memory)
+        except Broken as error:
+            raise NotCovered(f"a runtime that was to evaluate the file {error}") from None
 
 
 def _widened(data: bytes) -> bytes | None:
@@ -150,22 +156,14 @@ def _widened(data: bytes) -> bytes | None:
     return bytes(model.SerializeToString())
 
 
-def _says_that_it_is_no_model(error: Exception) -> bool:
-    """Whether a runtime refuses the file itself, and not a type, an operator set or a version that it does not have yet."""
-    text = str(error)
-    return not isinstance(error, ImportError) and not any(word in text for word in _UNABLE)
-
-
-def _compared(program: Program, outputs: Sequence[int], inputs: Array, found: Sequence[Sequence[Array]], evaluator: str,
+def _compared(program: Program, outputs: Sequence[int], inputs: Array, found: Sequence[Array], evaluator: str,
               unit: float) -> tuple[str, int, float]:  # fmt: skip
     results, deviations = evaluate_with_deviations(program, inputs, unit)
     known = np.ones(len(inputs), bool)
     worst, blind = 0.0, False
     for place, k in enumerate(outputs):
         ours, spread = results[k], deviations[k]
-        theirs = np.stack([np.asarray(f[place], np.float64).reshape(-1) for f in found])
-        if theirs.shape != ours.shape:
-            raise NotCovered(f"{evaluator} makes an output of another size")
+        theirs = found[place]
         fine = np.isfinite(ours).all(1) & np.isfinite(theirs).all(1) & np.isfinite(spread).all(1)
         fine &= np.abs(ours).max(1, initial=0.0) < (3e4 if unit > 2.0**-12 else 1e37)
         known &= fine
@@ -198,13 +196,18 @@ def _telling(ours: Array, theirs: Array, allowed: Array, unit: float) -> bool:
 def _inputs(program: Program, kind: np.dtype[Any], seed: Sequence[int]) -> Array:
     """[count, inputs], representable in the type of the file: fewer where one costs much."""
     size, rng = program.steps[0].size, np.random.default_rng(seed)
-    work = sum(s.index.size * s.kernel.shape[1] if isinstance(s, Affine) else s.size for s in program.steps)
+    work = _work(program)
     count = max(2, min(len(_ROWS), _WORK // max(work, 1)))
     # Values and deviations of all steps, and what the largest one gathers.
     charge(2 * count * sum(s.size for s in program.steps), 8 * count * work)
     charge(max((s.index.size for s in program.steps if isinstance(s, Affine)), default=0))
     rows = [make(rng, size) for make in _ROWS[:count]]
     return np.array(rows).astype(kind).astype(np.float64)
+
+
+def _work(program: Program) -> int:
+    """Products of numbers that one input takes."""
+    return sum(s.index.size * s.kernel.shape[1] if isinstance(s, Affine) else s.size for s in program.steps)
 
 
 def _alone(value: float) -> Callable[[np.random.Generator, int], Array]:
@@ -227,50 +230,3 @@ _ROWS: Sequence[Callable[[np.random.Generator, int], Array]] = (
     lambda rng, size: 2.0**-8 * rng.standard_normal(size),
     lambda rng, size: np.abs(rng.standard_normal(size)),
 )
-
-
-def _onnxruntime(data: bytes, name: str, outputs: Sequence[str]) -> tuple[str, Evaluator]:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    # What the file says, not what a fused kernel makes of it.
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    kind = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16}
-    dtype = {i.name: kind[i.type] for i in session.get_inputs() if i.name == name}[name]
-    return f"onnxruntime {onnxruntime.__version__}", lambda x: session.run(
-        list(outputs), {name: x.astype(dtype)}
-    )
-
-
-def _reference(data: bytes, name: str, outputs: Sequence[str]) -> tuple[str, Evaluator]:
-    import onnx
-    from onnx.reference import ReferenceEvaluator
-    from onnx.reference.op_run import OpRun
-
-    class BatchNormalization(OpRun):  # type: ignore[misc]
-        """With the stored statistics: onnx's own takes those of the batch in old operator sets."""
-
-        op_domain = ""
-
-        def _run(self, x: Array, *stored: Array, epsilon: float = 1e-5, **_: Any) -> tuple[Array]:
-            weight, bias, mean, var = (a.reshape(-1, *(1,) * (x.ndim - 2)) for a in stored)
-            return ((weight * (x - mean) / np.sqrt(var + x.dtype.type(epsilon)) + bias).astype(x.dtype),)
-
-    class Erf(OpRun):  # type: ignore[misc]
-        """In the type of x: onnx's own is in float32."""
-
-        op_domain = ""
-
-        def _run(self, x: Array) -> tuple[Array]:
-            return (np.asarray(_ERF(x), x.dtype),)
-
-    model = onnx.ModelProto.FromString(data)
-    evaluator = ReferenceEvaluator(model, new_ops=[BatchNormalization, Erf])
-    told = {i.name: i.type.tensor_type.elem_type for i in model.graph.input}[name]
-    dtype = {1: np.float32, 10: np.float16, 11: np.float64}[told]
-    return f"onnx.reference {onnx.__version__}", lambda x: evaluator.run(
-        list(outputs), {name: x.astype(dtype)}
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from onnx import numpy_helper
 
 from lipverify.checkers.evaluation import evaluate, shown
 from lipverify.checkers.kernel.program import Affine, Program, Scalar
-from lipverify.checkers.reader import agreement, model_of_bytes, read_model
+from lipverify.checkers.reader import agreement, model_of_bytes, read_model, runtimes
 from lipverify.checkers.reader.agreement import agree
 from lipverify.errors import NotCovered
 from tests.onnx_models import model, node, random
@@ -43,6 +44,41 @@ def test_what_is_read_is_what_runs() -> None:
     assert found.evaluator.startswith("onnx")
     assert found.inputs >= 10
     assert found.share < 0.2
+
+
+def test_a_process_of_its_own_gives_the_same_numbers() -> None:
+    data, seed = small(), 5
+    assert agree(data, program_of(data), seed) == agree(data, program_of(data), seed, apart=60.0)
+    # A file of two outputs, and one that no runtime takes.
+    nodes = [node("Relu", ["x"], ["y"]), node("MatMul", ["y", "w"], ["z"])]
+    data = model(nodes, [1, 6], 13, {"w": random(6, 2)}, outputs=("y", "z")).SerializeToString()
+    assert agree(data, program_of(data), seed) == agree(data, program_of(data), seed, apart=60.0)
+    data = model([node("Celu", ["x"], ["y"])], [1, 6], 13, kind=10).SerializeToString()
+    with pytest.raises(NotCovered, match="no runtime that is installed evaluates the file"):
+        agree(data, program_of(data), apart=60.0)
+
+
+BROKEN = {
+    "import time\ntime.sleep(600)": "did not end in time",
+    "while True: pass": "ended with the code -|did not end in time",  # a busy machine is waited for in vain
+    "import os\nos.abort()": "ended with the code -6",
+    "print('{}')\nimport os\nos._exit(0)": "ended with the code 0",
+    "x = bytearray(1 << 40)": "MemoryError",
+}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="limits and signals of Unix")
+@pytest.mark.parametrize("code", BROKEN, ids=["sleeps", "loops", "aborts", "answers itself", "takes memory"])
+def test_what_breaks_a_runtime_proves_nothing(
+    code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a process of its own: the verification goes on, and refuses the file."""
+    (tmp_path / "onnxruntime.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(runtimes, "_WAIT", 3)
+    data = small()
+    with pytest.raises(NotCovered, match=BROKEN[code]):
+        agree(data, program_of(data), apart=2.0)
 
 
 SOME = [c for c in CASES if c.op in ("Conv", "Softmax", "LayerNormalization", "Resize", "Gelu")][::4]
@@ -153,9 +189,9 @@ def test_types_that_onnxruntime_lacks_are_held_against_the_reference(monkeypatch
     def absent(*arguments: Any) -> Any:
         raise ImportError("onnxruntime")
 
-    monkeypatch.setattr(agreement, "_onnxruntime", absent)
+    monkeypatch.setitem(runtimes.RUNTIMES, "onnxruntime", absent)
     assert agree(small(), program_of(small())).evaluator.startswith("onnx.reference")
-    monkeypatch.setattr(agreement, "_reference", absent)
+    monkeypatch.setitem(runtimes.RUNTIMES, "reference", absent)
     with pytest.raises(NotCovered, match="no runtime that is installed"):
         agree(small(), program_of(small()))
 

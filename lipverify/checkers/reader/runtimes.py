@@ -1,0 +1,243 @@
+"""Runtimes that evaluate ONNX files: in this process, or in one of their own whose time, memory and crashes are its own.
+
+A certificate's file is a stranger's: what hangs or breaks a runtime ends that process, and proves nothing. This file is what runs
+there, as a script that imports nothing of lipverify. What comes back is a line of JSON and numbers whose count is known before.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Evaluator = Callable[[Array], Sequence[Array]]
+_ERF = np.frompyfunc(math.erf, 1, 1)
+_UNABLE = (
+    "NOT_IMPLEMENTED",
+    "Unsupported model IR version",
+    "is under development",
+    "not registered",
+    "No op registered",
+)
+_LINE, _WAIT = 1 << 16, 10
+"""Bytes of the line of JSON at most; how many times the seconds of processor time a process may be waited for."""
+_START = "import runpy, sys; path = sys.argv[1]; sys.path[:] = sys.argv[2:]; runpy.run_path(path, run_name='__main__')"
+
+
+class Broken(Exception):
+    """A process of its own that did not answer: out of time, ended by a signal, or with other numbers than it was asked for."""
+
+
+class Asked(NamedTuple):
+    """What a runtime is to evaluate: these outputs of these sizes, at inputs [count, size] of this shape each.
+
+    makes: names of runtimes (`RUNTIMES`), of which the first that evaluates the file decides.
+    """
+
+    data: bytes
+    name: str
+    shape: tuple[int, ...]
+    names: Sequence[str]
+    sizes: Sequence[int]
+    inputs: Array
+    makes: Sequence[str]
+
+
+class Answer(NamedTuple):
+    """evaluator: name and version, None where no runtime evaluates the file; numbers: [count, size] float64 for each output.
+
+    numbers are None where an output has another size. failures: of the runtimes that were tried before.
+    """
+
+    evaluator: str | None
+    numbers: Sequence[Array] | None
+    failures: Sequence[str]
+
+
+def evaluated(asked: Asked) -> Answer:
+    """By the first runtime that can, in this process."""
+    failures: list[str] = []
+    for make in asked.makes:
+        try:
+            evaluator, run = RUNTIMES[make](asked.data, asked.name, asked.names)
+            found = [run(x.reshape(asked.shape)) for x in asked.inputs]
+        except Exception as error:  # a runtime that cannot run the file
+            failures.append(f"{make}: {type(error).__name__}")
+            if _says_that_it_is_no_model(error):
+                break
+            continue
+        flat = [[np.asarray(output, np.float64).reshape(-1) for output in outputs] for outputs in found]
+        fits = all([len(output) for output in outputs] == list(asked.sizes) for outputs in flat)
+        numbers = [np.stack(rows) for rows in zip(*flat, strict=True)] if fits else None
+        return Answer(evaluator, numbers, failures)
+    return Answer(None, None, failures)
+
+
+def _says_that_it_is_no_model(error: Exception) -> bool:
+    """Whether a runtime refuses the file itself, and not a type, an operator set or a version that it does not have yet."""
+    text = str(error)
+    return not isinstance(error, ImportError) and not any(word in text for word in _UNABLE)
+
+
+# -- a process of its own
+
+
+def evaluated_apart(asked: Asked, seconds: float, memory: int) -> Answer:
+    """`evaluated` in a process of its own.
+
+    Args:
+        seconds: of processor time, and ten times as many of waiting. memory: bytes of address space, where the system limits it.
+
+    Raises:
+        Broken: it did not answer.
+    """
+    command = [sys.executable, "-I", "-c", _START, __file__, *map(str, sys.path)]
+    told = {"name": asked.name, "shape": asked.shape, "names": list(asked.names), "sizes": list(asked.sizes),
+            "count": len(asked.inputs), "makes": list(asked.makes), "seconds": math.ceil(seconds), "memory": memory}  # fmt: skip
+    parts = (json.dumps(told).encode() + b"\n", asked.inputs.astype("<f8").tobytes(), asked.data)
+    size = 8 * len(asked.inputs) * sum(asked.sizes)
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                               env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
+    late = threading.Event()
+
+    def stop() -> None:
+        late.set()
+        process.kill()
+
+    timer = threading.Timer(_WAIT * max(1.0, seconds), stop)
+    timer.daemon = True
+    timer.start()
+    try:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            for part in parts:
+                process.stdin.write(part)
+            process.stdin.close()
+        except BrokenPipeError:
+            pass
+        line, content = process.stdout.readline(_LINE), process.stdout.read(size + 1)
+        code = process.wait()
+    finally:
+        timer.cancel()
+        process.kill()
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+    if late.is_set() or code != 0 or not line.endswith(b"\n"):
+        raise Broken("did not end in time" if late.is_set() else f"ended with the code {code}")
+    return _answer(json.loads(line), content, asked)
+
+
+def _answer(told: Mapping[str, Any], content: bytes, asked: Asked) -> Answer:
+    failures = [str(failure)[:200] for failure in told["failures"]]
+    if told["evaluator"] is None or not told["fits"]:
+        return Answer(None if told["evaluator"] is None else str(told["evaluator"])[:80], None, failures)
+    if len(content) != 8 * len(asked.inputs) * sum(asked.sizes):
+        raise Broken("made another number of numbers")
+    ends = np.cumsum([0, *asked.sizes]) * len(asked.inputs)
+    flat = np.frombuffer(content, "<f8")
+    numbers = [flat[a:b].reshape(-1, n) for a, b, n in zip(ends, ends[1:], asked.sizes, strict=False)]
+    return Answer(str(told["evaluator"])[:80], numbers, failures)
+
+
+def _limit(seconds: int, memory: int) -> None:
+    try:
+        import resource
+    except ImportError:  # there is none on Windows: the parent's clock is all
+        return
+    for kind, most in (
+        (resource.RLIMIT_CPU, seconds),
+        (resource.RLIMIT_AS, memory),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        hard = resource.getrlimit(kind)[1]
+        resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+
+
+def _serve(source: BinaryIO, target: BinaryIO) -> None:
+    told = json.loads(source.readline())
+    _limit(told["seconds"], told["memory"])
+    count, size = told["count"], math.prod(told["shape"])
+    inputs = np.frombuffer(source.read(8 * count * size), "<f8").reshape(count, size)
+    asked = Asked(
+        source.read(), told["name"], tuple(told["shape"]), told["names"], told["sizes"], inputs, told["makes"]
+    )
+    found = evaluated(asked)
+    line = {"evaluator": found.evaluator, "fits": found.numbers is not None, "failures": list(found.failures)}
+    target.write(json.dumps(line).encode() + b"\n")
+    for numbers in found.numbers or ():
+        target.write(np.ascontiguousarray(numbers, "<f8").tobytes())
+    target.flush()
+
+
+# -- runtimes
+
+
+def _onnxruntime(data: bytes, name: str, outputs: Sequence[str]) -> tuple[str, Evaluator]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    # What the file says, not what a fused kernel makes of it.
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    kind = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16}
+    dtype = {i.name: kind[i.type] for i in session.get_inputs() if i.name == name}[name]
+    return f"onnxruntime {onnxruntime.__version__}", lambda x: session.run(
+        list(outputs), {name: x.astype(dtype)}
+    )
+
+
+def _reference(data: bytes, name: str, outputs: Sequence[str]) -> tuple[str, Evaluator]:
+    import onnx
+    from onnx.reference import ReferenceEvaluator
+    from onnx.reference.op_run import OpRun
+
+    class BatchNormalization(OpRun):  # type: ignore[misc]
+        """With the stored statistics: onnx's own takes those of the batch in old operator sets."""
+
+        op_domain = ""
+
+        def _run(self, x: Array, *stored: Array, epsilon: float = 1e-5, **_: Any) -> tuple[Array]:
+            weight, bias, mean, var = (a.reshape(-1, *(1,) * (x.ndim - 2)) for a in stored)
+            return ((weight * (x - mean) / np.sqrt(var + x.dtype.type(epsilon)) + bias).astype(x.dtype),)
+
+    class Erf(OpRun):  # type: ignore[misc]
+        """In the type of x: onnx's own is in float32."""
+
+        op_domain = ""
+
+        def _run(self, x: Array) -> tuple[Array]:
+            return (np.asarray(_ERF(x), x.dtype),)
+
+    model = onnx.ModelProto.FromString(data)
+    evaluator = ReferenceEvaluator(model, new_ops=[BatchNormalization, Erf])
+    told = {i.name: i.type.tensor_type.elem_type for i in model.graph.input}[name]
+    dtype = {1: np.float32, 10: np.float16, 11: np.float64}[told]
+    return f"onnx.reference {onnx.__version__}", lambda x: evaluator.run(
+        list(outputs), {name: x.astype(dtype)}
+    )
+
+
+RUNTIMES: dict[str, Callable[[bytes, str, Sequence[str]], tuple[str, Evaluator]]] = {
+    "onnxruntime": _onnxruntime,
+    "reference": _reference,
+}
+
+if __name__ == "__main__":
+    # What a runtime itself prints is no answer.
+    _answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    _serve(sys.stdin.buffer, _answers)
+    os._exit(0)  # the answer is out: how a runtime ends says nothing about it
