@@ -17,7 +17,7 @@ from lipverify.checkers.kernel.arithmetic import TINY, Array, need
 from lipverify.checkers.kernel.curves import Curve, Lines, curve, secant
 from lipverify.checkers.kernel.elementary import Elementary, behind
 from lipverify.checkers.kernel.neurons import Slopes, follow
-from lipverify.checkers.kernel.program import Scalar, Step
+from lipverify.checkers.kernel.program import Scalar, Step, same
 from lipverify.checkers.kernel.ranges import Condition, Empty, Ranges, Region
 from lipverify.checkers.kernel.signals import Signal, added, sprouted, stacked
 from lipverify.errors import NotCovered
@@ -89,8 +89,8 @@ class Carried(Ranges):
         e = _minus(v, a)
         low, high = self._least_of(e, _minus(b, a), within_a, within_b)
         phi, psi = (curve(s.law, s.settings, s.slopes) for s in (self._steps[base], self._steps[k]))
-        same = _alike(self._steps[base], self._steps[k])
-        steep = _quotients(phi, within_a, within_b) if same else None
+        one, other = ((s.law, s.settings, s.slopes) for s in (self._steps[base], self._steps[k]))
+        steep = _quotients(phi, within_a, within_b) if same(one, other) else None
         factor, free = np.zeros(len(low)), np.arange(len(low))
         if steep is not None and phi.kinks:
             fixed = steep[0] == steep[1]
@@ -119,14 +119,6 @@ class Carried(Ranges):
 
 def _minus(b: Signal, a: Signal) -> Signal:
     return added(b, a._replace(parts={k: -m for k, m in a.parts.items()}))
-
-
-def _alike(one: Scalar, other: Scalar) -> bool:
-    """Whether two scalar layers are one function."""
-    slopes = one.slopes is other.slopes is None or (
-        one.slopes is not None and other.slopes is not None and np.array_equal(one.slopes, other.slopes)
-    )
-    return one.law == other.law and one.settings == other.settings and slopes
 
 
 def _quotients(f: Curve, a: Slopes, b: Slopes) -> Slopes | None:

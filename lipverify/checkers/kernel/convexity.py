@@ -67,23 +67,13 @@ def _summed(step: Affine, convex: Array, concave: Array) -> Array:
 def _law(step: Scalar) -> tuple[Array, Array, Array, Array]:
     """Whether the function rises, falls, is convex, is concave, everywhere: [size] each, or one for all."""
     curve(step.law, step.settings, step.slopes)  # the settings are the law's own
-    given, none, rising = dict(step.settings), np.zeros((), bool), np.ones((), bool)
-    if step.law in ("Relu", "LeakyRelu", "PRelu", "Abs"):
-        lefts = {"Relu": 0.0, "Abs": -1.0, "LeakyRelu": given.get("alpha", 0.01)}
-        left = np.asarray(lefts.get(step.law, step.slopes))
+    none, given = np.zeros((), bool), {"min": -np.inf, "max": np.inf, "beta": 1.0} | dict(step.settings)
+    kinks = {"Relu": 0.0, "Abs": -1.0, "LeakyRelu": given.get("alpha", 0.01), "PRelu": step.slopes}
+    if step.law in kinks:
+        left = np.asarray(kinks[step.law])
         return left >= 0.0, none, left <= 1.0, left >= 1.0
-    upward = {
-        "Exp": True,
-        "Square": True,
-        "Softplus": given.get("beta", 1.0) > 0.0,
-        "Elu": 0.0 <= given.get("alpha", 1.0) <= 1.0,
-        "Celu": True,
-        "Clip": given.get("max", np.inf) == np.inf,
-    }
-    downward = {
-        "LogSigmoid": True,
-        "Softplus": given.get("beta", 1.0) < 0.0,
-        "Clip": given.get("min", -np.inf) == -np.inf,
-    }
-    up, down = (np.asarray(table.get(step.law, False)) for table in (upward, downward))
-    return rising & (up | down) & (step.law != "Square"), none, up, down
+    laws = {"Exp": (True, False), "Square": (True, False), "Softplus": (given["beta"] > 0.0, given["beta"] < 0.0),
+            "Celu": (True, False), "Elu": (0.0 <= given.get("alpha", 1.0) <= 1.0, False), "LogSigmoid": (False, True),
+            "Clip": (given["max"] == np.inf, given["min"] == -np.inf)}  # fmt: skip
+    up, down = (np.asarray(end) for end in laws.get(step.law, (False, False)))
+    return (up | down) & (step.law != "Square"), none, up, down

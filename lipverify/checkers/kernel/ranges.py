@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lipverify.checkers.kernel import arithmetic as arith
 from lipverify.checkers.kernel.account import STEP, charge
 from lipverify.checkers.kernel.arithmetic import TINY, Array, gamma, need
 from lipverify.checkers.kernel.curves import Curve, Lines, curve
@@ -369,15 +368,6 @@ class Ranges:
         if not abs(most) < _FAR:
             raise NotCovered(_ENDS)
         return Fraction(most) - limit
-
-    def empty(self, weights: Sequence[float]) -> bool:
-        """Whether no input fulfils all conditions: a sum of s_i (z_i - at_i) >= 0, weights s_i >= 0, that is negative everywhere.
-
-        Source: Farkas' lemma, with linear bounds of the values z.
-        """
-        signed, limit = _farkas(self.conditions, weights)
-        row = total(signed, stacked([self.reads[c.layer].rows([c.entry]) for c in self.conditions]))
-        return bool(self.chain.largest(row)[0] < arith.below(limit))
 
 
 def _less(lines: Lines, low: Array, high: Array) -> Lines:

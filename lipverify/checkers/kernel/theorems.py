@@ -322,10 +322,11 @@ def leaf(facts: Facts, *, ranges: is_.FactId, conditions: is_.Conditions, weight
 
 @theorem
 def empty(facts: Facts, *, ranges: is_.FactId, weights: is_.Limits) -> Emptiness:
-    """A weighted sum of the conditions that is negative for every input of the region (Farkas)."""
+    """A weighted sum of the conditions that is negative for every input of the part: 0 and that sum are below 0 (Farkas)."""
     known = facts.get(ranges, Known)
     need(len(weights) == len(known.part.conditions) > 0, "weights of other conditions")
-    shown(known.ranges.empty(weights), "a part that is not shown to be empty")
+    most = known.ranges.largest(known.ranges.output.rows([-1]), known.part.conditions, weights, {})
+    shown(most < 0, "a part that is not shown to be empty")
     return Emptiness(known.part, Fraction(0))
 
 

@@ -100,13 +100,17 @@ def evaluated_apart(asked: Asked, seconds: float, memory: int) -> Answer:
     Raises:
         Broken: it did not answer.
     """
-    command = [sys.executable, "-I", "-c", _START, __file__, *map(str, sys.path)]
+    command = [sys.executable or "", "-I", "-c", _START, __file__, *map(str, sys.path)]
     told = {"name": asked.name, "shape": asked.shape, "names": list(asked.names), "sizes": list(asked.sizes),
-            "count": len(asked.inputs), "makes": list(asked.makes), "seconds": math.ceil(seconds), "memory": memory}  # fmt: skip
+            "count": len(asked.inputs), "makes": list(asked.makes), "memory": memory,
+            "seconds": max(1, math.ceil(seconds))}  # fmt: skip
     parts = (json.dumps(told).encode() + b"\n", asked.inputs.astype("<f8").tobytes(), asked.data)
     size = 8 * len(asked.inputs) * sum(asked.sizes)
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                               env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
+    try:
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                                   env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
+    except OSError as error:
+        raise Broken(f"could not be started ({error.strerror})") from None
     late = threading.Event()
 
     def stop() -> None:

@@ -247,7 +247,7 @@ def _free(original: Callable[..., object]) -> Callable[..., object]:
 
 
 @pytest.mark.parametrize(("name", "mistake"), [
-    ("_lines", _swapped), ("_lines", _one_sided), ("_quotients", _hull), ("_alike", _other), ("_minus", _free),
+    ("_lines", _swapped), ("_lines", _one_sided), ("_quotients", _hull), ("same", _other), ("_minus", _free),
 ])  # fmt: skip
 def test_wrong_rules_are_noticed(
     name: str, mistake: Callable[..., object], monkeypatch: pytest.MonkeyPatch

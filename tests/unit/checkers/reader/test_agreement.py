@@ -81,6 +81,12 @@ def test_what_breaks_a_runtime_proves_nothing(
         agree(data, program_of(data), apart=2.0)
 
 
+def test_without_an_interpreter_nothing_is_proved(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.executable", "")
+    with pytest.raises(NotCovered, match="could not be started"):
+        agree(small(), program_of(small()), apart=60.0)
+
+
 SOME = [c for c in CASES if c.op in ("Conv", "Softmax", "LayerNormalization", "Resize", "Gelu")][::4]
 
 
