@@ -42,6 +42,7 @@ NAMED: dict[str, dict[str, tuple[str, ...]]] = {
     "array": {
         "implicit": ("multipliers",),
         "multipliers": ("wider", "blocks", "weights"),
+        "frequencies": ("channels", "blocks"),
         "leaf": ("slopes",),
     },
 }
@@ -252,10 +253,11 @@ class Record:
         Raises:
             NotCovered: the checker computes one of them nowhere as one step.
         """
-        start, end = (self._step(name) for name in (first, last))
+        start, end = (self.step(name) for name in (first, last))
         return None if start == end else (start, end)
 
-    def _step(self, name: str) -> int:
+    def step(self, name: str) -> int:
+        """The step that computes the value of a node of the graph; as `span`."""
         if name == self.graph.input.name:
             return 0
         if name == self.graph.output.name:

@@ -305,6 +305,36 @@ class Writer(Record):
                     raise
         raise AssertionError("unreachable")
 
+    def frequencies(
+        self,
+        part: Part,
+        behind: tuple[int, int],
+        image: Sequence[int],
+        torus: Sequence[int],
+        channels: Sequence[Array],
+        neurons: Sequence[Array],
+    ) -> int:
+        """LipSDP over frequencies. behind: the steps between which the dense part begins; neurons: multipliers from there on."""
+        last, through = behind
+        end = {"start": part.start, "last": last, "through": through, "end": part.end}
+        inner = replace(part, start=through, rows=(0, self.program.steps[part.end].size))
+        blocks, _ = self._fitted(inner, None, neurons, None, None)
+        fields: dict[str, Any] = {**end, "image": list(image), "torus": list(torus)}
+        fields |= {"channels": [self.array(m) for m in channels], "blocks": [self.array(b) for b in blocks]}
+        # The factor of what the dense part reads takes the time, and is computed once.
+        with np.errstate(all="ignore"):
+            factor = theorems.spread(self.subject, part.start, last, through, image, torus, channels)
+        if factor is None:
+            raise RefutedCertificate("the multipliers of channels are not shown to be feasible")
+        for room in ROOM:
+            limit = part.upper * (1.0 + room)
+            if theorems.held_behind(self.subject, through, part.end, factor, blocks, limit):
+                fact = Constant(
+                    theorems.Part(), Fraction(limit), part.start, part.end, Rows(*inner.rows), part.norms
+                )
+                return self._put({"step": "frequencies", **fields, "limit": limit.hex()}, fact)
+        raise RefutedCertificate("the multipliers behind positions do not prove the bound")
+
     def _fitted(
         self,
         part: Part,

@@ -303,6 +303,8 @@ def cases() -> list[Case]:
     case.add("product", start=0, end=3, gains=[torus, dense], norms=["l2", "l2"], limit=(100.0).hex())
     found.append(case)
 
+    found.append(convolutions())
+
     w = Writing(3)
     w.dense(rng.standard_normal((6, 3)) / 2, 0.3 * rng.standard_normal(6))
     w.softmax(3)
@@ -321,6 +323,28 @@ def cases() -> list[Case]:
     for case in found:
         _tight(case)
     return found
+
+
+def convolutions() -> Case:
+    """A block with a shortcut, a stride, and a dense part of two layers, over frequencies."""
+    rng, w, side = np.random.default_rng(4), Writing(6), ((1, 1), (0, 0))
+    w.conv(rng.standard_normal((1, 2, 1, 3, 1)) / 2, (1, 6, 1), padding=side)
+    first = w.scalar("Relu")
+    w.sum(first, w.conv(rng.standard_normal((1, 2, 2, 3, 1)) / 3, (2, 6, 1), padding=side))
+    w.scalar("Relu")
+    w.conv(rng.standard_normal((1, 2, 2, 3, 1)) / 2, (2, 6, 1), (2, 1), padding=side)
+    last = w.scalar("Relu")
+    through = w.dense(rng.standard_normal((3, 6)) / 2)
+    w.scalar("Relu")
+    w.dense(rng.standard_normal((2, 3)))
+    case = Case("frequencies", w.program(), [])
+    case.arrays |= {f"channels.{k}": np.array([0.3, 0.35]) * 0.3**k for k in range(3)} | {
+        "behind": np.full(3, 40.0)
+    }
+    case.add("frequencies", start=0, last=last, through=through, end=case.last, image=[1, 6, 1], torus=[8, 1],
+             channels=[f"channels.{k}" for k in range(3)], blocks=["behind"], limit=(100.0).hex())  # fmt: skip
+    case.document[0]["limit"] = _least(case, 0, 0.1, 100.0)
+    return case
 
 
 def pair_of_networks() -> Case:

@@ -89,6 +89,24 @@ def convolution(scaling: Array, places: Array) -> Program:
     return w.program()
 
 
+def over_frequencies(program: Program, torus: int, size: int, limit: float, channels: int = 1) -> Case:
+    """A convolution of one channel along one axis, an activation, and a dense layer; or the last one alone."""
+    c = planted(program)
+    c.arrays["m"] = np.full(1, 1e8)
+    c.add("frequencies", start=0, last=c.last - 1, through=c.last, end=c.last, image=[1, size, 1], torus=[torus, 1],
+          channels=["m"] * channels, blocks=[], limit=limit.hex())  # fmt: skip
+    return c
+
+
+def apart() -> Program:
+    """y_0 = -x_1, y_1 = x_0, behind an activation: on a torus of two points the two taps fall on one, and cancel."""
+    w = Writing(2)
+    w.conv(np.array([1.0, 0.0, -1.0]).reshape(1, 1, 1, 3, 1), (1, 2, 1), padding=((1, 1), (0, 0)))
+    w.scalar("Relu")
+    w.dense(np.eye(2))
+    return w.program()
+
+
 def implicit() -> Case:
     """z = relu(z / 2 + x) doubles what is positive."""
     w = Writing(1)
@@ -261,6 +279,8 @@ PLANTED: dict[tuple[str, str], Callable[[], Case]] = {
     ("theorems", "the gain * of step * is not proved"): lambda: gain_of([1], 19.0, ONES),
     ("theorems", "the gains prove *"): lambda: product(planted(ONES), 19.0),
     ("theorems", "the multipliers of step *"): implicit,
+    ("frequencies", "a torus smaller than a window"): lambda: over_frequencies(linear([[1.0, -1.0]]), 1, 2, 0.01, 0),
+    ("frequencies", "a torus that taps wrap around"): lambda: over_frequencies(apart(), 2, 2, 0.01),
     ("theorems", "slopes that are not shown to be as given"): other_slopes,
     ("theorems", "the multipliers do not prove *"): lambda: lipsdp(planted(ONES), 19.0),
     ("theorems", "weights of the inputs go with linf"): lambda: lipsdp(planted(ONES), 20.1, ("linf", "l2")),

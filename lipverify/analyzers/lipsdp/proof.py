@@ -17,6 +17,7 @@ from lipverify.propagation import bounds
 
 if TYPE_CHECKING:
     from lipverify.analyzers.lipsdp.evidence import Multipliers, Parts, Proof, Proofs
+    from lipverify.analyzers.lipsdp.frequencies.analyzer import ChannelMultipliers
 
 Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 Layers = Callable[[], Sequence[Layer]]
@@ -64,6 +65,19 @@ def prove_pieces(evidence: Parts, writer: Writer, part: Part) -> int:
     if found is None:
         raise NotCovered("the pieces hold no step of the checker")
     return found
+
+
+def prove_channels(evidence: ChannelMultipliers, writer: Writer, part: Part) -> int:
+    """One multiplier a channel up to where the dense part begins, one a neuron from there on."""
+    if evidence.behind is None:
+        raise NotCovered("bounds over frequencies of networks that end in values over positions")
+    last, through = (writer.step(name) for name in evidence.behind)
+    scale, points = evidence.torus[0]
+    torus = [n * s for n, s in zip(points, scale, strict=True)]
+    channels = [m.double().numpy() for m in evidence.channels]
+    # The checker's matrix behind positions is that of gradients pushed back: its multipliers are the reciprocals.
+    neurons = [1.0 / m.double().numpy() for m in evidence.neurons]
+    return writer.frequencies(part, (last, through), evidence.image, torus, channels, neurons)
 
 
 def scaled(diagonals: Sequence[torch.Tensor], exponents: Sequence[int]) -> list[Array]:

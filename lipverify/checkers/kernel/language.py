@@ -18,6 +18,7 @@ from lipverify.checkers.kernel.elementary import Elementary, behind, elementary
 from lipverify.checkers.kernel.gains import NORMS, Torus
 from lipverify.checkers.kernel.program import Program
 from lipverify.checkers.kernel.ranges import Condition, Region
+from lipverify.errors import NotCovered
 
 
 class Rows(NamedTuple):
@@ -130,6 +131,14 @@ class Scope:
         need(bool(good.all()), "an array with other numbers")
         return found
 
+    def vector(self, name: Any) -> Array:
+        """Positive numbers, as many as there are, far from the ends of float64."""
+        need(type(name) is str and name in self.arrays, "an array that is not there")
+        found = self.array(name, (self.arrays[name].size,))
+        if not bool(((found > 2.0**-200) & (found < 2.0**200)).all()):
+            raise NotCovered("multipliers near the ends of float64 are not covered by the checker")
+        return found
+
     def rows(self, value: Any) -> Rows:
         """[low, high], or [low, low + 1, minus]."""
         need(isinstance(value, list) and len(value) in (2, 3), "rows")
@@ -162,8 +171,8 @@ class Scope:
         need(isinstance(value, list) and len(value) == 2, "an axis of a torus")
         return self.integer(value[0], 1, (1 << 15) + 1), self.integer(value[1], 0, 2)
 
-    def by_layer(self, value: Any, read: Callable[[Any, int], Any]) -> tuple[Any, ...]:
-        layers = self.subject.layers(self.seen["start"], self.seen["end"])
+    def by_layer(self, value: Any, read: Callable[[Any, int], Any], start: str = "start") -> tuple[Any, ...]:
+        layers = self.subject.layers(self.seen[start], self.seen["end"])
         need(isinstance(value, list) and len(value) == len(layers), "a list for other layers")
         return tuple(read(v, self.subject.elements.size(k)) for v, k in zip(value, layers, strict=True))
 
@@ -213,6 +222,11 @@ Limit = Annotated[float, Scope.limit]
 Limits = Annotated[tuple[float, ...], _listed(Scope.limit)]
 Diagonal = Annotated[Array, lambda s, v: s.array(v, (s.size("of"),))]
 Diagonals = Annotated[tuple[Array, ...], lambda s, v: s.by_layer(v, lambda name, n: s.array(name, (n,)))]
+Behind = Annotated[
+    tuple[Array, ...], lambda s, v: s.by_layer(v, lambda name, n: s.array(name, (n,)), "through")
+]
+Sizes = Annotated[tuple[int, ...], _listed(lambda s, v: s.integer(v, 1, (1 << 15) + 1))]
+Channels = Annotated[tuple[Array, ...], _listed(Scope.vector)]
 Slopes = Annotated[tuple[Array | None, ...] | None, _or_null(lambda s, v: s.by_layer(v, s.slopes))]
 Flat = Annotated[tuple[Array | None, ...] | None, _or_null(lambda s, v: s.by_layer(v, s.flat))]
 Inputs = Annotated[Array | None, _or_null(lambda s, v: s.array(v, (s.size("start"),)))]

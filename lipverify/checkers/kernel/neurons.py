@@ -12,7 +12,17 @@ from lipverify.checkers.kernel.arithmetic import Array
 from lipverify.checkers.kernel.curves import curve
 from lipverify.checkers.kernel.elementary import Elementary, Extreme, Ranged, behind
 from lipverify.checkers.kernel.program import Affine, Constant, Implicit, Input, Product, Scalar, Step, View
-from lipverify.checkers.kernel.signals import INPUT, ONE, Signal, added, identity, mapped, sprouted, stacked
+from lipverify.checkers.kernel.signals import (
+    INPUT,
+    ONE,
+    Signal,
+    added,
+    identity,
+    mapped,
+    sprouted,
+    stacked,
+    stored,
+)
 from lipverify.errors import NotCovered
 
 Slopes = tuple[Array, Array]
@@ -92,13 +102,19 @@ class Differences:
         self.layers.append((layer, free, least))
 
 
-def differences(p: Elementary, start: int, end: int, slopes: Callable[[int], Slopes | None]) -> Differences:
-    """Neurons between two steps, with slopes of layers as given, or (None) those everywhere."""
-    found = Differences(p.steps[start].size, [], [], [], identity(INPUT, 1))
+def differences(
+    p: Elementary, start: int, end: int, slopes: Callable[[int], Slopes | None], factor: Array | None = None
+) -> Differences:
+    """Neurons between two steps, with slopes of layers as given, or (None) those everywhere.
+
+    factor: of a difference at the start, which is `factor` times another vector, of which everything is then a function.
+    """
+    size = p.steps[start].size if factor is None else factor.shape[1]
+    found = Differences(size, [], [], [], identity(INPUT, 1))
 
     def layer(k: int, step: Step, v: Signal) -> Signal:
         if k < 0:
-            return v
+            return v if factor is None else stored(INPUT, factor)
         low, high = slopes(k) or everywhere(step)
         if not bool(np.isfinite(low).all() and np.isfinite(high).all()):
             raise NotCovered(

@@ -73,6 +73,14 @@ def identity(key: int, size: int) -> Signal:
     return Signal({key: np.eye(size)}, None, 0, True)
 
 
+def stored(key: int, matrix: Array) -> Signal:
+    """A matrix of stored numbers."""
+    charge(matrix.size)
+    sizes = np.abs(matrix[matrix != 0])
+    growth = math.log2(max(1.0, float(sizes.max(initial=0.0)) * matrix.shape[1]))
+    return Signal({key: matrix}, None, 0, False, growth, None, min(0.0, math.log2(sizes.min(initial=1.0))))
+
+
 def _taken(m: Array, index: Array) -> Array:
     if index.size and index.min() < 0:
         m = np.concatenate([m, np.zeros((1, m.shape[1]))])

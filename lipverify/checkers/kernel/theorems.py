@@ -5,7 +5,7 @@ The list in words is docs/proof-format.md. A theorem raises RefutedCertificate w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
@@ -13,9 +13,10 @@ from typing import TypeVar
 
 import numpy as np
 
+from lipverify.checkers.kernel import frequencies as tori
 from lipverify.checkers.kernel import gains as paths
 from lipverify.checkers.kernel import language as is_
-from lipverify.checkers.kernel.arithmetic import above, need, root_above, trimmed
+from lipverify.checkers.kernel.arithmetic import Array, above, need, root_above, trimmed
 from lipverify.checkers.kernel.carried import Carried
 from lipverify.checkers.kernel.convexity import bent
 from lipverify.checkers.kernel.elementary import elementary
@@ -249,6 +250,49 @@ def multipliers(facts: Facts, *, start: is_.StepId, end: is_.StepId, ranges: is_
     holds = multipliers_hold(found, _picked(found.output, rows), own, limit, weights, facts.subject.exact)
     shown(holds, f"the multipliers do not prove {limit!r}")
     return Constant(part, Fraction(limit), start, end, rows, norms)
+
+
+@theorem
+def frequencies(facts: Facts, *, start: is_.StepId, last: is_.StepId, through: is_.StepId, end: is_.StepId, image: is_.Sizes,
+                torus: is_.Sizes, channels: is_.Channels, blocks: is_.Behind, limit: is_.Limit) -> Constant:  # fmt: skip
+    """LipSDP with one multiplier a channel up to a value over positions, at every frequency; from there on as above."""
+    need(not facts.subject.exact, "exact checking covers no frequencies")
+    subject = facts.subject
+    factor = spread(subject, start, last, through, image, torus, channels)
+    shown(factor is not None, "the multipliers of channels are not shown to be feasible")
+    assert factor is not None
+    shown(
+        held_behind(subject, through, end, factor, blocks, limit), f"the multipliers do not prove {limit!r}"
+    )
+    return Constant(
+        Part(), Fraction(limit), start, end, Rows(0, subject.program.steps[end].size), ("l2", "l2")
+    )
+
+
+def spread(subject: Subject, start: int, last: int, through: int, image: Sequence[int], torus: Sequence[int],
+           channels: Sequence[Array]) -> Array | None:  # fmt: skip
+    """R: a difference of what `through` gives is R e, |e| at most the difference at the start; None if not shown."""
+    p = subject.elements
+    need(len(torus) == 2, "a torus of other axes")
+    blocks, value = tori.waves(p, p.place[start], p.place[last], image, (torus[0], torus[1]))
+    sizes = [x.channels for x in blocks[1:]]
+    need([len(m) for m in channels] == sizes, f"multipliers of other channels than {sizes}")
+    rows, error = (
+        m.reshape(-1, value.channels, *value.size)
+        for m in tori.pulled_back(p, p.place[last], p.place[through])
+    )
+    return tori.Spread((torus[0], torus[1]), blocks, value, rows, error).factor(channels)
+
+
+def held_behind(
+    subject: Subject, through: int, end: int, factor: Array, blocks: Sequence[Array], limit: float
+) -> bool:
+    """Whether what follows from a step changes at most limit times as much as e, where differences of the step are factor e."""
+    p = subject.elements
+    found = differences(p, p.place[through], p.place[end], lambda k: None, factor)
+    places = {k: n for n, k in enumerate(subject.layers(through, end))}
+    own = [blocks[places[k]][free] for k, free, _ in found.layers]
+    return multipliers_hold(found, found.output, own, limit)
 
 
 @theorem

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,9 @@ from lipverify.ir.graph import Graph
 from lipverify.ir.norm import Norm
 from lipverify.ir.region import Everywhere, Query
 
+if TYPE_CHECKING:
+    from lipverify.certificates import writing
+
 SECONDS, RATE, LARGE = 300.0, 2e10, 2e10
 """What a search may take where no budget is given, in multiplications a second of one core: counted, so that no clock decides;
 and the work of one evaluation from which on searches are in float32."""
@@ -36,6 +39,10 @@ class ChannelMultipliers:
     blocks: tuple[str, ...]
     channels: tuple[Tensor, ...]
     neurons: tuple[Tensor, ...]
+    image: tuple[int, int, int]
+    """Channels and positions of the input."""
+    behind: tuple[str, str] | None
+    """The nodes between which the dense part begins."""
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -47,6 +54,12 @@ class ChannelMultipliers:
             "neurons": [m.tolist() for m in self.neurons],
             "notes": list(self.notes),
         }
+
+    def proof(self, writer: writing.Writer, part: writing.Part) -> int:
+        """One step: the checker forms all symbols itself."""
+        from lipverify.analyzers.lipsdp.proof import prove_channels
+
+        return prove_channels(self, writer, part)
 
 
 def work_of(form: Form) -> tuple[float, float]:
@@ -142,6 +155,8 @@ def _certificate(analyzer: object, graph: Graph, query: Query, form: Form, multi
         tuple(block.name for block in form.blocks[1:]),
         tuple(m.cpu() for m in multipliers.channels),
         tuple(m.cpu() for m in multipliers.neurons),
+        (form.blocks[0].reads.channels, *form.blocks[0].reads.size),
+        form.behind,
         notes,
     )
     return Certificate(

@@ -101,6 +101,8 @@ class Form:
     rows_error: float = 0.0
     """Entries of `rows` are within this of the real ones."""
     dense: BlockSystem | None = None
+    behind: tuple[str, str] | None = None
+    """The nodes that the matrix `rows` goes from and to; None where there is none."""
 
     @property
     def coarsest(self) -> Pair:
@@ -258,7 +260,8 @@ def form_of(graph: Graph) -> Form:
     dense = (
         None if run[-1].name == graph.output.name else canonical_form(between(graph, run[-1], graph.output))
     )
-    return replace(_closed(walk, walk.signals[source.name]), rows=rows, rows_error=error, dense=dense)
+    return replace(_closed(walk, walk.signals[source.name]), rows=rows, rows_error=error, dense=dense,
+                   behind=(source.name, run[-1].name))  # fmt: skip
 
 
 def _entry(graph: Graph) -> Node:

@@ -112,6 +112,8 @@ class Enclosed:
 
     def __init__(self, frequencies: Frequencies) -> None:
         self.of = frequencies
+        self._sizes: dict[int, Tensor] = {}
+        """Roots of diagonals, about: what an entry is off by is shared by two diagonals in their proportion."""
 
     def coupled(self, state: Reduced, k: int, j: int, multipliers: Tensor) -> Tensor:
         symbol = state.of.symbols[k][j]
@@ -136,6 +138,9 @@ class Enclosed:
 
     def read(self, state: Reduced, j: int) -> Tensor:
         value = state.of.reading(j)
+        long = (value.abs().amax((0, 1, 2, 3)) / self._size_of(state, j)).square().sum(1).sqrt()
+        long = torch.where(long > 0, long, torch.ones_like(long))
+        self._sizes[state.of.out] = torch.maximum(self._sizes.get(state.of.out, long), long)
         self._lower(state, state.of.out, j, self._reading_error(j) + 8.0 * UNIT_ROUNDOFF * value.abs())
         return value
 
@@ -182,13 +187,22 @@ class Enclosed:
             )
         return torch.as_tensor(total, dtype=torch.float64, device=self.of.device) / math.sqrt(strides)
 
+    def _size_of(self, state: Reduced, k: int) -> Tensor:
+        if k in state.given:
+            return (2.0 * state.given[k]).sqrt()
+        ones = torch.ones(self.of.channels[k], dtype=self.of.real, device=self.of.device)
+        return self._sizes.get(k, ones)
+
     def _lower(self, state: Reduced, i: int, k: int, off: Tensor) -> None:
-        """The diagonal below what entries (i, k), which are off by so much, can take from it."""
+        """The diagonal below what entries (i, k), which are off by so much, can take from it: 2 e |x y| <= e (r x^2 + y^2 / r)
+        for every r > 0.
+        """
         fine, scales = self.of.fine, self.of.scales
         finer = self.of.finer(i, k)
         if off.ndim == 2:
             off = off.expand(finer[0], self.of.half, finer[1], self.of.count[1], -1, -1)
-        for block, sums in ((i, off.sum(-1)), (k, off.sum(-2))) if i != k else ((i, off.sum(-1)),):
+        ratio = self._size_of(state, i)[:, None] / self._size_of(state, k)
+        for block, sums in ((i, (off * ratio).sum(-1)), (k, (off / ratio).sum(-2)))[: 1 + (i != k)]:
             lowered = folded(sums, finer, fine[scales[block]]) * (1.0 + 2.0**-20)
             if block == self.of.out:
                 state.outside = (

@@ -21,7 +21,9 @@ from lipverify.analyzers.lipsdp.frequencies.proof import above, proved
 from lipverify.analyzers.lipsdp.frequencies.search import Multipliers, Search, closed_form, squares
 from lipverify.analyzers.product import Product
 from lipverify.analyzers.protocol import Compute
-from lipverify.errors import UnsupportedModel
+from lipverify.certificates.nodes import described
+from lipverify.certificates.writing import Writer
+from lipverify.errors import NotCovered, RefutedCertificate, UnsupportedModel
 from lipverify.interpreter import evaluate
 from lipverify.ir.graph import Graph, Node
 from lipverify.ir.norm import Norm
@@ -320,3 +322,49 @@ def test_other_norms_are_refused() -> None:
 def test_memory_is_counted_before_anything_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(frequencies, "available_memory", lambda device: 1000)
     assert "GiB for symbols at every frequency" in str(LipSDPFrequencies().reject(plain(), Query()))
+
+
+def in_the_checker(graph: Graph, upper_times: float = 1.0) -> float:
+    """The limit that the checker takes for the closed form, over the bound; none where it refuses."""
+    certificate = frequencies.bound_frequencies(
+        LipSDPFrequencies(), graph, Query(), Compute(), searched=False
+    )
+    program = described(graph).program
+    writer = Writer(graph, program, np.zeros((0, program.steps[0].size)))
+    evidence = certificate.evidence
+    assert isinstance(evidence, ChannelMultipliers)
+    fact = evidence.proof(writer, writer.part(None, ("l2", "l2"), upper_times * float(certificate.upper)))
+    return writer.limit(fact) / float(certificate.upper)
+
+
+@pytest.mark.parametrize("name", ["plain", "residual"])
+def test_the_checker_proves_the_bound_from_its_multipliers(name: str) -> None:
+    assert in_the_checker(GRAPHS[name]()) <= 1.0 + 2.0**-22
+    with pytest.raises(RefutedCertificate):
+        in_the_checker(GRAPHS[name](), 0.9)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("signal", "end in values over positions"), ("pooled", "over frequencies")]
+)
+def test_what_the_checker_has_no_form_for_is_said(name: str, said: str) -> None:
+    with pytest.raises(NotCovered, match=said):
+        in_the_checker(GRAPHS[name]())
+
+
+def test_deep_networks_whose_multipliers_shrink_from_block_to_block_are_proved() -> None:
+    """Errors of an entry are shared by two diagonals in proportion: else those of the output take a multiplier of 1e-12 whole."""
+    b = Builder(5, 1, 6, 6)
+    for _ in range(10):
+        b.conv(4, 3, pad=1)
+        b.nodes[-1] = replace(b.nodes[-1], op=replace(b.nodes[-1].op, weight=3.0 * b.nodes[-1].op.weight))
+        b.add(ops.ReLU())
+    b.dense(2)
+    found = Frequencies(form_of(b.graph()))
+    first = closed_form(found)
+    assert first is not None
+    assert float(first.channels[-1].max()) < 1e-12
+    upper, seen = proved(found, first), squares(found, first)
+    assert upper is not None
+    assert seen is not None
+    assert float(seen.max().sqrt()) <= float(upper) <= float(seen.max().sqrt()) * (1 + 1e-6)

@@ -13,6 +13,7 @@ from lipverify.checkers.kernel.program import (
     Constant,
     Implicit,
     Input,
+    Lattice,
     Normalise,
     Order,
     Product,
@@ -47,6 +48,33 @@ class Writing:
     def dense(self, weight: Array, bias: Array | None = None, *sources: int) -> int:
         view, n = self.view(*sources), weight.shape[1]
         return self.put(Affine(view, len(weight), weight[None], np.arange(n)[None, None], bias))
+
+    def conv(
+        self,
+        weight: Array,
+        image: tuple[int, int, int],
+        stride: tuple[int, int] = (1, 1),
+        dilation: tuple[int, int] = (1, 1),
+        padding: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0)),
+        source: int | None = None,
+    ) -> int:
+        """A convolution of an image with weight [groups, out, in, taps, taps]."""
+        groups, out, inner, *taps = weight.shape
+        places = np.pad(np.arange(np.prod(image)).reshape(image), ((0, 0), *padding), constant_values=-1)
+        reads = []
+        for a in (0, 1):
+            count = (places.shape[1 + a] - dilation[a] * (taps[a] - 1) - 1) // stride[a] + 1
+            reads.append(np.arange(count)[:, None] * stride[a] + dilation[a] * np.arange(taps[a]))
+        index = places[:, reads[0][:, None, :, None], reads[1][None, :, None, :]]
+        index = (
+            index.reshape(groups, inner, -1, taps[0] * taps[1])
+            .swapaxes(1, 2)
+            .reshape(groups, -1, inner * taps[0] * taps[1])
+        )
+        lattice = Lattice(weight, image, stride, dilation, padding, False)
+        size = groups * out * index.shape[1]
+        view = self.view(*([] if source is None else [source]))
+        return self.put(Affine(view, size, weight.reshape(groups, out, -1), index, None, 0, lattice))
 
     def scalar(self, law: str, *sources: int, slopes: Array | None = None, **settings: float) -> int:
         view = self.view(*sources)

@@ -1,0 +1,457 @@
+"""LipSDP with one multiplier a channel: convolutions are diagonal over the frequencies of a torus, whatever the size of an image.
+
+Statement: let every range of slopes hold 0. A convolution of what is 0 outside its window is a circular one on every torus around
+    which no tap wraps into the window, and slope 0 outside makes what follows 0 there again: LipSDP of the circular network
+    bounds the zero-padded one. With x and neurons w = s v, s in [0, 1], v = H z, L one number a channel, A = I, 2L, -LH satisfies
+    z*Az <= |x|^2, and is block diagonal over frequencies. If it is definite, d = Vz is R e with |e| <= |x| for RR' >= VA^-1 V*.
+Source: Fazlyab et al. 2019; Sedghi, Gupta, Long, ICLR 2019, for symbols. Strides: a coarse frequency sees all its aliases.
+Layout: arrays over the frequencies of a scale are [f, half, f, n, ...], entry (a, h, b, k) the frequency (a N + h, b n + k) of a
+    torus that is f times as fine as the coarsest, N by n points, of which half is enough by conjugation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lipverify.checkers.kernel.account import STEP, charge, held, returned
+from lipverify.checkers.kernel.arithmetic import TINY, Array, gamma, need, sums
+from lipverify.checkers.kernel.elementary import Elementary, behind
+from lipverify.checkers.kernel.neurons import everywhere
+from lipverify.checkers.kernel.program import Affine, Scalar
+from lipverify.errors import NotCovered
+
+
+def covered(condition: object, what: str) -> None:
+    """NotCovered unless the condition holds: networks of another form, not proofs of another one."""
+    if not condition:
+        raise NotCovered(f"{what}: no form over frequencies in the checker")
+
+
+Pair = tuple[int, int]
+_UP, _CHUNK = 1.0 + 2.0**-20, 1 << 22
+"""A factor that covers roundings of sums of errors; numbers of one chunk of frequencies."""
+
+
+class Tap(NamedTuple):
+    """y[q] = sum_k weight[:, :, k] x[stride q + offsets[k]]; weight: [out, in, taps], offsets: [taps, 2]."""
+
+    weight: Array
+    offsets: Array
+    stride: Pair
+    rounded: int
+
+
+class Wave(NamedTuple):
+    """A value over positions: sums over blocks and paths of taps. scale: positions of the start that one stands for.
+
+    inside: it is 0 on the torus outside its window of `size` positions.
+    """
+
+    parts: dict[int, list[tuple[Tap, ...]]]
+    channels: int
+    size: Pair
+    scale: Pair
+    inside: bool
+
+
+def waves(
+    p: Elementary, start: int, last: int, image: Sequence[int], points: Pair
+) -> tuple[list[Wave], Wave]:
+    """What blocks of neurons between two steps read, block 0 being the start, and the last value; points: of the torus there."""
+    need(len(image) == 3 and math.prod(image) == p.steps[start].size, "an image of another size")
+    first = Wave({0: [()]}, image[0], (image[1], image[2]), (1, 1), True)
+    need(all(n >= size for n, size in zip(points, first.size, strict=True)), "a torus smaller than a window")
+    blocks, known = [first], {start: first}
+    for k in behind(p.steps, last, start):
+        step = p.steps[k]
+        charge(0, STEP)
+        if k == start:
+            continue
+        if isinstance(step, Affine) and step.view.sources:
+            known[k] = _mapped(step, [known[s] for s in step.view.sources], blocks, points)
+            continue
+        if not isinstance(step, Scalar):
+            raise NotCovered(f"{type(step).__name__} over positions is not covered by the checker")
+        covered(np.array_equal(step.view.places, np.arange(step.size)), "a scalar function of moved numbers")
+        x = known[step.view.sources[0]]
+        low, high = (end.reshape(x.channels, -1) for end in everywhere(step))
+        known[k] = _grown(blocks, x, np.minimum(low.min(1), 0.0), np.maximum(high.max(1), 0.0))
+    return blocks, known[last]
+
+
+def _grown(blocks: list[Wave], x: Wave, low: Array, high: Array) -> Wave:
+    """low v + span w: neurons w with slopes in [0, 1] in the window and 0 outside, one more block."""
+    span = np.where(low == 0, high, np.nextafter(high - low, np.inf))
+    parts: dict[int, list[tuple[Tap, ...]]] = {len(blocks): [() if (span == 1).all() else (_scaling(span),)]}
+    if low.any():
+        parts |= {j: [(*path, _scaling(low)) for path in paths] for j, paths in x.parts.items()}
+    blocks.append(x)
+    return x._replace(parts=parts, inside=True)
+
+
+def _scaling(values: Array) -> Tap:
+    return Tap(np.diag(values)[:, :, None], np.zeros((1, 2), np.int64), (1, 1), 0)
+
+
+def _mapped(step: Affine, xs: list[Wave], blocks: list[Wave], points: Pair) -> Wave:
+    """An affine step as taps of values of one size: whatever it reads where, the same at every position, is looked at."""
+    (h, w), scale, stride = xs[0].size, xs[0].scale, (1, 1)
+    size, kernel, index = (h, w), step.kernel, step.index
+    covered(all((x.size, x.scale) == ((h, w), scale) for x in xs), "values of different sizes")
+    if step.lattice is not None and not step.lattice.adjoint:
+        _, _, *taps = step.lattice.weight.shape[1:]
+        rows = zip((h, w), taps, *step.lattice[2:5], strict=False)
+        counts = [(n + a + b - d * (t - 1) - 1) // s + 1 for n, t, s, d, (a, b) in rows]
+        (size, stride) = ((*counts, 1)[:2], (*step.lattice.stride, 1)[:2])  # type: ignore[assignment]
+    positions, terms = math.prod(size), index.shape[2]
+    if index.shape[1] == 1 < positions and kernel.shape[1] == 1 and len(index) % positions == 0:
+        kernel, index = kernel.reshape(-1, positions, terms), index.reshape(-1, positions, terms)
+        covered((kernel == kernel[:, :1]).all(), "a scaling that differs within a channel")
+        kernel = kernel[:, :1]
+    (groups, all_positions, _), out = index.shape, kernel.shape[1]
+    covered(positions > 0 and all_positions % positions == 0, "results that are no whole channels")
+    runs, starts = all_positions // positions, np.cumsum([0, *(x.channels * h * w for x in xs)])
+    charge(6 * index.size)
+    places = np.append(step.view.places, -1)[index].reshape(groups, runs, positions, terms).swapaxes(2, 3)
+    used = (places >= 0).any(-1)
+    first = (places >= 0).argmax(-1)
+    at = np.take_along_axis(places, first[..., None], -1)[..., 0]
+    owner = np.clip(np.searchsorted(starts, at, "right") - 1, 0, len(xs) - 1)
+    channel, place = np.divmod(at - starts[owner], h * w)
+    offset = np.stack(
+        [place // w - stride[0] * (first // size[1]), place % w - stride[1] * (first % size[1])], -1
+    )
+    reads = [offset[..., a, None] + stride[a] * np.arange(size[a]) for a in (0, 1)]
+    there = [(r >= 0) & (r < n) for r, n in zip(reads, (h, w), strict=True)]
+    inside = there[0][..., :, None] & there[1][..., None, :]
+    base = (starts[owner] + channel * h * w)[..., None, None]
+    wanted = np.where(inside, base + reads[0][..., :, None] * w + reads[1][..., None, :], -1)
+    covered((wanted.reshape(places.shape) == places)[used].all(), "a map that differs between positions")
+    for a, n in enumerate((h, w)):
+        own = reads[a][used]
+        torus = points[a] // scale[a]
+        need(torus >= n - own.min(initial=0) and torus > own.max(initial=0), "a torus that taps wrap around")
+        need(
+            points[a] % (scale[a] * stride[a]) == 0 and torus // stride[a] >= size[a],
+            "a torus smaller than a window",
+        )
+    outside = used & ~inside.all((-2, -1))
+    result: dict[int, list[tuple[Tap, ...]]] = {}
+    numbers = (np.arange(groups)[:, None, None] * out + np.arange(out)[:, None]) * runs + np.arange(runs)
+    for s, x in enumerate(xs):
+        chosen = used & (owner == s)
+        if (outside & chosen).any() and not x.inside:
+            x = _grown(blocks, x, np.zeros(x.channels), np.ones(x.channels))
+        offsets, which = np.unique(offset[chosen], axis=0, return_inverse=True)
+        (g, r, t), which = np.nonzero(chosen), which.reshape(-1)
+        entries = np.stack([g, r, channel[chosen], which])
+        covered(len(np.unique(entries, axis=1).T) == len(g), "a number that is read twice")
+        charge(len(numbers.reshape(-1)) * x.channels * len(offsets))
+        weight = np.zeros((numbers.size, x.channels, len(offsets)))
+        weight[numbers[g, :, r], channel[chosen][:, None], which[:, None]] = kernel[g, :, t]
+        for j, paths in x.parts.items():
+            tap = Tap(weight, offsets, stride, step.rounded)
+            result.setdefault(j, []).extend((*path, tap) for path in paths)
+    kept = all(x.inside for x in xs) and stride == (1, 1) and not offset[used].any()
+    return Wave(result, numbers.size, size, (scale[0] * stride[0], scale[1] * stride[1]), kept)
+
+
+def _back(m: Array, kernel: Array, places: Array, width: int) -> Array:
+    """Rows over the results of an affine step as rows over the numbers that it reads at these places."""
+    shares = m.reshape(len(m), *kernel.shape[:2], -1).swapaxes(2, 3) @ kernel[None]
+    charge(shares.size + len(m) * width, shares.size * kernel.shape[1])
+    return np.stack([np.bincount(places + 1, s.ravel(), width + 1)[1:] for s in shares])
+
+
+def pulled_back(p: Elementary, last: int, through: int) -> tuple[Array, Array]:
+    """The matrix [rows of `through`, entries of `last`] of a chain of affine steps, and bounds of its errors."""
+    rows: Array | None = None
+    absolute, count, k = np.ones((1, 1)), 0, through
+    while k != last:
+        step = p.steps[k]
+        covered(
+            isinstance(step, Affine) and len(step.view.sources) == 1,
+            "something else than a chain behind positions",
+        )
+        assert isinstance(step, Affine)
+        _, out, terms = step.kernel.shape
+        (k,), width = step.view.sources, p.steps[step.view.sources[0]].size
+        places = np.append(step.view.places, -1)[step.index].ravel()
+        if rows is None:
+            rows = absolute = np.eye(step.size)
+        copies = int(np.bincount(places[places >= 0], minlength=1).max())
+        rows, absolute = (
+            _back(m, own, places, width) for m, own in ((rows, step.kernel), (absolute, np.abs(step.kernel)))
+        )
+        count += out + terms + copies + step.rounded + 8
+    if rows is None:
+        raise NotCovered("a network that ends in values over positions is not covered by the checker")
+    return rows, absolute * (2.0 * gamma(count)) + TINY
+
+
+@dataclass
+class Spread:
+    """A over blocks, one eliminated after another, at every frequency; a strided reader stands at the coarser frequencies."""
+
+    points: Pair
+    blocks: list[Wave]
+    last: Wave
+    rows: Array
+    """[m, channels, *size] over the last value."""
+    error: Array
+
+    def __post_init__(self) -> None:
+        # Finest first: a block goes before what reads it, and every entry stands at the frequencies of the one that goes first.
+        self.order = sorted(range(len(self.blocks)), key=lambda k: math.prod(self.blocks[k].scale))
+        self.scales = [self.blocks[k].scale for k in self.order] + [self.last.scale]
+        self.coarsest = self.last.scale
+        nested = all(b[a] % s[a] == 0 for s, b in pairwise(self.scales) for a in (0, 1))
+        covered(nested, "scales that do not divide one another")
+        self.part: tuple[Array, Array] = (np.arange(1), np.arange(1))
+        """Numerators of coarse frequencies, along both axes, that are in hand."""
+        self.matrix: dict[Pair, Array] = {}
+        self.sizes: list[Array] = []
+        """Roots of diagonals, about: errors of an entry are shared by two diagonals in their proportion."""
+
+    def fine(self, scale: Pair) -> Pair:
+        return self.coarsest[0] // scale[0], self.coarsest[1] // scale[1]
+
+    def numerators(self, scale: Pair) -> list[Array]:
+        """Frequencies of a scale along both axes, of the part in hand: [f, half] and [f, n]."""
+        f = self.fine(scale)
+        return [
+            np.arange(f[a])[:, None] * (self.points[a] // self.coarsest[a]) + self.part[a] for a in (0, 1)
+        ]
+
+    def phases(self, offsets: Array, scale: Pair, at: Pair) -> Array:
+        """exp(2 pi i w x) at the frequencies of a scale `at` for offsets [n, 2] at another one: [f, half, f, n, offsets].
+
+        A reduced turn is exact up to u, so that each factor is within 40 u, and the product within 100 u.
+        """
+        own = []
+        for a, u in enumerate(self.numerators(at)):
+            n = self.points[a] // scale[a]
+            angle = 2.0 * math.pi * (((u[..., None] * offsets[:, a]) % n) / n)
+            own.append(np.cos(angle) + 1j * np.sin(angle))
+        charge(2 * own[0].size * math.prod(own[1].shape[:2]))
+        return np.asarray(own[0][:, :, None, None] * own[1][None, None])
+
+    def symbol(
+        self, paths: Sequence[tuple[Tap, ...]], begin: Pair, end: Pair, channels: int
+    ) -> tuple[Array, Array]:
+        """Sums over paths at the frequencies of `begin`, [f, half, f, n, out, in], and bounds of the errors [out, in]."""
+        total: Any = 0.0
+        most, count = np.zeros((1, 1)), 0
+        for path in paths:
+            product, absolute, own, scale = np.eye(channels, dtype=complex), np.eye(channels), 0, begin
+            for tap in path:
+                phases, (out, inner, taps) = self.phases(tap.offsets, scale, begin), tap.weight.shape
+                charge(2 * phases.size // taps * out * inner, 8 * phases.size * out * inner)
+                flat = tap.weight.reshape(-1, taps).T
+                values = (phases.real @ flat + 1j * (phases.imag @ flat)).reshape(
+                    *phases.shape[:4], out, inner
+                )
+                charge(2 * values.size // inner * channels, 8 * values.size * channels)
+                product = values @ product if product.ndim > 2 or len(path) > 1 else values
+                absolute = sums(tap.weight, 2) @ absolute
+                own += 200 + 4 * (inner + taps) + tap.rounded
+                scale = scale[0] * tap.stride[0], scale[1] * tap.stride[1]
+            total, most, count = total + product, most + absolute, max(count, own)
+        if not bool((most < 2.0**300).all()):
+            raise NotCovered("symbols near the ends of float64 are not covered by the checker")
+        root = math.sqrt(math.prod(end) // math.prod(begin))
+        layout = [n for u in self.numerators(begin) for n in u.shape]
+        error = (most * (2.0 * gamma(count + 4 * len(paths) + 16)) + TINY) / root * _UP
+        return np.broadcast_to(total / root, (*layout, *most.shape)), error
+
+    def reading(self, j: int) -> tuple[Array, Array]:
+        """The rows over block j at its frequencies, and bounds of the errors: sums over the window, then the symbol."""
+        own, size = self.blocks[self.order[j]], self.last.size
+        symbol, off = self.symbol(self.last.parts[self.order[j]], own.scale, self.last.scale, own.channels)
+        where = np.stack(np.meshgrid(*map(np.arange, size), indexing="ij"), -1).reshape(-1, 2)
+        phases, m = self.phases(where, self.last.scale, own.scale), len(self.rows)
+        root = math.sqrt(math.prod(n // s for n, s in zip(self.points, self.last.scale, strict=True)))
+        flat = self.rows.reshape(m * self.last.channels, -1)
+        charge(2 * phases.size // len(where) * len(flat), 8 * phases.size * len(flat))
+        seen = ((phases.real @ flat.T + 1j * (phases.imag @ flat.T)) / root).reshape(*phases.shape[:4], m, -1)
+        absolute, apart = (
+            sums(v.reshape(m, self.last.channels, -1), 2) / root * _UP for v in (self.rows, self.error)
+        )
+        apart = apart + absolute * (2.0 * gamma(len(where) + 216))
+        # What is stored of the symbol is at most its largest absolute entry, whatever the frequency.
+        most = np.abs(symbol).max((0, 1, 2, 3)) * _UP
+        charge(2 * symbol.size // symbol.shape[-2] * m, 8 * symbol.size * m)
+        unit = 2.0 * gamma(4 * self.last.channels + 16)
+        return seen @ symbol, (apart @ (most + off) + absolute @ off + unit * (absolute @ most)) * _UP
+
+    def factor(self, multipliers: Sequence[Array]) -> Array | None:
+        """R [m, m] with RR' above VA^-1 V*; None where A is not shown to be definite."""
+        n = [self.points[a] // self.coarsest[a] for a in (0, 1)]
+        total, slack, count = np.zeros((len(self.rows),) * 2), np.zeros(len(self.rows)), 2 * math.prod(n) + 16
+        # Frequencies of the coarsest torus are independent: a few at a time.
+        held_each = (n[0] // 2 + 1) * max(math.prod(self.fine(x.scale)) * x.channels**2 for x in self.blocks)
+        step = max(1, _CHUNK // held_each)
+        for k in range(0, n[1], step):
+            before = held()
+            self.part = np.arange(n[0] // 2 + 1), np.arange(k, min(n[1], k + step))
+            gram = self._eliminated(multipliers)
+            if gram is None:
+                return None
+            weights = np.where((2 * self.part[0]) % n[0] == 0, 1.0, 2.0)[:, None, None, None, None]
+            flat = (gram.real * weights).reshape(-1, *total.shape)
+            total, slack = total + flat.sum(0), slack + sums(flat, 0).sum(1) * _UP
+            returned(before - held())
+        return _root(total, 2.0 * gamma(count) * slack * _UP + TINY)
+
+    def _eliminated(self, multipliers: Sequence[Array]) -> Array | None:
+        """VA^-1 V* from above at the frequencies in hand."""
+        out, given, self.matrix, self.sizes = len(self.order), [np.ones(0), *multipliers], {}, []
+        for n, k in enumerate(self.order):
+            twice = np.ones(self.blocks[0].channels) if k == 0 else 2.0 * given[k]
+            self.matrix[n, n] = self._diagonal(self.scales[n], twice)
+            self.sizes.append(np.sqrt(twice))
+        self.sizes.append(np.zeros(len(self.rows)))
+        self.matrix[out, out] = self._diagonal(self.last.scale, np.zeros(len(self.rows)))
+        for j, own in enumerate(self.order):
+            before = held()
+            reads = [*(self.blocks[k].parts if k else {} for k in self.order), self.last.parts]
+            later = [k for k in range(j + 1, out + 1) if own in reads[k] or (k, j) in self.matrix]
+            columns = [(k, self._entry(k, j, own in reads[k], given)) for k in later]
+            a = self.matrix.pop((j, j))
+            gram = (
+                above(a, np.concatenate([np.swapaxes(v.conj(), -1, -2) for _, v in columns], -1))
+                if columns
+                else None
+            )
+            if columns and gram is None:
+                return None
+            at = 0
+            places = {k: slice(at, at := at + v.shape[-2]) for k, v in columns}
+            for i in places:
+                for k in places:
+                    if k <= i and gram is not None:
+                        self._subtract(i, k, gram[..., places[i], places[k]], self.scales[j])
+            returned(before - held())
+        return -self.matrix[out, out]
+
+    def _diagonal(self, scale: Pair, values: Array) -> Array:
+        layout = [n for u in self.numerators(scale) for n in u.shape]
+        charge(2 * math.prod(layout) * len(values) ** 2)
+        return np.array(np.broadcast_to(np.diag(values.astype(complex)), (*layout, len(values), len(values))))
+
+    def _entry(self, k: int, j: int, reads: bool, given: Sequence[Array]) -> Array:
+        """A_kj at the frequencies of j: what is there, less L_k H_kj; plus the rows, for the output."""
+        old = self.matrix.pop((k, j), None)
+        if not reads:
+            assert old is not None
+            return old
+        if k == len(self.order):
+            value, off = self.reading(j)
+            long = np.sqrt(((np.abs(value).max((0, 1, 2, 3)) / self.sizes[j]) ** 2).sum(-1))
+            self.sizes[k] = np.maximum(self.sizes[k], np.where(long > 0, long, 1.0))
+        else:
+            block, own = self.blocks[self.order[k]], self.blocks[self.order[j]]
+            value, off = self.symbol(block.parts[self.order[j]], own.scale, block.scale, own.channels)
+            factor = given[self.order[k]][:, None]
+            value, off = -factor * value, factor * off
+        size = np.abs(value) if old is None else np.abs(value) + np.abs(old)
+        self._lower(k, j, off + gamma(8) * size, self.scales[j])
+        return value if old is None else old + value
+
+    def _subtract(self, i: int, k: int, part: Array, have: Pair) -> None:
+        """A_ik, at the frequencies of k, less the sum of `part` over the aliases among those of `have`."""
+        want, old = self.scales[k], self.matrix.get((i, k))
+        total = self._folded(part, have, want)
+        if old is not None or have != want:
+            size = self._folded(np.abs(part), have, want) + (0.0 if old is None else np.abs(old))
+            self._lower(i, k, gamma(math.prod(want) // math.prod(have) + 8) * size, want)
+        old = self.matrix.get((i, k))
+        self.matrix[i, k] = -total if old is None else old - total
+
+    def _lower(self, i: int, k: int, off: Array, scale: Pair) -> None:
+        """The diagonals, less what an entry (i, k) that is off by so much at the frequencies of a scale may take."""
+        layout = [n for u in self.numerators(scale) for n in u.shape]
+        # 2 e |x y| <= e (r x^2 + y^2 / r) for every r > 0.
+        ratio = self.sizes[i][:, None] / self.sizes[k]
+        for block, rows in ((i, (off * ratio).sum(-1)), (k, (off / ratio).sum(-2)))[: 1 + (i != k)]:
+            diagonal = np.einsum("...ii->...i", self.matrix[block, block])
+            every = np.broadcast_to(rows, (*layout, rows.shape[-1]))
+            taken = self._folded(every, scale, self.scales[block]) * _UP
+            diagonal -= taken + gamma(8) * np.abs(diagonal) + TINY
+
+    def _folded(self, values: Array, have: Pair, want: Pair) -> Array:
+        """Sums over aliases: from the frequencies of a scale to those of a coarser one."""
+        if have == want:
+            return values
+        f, g, (_, half, _, n, *rest) = self.fine(have), self.fine(want), values.shape
+        return np.asarray(values.reshape(f[0] // g[0], g[0], half, f[1] // g[1], g[1], n, *rest).sum((0, 3)))
+
+
+def _root(k: Array, slack: Array) -> Array | None:
+    """R with RR' above every symmetric matrix whose rows differ from those of k by at most `slack` in sum."""
+    own = np.arange(len(k))
+    k = (k + k.T) / 2
+    root = np.sqrt(np.maximum(k[own, own] + slack, TINY)) * _UP
+    # Cholesky of k is exact for a matrix off by at most unit root root', as in `positive_definite`.
+    k[own, own] += slack + 1.01 * gamma(2 * len(k) + 32) * root * sums(root)
+    try:
+        return np.linalg.cholesky(k) if bool(np.isfinite(k).all()) else None
+    except np.linalg.LinAlgError:
+        return None
+
+
+def above(a: Array, b: Array) -> Array | None:
+    """Matrices above b* a^-1 b for Hermitian a [..., n, n] and b [..., n, k]; None where a > 0 is not shown.
+
+    Statement: with L from Cholesky of a - diag(t) and any Y, [[a, b], [b*, G]] is [L; Y*][L; Y*]* plus blocks diag(t) + rounding,
+        b - LY and G - Y*Y. It is diagonally dominant, hence semidefinite, if t and what G has more than Y*Y are row sums of
+        these; and |L_i| |L_j| <= sqrt(a_ii a_jj) nearly, |Y_k| is computed.
+    Source: as `positive_definite`; a complex inner product of n terms is two real ones of 2n (Higham, section 3.6).
+    """
+    n, k = b.shape[-2:]
+    flat_a, flat_b, found = a.reshape(-1, n, n), b.reshape(-1, n, k), []
+    charge(
+        2 * len(flat_a) * (2 * n * k + k * k + n * n), 8 * len(flat_a) * (n**3 + 3 * n * n * k + n * k * k)
+    )
+    for i in range(0, len(flat_a), step := max(1, _CHUNK // ((n + k) * (n + k)))):
+        part = _above(flat_a[i : i + step], flat_b[i : i + step])
+        if part is None:
+            return None
+        found.append(part)
+    return np.concatenate(found).reshape(*b.shape[:-2], k, k)
+
+
+def _above(a: Array, b: Array) -> Array | None:
+    diagonal, (n, k) = np.einsum("...ii->...i", a).real, b.shape[-2:]
+    if not bool((diagonal > 0).all() and np.isfinite(a).all() and np.isfinite(b).all()):
+        return None
+    half = np.ldexp(1.0, -(np.frexp(diagonal)[1] // 2))
+    a, b = half[..., None] * a * half[..., None, :], half[..., None] * b
+    root, unit = np.sqrt(half * diagonal * half), 1.01 * gamma(8 * (n + k) + 64)
+    total = root.sum(-1, keepdims=True)
+    shift = 4.0 * unit * root * (total + 1.5 * k) + TINY
+    np.einsum("...ii->...i", a)[...] -= shift
+    try:
+        lower = np.linalg.cholesky(a)
+        y = np.linalg.solve(lower, b)
+    except np.linalg.LinAlgError:
+        return None
+    # Columns times powers of two, so that each is near 1: the same matrix on both sides.
+    scale = np.ldexp(1.0, -(np.frexp((np.abs(y) ** 2).sum(-2))[1] // 2))
+    y, b = y * scale[..., None, :], b * scale[..., None, :]
+    long = np.sqrt((np.abs(y) ** 2).sum(-2)) * _UP
+    gap = np.abs(b - lower @ y)
+    need_ = (unit * root * (total + long.sum(-1, keepdims=True)) + gap.sum(-1)) * _UP + TINY
+    if not bool((shift >= need_).all()):
+        return None
+    more = (unit * long * (total + long.sum(-1, keepdims=True)) + gap.sum(-2)) * _UP + TINY
+    gram = np.swapaxes(y.conj(), -1, -2) @ y
+    gram = (gram + np.swapaxes(gram.conj(), -1, -2)) / 2
+    np.einsum("...ii->...i", gram)[...] += more
+    return np.asarray(gram / scale[..., None] / scale[..., None, :])
