@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -39,12 +38,16 @@ _UP, _CHUNK = 1.0 + 2.0**-20, 1 << 22
 
 
 class Tap(NamedTuple):
-    """y[q] = sum_k weight[:, :, k] x[stride q + offsets[k]]; weight: [out, in, taps], offsets: [taps, 2]."""
+    """y[q] = sum_k weight[:, :, k] x[stride q + offsets[k]]; weight: [out, in, taps], offsets: [taps, 2].
+
+    Entries are within gamma(rounded) of theirs, relative to what `size` [out, in] sums over taps; None: of absolute values.
+    """
 
     weight: Array
     offsets: Array
     stride: Pair
     rounded: int
+    size: Array | None = None
 
 
 class Wave(NamedTuple):
@@ -162,59 +165,62 @@ def _mapped(step: Affine, xs: list[Wave], blocks: list[Wave], points: Pair) -> W
     return Wave(result, numbers.size, size, (scale[0] * stride[0], scale[1] * stride[1]), kept)
 
 
-def _back(m: Array, kernel: Array, places: Array, width: int) -> Array:
-    """Rows over the results of an affine step as rows over the numbers that it reads at these places."""
-    shares = m.reshape(len(m), *kernel.shape[:2], -1).swapaxes(2, 3) @ kernel[None]
-    charge(shares.size + len(m) * width, shares.size * kernel.shape[1])
-    return np.stack([np.bincount(places + 1, s.ravel(), width + 1)[1:] for s in shares])
-
-
-def pulled_back(p: Elementary, last: int, through: int) -> tuple[Array, Array]:
-    """The matrix [rows of `through`, entries of `last`] of a chain of affine steps, and bounds of its errors."""
-    rows: Array | None = None
-    absolute, count, k = np.ones((1, 1)), 0, through
+def read_by(p: Elementary, last: int, through: int, x: Wave) -> Wave:
+    """What `through` is of a value over positions, by a chain of affine steps: one position, a tap for each of the window."""
+    rows, absolute, count, k = np.ones((1, 1)), np.ones((1, 1)), 0, through
+    covered(last != through, "values over positions at the end")
     while k != last:
         step = p.steps[k]
-        covered(
-            isinstance(step, Affine) and len(step.view.sources) == 1,
-            "something else than a chain behind positions",
-        )
-        assert isinstance(step, Affine)
-        _, out, terms = step.kernel.shape
-        (k,), width = step.view.sources, p.steps[step.view.sources[0]].size
-        places = np.append(step.view.places, -1)[step.index].ravel()
-        if rows is None:
+        if not isinstance(step, Affine) or len(step.view.sources) != 1:
+            raise NotCovered(
+                "something else than a chain of affine steps behind positions is not covered by the checker"
+            )
+        if k == through:
+            charge(2 * step.size**2)
             rows = absolute = np.eye(step.size)
-        copies = int(np.bincount(places[places >= 0], minlength=1).max())
-        rows, absolute = (
-            _back(m, own, places, width) for m, own in ((rows, step.kernel), (absolute, np.abs(step.kernel)))
-        )
-        count += out + terms + copies + step.rounded + 8
-    if rows is None:
-        raise NotCovered("a network that ends in values over positions is not covered by the checker")
-    return rows, absolute * (2.0 * gamma(count)) + TINY
+        (k,) = step.view.sources
+        places, kernel = np.append(step.view.places, -1)[step.index].ravel() + 1, step.kernel
+        rows = _back(rows, kernel, places, p.steps[k].size)
+        absolute = _back(absolute, np.abs(kernel), places, p.steps[k].size)
+        count += sum(kernel.shape[1:]) + int(np.bincount(places).max()) + step.rounded + 8
+    where = np.stack(np.meshgrid(*map(np.arange, x.size), indexing="ij"), -1).reshape(-1, 2)
+    weight, size = (m.reshape(len(rows), x.channels, -1) for m in (rows, absolute))
+    tap = Tap(weight, where, (1, 1), count, sums(size, 2))
+    return x._replace(
+        parts={j: [(*path, tap) for path in paths] for j, paths in x.parts.items()}, channels=len(rows)
+    )
 
 
-@dataclass
+def _back(m: Array, kernel: Array, places: Array, width: int) -> Array:
+    """Rows over the results of an affine step as rows over the numbers that it reads at these places, from 1 on."""
+    shares = m.reshape(len(m), *kernel.shape[:2], -1).swapaxes(2, 3) @ kernel[None]
+    charge(shares.size + len(m) * width, shares.size * kernel.shape[1])
+    return np.stack([np.bincount(places, s.ravel(), width + 1)[1:] for s in shares])
+
+
 class Spread:
-    """A over blocks, one eliminated after another, at every frequency; a strided reader stands at the coarser frequencies."""
+    """A over blocks, one eliminated after another, at every frequency; the last one is what is wanted, and stays."""
 
-    points: Pair
-    blocks: list[Wave]
-    last: Wave
-    rows: Array
-    """[m, channels, *size] over the last value."""
-    error: Array
-
-    def __post_init__(self) -> None:
-        # Finest first: a block goes before what reads it, and every entry stands at the frequencies of the one that goes first.
-        self.order = sorted(range(len(self.blocks)), key=lambda k: math.prod(self.blocks[k].scale))
-        self.scales = [self.blocks[k].scale for k in self.order] + [self.last.scale]
-        self.coarsest = self.last.scale
-        nested = all(b[a] % s[a] == 0 for s, b in pairwise(self.scales) for a in (0, 1))
-        covered(nested, "scales that do not divide one another")
-        self.part: tuple[Array, Array] = (np.arange(1), np.arange(1))
-        """Numerators of coarse frequencies, along both axes, that are in hand."""
+    def __init__(self, points: Pair, blocks: list[Wave], wanted: Wave) -> None:
+        # Finest first, the input ahead: a block goes before what reads it, and entries stand at its frequencies.
+        order = sorted(range(len(blocks)), key=lambda k: math.prod(blocks[k].scale))
+        self.order, self.blocks, self.scales = (
+            order,
+            [blocks[k] for k in order],
+            [blocks[k].scale for k in order],
+        )
+        self.blocks, self.scales, self.coarsest = (
+            [*self.blocks, wanted],
+            [*self.scales, wanted.scale],
+            wanted.scale,
+        )
+        covered(
+            all(b[a] % s[a] == 0 for s, b in pairwise(self.scales) for a in (0, 1)),
+            "scales that do not divide one another",
+        )
+        self.counts = [points[a] // self.coarsest[a] for a in (0, 1)]
+        self.part = np.arange(0), np.arange(0)
+        """Numerators of coarse frequencies that are in hand, along both axes."""
         self.matrix: dict[Pair, Array] = {}
         self.sizes: list[Array] = []
         """Roots of diagonals, about: errors of an entry are shared by two diagonals in their proportion."""
@@ -222,167 +228,120 @@ class Spread:
     def fine(self, scale: Pair) -> Pair:
         return self.coarsest[0] // scale[0], self.coarsest[1] // scale[1]
 
-    def numerators(self, scale: Pair) -> list[Array]:
-        """Frequencies of a scale along both axes, of the part in hand: [f, half] and [f, n]."""
+    def layout(self, scale: Pair) -> tuple[int, ...]:
         f = self.fine(scale)
-        return [
-            np.arange(f[a])[:, None] * (self.points[a] // self.coarsest[a]) + self.part[a] for a in (0, 1)
-        ]
+        return f[0], len(self.part[0]), f[1], len(self.part[1])
 
     def phases(self, offsets: Array, scale: Pair, at: Pair) -> Array:
         """exp(2 pi i w x) at the frequencies of a scale `at` for offsets [n, 2] at another one: [f, half, f, n, offsets].
 
         A reduced turn is exact up to u, so that each factor is within 40 u, and the product within 100 u.
         """
+        charge(2 * math.prod(self.layout(at)) * len(offsets))
         own = []
-        for a, u in enumerate(self.numerators(at)):
-            n = self.points[a] // scale[a]
+        for a in (0, 1):
+            u = np.arange(self.fine(at)[a])[:, None] * self.counts[a] + self.part[a]
+            n = self.counts[a] * self.fine(scale)[a]
             angle = 2.0 * math.pi * (((u[..., None] * offsets[:, a]) % n) / n)
             own.append(np.cos(angle) + 1j * np.sin(angle))
-        charge(2 * own[0].size * math.prod(own[1].shape[:2]))
         return np.asarray(own[0][:, :, None, None] * own[1][None, None])
 
-    def symbol(
-        self, paths: Sequence[tuple[Tap, ...]], begin: Pair, end: Pair, channels: int
-    ) -> tuple[Array, Array]:
-        """Sums over paths at the frequencies of `begin`, [f, half, f, n, out, in], and bounds of the errors [out, in]."""
+    def symbol(self, k: int, j: int) -> tuple[Array, Array]:
+        """Block k over block j, at the frequencies of j: [f, half, f, n, out, in], and bounds of the errors [out, in]."""
+        (begin, channels), end = (self.scales[j], self.blocks[j].channels), self.scales[k]
         total: Any = 0.0
-        most, count = np.zeros((1, 1)), 0
+        most, count, paths = np.zeros((1, 1)), 0, self.blocks[k].parts[self.order[j]]
         for path in paths:
             product, absolute, own, scale = np.eye(channels, dtype=complex), np.eye(channels), 0, begin
             for tap in path:
                 phases, (out, inner, taps) = self.phases(tap.offsets, scale, begin), tap.weight.shape
-                charge(2 * phases.size // taps * out * inner, 8 * phases.size * out * inner)
+                frequencies = phases.size // taps
+                charge(4 * frequencies * out * inner, 8 * frequencies * out * inner * (taps + channels))
                 flat = tap.weight.reshape(-1, taps).T
                 values = (phases.real @ flat + 1j * (phases.imag @ flat)).reshape(
                     *phases.shape[:4], out, inner
                 )
-                charge(2 * values.size // inner * channels, 8 * values.size * channels)
-                product = values @ product if product.ndim > 2 or len(path) > 1 else values
-                absolute = sums(tap.weight, 2) @ absolute
+                product = values @ product if tap is not path[0] else values
+                absolute = (sums(tap.weight, 2) if tap.size is None else tap.size) @ absolute
                 own += 200 + 4 * (inner + taps) + tap.rounded
                 scale = scale[0] * tap.stride[0], scale[1] * tap.stride[1]
             total, most, count = total + product, most + absolute, max(count, own)
         if not bool((most < 2.0**300).all()):
             raise NotCovered("symbols near the ends of float64 are not covered by the checker")
         root = math.sqrt(math.prod(end) // math.prod(begin))
-        layout = [n for u in self.numerators(begin) for n in u.shape]
         error = (most * (2.0 * gamma(count + 4 * len(paths) + 16)) + TINY) / root * _UP
-        return np.broadcast_to(total / root, (*layout, *most.shape)), error
-
-    def reading(self, j: int) -> tuple[Array, Array]:
-        """The rows over block j at its frequencies, and bounds of the errors: sums over the window, then the symbol."""
-        own, size = self.blocks[self.order[j]], self.last.size
-        symbol, off = self.symbol(self.last.parts[self.order[j]], own.scale, self.last.scale, own.channels)
-        where = np.stack(np.meshgrid(*map(np.arange, size), indexing="ij"), -1).reshape(-1, 2)
-        phases, m = self.phases(where, self.last.scale, own.scale), len(self.rows)
-        root = math.sqrt(math.prod(n // s for n, s in zip(self.points, self.last.scale, strict=True)))
-        flat = self.rows.reshape(m * self.last.channels, -1)
-        charge(2 * phases.size // len(where) * len(flat), 8 * phases.size * len(flat))
-        seen = ((phases.real @ flat.T + 1j * (phases.imag @ flat.T)) / root).reshape(*phases.shape[:4], m, -1)
-        absolute, apart = (
-            sums(v.reshape(m, self.last.channels, -1), 2) / root * _UP for v in (self.rows, self.error)
-        )
-        apart = apart + absolute * (2.0 * gamma(len(where) + 216))
-        # What is stored of the symbol is at most its largest absolute entry, whatever the frequency.
-        most = np.abs(symbol).max((0, 1, 2, 3)) * _UP
-        charge(2 * symbol.size // symbol.shape[-2] * m, 8 * symbol.size * m)
-        unit = 2.0 * gamma(4 * self.last.channels + 16)
-        return seen @ symbol, (apart @ (most + off) + absolute @ off + unit * (absolute @ most)) * _UP
+        return np.broadcast_to(total / root, (*self.layout(begin), *most.shape)), error
 
     def factor(self, multipliers: Sequence[Array]) -> Array | None:
         """R [m, m] with RR' above VA^-1 V*; None where A is not shown to be definite."""
-        n = [self.points[a] // self.coarsest[a] for a in (0, 1)]
-        total, slack, count = np.zeros((len(self.rows),) * 2), np.zeros(len(self.rows)), 2 * math.prod(n) + 16
+        last, n = self.blocks[-1], self.counts
+        # The rows of V stand where -L H does, over the root of the points of the torus, and nothing on their diagonal.
+        self.given = [np.ones(0), *multipliers, np.full(last.channels, -1.0 / math.sqrt(math.prod(n)))]
+        self.given = [self.given[k] for k in (*self.order, len(self.order))]
+        total, slack = np.zeros((last.channels,) * 2), np.zeros(last.channels)
         # Frequencies of the coarsest torus are independent: a few at a time.
-        held_each = (n[0] // 2 + 1) * max(math.prod(self.fine(x.scale)) * x.channels**2 for x in self.blocks)
-        step = max(1, _CHUNK // held_each)
+        each = (n[0] // 2 + 1) * max(math.prod(self.fine(x.scale)) * x.channels**2 for x in self.blocks)
+        step = max(1, _CHUNK // each)
         for k in range(0, n[1], step):
-            before = held()
-            self.part = np.arange(n[0] // 2 + 1), np.arange(k, min(n[1], k + step))
-            gram = self._eliminated(multipliers)
+            before, self.part = held(), (np.arange(n[0] // 2 + 1), np.arange(k, min(n[1], k + step)))
+            gram = self._eliminated()
             if gram is None:
                 return None
+            # The other half are conjugates.
             weights = np.where((2 * self.part[0]) % n[0] == 0, 1.0, 2.0)[:, None, None, None, None]
             flat = (gram.real * weights).reshape(-1, *total.shape)
             total, slack = total + flat.sum(0), slack + sums(flat, 0).sum(1) * _UP
             returned(before - held())
-        return _root(total, 2.0 * gamma(count) * slack * _UP + TINY)
+        return _root(total, 2.0 * gamma(2 * math.prod(n) + 16) * slack * _UP + TINY)
 
-    def _eliminated(self, multipliers: Sequence[Array]) -> Array | None:
+    def _eliminated(self) -> Array | None:
         """VA^-1 V* from above at the frequencies in hand."""
-        out, given, self.matrix, self.sizes = len(self.order), [np.ones(0), *multipliers], {}, []
-        for n, k in enumerate(self.order):
-            twice = np.ones(self.blocks[0].channels) if k == 0 else 2.0 * given[k]
-            self.matrix[n, n] = self._diagonal(self.scales[n], twice)
-            self.sizes.append(np.sqrt(twice))
-        self.sizes.append(np.zeros(len(self.rows)))
-        self.matrix[out, out] = self._diagonal(self.last.scale, np.zeros(len(self.rows)))
+        end, self.matrix, self.sizes = len(self.order), {}, []
+        for k, given in enumerate(self.given):
+            known = np.ones(self.blocks[0].channels) if k == 0 else (2.0 if k < end else 0.0) * given
+            charge(2 * math.prod(self.layout(self.scales[k])) * len(known) ** 2)
+            self.matrix[k, k] = np.tile(np.diag(known.astype(complex)), (*self.layout(self.scales[k]), 1, 1))
+            self.sizes.append(np.sqrt(known))
         for j, own in enumerate(self.order):
             before = held()
-            reads = [*(self.blocks[k].parts if k else {} for k in self.order), self.last.parts]
-            later = [k for k in range(j + 1, out + 1) if own in reads[k] or (k, j) in self.matrix]
-            columns = [(k, self._entry(k, j, own in reads[k], given)) for k in later]
-            a = self.matrix.pop((j, j))
-            gram = (
-                above(a, np.concatenate([np.swapaxes(v.conj(), -1, -2) for _, v in columns], -1))
-                if columns
-                else None
-            )
-            if columns and gram is None:
-                return None
-            at = 0
-            places = {k: slice(at, at := at + v.shape[-2]) for k, v in columns}
-            for i in places:
-                for k in places:
-                    if k <= i and gram is not None:
-                        self._subtract(i, k, gram[..., places[i], places[k]], self.scales[j])
+            for k in range(j + 1, end + 1):
+                if own in self.blocks[k].parts:
+                    symbol, off = self.symbol(k, j)
+                    value = -self.given[k][:, None] * symbol
+                    if k == end:
+                        long = np.sqrt(((np.abs(value).max((0, 1, 2, 3)) / self.sizes[j]) ** 2).sum(-1))
+                        self.sizes[k] = np.maximum(self.sizes[k], np.where(long > 0, long, 1.0))
+                    off = np.abs(self.given[k][:, None]) * off + gamma(8) * np.abs(value)
+                    self._add(k, j, value, off, self.scales[j])
+            columns = {k: self.matrix.pop((k, j)) for k in range(j + 1, end + 1) if (k, j) in self.matrix}
+            a, at = self.matrix.pop((j, j)), 0
+            if columns:
+                gram = above(a, np.concatenate([np.swapaxes(v.conj(), -1, -2) for v in columns.values()], -1))
+                if gram is None:
+                    return None
+                places = {k: slice(at, at := at + v.shape[-2]) for k, v in columns.items()}
+                for i, k in ((i, k) for i in places for k in places if k <= i):
+                    self._add(i, k, -gram[..., places[i], places[k]], None, self.scales[j])
             returned(before - held())
-        return -self.matrix[out, out]
+        return -self.matrix[end, end]
 
-    def _diagonal(self, scale: Pair, values: Array) -> Array:
-        layout = [n for u in self.numerators(scale) for n in u.shape]
-        charge(2 * math.prod(layout) * len(values) ** 2)
-        return np.array(np.broadcast_to(np.diag(values.astype(complex)), (*layout, len(values), len(values))))
-
-    def _entry(self, k: int, j: int, reads: bool, given: Sequence[Array]) -> Array:
-        """A_kj at the frequencies of j: what is there, less L_k H_kj; plus the rows, for the output."""
-        old = self.matrix.pop((k, j), None)
-        if not reads:
-            assert old is not None
-            return old
-        if k == len(self.order):
-            value, off = self.reading(j)
-            long = np.sqrt(((np.abs(value).max((0, 1, 2, 3)) / self.sizes[j]) ** 2).sum(-1))
-            self.sizes[k] = np.maximum(self.sizes[k], np.where(long > 0, long, 1.0))
-        else:
-            block, own = self.blocks[self.order[k]], self.blocks[self.order[j]]
-            value, off = self.symbol(block.parts[self.order[j]], own.scale, block.scale, own.channels)
-            factor = given[self.order[k]][:, None]
-            value, off = -factor * value, factor * off
-        size = np.abs(value) if old is None else np.abs(value) + np.abs(old)
-        self._lower(k, j, off + gamma(8) * size, self.scales[j])
-        return value if old is None else old + value
-
-    def _subtract(self, i: int, k: int, part: Array, have: Pair) -> None:
-        """A_ik, at the frequencies of k, less the sum of `part` over the aliases among those of `have`."""
+    def _add(self, i: int, k: int, value: Array, off: Array | None, have: Pair) -> None:
+        """A_ik, at the frequencies of k, plus what is off by so much at those of `have`, summed over aliases."""
         want, old = self.scales[k], self.matrix.get((i, k))
-        total = self._folded(part, have, want)
+        total = self._folded(value, have, want)
         if old is not None or have != want:
-            size = self._folded(np.abs(part), have, want) + (0.0 if old is None else np.abs(old))
-            self._lower(i, k, gamma(math.prod(want) // math.prod(have) + 8) * size, want)
-        old = self.matrix.get((i, k))
-        self.matrix[i, k] = -total if old is None else old - total
-
-    def _lower(self, i: int, k: int, off: Array, scale: Pair) -> None:
-        """The diagonals, less what an entry (i, k) that is off by so much at the frequencies of a scale may take."""
-        layout = [n for u in self.numerators(scale) for n in u.shape]
+            size = self._folded(np.abs(value), have, want) + (0.0 if old is None else np.abs(old))
+            rounded = gamma(math.prod(want) // math.prod(have) + 8) * size
+            off = rounded if off is None else off + rounded
+        self.matrix[i, k] = total if old is None else old + total
+        if off is None:
+            return
         # 2 e |x y| <= e (r x^2 + y^2 / r) for every r > 0.
         ratio = self.sizes[i][:, None] / self.sizes[k]
         for block, rows in ((i, (off * ratio).sum(-1)), (k, (off / ratio).sum(-2)))[: 1 + (i != k)]:
             diagonal = np.einsum("...ii->...i", self.matrix[block, block])
-            every = np.broadcast_to(rows, (*layout, rows.shape[-1]))
-            taken = self._folded(every, scale, self.scales[block]) * _UP
+            every = np.broadcast_to(rows, (*self.layout(want), rows.shape[-1]))
+            taken = self._folded(every, want, self.scales[block]) * _UP
             diagonal -= taken + gamma(8) * np.abs(diagonal) + TINY
 
     def _folded(self, values: Array, have: Pair, want: Pair) -> Array:
@@ -414,23 +373,11 @@ def above(a: Array, b: Array) -> Array | None:
         these; and |L_i| |L_j| <= sqrt(a_ii a_jj) nearly, |Y_k| is computed.
     Source: as `positive_definite`; a complex inner product of n terms is two real ones of 2n (Higham, section 3.6).
     """
-    n, k = b.shape[-2:]
-    flat_a, flat_b, found = a.reshape(-1, n, n), b.reshape(-1, n, k), []
-    charge(
-        2 * len(flat_a) * (2 * n * k + k * k + n * n), 8 * len(flat_a) * (n**3 + 3 * n * n * k + n * k * k)
-    )
-    for i in range(0, len(flat_a), step := max(1, _CHUNK // ((n + k) * (n + k)))):
-        part = _above(flat_a[i : i + step], flat_b[i : i + step])
-        if part is None:
-            return None
-        found.append(part)
-    return np.concatenate(found).reshape(*b.shape[:-2], k, k)
-
-
-def _above(a: Array, b: Array) -> Array | None:
     diagonal, (n, k) = np.einsum("...ii->...i", a).real, b.shape[-2:]
     if not bool((diagonal > 0).all() and np.isfinite(a).all() and np.isfinite(b).all()):
         return None
+    many = diagonal.size // n
+    charge(2 * many * (4 * n * k + k * k + 2 * n * n), 8 * many * (n**3 + 3 * n * n * k + n * k * k))
     half = np.ldexp(1.0, -(np.frexp(diagonal)[1] // 2))
     a, b = half[..., None] * a * half[..., None, :], half[..., None] * b
     root, unit = np.sqrt(half * diagonal * half), 1.01 * gamma(8 * (n + k) + 64)
@@ -446,12 +393,11 @@ def _above(a: Array, b: Array) -> Array | None:
     scale = np.ldexp(1.0, -(np.frexp((np.abs(y) ** 2).sum(-2))[1] // 2))
     y, b = y * scale[..., None, :], b * scale[..., None, :]
     long = np.sqrt((np.abs(y) ** 2).sum(-2)) * _UP
-    gap = np.abs(b - lower @ y)
-    need_ = (unit * root * (total + long.sum(-1, keepdims=True)) + gap.sum(-1)) * _UP + TINY
-    if not bool((shift >= need_).all()):
+    gap, lengths = np.abs(b - lower @ y), total + long.sum(-1, keepdims=True)
+    least = (unit * root * lengths + gap.sum(-1)) * _UP + TINY
+    if not bool((shift >= least).all()):
         return None
-    more = (unit * long * (total + long.sum(-1, keepdims=True)) + gap.sum(-2)) * _UP + TINY
     gram = np.swapaxes(y.conj(), -1, -2) @ y
     gram = (gram + np.swapaxes(gram.conj(), -1, -2)) / 2
-    np.einsum("...ii->...i", gram)[...] += more
+    np.einsum("...ii->...i", gram)[...] += (unit * long * lengths + gap.sum(-2)) * _UP + TINY
     return np.asarray(gram / scale[..., None] / scale[..., None, :])

@@ -277,11 +277,8 @@ def spread(subject: Subject, start: int, last: int, through: int, image: Sequenc
     blocks, value = tori.waves(p, p.place[start], p.place[last], image, (torus[0], torus[1]))
     sizes = [x.channels for x in blocks[1:]]
     need([len(m) for m in channels] == sizes, f"multipliers of other channels than {sizes}")
-    rows, error = (
-        m.reshape(-1, value.channels, *value.size)
-        for m in tori.pulled_back(p, p.place[last], p.place[through])
-    )
-    return tori.Spread((torus[0], torus[1]), blocks, value, rows, error).factor(channels)
+    wanted = tori.read_by(p, p.place[last], p.place[through], value)
+    return tori.Spread((torus[0], torus[1]), blocks, wanted).factor(channels)
 
 
 def held_behind(
