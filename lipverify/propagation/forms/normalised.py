@@ -26,7 +26,7 @@ from lipverify.ir.graph import Node
 from lipverify.linalg.rounding import gamma
 from lipverify.ops.enclosure import Enclosure
 from lipverify.propagation.forms.domain import FAR
-from lipverify.propagation.forms.symbols import Facts, Form
+from lipverify.propagation.forms.symbols import Facts, Form, checked
 from lipverify.propagation.strips import Strip
 
 if TYPE_CHECKING:
@@ -108,10 +108,13 @@ def normalised(sweep: Sweep, node: Node) -> Form:
 
     z = Form(flat(form.centre, 1), flat(matrix, 2), flat(form.slack, 2), flat(form.size, 2))
     facts = Facts(flat(known.lower, 1), flat(known.upper, 1), flat(known.slopes, 2))
+    point = Enclosure(flat(sweep.point[name].lower, 1), flat(sweep.point[name].upper, 1))
+    if isinstance(op, ops.LayerNorm):
+        z, facts, point = _without_mean(sweep, z, facts, point)
     token = _Token.of(op, facts.lower / 2 + facts.upper / 2)
     weight = z.centre.new_ones(n) if op.weight is None else op.weight.to(torch.float64).flatten()
     norms = sweep.symbols.token_norms(z, facts.slopes, 1)
-    rho, slope, least = _steepness(sweep, name, token, facts, norms)
+    rho, slope, least = _steepness(sweep, token, facts, point, norms)
     errors, groups, steep = _errors(sweep, token, facts, norms, rho, slope, least)
     caps = (norms / least.unsqueeze(1) * FAR).unsqueeze(-1)
     form = _reference(token, z, op, weight, n)
@@ -142,30 +145,42 @@ def normalised(sweep: Sweep, node: Node) -> Form:
     )
 
 
+def _without_mean(sweep: Sweep, z: Form, facts: Facts, point: Enclosure) -> tuple[Form, Facts, Enclosure]:
+    """The same of y = P z, of which layer normalisation is a function: what moves all entries of a token moves y nowhere."""
+    n = z.centre.shape[-1]
+    form = z.centred()
+    at = point - point.sum((-1,)) / float(n)
+    box = Enclosure(facts.lower, facts.upper)
+    inside = box - box.sum((-1,)) / float(n)
+    slopes = (facts.slopes + facts.slopes.mean(-1, keepdim=True)) * (FAR + 4.0 * gamma(n + 16))
+    found, _ = sweep.symbols.facts(form, at)
+    return form, checked(found.meet(Facts(inside.lower, inside.upper, slopes)), "centred token"), at
+
+
 def _steepness(
-    sweep: Sweep, name: str, token: _Token, facts: Facts, norms: Tensor
+    sweep: Sweep, token: _Token, facts: Facts, point: Enclosure, norms: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """How far a token is from its middle in l2, |J - T| on all of that, and the smallest deviation s: [count, tokens] each."""
     n, root = token.n, math.sqrt(token.n)
     wide = FAR + 4.0 * gamma(n + 16)
     radius = torch.maximum(facts.upper - token.middle, token.middle - facts.lower)
-    offset = sweep.offset(
-        name, token.middle.reshape(sweep.point[name].lower.shape[0], *sweep.graph[name].shape)
-    )
-    start = torch.linalg.vector_norm(offset.reshape(token.middle.shape), dim=-1)
+    offset = torch.maximum((point.upper - token.middle).abs(), (token.middle - point.lower).abs()) * FAR
+    start = torch.linalg.vector_norm(offset, dim=-1)
     rho = torch.minimum(
         torch.linalg.vector_norm(radius, dim=-1), start + sweep.domain.reach[:, None] * norms[:, 0]
     )
     rho = rho * wide
-    low = (token.y.square().sum((-1,)).lower[..., 0].clamp_min(0.0).sqrt() * (2.0 - FAR) - rho).clamp_min(
-        0.0
-    ) / root
+    whole = token.y.square().sum((-1,)).lower[..., 0].clamp_min(0.0).sqrt() * (2.0 - FAR)
+    # Also entry by entry, from the smallest |y_i| on the range.
+    nearest = torch.maximum(facts.lower, -facts.upper).clamp_min(0.0)
+    entries = torch.linalg.vector_norm(nearest, dim=-1) * (2.0 - wide)
+    low = torch.maximum((whole - rho).clamp_min(0.0), entries) / root * (2.0 - FAR)
     least = ((low * low * (2.0 - FAR) + token.eps) * (2.0 - FAR)).sqrt() * (2.0 - FAR)
     if not bool((least > 0).all()):
         raise UnsupportedModel("without eps it divides by a number that may be zero on this ball")
-    start = token.y.square().sum((-1,)).lower[..., 0].clamp_min(0.0).sqrt() * (2.0 - FAR) / root * (2.0 - FAR)
-    slope = CURVATURE * rho / root / ((token.eps + start * low) * (2.0 - FAR)) * FAR
-    return rho, torch.where(low > 0, slope, torch.full_like(slope, torch.inf)), least
+    curved = (whole - rho).clamp_min(0.0) / root * (2.0 - FAR)
+    slope = CURVATURE * rho / root / ((token.eps + whole / root * curved) * (2.0 - FAR)) * FAR
+    return rho, torch.where(curved > 0, slope, torch.full_like(slope, torch.inf)), least
 
 
 def _errors(
@@ -199,6 +214,9 @@ def _deviation(token: _Token, radius: Tensor) -> Tensor:
     n, root = token.n, math.sqrt(token.n)
     mean = radius.mean(-1, keepdim=True)
     spread = (radius * (1.0 - 2.0 / n) + mean if token.mean else radius) * (FAR + 4.0 * gamma(n + 16))
+    if token.mean:  # the middle itself need not be centred
+        away = torch.maximum((token.y.upper - token.middle).abs(), (token.middle - token.y.lower).abs())
+        spread = torch.minimum(spread, (radius + away) * FAR)
     spread = spread.clamp_min(0.0)
     y = token.y + Enclosure(-spread, spread)
     step = torch.linalg.vector_norm(radius, dim=-1, keepdim=True) * (FAR + 4.0 * gamma(n + 16))

@@ -234,8 +234,8 @@ def _softmax(sweep: Sweep, node: Node, rows: _Rows, axis: int) -> tuple[Form, Te
     _keep(sweep, node, axis, rows, (p, pl, pu), caps, total)
     lap = torch.diag_embed(last.sum(-1) * wide) + last
     spread = largest(lap)  # [count, rows]
-    centred = _centred(logits)
-    whole, groups = _norms(sweep, centred, errors, spread, lost)
+    # R and J do not see the mean of a row.
+    whole, groups = _norms(sweep, logits.centred(), errors, spread, lost)
     return form, errors, whole, groups
 
 
@@ -412,22 +412,6 @@ def _keep(
         total.reshape(*total.shape[:2], *shape[:-1]),
         moved.reshape(len(moved), *shape[:-1]),
     )
-
-
-def _centred(logits: Form) -> Form:
-    """Logits minus the mean of their row, which R and J do not see."""
-    n = logits.centre.shape[-1]
-
-    def centre(part: Tensor) -> Tensor:
-        return part - part.mean(-1, keepdim=True)
-
-    def joint(part: Tensor) -> Tensor:
-        return (part + part.mean(-1, keepdim=True)) * (FAR + 4.0 * gamma(n + 16))
-
-    size = joint(logits.size)
-    slack = joint(logits.slack) + 2.0 * gamma(n + 16) * size
-    assert logits.matrix is not None
-    return Form(centre(logits.centre), centre(logits.matrix), slack, size)
 
 
 def _norms(

@@ -48,6 +48,19 @@ class Form:
         size[:, 0] = value.abs()
         return cls(value, None, none, size)
 
+    def centred(self) -> Form:
+        """Entries minus the mean along the last axis."""
+        assert self.matrix is not None
+        wide = FAR + 4.0 * gamma(self.centre.shape[-1] + 16)
+
+        def joint(part: Tensor) -> Tensor:
+            return (part + part.mean(-1, keepdim=True)) * wide
+
+        size = joint(self.size)
+        slack = joint(self.slack) + 2.0 * gamma(self.centre.shape[-1] + 16) * size
+        centre, matrix = (part - part.mean(-1, keepdim=True) for part in (self.centre, self.matrix))
+        return Form(centre, matrix, slack, size)
+
 
 @dataclass(frozen=True)
 class Facts:
