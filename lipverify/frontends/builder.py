@@ -238,6 +238,13 @@ class Builder(Arithmetic):
             self.axis(v, axis)
         return self.add(ops.LayerNorm(v.shape[-axes:], weight, bias, eps), (v,), v.batch)
 
+    def rms_norm(self, v: Value, axes: int, weight: Tensor | None, eps: float) -> Value:
+        """The same without the mean."""
+        v = self.free(v, *range(v.rank - axes, v.rank))
+        for axis in range(v.rank - axes, v.rank):
+            self.axis(v, axis)
+        return self.add(ops.RMSNorm(v.shape[-axes:], weight, eps), (v,), v.batch)
+
     def sort(self, v: Value, axis: int, descending: bool) -> Value:
         """Full sort along one source axis."""
         v = self.free(v, axis)

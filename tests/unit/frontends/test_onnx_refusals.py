@@ -127,7 +127,7 @@ def test_unknown_operators_say_how_to_teach_them() -> None:
 
 
 def test_foreign_domains_and_a_foreign_relu() -> None:
-    for domain, op in (("com.microsoft", "Attention"), ("evil", "Relu")):
+    for domain, op in (("com.microsoft", "Inverse"), ("evil", "Relu")):
         source = model(
             [helper.make_node(op, ["x"], ["y"], domain=domain, name="n")], ["N", 6],
             opset_imports=[helper.make_opsetid("", 13), helper.make_opsetid(domain, 1)],

@@ -3,6 +3,7 @@
 from lipverify.frontends.onnx.translators import activations as _activations
 from lipverify.frontends.onnx.translators import arithmetic as _arithmetic
 from lipverify.frontends.onnx.translators import classical as _classical
+from lipverify.frontends.onnx.translators import fused as _fused
 from lipverify.frontends.onnx.translators import indexing as _indexing
 from lipverify.frontends.onnx.translators import linear_maps as _linear_maps
 from lipverify.frontends.onnx.translators import normalization as _normalization
@@ -18,6 +19,7 @@ del (
     _activations,
     _arithmetic,
     _classical,
+    _fused,
     _indexing,
     _linear_maps,
     _normalization,

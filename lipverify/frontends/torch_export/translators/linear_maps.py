@@ -6,11 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lipverify import ops
-from lipverify.frontends.builder import Masked, Value
+from lipverify.frontends.builder import Value
+from lipverify.frontends.building.attention import attention, causal
 from lipverify.frontends.building.vanishing import contracted
 from lipverify.frontends.torch_export.lowering import Lowerer
 from lipverify.frontends.torch_export.registry import lower
@@ -168,36 +168,13 @@ def _attention(
     operands = (query, key, value)
     if dropout_p != 0:
         raise b.refuse("attention with active dropout is random", operands, "call module.eval() first")
-    if enable_gqa:
-        raise b.refuse(
-            "attention with grouped queries is not covered", operands, "repeat the keys and values"
-        )
     if isinstance(attn_mask, Value):
         raise b.refuse(
             "attention with a computed mask is not covered", operands, "store the mask as a buffer"
         )
-    rank = (key if isinstance(key, Value) else query).rank
-    order = [*range(rank - 2), rank - 1, rank - 2]
-    turned = b.transpose(key, order) if isinstance(key, Value) else key.transpose(-1, -2)
     shape = query.source_shape if isinstance(query, Value) else query.shape
-    factor = 1 / math.sqrt(shape[-1]) if scale is None else scale
-    if not isinstance(query, Value) and not isinstance(key, Value):
-        raise b.refuse("attention with stored queries and keys is not covered", operands)
-    scores = b.times(b.matmul(query, turned), b.number(factor))
+    factor = b.number(1 / math.sqrt(shape[-1]) if scale is None else scale)
     if is_causal:
-        attn_mask = torch.ones(scores.source_shape[-2:], dtype=torch.bool).tril()
-    if attn_mask is None:
-        return b.matmul(b.along(ops.Softmax, scores, scores.rank - 1), value)
-    kept = attn_mask
-    if attn_mask.dtype is not torch.bool:
-        kept = attn_mask != -math.inf
-        numbers = torch.where(kept, attn_mask, torch.zeros_like(attn_mask))
-        if not bool(numbers.isfinite().all()):
-            raise b.refuse("a mask holds numbers that are neither finite nor -infinity", operands)
-        if bool((numbers != 0).any()):
-            scores = b.plus(scores, numbers)
-    if bool(kept.all()):
-        return b.matmul(b.along(ops.Softmax, scores, scores.rank - 1), value)
-    shown = b.masked(scores, kept)
-    assert isinstance(shown, Masked)
-    return b.matmul(b.masked_softmax(shown, scores.rank - 1), value)
+        keys = key.source_shape if isinstance(key, Value) else key.shape
+        attn_mask = causal(shape[-2], keys[-2])
+    return attention(b, query, key, value, factor, *([] if attn_mask is None else [attn_mask]))

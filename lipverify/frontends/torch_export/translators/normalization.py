@@ -76,11 +76,8 @@ def _native_layer_norm(b: Lowerer, *args: Any) -> tuple[Value]:
 def _rms_norm(
     b: Lowerer, x: Any, shape: Sequence[int], weight: Any = None, eps: float | None = None
 ) -> Value:
-    v = b.value(x)
-    for axis in range(v.rank - len(shape), v.rank):
-        b.axis(v, axis)
     eps = torch.finfo(b.dtype).eps if eps is None else eps
-    return b.add(ops.RMSNorm(tuple(shape), b.optional(weight, "weight"), eps), (v,), v.batch)
+    return b.rms_norm(b.value(x), len(shape), b.optional(weight, "weight"), eps)
 
 
 @lower.register("aten._fused_rms_norm")

@@ -1,0 +1,219 @@
+"""Attention as files spell it: operators that onnxruntime fuses, and those of operator set 23; checked against onnxruntime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from onnx import helper
+
+import lipverify as lv
+from lipverify.errors import InvalidFile, UnsupportedModel
+from lipverify.falsify import Search
+from lipverify.frontends.onnx import extract_onnx
+from tests.onnx_models import agrees, by_onnxruntime, model, node, random
+
+BATCH, PLACES, WIDTH, HEADS = 1, 4, 12, 3
+SHAPE = (BATCH, PLACES, WIDTH)
+
+
+def fused(op: str, inputs: list[str], outputs: tuple[str, ...] = ("y",), **attributes: Any) -> Any:
+    """A node of onnxruntime's own domain."""
+    return node(op, inputs, outputs, domain="com.microsoft", **attributes)
+
+
+def file(nodes: list[Any], constants: dict[str, Any], opset: int = 17, **options: Any) -> Any:
+    domains = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
+    return model(nodes, list(SHAPE), opset, constants, opset_imports=domains, **options)
+
+
+def causal_numbers() -> np.ndarray[Any, Any]:
+    return np.triu(np.full((1, 1, PLACES, PLACES), -np.inf, np.float32), 1)
+
+
+def stored(**shapes: tuple[int, ...]) -> dict[str, Any]:
+    return {name: random(*shape) for name, shape in shapes.items()}
+
+
+ROTATION = {"cos": (8, 2), "sin": (8, 2)}
+PACKED = stored(w=(WIDTH, 3 * WIDTH), b=(3 * WIDTH,))
+THREE = [node("MatMul", ["x", name], [part]) for name, part in (("a", "q"), ("b", "k"), ("c", "v"))]
+WEIGHTS = stored(a=(WIDTH, WIDTH), b=(WIDTH, WIDTH), c=(WIDTH, WIDTH))
+GROUPS = {
+    **stored(a=(WIDTH, 32), b=(WIDTH, 16), c=(WIDTH, 16)),
+    "length": np.array([PLACES - 1], np.int32),
+    "total": np.array(PLACES, np.int32),
+}
+GROUPED = ["q", "k", "v", "", "", "length", "total"]
+
+CASES: dict[str, Callable[[], Any]] = {
+    "gelu": lambda: file([fused("Gelu", ["x"])], {}),
+    "gelu with bias": lambda: file([fused("BiasGelu", ["x", "b"])], stored(b=(WIDTH,))),
+    "tanh gelu": lambda: file([fused("FastGelu", ["x", "b"])], stored(b=(WIDTH,))),
+    "quick gelu": lambda: file([fused("QuickGelu", ["x"], alpha=1.5)], {}),
+    "product of a transposed matrix": lambda: file(
+        [fused("FusedMatMul", ["x", "w"], transB=1, alpha=0.5)], stored(w=(5, WIDTH))
+    ),
+    "product of two": lambda: file([fused("FusedMatMul", ["x", "x"], transB=1, alpha=0.25)], {}),
+    "sum and norm": lambda: file(
+        [
+            node("Relu", ["x"], ["z"]),
+            fused("SkipLayerNormalization", ["z", "x", "g", "s", "b"], ("n", "", "", "t"), epsilon=1e-5),
+            node("Add", ["n", "t"], ["y"]),
+        ],
+        stored(g=(WIDTH,), s=(WIDTH,), b=(WIDTH,)),
+    ),
+    "sum and norm without mean": lambda: file(
+        [fused("SkipSimplifiedLayerNormalization", ["x", "z", "g"], epsilon=1e-5)],
+        stored(g=(WIDTH,), z=SHAPE),
+    ),
+    "attention": lambda: file([fused("Attention", ["x", "w", "b"], num_heads=HEADS)], PACKED),
+    "attention that looks back": lambda: file(
+        [fused("Attention", ["x", "w", "b"], num_heads=HEADS, unidirectional=1, scale=0.3)], PACKED
+    ),
+    "attention with padding": lambda: file(
+        [fused("Attention", ["x", "w", "b", "m"], num_heads=HEADS)],
+        {**PACKED, "m": np.array([[1, 1, 1, 0]], np.int32)},
+    ),
+    "attention with numbers": lambda: file(
+        [fused("Attention", ["x", "w", "b", "", "", "n"], num_heads=HEADS)],
+        {**PACKED, **stored(n=(1, HEADS, PLACES, PLACES))},
+    ),
+    "narrow values": lambda: file(
+        [fused("Attention", ["x", "w", "b"], num_heads=2, qkv_hidden_sizes=[8, 8, 4])],
+        stored(w=(WIDTH, 20), b=(20,)),
+    ),
+    "heads": lambda: file(
+        [*THREE, fused("MultiHeadAttention", ["q", "k", "v", "s"], num_heads=HEADS)],
+        {**WEIGHTS, **stored(s=(3 * WIDTH,))},
+    ),
+    "heads with infinity": lambda: file(
+        [*THREE, fused("MultiHeadAttention", ["q", "k", "v", "", "", "n"], num_heads=HEADS)],
+        {**WEIGHTS, "n": causal_numbers()},
+    ),
+    "groups": lambda: file(
+        [*THREE, fused("GroupQueryAttention", GROUPED, num_heads=4, kv_num_heads=2)], GROUPS
+    ),
+    "groups that turn": lambda: file(
+        [
+            *THREE,
+            fused(
+                "GroupQueryAttention",
+                [*GROUPED, "cos", "sin"],
+                num_heads=4,
+                kv_num_heads=2,
+                do_rotary=1,
+                local_window_size=2,
+            ),
+        ],
+        {**GROUPS, **stored(a=(WIDTH, 64), b=(WIDTH, 32), c=(WIDTH, 32), cos=(8, 8), sin=(8, 8))},
+    ),
+    "rotation": lambda: file(
+        [fused("RotaryEmbedding", ["x", "p", "cos", "sin"])],
+        {**stored(**ROTATION), "p": np.array([[0, 2, 1, 7]], np.int64)},
+    ),
+    "rotation of neighbours": lambda: file(
+        [fused("RotaryEmbedding", ["x", "p", "cos", "sin"], interleaved=1)],
+        {**stored(**ROTATION), "p": np.array([3], np.int64)},
+    ),
+    "23: queries and keys": lambda: file(
+        [*THREE, node("Attention", ["q", "k", "v"], ["y"], q_num_heads=HEADS, kv_num_heads=HEADS)],
+        WEIGHTS,
+        23,
+    ),
+    "23: groups and a mask": lambda: file(
+        [*THREE, node("Attention", ["q", "k", "v", "n"], ["y"], q_num_heads=4, kv_num_heads=2)],
+        {**stored(a=(WIDTH, 16), b=(WIDTH, 8), c=(WIDTH, 8)), "n": causal_numbers()[0, 0]},
+        23,
+    ),
+    "23: booleans": lambda: file(
+        [*THREE, node("Attention", ["q", "k", "v", "n"], ["y"], q_num_heads=HEADS, kv_num_heads=HEADS)],
+        {**WEIGHTS, "n": np.tril(np.ones((PLACES, PLACES), bool))},
+        23,
+    ),
+    "23: looking back": lambda: file(
+        [
+            *THREE,
+            node("Attention", ["q", "k", "v"], ["y"], q_num_heads=HEADS, kv_num_heads=HEADS, is_causal=1),
+        ],
+        WEIGHTS,
+        23,
+    ),
+    "23: capped": lambda: file(
+        [
+            *THREE,
+            node("Attention", ["q", "k", "v"], ["y"], q_num_heads=HEADS, kv_num_heads=HEADS, softcap=2.0),
+        ],
+        WEIGHTS,
+        23,
+    ),
+    "23: rotation": lambda: file(
+        [node("RotaryEmbedding", ["x", "cos", "sin", "p"], ["y"], num_heads=HEADS)],
+        {**stored(**ROTATION), "p": np.array([[0, 2, 1, 7]], np.int64)},
+        23,
+    ),
+    "23: norm without mean": lambda: file(
+        [node("RMSNormalization", ["x", "g"], ["y"])], stored(g=(WIDTH,)), 23
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_computes_what_onnxruntime_computes(case: str) -> None:
+    agrees(CASES[case](), reader=by_onnxruntime)
+
+
+REFUSED: dict[str, tuple[Any, str]] = {
+    "words": (
+        lambda: file([fused("EmbedLayerNormalization", ["x", "", "e"])], stored(e=(9, WIDTH))),
+        "looks up token indices.*export the part behind the embedding",
+    ),
+    "cache": (
+        lambda: file([fused("Attention", ["x", "w", "b", "", "x"], num_heads=HEADS)], PACKED),
+        "keeps keys and values of its past; export the model without a cache",
+    ),
+    "packed": (
+        lambda: file([fused("MultiHeadAttention", ["x"], num_heads=HEADS)], {}),
+        "packed in one tensor",
+    ),
+    "padding": (
+        lambda: file(
+            [*THREE, fused("GroupQueryAttention", GROUPED, num_heads=4, kv_num_heads=2)],
+            {**GROUPS, "length": np.array([1], np.int32)},
+        ),
+        "sequences of other lengths than the 4 places",
+    ),
+    "deviation": (
+        lambda: file([fused("SkipLayerNormalization", ["x", "x", "g"], ("n", "y"))], stored(g=(WIDTH,))),
+        "gives the mean or the deviation",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_not_covered_says_why(case: str) -> None:
+    source, sentence = REFUSED[case]
+    with pytest.raises(UnsupportedModel, match=sentence):
+        extract_onnx(source())
+
+
+def test_files_that_contradict_themselves() -> None:
+    wrong = file([fused("Attention", ["x", "w", "b"], num_heads=5)], PACKED)
+    with pytest.raises(InvalidFile, match="5 heads of a tensor"):
+        extract_onnx(wrong)
+
+
+def test_a_fused_block_has_a_local_bound_above_its_gradients() -> None:
+    nodes = [
+        fused("Attention", ["x", "w", "b"], ("m",), num_heads=HEADS, unidirectional=1),
+        fused("SkipLayerNormalization", ["m", "x", "g", "s"], epsilon=1e-5),
+    ]
+    graph = extract_onnx(file(nodes, {**PACKED, **stored(g=(WIDTH,), s=(WIDTH,))}))
+    ball = lv.Ball(torch.randn(1, PLACES, WIDTH, generator=torch.Generator().manual_seed(0)), 0.001, "linf")
+    found = lv.audit(graph, region=ball, norm="linf", analyzers=["local"], search=Search(seconds=0.5))
+    (row,) = found.rows
+    assert row.upper is not None
+    assert 0 < found.lower.value <= row.upper < 3 * found.lower.value
