@@ -148,7 +148,7 @@ class Reading:
         ),
     ] = 0
     input: Annotated[
-        str | None, option("ONNX files with several inputs: the name of the one that varies")
+        str | None, option("ONNX files: the input that varies, of several, or a tensor inside to begin at")
     ] = None
     constants: Annotated[
         Mapping[str, Any],

@@ -61,7 +61,8 @@ def load(
         arch: `FILE.py:callable` for bare weights; runs that file, so `trust_code` must be true.
         input_shape: shape of one sample, without the batch axis; for bare weights and for ONNX inputs of open size.
         output: which output of the model, by position; of an ONNX file also by name.
-        input: of an ONNX file whose output depends on several inputs, the name of the one that varies.
+        input: of an ONNX file whose output depends on several inputs, the name of the one that varies; or a tensor inside,
+            such as the one behind an embedding, to begin there.
         constants: what its other inputs are fixed at: name -> a number for all entries, or an array.
 
     Raises:

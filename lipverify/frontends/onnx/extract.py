@@ -15,7 +15,7 @@ from lipverify.frontends.builder import Masked, Value
 from lipverify.frontends.onnx import translators as _translators  # registers them
 from lipverify.frontends.onnx.agreement import Import, checked
 from lipverify.frontends.onnx.call import Result
-from lipverify.frontends.onnx.inputs import Constant, Layout, fix_inputs, input_layout
+from lipverify.frontends.onnx.inputs import Constant, Layout, cut, fix_inputs, input_layout
 from lipverify.frontends.onnx.lowering import OnnxBuilder
 from lipverify.frontends.onnx.references import reason
 from lipverify.frontends.onnx.registry import STANDARD_DOMAINS, lower
@@ -50,7 +50,8 @@ def extract_onnx(
         source: a path, read under the loader's policy, or a model in memory without external data.
         input_shape: sizes of one sample, where the file leaves them open.
         output: which output alone to import, by position or by name; all of them without it.
-        input: the name of the input that varies, where the output depends on several.
+        input: the name of the input that varies, where the output depends on several, or of a tensor inside: then the graph
+            begins there.
         constants: numbers or tensors that the other inputs are fixed at, by name.
         check: compare the graph with the model on random inputs; the largest difference is stored in
             `graph.origin.import_check`.
@@ -63,7 +64,9 @@ def extract_onnx(
     """
     lower.load_entry_points()
     model, origin, declared = _read(source, output)
+    declared, behind = cut(model, declared, input)
     fixed, notes = fix_inputs(model, declared, input, constants or {})
+    fixed = [*behind, *fixed]
     origin = replace(origin, notes=(*origin.notes, *notes, *fixed), part=", ".join(fixed) or None)
     remarks = without_maps(model)
     original = model

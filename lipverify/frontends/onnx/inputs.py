@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
@@ -16,6 +18,7 @@ from onnx import numpy_helper
 from lipverify.errors import UnsupportedModel, UsageError
 from lipverify.ir.op import Shape
 from lipverify.loading.names import display
+from lipverify.loading.onnx_structure import prune
 
 _FLOATS: dict[int, torch.dtype] = {1: torch.float32, 10: torch.float16, 11: torch.float64, 16: torch.bfloat16}
 """Floating-point codes of onnx.TensorProto.DataType."""
@@ -55,7 +58,7 @@ def input_layout(graph: Any, input_shape: Sequence[int] | None, name: str | None
     if tensor.elem_type not in _FLOATS:
         raise UnsupportedModel(
             f"{shown} is of ONNX element type {tensor.elem_type}, not floating point; a Lipschitz constant needs a real "
-            "input: for token models, export the part behind the embedding"
+            "input: for token models, take the tensor behind the embedding as the input, --input NAME (Python: input=)"
         )
     declared = None
     if tensor.HasField("shape"):
@@ -103,6 +106,29 @@ def _only_input(graph: Any, name: str | None) -> Any:
 
 Constant = float | Sequence[float] | NDArray[Any]
 """What an input may be fixed at: one number for all entries, or a tensor."""
+
+
+def cut(model: Any, declared: list[Any], name: str | None) -> tuple[list[Any], list[str]]:
+    """Makes a computed tensor of this name the input, in place: what computes it is dropped. The inputs then, and this in words.
+
+    Its type and sizes are those that the file notes; where it notes none it is float32 of sizes that the user gives.
+    """
+    graph = model.graph
+    if name is None or name in {value.name for value in declared}:
+        return declared, []
+    writers = [(node, k) for node in graph.node for k, output in enumerate(node.output) if output == name]
+    if not writers or name in {value.name for value in graph.output}:
+        return declared, []
+    ((node, position),) = writers
+    every = {output for other in graph.node for output in other.output}
+    node.output[position] = next(
+        free for k in itertools.count() if (free := f"{name}/computed{k or ''}") not in every
+    )
+    noted = [value for value in graph.value_info if value.name == name]
+    value = noted[0] if noted else onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+    graph.input.append(value)
+    prune(model, [output.name for output in graph.output])
+    return [*declared, value], [f'behind tensor "{display(name, 40)}"']
 
 
 def fix_inputs(

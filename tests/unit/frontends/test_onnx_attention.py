@@ -6,14 +6,16 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
-from onnx import helper
+from onnx import TensorProto, helper
 
 import lipverify as lv
-from lipverify.errors import InvalidFile, UnsupportedModel
+from lipverify.errors import InvalidFile, UnsupportedModel, UsageError
 from lipverify.falsify import Search
 from lipverify.frontends.onnx import extract_onnx
+from lipverify.interpreter import evaluate
 from tests.onnx_models import agrees, by_onnxruntime, model, node, random
 
 BATCH, PLACES, WIDTH, HEADS = 1, 4, 12, 3
@@ -169,7 +171,7 @@ def test_computes_what_onnxruntime_computes(case: str) -> None:
 REFUSED: dict[str, tuple[Any, str]] = {
     "words": (
         lambda: file([fused("EmbedLayerNormalization", ["x", "", "e"])], stored(e=(9, WIDTH))),
-        "looks up token indices.*export the part behind the embedding",
+        "looks up token indices.*take a tensor behind it as the input",
     ),
     "cache": (
         lambda: file([fused("Attention", ["x", "w", "b", "", "x"], num_heads=HEADS)], PACKED),
@@ -217,3 +219,57 @@ def test_a_fused_block_has_a_local_bound_above_its_gradients() -> None:
     (row,) = found.rows
     assert row.upper is not None
     assert 0 < found.lower.value <= row.upper < 3 * found.lower.value
+
+
+def words() -> Any:
+    """Token indices [1, 4] -> an embedding "e" -> attention -> logits [1, 4, 5]."""
+    nodes = [
+        node("Gather", ["table", "ids"], ["e"]),
+        fused("Attention", ["e", "w", "b"], ("m",), num_heads=HEADS, unidirectional=1),
+        node("Add", ["e", "m"], ["s"]),
+        node("MatMul", ["s", "u"], ["y"]),
+    ]
+    info = helper.make_tensor_value_info
+    constants = {**PACKED, **stored(table=(9, WIDTH), u=(WIDTH, 5))}
+    source = file(nodes, constants)
+    del source.graph.input[:]
+    source.graph.input.append(info("ids", TensorProto.INT64, [1, PLACES]))
+    return source
+
+
+def test_a_token_model_is_read_from_its_embedding_on() -> None:
+    source = words()
+    with pytest.raises(
+        UnsupportedModel, match="take the tensor behind the embedding as the input, --input NAME"
+    ):
+        extract_onnx(source)
+    with pytest.raises(UnsupportedModel, match='input "e" has no declared shape'):
+        extract_onnx(source, input="e")
+    graph = extract_onnx(source, input="e", input_shape=[PLACES, WIDTH])
+    assert graph.origin.part == 'behind tensor "e"'
+    ids = np.array([[3, 0, 8, 8]])
+    runtime = pytest.importorskip("onnxruntime")
+    session = runtime.InferenceSession(source.SerializeToString(), providers=["CPUExecutionProvider"])
+    (wanted,) = session.run(None, {"ids": ids})
+    table = onnx.numpy_helper.to_array(next(t for t in source.graph.initializer if t.name == "table"))
+    found = evaluate(graph, torch.from_numpy(table[ids]))
+    np.testing.assert_allclose(found.numpy(), wanted, atol=1e-5)
+
+
+def test_a_tensor_inside_has_the_type_and_sizes_that_the_file_notes() -> None:
+    source = words()
+    source.graph.value_info.append(helper.make_tensor_value_info("s", TensorProto.FLOAT, [1, PLACES, WIDTH]))
+    graph = extract_onnx(source, input="s")
+    assert [n.op.kind() for n in graph.nodes] == ["Input", "Linear"]
+    assert graph.input_shape == (PLACES, WIDTH)
+
+
+def test_what_still_reaches_around_the_tensor_is_said() -> None:
+    with pytest.raises(UnsupportedModel, match='the output also depends on "ids"'):
+        extract_onnx(words(), input="m", input_shape=[PLACES, WIDTH])
+
+
+@pytest.mark.parametrize("name", ["nowhere", "y"])
+def test_other_names_are_no_inputs(name: str) -> None:
+    with pytest.raises(UsageError, match=f'there is no input "{name}"; the model has "ids"'):
+        extract_onnx(words(), input=name, input_shape=[PLACES, 5])

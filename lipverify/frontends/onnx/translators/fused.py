@@ -16,6 +16,7 @@ from lipverify import ops
 from lipverify.frontends.builder import Operand, Value
 from lipverify.frontends.building.attention import attention, causal, rotated
 from lipverify.frontends.onnx.call import Call
+from lipverify.frontends.onnx.lowering import Stored
 from lipverify.frontends.onnx.registry import lower
 
 _EPSILON = float(np.float32(1e-12))
@@ -94,7 +95,7 @@ def _skip_norm(c: Call) -> list[Value | None]:
 def _embedding(c: Call) -> NoReturn:
     raise c.refuse(
         "looks up token indices, which are no continuous input",
-        "export the part behind the embedding, which takes its output",
+        "take a tensor behind it as the input, --input NAME (Python: input=)",
     )
 
 
@@ -204,7 +205,7 @@ def _rotary(c: Call) -> Value:
     return turned if x.rank == 4 else _joined(c, turned)
 
 
-def _rows(c: Call, places: np.ndarray, length: int) -> Tensor:  # type: ignore[type-arg]
+def _rows(c: Call, places: Stored, length: int) -> Tensor:
     if places.shape != (1, length):
         raise c.refuse(
             f"places {list(places.shape)} of a batch", "export with a batch of one or of open size"
