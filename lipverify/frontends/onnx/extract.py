@@ -64,9 +64,9 @@ def extract_onnx(
     """
     lower.load_entry_points()
     model, origin, declared = _read(source, output)
-    declared, behind = cut(model, declared, input)
+    declared, begun = cut(model, declared, input)
     fixed, notes = fix_inputs(model, declared, input, constants or {})
-    fixed = [*behind, *fixed]
+    fixed = [*begun, *fixed]
     origin = replace(origin, notes=(*origin.notes, *notes, *fixed), part=", ".join(fixed) or None)
     remarks = without_maps(model)
     original = model

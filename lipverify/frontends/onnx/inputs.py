@@ -128,7 +128,7 @@ def cut(model: Any, declared: list[Any], name: str | None) -> tuple[list[Any], l
     value = noted[0] if noted else onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
     graph.input.append(value)
     prune(model, [output.name for output in graph.output])
-    return [*declared, value], [f'behind tensor "{display(name, 40)}"']
+    return [*declared, value], [f'tensor "{display(name, 40)}" as its input']
 
 
 def fix_inputs(

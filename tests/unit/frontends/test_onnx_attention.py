@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from lipverify.errors import InvalidFile, UnsupportedModel, UsageError
 from lipverify.falsify import Search
 from lipverify.frontends.onnx import extract_onnx
 from lipverify.interpreter import evaluate
+from lipverify.ir.certificate import Rigour
 from tests.onnx_models import agrees, by_onnxruntime, model, node, random
 
 BATCH, PLACES, WIDTH, HEADS = 1, 4, 12, 3
@@ -246,7 +248,7 @@ def test_a_token_model_is_read_from_its_embedding_on() -> None:
     with pytest.raises(UnsupportedModel, match='input "e" has no declared shape'):
         extract_onnx(source, input="e")
     graph = extract_onnx(source, input="e", input_shape=[PLACES, WIDTH])
-    assert graph.origin.part == 'behind tensor "e"'
+    assert graph.origin.part == 'tensor "e" as its input'
     ids = np.array([[3, 0, 8, 8]])
     runtime = pytest.importorskip("onnxruntime")
     session = runtime.InferenceSession(source.SerializeToString(), providers=["CPUExecutionProvider"])
@@ -273,3 +275,15 @@ def test_what_still_reaches_around_the_tensor_is_said() -> None:
 def test_other_names_are_no_inputs(name: str) -> None:
     with pytest.raises(UsageError, match=f'there is no input "{name}"; the model has "ids"'):
         extract_onnx(words(), input=name, input_shape=[PLACES, 5])
+
+
+def test_what_is_said_of_a_part_names_it_and_is_not_checked(tmp_path: Path) -> None:
+    path = tmp_path / "words.onnx"
+    onnx.save(words(), path)
+    ball = lv.Ball(torch.zeros(1, PLACES, WIDTH), 0.01, "l2")
+    graph = lv.load(path, input="s", input_shape=[PLACES, WIDTH])
+    found = lv.audit(graph, region=ball, analyzers=["product"], search=Search(seconds=0.1))
+    assert found.rows[0].upper is not None
+    certificate = found.rows[0].certificate
+    assert certificate is not None and certificate.rigour is Rigour.REAL
+    assert found.to_json()["query"]["of"] == 'the model with tensor "s" as its input'
