@@ -285,5 +285,6 @@ def test_what_is_said_of_a_part_names_it_and_is_not_checked(tmp_path: Path) -> N
     found = lv.audit(graph, region=ball, analyzers=["product"], search=Search(seconds=0.1))
     assert found.rows[0].upper is not None
     certificate = found.rows[0].certificate
-    assert certificate is not None and certificate.rigour is Rigour.REAL
+    assert certificate is not None
+    assert certificate.rigour is Rigour.REAL
     assert found.to_json()["query"]["of"] == 'the model with tensor "s" as its input'
