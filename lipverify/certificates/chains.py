@@ -17,7 +17,7 @@ from lipverify.checkers.kernel import gains
 from lipverify.checkers.kernel.elementary import behind
 from lipverify.checkers.kernel.language import Subject
 from lipverify.checkers.kernel.neurons import everywhere
-from lipverify.checkers.kernel.program import Affine, Implicit, Product, Program
+from lipverify.checkers.kernel.program import Affine, Implicit, Product
 from lipverify.checkers.kernel.theorems import Fact, Gained
 from lipverify.deadline import look
 from lipverify.errors import NotCovered
@@ -42,11 +42,12 @@ class Stage:
 
 
 def constant(
-    program: Program, start: int, end: int, norms: tuple[str, str], facts: Sequence[Fact]
+    subject: Subject, start: int, end: int, norms: tuple[str, str], facts: Sequence[Fact]
 ) -> Fraction:
     """What gains prove together."""
     given = {fact.last: (fact.first, fact.gains) for fact in facts if isinstance(fact, Gained)}
-    return gains.product_constant(program.steps, start, end, norms, given)
+    steps = subject.program.steps
+    return gains.product_constant(steps, start, end, norms, given, subject.factors)
 
 
 def stages(subject: Subject, start: int, end: int) -> Iterator[Stage]:

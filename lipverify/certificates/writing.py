@@ -115,7 +115,7 @@ class Writer(Record):
                 f"the implicit layer at step {missing[0]} has no multipliers that the checker accepts"
             )
         proved = chains.constant(
-            self.program, part.start, part.end, part.norms, [self.fact(g) for g in gains.values()]
+            self.subject, part.start, part.end, part.norms, [self.fact(g) for g in gains.values()]
         )
         return self.add("product", start=part.start, end=part.end, gains=list(gains.values()), norms=list(part.norms),
                         limit=above(proved).hex())  # fmt: skip

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import torch
 
+from lipverify import ops
 from lipverify.errors import InternalError, UnsupportedModel
 from lipverify.ir.graph import Graph, Node
 from lipverify.ir.interval import Interval
@@ -56,4 +58,66 @@ def interval_ranges(graph: Graph, box: Interval) -> dict[str, Interval]:
     for node in exact.nodes:
         boxes = [found[name] for name in node.inputs]
         found[node.name] = box if isinstance(node.op, Input) else image(node, boxes, len(box.lower))
+        found[node.name] = _met(found[node.name], blended(exact, node, found))
     return found
+
+
+def everywhere(graph: Graph) -> dict[str, Interval]:
+    """Ranges over the whole input space, [1, *shape]; infinite where nothing is known.
+
+    Statement: for every input whatever, every node's value lies inside its range: gates and what they weigh are bounded by
+        themselves, so a gated recurrent network has bounded factors although its input has no bound.
+    """
+    exact = graph.to(dtype=torch.float64, device=torch.device("cpu"))
+    found: dict[str, Interval] = {}
+    for node in exact.nodes:
+        line = torch.full((1, *node.shape), math.inf, dtype=torch.float64)
+        found[node.name] = Interval(-line, line)
+        if not isinstance(node.op, Input) and interval.covers(type(node.op)):
+            try:
+                found[node.name] = image(node, [found[name] for name in node.inputs], 1)
+            except UnsupportedModel:
+                continue
+            found[node.name] = _met(found[node.name], blended(exact, node, found))
+    return found
+
+
+def _met(box: Interval, other: Interval | None) -> Interval:
+    """What two ranges of the same values have in common."""
+    if other is None:
+        return box
+    return Interval(torch.maximum(box.lower, other.lower), torch.minimum(box.upper, other.upper))
+
+
+def blended(graph: Graph, node: Node, ranges: Mapping[str, Interval]) -> Interval | None:
+    """What is known besides of n + z (h - n), z in [0, 1]: it lies between n and h. None for other nodes.
+
+    Interval arithmetic takes z, h - n and n as free of each other, and the state of a GRU would grow with every step. Written
+    as (1 - z) n + z h it is not recognised.
+    """
+    if not isinstance(node.op, ops.Add):
+        return None
+    for n, product in (node.inputs, node.inputs[::-1]):
+        if not isinstance(graph[product].op, ops.Mul):
+            continue
+        for z, difference in (graph[product].inputs, graph[product].inputs[::-1]):
+            h, weight = _other_end(graph[difference], n, ranges), ranges[z]
+            if h is not None and bool(((weight.lower >= 0) & (weight.upper <= 1)).all()):
+                ends = ranges[n]
+                return Interval(torch.minimum(ends.lower, h.lower), torch.maximum(ends.upper, h.upper))
+    return None
+
+
+def _other_end(difference: Node, n: str, ranges: Mapping[str, Interval]) -> Interval | None:
+    """The range of h where the node is h - n; a stored h is the shift of -n."""
+    op = difference.op
+    if isinstance(op, ops.Sub) and difference.inputs[1] == n:
+        return ranges[difference.inputs[0]]
+    if isinstance(op, ops.Scale) and difference.inputs == (n,) and op.scale is not None:
+        if not bool((op.scale == -1).all()):
+            return None
+        size = ranges[n].lower.shape
+        h = torch.zeros(size[1:], dtype=torch.float64) if op.shift is None else op.shift.double()
+        h = h.to(ranges[n].lower.device).expand(size)
+        return Interval(h, h)
+    return None

@@ -13,7 +13,7 @@ from lipverify.ir.interval import Interval
 from lipverify.ir.op import Constant, Input, Op, Shape
 from lipverify.ir.region import Ball
 from lipverify.ops.planes import constant_planes
-from lipverify.propagation.interval import image, refuse_without_intervals
+from lipverify.propagation.interval import blended, image, refuse_without_intervals
 from lipverify.propagation.precision import DOUBLE, UNDERFLOW, Precision
 from lipverify.propagation.strips import Strip
 from lipverify.rules import Relaxation, forward, linear, magnitude, relax
@@ -98,14 +98,16 @@ class Knowledge:
         return tuple(self.graph[name].shape for name in node.inputs)
 
     def image(self, node: Node) -> Interval:
-        """The node's box from the ranges of its inputs, by its interval rule: [count, *shape].
+        """The node's box from the ranges of its inputs, by its interval rule and as a blend: [count, *shape].
 
         Raises:
             UnsupportedModel: the operator is not bounded on these ranges; the node is named.
         """
         if isinstance(node.op, Input):
             return self.box
-        return image(node, [self.ranges[name] for name in node.inputs], self.count)
+        found = image(node, [self.ranges[name] for name in node.inputs], self.count)
+        between = blended(self.graph, node, self.ranges)
+        return found if between is None else self.meet(found, between)
 
     def largest(self, name: str) -> Tensor:
         """Upper bound of the absolute values of a node."""

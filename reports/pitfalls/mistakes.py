@@ -159,6 +159,76 @@ def truncated_exponential() -> Mistake:
     )
 
 
+def clipped_orthogonal() -> Mistake:
+    """Orthogonal weights, then negative entries set to 0: what makes a network convex in its input undoes its constant."""
+    weight = np.maximum(np.linalg.qr(np.random.default_rng(0).standard_normal((64, 64)))[0], 0.0)
+    layer = nn.Linear(64, 64, bias=False).double()
+    layer.weight.data = torch.tensor(weight)
+    return Mistake(
+        "Orthogonal weights clipped at 0",
+        "1 by construction: a 64 x 64 matrix is orthogonalised, then its negative entries are set to 0",
+        "killingbear999/ICLRNN (code of input convex Lipschitz recurrent networks): kernels are divided by a power iteration, "
+        "orthogonalised by Bjorck's iteration and clipped in this order",
+        "The positive part of an orthogonal n x n matrix has a norm of about 0.4 sqrt n: 1.65, 3.13, 6.42 for n = 16, 64, 256. "
+        "Scaling has to come last, by a certified norm.",
+        1.0,
+        layer,
+        (64,),
+        "product",
+    )
+
+
+class _States(nn.Module):
+    """All states of one recurrent unit with weights 1 over 20 steps, from a zero state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unit = nn.RNN(1, 1, nonlinearity="relu", bias=False, batch_first=True)
+        for weight in self.unit.parameters():
+            nn.init.ones_(weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.unit(x)[0][..., 0]
+
+
+def recurrent_weights() -> Mistake:
+    """Matrices of norm 1 in every step add up over the steps."""
+    return Mistake(
+        "Weights of norm 1 in a recurrent network",
+        "1 by construction: input and recurrent weights of norm 1, slopes of at most 1; here one unit, 20 steps, all states",
+        "papers and code on Lipschitz recurrent networks, among them killingbear999/ICLRNN; the constant of one step is not "
+        "that of the sequence",
+        "An input reaches every later state. From the sequence to all states the constant is 1 / (2 sin(pi / (4 T + 2))), "
+        "13.0539 for T = 20, and to the last state sqrt T.",
+        1.0,
+        _States().double(),
+        (20, 1),
+        "lipsdp",
+    )
+
+
+def average_overlap() -> Mistake:
+    """A convolution scaled by the average number of windows a pixel is in; the steepest direction sits where there are more."""
+    size, taps = 16, 3
+    reach = (taps - 1) // 2
+    average = size * size / (taps * size - reach * (reach + 1)) ** 2
+    layer = nn.Conv2d(1, 1, taps, padding=1, bias=False).double()
+    # Ones: the reshaped kernel has norm 3, so that divided by 3 it has norm 1.
+    layer.weight.data = torch.full((1, 1, taps, taps), math.sqrt(average) / taps, dtype=torch.float64)
+    return Mistake(
+        "A convolution scaled by its average overlap",
+        "1 by construction: kernel divided by its reshaped norm, times sqrt(h w / ((k h - a (a + 1)) (k w - a (a + 1)))), "
+        "a = (k - 1) / 2; 3 x 3 ones on 16 x 16 pixels",
+        "deel-lip (RKO convolutions) and lip-dp, where the error goes into the noise and so into epsilon of private training",
+        "That is the average number of windows around a pixel, and pixels away from the border are in more. 1 / k is safe, or a "
+        "certified norm of the convolution.",
+        1.0,
+        layer,
+        (1, size, size),
+        "product",
+    )
+
+
 class _Rewritten(nn.Module):
     """MaxMin of the pairs (a, b) = (x_i, x_{i+n}): max = b + relu(a - b), min = b - relu(b - a)."""
 
@@ -219,5 +289,8 @@ MISTAKES = (
     lipsdp_network,
     gelu_slope_one,
     truncated_exponential,
+    clipped_orthogonal,
+    recurrent_weights,
+    average_overlap,
     residual_maxmin,
 )

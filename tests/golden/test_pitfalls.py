@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 
 REPORT = Path(__file__).resolve().parents[2] / "reports" / "pitfalls"
@@ -18,6 +19,9 @@ NAMES = (
     "lipsdp_network",
     "gelu_slope_one",
     "truncated_exponential",
+    "clipped_orthogonal",
+    "recurrent_weights",
+    "average_overlap",
     "residual_maxmin",
 )
 
@@ -57,6 +61,16 @@ def test_the_committed_row_is_found_again(
     for key in ("value", "lower", "upper"):
         # Other processors round the search and the solver differently; the figures shown have four digits in common.
         assert row[key] == pytest.approx(stored[mistake.title][key], rel=1e-4)
+
+
+def test_positive_parts_of_orthogonal_matrices_grow_with_the_root_of_their_size() -> None:
+    """By singular values; about 0.4 sqrt n."""
+    draws = np.random.default_rng(0)
+    for n, wanted in ((16, 1.6463), (64, 3.1258), (256, 6.4216)):
+        weight = np.linalg.qr(draws.standard_normal((n, n)))[0]
+        norm = float(np.linalg.norm(np.maximum(weight, 0.0), 2))
+        assert norm == pytest.approx(wanted, abs=5e-5)
+        assert norm == pytest.approx(0.4 * n**0.5, rel=0.03)
 
 
 def test_the_page_opens_offline_and_names_every_source(build: ModuleType, stored: dict[str, object]) -> None:

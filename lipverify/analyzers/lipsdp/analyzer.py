@@ -43,8 +43,9 @@ class LipSDP:
     Source: Fazlyab, Robey, Hassani, Morari, Pappas, NeurIPS 2019 (arXiv 1906.04893), LipSDP-Neuron, as a block system with
     closed-form evaluation; maxima and sorting as comparators of one neuron each; linf inputs by searched weights, as Wang
     et al. (arXiv 2203.01212) and Pauli et al. (arXiv 2401.14033); linf outputs one by one.
-    Sound when: every operator is affine, a scalar activation with proven slopes, a maximum, a sort or a reflection. Where the
-    whole network is too large for the memory or the budget, one multiplier a channel over frequencies (convolutional
+    Sound when: every operator is affine, a scalar activation with proven slopes, a maximum, a sort, a reflection, or a product of
+    two values that are bounded over the region, as gates of GRU and LSTM and what they weigh are everywhere. Where the whole
+    network is too large for the memory or the budget, one multiplier a channel over frequencies (convolutional
     networks), or the product over pieces, which the result says.
     Proof: lipverify/analyzers/lipsdp/bound.py:certified_upper
     """

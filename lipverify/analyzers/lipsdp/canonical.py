@@ -4,7 +4,8 @@ Every value of the graph is followed as an affine function of the input and of a
 differences and are dropped). A scalar activation with slopes in [a, b] is a v + (b - a) w with one neuron w of slope [0, 1];
 neurons with a = b need none. Maxima and sorting are comparators with one neuron each: r = relu(p - q), max = q + r,
 min = p - r. That is tighter than two ReLUs a pair, and for pairs as tight as the constraints of Pauli et al. (ICLR 2024) with all
-multipliers free (design comparison in `docs/math.md`).
+multipliers free (design comparison in `docs/math.md`). A product of two values with known ranges is two neurons:
+p q - p' q' = q (p - p') + p' (q - q').
 
 Source of the encoding: Fazlyab et al. 2019 (arXiv 1906.04893) for slopes; the comparator identities are elementary.
 """
@@ -29,6 +30,7 @@ from lipverify.ir.interval import Interval
 from lipverify.ir.op import Constant, Input, Op, Shape
 from lipverify.ops.implicit import response, slope_range
 from lipverify.ops.pooling import windows
+from lipverify.propagation import everywhere
 from lipverify.rules import Unbounded, interval, linear, naming, slopes
 
 MAX_BYTES = 12 << 30
@@ -73,14 +75,18 @@ def _followed(
     """The neurons of a graph, its output as a signal of them, and the graph they are those of."""
     graph, boxes = commuted(graph, boxes)
     form = Canonical(device)
+    # Factors of products have to have a range; that of other values does not matter where slopes are those everywhere.
+    factors = everywhere(graph) if boxes is None and _multiplies(graph) else {}
     signals: dict[str, Signal] = {}
     waiting = {name: len(users) for name, users in graph.consumers.items()}
     for node in graph.nodes:
         sources = [graph[name] for name in node.inputs]
-        signal = _encode(form, node, [signals[name] for name in node.inputs], sources)
+        read = [signals[name] for name in node.inputs]
+        if factors and isinstance(node.op, ops.Mul):
+            read = [_within(form, x, factors[name]) for x, name in zip(read, node.inputs, strict=True)]
+        signal = _encode(form, node, read, sources)
         if boxes is not None and node.name in boxes:
-            box = boxes[node.name]
-            signal = replace(signal, box=(box.lower.flatten().to(device), box.upper.flatten().to(device)))
+            signal = _within(form, signal, boxes[node.name])
         signals[node.name] = signal
         for name in node.inputs:
             waiting[name] -= 1
@@ -101,6 +107,15 @@ def scalar_neurons(graph: Graph) -> int:
             found = slopes(node.op, None, shape)
             count += int((found.upper > found.lower).expand(1, *shape).sum())
     return count
+
+
+def _within(form: Canonical, signal: Signal, box: Interval) -> Signal:
+    """The signal with its range; box: [1, *shape]."""
+    return replace(signal, box=(box.lower.flatten().to(form.device), box.upper.flatten().to(form.device)))
+
+
+def _multiplies(graph: Graph) -> bool:
+    return any(isinstance(node.op, ops.Mul) for node in graph.nodes)
 
 
 def available() -> int:
@@ -124,6 +139,20 @@ def refuse_unencodable(graph: Graph) -> None:
     missing = [node.describe() for node in graph.nodes if not encodable(node)]
     if missing:
         raise UnsupportedModel(f"no form as neurons with bounded slopes for {', '.join(missing[:3])}")
+
+
+def refuse_unbounded(graph: Graph) -> None:
+    """Raises UnsupportedModel naming the first product with a factor that is not bounded over all inputs."""
+    if not _multiplies(graph):
+        return
+    ranges = everywhere(graph)
+    for node in graph.nodes:
+        for name in node.inputs if isinstance(node.op, ops.Mul) else ():
+            if not bool((ranges[name].lower.isfinite() & ranges[name].upper.isfinite()).all()):
+                raise UnsupportedModel(
+                    f"{node.describe()}: its factor {graph[name].describe()} is not bounded over all inputs, so its slope in "
+                    "the other one has no bound; give a region"
+                )
 
 
 def refuse_loops(graph: Graph) -> None:
@@ -255,6 +284,12 @@ def _sort(form: Canonical, node: Node, inputs: list[Signal], sources: list[Node]
     return stacked(wires).rows(order)
 
 
+def _product(form: Canonical, node: Node, inputs: list[Signal], sources: list[Node]) -> Signal:
+    if any(signal.box is None for signal in inputs):
+        raise UnsupportedModel(f"{node.describe()} has a factor of which no range is known")
+    return form.product(inputs[0], inputs[1], node.name)
+
+
 def _householder(form: Canonical, node: Node, inputs: list[Signal], sources: list[Node]) -> Signal:
     """x + 2 w relu(-w'x) / |w|^2 on every group."""
     op = node.op
@@ -350,6 +385,7 @@ ENCODERS: dict[type, Encoder] = {
     ops.Householder: _householder,
     ops.Implicit: _implicit,
     ops.MaxPool: _max_pool,
+    ops.Mul: _product,
     ops.ReduceMax: _reduce_max,
     ops.ReduceMin: _reduce_min,
     ops.Maximum: _maximum,

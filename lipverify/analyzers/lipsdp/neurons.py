@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lipverify.errors import InternalError
+from lipverify.errors import InternalError, UnsupportedModel
 
 Box = tuple[Tensor, Tensor]
 """Lower and upper end of every entry of a signal."""
@@ -110,6 +110,21 @@ class Canonical:
         self.blocks.append(v)
         self.names.append(name)
         return Signal({key: self.eye(v.size)}, v.size)
+
+    def product(self, p: Signal, q: Signal, name: str) -> Signal:
+        """The entrywise product of two signals with ranges, two neurons an entry: p q - p' q' = q (p - p') + p' (q - q').
+
+        Raises:
+            UnsupportedModel: a factor has no bound.
+        """
+        assert p.box is not None
+        assert q.box is not None
+        low, high = (torch.cat([first, second]) for first, second in zip(q.box, p.box, strict=True))
+        if not bool((low.isfinite() & high.isfinite()).all()):
+            raise UnsupportedModel(f"the product {name} has a factor without a bound")
+        both = self.sloped(stacked([p, q]), low, high, name)
+        own = torch.arange(p.size, device=self.device)
+        return add(both.rows(own), both.rows(own + p.size))
 
     def sloped(self, v: Signal, low: Tensor, high: Tensor, name: str) -> Signal:
         """phi(v) with slopes in [low, high], entry by entry: low v + (high - low) w; no neuron where both agree."""

@@ -15,6 +15,7 @@ from lipverify.analyzers.lipsdp.canonical import (
     looped_form,
     refuse_loops,
     refuse_too_large,
+    refuse_unbounded,
     refuse_unencodable,
 )
 from lipverify.analyzers.lipsdp.evidence import Multipliers, Proofs
@@ -54,6 +55,8 @@ def refusal(graph: Graph, query: Query, loops: bool = False, large: bool = False
         refuse_unencodable(graph)
         if not loops or not (query.norm_in is query.norm_out is Norm.L2):
             refuse_loops(graph)
+        if not isinstance(query.region, Ball):
+            refuse_unbounded(graph)
         if not large:
             refuse_too_large(graph)
     except UnsupportedModel as error:

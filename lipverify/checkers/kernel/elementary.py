@@ -15,7 +15,9 @@ import numpy as np
 from lipverify.checkers.kernel import program as steps
 from lipverify.checkers.kernel.account import STEP, charge
 from lipverify.checkers.kernel.arithmetic import Array, need
+from lipverify.checkers.kernel.blends import blend_of
 from lipverify.checkers.kernel.program import Affine, Constant, Product, Program, Scalar, Step, View
+from lipverify.checkers.kernel.signals import Signal
 from lipverify.errors import NotCovered
 
 # Fewest comparators for the small sizes (Knuth, The Art of Computer Programming, volume 3, section 5.3.4).
@@ -37,6 +39,11 @@ class Extreme(Affine):
 
 
 @dataclass(frozen=True)
+class Blend(Affine):
+    """n + z (h - n): entry i of what it reads, plus entry size + i; h and z are the entries 2 size + i and 3 size + i."""
+
+
+@dataclass(frozen=True)
 class Within(Product):
     """A product whose results are known to lie in [-most, most], or [0, most]."""
 
@@ -55,6 +62,21 @@ class Elementary(NamedTuple):
         """How many numbers a layer reads."""
         step = self.steps[self.layers[layer] if layer >= 0 else 0]
         return step.size * (2 if isinstance(step, Product) else 1)
+
+
+def met(step: Step, x: Signal, y: Signal) -> Signal:
+    """What is known of a maximum, a minimum or a blend from the ranges of what it reads, x, beside that of the sum, y."""
+    if x.ends is None or y.ends is None or not isinstance(step, Extreme | Blend):
+        return y
+    n, ends = step.size, x.ends
+    if isinstance(step, Extreme):
+        choose = np.maximum if step.sign > 0 else np.minimum
+        low, high = choose(ends[:, :n], ends[:, n : 2 * n])
+    else:
+        low, high = (c(ends[k, :n], ends[k, 2 * n : 3 * n]) for k, c in ((0, np.minimum), (1, np.maximum)))
+        between = (ends[0, 3 * n :] >= 0) & (ends[1, 3 * n :] <= 1)
+        low, high = np.where(between, low, -np.inf), np.where(between, high, np.inf)
+    return y._replace(ends=np.array([np.maximum(y.ends[0], low), np.minimum(y.ends[1], high)]))
 
 
 def behind(steps: Sequence[Step], end: int, start: int = 0) -> list[int]:
@@ -104,6 +126,8 @@ class _Writer:
             y = self.put(replace(step, view=x, other=other))
         else:
             y = self.put(replace(step, view=x))
+            if isinstance(step, Affine):
+                y = self.blended(y)
         if len(y.sources) > 1 or not np.array_equal(y.places, np.arange(step.size)):
             y = self.sum([1.0], y)
         self.place[number] = y.sources[0]
@@ -155,6 +179,20 @@ class _Writer:
             won, left = iter(range(len(pairs))), iter(range(len(pairs), len(pairs) + len(kept)))
             rows = [[next(won) for _ in r[1::2]] + [next(left) for _ in range(len(r) % 2)] for r in rows]
         return View(x.sources, x.places[[r[0] for r in rows]])
+
+    def blended(self, y: View) -> View:
+        """The sum that was put last, as a blend if it is one."""
+        step = self.steps[-1]
+        assert isinstance(step, Affine)
+        found = blend_of(self.steps, step)
+        if found is None:
+            return y
+        self.steps.pop()
+        h, none = found.h, View((), np.empty(0, np.int64))
+        if not isinstance(h, View):
+            h = self.put(Constant(none, step.size, h))
+        kernel = _entrywise(step.size, [1.0, 1.0, 0.0, 0.0])
+        return self.put(Blend(self.joined([found.n, found.product, h, found.z]), step.size, *kernel))
 
     def sort(self, x: View, groups: Array) -> View:
         if groups.shape[1] not in _SORTS:

@@ -15,7 +15,7 @@ from lipverify.checkers.kernel import program as kinds
 from lipverify.checkers.kernel.account import STEP, charge
 from lipverify.checkers.kernel.arithmetic import Array, need
 from lipverify.checkers.kernel.curves import curve
-from lipverify.checkers.kernel.program import Affine, Constant, Step, View
+from lipverify.checkers.kernel.program import Affine, Constant, Product, Step, View
 from lipverify.checkers.kernel.signals import identity, mapped
 from lipverify.errors import NotCovered
 
@@ -24,15 +24,17 @@ _WORK, _MOST = 1 << 24, 1 << 19
 Torus = Sequence[tuple[int, int]]
 Gains = Mapping[tuple[str, str], Fraction]
 """Gains by the norms of a change before and after."""
+Factors = Mapping[int, tuple[Fraction, Fraction]]
 Reach = Mapping[int, Mapping[str, Fraction]]
 """Constants from one step, in its norm, to others, in each of the norms."""
 
 
 def product_constant(steps: Sequence[Step], start: int, end: int, norms: tuple[str, str],
-                     gains: Mapping[int, tuple[int, Gains]]) -> Fraction:  # fmt: skip
+                     gains: Mapping[int, tuple[int, Gains]], factors: Factors) -> Fraction:  # fmt: skip
     """A constant of one step as a function of another: sums over the paths between them, in every norm that may help.
 
     gains: by the last step of a chain its first step and its gains; other steps have a rule. In l2 nothing else is followed.
+    factors: what products multiply each of their factors by at most, over all inputs.
     """
     followed = ("l2",) if norms == ("l2", "l2") else NORMS
     wanted = {start, end}
@@ -54,7 +56,7 @@ def product_constant(steps: Sequence[Step], start: int, end: int, norms: tuple[s
             pairs = {(b, a): g * seen[b] for (b, a), g in own.items() if b in seen}
             found = {a: min(g for (_, b), g in pairs.items() if b == a) for _, a in pairs}
         else:
-            found = {norm: _rule(steps, step, norm, reach) for norm in followed}
+            found = {norm: _rule(steps, step, norm, reach, factors.get(k)) for norm in followed}
         least = {a: min(embedding(b, a, step.size) * found[b] for b in found) for a in followed}
         reach[k] = {a: arith.trimmed(value) for a, value in least.items()}
     return reach[end][norms[1]]
@@ -109,8 +111,13 @@ def _seen(steps: Sequence[Step], view: View, places: Array, norm: str, reach: Re
     return arith.root_above(sum((n * r * r for n, r in terms), Fraction(0)))
 
 
-def _rule(steps: Sequence[Step], step: Step, norm: str, reach: Reach) -> Fraction:
+def _rule(
+    steps: Sequence[Step], step: Step, norm: str, reach: Reach, factors: tuple[Fraction, Fraction] | None
+) -> Fraction:
     view = step.view
+    if isinstance(step, Product) and factors is not None:
+        seen = (_seen(steps, v, v.places, norm, reach) for v in (view, step.other))
+        return sum((f * r for f, r in zip(factors, seen, strict=True)), Fraction(0))
     if isinstance(step, Constant):
         return Fraction(0)
     if isinstance(step, Affine):

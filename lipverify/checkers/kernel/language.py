@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 from typing import Annotated, Any, NamedTuple
 
@@ -15,9 +16,11 @@ import numpy as np
 
 from lipverify.checkers.kernel.arithmetic import Array, need
 from lipverify.checkers.kernel.elementary import Elementary, behind, elementary
-from lipverify.checkers.kernel.gains import NORMS, Torus
-from lipverify.checkers.kernel.program import Program
+from lipverify.checkers.kernel.gains import NORMS, Factors, Torus
+from lipverify.checkers.kernel.neurons import Slopes as Pair
+from lipverify.checkers.kernel.program import Product, Program
 from lipverify.checkers.kernel.ranges import Condition, Region
+from lipverify.checkers.kernel.values import products_everywhere
 from lipverify.errors import NotCovered
 
 
@@ -54,6 +57,31 @@ class Subject:
     def elements(self) -> Elementary:
         """The program in elementary steps: made where layers are spoken of."""
         return elementary(self.program)
+
+    @cached_property
+    def products(self) -> dict[int, Pair]:
+        """Slopes of products over all inputs, of those that have any."""
+        if not any(isinstance(step, Product) for step in self.program.steps):
+            return {}
+        try:
+            return products_everywhere(self.elements)
+        except NotCovered:
+            return {}
+
+    @cached_property
+    def factors(self) -> Factors:
+        """By how much the products of the program multiply changes of either factor at most, over all inputs."""
+        found: dict[int, tuple[Fraction, Fraction]] = {}
+        if not self.products:
+            return found
+        p = self.elements
+        layers = {step: k for k, step in enumerate(p.layers)}
+        for number, step in enumerate(self.program.steps):
+            slopes = self.products.get(layers.get(p.place.get(number, -1), -1))
+            if isinstance(step, Product) and slopes is not None:
+                most = np.maximum(np.abs(slopes[0]), np.abs(slopes[1])).reshape(2, -1).max(1)
+                found[number] = Fraction(float(most[0])), Fraction(float(most[1]))
+        return found
 
     def layers(self, start: int, end: int) -> list[int]:
         """Layers between two steps of the program.

@@ -10,7 +10,7 @@ import numpy as np
 from lipverify.checkers.kernel.account import STEP, charge
 from lipverify.checkers.kernel.arithmetic import Array
 from lipverify.checkers.kernel.curves import curve
-from lipverify.checkers.kernel.elementary import Elementary, Extreme, Ranged, behind
+from lipverify.checkers.kernel.elementary import Blend, Elementary, Extreme, Ranged, behind
 from lipverify.checkers.kernel.program import Affine, Constant, Implicit, Input, Product, Scalar, Step, View
 from lipverify.checkers.kernel.signals import (
     INPUT,
@@ -34,7 +34,7 @@ def follow(
 ) -> Signal:
     """The signal of a step; `layer` says what a layer makes of what it reads.
 
-    known: what follows of steps whose results are maxima, minima, or what these read. With it constants count, which differences
+    known: what follows of maxima, minima, blends, and of what maxima read. With it constants count, which differences
     of two points do not see.
     """
     signals: dict[int, Signal] = {}
@@ -58,7 +58,7 @@ def follow(
         elif isinstance(step, Affine):
             x = seen(step.view)
             y = mapped(step.kernel, step.index, x, step.offset if known else None, step.rounded)
-            signals[k] = known(step, x, y) if known and isinstance(step, Extreme | Ranged) else y
+            signals[k] = known(step, x, y) if known and isinstance(step, Extreme | Ranged | Blend) else y
         else:
             x = seen(step.view)
             x = stacked([x, seen(step.other)]) if isinstance(step, Product) else x

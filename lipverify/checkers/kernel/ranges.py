@@ -16,7 +16,7 @@ import numpy as np
 from lipverify.checkers.kernel.account import STEP, charge
 from lipverify.checkers.kernel.arithmetic import TINY, Array, gamma, need
 from lipverify.checkers.kernel.curves import Curve, Lines, curve
-from lipverify.checkers.kernel.elementary import Elementary, Extreme, Within
+from lipverify.checkers.kernel.elementary import Elementary, Ranged, Within, met
 from lipverify.checkers.kernel.neurons import Slopes, everywhere, follow
 from lipverify.checkers.kernel.program import Implicit, Product, Scalar, Step
 from lipverify.checkers.kernel.signals import INPUT, ONE, Signal, product, scaled, sprouted, stacked, total
@@ -324,14 +324,10 @@ class Ranges:
         return sprouted(key, v, factor, free)
 
     def _known(self, step: Step, x: Signal, y: Signal) -> Signal:
-        if not isinstance(step, Extreme):
+        if isinstance(step, Ranged):
             low, high = self.chain.ranges(y)
             return _forgotten(y._replace(ends=np.array([low, high])), ~np.isfinite(low))
-        if x.ends is None or y.ends is None:
-            return y
-        choose, n = np.maximum if step.sign > 0 else np.minimum, step.size
-        low, high = choose(x.ends[:, :n], x.ends[:, n : 2 * n])
-        return y._replace(ends=np.array([np.maximum(y.ends[0], low), np.minimum(y.ends[1], high)]))
+        return met(step, x, y)
 
     def largest(
         self,

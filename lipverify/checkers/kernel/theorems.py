@@ -191,7 +191,8 @@ def product(facts: Facts, *, start: is_.StepId, end: is_.StepId, gains: is_.Fact
     chains = {g.last: (g.first, g.gains) for g in given}
     need(len(chains) == len(given), "two gains of one step")
     steps = facts.subject.program.steps
-    found = paths.product_constant(steps, start, end, norms, chains)
+    factors = {} if facts.subject.exact else facts.subject.factors
+    found = paths.product_constant(steps, start, end, norms, chains, factors)
     shown(found <= Fraction(limit), f"the gains prove {above(found)!r}, not {limit!r}")
     return Constant(Part(), Fraction(limit), start, end, Rows(0, steps[end].size), norms)
 
@@ -226,7 +227,9 @@ def _between(
     """Neurons between two steps; slopes as given have to hold those that are known."""
     subject = facts.subject
     p = subject.elements
-    given = {} if known is None else dict(known.slopes)
+    given = dict(subject.products if known is None else known.slopes)
+    if known is None and subject.exact and given:
+        raise NotCovered("exact checking covers no ranges")
     for k, pair in zip(subject.layers(start, end), wider or (), strict=wider is not None):
         if pair is not None:
             low, high = given[k] if k in given else everywhere(p.steps[p.layers[k]])

@@ -108,8 +108,8 @@ def _gru(b: Builder, cell: Cell, x: Value, h: Operand, c: Operand | None) -> tup
         b.times(r, _of_state(b, weight, bias, h)) if cell.before else b.linear(b.times(r, h), weight, bias)
     )
     new = _activated(b, cell, 1, _plus(b, _part(b, own, 2, size), inner))
-    # (1 - z) n + z h
-    return _plus(b, b.minus(new, b.times(z, new)), b.times(z, h)), None
+    # (1 - z) n + z h, with z once: it is known to lie between n and h then (propagation/everywhere.py).
+    return _plus(b, new, b.times(z, b.minus(h, new))), None
 
 
 def _lstm(b: Builder, cell: Cell, x: Value, h: Operand, c: Operand | None) -> tuple[Operand, Operand | None]:

@@ -47,13 +47,13 @@ def _split_with_sizes(b: Lowerer, x: Value, sizes: Sequence[int], dim: int = 0) 
     return _pieces(b, x, sizes, dim)
 
 
-@lower.register("aten.split.Tensor", "aten.split_copy")
+@lower.register("aten.split.Tensor", "aten.split_copy", "aten.unsafe_split.Tensor")
 def _split(b: Lowerer, x: Value, size: int, dim: int = 0) -> list[Value]:
     total = x.source_shape[dim % x.rank]
     return _pieces(b, x, [min(size, total - begin) for begin in range(0, total, size)], dim)
 
 
-@lower.register("aten.chunk")
+@lower.register("aten.chunk", "aten.unsafe_chunk")
 def _chunk(b: Lowerer, x: Value, chunks: int, dim: int = 0) -> list[Value]:
     return _split(b, x, -(-x.source_shape[dim % x.rank] // chunks), dim)
 

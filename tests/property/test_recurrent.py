@@ -1,0 +1,199 @@
+"""Recurrent layers written out step by step compute what their sources compute, over all options of both front ends."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+
+import lipverify as lv
+from lipverify.frontends.onnx import extract_onnx
+from lipverify.frontends.torch_export import extract
+from lipverify.interpreter import evaluate
+from tests.tiers import tier
+
+GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
+
+
+class Layer(nn.Module):
+    """A layer of torch with its state as stored numbers, zeros, or a part of the input; all states, or the last ones."""
+
+    def __init__(self, draw: np.random.Generator, kind: str) -> None:
+        super().__init__()
+        self.inputs, hidden = int(draw.integers(1, 5)), int(draw.integers(1, 5))
+        self.steps, layers, ways = (
+            int(draw.integers(1, 6)),
+            int(draw.integers(1, 3)),
+            int(draw.integers(1, 3)),
+        )
+        settings: dict[str, object] = {
+            "batch_first": True,
+            "bidirectional": ways == 2,
+            "bias": bool(draw.integers(2)),
+        }
+        if kind == "RNN":
+            settings["nonlinearity"] = str(draw.choice(["tanh", "relu"]))
+        self.layer = getattr(nn, kind)(self.inputs, hidden, layers, **settings)
+        self.kind, self.state, self.part = (
+            kind,
+            str(draw.choice(["zero", "given", "free"])),
+            int(draw.integers(3)),
+        )
+        self.shape = (layers * ways, hidden)
+        stored = torch.tensor(draw.standard_normal((2, layers * ways, 1, hidden)) / 2, dtype=torch.float32)
+        self.register_buffer("stored", stored)
+        self.width = self.steps * self.inputs + (2 * layers * ways * hidden if self.state == "free" else 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [batch, width]: the sequence, then the states where they are free."""
+        count = self.steps * self.inputs
+        rows = x[:, :count].reshape(-1, self.steps, self.inputs)
+        first = None
+        if self.state == "given":
+            first = tuple(s.expand(self.shape[0], x.shape[0], self.shape[1]) for s in self.stored)
+        elif self.state == "free":
+            flat = x[:, count:].reshape(-1, 2, *self.shape)
+            first = tuple(flat.permute(1, 2, 0, 3).unbind(0))
+        if first is not None and self.kind != "LSTM":
+            first = first[0]
+        states, last = self.layer(rows, first)
+        if self.part == 0:
+            return states
+        last = last[self.part - 1] if self.kind == "LSTM" else last
+        return last.transpose(0, 1)
+
+
+class Cells(nn.Module):
+    """A cell called step by step from a zero state."""
+
+    def __init__(self, draw: np.random.Generator, kind: str) -> None:
+        super().__init__()
+        self.inputs, self.steps = int(draw.integers(1, 5)), int(draw.integers(1, 5))
+        self.cell = getattr(nn, f"{kind}Cell")(self.inputs, int(draw.integers(1, 5)), bool(draw.integers(2)))
+        self.kind, self.width = kind, self.steps * self.inputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [batch, width]."""
+        state = None
+        for row in x.reshape(-1, self.steps, self.inputs).unbind(1):
+            state = self.cell(row, state)
+        return state[0] if self.kind == "LSTM" else state
+
+
+@pytest.mark.parametrize("seed", range(tier(6, 150)))
+def test_layers_and_cells_of_torch(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    torch.manual_seed(seed)
+    kind = list(GATES)[seed % 3]
+    model = (Cells if draw.random() < 0.3 else Layer)(draw, kind).eval()
+    graph = extract(model, torch.zeros(2, model.width))
+    x = 2 * torch.randn(5, model.width)
+    with torch.no_grad():
+        wanted = model(x)
+    torch.testing.assert_close(evaluate(graph, x), wanted, rtol=1e-5, atol=1e-5)
+
+
+def recurrent(draw: np.random.Generator, kind: str) -> onnx.ModelProto:
+    """One operator of a file with random options."""
+    inputs, hidden, steps = (int(n) for n in draw.integers(1, 5, 3))
+    direction = str(draw.choice(["forward", "reverse", "bidirectional"]))
+    ways, gates = 1 + (direction == "bidirectional"), GATES[kind]
+
+    def random(*shape: int) -> np.ndarray:
+        return (draw.standard_normal(shape) * 0.7).astype(np.float32)
+
+    tensors = {"W": random(ways, gates * hidden, inputs), "R": random(ways, gates * hidden, hidden)}
+    given = ["x", "W", "R", "", "", ""]
+    state = (ways, 1, hidden)
+    if draw.integers(2):
+        tensors["B"], given[3] = random(ways, 2 * gates * hidden), "B"
+    if draw.integers(2):
+        tensors["lengths"], given[4] = np.array([steps], np.int32), "lengths"
+    if draw.integers(2):
+        tensors["h"], given[5] = random(*state), "h"
+    settings: dict[str, object] = {"hidden_size": hidden, "direction": direction}
+    if draw.integers(2):
+        settings["clip"] = 0.6
+    if kind == "GRU":
+        settings["linear_before_reset"] = int(draw.integers(2))
+    if kind == "LSTM":
+        given += ["", ""]
+        if draw.integers(2):
+            tensors["c"], given[6] = random(*state), "c"
+        if draw.integers(2):
+            tensors["P"], given[7] = random(ways, 3 * hidden), "P"
+        if draw.integers(2):
+            settings["input_forget"] = 1
+    if draw.integers(2):
+        plain = {"RNN": ["Relu"], "GRU": ["Sigmoid", "Softsign"], "LSTM": ["Sigmoid", "Tanh", "Relu"]}[kind]
+        settings["activations"] = plain * ways
+    outputs = ["all", "last", "memory"][: 2 + (kind == "LSTM")]
+    shown = outputs[int(draw.integers(len(outputs)))]
+    graph = helper.make_graph(
+        [helper.make_node(kind, given, outputs, name="layer", **settings)],
+        "recurrent",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [steps, 1, inputs])],
+        [helper.make_tensor_value_info(shown, TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(array, name) for name, array in tensors.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8)
+
+
+@pytest.mark.parametrize("seed", range(tier(6, 150)))
+def test_operators_of_files(seed: int) -> None:
+    """Layout 1 has no implementation in onnxruntime: the import is held against the one of layout 0."""
+    kind = list(GATES)[seed % 3]
+    model = recurrent(np.random.default_rng(seed), kind)
+    runtime = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    steps, _, inputs = runtime.get_inputs()[0].shape
+    graphs = [extract_onnx(model)]
+    if seed % 4 == 3:
+        graphs.append(extract_onnx(batch_first(model), check=False))
+    for x in np.random.default_rng(1000 + seed).standard_normal((4, steps, 1, inputs)).astype(np.float32) * 2:
+        wanted = np.asarray(runtime.run(None, {"x": x})[0]).ravel()
+        for graph in graphs:
+            sample = torch.from_numpy(x.reshape(1, *graph.input_shape))
+            found = evaluate(graph, sample).detach().numpy().ravel()
+            np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+def batch_first(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same layer in layout 1: of a single sample no number moves, only axes do."""
+    other = onnx.ModelProto()
+    other.CopyFrom(model)
+    other.graph.node[0].attribute.append(helper.make_attribute("layout", 1))
+    steps, one, inputs = (d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim)
+    other.graph.input[0].CopyFrom(helper.make_tensor_value_info("x", TensorProto.FLOAT, [one, steps, inputs]))
+    for tensor in other.graph.initializer:
+        if tensor.name in ("h", "c"):
+            ways, _, hidden = tensor.dims
+            del tensor.dims[:]
+            tensor.dims.extend([1, ways, hidden])
+    return other
+
+
+def test_a_layer_of_two_directions_has_bounds_that_pairs_do_not_exceed() -> None:
+    torch.manual_seed(3)
+    layer = nn.GRU(2, 2, bidirectional=True, batch_first=True).double().eval()
+
+    class Ends(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x)[0].flatten(1)
+
+    model = Ends().eval()
+    audit = lv.audit(
+        lv.extract(model, torch.zeros(2, 3, 2, dtype=torch.float64)), analyzers=["product", "lipsdp-fast"]
+    )
+    x, y = 3 * torch.randn(2, 300, 3, 2, dtype=torch.float64)
+    slopes = (model(x) - model(y)).norm(dim=1) / (x - y).flatten(1).norm(dim=1)
+    for row in audit.rows:
+        assert float(slopes.detach().max()) <= row.upper
+        assert str(row.certificate.rigour) == "checked"
