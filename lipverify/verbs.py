@@ -401,6 +401,8 @@ closed_loop = verb(
     control=_matrix("control"),
     gain=_maybe(_matrix("gain")),
     radius=_maybe(partial(number, what="radius")),
+    remainder=_maybe(partial(number, what="remainder")),
+    direction=_maybe(_matrix("direction")),
     analyzers=_maybe(listed),
 )
 game = verb(

@@ -269,6 +269,25 @@ def _near(constant: Fraction, rate: Fraction, dynamics: Matrix, control: Matrix,
     return found
 
 
+def _remainder(constant: Fraction, rate: Fraction, dynamics: Matrix, control: Matrix, gain: Matrix, shape: Matrix,
+               multiplier: Fraction, level: Fraction, radius: Fraction, direction: Matrix, remainder: Fraction,
+               largest: Fraction, smallest: Fraction) -> Fraction:  # fmt: skip
+    """|D s|_P <= sqrt(largest) |s| where D'PD < largest I, and |x| <= |x|_P / sqrt(smallest) where P > smallest I."""
+    found = _near(constant, rate, dynamics, control, gain, shape, multiplier, level, radius)
+    n, k = len(shape), len(direction[0])
+    need(len(direction) == n and all(len(row) == k for row in direction), "matrices whose sizes do not fit")
+    pushed = _product(_transposed(direction), _product(shape, direction))
+    over = [[(largest if i == j else 0) - pushed[i][j] for j in range(k)] for i in range(k)]
+    under = [[shape[i][j] - (smallest if i == j else 0) for j in range(n)] for i in range(n)]
+    need(
+        smallest > 0 and positive_definite(over) and positive_definite(under),
+        "numbers that do not bound the shape",
+    )
+    found += remainder * root_above(largest / smallest)
+    need(found < 1, "the remainder is too large for this loop")
+    return found
+
+
 def _disturbed(
     rate: Fraction, amplification: Fraction, constant: Fraction, disturbance: Fraction
 ) -> Fraction:
@@ -389,6 +408,16 @@ RULES: dict[str, Rule] = {
         "the norm of P, if p(0) = 0 and p - K has the constant {constant} (l2) where all entries are at most {radius} in size, "
         "with A {dynamics}, B {control}, K {gain}, P {shape}",
         _near,
+    ),
+    "loop-remainder": Rule(
+        {"constant": "constant", "rate": "size", "dynamics": "matrix", "control": "matrix", "gain": "matrix", "shape": "matrix",
+         "multiplier": "size", "level": "size", "radius": "size", "direction": "matrix", "remainder": "size",
+         "largest": "size", "smallest": "size"},
+        "upper",
+        "runs of x+ = A x + B p(x) + D s(x) that start where x'Px <= {level} stay there and come to 0 by the factor {value} a "
+        "step, in the norm of P, if p(0) = 0, and where all entries are at most {radius} in size p - K has the constant {constant} "
+        "(l2) and |s(x)| <= {remainder} |x|, with A {dynamics}, B {control}, K {gain}, D {direction}, P {shape}",
+        _remainder,
     ),
     "disturbed": Rule(
         {"rate": "size", "amplification": "size", "constant": "constant", "disturbance": "size"},

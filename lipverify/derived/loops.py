@@ -32,13 +32,16 @@ def closed_loop(
     gain: ArrayLike | None = None,
     *,
     radius: float | None = None,
+    remainder: float | None = None,
+    direction: ArrayLike | None = None,
     analyzers: Sequence[str] | None = None,
 ) -> Derived:
     """Whether a loop x+ = A x + B p(x) is stable, and how fast runs come together.
 
     Statement: everywhere (radius None): for any two runs |x+ - y+|_P <= upper |x - y|_P with upper < 1, |x|_P^2 = x'Px. Near 0:
         runs that start where x'Px <= details["level"] stay there, in the box of entries up to `radius`, and come to 0 by that
-        factor a step, if p(0) = 0.
+        factor a step, if p(0) = 0. With a remainder the plant is x+ = A x + B p(x) + D s(x), |s(x)| <= remainder |x| in the box:
+        what a linear plant leaves of one that is not; it adds remainder |D|_P / |x|_P to the factor, at its largest.
     Source: the small gain theorem after a shift of the loop by K, as one matrix inequality (Yakubovich 1971): with L the
         constant of p - K in l2 and M = A + BK, [rate^2 P - M'PM - lam L^2 I, -M'PB; -B'PM, lam I - B'PB] > 0 and P > 0. P and lam
         come from a Riccati equation; both matrices are proved definite in rationals.
@@ -47,6 +50,8 @@ def closed_loop(
     Args:
         policy: the network; or the constant of p - K, a number or certified. dynamics: A [n, n]. control: B [n, m].
         gain: K [m, n], 0 if None. The nearer it is to the policy, the smaller the constant. radius: see above; None: everywhere.
+        remainder: see above; a fact about the plant that you state, such as dt g r^2 / 6 for the sine of an angle up to r.
+        direction: D [n, k], where it acts; all entries if None.
         analyzers: for p - K; `product` and `lipsdp` everywhere, `local` near 0 if None.
 
     Raises:
@@ -70,6 +75,8 @@ def closed_loop(
         raise UsageError(
             f"the audited network maps {shapes[0]} to {shapes[1]}, and policy less gain maps [{n}] to [{m}]"
         )
+    if (remainder is not None or direction is not None) and radius is None:
+        raise UsageError("a remainder is known in a box: give its radius")
     upper, plant = number(constant), _Plant(a, b, k)
     if upper < 0.0:
         raise UsageError(f"a constant is not negative, and {upper!r} is")
@@ -91,7 +98,22 @@ def closed_loop(
     if radius is None:
         return derive("loop", details, **given)
     level = radius**2 / float(np.linalg.inv(shape).diagonal().max()) * (1.0 - 1e-9)
-    return derive("loop-near", {**details, "level": level}, **given, level=level, radius=radius)
+    details["level"] = level
+    if remainder is None:
+        return derive("loop-near", details, **given, level=level, radius=radius)
+    pushed = np.eye(n) if direction is None else _matrix(direction, "direction")
+    if len(pushed) != n:
+        raise UsageError(f"dynamics {a.shape} and direction {pushed.shape} do not fit")
+    # The margins are far above the error of an eigenvalue; the rule proves both in rationals.
+    largest = float(np.linalg.eigvalsh(pushed.T @ shape @ pushed)[-1]) * (1 + 1e-6)
+    smallest = float(np.linalg.eigvalsh(shape)[0]) * (1 - 1e-6)
+    if not rate + remainder * np.sqrt(largest / smallest) < 1.0:
+        room = (1.0 - rate) / np.sqrt(largest / smallest)
+        raise Undecided(
+            f"the remainder is {remainder:.6g}, and this loop is shown stable for remainders below {room:.6g}"
+        )
+    return derive("loop-remainder", details, **given, level=level, radius=radius, direction=pushed, remainder=remainder,
+                  largest=largest, smallest=smallest)  # fmt: skip
 
 
 def disturbed(rate: float, policy: Known, disturbance: float, *, amplification: float = 1.0) -> Derived:

@@ -219,6 +219,45 @@ def test_a_loop_with_a_policy_comes_together_as_fast_as_proved() -> None:
         )
 
 
+def test_a_pendulum_is_what_a_linear_plant_leaves() -> None:
+    """theta'' = 9.81 sin(theta) + u by steps of .05: |sin(t) - t| <= r^2 / 6 |t| for angles up to r."""
+    dt, r = 0.05, 0.2
+    plant = [[1.0, dt], [dt * 9.81, 1.0]], [[0.0], [dt]]
+    gain, remainder = [[-20.0, -6.0]], dt * 9.81 * r**2 / 6
+    found = derived.closed_loop(0.1, *plant, gain, radius=r, remainder=remainder, direction=[[0.0], [1.0]])
+    assert found.rule == "loop-remainder"
+    plain = derived.closed_loop(0.1, *plant, gain, radius=r)
+    assert plain.upper < found.upper < 1.0
+    assert derived.verify_derived(found).value == found.upper
+    shape, level = np.array(found.details["shape"]), found.details["level"]
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((500, 2))
+    x *= np.sqrt(level / np.einsum("ni,ij,nj->n", x, shape, x))[:, None]
+    assert np.abs(x).max() <= r
+    for _ in range(100):
+        # Any policy that differs from the gain by at most .1 |x|.
+        u = x @ np.array(gain)[0] + 0.1 * np.linalg.norm(x, axis=1) * rng.uniform(-1, 1, len(x))
+        after = np.stack([x[:, 0] + dt * x[:, 1], x[:, 1] + dt * (9.81 * np.sin(x[:, 0]) + u)], 1)
+        before, now = (np.sqrt(np.einsum("ni,ij,nj->n", z, shape, z)) for z in (x, after))
+        assert (now <= found.upper * before).all()
+        x = after
+    with pytest.raises(Undecided, match="remainders below"):
+        derived.closed_loop(0.1, *plant, gain, radius=r, remainder=1.0)
+    with pytest.raises(UsageError, match="radius"):
+        derived.closed_loop(0.1, *plant, gain, remainder=remainder)
+
+
+def test_a_remainder_that_is_not_bounded_by_the_shape_proves_nothing() -> None:
+    """largest and smallest are data: the rule shows that they bound the shape."""
+    plant = {"dynamics": [[0.5, 0.0], [0.0, 0.5]], "control": [[0.0], [1.0]], "gain": [[0.0, 0.0]]}
+    shape = {"shape": [[1.0, 0.0], [0.0, 4.0]], "multiplier": 20.0, "rate": 0.9, "level": 1.0, "radius": 2.0}
+    more = {"constant": 0.01, "direction": [[1.0, 0.0], [0.0, 1.0]], "remainder": 0.01}
+    assert derive("loop-remainder", **plant, **shape, **more, largest=4.1, smallest=0.9).upper < 0.93
+    for largest, smallest in ((3.9, 0.9), (4.1, 1.1), (4.1, 0.0)):
+        with pytest.raises(UsageError, match="bound the shape"):
+            derive("loop-remainder", **plant, **shape, **more, largest=largest, smallest=smallest)
+
+
 def test_near_zero_a_set_stays_where_the_constant_holds() -> None:
     rng = np.random.default_rng(2)
     gain = np.array([[-0.8, -1.2]])
