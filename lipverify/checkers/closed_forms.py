@@ -415,8 +415,8 @@ RULES: dict[str, Rule] = {
          "largest": "size", "smallest": "size"},
         "upper",
         "runs of x+ = A x + B p(x) + D s(x) that start where x'Px <= {level} stay there and come to 0 by the factor {value} a "
-        "step, in the norm of P, if p(0) = 0, and where all entries are at most {radius} in size p - K has the constant {constant} "
-        "(l2) and |s(x)| <= {remainder} |x|, with A {dynamics}, B {control}, K {gain}, D {direction}, P {shape}",
+        "step, in the norm of P, if p(0) = 0, and where all entries are at most {radius} in size p - K has the constant "
+        "{constant} (l2) and |s(x)| <= {remainder} |x|, with A {dynamics}, B {control}, K {gain}, D {direction}, P {shape}",
         _remainder,
     ),
     "disturbed": Rule(
