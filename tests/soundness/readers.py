@@ -146,6 +146,7 @@ def _networks() -> Iterator[Any]:
     yield _network(gate, [1, 6], {k: weights[k] for k in "wb"})
     rounded = [("QuantizeLinear", "x s z", "q"), ("DequantizeLinear", "q s z", "y")]
     yield _network(rounded, [1, 6], {"s": np.float32(0.043), "z": np.uint8(101)})
+    yield from _integers()
     erf = [
         ("Div", "x r", "a"),
         ("Erf", "a", "e"),
@@ -271,6 +272,26 @@ def _networks() -> Iterator[Any]:
         {"token": random(1, 1, 3), "floor": random(3, 3), "one": random(3)},
         Concat={"axis": 1},
     )
+
+
+def _integers() -> Iterator[Any]:
+    """Products of integers, as they are and over a scale."""
+    rng = np.random.default_rng(0)
+    scales = {"s": np.float32(0.043), "z": np.uint8(101), "sw": np.float32(0.02), "zw": np.int8(-3), "sy": np.float32(0.11),
+              "zy": np.uint8(120), "b": np.arange(-2, 1, dtype=np.int32)}  # fmt: skip
+    for image in (False, True):
+        shape = [1, 2, 4, 4] if image else [1, 6]
+        weight = rng.integers(-90, 90, (3, 2, 3, 3) if image else (6, 3)).astype(np.int8)
+        plain, over = ("ConvInteger", "QLinearConv") if image else ("MatMulInteger", "QLinearMatMul")
+        begun = ("QuantizeLinear", "x s z", "q")
+        cast = {"Cast": {"to": 1}}
+        stored = {name: scales[name] for name in ("s", "z", "zw")} | {"w": weight}
+        yield _network([begun, (plain, "q w z zw", "i"), ("Cast", "i", "y")], shape, stored, **cast)
+        stored = (
+            scales | {"w": weight} if image else {k: v for k, v in scales.items() if k != "b"} | {"w": weight}
+        )
+        operands = "q s z w sw zw sy zy" + (" b" if image else "")
+        yield _network([begun, (over, operands, "i"), ("DequantizeLinear", "i sy zy", "y")], shape, stored)
 
 
 def _network(

@@ -1,4 +1,4 @@
-"""The last look at a program: pairs of a maximum and a minimum become sorts, and steps that no output reads are dropped."""
+"""The last look at a program: pairs of a maximum and a minimum become sorts; what no output reads is dropped, steps and rows."""
 
 from __future__ import annotations
 
@@ -29,10 +29,23 @@ def finished(program: Program) -> Program:
     for k in range(len(merged.steps) - 1, 0, -1):
         if k in needed:
             needed |= {s for view in _views(merged.steps[k]) for s in view.sources}
-    draft = _Draft(merged)
+    draft, read = _Draft(merged), _read(merged, needed)
     for old in sorted(needed):
-        draft.keep(old)
+        draft.keep(old, read[old])
     return draft.program()
+
+
+def _read(program: Program, needed: set[int]) -> dict[int, Array]:
+    """Which results of the needed steps some needed step, or an output, reads: [size] each."""
+    found = {k: np.zeros(program.steps[k].size, bool) for k in needed}
+    views = [view for k in needed for view in _views(program.steps[k])]
+    for view in (*views, *(output.view for output in program.outputs)):
+        ends = np.cumsum([0, *(program.steps[s].size for s in view.sources)])
+        there = np.zeros(int(ends[-1]), bool)
+        there[view.places[view.places >= 0]] = True
+        for s, first, last in zip(view.sources, ends, ends[1:], strict=False):
+            found[s] |= there[first:last]
+    return found
 
 
 def _views(step: Step) -> list[View]:
@@ -51,12 +64,18 @@ class _Draft:
         self.steps.append(checked(step, self.steps))
         return len(self.steps) - 1
 
-    def keep(self, old: int) -> None:
+    def keep(self, old: int, read: Array | None = None) -> None:
+        """The step, of a map the rows alone of which one of the results `read` [size] is."""
         step = self.old.steps[old]
         moved = replace(step, view=self.moved(step.view))
         if isinstance(moved, Product):
             moved = replace(moved, other=self.moved(moved.other))
-        self.place[old] = self.add(moved), None
+        table: Array | None = None
+        if isinstance(moved, Affine) and read is not None and len(moved.kernel) == 1:
+            rows = np.asarray(read.reshape(moved.kernel.shape[1], -1).any(1))
+            if rows.any() and not rows.all() and (moved.lattice is None or not moved.lattice.adjoint):
+                moved, table = _with_rows(moved, rows)
+        self.place[old] = self.add(moved), table
 
     def moved(self, view: View) -> View:
         """The same numbers, in the new steps."""
@@ -76,6 +95,17 @@ class _Draft:
     def program(self) -> Program:
         outputs = tuple(Output(o.name, self.moved(o.view), o.shape) for o in self.old.outputs)
         return Program(tuple(self.steps), outputs)
+
+
+def _with_rows(step: Affine, rows: Array) -> tuple[Affine, Array]:
+    """Some rows of a map of one group, and where its results are among theirs; 0 where they are not."""
+    count, positions = int(rows.sum()), step.index.shape[1]
+    table = np.zeros((len(rows), positions), np.int64)
+    table[rows] = np.arange(count * positions).reshape(count, positions)
+    offset = None if step.offset is None else step.offset.reshape(len(rows), -1)[rows].reshape(-1)
+    lattice = step.lattice and step.lattice._replace(weight=step.lattice.weight[:, rows])
+    small = replace(step, size=count * positions, kernel=step.kernel[:, rows], offset=offset, lattice=lattice)
+    return small, table.reshape(-1)
 
 
 class _Pairs(NamedTuple):

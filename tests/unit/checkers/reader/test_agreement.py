@@ -16,7 +16,7 @@ from lipverify.checkers.kernel.program import Affine, Program, Scalar
 from lipverify.checkers.reader import agreement, model_of_bytes, read_model, runtimes
 from lipverify.checkers.reader.agreement import agree
 from lipverify.errors import NotCovered
-from tests.onnx_models import model, node, random
+from tests.onnx_models import ints, model, node, random
 from tests.unit.frontends.test_onnx_operators import CASES
 
 CHECKPOINTS = Path(__file__).resolve().parents[5] / "shared" / "checkpoints"
@@ -267,3 +267,48 @@ def test_sorts_that_are_written_out_are_found(name: str) -> None:
         "Affine",
     ]
     assert all(getattr(s, "whole", True) for s in program.steps)
+
+
+def _scores(reads: str) -> bytes:
+    """A map of five rows and a convolution of four channels, of which few are read."""
+    stored: dict[str, Any] = {
+        "w": random(6, 5),
+        "b": random(5),
+        "k": random(4, 1, 2),
+        "rows": ints(3, 1, 3),
+        "some": ints(2, 0),
+    }
+    nodes = {
+        "rows": [
+            node("Gemm", ["x", "w", "b"], ["a"]),
+            node("Gather", ["a", "rows"], ["s"], axis=1),
+            node("Tanh", ["s"], ["y"]),
+        ],
+        "two readers": [
+            node("Gemm", ["x", "w", "b"], ["a"]),
+            node("Gather", ["a", "rows"], ["s"], axis=1),
+            node("Gather", ["a", "some"], ["r"], axis=1),
+            node("Concat", ["s", "r"], ["y"], axis=1),
+        ],
+        "channels": [
+            node("Unsqueeze", ["x", "one"], ["image"]),
+            node("Conv", ["image", "k"], ["a"]),
+            node("Gather", ["a", "some"], ["s"], axis=1),
+            node("Relu", ["s"], ["y"]),
+        ],
+    }[reads]
+    stored["one"] = ints(1)
+    used = {name for n in nodes for name in n.input}
+    source = model(nodes, ["N", 6], 13, {name: array for name, array in stored.items() if name in used})
+    return bytes(source.SerializeToString())
+
+
+@pytest.mark.parametrize(("reads", "rows"), [("rows", 2), ("two readers", 4), ("channels", 2)])
+def test_rows_that_nothing_reads_are_dropped(reads: str, rows: int) -> None:
+    """A bound of all rows of a matrix, of which a slice is read, would be one of another function."""
+    data = _scores(reads)
+    program = program_of(data)
+    (step,) = (s for s in program.steps if isinstance(s, Affine))
+    assert step.kernel.shape[1] == rows
+    assert step.lattice is None or step.lattice.weight.shape[1] == rows
+    assert agree(data, program).share < 0.5
