@@ -81,8 +81,12 @@ def waves(
             continue
         if not isinstance(step, Scalar):
             raise NotCovered(f"{type(step).__name__} over positions is not covered by the checker")
-        covered(np.array_equal(step.view.places, np.arange(step.size)), "a scalar function of moved numbers")
         x = known[step.view.sources[0]]
+        whole = len(step.view.sources) == 1 and step.size == x.channels * math.prod(x.size)
+        covered(
+            whole and np.array_equal(step.view.places, np.arange(step.size)),
+            "a scalar function of moved numbers",
+        )
         low, high = (end.reshape(x.channels, -1) for end in everywhere(step))
         known[k] = _grown(blocks, x, np.minimum(low.min(1), 0.0), np.maximum(high.max(1), 0.0))
     return blocks, known[last]

@@ -248,3 +248,23 @@ def test_multipliers_near_the_ends_of_float64_are_refused() -> None:
         scope = Scope(Subject(program), {"m": np.array([1.0, value])}, 0)
         with pytest.raises(NotCovered, match="ends of float64"):
             scope.vector("m")
+
+
+def test_activations_read_all_channels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of four channels two are read, with slopes of their own: dealt out over all four, the second one's 100 was .001."""
+    w = Writing(4)
+    w.conv(np.ones((1, 4, 1, 1, 1)), (1, 2, 2))
+    w.put(Scalar(View((1,), np.arange(8)), 8, "PRelu", (), np.repeat([0.001, 100.0], 4)))
+    w.conv(np.array([0.0, 1.0]).reshape(1, 1, 2, 1, 1), (2, 2, 2))
+    program, image = dense(w, 1), (1, 2, 2)
+    with pytest.raises(NotCovered, match="moved numbers"):
+        blocks_of(program, image, (2, 2))
+    # Without that check a factor 50 times too small was believed.
+    monkeypatch.setattr(frequencies, "covered", lambda *_: None)
+    p = Subject(program).elements
+    blocks, value = waves(p, 0, 3, image, (2, 2))
+    wanted = frequencies.read_by(p, 3, 4, value)
+    found = frequencies.Spread((2, 2), blocks, wanted).factor([np.full(4, 0.4)])
+    assert found is not None
+    slope = jacobian(program, np.full((1, 4), -1.0))
+    assert float(np.linalg.norm(np.linalg.solve(found, slope), 2)) > 20
