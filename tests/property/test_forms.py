@@ -140,7 +140,9 @@ MISTAKES = {
     "variance of a token": (
         normalised,
         "_steepness",
-        lambda *a: (lambda rho, slope, least: (0.1 * rho, 0.1 * slope, 2.0 * least))(*_STEEP(*a)),
+        lambda *a: (lambda rho, slope, *least: (0.1 * rho, 0.1 * slope, *(2.0 * s for s in least)))(
+            *_STEEP(*a)
+        ),
     ),
     "symbols left out": (
         symbols.Symbols,

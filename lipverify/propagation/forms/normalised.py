@@ -109,13 +109,15 @@ def normalised(sweep: Sweep, node: Node) -> Form:
     z = Form(flat(form.centre, 1), flat(matrix, 2), flat(form.slack, 2), flat(form.size, 2))
     facts = Facts(flat(known.lower, 1), flat(known.upper, 1), flat(known.slopes, 2))
     point = Enclosure(flat(sweep.point[name].lower, 1), flat(sweep.point[name].upper, 1))
+    shift = torch.zeros_like(facts.lower[..., :1])
     if isinstance(op, ops.LayerNorm):
+        shift = torch.maximum(facts.upper, -facts.lower).mean(-1, keepdim=True) * (FAR + 4.0 * gamma(n + 16))
         z, facts, point = _without_mean(sweep, z, facts, point)
     token = _Token.of(op, facts.lower / 2 + facts.upper / 2)
     weight = z.centre.new_ones(n) if op.weight is None else op.weight.to(torch.float64).flatten()
     norms = sweep.symbols.token_norms(z, facts.slopes, 1)
-    rho, slope, least = _steepness(sweep, token, facts, point, norms)
-    errors, groups, steep = _errors(sweep, token, facts, norms, rho, slope, least)
+    rho, slope, least, near = _steepness(sweep, token, facts, point, norms)
+    errors, groups, steep = _errors(sweep, token, facts, norms, rho, slope, (least, near))
     caps = (norms / least.unsqueeze(1) * FAR).unsqueeze(-1)
     form = _reference(token, z, op, weight, n)
     errors = errors * weight.abs() * FAR
@@ -126,7 +128,9 @@ def normalised(sweep: Sweep, node: Node) -> Form:
         box, slopes=torch.minimum(box.slopes, caps.reshape(count, -1, *node.shape))
     )
     form, errors, lost = _given_up(sweep, form, errors, caps, box, token, op, weight)
-    sweep.strips[node.name] = _strip(token, errors[:, 0], lost, weight, _bias(op, z.centre), node.shape)
+    sweep.strips[node.name] = _strip(
+        token, errors[:, 0], lost, weight, _bias(op, z.centre), node.shape, shift
+    )
     whole = _whole(sweep, z, facts, errors, steep * weight.abs().max() * FAR, groups, lost)
     plain = torch.linalg.vector_norm(errors, dim=-1) * (FAR + 4.0 * gamma(n + 16))
     groups = torch.where(lost[:, None], plain, torch.minimum(groups, plain))
@@ -159,8 +163,11 @@ def _without_mean(sweep: Sweep, z: Form, facts: Facts, point: Enclosure) -> tupl
 
 def _steepness(
     sweep: Sweep, token: _Token, facts: Facts, point: Enclosure, norms: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """How far a token is from its middle in l2, |J - T| on all of that, and the smallest deviation s: [count, tokens] each."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """How far a token is from its middle in l2, |J - T| on all of that, and the smallest deviations s: [count, tokens] each.
+
+    Two of these: at values of the token, and on all segments from the middle to them, which may leave the box of centred ranges.
+    """
     n, root = token.n, math.sqrt(token.n)
     wide = FAR + 4.0 * gamma(n + 16)
     radius = torch.maximum(facts.upper - token.middle, token.middle - facts.lower)
@@ -173,24 +180,32 @@ def _steepness(
     whole = token.y.square().sum((-1,)).lower[..., 0].clamp_min(0.0).sqrt() * (2.0 - FAR)
     # Also entry by entry, from the smallest |y_i| on the range.
     nearest = torch.maximum(facts.lower, -facts.upper).clamp_min(0.0)
-    entries = torch.linalg.vector_norm(nearest, dim=-1) * (2.0 - wide)
-    low = torch.maximum((whole - rho).clamp_min(0.0), entries) / root * (2.0 - FAR)
-    least = ((low * low * (2.0 - FAR) + token.eps) * (2.0 - FAR)).sqrt() * (2.0 - FAR)
-    if not bool((least > 0).all()):
-        raise UnsupportedModel("without eps it divides by a number that may be zero on this ball")
+    entries = torch.linalg.vector_norm(nearest, dim=-1) * (2.0 - wide) / root * (2.0 - FAR)
     curved = (whole - rho).clamp_min(0.0) / root * (2.0 - FAR)
+    least, near = (
+        ((low * low * (2.0 - FAR) + token.eps) * (2.0 - FAR)).sqrt() * (2.0 - FAR)
+        for low in (torch.maximum(curved, entries), curved)
+    )
+    if not bool((near > 0).all()):
+        raise UnsupportedModel("without eps it divides by a number that may be zero on this ball")
     slope = CURVATURE * rho / root / ((token.eps + whole / root * curved) * (2.0 - FAR)) * FAR
-    return rho, torch.where(curved > 0, slope, torch.full_like(slope, torch.inf)), least
+    return rho, torch.where(curved > 0, slope, torch.full_like(slope, torch.inf)), least, near
 
 
 def _errors(
-    sweep: Sweep, token: _Token, facts: Facts, norms: Tensor, rho: Tensor, slope: Tensor, least: Tensor
+    sweep: Sweep,
+    token: _Token,
+    facts: Facts,
+    norms: Tensor,
+    rho: Tensor,
+    slope: Tensor,
+    smallest: tuple[Tensor, Tensor],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Before the weight, errors of entries [count, 1 + kinds, tokens, n], of tokens in l2 (without n), and |J - T|."""
-    most = (1.0 / least + 1.0 / token.s.lower[..., 0]) * FAR
+    most, along = ((1.0 / low + 1.0 / token.s.lower[..., 0]) * FAR for low in smallest)
     doubt = token.doubt()
     # mean over t of slope t, or of the constant.
-    value = (torch.minimum(slope / 2, most) + doubt) * rho * FAR
+    value = (torch.minimum(slope / 2, along) + doubt) * rho * FAR
     steep = (torch.minimum(slope, most) + doubt) * FAR
     groups = torch.cat([value.unsqueeze(1), steep.unsqueeze(1) * norms], 1) * FAR
     errors = groups.unsqueeze(-1).expand(*groups.shape, token.n)
@@ -265,9 +280,19 @@ def _reference(token: _Token, z: Form, op: ops.LayerNorm | ops.RMSNorm, weight: 
 
 
 def _strip(
-    token: _Token, half: Tensor, lost: Tensor, weight: Tensor, bias: Tensor, shape: tuple[int, ...]
+    token: _Token,
+    half: Tensor,
+    lost: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    shape: tuple[int, ...],
+    shift: Tensor,
 ) -> Strip:
-    """(h + T (z - middle)) weight + bias within the errors of values, or h weight + bias where that was given up."""
+    """(h + T (z - middle)) weight + bias within the errors of values, or h weight + bias where that was given up.
+
+    shift [count, tokens, 1]: bound of |mean of z|. The errors are those of T P z; T (z - P z) is not quite 0, because entries of
+    h, which were rounded, do not quite add up to 0: it is h times their mean times that of z, over r.
+    """
     stay = (~lost).to(half).unsqueeze(-1)
     n, mean = token.n, token.mean
 
@@ -286,9 +311,11 @@ def _strip(
     one = torch.ones_like(weight)
     moved = through(token.middle, token.h, token.r, stay, one).reshape(token.h.shape) * weight
     size = absolute(token.middle.abs(), token.h, token.r, stay, weight).reshape(token.h.shape)
+    lean = token.h.mean(-1, keepdim=True).abs() + 4.0 * gamma(n + 16) * token.h.abs().mean(-1, keepdim=True)
     doubt = (token.f.upper - token.f.lower) * weight.abs() + 8.0 * gamma(2 * n + 32) * (
         size + token.h.abs() * weight.abs() + bias.abs()
     )
+    doubt = doubt + token.h.abs() * weight.abs() * lean * shift / token.r * (FAR * FAR)
     return Strip(
         (token.h * weight + bias - moved).reshape(len(half), *shape),
         ((half + doubt) * FAR).reshape(len(half), *shape),

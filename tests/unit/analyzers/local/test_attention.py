@@ -96,3 +96,18 @@ def test_without_time_there_is_no_bound() -> None:
     query = Query(Norm.L2, Norm.L2, Ball(torch.randn(1, TOKENS, WIDTH), 0.1, "l2"))
     with pytest.raises(Undecided, match="no time"):
         Local(with_product=False).bound(graph, query, Compute(deadline=time.monotonic() - 1.0))
+
+
+def test_layer_norms_do_not_see_what_moves_all_entries_of_a_token() -> None:
+    """One input adds to all entries as much as 100 times what tells them apart; the norm's slope in it is 0."""
+    torch.manual_seed(0)
+    layer = nn.Linear(3, WIDTH)
+    with torch.no_grad():
+        layer.weight[:, 0] = 100.0
+    graph = graph_of(nn.Sequential(layer, nn.LayerNorm(WIDTH)), (3,))
+    for norm in (Norm.LINF, Norm.L2):
+        ball = Ball(torch.ones(1, 3), 0.02, norm)
+        upper = Local(with_product=False).bound(graph, Query(norm, norm, ball), Compute()).upper
+        assert upper is not None
+        witness = largest_gradient(graph, ball, norm)
+        assert witness <= float(upper) < 3.0 * witness
