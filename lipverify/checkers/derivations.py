@@ -262,13 +262,13 @@ def _fits(derivation: Derivation, verdict: Verdict, file: str) -> None:
     need("upper" in found and len(verdict.models) == 1, f"{file} is about no constant")
     need(verdict.model["margin"] is None, f"{file} is about a difference of two outputs")
     need((found["norm_in"], found["norm_out"]) == ("l2", "l2"), f"{file} is not in l2")
-    if derivation.rule in ("loop", "loop-near"):
+    if derivation.rule.startswith("loop"):
         sizes = len(derivation.numbers["dynamics"]), len(derivation.numbers["gain"])
         need(verdict.sizes == (sizes,), f"{file} is about a function of other sizes than the loop's policy")
     region = found["region"]
     if region["kind"] == "everywhere":
         return
-    need(derivation.rule == "loop-near", f"{file} does not hold everywhere")
+    need(derivation.rule in ("loop-near", "loop-remainder"), f"{file} does not hold everywhere")
     size, radius = len(derivation.numbers["dynamics"]), derivation.numbers["radius"]
     need(region["count"] == 1 and region["box"] is None and region["centres"] == digest_of(np.zeros((1, size))),
          f"{file} is not about a ball around 0")  # fmt: skip

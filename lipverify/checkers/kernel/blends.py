@@ -71,10 +71,10 @@ def _entrywise(step: Affine, factors: Sequence[float]) -> bool:
 
 def _named(steps: Sequence[Step], view: View) -> tuple[int, Array] | None:
     """The one step that all entries of a view come from, and their places there."""
-    found = {step: places for step, places in _owned(steps, view) if len(places)}
+    found = [(step, places) for step, places in _owned(steps, view) if len(places)]
     if len(found) != 1 or bool((view.places < 0).any()):
         return None
-    return next(iter(found.items()))
+    return found[0]
 
 
 def _owned(steps: Sequence[Step], view: View) -> Iterator[tuple[int, Array]]:
