@@ -1,9 +1,9 @@
-"""Writes mutants.json, forged.json, readers.json, networks.json, models.json and costs.json beside this file: how changed
-certificates and forged proofs fare, changed model files as the checker reads them against runtimes, random networks against
-witnesses, random ONNX models against samples, what rigour costs.
+"""Writes mutants.json, forged.json, readers.json, networks.json, models.json, pairs.json and costs.json beside this file: how
+changed certificates and forged proofs fare, changed model files as the checker reads them against runtimes, random networks
+against witnesses, random ONNX models against samples, differences of random pairs against samples, what rigour costs.
 
     python reports/soundness/build.py [--mutants 2000] [--forged 20000] [--readers 100000] [--networks 10000] [--models 20000]
-        [--processes 2] [--no-costs]
+        [--pairs 10000] [--processes 2] [--no-costs]
 
 Twenty thousand forged proofs take five minutes of one processor, a hundred thousand changed files ten, ten thousand networks
 half an hour, five thousand models as long; networks.json is written after every thousand, models.json after every hundred.
@@ -44,6 +44,7 @@ from tests.networks import chain  # noqa: E402
 from tests.soundness import certified, mutants, readers  # noqa: E402
 from tests.soundness.forged import hunt  # noqa: E402
 from tests.soundness.held import Held, hold  # noqa: E402
+from tests.soundness.pairs import MISTAKES, Outcome, fuzz, noticed, rounding_noticed  # noqa: E402
 from tests.soundness.search import Found, search  # noqa: E402
 
 LARGE = ("cifar-resnet20.onnx", "cifar-resnet2b.onnx", "kw-mnist-cnn.onnx")
@@ -127,7 +128,7 @@ def priced(model: str, graph: lv.Graph, name: str, query: Query) -> dict[str, An
     }
 
 
-Counted = TypeVar("Counted", Found, Held)
+Counted = TypeVar("Counted", Found, Held, Outcome)
 
 
 def searched(
@@ -191,7 +192,10 @@ def main() -> None:
     options.add_argument("--readers", type=int, default=100_000, help="0: leave readers.json as it is")
     options.add_argument("--networks", type=int, default=10_000, help="0: leave networks.json as it is")
     options.add_argument("--models", type=int, default=20_000, help="0: leave models.json as it is")
-    options.add_argument("--processes", type=int, default=2, help="for networks.json and models.json")
+    options.add_argument("--pairs", type=int, default=10_000, help="0: leave pairs.json as it is")
+    options.add_argument(
+        "--processes", type=int, default=2, help="for networks.json, models.json and pairs.json"
+    )
     options.add_argument("--no-costs", action="store_true", help="leave costs.json as it is")
     options.add_argument("--analyzers", default="product,lipsdp", help="for costs.json")
     given = options.parse_args()
@@ -222,6 +226,20 @@ def main() -> None:
             faults = len(document["wrong"]), len(document["errors"])
             print(document["models"], "models, {} wrong, {} errors".format(*faults), file=sys.stderr)
         bad += len(document["wrong"]) + len(document["errors"])
+    if given.pairs:
+        seen: dict[str, Any] = {mistake: noticed(mistake) for mistake in MISTAKES}
+        mistakes = {
+            mistake: f"found at seed {seed}" if seed is not None else "not found"
+            for mistake, seed in seen.items()
+        }
+        mistakes["rounding of W_f - W_g is left out, 1e8 beside 1e-8"] = (
+            "found" if rounding_noticed() else "not found"
+        )
+        document = {"wrong": []}
+        for document in searched(fuzz, Outcome(), given.pairs, given.processes, 100):
+            _write("pairs", {"random_pairs": document, "planted_mistakes": mistakes})
+            print(document["pairs"], "pairs,", len(document["wrong"]), "wrong", file=sys.stderr)
+        bad += len(document["wrong"]) + list(mistakes.values()).count("not found")
     if not given.no_costs:
         _write("costs", {"cost_of_rigour": costs(tuple(given.analyzers.split(",")))})
     sys.exit(1 if bad else 0)

@@ -2,41 +2,66 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 import lipverify as lv
-from lipverify.combine import difference
-from lipverify.errors import UnsupportedModel
+from lipverify import ops, rules
+from lipverify.analyzers.protocol import Compute
+from lipverify.combine import carry, difference
+from lipverify.errors import LipverifyError, UnsupportedModel
 from lipverify.ir.graph import Graph
+from lipverify.ir.interval import Interval
 from lipverify.ir.op import Op
-from tests.networks import random_graph
+from lipverify.ops import change
+from lipverify.questions.deviation_proof import Asked, certified
+from lipverify.rules import Plane, Relaxation
+from lipverify.testing import replaced_rule
+from tests.networks import chain, random_graph
 
 SAMPLES = 200
+PROVED = 20
+"""Of so many pairs one has its deviation proved by the checker."""
 
 
 @dataclass
 class Outcome:
-    """pairs: how many were bounded; reach: the largest share of a range that samples fill; wrong: sentences, any is a bug."""
+    """pairs: how many were bounded; reach: the largest share of a range that samples fill; apart: pairs whose structures differ;
+    proved: pairs with a certificate; unproved: without one, though one was asked for; wrong: sentences, any is a bug."""
 
     pairs: int = 0
     refused: int = 0
     reach: float = 0.0
     apart: int = 0
+    proved: int = 0
+    unproved: int = 0
+    processor_seconds: float = 0.0
+    wrong: list[str] = field(default_factory=list)
+
+    def __add__(self, other: Outcome) -> Outcome:
+        both = ((f.name, getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
+        return Outcome(**{name: max(a, b) if name == "reach" else a + b for name, a, b in both})
+
+    def to_json(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self)}
 
 
 def changed(op: Op, rng: np.random.Generator, noise: float) -> Op:
     """The operator with every stored tensor of floating point moved a little; variances stay positive."""
     moved = {}
-    for field in fields(op):
-        value = getattr(op, field.name)
+    for entry in fields(op):
+        value = getattr(op, entry.name)
         if isinstance(value, Tensor) and value.is_floating_point():
             step = torch.tensor(rng.standard_normal(tuple(value.shape)), dtype=torch.float64)
-            fresh = value.double() * (1.0 + noise * step) + (0.0 if field.name == "var" else noise * step)
-            moved[field.name] = fresh.abs() if field.name == "var" else fresh
+            fresh = value.double() * (1.0 + noise * step) + (0.0 if entry.name == "var" else noise * step)
+            moved[entry.name] = fresh.abs() if entry.name == "var" else fresh
     return replace(op, **moved) if moved else op
 
 
@@ -100,3 +125,107 @@ def check(seed: int, outcome: Outcome) -> None:
             ]
             outcome.reach = max(outcome.reach, float(share.max()) if share.numel() else 0.0)
     outcome.pairs += 1
+    if seed % PROVED == 0:
+        proved = certified(Asked(f, g, ball, "linf", upper.amax(1).tolist()), Compute())
+        outcome.proved += proved.issued is not None
+        outcome.unproved += proved.issued is None
+        for k, most in enumerate(proved.upper):
+            reached = float((values[:, k].abs() - slack[:, k]).max())
+            assert reached <= most, f"seed {seed}: the checker proves {most} where {reached} was found"
+
+
+def fuzz(seeds: Iterable[int]) -> Outcome:
+    """Pairs of many seeds."""
+    outcome, started = Outcome(), time.process_time()
+    for seed in seeds:
+        try:
+            check(seed, outcome)
+        except (AssertionError, LipverifyError) as error:
+            outcome.wrong.append(f"seed {seed}: {type(error).__name__}: {error}")
+    outcome.processor_seconds = time.process_time() - started
+    return outcome
+
+
+# -- planted mistakes
+
+
+@contextmanager
+def planted(where: Any, name: str, wrong: Callable[..., Any]) -> Iterator[None]:
+    right = getattr(where, name)
+    setattr(where, name, lambda *args: wrong(right, *args))
+    try:
+        yield
+    finally:
+        setattr(where, name, right)
+
+
+def _dropped(right: Callable[..., Any], x: Tensor, y: Tensor) -> Any:
+    return torch.zeros_like(x.double()), torch.zeros_like(x.double())
+
+
+def unrounded(right: Callable[..., Any], x: Tensor, y: Tensor) -> Any:
+    """What a difference of weights lost by rounding is left out."""
+    return right(x, y)[0], torch.zeros_like(x.double())
+
+
+def _swapped(right: Callable[..., Relaxation]) -> Callable[..., Relaxation]:
+    def wrong(op: change.Change, *boxes: Interval) -> Relaxation:
+        found = right(op, *boxes)
+        high = found.upper
+        turned = Plane(tuple(-slope for slope in high.slopes), high.offset)
+        return Relaxation(found.lower, turned, found.entries)
+
+    return wrong
+
+
+def _narrow(right: Callable[..., Interval]) -> Callable[..., Interval]:
+    def wrong(op: change.Change, *boxes: Interval) -> Interval:
+        found = right(op, *boxes)
+        return Interval(found.lower, torch.maximum(found.lower, torch.minimum(found.upper, -found.lower)))
+
+    return wrong
+
+
+@contextmanager
+def _rule(rule: Any, wrong: Callable[..., Any]) -> Iterator[None]:
+    with replaced_rule(rule, ops.Change, wrong(rule._answers[ops.Change])):
+        yield
+
+
+MISTAKES: dict[str, Callable[[], Any]] = {
+    "(W_f - W_g) h is left out": lambda: planted(carry, "exact_difference", _dropped),
+    "the upper plane of a change falls where it should rise": lambda: _rule(rules.relax, _swapped),
+    "the chord of the carried difference has its ends swapped": lambda: _rule(rules.interval, _narrow),
+}
+
+
+def noticed(mistake: str, seeds: Iterable[int] = range(60)) -> int | None:
+    """The first seed at which the search finds the planted mistake; None: it does not."""
+    with MISTAKES[mistake]():
+        for seed in seeds:
+            try:
+                check(seed, Outcome())
+            except (AssertionError, lv.InternalError):
+                return seed
+    return None
+
+
+def spread_pair() -> tuple[Graph, Graph, Tensor]:
+    """Weights 1e8 and 1e-8 whose difference rounds to the larger ones; and the exact value of it at (1, 1)."""
+    first = torch.tensor([[1e8, 1e-8]], dtype=torch.float64)
+    second = torch.tensor([[-1e-8, 1e8]], dtype=torch.float64)
+    f, g = (chain([weight]) for weight in (first, second))
+    return f, g, torch.tensor(2e-8, dtype=torch.float64)
+
+
+def rounding_noticed() -> bool:
+    """Whether leaving out what a difference of weights lost by rounding changes the graph of `spread_pair`."""
+
+    def total() -> float:
+        nodes = difference(*spread_pair()[:2]).graph.nodes
+        own = [n.op.weight for n in nodes if n.name.startswith("d.") and isinstance(n.op, ops.Linear)]
+        return float(sum(w.sum() for w in own))
+
+    right = total()
+    with planted(carry, "exact_difference", unrounded):
+        return total() != right
