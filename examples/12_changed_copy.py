@@ -9,7 +9,7 @@ original = lv.load("zoo:digits-relu-mlp")
 x, y = zoo.points("digits-relu-mlp", 100)
 for name in ("digits-int8", "digits-pruned"):
     copy = lv.load(f"zoo:{name}")
-    answer = lv.deviation(original, copy, lv.InputBox((64,), 0.0, 1.0), data=x.double())
+    answer = lv.deviation(original, copy, lv.InputBox((64,), 0.0, 1.0), x=x.double())
     kept = answer.fields["kept"]
     print(
         f"{name}: no output moves by more than {answer.upper:.3f}, some input moves one by {answer.lower:.3f}"

@@ -382,7 +382,7 @@ ask = verb(questions.ask, question=_question, **_RUN)
 deviation = verb(
     deviations.deviation,
     ("f", "g"),
-    ("data",),
+    ("x",),
     region=taking.ball,
     norm_out=_word("norm_out"),
 )

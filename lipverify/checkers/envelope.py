@@ -286,7 +286,7 @@ def _check(data: bytes, sidecar: Callable[[str], bytes], read: Callable[[], list
         account.read(model.size)
     if len(models) != len(abouts):
         raise UnreadableCertificate(
-            f"it is about {len(abouts)} models, not {len(models)}: give each of them once"
+            f"it is about {len(abouts)} model{'s' * (len(abouts) > 1)}, not {len(models)}: give each of them once"
         )
     if [about.sha256 for about in abouts] != [model.sha256 for model in models]:
         turned = [about.sha256 for about in reversed(abouts)] == [model.sha256 for model in models]

@@ -156,8 +156,8 @@ def _report(
     answers = []
     for path in found:
         named = checkers.named_models(path) or [None]
-        # One of the models in any case: the checker itself says that it is another one's.
-        given = [models.get(digest, next(iter(models.values()))) for digest in named]
+        # One of the models in any case: the checker itself says that it is another one's, or about more of them.
+        given = [models[digest] for digest in named if digest in models] or [next(iter(models.values()))]
         answers.append(_proved(path, given, expected, exact, seconds, seed))
     return answers
 

@@ -24,8 +24,12 @@ def renamed(graph: Graph, prefix: str, source: str) -> Graph:
 
 def different_inputs(first: Graph, second: Graph) -> str:
     """Why two networks cannot be joined."""
+    few, more = sorted((first.input_shape, second.input_shape), key=len)
     shapes = f"{list(first.input_shape)} and {list(second.input_shape)}"
-    return f"the networks take inputs of different shapes, {shapes}; two functions are compared on one input"
+    said = f"the networks take inputs of different shapes, {shapes}; two functions are compared on one input"
+    if len(more) == len(few) + 1 and more[1:] == few:
+        said += f". {list(more)} may be a batch of {more[0]} that the export fixed: export it with a batch of one, or of open size"
+    return said
 
 
 def joined(first: Graph, second: Graph, prefixes: tuple[str, str] = ("f.", "g.")) -> Graph:

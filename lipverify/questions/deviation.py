@@ -58,7 +58,7 @@ class DeviationOptions(Options):
 
 @dataclass(frozen=True, eq=False)
 class Deviation(Shown):
-    """The largest difference of two networks over a region. data: points [n, *input shape] whose labels are asked about.
+    """The largest difference of two networks over a region. x: points [n, *input shape] whose labels are asked about.
 
     Statement: |f(x) - g(x)|_out <= upper for every x of the region (of each ball, where there are several).
     Source: differential analysis of two networks, ReluDiff (ICSE 2020, arXiv 2001.03662), NeuroDiff (arXiv 2009.09943), VeryDiff
@@ -76,7 +76,7 @@ class Deviation(Shown):
     g: Graph
     region: Ball
     norm_out: str = "linf"
-    data: Tensor | None = None
+    x: Tensor | None = None
 
     def __post_init__(self) -> None:
         if not (isinstance(self.f, Graph) and isinstance(self.g, Graph) and isinstance(self.region, Ball)):
@@ -164,20 +164,20 @@ class Deviation(Shown):
         return {name: Interval(ends[0][:, part], ends[1][:, part]) for name, part in parts.items()}
 
     def search(self, compute: Compute) -> Tensor:
-        hints = self.data if self.single else None
+        hints = self.x if self.single else None
         return compared.search(self.carried, self.region, self.norm_out, hints, compute)
 
     def at(self, points: Tensor) -> Mapping[str, Interval]:
         return self._facts(values(self.graph.select(3), points, enough=1e-9))
 
     def findings(self, found: Found, compute: Compute) -> Mapping[str, Any]:
-        data = self.data if self._classes else None
+        data = self.x if self._classes else None
         return compared.findings(self.carried, self.graph, self.region, self.single, data, found, compute)
 
     def prove(self, upper: Tensor, found: Found, fields: Mapping[str, Any], compute: Compute) -> Proved:
         """The certificate; where there is a budget it has as much time again."""
         kept = fields.get("kept", {}).get("label_kept")
-        wanted = labels.labels(self.f, self.data).tolist() if kept and self.data is not None else []
+        wanted = labels.labels(self.f, self.x).tolist() if kept and self.x is not None else []
         asked = Asked(
             self.f,
             self.g,
@@ -189,9 +189,9 @@ class Deviation(Shown):
         )
         proved = certified(asked, compute)
         more: dict[str, Any] = {}
-        if proved.differences is not None and self.data is not None and "kept" in fields:
+        if proved.differences is not None and self.x is not None and "kept" in fields:
             tau = torch.tensor(proved.differences, dtype=torch.float64)
-            again = labels.kept_above(self.carried, self.graph, tau, self.data)
+            again = labels.kept_above(self.carried, self.graph, tau, self.x)
             more["kept"] = fields["kept"] | {"checked": again["certified"]}
         elif proved.labels is not None:
             shown = sum(label is not None for label in proved.labels) / len(self.region)
@@ -215,9 +215,9 @@ class Deviation(Shown):
 
 
 def deviation(
-    f: Graph, g: Graph, region: Ball, *, norm_out: str = "linf", data: Tensor | None = None, **settings: Any
+    f: Graph, g: Graph, region: Ball, *, norm_out: str = "linf", x: Tensor | None = None, **settings: Any
 ) -> Answer:
     """The answer to `Deviation`; settings as in `ask`. In balls the labels are asked about their centres."""
-    if data is None and not isinstance(region, InputBox):
-        data = region.center
-    return ask(Deviation(f, g, region, norm_out, data), **settings)
+    if x is None and not isinstance(region, InputBox):
+        x = region.center
+    return ask(Deviation(f, g, region, norm_out, x), **settings)

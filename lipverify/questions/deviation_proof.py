@@ -47,8 +47,8 @@ from lipverify.loading.safetensors import write_safetensors
 from lipverify.questions.regions import InputBox
 from lipverify.questions.splitting import MOST_INPUTS
 
-MOST_NUMBERS = 1 << 25
-"""In the lines of two networks whose deviation is proved; a convolutional network of MNIST has half as many."""
+MOST_NUMBERS = 5 << 22
+"""In the lines of two networks whose deviation is proved; a convolutional network of MNIST has 17 million."""
 MOST_OF_ALL = 1 << 27
 """In the lines of all regions that are proved without a budget."""
 PARTS = 512

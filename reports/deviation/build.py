@@ -72,7 +72,7 @@ def digits(other: str, region: str) -> Callable[[], Row]:
         x, correct = (test_data("digits-relu-mlp")[0].double(), zoo.points("digits-relu-mlp", 60)[0].double())
         started = time.process_time()
         if region == "box":
-            return row(deviation(f, g, lv.InputBox(f.input_shape, 0.0, 1.0), data=x), started)
+            return row(deviation(f, g, lv.InputBox(f.input_shape, 0.0, 1.0), x=x), started)
         norm, radius = REGIONS[region]
         return row(deviation(f, g, Ball(correct, radius, norm, (0.0, 1.0))), started)
 
@@ -130,7 +130,7 @@ def int8_copy(
             started = time.process_time()
             if region == "box":
                 return row(
-                    deviation(f, g, lv.InputBox(f.input_shape, *ends), data=x[:points], budget=budget),
+                    deviation(f, g, lv.InputBox(f.input_shape, *ends), x=x[:points], budget=budget),
                     started,
                 )
             ball = Ball(x[:points], PIXEL / spread, Norm.LINF, ends)
@@ -165,7 +165,7 @@ def convolutions(name: str, region: str) -> Callable[[], Row]:
         x = zoo.points(name, 6)[0].double()
         started = time.process_time()
         if region == "box":
-            return row(deviation(f, g, lv.InputBox(f.input_shape, 0.0, 1.0), data=x), started)
+            return row(deviation(f, g, lv.InputBox(f.input_shape, 0.0, 1.0), x=x), started)
         norm, radius = REGIONS[region]
         return row(deviation(f, g, Ball(x, radius, norm, (0.0, 1.0))), started)
 

@@ -44,7 +44,7 @@ def objects() -> dict[str, Any]:
         "Radii": lv.radii(graph, x, method="crown", proofs=False),
         "Comparison": lv.compare([graph, graph], analyzers="product", budget=8),
         "Monotonicity": lv.monotone(graph, (0, 1), [0, 1], output=0, budget=1),
-        "Deviation": lv.Deviation(graph, graph, box, data=x),
+        "Deviation": lv.Deviation(graph, graph, box, x=x),
         "Answer": lv.deviation(graph, graph, box, budget=1),
         "Convexity": lv.convex(graph, outputs=[0]),
         "Derived": lv.sensitivity(graph, 1.0).total,

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import helper, numpy_helper
 
 import lipverify as lv
 from lipverify import ops, zoo
@@ -129,6 +131,31 @@ def test_sentences(arguments: tuple[str, ...], words: str) -> None:
     done = lipverify("deviate", *arguments)
     assert done.returncode == 2
     assert words in " ".join(done.stderr.split()), done.stderr
+
+
+def fixed(path: Path, batch: int | str) -> Path:
+    """A dense layer whose file says this size of a batch."""
+    w = np.eye(4, 3, dtype=np.float32)
+    ends = [helper.make_tensor_value_info(n, 1, [batch, k]) for n, k in (("x", 4), ("y", 3))]
+    node = helper.make_node("MatMul", ["x", "w"], ["y"])
+    graph = helper.make_graph([node], "g", ends[:1], ends[1:], [numpy_helper.from_array(w, "w")])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def test_a_batch_that_an_export_fixed_is_named(tmp_path: Path) -> None:
+    files = [fixed(tmp_path / f"{batch}.onnx", batch) for batch in ("n", 1, 8)]
+    assert document(*files[:2], "--box", "0,1")["upper"] == 0
+    done = lipverify("deviate", files[0], files[2], "--box", "0,1")
+    assert done.returncode == 2
+    assert "[8, 4] may be a batch of 8 that the export fixed" in " ".join(done.stderr.split())
+
+
+def test_a_folder_is_verified_with_all_its_models(tmp_path: Path) -> None:
+    document(F, INT8, "--box", "0,1", "--out", tmp_path / "report")
+    done = lipverify("verify", tmp_path / "report", "--model", F)
+    assert done.returncode == 7
+    assert "it is about 2 models, not 1: give each of them once" in " ".join(done.stdout.split())
 
 
 def test_the_summary_at_a_terminal(data: Path) -> None:
