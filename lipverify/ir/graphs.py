@@ -28,7 +28,7 @@ def different_inputs(first: Graph, second: Graph) -> str:
     shapes = f"{list(first.input_shape)} and {list(second.input_shape)}"
     said = f"the networks take inputs of different shapes, {shapes}; two functions are compared on one input"
     if len(more) == len(few) + 1 and more[1:] == few:
-        said += f". {list(more)} may be a batch of {more[0]} that the export fixed: export it with a batch of one, or of open size"
+        said += f". {list(more)} may be a batch of {more[0]} that the export fixed: export it with a batch of one or of open size"
     return said
 
 
