@@ -28,6 +28,7 @@ from lipverify.reporting.sections import Bar, Bars, Section, Table
 LARGEST_MATRIX = 1024
 """Rows or columns, whichever is fewer, up to which singular values are computed."""
 LISTED_PAIRS = 12
+LISTED_LAYERS = 24
 
 
 def search(found: Difference, region: Ball, norm_out: str, hints: Tensor | None, compute: Compute) -> Tensor:
@@ -173,6 +174,7 @@ def sections(document: Mapping[str, Any]) -> Sequence[Section]:
         text = "Largest over the region: what a layer's own parameters add, and the difference behind it, of all before with it."
         titles = ("Layer", "Operator", "Own part", "Difference")
         found.append(Table("Where the difference arises", text, titles, _layer_rows(document["layers"])))
+        found.append(_layer_bars(document["layers"]))
     pairs = document.get("pairs")
     if pairs and len(pairs) <= LISTED_PAIRS:
         columns = ("", *(str(j) for j in range(len(pairs))))
@@ -184,6 +186,11 @@ def sections(document: Mapping[str, Any]) -> Sequence[Section]:
         )
         titles = ("Layer", "Largest singular value", "Condition", "Effective rank")
         text = "Original and changed; measured in float64, no bounds."
+        if fragile := sum(_fragile(*row["of"]) for row in document["spectra"]):
+            text += (
+                f" In {plural(fragile, 'layer')} the largest singular value falls and the condition number rises: products of "
+                "norms become smaller then, and certified radii need not grow with that, they may become smaller too."
+            )
         found.append(Table("Conditioning", text, titles, rows))
     if document.get("apart"):
         places = tuple((display(place, 300),) for place in document["apart"])
@@ -239,6 +246,23 @@ def _layer_rows(layers: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, ...], .
         (display(row["layer"], 60), display(row["op"]), _up(row["own"]), _up(row["carried"]))
         for row in layers
     )
+
+
+def _layer_bars(layers: Sequence[Mapping[str, Any]]) -> Bars:
+    """The layers with the largest parts of their own, in the order of the network."""
+    most = sorted(range(len(layers)), key=lambda k: -layers[k]["own"])[:LISTED_LAYERS]
+    bars = tuple(
+        Bar(display(layers[k]["layer"], 60), 0.0, layers[k]["carried"], layers[k]["own"])
+        for k in sorted(most)
+    )
+    text = "How large the difference behind a layer can be: where it jumps, and the mark lies high, keep that layer's precision."
+    return Bars("The difference from layer to layer", text, bars, "what the layer's own parameters add")
+
+
+def _fragile(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    """Whether the largest singular value falls while the smallest one falls faster; by more than a hundredth."""
+    worse = after["condition"] is None or after["condition"] > 1.01 * (before["condition"] or math.inf)
+    return bool(after["largest"] < 0.99 * before["largest"] and worse and before["condition"] is not None)
 
 
 def _pair_rows(pairs: Sequence[Sequence[float]]) -> tuple[tuple[str, ...], ...]:

@@ -15,6 +15,8 @@ from onnx import helper, numpy_helper
 import lipverify as lv
 from lipverify import ops, zoo
 from lipverify.errors import UsageError
+from lipverify.questions.deviation import Deviation
+from lipverify.reporting.sections import Bars
 from tests import networks
 from tests.command import lipverify
 
@@ -156,6 +158,25 @@ def test_a_folder_is_verified_with_all_its_models(tmp_path: Path) -> None:
     done = lipverify("verify", tmp_path / "report", "--model", F)
     assert done.returncode == 7
     assert "it is about 2 models, not 1: give each of them once" in " ".join(done.stdout.split())
+
+
+@pytest.mark.parametrize(("before", "after", "warned"), [
+    ((4.0, 10.0), (3.0, 50.0), True), ((4.0, 10.0), (3.0, None), True), ((4.0, 10.0), (5.0, 50.0), False),
+    ((4.0, 10.0), (3.0, 9.0), False), ((4.0, None), (3.0, None), False),
+])  # fmt: skip
+def test_smaller_norms_with_worse_conditions_are_a_warning(
+    before: tuple[float, float | None], after: tuple[float, float | None], warned: bool
+) -> None:
+    pair = [{"largest": s, "condition": c, "rank": 3.0} for s, c in (before, after)]
+    layers = [{"layer": f"l{k}", "op": "Linear", "own": k / 8, "carried": 1.0 + k} for k in range(30)]
+    found = Deviation.sections({"spectra": [{"layer": "l0", "of": pair}], "layers": layers})
+    by_title = {section.title: section for section in found}
+    assert ("condition number rises" in by_title["Conditioning"].text) == warned
+    bars = by_title["The difference from layer to layer"]
+    assert isinstance(bars, Bars)
+    assert [(b.label, b.upper, b.mark) for b in bars.bars] == [
+        (f"l{k}", 1.0 + k, k / 8) for k in range(6, 30)
+    ]
 
 
 def test_the_summary_at_a_terminal(data: Path) -> None:
