@@ -92,7 +92,8 @@ def verb(
             if several is not None:
                 given[several] = taking.models(given[several], example)
             for name in points:
-                if name == "x" or given.get(name) is not None:
+                needed = signature.parameters[name].default is inspect.Parameter.empty
+                if needed or given.get(name) is not None:
                     given[name] = taking.points(given[name], given[models[0]], name)
             plain = inspect.BoundArguments(signature, given)
             return function(*plain.args, **plain.kwargs)
@@ -103,7 +104,7 @@ def verb(
 
 def _read_points(given: dict[str, Any], model: str) -> None:
     """A file of points, read as --data is, brings its labels."""
-    if isinstance(given["x"], str | os.PathLike):
+    if isinstance(given.get("x"), str | os.PathLike):
         shape = classes = None
         if not isinstance(given[model], nn.Module):
             given[model] = taking.model(given[model], None, model)
