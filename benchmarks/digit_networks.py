@@ -9,16 +9,16 @@ import torch
 from torch import nn
 
 
-def digits() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Training images [n, 64] of ink / 16, their labels, and test images; a quarter is for testing."""
+def digits() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Training images [n, 64] of ink / 16 and their labels, test images and theirs; a quarter is for testing."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
     data = load_digits()
     x, y = torch.tensor(data.data / 16.0, dtype=torch.float32), torch.tensor(data.target)
     parts = train_test_split(x, y, test_size=0.25, random_state=0, stratify=y)
-    train_x, test_x, train_y, _ = (torch.as_tensor(part) for part in parts)
-    return train_x, train_y, test_x
+    train_x, test_x, train_y, test_y = (torch.as_tensor(part) for part in parts)
+    return train_x, train_y, test_x, test_y
 
 
 def untrained(name: str) -> nn.Sequential:
@@ -39,7 +39,7 @@ def untrained(name: str) -> nn.Sequential:
 
 def trained(name: str) -> tuple[nn.Sequential, torch.Tensor]:
     """The network in float64, and test images 1 to 5, which every network of the family gets right."""
-    x, y, test = digits()
+    x, y, test, _ = digits()
     torch.manual_seed(0)
     net = untrained(name)
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
