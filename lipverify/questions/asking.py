@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,12 +12,17 @@ from torch import Tensor
 from lipverify.analyzers.protocol import Compute, Report, keeping_best, silent
 from lipverify.certificates.issuing import MOST
 from lipverify.certificates.writing import NOTHING
-from lipverify.errors import Refuted, Undecided
+from lipverify.deadline import within
+from lipverify.errors import BudgetEnded, Refuted, Undecided
 from lipverify.ir.certificate import Witness
 from lipverify.ir.interval import Interval
-from lipverify.questions.question import Answer, Found, Question
+from lipverify.questions.question import Answer, Found, Proved, Question
 
 METHOD = "gradient-ascent"
+REFINED = 0.6
+"""The part of what is left of a budget, after the search and the first facts, that refining them may take; the proof has the rest."""
+OWED = 1.0
+"""Seconds beyond a budget that the facts and what is told about them may take: without them there is no answer."""
 
 
 def ask(
@@ -30,11 +36,11 @@ def ask(
     """The answer to a question: a bound that is never below the truth, and a witness that is never above it.
 
     Args:
-        budget: seconds. The first facts are always finished; what is refined after them ends at the deadline.
+        budget: seconds for everything: the search, facts until there is a bound, better ones, the proof.
 
     Raises:
         UnsupportedModel: an operator that no rule covers; it is named. Refuted: a witness contradicts the bound: a bug of ours.
-        Undecided: interrupted before there was any bound.
+        Undecided: interrupted, or the budget ended, before there was any bound.
     """
     started = time.monotonic()
     deadline = None if budget is None else started + budget
@@ -42,24 +48,28 @@ def ask(
     witness, lower = _witness(question, compute)
     found: Found | None = None
     trace: list[tuple[float, float]] = []
-    with keeping_best() as interruption:
-        for more in question.facts(compute):
+    owed = None if deadline is None else deadline + OWED
+    provable = hasattr(question, "prove")
+    aim = replace(compute, deadline=_part(deadline, REFINED if provable else 1.0))
+    with keeping_best(until=owed) as interruption:
+        for more in question.facts(aim):
             found = more if found is None else _met(found, more)
             best = float(question.formula.evaluate(found.facts).upper.max())
             if not trace or best < trace[-1][1]:
                 trace.append((time.monotonic() - started, best))
             compute.report(question.name, best)
-            if compute.expired():
+            if aim.expired():
                 break
+    if found is None and not interruption.happened:
+        raise Undecided("not run: the budget ended before there was a bound; give a larger --budget")
     if found is None:
         raise Undecided("interrupted before there was a bound")
     upper = question.formula.evaluate(found.facts).upper
     _hold(lower, upper)
-    fields = dict(question.findings(found, compute))
+    fields = dict(question.findings(found, aim))
     proved = None
-    if hasattr(question, "prove") and not interruption.happened:
-        again = None if budget is None else time.monotonic() + budget
-        proved = question.prove(upper, found, fields, replace(compute, deadline=again))
+    if provable and not interruption.happened:
+        proved = _proved(question, upper, found, fields, compute)
         fields |= proved.fields
     checked = proved is not None and proved.upper is not None and len(proved.upper) == len(upper)
     if proved is not None and proved.upper is not None and checked:
@@ -84,6 +94,22 @@ def ask(
     )
 
 
+def _part(deadline: float | None, part: float) -> float | None:
+    """The moment when a part of what is left until the deadline is over."""
+    return None if deadline is None else time.monotonic() + part * max(deadline - time.monotonic(), 0.0)
+
+
+def _proved(question: Any, upper: Tensor, found: Found, fields: dict[str, Any], compute: Compute) -> Proved:
+    """The certificate: written within half of what is left, since reading it takes as long; ended with the budget."""
+    try:
+        with within(compute.deadline):
+            aim = replace(compute, deadline=_part(compute.deadline, 0.5))
+            proved: Proved = question.prove(upper, found, fields, aim)
+            return proved
+    except BudgetEnded:
+        return Proved(reason="the budget ended before the checker had proved it; give a larger --budget")
+
+
 def _hold(lower: Tensor | None, upper: Tensor) -> None:
     if lower is not None and bool((lower > upper).any()):
         worst = int((lower - upper).argmax())
@@ -96,10 +122,14 @@ def _hold(lower: Tensor | None, upper: Tensor) -> None:
 def _witness(question: Question, compute: Compute) -> tuple[Witness | None, Tensor | None]:
     """The points of an untrusted search with the values that interval arithmetic proves there."""
     share = replace(compute, deadline=compute.share(5))
-    points = question.search(share)
-    if points is None:
+    try:
+        with within(_part(compute.deadline, 0.5)):
+            points = question.search(share)
+            if points is None:
+                return None, None
+            value = question.formula.evaluate(question.at(points)).lower.clamp(min=0.0)
+    except BudgetEnded:
         return None, None
-    value = question.formula.evaluate(question.at(points)).lower.clamp(min=0.0)
     return Witness(value=value.cpu(), points=points.cpu(), method=METHOD), value.cpu()
 
 

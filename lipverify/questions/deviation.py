@@ -175,7 +175,7 @@ class Deviation(Shown):
         return compared.findings(self.carried, self.graph, self.region, self.single, data, found, compute)
 
     def prove(self, upper: Tensor, found: Found, fields: Mapping[str, Any], compute: Compute) -> Proved:
-        """The certificate; where there is a budget it has as much time again."""
+        """The certificate; its bounds are improved until the deadline of `compute`."""
         kept = fields.get("kept", {}).get("label_kept")
         wanted = labels.labels(self.f, self.x).tolist() if kept and self.x is not None else []
         asked = Asked(

@@ -38,7 +38,7 @@ from lipverify.checkers.kernel.arithmetic import above, root_above
 from lipverify.checkers.kernel.elementary import Elementary
 from lipverify.checkers.kernel.language import Rows
 from lipverify.checkers.kernel.program import Affine, Program, Scalar, same
-from lipverify.errors import LipverifyError, NotCovered
+from lipverify.errors import BudgetEnded, LipverifyError, NotCovered
 from lipverify.ir.certificate import Rigour
 from lipverify.ir.graph import Graph
 from lipverify.ir.norm import Norm
@@ -81,7 +81,7 @@ class Certified:
 
 
 def certified(asked: Asked, compute: Compute) -> Certified:
-    """The certificate of a deviation; with a budget it has as much time again, and is about the balls that fit in.
+    """The certificate of a deviation; with a deadline it is about the balls that fit in.
 
     Statement: `checkers.deviation.Deviation`, about the files of both models.
     Source: `checkers.kernel.carried`; lines pushed back to the input as in `lipverify.bounds`.
@@ -108,6 +108,8 @@ def certified(asked: Asked, compute: Compute) -> Certified:
         author = Author("deviation", f"norm_out={asked.norm_out}", time.monotonic() - started)
         issued = _written(asked, proving.region, subjects, writer, claim, facts, author)
         issued.check([s.model for s in subjects])
+    except BudgetEnded:
+        raise
     except OSError as error:
         return Certified(None, reason=f"a model file cannot be read again ({error.strerror})")
     except LipverifyError as error:

@@ -1,10 +1,14 @@
-"""Whether `--budget` and `--memory` are kept: every network of the sibling folder `shared/checkpoints`, and networks made here.
+"""Whether `--budget` and `--memory` are kept: every network of the sibling folder `shared/checkpoints`.
 
-    python reports/reliability/promises.py [--budgets 10,60] [--memory 4g] [--only NAME] [--commands audit,lipsdp,local,radius]
+    python reports/reliability/promises.py [--budgets 10,60,300] [--memory 2g,4g] [--only NAME] [--commands audit,deviate] [--all]
 
 Each run is the command line in a process of its own, whose deadline clock is its processor time: what other programs do on the
 machine changes nothing. A promise of T seconds is kept where the process, its start and the reading of the model included, used
-at most 1.1 T + 3 s of one core, and printed the product with its lower bound, or a refusal, or that there was no time for it.
+at most 1.1 T + 3 s of one core, and printed the product with its lower bound, or a refusal. A promise of memory is kept where
+its peak is at most that plus 15 %.
+
+Not every run is needed. One that ended within half of a smaller budget would have ended the same way with more: nothing in it was
+cut. One whose peak without `--memory` was below it keeps it. `--all` runs them all the same. The table says which is which.
 """
 
 from __future__ import annotations
@@ -15,8 +19,11 @@ import os
 import resource
 import sys
 import tempfile
+from itertools import product
 from pathlib import Path
 from typing import Any
+
+from lipverify.loading.arguments import parse_memory
 
 HERE = Path(__file__).resolve().parent
 CHECKPOINTS = HERE.parents[2] / "shared" / "checkpoints"
@@ -28,8 +35,13 @@ COMMANDS = {
     "lipsdp": ["audit", "{model}", "--analyzers", "lipsdp-fast,lipsdp"],
     "local": ["audit", "{model}", "--analyzers", "local,local-bab", *LOCAL],
     "radius": ["radius", "{model}", "--data", "{points}", "--limit", "3"],
+    "deviate": ["deviate", "{model}", "{changed}", "--box", "0,1"],
+    "deviate-ball": ["deviate", "{model}", "{changed}", "--data", "{points}", "--limit", "3", "--radius", "0.02"],
+    "compare": ["compare", "{model}", "--analyzers", "product,lipsdp-fast,lipsdp"],
     "inspect": ["inspect", "{model}"],
 }
+EVEN = 0.5
+"""A run that used no more than this part of its budget was cut nowhere: searches take at most two thirds of what is left."""
 
 
 def networks() -> list[tuple[str, Path]]:
@@ -44,24 +56,32 @@ def networks() -> list[tuple[str, Path]]:
     return found + [("ppo-cartpole-pickle", path) for path in CHECKPOINTS.glob("ppo-cartpole-pickle/*.pt")]
 
 
-def points(path: Path, folder: Path) -> Path | None:
-    """A file of three points that the model takes, in the middle of usual ranges, with the labels it gives them itself."""
+def given(path: Path, folder: Path) -> dict[str, str]:
+    """What the commands' words stand for: the model, a copy with weights of half precision, and a file of three points that the
+    model takes, in the middle of usual ranges, with the labels it gives them itself; the latter only where it can be read."""
     import numpy as np
+    import onnx
     import torch
 
     import lipverify as lv
     from lipverify.interpreter import evaluate
 
+    found = {"model": str(path)}
     try:
         graph = lv.load(path)
     except lv.LipverifyError:
-        return None
+        return found
     x = np.random.default_rng(0).uniform(0.25, 0.75, (3, *graph.input_shape))
     with torch.no_grad():
         y = evaluate(graph.to(dtype=torch.float64), torch.from_numpy(x)).flatten(1).argmax(1).numpy()
-    target = folder / "points.npz"
-    np.savez(target, x=x, y=y)
-    return target
+    np.savez(folder / "points.npz", x=x, y=y)
+    copy = onnx.load(path)
+    for tensor in copy.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT:
+            values = onnx.numpy_helper.to_array(tensor).astype(np.float16).astype(np.float32)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    onnx.save(copy, folder / "changed.onnx")
+    return found | {"points": str(folder / "points.npz"), "changed": str(folder / "changed.onnx")}
 
 
 def run(arguments: list[str], most: float) -> tuple[int, float, float, str, str]:
@@ -84,32 +104,22 @@ def run(arguments: list[str], most: float) -> tuple[int, float, float, str, str]
 
 
 def measured(
-    name: str, model: Path, kind: str, budget: float | None, memory: str | None, most: float
+    name: str, places: dict[str, str], kind: str, budget: float, memory: str | None
 ) -> dict[str, Any]:
     """One row of the table."""
-    with tempfile.TemporaryDirectory() as folder:
-        places = {"model": str(model)}
-        arguments = COMMANDS[kind]
-        if any("{points}" in word for word in arguments):
-            data = points(model, Path(folder))
-            if data is None:
-                return {"network": name, "command": kind, "refused": "does not load"}
-            places["points"] = str(data)
-        command = [word.format(**places) for word in arguments] + ["--json"]
-        if kind != "inspect":
-            command += ["--budget", f"{budget:g}s"] if budget else []
-            command += ["--memory", memory] if memory else []
-        code, cpu, peak, out, err = run(command, most)
-    row = {
-        "network": name,
-        "command": kind,
-        "budget": budget,
-        "memory": memory,
-        "exit": code,
-        "cpu": round(cpu, 1),
-        "peak_mib": round(peak),
-    }
-    return row | {"kept": code >= 0 and (budget is None or cpu <= 1.1 * budget + 3.0)} | said(kind, out, err)
+    row = {"network": name, "command": kind, "budget": budget, "memory": memory}
+    try:
+        command = [word.format(**places) for word in COMMANDS[kind]] + ["--json"]
+    except KeyError:
+        return row | {"said": "does not load"}
+    if kind != "inspect":
+        command += ["--budget", f"{budget:g}s"]
+        command += ["--memory", memory] if memory else []
+    code, cpu, peak, out, err = run(command, 4.0 * budget + 30.0)
+    row |= {"exit": code, "cpu": round(cpu, 1), "peak_mib": round(peak)}
+    within = code >= 0 and cpu <= 1.1 * budget + 3.0
+    small = memory is None or peak * 2**20 <= 1.15 * parse_memory(memory)
+    return row | {"kept": within, "memory_kept": small} | said(kind, out, err)
 
 
 def said(kind: str, out: str, err: str) -> dict[str, Any]:
@@ -123,6 +133,11 @@ def said(kind: str, out: str, err: str) -> dict[str, Any]:
         return {"radii": radii, "seconds": document.get("seconds")}
     if kind == "inspect":
         return {"analyzers": len(document.get("analyzers", []))}
+    if kind == "compare":
+        found = document["audits"][0] if document.get("audits") else {}
+        return {"rows": len(found.get("results", []))}
+    if kind.startswith("deviate"):
+        return {key: document.get(key) for key in ("upper", "lower", "rigour", "seconds")}
     rows = {
         row["analyzer"]: row.get("upper", row.get("log10_upper", (row.get("refused") or "")[:160]))
         for row in document["results"]
@@ -137,15 +152,69 @@ def said(kind: str, out: str, err: str) -> dict[str, Any]:
     }
 
 
+def concluded(rows: list[dict[str, Any]], row: dict[str, Any]) -> dict[str, Any] | None:
+    """The row of a run that need not be made, with the run it follows from; None where it has to be."""
+    for other in rows:
+        if any(other[key] != row[key] for key in ("network", "command")) or not other.get("kept", True):
+            continue
+        if "exit" not in other:
+            return row | {"said": other["said"]}
+        ended = other["budget"] == row["budget"] or (
+            other["budget"] < row["budget"] and other["cpu"] <= EVEN * other["budget"]
+        )
+        most = None if row["memory"] is None else 2**-20 * parse_memory(row["memory"])
+        if other["memory"] is None and ended and (most is None or other["peak_mib"] <= most):
+            return row | {"kept": True, "memory_kept": True, "follows": other["budget"]}
+    return None
+
+
+def whole(row: dict[str, Any]) -> bool:
+    """Whether both promises of the run were kept."""
+    return bool(row.get("kept", True) and row.get("memory_kept", True))
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Processor seconds over the budget's end and largest peak, by command and promise."""
+    lines = [
+        "# Promises",
+        "",
+        "Made by `reports/reliability/promises.py`, which says what is run and what follows. Most: the largest processor time of a",
+        "run as a part of what was promised (1.1 T + 3 s), and the largest peak.",
+        "",
+        "| command | budget | memory | promises | run | follow | broken | most | peak |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    kinds = list(COMMANDS)
+    groups = {(r["command"], r["budget"], r["memory"] or "") for r in rows}
+    for kind, budget, memory in sorted(groups, key=lambda g: (kinds.index(g[0]), g[1], g[2])):
+        mine = [r for r in rows if (r["command"], r["budget"], r["memory"] or "") == (kind, budget, memory)]
+        ran = [r for r in mine if "exit" in r]
+        most = max((r["cpu"] / (1.1 * budget + 3.0) for r in ran), default=0.0)
+        peak = max((r["peak_mib"] for r in ran), default=0)
+        broken = sum(not whole(r) for r in mine)
+        counts = f"{len(mine)} | {len(ran)} | {len(mine) - len(ran)} | {broken}"
+        measured = f"{100 * most:.0f} % | {peak} MiB" if ran else "- | -"
+        lines.append(f"| {kind} | {budget:g} s | {memory or 'free'} | {counts} | {measured} |")
+    broken_rows = [r for r in rows if not whole(r)]
+    lines += ["", "Broken:" if broken_rows else "None is broken."]
+    for r in broken_rows:
+        promise = f"{r['budget']:g} s, {r['memory'] or 'no limit of memory'}"
+        used = f"{r['cpu']:g} s, {r['peak_mib']} MiB"
+        lines.append(f"- {r['network']}, {r['command']}: {promise}; used {used}")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--budgets", default="10")
-    parser.add_argument("--commands", default="audit,lipsdp,local,radius")
-    parser.add_argument("--memory")
-    parser.add_argument("--only", help="part of a network's name")
-    parser.add_argument("--folder", type=Path, help="also every ONNX file of this folder, and only those")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--budgets", default="10,60,300")
+    parser.add_argument("--commands", default=",".join(kind for kind in COMMANDS if kind != "inspect"))
+    parser.add_argument("--memory", default="", help="sizes, with commas; without: what is free")
+    parser.add_argument("--only", default="", help="parts of networks' names, with commas")
+    parser.add_argument("--folder", type=Path, help="every ONNX file of this folder instead")
     parser.add_argument("--out", type=Path, default=HERE / "promises.json")
+    parser.add_argument("--all", action="store_true", help="also the runs that need not be made")
     parser.add_argument("--fresh", action="store_true", help="forget the rows that are there")
+    parser.add_argument("--resume", action="store_true", help="keep the rows that are there, where none is broken")
     options = parser.parse_args()
     chosen = (
         networks() if options.folder is None else [(p.stem, p) for p in sorted(options.folder.glob("*.onnx"))]
@@ -153,22 +222,28 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     if options.out.exists() and not options.fresh:
         rows = json.loads(options.out.read_text())["rows"]
-    for budget in (float(text) for text in options.budgets.split(",")):
-        for name, model in chosen:
-            if options.only and options.only not in name:
-                continue
-            for kind in options.commands.split(","):
-                row = measured(name, model, kind, budget, options.memory, 4.0 * budget + 30.0)
-                same = ("network", "command", "budget", "memory")
-                rows = [r for r in rows if any(r.get(k) != row.get(k) for k in same)] + [row]
+    budgets = sorted(float(text) for text in options.budgets.split(","))
+    sizes = [size or None for size in options.memory.split(",")]
+    for name, model in chosen:
+        if not any(part in name for part in options.only.split(",")):
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            places = given(model, Path(folder))
+            for memory, budget, kind in product(sizes, budgets, options.commands.split(",")):
+                row: dict[str, Any] = {"network": name, "command": kind, "budget": budget, "memory": memory}
+                same = [r for r in rows if all(r[key] == value for key, value in row.items())]
+                if options.resume and same and whole(same[0]):
+                    continue
+                rows = [r for r in rows if r not in same]
+                follows = None if options.all else concluded(rows, row)
+                row = measured(name, places, kind, budget, memory) if follows is None else follows
+                rows.append(row)
                 print(json.dumps(row), flush=True)
                 options.out.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
-    broken = [row for row in rows if row.get("kept") is False]
-    print(
-        f"{len(rows)} runs, {len(broken)} promises broken",
-        *(f"{r['network']} {r['command']}" for r in broken),
-        sep="\n  ",
-    )
+    rows.sort(key=lambda r: (r["network"], list(COMMANDS).index(r["command"]), r["memory"] or "", r["budget"]))
+    options.out.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+    options.out.with_suffix(".md").write_text(table(rows))
+    print(table(rows))
 
 
 if __name__ == "__main__":
