@@ -7,7 +7,9 @@ Sizes are bytes. Estimates are made before memory is taken (`refuse_beyond`), an
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from lipverify.errors import UnsupportedModel
 
@@ -19,6 +21,11 @@ except ImportError:  # pragma: no cover
 _BEFORE = -1 if _RESOURCE is None else _RESOURCE.getrlimit(_RESOURCE.RLIMIT_DATA)[0]
 _LIMIT: list[int | None] = [None]
 _PLENTY = 1 << 62
+_LEAST = 1 << 20
+_MOST_HALVINGS = 6
+_CHUNKS = {"halvings": 0, "asked": 0}
+"""How often chunks were halved, and how many asked for their size."""
+T = TypeVar("T")
 _GROUPS = Path("/sys/fs/cgroup")
 _FILES = {
     "": ("memory.max", "memory.current", "inactive_file"),
@@ -63,7 +70,29 @@ def free() -> int:
 
 def share(most: int, part: int = 4) -> int:
     """What one chunk of a loop may take: `most`, or a part of what is free where that is less; 1 MiB at least."""
-    return max(min(most, free() // part), 1 << 20)
+    _CHUNKS["asked"] += 1
+    return max(min(most, free() // part) >> _CHUNKS["halvings"], _LEAST)
+
+
+def halving(work: Callable[[], T]) -> T:
+    """What `work` gives; where an allocation fails it begins again with chunks (`share`) of half the size.
+
+    Raises what `work` raises; a failed allocation after six halvings, and where no size of a chunk was asked for.
+    """
+    before = _CHUNKS["halvings"]
+    try:
+        while True:
+            asked = _CHUNKS["asked"]
+            try:
+                return work()
+            except Exception as error:
+                more = _CHUNKS["asked"] > asked and _CHUNKS["halvings"] < before + _MOST_HALVINGS
+                if not (failed(error) and more):
+                    raise
+            # Outside the handler, whose frames hold what had been allocated.
+            _CHUNKS["halvings"] += 1
+    finally:
+        _CHUNKS["halvings"] = before
 
 
 def refuse_beyond(needed: float, what: str, remedy: str = "give a larger --memory") -> None:

@@ -255,7 +255,8 @@ def _lower(
     end = None if compute.deadline is None else time.monotonic() + LOWER * compute.remaining()
     try:
         with deadline.within(None if compute.deadline is None else compute.deadline + OWED):
-            witness = falsify(graph, query, replace(compute, deadline=end), search, box=box, hints=hints)
+            share = replace(compute, deadline=end)
+            witness = memory.halving(lambda: falsify(graph, query, share, search, box=box, hints=hints))
     except BudgetEnded as error:
         return Lower(
             *_nothing(graph, query, f"not run: {error} before a pair of points was proved"), cut=True
@@ -363,7 +364,7 @@ def _answer(method: Analyzer, graph: Graph, query: Query, compute: Compute, wall
             deadline.look()
             reason = method.reject(graph, query)
             if reason is None:
-                certificate = method.bound(graph, query, compute)
+                certificate = memory.halving(lambda: method.bound(graph, query, compute))
     except UnsupportedModel as error:
         reason = str(error)
     except BudgetEnded:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from lipverify.errors import InvalidFile, UnsafeInput
 from lipverify.loading.names import display, sentence
@@ -54,15 +56,33 @@ def read_regular(path: Path, max_bytes: int = MAX_FILE_BYTES) -> FileBytes:
     return FileBytes(text, data, hashlib.sha256(data).hexdigest())
 
 
-def read_inside(folder: Path, location: str, max_bytes: int, model: Path) -> FileBytes:
-    """Reads a file that a *model file* names, which may only lie below `folder`.
+class Range(NamedTuple):
+    """The bytes of one tensor in a file."""
+
+    start: int
+    stop: int
+    tensor: str
+
+
+def read_inside(
+    folder: Path,
+    location: str,
+    max_bytes: int,
+    model: Path,
+    ranges: Sequence[Range],
+    take: Callable[[int, bytes], None],
+) -> tuple[int, str]:
+    """Reads a file that a *model file* names, which may only lie below `folder`: its size and SHA-256.
+
+    The file passes by once and is never in memory as a whole: take(k, bytes of ranges[k]) is called when they have passed, so
+    the hash speaks of what was used.
 
     Sound when: the folder is not rewritten during the call by someone else with write access to it (each
     component is opened relative to its parent without following links, so even then nothing outside is read).
 
     Raises UnsafeInput for an absolute path, `..`, a symbolic link at any component, a second hard link, or
-    anything but a regular file, before one byte of the target is read; InvalidFile when it is missing or
-    empty.
+    anything but a regular file, and for a range behind its end, before one byte of the target is read; InvalidFile when it is
+    missing or empty.
     """
     parts = _components(location, model)
     shown = display(location, 60)
@@ -86,14 +106,45 @@ def read_inside(folder: Path, location: str, max_bytes: int, model: Path) -> Fil
         if status.st_nlink != 1:
             # A second name could lie anywhere: a hard link reaches outside the folder as a symbolic one does.
             raise _unsafe(model, f'external data "{shown}" is a hard link')
-        data = _read(descriptor, location, max_bytes)
+        for wanted in ranges:
+            if wanted.stop > status.st_size:
+                raise _unsafe(
+                    model, f'external data of tensor "{wanted.tensor}" reaches past the end of its file'
+                )
+        digest = hashlib.sha256()
+        _passed(_pieces(descriptor, location, max_bytes), digest.update, ranges, take)
     except OSError as problem:
         what = f'external data "{shown}" cannot be read ({_reason(problem)})'
         raise InvalidFile(sentence(model, what, "keep the data file beside the model")) from None
     finally:
         if descriptor >= 0:
             os.close(descriptor)
-    return FileBytes(location, data, hashlib.sha256(data).hexdigest())
+    return status.st_size, digest.hexdigest()
+
+
+def _passed(
+    pieces: Iterator[bytes],
+    see: Callable[[bytes], None],
+    ranges: Sequence[Range],
+    take: Callable[[int, bytes], None],
+) -> None:
+    """Shows every piece, and hands out each range when its last byte has passed."""
+    waiting = sorted(range(len(ranges)), key=lambda k: ranges[k].start, reverse=True)
+    begun: dict[int, bytearray] = {}
+    here = 0
+    for piece in pieces:
+        see(piece)
+        end = here + len(piece)
+        while waiting and ranges[waiting[-1]].start < end:
+            begun[waiting.pop()] = bytearray()
+        for k, found in list(begun.items()):
+            start, stop, _ = ranges[k]
+            found += memoryview(piece)[max(start - here, 0) : stop - here]
+            if stop <= end:
+                take(k, bytes(begun.pop(k)))
+        here = end
+    for k in waiting:  # of no bytes, at the end of the file
+        take(k, b"")
 
 
 def _components(location: str, model: Path) -> list[str]:
@@ -121,6 +172,11 @@ def _require_regular(path: str, status: os.stat_result) -> None:
 
 
 def _read(descriptor: int, path: str, max_bytes: int) -> bytes:
+    pieces = list(_pieces(descriptor, path, max_bytes))
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def _pieces(descriptor: int, path: str, max_bytes: int) -> Iterator[bytes]:
     status = os.fstat(descriptor)
     _require_regular(path, status)
     size = status.st_size
@@ -128,14 +184,13 @@ def _read(descriptor: int, path: str, max_bytes: int) -> bytes:
         raise InvalidFile(sentence(path, "is empty"))
     if size > max_bytes:
         raise InvalidFile(sentence(path, f"has {size} bytes, more than the limit of {max_bytes}"))
-    pieces, left = [], size
+    left = size
     while left:
         piece = os.read(descriptor, min(left, 1 << 24))
         if not piece:
             raise InvalidFile(sentence(path, "became shorter while it was read"))
-        pieces.append(piece)
+        yield piece
         left -= len(piece)
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 def _reason(problem: OSError | ValueError) -> str:

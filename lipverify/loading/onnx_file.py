@@ -48,8 +48,7 @@ def read_onnx(path: Path, output: int | str | None = None, *, prune_to_output: b
     model = _parse(file.data, path)
     external = ExternalData(path)
     inputs = checked(model, path, external, output, prune_to_output=prune_to_output)
-    used = tuple((name, beside.sha256) for name, beside in sorted(external.files.items()))
-    return OnnxFile(model, file.path, file.sha256, used, tuple(inputs))
+    return OnnxFile(model, file.path, file.sha256, tuple(sorted(external.files.items())), tuple(inputs))
 
 
 def checked(

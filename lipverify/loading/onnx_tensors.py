@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipverify.errors import InvalidFile, UnsafeInput, UnsupportedModel
-from lipverify.loading.files import FileBytes, Path, read_inside
+from lipverify.loading.files import Path, Range, read_inside
 from lipverify.loading.names import display, sentence
 
 MAX_TOTAL_BYTES = (2 << 30) - (1 << 20)  # what one protobuf message can carry
@@ -58,14 +58,13 @@ _EXTERNAL = 1
 
 @dataclass
 class ExternalData:
-    """Files beside the model, each read once, and the bytes that tensors took from them."""
+    """Files beside the model, each read once: their SHA-256 by name."""
 
     model: Path
-    files: dict[str, FileBytes] = field(default_factory=dict)
-    total: int = 0
+    files: dict[str, str] = field(default_factory=dict)
 
-    def take(self, tensor: Any, shown: str, needed: int) -> bytes:
-        """Bytes of one external tensor. Raises UnsafeInput unless its location obeys the loader's policy."""
+    def place(self, tensor: Any, shown: str, needed: int) -> tuple[str, Range]:
+        """Where the bytes of one external tensor are. Raises UnsafeInput unless that is said as the loader's policy asks."""
         entries: dict[str, str] = {}
         for entry in tensor.external_data:
             if not isinstance(entry.key, str) or not isinstance(entry.value, str) or entry.key in entries:
@@ -76,21 +75,28 @@ class ExternalData:
         if length != needed:
             what = f'tensor "{shown}" needs {needed} bytes, its external data has {length}'
             raise InvalidFile(sentence(self.model, what))
-        file = self._open(entries.get("location", ""))
-        if offset + length > len(file.data):
-            self._unsafe(f'external data of tensor "{shown}" reaches past the end of its file')
-        return file.data[offset : offset + length]
+        return entries.get("location", ""), Range(offset, offset + length, shown)
 
-    def _open(self, location: str) -> FileBytes:
-        if location not in self.files:
-            # The folder is never empty: an empty base folder is how containment checks were bypassed elsewhere.
-            folder = os.path.dirname(os.path.abspath(os.fspath(self.model)))
-            file = read_inside(folder, location, MAX_TOTAL_BYTES, self.model)
-            self.total += len(file.data)
-            if self.total > MAX_TOTAL_BYTES:
+    def read(self, places: Sequence[tuple[str, Range]], take: Callable[[int, bytes], None]) -> None:
+        """Every file, one after the other; take(k, bytes of places[k]) as they pass. Raises as `read_inside`."""
+        # The folder is never empty: an empty base folder is how containment checks were bypassed elsewhere.
+        folder = os.path.dirname(os.path.abspath(os.fspath(self.model)))
+        by_file: dict[str, list[int]] = {}
+        for k, (location, _) in enumerate(places):
+            by_file.setdefault(location, []).append(k)
+        left = MAX_TOTAL_BYTES
+        for location, wanted in by_file.items():
+            size, self.files[location] = read_inside(
+                folder,
+                location,
+                MAX_TOTAL_BYTES,
+                self.model,
+                [places[k][1] for k in wanted],
+                lambda k, data, wanted=wanted: take(wanted[k], data),  # type: ignore[misc]
+            )
+            left -= size
+            if left < 0:
                 raise UnsupportedModel(sentence(self.model, "its external data files exceed 2 GiB together"))
-            self.files[location] = file
-        return self.files[location]
 
     def _number(self, text: str, shown: str) -> int:
         if not (text.isascii() and text.isdigit() and len(text) <= 18):
@@ -137,14 +143,21 @@ def check_tensors(named: Iterable[tuple[str, Any]], external: ExternalData) -> N
             raise UnsupportedModel(sentence(external.model, "its tensors need more than 2 GiB"))
         pending.append((shown, tensor, needed))
     # Only now is anything read or converted: the declared sizes are known to be small enough.
-    for shown, tensor, needed in pending:
-        if tensor.data_location == _EXTERNAL:
-            data = external.take(tensor, shown, needed)
-            tensor.raw_data = data
+    outside = [one for one in pending if one[1].data_location == _EXTERNAL]
+    places = [external.place(tensor, shown, needed) for shown, tensor, needed in outside]
+
+    def take(k: int, data: bytes) -> None:
+        shown, tensor, _ = outside[k]
+        tensor.raw_data = data
+        _check_values(tensor, shown, external.model)
+
+    external.read(places, take)
+    for shown, tensor, _ in pending:
         # Whatever reads the model later finds no path in it.
         tensor.ClearField("external_data")
+        if tensor.data_location != _EXTERNAL:
+            _check_values(tensor, shown, external.model)
         tensor.ClearField("data_location")
-        _check_values(tensor, shown, external.model)
 
 
 def _declared_bytes(tensor: Any, shown: str, path: Path) -> int:

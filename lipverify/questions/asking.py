@@ -20,7 +20,7 @@ from lipverify.questions.question import Answer, Found, Proved, Question
 
 METHOD = "gradient-ascent"
 REFINED = 0.6
-"""The part of what is left of a budget, after the search and the first facts, that refining them may take; the proof has the rest."""
+"""The part of what is left of a budget after the search that better facts may take; the proof has the rest."""
 OWED = 1.0
 """Seconds beyond a budget that the facts and what is told about them may take: without them there is no answer."""
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lipverify import memory
 from lipverify.analyzers.lipsdp.analyzer import LipSDP
 from lipverify.analyzers.lirpa.margins import ForeignMargins, refuses_margins
 from lipverify.analyzers.protocol import Compute
@@ -136,7 +137,7 @@ def answered(work: Work, index: int, x: Tensor, label: int | None, seconds: floa
     """As `answer`; what breaks is a record without a radius, and loses no other point."""
     started = time.monotonic()
     try:
-        return answer(work, index, x, label, seconds)
+        return memory.halving(lambda: answer(work, index, x, label, seconds))
     except BudgetEnded:
         return not_run(work, index, label, time.monotonic() - started)
     except Refuted as error:
@@ -144,7 +145,8 @@ def answered(work: Work, index: int, x: Tensor, label: int | None, seconds: floa
     except Exception as error:
         if isinstance(error, LipverifyError) and not isinstance(error, InternalError):
             raise
-        return broken(work, index, label, failure_words(error), time.monotonic() - started)
+        words = f"not run: {memory.words(error)}" if memory.failed(error) else failure_words(error)
+        return broken(work, index, label, words, time.monotonic() - started)
 
 
 def not_run(work: Work, index: int, label: int | None, seconds: float = 0.0) -> Record:

@@ -36,7 +36,17 @@ COMMANDS = {
     "local": ["audit", "{model}", "--analyzers", "local,local-bab", *LOCAL],
     "radius": ["radius", "{model}", "--data", "{points}", "--limit", "3"],
     "deviate": ["deviate", "{model}", "{changed}", "--box", "0,1"],
-    "deviate-ball": ["deviate", "{model}", "{changed}", "--data", "{points}", "--limit", "3", "--radius", "0.02"],
+    "deviate-ball": [
+        "deviate",
+        "{model}",
+        "{changed}",
+        "--data",
+        "{points}",
+        "--limit",
+        "3",
+        "--radius",
+        "0.02",
+    ],
     "compare": ["compare", "{model}", "--analyzers", "product,lipsdp-fast,lipsdp"],
     "inspect": ["inspect", "{model}"],
 }
@@ -178,8 +188,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = [
         "# Promises",
         "",
-        "Made by `reports/reliability/promises.py`, which says what is run and what follows. Most: the largest processor time of a",
-        "run as a part of what was promised (1.1 T + 3 s), and the largest peak.",
+        "Made by `reports/reliability/promises.py`, which says what is run and what follows. Most: the largest processor time of",
+        "a run as a part of what was promised (1.1 T + 3 s). Peak: the largest.",
         "",
         "| command | budget | memory | promises | run | follow | broken | most | peak |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -205,7 +215,9 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--budgets", default="10,60,300")
     parser.add_argument("--commands", default=",".join(kind for kind in COMMANDS if kind != "inspect"))
     parser.add_argument("--memory", default="", help="sizes, with commas; without: what is free")
@@ -214,7 +226,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "promises.json")
     parser.add_argument("--all", action="store_true", help="also the runs that need not be made")
     parser.add_argument("--fresh", action="store_true", help="forget the rows that are there")
-    parser.add_argument("--resume", action="store_true", help="keep the rows that are there, where none is broken")
+    parser.add_argument(
+        "--resume", action="store_true", help="keep the rows that are there, where none is broken"
+    )
     options = parser.parse_args()
     chosen = (
         networks() if options.folder is None else [(p.stem, p) for p in sorted(options.folder.glob("*.onnx"))]
@@ -240,7 +254,9 @@ def main() -> None:
                 rows.append(row)
                 print(json.dumps(row), flush=True)
                 options.out.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
-    rows.sort(key=lambda r: (r["network"], list(COMMANDS).index(r["command"]), r["memory"] or "", r["budget"]))
+    rows.sort(
+        key=lambda r: (r["network"], list(COMMANDS).index(r["command"]), r["memory"] or "", r["budget"])
+    )
     options.out.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
     options.out.with_suffix(".md").write_text(table(rows))
     print(table(rows))

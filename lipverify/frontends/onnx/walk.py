@@ -142,6 +142,10 @@ _OF_INTEGERS = (
 _MOVES = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Expand", "Slice", "Gather", "Flatten")
 
 
+_KEPT = 1 << 20
+"""Bytes up to which a stored tensor is kept decoded: larger ones are read by one node, which has them as parameters then."""
+
+
 class _Initialisers(dict[str, Stored]):
     """The stored tensors of a graph, decoded when they are read."""
 
@@ -156,7 +160,8 @@ class _Initialisers(dict[str, Stored]):
         found: Stored = numpy_helper.to_array(self._protos[name])
         if found.dtype.name in ("int4", "uint4"):  # two in a byte of the file, bytes here
             found = found.astype(np.int8 if found.dtype.name == "int4" else np.uint8)
-        self[name] = found
+        if found.nbytes <= _KEPT:
+            self[name] = found
         return found
 
 

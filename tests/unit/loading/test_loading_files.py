@@ -2,16 +2,18 @@
 
 import hashlib
 import os
+import random
 import subprocess
 import sys
 import zipfile
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
 from lipverify.errors import InvalidFile, UnsafeInput, UnsupportedModel
 from lipverify.loading import Format, detect, read_onnx, read_regular
-from lipverify.loading.files import read_inside
+from lipverify.loading.files import Range, read_inside
 
 
 def test_bytes_and_hash(tmp_path: Path) -> None:
@@ -40,15 +42,24 @@ def test_inside_a_folder(tmp_path: Path) -> None:
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "a" / "b" / "w").write_bytes(b"abc")
     before = len(os.listdir("/proc/self/fd"))
-    assert read_inside(tmp_path, "a/./b//w", 10, "m.onnx").data == b"abc"
+    found: dict[int, bytes] = {}
+
+    def read(folder: Path, location: str, most: int, *ranges: Range) -> tuple[int, str]:
+        return read_inside(folder, location, most, "m.onnx", ranges, found.__setitem__)
+
+    wanted = [Range(1, 3, "a"), Range(0, 2, "b"), Range(3, 3, "c"), Range(0, 3, "d"), Range(1, 1, "e")]
+    assert read(tmp_path, "a/./b//w", 10, *wanted) == (3, sha256(b"abc").hexdigest())
+    assert found == {0: b"bc", 1: b"ab", 2: b"", 3: b"abc", 4: b""}
     with pytest.raises(UnsafeInput):
-        read_inside(tmp_path, "a/b/../b/w", 10, "m.onnx")
+        read(tmp_path, "a/b/../b/w", 10)
+    with pytest.raises(UnsafeInput, match='tensor "far" reaches past the end'):
+        read(tmp_path, "a/b/w", 10, Range(2, 4, "far"))
     with pytest.raises(InvalidFile, match="more than the limit"):
-        read_inside(tmp_path, "a/b/w", 2, "m.onnx")
+        read(tmp_path, "a/b/w", 2)
     with pytest.raises(InvalidFile):
-        read_inside(tmp_path / "absent", "w", 2, "m.onnx")
+        read(tmp_path / "absent", "w", 2)
     with pytest.raises(UnsafeInput, match="not a regular file"):
-        read_inside(tmp_path, "a/b/w/x", 2, "m.onnx")
+        read(tmp_path, "a/b/w/x", 2)
     assert len(os.listdir("/proc/self/fd")) == before
 
 
@@ -127,3 +138,17 @@ def test_refusals_say_what_it_is(data: bytes, error: type[Exception], text: str,
 def test_importing_the_loader_imports_neither_torch_nor_onnx() -> None:
     code = "import sys, lipverify.loading; sys.exit(bool({'torch', 'onnx'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_ranges_over_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that passes in pieces of 1 to 5 bytes gives every range as the whole would."""
+    data = bytes(range(40))
+    (tmp_path / "w").write_bytes(data)
+    rng = random.Random(0)
+    real = os.read
+    monkeypatch.setattr(os, "read", lambda fd, most: real(fd, min(most, rng.randint(1, 5))))
+    wanted = [Range(a, b, "") for a in range(0, 41, 3) for b in range(a, 41, 4)]
+    found: dict[int, bytes] = {}
+    size, digest = read_inside(tmp_path, "w", 40, "m.onnx", wanted, found.__setitem__)
+    assert (size, digest) == (40, sha256(data).hexdigest())
+    assert [found[k] for k in range(len(wanted))] == [data[a:b] for a, b, _ in wanted]
