@@ -15,7 +15,7 @@ from lipverify.ir.certificate import Witness
 from lipverify.ir.graph import Graph
 from lipverify.ir.region import Ball, Query
 from lipverify.linalg.lengths import at_most, length_above
-from lipverify.propagation.points import derivatives_below, slopes_below
+from lipverify.propagation.points import derivatives_below, slopes_below, slopes_roughly_below
 
 DISTANCES = (1e-6, 1e-4, 1e-2)
 """Of a pair around a point, relative to the size of the region or of the point: near ones show the norm of the Jacobian, farther
@@ -56,7 +56,7 @@ def falsify(
         witness = _at_centres(graph, query, climber, region)
     else:
         pool = climber.run()
-        witness = _shown(graph, query, _candidates(climber, pool))
+        witness = _shown(graph, query, _candidates(climber, pool), hurried=compute.deadline is not None)
     compute.report("lower bound", float(witness.value.max()))
     return witness
 
@@ -79,8 +79,12 @@ def _candidates(climber: Climber, pool: Pool) -> Candidates:
     return found
 
 
-def _shown(graph: Graph, query: Query, candidates: Candidates) -> Witness:
-    """The steepest candidate by what is proved of it, tried in the order of what is believed."""
+def _shown(graph: Graph, query: Query, candidates: Candidates, hurried: bool = False) -> Witness:
+    """The steepest candidate by what is proved of it, tried in the order of what is believed.
+
+    Args:
+        hurried: first of all prove something of a pair far apart, in the time of a few evaluations.
+    """
     believed, first, second = (torch.stack(column).cpu() for column in zip(*candidates, strict=True))
     order = believed.argsort(dim=0, descending=True, stable=True)
     count, shape = believed.shape[1], first.shape[2:]
@@ -88,7 +92,11 @@ def _shown(graph: Graph, query: Query, candidates: Candidates) -> Witness:
     value = torch.zeros(count, dtype=torch.float64)
     points, partner = first[order[0], column], first[order[0], column]
     notes: list[str] = []
-    for place in order:
+    tries = [(place, slopes_below) for place in order]
+    if hurried:
+        farthest = (first - second).flatten(2).abs().amax(2).sum(1).argmax()
+        tries = [(farthest, slopes_roughly_below), *tries]
+    for place, below in tries:
         x, y = (_held(query, ends[place, column]) for ends in (first, second))
         # A pair is worth a proof only where it may show more than what is proved already.
         open_ = (believed[place, column] > value * (1 + 1e-6)) & (x != y).flatten(1).any(1)
@@ -96,7 +104,7 @@ def _shown(graph: Graph, query: Query, candidates: Candidates) -> Witness:
             continue
         proved = torch.zeros_like(value)
         try:
-            proved[open_] = _proved(graph, query, slopes_below, x[open_], y[open_], notes)
+            proved[open_] = _proved(graph, query, below, x[open_], y[open_], notes)
         except BudgetEnded:
             if not bool((value > 0).any()):
                 raise

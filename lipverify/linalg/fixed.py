@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lipverify.deadline import look
 from lipverify.errors import InternalError, UsageError
 from lipverify.linalg.rounding import gamma
 
@@ -275,16 +276,19 @@ class _Total:
 
     def add(self, values: Tensor, shift: int) -> None:
         """values [digits, ...], integers of at most 53 bits, times 2^shift B^k in place k."""
+        look()
         place, more = divmod(shift, BITS)
         rest = values * 2.0**more
         if self.sums is None:
             self.sums = torch.zeros((self.count, *values.shape[1:]), dtype=torch.float64)
         last = place + len(values)
         # 53 bits and a shift below 20 are four digits.
-        for step in range(4):
-            above = torch.floor(rest * (1.0 / _BASE)) if step < 3 else torch.zeros_like(rest)
-            self.sums[place + step : last + step] += rest - above * _BASE
+        for step in range(3):
+            above = (rest * (1.0 / _BASE)).floor_()
+            # In place, and exact: what is left is an integer in [0, B).
+            self.sums[place + step : last + step] += rest.sub_(above, alpha=_BASE)
             rest = above
+        self.sums[place + 3 : last + 3] += rest
 
     def digits(self) -> Tensor:
         assert self.sums is not None
@@ -308,6 +312,7 @@ def _parts(digits: Tensor, bits: int) -> list[tuple[int, Tensor]]:
 
 def carried(sums: Tensor, radius: Tensor, exponent: int) -> Fixed:
     """The number with these sums for digits: integers of at most 2^52."""
+    look()
     digits: list[Tensor] = []
     over = torch.zeros_like(sums[0])
     for value in sums:

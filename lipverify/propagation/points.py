@@ -95,6 +95,20 @@ def slopes_below(graph: Graph, x: Tensor, y: Tensor, norm_in: Norm, norm_out: No
     return ratio_below(change.below(x, y), length_above((y - x).flatten(1), norm_in.value))
 
 
+def slopes_roughly_below(graph: Graph, x: Tensor, y: Tensor, norm_in: Norm, norm_out: Norm) -> Tensor:
+    """As `slopes_below`, in the time of a few evaluations: from intervals in float64 around both outputs. 0 for deep networks and
+    near points, where rounding is as large as what happens between them.
+    """
+    graph, (x, y) = _prepared(graph, x, y)
+    both = torch.cat([x, y])
+    box = _rows(interval_ranges(graph, Interval(both, both))[graph.output.name], len(both))
+    (low, other_low), (high, other_high) = (end.flatten(1).chunk(2) for end in (box.lower, box.upper))
+    apart = torch.maximum(low - other_high, other_low - high)
+    # Both differences are rounded once; what is next below zero counts as nothing.
+    least = torch.nextafter(apart, torch.zeros_like(apart)).clamp_min(0.0)
+    return ratio_below(length_below(least, norm_out.value), length_above((y - x).flatten(1), norm_in.value))
+
+
 def derivatives_below(graph: Graph, x: Tensor, v: Tensor, norm_in: Norm, norm_out: Norm) -> Tensor:
     """Lower bounds of |J v|_out / |v|_in at stored points for stored directions; x, v [count, *input shape] -> [count].
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -101,7 +102,7 @@ class Arithmetic(Shapes):
             # No limit: there the other operand is the tensor itself.
             numbers = torch.where(b.isinf(), torch.zeros_like(b), b)
             if bool(b.isinf().all()):
-                return self.expand(a, torch.broadcast_shapes(a.source_shape, tuple(b.shape)))
+                return self.expand(a, np.broadcast_shapes(a.source_shape, tuple(b.shape)))
             b = self.plus(self.times(a, b.isinf().to(b.dtype)), numbers)
         if isinstance(b, Tensor):
             if b.numel() == 1:
@@ -143,8 +144,8 @@ class Arithmetic(Shapes):
         ]
         stored = [c if batch is None else c.squeeze(batch) for c in stored]
         try:
-            shape = torch.broadcast_shapes(*(v.shape for v in values), *(c.shape for c in stored))
-        except RuntimeError:
+            shape = np.broadcast_shapes(*(v.shape for v in values), *(c.shape for c in stored))
+        except ValueError:
             raise InvalidFile(
                 f'{self.what} "{display(self.where)}": shapes do not broadcast: '
                 f"{[list(v.shape) for v in values] + [list(c.shape) for c in stored]}"

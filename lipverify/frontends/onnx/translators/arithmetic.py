@@ -126,7 +126,7 @@ def _pow(c: Call) -> Value:
     if len(powers) != 1:
         return _powers(c, x, exponent)
     if exponent.numel() > 1:
-        x = c.build.expand(x, torch.broadcast_shapes(x.source_shape, tuple(exponent.shape)))
+        x = c.build.expand(x, np.broadcast_shapes(x.source_shape, tuple(exponent.shape)))
     power = float(powers)
     if power == 1:
         return x
@@ -148,7 +148,7 @@ def _powers(c: Call, x: Value, exponent: Tensor) -> Value:
     b, powers = c.build, exponent.unique()
     if len(powers) > 16:
         raise c.refuse("raises entries to more than 16 different powers", "split the tensor")
-    shape = torch.broadcast_shapes(x.source_shape, tuple(exponent.shape))
+    shape = np.broadcast_shapes(x.source_shape, tuple(exponent.shape))
     x, total = b.expand(x, shape), None
     for power in powers.tolist():
         mask = (exponent == power).expand(shape).to(b.dtype)
@@ -176,7 +176,7 @@ def _where(c: Call) -> Value | Masked | Stored:
     shapes = [
         x.source_shape if isinstance(x, (Value, Masked)) else x.shape for x in c.inputs if x is not None
     ]
-    shape = list(torch.broadcast_shapes(*shapes))
+    shape = list(np.broadcast_shapes(*shapes))
     mask = torch.from_numpy(condition.copy())
     for everywhere, position in ((mask.all(), 1), (~mask.any(), 2)):
         kept = c.raw(position)
