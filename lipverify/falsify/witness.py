@@ -104,7 +104,8 @@ def _shown(graph: Graph, query: Query, candidates: Candidates, hurried: bool = F
             continue
         proved = torch.zeros_like(value)
         try:
-            proved[open_] = _proved(graph, query, below, x[open_], y[open_], notes)
+            why = notes if below is slopes_below else []
+            proved[open_] = _proved(graph, query, below, x[open_], y[open_], why)
         except BudgetEnded:
             if not bool((value > 0).any()):
                 raise
