@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lipverify.analyzers.protocol import Compute
+from lipverify.deadline import within
 from lipverify.errors import BudgetEnded, UnsupportedModel
 from lipverify.falsify.search import Box, Climber, Pool, Search
 from lipverify.ir.certificate import Witness
@@ -56,7 +57,7 @@ def falsify(
         witness = _at_centres(graph, query, climber, region)
     else:
         pool = climber.run()
-        witness = _shown(graph, query, _candidates(climber, pool), hurried=compute.deadline is not None)
+        witness = _shown(graph, query, _candidates(climber, pool), compute.deadline)
     compute.report("lower bound", float(witness.value.max()))
     return witness
 
@@ -79,11 +80,12 @@ def _candidates(climber: Climber, pool: Pool) -> Candidates:
     return found
 
 
-def _shown(graph: Graph, query: Query, candidates: Candidates, hurried: bool = False) -> Witness:
+def _shown(graph: Graph, query: Query, candidates: Candidates, deadline: float | None) -> Witness:
     """The steepest candidate by what is proved of it, tried in the order of what is believed.
 
     Args:
-        hurried: first of all prove something of a pair far apart, in the time of a few evaluations.
+        deadline: where there is one, something is proved of a pair far apart first, in the time of a few evaluations; what is proved
+            exactly after that ends at the deadline.
     """
     believed, first, second = (torch.stack(column).cpu() for column in zip(*candidates, strict=True))
     order = believed.argsort(dim=0, descending=True, stable=True)
@@ -93,7 +95,7 @@ def _shown(graph: Graph, query: Query, candidates: Candidates, hurried: bool = F
     points, partner = first[order[0], column], first[order[0], column]
     notes: list[str] = []
     tries = [(place, slopes_below) for place in order]
-    if hurried:
+    if deadline is not None:
         farthest = (first - second).flatten(2).abs().amax(2).sum(1).argmax()
         tries = [(farthest, slopes_roughly_below), *tries]
     for place, below in tries:
@@ -105,7 +107,8 @@ def _shown(graph: Graph, query: Query, candidates: Candidates, hurried: bool = F
         proved = torch.zeros_like(value)
         try:
             why = notes if below is slopes_below else []
-            proved[open_] = _proved(graph, query, below, x[open_], y[open_], why)
+            with within(deadline if bool((value > 0).all()) else None):
+                proved[open_] = _proved(graph, query, below, x[open_], y[open_], why)
         except BudgetEnded:
             if not bool((value > 0).any()):
                 raise

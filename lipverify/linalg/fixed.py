@@ -312,10 +312,10 @@ def _parts(digits: Tensor, bits: int) -> list[tuple[int, Tensor]]:
 
 def carried(sums: Tensor, radius: Tensor, exponent: int) -> Fixed:
     """The number with these sums for digits: integers of at most 2^52."""
-    look()
     digits: list[Tensor] = []
     over = torch.zeros_like(sums[0])
     for value in sums:
+        look()
         value = value + over
         over = torch.floor(value * (1.0 / _BASE))
         digits.append(value - over * _BASE)
