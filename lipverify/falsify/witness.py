@@ -84,7 +84,7 @@ def _shown(graph: Graph, query: Query, candidates: Candidates, deadline: float |
     """The steepest candidate by what is proved of it, tried in the order of what is believed.
 
     Args:
-        deadline: where there is one, something is proved of a pair far apart first, in the time of a few evaluations; what is proved
+        deadline: where there is one, a pair far apart is proved first, in the time of a few evaluations; what is proved
             exactly after that ends at the deadline.
     """
     believed, first, second = (torch.stack(column).cpu() for column in zip(*candidates, strict=True))
