@@ -40,7 +40,7 @@ _HOMES = {
     "lipverify.results": ("Audit",),
     "lipverify.execution": ("ExecutionError",),
     "lipverify.comparison": ("Comparison",),
-    "lipverify.ir.region": ("Ball", "Everywhere", "Query"),
+    "lipverify.ir.region": ("Ball", "Bounded", "Everywhere", "Query"),
     "lipverify.ir.norm": ("Norm",),
     "lipverify.ir.graph": ("Graph", "Node"),
     "lipverify.ir.certificate": ("Certificate", "Rigour", "Witness"),

@@ -110,6 +110,19 @@ def parse_gate(text: str) -> float:
     return limit
 
 
+def parse_within(text: str) -> float:
+    """`--within`: a positive number."""
+    try:
+        most = float(text)
+    except ValueError:
+        most = 0.0
+    if not 0 < most < 2.0**100:
+        raise UsageError(
+            f"--within takes the largest norm of a token, a positive number, not {display(text, 40)}"
+        )
+    return most
+
+
 Model = Annotated[
     str,
     option("an ONNX file, zoo:<name>, or weights together with --arch", position=True, metavar="MODEL"),

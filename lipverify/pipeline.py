@@ -17,7 +17,7 @@ from torch import Tensor
 from lipverify import deadline, loading, memory, zoo
 from lipverify.analyzers.auto import AUTO, MINUTE, Given, chosen, listed
 from lipverify.analyzers.product import Product
-from lipverify.analyzers.protocol import NOT_RUN, Analyzer, Compute, Report, silent
+from lipverify.analyzers.protocol import NOT_RUN, Analyzer, Compute, Report, refusal, silent
 from lipverify.errors import (
     BudgetEnded,
     InternalError,
@@ -210,8 +210,10 @@ def audit(
         UsageError: a name or number that makes no sense.
     """
     started = time.monotonic()
-    norm_in = Norm.parse(norm)
-    query = Query(norm_in, norm_in if norm_out is None else Norm.parse(norm_out), region or Everywhere())
+    norm_in = Norm.parse(norm, tokens=True)
+    query = Query(
+        norm_in, norm_in if norm_out is None else Norm.parse(norm_out, tokens=True), region or Everywhere()
+    )
     if isinstance(query.region, Ball) and tuple(query.region.center.shape[1:]) != graph.input_shape:
         found = list(query.region.center.shape[1:])
         raise UsageError(f"the centres have shape {found}; the model takes {list(graph.input_shape)}")
@@ -221,7 +223,7 @@ def audit(
     compute = Compute(torch.device(device), seed, end, report or silent)
     search = search or Search(seconds=10.0 if budget is None else max(0.5, min(10.0, budget / 5)))
     first: Row | None = None
-    if end is not None:
+    if end is not None and not query.of_tokens:
         # The cheapest bound and its lower bound come first, whatever was asked: they are there when the rest is cut.
         first = _first(graph, query, compute)
     lower = _lower(graph, query, compute, search, box, hints)
@@ -362,7 +364,7 @@ def _answer(method: Analyzer, graph: Graph, query: Query, compute: Compute, wall
     try:
         with deadline.within(wall):
             deadline.look()
-            reason = method.reject(graph, query)
+            reason = refusal(method, graph, query)
             if reason is None:
                 certificate = memory.halving(lambda: method.bound(graph, query, compute))
     except UnsupportedModel as error:

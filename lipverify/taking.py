@@ -16,7 +16,7 @@ from lipverify.comparison.results import Unreadable
 from lipverify.errors import UsageError
 from lipverify.ir.graph import Graph
 from lipverify.ir.interval import Interval
-from lipverify.ir.region import Ball, Everywhere
+from lipverify.ir.region import Ball, Bounded, Everywhere, Region
 from lipverify.ir.taking import number, numbers, pair, real, shown
 from lipverify.loading import read_points
 from lipverify.loading.arguments import parse_duration
@@ -138,13 +138,15 @@ def device(given: Any) -> torch.device:
     return choose_device(given)
 
 
-def region(given: Any) -> Everywhere | Ball | None:
-    """`Everywhere` or a `Ball`; None stays None. Raises UsageError."""
-    if given is None or isinstance(given, Everywhere | Ball):
+def region(given: Any) -> Region | None:
+    """`Everywhere`, `Bounded` or a `Ball`; None stays None. Raises UsageError."""
+    if given is None or isinstance(given, Everywhere | Bounded | Ball):
         return given
     if isinstance(given, str) and given.lower() == "everywhere":
         return Everywhere()
-    raise UsageError(f"region must be lv.Everywhere() or lv.Ball(x, radius), not {shown(given)}")
+    raise UsageError(
+        f"region must be lv.Everywhere(), lv.Bounded(most) or lv.Ball(x, radius), not {shown(given)}"
+    )
 
 
 def box_or_ball(given: Any) -> Any:

@@ -167,6 +167,10 @@ def _norms(given: Any) -> Any:
     return _several(Norm.parse)(words)
 
 
+def _norm(given: Any) -> Norm:
+    return Norm.parse(given, tokens=True)
+
+
 def _outputs(given: Any) -> list[int]:
     found = numbers(list(given) if isinstance(given, range) else given, "outputs").flatten()
     if not bool(found.isfinite().all() and (found == found.round()).all()):
@@ -315,8 +319,8 @@ audit = verb(
     pipeline.audit,
     ("graph",),
     ("hints",),
-    norm=Norm.parse,
-    norm_out=_maybe(Norm.parse),
+    norm=_norm,
+    norm_out=_maybe(_norm),
     region=taking.region,
     analyzers=listed,
     box=_box,

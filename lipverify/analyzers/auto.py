@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lipverify.analyzers import registry
-from lipverify.analyzers.protocol import Analyzer
+from lipverify.analyzers.protocol import Analyzer, refusal
 from lipverify.errors import LipverifyError, UsageError
 from lipverify.ir.graph import Graph
 from lipverify.ir.region import Ball, Query
@@ -18,6 +18,8 @@ MINUTE = 60.0
 EVERYWHERE = ("product", "lipsdp-fast", "lipsdp")
 AROUND = ("product", "local", "local-sdp")
 """What is asked over the whole space and around points, cheapest first: time that one leaves is for those behind it."""
+TOKENS = ("tokens",)
+"""What is asked about norms of tokens."""
 BRANCHING = "local-bab"
 
 Given = str | Analyzer | Sequence[str | Analyzer]
@@ -122,7 +124,9 @@ def chosen(
 def _choice(questions: Sequence[tuple[Graph, Query]], seconds: float) -> Choice:
     balls = [isinstance(query.region, Ball) for _, query in questions]
     candidates = dict.fromkeys(
-        (*(() if balls and all(balls) else EVERYWHERE), *(AROUND if any(balls) else ()))
+        TOKENS
+        if any(query.of_tokens for _, query in questions)
+        else (*(() if balls and all(balls) else EVERYWHERE), *(AROUND if any(balls) else ()))
     )
     reasons = {name: _reason(name, questions) for name in candidates}
     asked = tuple(name for name, reason in reasons.items() if reason is None)
@@ -140,7 +144,7 @@ def _reason(name: str, questions: Sequence[tuple[Graph, Query]]) -> str | None:
     reasons = []
     for graph, query in questions:
         try:
-            reasons.append(method.reject(graph, query))
+            reasons.append(refusal(method, graph, query))
         except LipverifyError as error:
             reasons.append(str(error))
         except Exception:

@@ -108,6 +108,13 @@ class Analyzer(Protocol):
         ...
 
 
+def refusal(method: Analyzer, graph: Graph, query: Query) -> str | None:
+    """Why a method cannot answer, norms of tokens first: those of vectors are all that most know. None where it can."""
+    if query.of_tokens and not getattr(method, "of_tokens", False):
+        return f"{method.name} knows norms of whole inputs, not of their tokens: --analyzers tokens answers these"
+    return method.reject(graph, query)
+
+
 def docstring_field(analyzer: object, label: str) -> str | None:
     """The paragraph of the analyzer's docstring that begins with `label:`, as one line."""
     lines = (type(analyzer).__doc__ or "").splitlines()

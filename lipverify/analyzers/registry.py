@@ -12,6 +12,7 @@ GROUP = "lipverify.analyzers"
 
 BUILT_IN = {
     "product": "lipverify.analyzers.product:Product",
+    "tokens": "lipverify.analyzers.tokens:Tokens",
     "local": "lipverify.analyzers.local.analyzer:Local",
     "local:float32": "lipverify.analyzers.local.analyzer:LocalSingle",
     "local:recurjac": "lipverify.analyzers.local.analyzer:LocalRecurJac",

@@ -17,9 +17,10 @@ from lipverify.checkers import About, Model, digest_of
 from lipverify.checkers.claims import Balls, Claim, Constant, Convex, Monotone, Radius, inward, outward
 from lipverify.checkers.deviation import Deviation
 from lipverify.checkers.envelope import BOX, ROLES, SCHEMA
+from lipverify.checkers.kernel.tokens import Tokens
 from lipverify.documents import NOT_COVERED, environment, model_document
 from lipverify.ir.graph import Graph
-from lipverify.ir.region import Ball, Region
+from lipverify.ir.region import Ball, Bounded, Region
 from lipverify.loading.names import display
 from lipverify.version import __version__
 
@@ -124,7 +125,7 @@ def claim_document(claim: Claim | Deviation, *about: About) -> dict[str, Any]:
         found |= {
             "norm_in": claim.norms[0],
             "norm_out": claim.norms[1],
-            "region": _region(claim.balls),
+            "region": _region(claim.balls) if claim.tokens is None else _bounded(claim.tokens),
             **written,
         }
     elif isinstance(claim, Radius):
@@ -155,6 +156,22 @@ def claim_document(claim: Claim | Deviation, *about: About) -> dict[str, Any]:
         entries = [{"output": i, "input": j, "sign": sign} for i, j, sign in claim.entries]
         found |= {"region": _region(claim.balls), "entries": entries}
     return {**found, "statement": claim.statement(*about)}
+
+
+def tokens_of(region: Region, shape: tuple[int, ...]) -> Tokens | None:
+    """Tokens of bounded size as a claim names them, for inputs of this shape."""
+    if not isinstance(region, Bounded):
+        return None
+    return Tokens(str(region.norm), shape[-1] if shape else 1, region.most)
+
+
+def _bounded(tokens: Tokens) -> dict[str, Any]:
+    return {
+        "kind": "bounded",
+        "norm": f"{tokens.norm}/{tokens.width}",
+        "most": tokens.most,
+        "most_hex": tokens.most.hex(),
+    }
 
 
 def _region(balls: Balls | None) -> dict[str, Any]:

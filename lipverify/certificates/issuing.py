@@ -23,6 +23,7 @@ from lipverify.certificates.format import (
     claim_document,
     document_of,
     region_arrays,
+    tokens_of,
 )
 from lipverify.certificates.nodes import Described, described
 from lipverify.certificates.pending import UNPROVED, kept
@@ -259,18 +260,24 @@ def _checked(
     box = (arrays["box"][0], arrays["box"][1]) if "box" in arrays else None
     writer = Writer(graph, subject.program, arrays.get("centres", np.empty((0, size))), box, ahead)
     facts, upper = _facts(certificate, query, writer)
-    claim = Constant((str(query.norm_in), str(query.norm_out)), balls_of(query.region), tuple(upper))
+    tokens = tokens_of(query.region, graph.input_shape)
+    claim = Constant(_norms(query, graph), balls_of(query.region), tuple(upper), tokens)
     issued = written(writer, facts, claim, graph, subject, author, query.region)
     issued.check(subject.model)
     shape = certificate.upper.shape
     return issued, torch.tensor(upper, dtype=torch.float64).reshape(shape)
 
 
+def _norms(query: Query, graph: Graph) -> tuple[str, str]:
+    """The norms of a question as claims name them: of tokens with their width."""
+    return query.norm_in.word(graph.input_shape), query.norm_out.word(graph.output_shape)
+
+
 def _facts(certificate: Certificate, query: Query, writer: Writer) -> tuple[list[int], list[float]]:
     """The fact of every centre, or of the whole space, and the bound that it proves."""
     assert certificate.upper is not None
     evidence: Any = certificate.evidence
-    norms = str(query.norm_in), str(query.norm_out)
+    norms = _norms(query, writer.graph)
     ball = query.region if isinstance(query.region, Ball) else None
     facts, upper, reasons = [], [], {}
     numbers = [float(v) for v in certificate.upper.reshape(-1)]
@@ -348,13 +355,15 @@ def unproved(certificate: Certificate, graph: Graph, query: Query, analyzer: Nam
     origin = graph.origin
     output = origin.output if isinstance(origin.output, int) else 0
     about = About(origin.sha256, graph.digest, output, None, origin.margin)
-    norms, region = (str(query.norm_in), str(query.norm_out)), query.region
+    norms, region = _norms(query, graph), query.region
     if certificate.upper is None:
         claim: dict[str, Any] = {"kind": "constant", "norm_in": norms[0], "norm_out": norms[1], "region": region.to_json(),
                                  "log10_upper": certificate.log10_upper}  # fmt: skip
     else:
         numbers = tuple(float(v) for v in certificate.upper.reshape(-1))
-        claim = claim_document(Constant(norms, balls_of(region), numbers), about)
+        claim = claim_document(
+            Constant(norms, balls_of(region), numbers, tokens_of(region, graph.input_shape)), about
+        )
     document = document_of(graph, about, claim, author)
     why = certificate.unchecked or "the checker was not asked"
     document |= {

@@ -235,6 +235,7 @@ _TABLE: dict[type[Op], Callable[[Any], Told]] = {
     ops.MaxPool: lambda n: _pool(n, "MaxPool"), ops.Maximum: lambda n: ("Max", [], {}), ops.Minimum: lambda n: ("Min", [], {}),
     ops.ReduceSum: _reduced("ReduceSum"), ops.ReduceMean: _reduced("ReduceMean"), ops.ReduceMax: _reduced("ReduceMax"),
     ops.ReduceMin: _reduced("ReduceMin"), ops.Softmax: lambda n: ("Softmax", [], {"axis": n.op.axis + 1}),
+    ops.MaskedSoftmax: lambda n: ("MaskedSoftmax", [n.op.kept.to(torch.int64)], {"axis": n.op.axis + 1}),
     ops.GroupSort: lambda n: ("GroupSort", [], {"axis": n.op.axis + 1, "group": n.op.group,
                                                 "descending": int(n.op.descending)}),
     ops.LayerNorm: _normalised("LayerNormalization"), ops.RMSNorm: _normalised("RMSNormalization"),

@@ -25,6 +25,7 @@ from lipverify.checkers.kernel.language import Rows
 from lipverify.checkers.kernel.program import Affine
 from lipverify.checkers.kernel.ranges import Condition, Empty, Ranges
 from lipverify.checkers.kernel.theorems import AtLeast, Constant, Emptiness, Known, lowest
+from lipverify.checkers.kernel.tokens import Norm, Tokens, constant_of, norm_of
 from lipverify.errors import NotCovered, RefutedCertificate
 
 ROOM = (0.0, 2.0**-26, 2.0**-22, 1e-6, 1e-4, 1e-3, 1e-2, 4.9e-2)
@@ -125,6 +126,31 @@ class Writer(Record):
         if stage.kind == "implicit":
             fields["multipliers"] = self.array(fields["multipliers"])
         return self.add(stage.kind, **fields)
+
+    def tokens(self, part: Part, within: Tokens | None) -> int:
+        """The constant by norms of tokens, at most that of the part where it is about the same steps."""
+        norms = self.token_norms(part)
+        proved = above(constant_of(self.program, within, norms))
+        limit = max(proved, part.upper) if proved <= part.upper * (1.0 + 1e-9) else proved
+        bound = None if within is None else [f"{within.norm}/{within.width}", within.most.hex()]
+        fact = Constant(
+            theorems.Part(tokens=within), Fraction(limit), part.start, part.end, Rows(*part.rows), part.norms
+        )
+        return self._put(
+            {"step": "tokens", "within": bound, "norms": list(part.norms), "limit": limit.hex()}, fact
+        )
+
+    @staticmethod
+    def token_norms(part: Part) -> tuple[Norm, Norm | str]:
+        """The norms of a part as the kernel reads them.
+
+        Raises:
+            NotCovered: norms of vectors.
+        """
+        first, last = norm_of(part.norms[0]), norm_of(part.norms[1])
+        if first is None or (last is None and part.norms[1] != "linf"):
+            raise NotCovered("norms of vectors have other proofs than norms of tokens")
+        return first, part.norms[1] if last is None else last
 
     def jacobian(self, part: Part, most: float = math.inf, difference: tuple[int, int] | None = None) -> int:
         """Ranges of all derivatives of some rows over a part, at most the bound of the analyzer where they are `ahead`.

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from typing import Any, ClassVar
 
+from lipverify.checkers.kernel.tokens import Tokens
+from lipverify.checkers.kernel.tokens import norm_of as token_norm
 from lipverify.checkers.tables import fields, hexadecimal, integer, text, texts
 from lipverify.errors import RefutedCertificate, UnreadableCertificate
 
@@ -81,23 +83,36 @@ def _points(count: int, centres: str, box: str | None, noun: str = "centres") ->
 
 @dataclass(frozen=True)
 class Constant:
-    """|f(x) - f(y)|_out <= upper |x - y|_in everywhere, or for two points of one ball, with one number for each ball."""
+    """|f(x) - f(y)|_out <= upper |x - y|_in everywhere, for two points of one ball, with one number for each ball, or for tokens
+    of bounded size.
+    """
 
     norms: tuple[str, str]
     balls: Balls | None
     upper: tuple[float, ...]
+    tokens: Tokens | None = None
 
     kind = "constant"
 
     def statement(self, about: About) -> str:
         """The claim as a sentence; of several numbers the largest."""
         where = "for all inputs x, y" + ("" if self.balls is None else f" {self.balls.words()}")
+        if self.tokens is not None:
+            where += f" with |x|_{_token_norm(self.tokens)} and |y|_{_token_norm(self.tokens)} at most {self.tokens.most!r}"
         most = outward(max(self.upper))
-        return f"|f(x) - f(y)|_{self.norms[1]} <= {most} |x - y|_{self.norms[0]} {where}, {about.words()}"
+        legend = "".join(
+            f" (|.|_{name}: the largest {'root of the mean square' if known.name == 'token-rms' else 'l2 norm'} of a run of "
+            f"{known.width} numbers)"
+            for name in dict.fromkeys(self.norms)
+            if (known := token_norm(name)) is not None
+        )
+        return f"|f(x) - f(y)|_{self.norms[1]} <= {most} |x - y|_{self.norms[0]} {where}{legend}, {about.words()}"
 
     def to_json(self) -> dict[str, Any]:
         """Fields of a verdict."""
         region = {"kind": "everywhere"} if self.balls is None else self.balls.to_json()
+        if self.tokens is not None:
+            region = {"kind": "bounded", "norm": _token_norm(self.tokens), "most": self.tokens.most}
         upper = self.upper[0] if self.balls is None else list(self.upper)
         return {"upper": upper, "norm_in": self.norms[0], "norm_out": self.norms[1], "region": region}
 
@@ -215,15 +230,37 @@ def claim_of(table: Mapping[str, Any], about: About) -> Claim:
 
 def _constant(table: Mapping[str, Any]) -> Constant:
     fields(table, "kind norm_in norm_out region upper upper_hex upper_decimal statement")
-    norms = norm_of(table["norm_in"], NORMS), norm_of(table["norm_out"], NORMS)
+    named = [table["norm_in"], table["norm_out"]]
+    norms = tuple(n if isinstance(n, str) and token_norm(n) is not None else norm_of(n, NORMS) for n in named)
+    tokens = _tokens(table["region"])
     balls, written = (
-        region_of_claim(table["region"]),
+        None if tokens is not None else region_of_claim(table["region"]),
         [table[k] for k in ("upper", "upper_hex", "upper_decimal")],
     )
     if balls is None:
         written = [[each] for each in written]
     upper = numbers(written, outward, 1 if balls is None else balls.count)
-    return Constant(norms, balls, upper)
+    return Constant((norms[0], norms[1]), balls, upper, tokens)
+
+
+def _tokens(table: Any) -> Tokens | None:
+    """The region of a claim about tokens of bounded size; None for other regions."""
+    if not isinstance(table, dict) or table.get("kind") != "bounded":
+        return None
+    fields(table, "kind norm most most_hex")
+    known, most = token_norm(text(table["norm"])), hexadecimal(table["most_hex"])
+    if (
+        known is None
+        or type(table["most"]) is not float
+        or table["most"] != most
+        or not 0.0 < most < 2.0**100
+    ):
+        raise UnreadableCertificate("a bound of tokens that is none")
+    return Tokens(known.name, known.width, most)
+
+
+def _token_norm(tokens: Tokens) -> str:
+    return f"{tokens.norm}/{tokens.width}"
 
 
 def _radius(table: Mapping[str, Any]) -> Radius:
@@ -327,6 +364,8 @@ class Expectation:
         if about.margin != self.margin and (self.margin is not None or self.output is not None):
             return f"it is about {entries_of(about.margin)}, not {entries_of(self.margin)}"
         norms = claim.norms if isinstance(claim, Constant) else None
+        # What is expected of tokens says nothing of their width, which the sentence tells.
+        norms = None if norms is None else (norms[0].partition("/")[0], norms[1].partition("/")[0])
         norm_in = claim.norm if isinstance(claim, Radius) else None if norms is None else norms[0]
         if self.norm_in is not None and norm_in != self.norm_in:
             return f"it measures inputs in {norm_in}, not in {self.norm_in}"
@@ -367,6 +406,8 @@ def _other_radius(claim: Claim, wanted: float) -> str | None:
     if isinstance(claim, Radius):
         least = min(claim.radius)
         return None if least >= wanted else f"the smallest of its radii is {inward(least)}, below {wanted!r}"
+    if isinstance(claim, Constant) and claim.tokens is not None:
+        return f"it is about tokens of bounded size, not about balls of radius {wanted!r}"
     if claim.balls is None:
         return f"it is about the whole input space, not about balls of radius {wanted!r}"
     known = claim.balls.radius

@@ -24,6 +24,7 @@ from lipverify.checkers.kernel.program import Array, Program, same
 from lipverify.checkers.kernel.proof import parse_steps, prove
 from lipverify.checkers.kernel.ranges import Region
 from lipverify.checkers.kernel.theorems import Fact
+from lipverify.checkers.kernel.tokens import Tokens
 from lipverify.checkers.reader import (
     MAX_CERTIFICATE,
     MAX_MODEL,
@@ -472,7 +473,7 @@ def _carried(claim: Claim, facts: Sequence[Fact], regions: Sequence[Ball], outpu
             c = _of(fact, theorems.Constant, "no constant")
             whole = (c.start, c.end) == (0, last) and c.rows == Rows(0, size)
             _need(whole and c.norms == claim.norms, "no constant of the whole output in these norms")
-            _holds_on(c.part, regions, claim.balls, k)
+            _holds_on(c.part, regions, claim.balls, k, claim.tokens)
             if not c.limit <= upper:
                 raise RefutedCertificate(
                     f"its evidence proves {outward(above(c.limit))}, not {outward(upper)}"
@@ -522,9 +523,15 @@ def _count(facts: Sequence[Fact], wanted: int) -> None:
         raise RefutedCertificate(f"it names {len(facts)} facts for {wanted} claims")
 
 
-def _holds_on(part: theorems.Part, regions: Sequence[Ball], balls: Balls | Ends | None, centre: int) -> None:
-    """A fact about everything serves any region; one about a ball what lies in it."""
+def _holds_on(part: theorems.Part, regions: Sequence[Ball], balls: Balls | Ends | None, centre: int,
+              tokens: Tokens | None = None) -> None:  # fmt: skip
+    """A fact about everything serves any region; one about a ball, or about tokens of some size, what lies in it."""
     _need(not part.conditions, "about a part of a region")
+    if part.tokens is not None:
+        _need(
+            tokens is not None and part.tokens[:2] == tokens[:2] and part.tokens.most >= tokens.most,
+            "about other tokens",
+        )
     if part.region is None:
         return
     _need(balls is not None, "about a ball alone")

@@ -20,6 +20,7 @@ from lipverify.options import (
     Options,
     option,
     parse_gate,
+    parse_within,
     refuse_alone,
 )
 
@@ -40,7 +41,12 @@ class AuditOptions(Options):
     """
 
     model: Model
-    norm: Annotated[str, option("norm at the input: l1, l2 or linf")] = "l2"
+    norm: Annotated[
+        str, option("norm at the input: l1, l2, linf; token-rms or token-l2, the largest over tokens")
+    ] = "l2"
+    within: Annotated[
+        float | None, option("norms of tokens: for inputs whose tokens have at most this norm", parse_within)
+    ] = None
     norm_out: NormOut = None
     analyzers: Analyzers = ("auto",)
     radius: Annotated[
@@ -54,6 +60,12 @@ class AuditOptions(Options):
     margin: Margin = None
     fail_above: Annotated[
         float | None, option("exit 3 if the best bound exceeds this", parse_gate, metavar="FLOAT")
+    ] = None
+    claimed: Annotated[
+        float | None,
+        option(
+            "a constant that somebody claims: exit 3 if the witness exceeds it", parse_gate, metavar="FLOAT"
+        ),
     ] = None
     junit: Annotated[Path | None, option("also write the answers as JUnit test cases")] = None
     statement: Annotated[
@@ -81,8 +93,15 @@ class AuditOptions(Options):
         object.__setattr__(self, "analyzers", _with_solver(self.analyzers, self.solver))
         if not self.analyzers:
             raise UsageError("give at least one analyzer")
-        for norm in (self.norm, self.norm_out, self.ball):
-            Norm.parse(norm or self.norm)
+        of_tokens = [Norm.parse(n, tokens=True).of_tokens for n in (self.norm, self.norm_out or self.norm)]
+        if self.ball is not None:
+            Norm.parse(self.ball)
+        if not of_tokens[0]:
+            refuse_alone("--norm token-rms or token-l2", ("--within", self.within))
+        if any(of_tokens) and (self.radius is not None or self.box is not None):
+            raise UsageError(
+                "norms of tokens are about all inputs, or those of --within: leave out --radius and --box"
+            )
         if self.radius is not None and self.data is None:
             raise UsageError("--radius needs --data: the balls are around the points of a file")
         if self.radius is None:
@@ -126,6 +145,7 @@ def _audit(options: AuditOptions, start: Start) -> Outcome:
     from lipverify.analyzers import auto
     from lipverify.commands.regions import limits
     from lipverify.commands.start import load, points_of
+    from lipverify.ir.region import Bounded
     from lipverify.reporting import pipelines, writing
 
     auto.listed(options.analyzers)
@@ -134,6 +154,8 @@ def _audit(options: AuditOptions, start: Start) -> Outcome:
     points = points_of(options, graph, start.progress)
     radius, box = limits(graph, points, options.radius, options.box, options.free)
     region, hints = _region(options, points, radius, box)
+    if options.within is not None:
+        region = Bounded(options.within, Norm.parse(options.norm, tokens=True))
     if options.margin is not None:
         graph = pipeline.margin(graph, *options.margin)
     if options.budget is None and auto.AUTO in options.analyzers:
@@ -174,6 +196,9 @@ def _audit(options: AuditOptions, start: Start) -> Outcome:
     files = writing.audit_files(result, document) if start.folder is not None else {}
     code = pipeline.exit_code(result)
     failure = _gate(document["best"], options.fail_above) if code == 0 else None
+    if options.claimed is not None:
+        refutation = _claimed(document, options.claimed)
+        failure = failure or (refutation if code == 0 else None)
     return Outcome(document, result.show, result.page, files, code, failure, beside)
 
 
@@ -206,6 +231,22 @@ def _with_solver(names: tuple[str, ...], solver: str | None) -> tuple[str, ...]:
         raise UsageError("--solver takes clarabel or scs, and is for the analyzer lipsdp-cvxpy")
     chosen = "lipsdp-cvxpy:scs" if solver.lower() == "scs" else "lipsdp-cvxpy"
     return tuple(chosen if name == "lipsdp-cvxpy" else name for name in names)
+
+
+def _claimed(document: dict[str, Any], claimed: float) -> Refuted | None:
+    """What bounds and witness say of a claimed constant, in the document; a refutation where the witness exceeds it."""
+    found = document["lower"]["value"]
+    lower = max(found) if isinstance(found, list) else found
+    uppers = [row.get("upper") for row in document["results"]]
+    proved = any(u is not None and (max(u) if isinstance(u, list) else u) <= claimed for u in uppers)
+    refuted = lower is not None and lower > claimed
+    verdict = "refuted" if refuted else "proved" if proved else "open"
+    document["claimed"] = {"constant": claimed, "verdict": verdict}
+    if not refuted:
+        return None
+    return Refuted(
+        f"the claimed constant {claimed:g} is wrong: the stored pair (witness.npz) has a slope of at least {lower:.7g}"
+    )
 
 
 def _gate(best: dict[str, Any], limit: float | None) -> Refuted | None:

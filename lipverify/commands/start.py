@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lipverify import memory, pipeline
 from lipverify.analyzers import registry
+from lipverify.analyzers.protocol import refusal
 from lipverify.deadline import look, within
 from lipverify.documents import model_document, nodes_document
 from lipverify.errors import BudgetEnded, InvalidFile, Undecided, UsageError
@@ -167,4 +168,4 @@ def inspect_document(graph: Graph) -> dict[str, Any]:
 
 def _reasons(graph: Graph, query: Query) -> dict[str, str | None]:
     """What every analyzer would say: None where it can answer."""
-    return {name: registry.resolve(name).reject(graph, query) for name in registry.names()}
+    return {name: refusal(registry.resolve(name), graph, query) for name in registry.names()}

@@ -19,7 +19,7 @@ from lipverify.failures import contradiction_words, keep_files
 from lipverify.falsify import Box
 from lipverify.ir.graph import Graph
 from lipverify.ir.norm import Norm
-from lipverify.ir.region import Ball, Everywhere, Query, Region
+from lipverify.ir.region import Ball, Bounded, Everywhere, Query, Region
 from lipverify.reporting.format import Magnitude
 from lipverify.units import Lost, results
 
@@ -138,7 +138,7 @@ def _queries(
 ) -> tuple[Query, ...]:
     norms = [Norm.parse(n) for n in ([norm] if isinstance(norm, str | Norm) else norm)]
     regions: list[Region] = []
-    if region is None or isinstance(region, Everywhere | Ball):
+    if region is None or isinstance(region, Everywhere | Bounded | Ball):
         regions.append(region or Everywhere())
     else:
         regions.extend(region)

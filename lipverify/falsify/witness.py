@@ -11,10 +11,11 @@ from torch import Tensor
 from lipverify.analyzers.protocol import Compute
 from lipverify.deadline import within
 from lipverify.errors import BudgetEnded, UnsupportedModel
+from lipverify.falsify import tokens
 from lipverify.falsify.search import Box, Climber, Pool, Search
 from lipverify.ir.certificate import Witness
 from lipverify.ir.graph import Graph
-from lipverify.ir.region import Ball, Query
+from lipverify.ir.region import Ball, Bounded, Query
 from lipverify.linalg.lengths import at_most, length_above
 from lipverify.propagation.points import derivatives_below, slopes_below, slopes_roughly_below
 
@@ -48,6 +49,11 @@ def falsify(
         hints: [n, *input shape] points of the data, good places to start.
     """
     compute.report("lower bound", None)
+    if query.of_tokens:
+        started = replace(compute, deadline=compute.share(3))
+        witness = _shown(graph, query, tokens.candidates(graph, query, started, hints))
+        compute.report("lower bound", float(witness.value.max()))
+        return witness
     # The proof of what is found takes as long again, and more on large networks.
     climber = Climber(
         graph, query, replace(compute, deadline=compute.share(3)), search or Search(), box, hints
@@ -158,6 +164,10 @@ def _proved(
 def _held(query: Query, x: Tensor) -> Tensor:
     """Points proved to lie in the region; the centre where that fails. x [count, *shape]."""
     region = query.region
+    if isinstance(region, Bounded):
+        x = region.project(x) * (1.0 - 2.0**-40)
+        held = at_most(length_above(x.flatten(1), region.norm.word(tuple(x.shape))), region.most)
+        return torch.where(held.reshape(-1, *(1,) * (x.ndim - 1)), x, torch.zeros_like(x))
     if not isinstance(region, Ball):
         return x
     center = region.center

@@ -29,6 +29,40 @@ class Everywhere(Shown):
         return "for all pairs of inputs"
 
 
+@dataclass(frozen=True)
+class Bounded(Shown):
+    """All inputs [..., width] whose tokens, the vectors along the last axis, have at most this norm: `token-rms` or `token-l2`.
+
+    Raises:
+        UsageError: another norm, or a bound that is negative or not finite.
+    """
+
+    most: float
+    norm: Norm = Norm.TOKEN_RMS
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "norm", Norm.parse(self.norm, tokens=True))
+        object.__setattr__(self, "most", number(self.most, "the largest norm of a token"))
+        if not self.norm.of_tokens:
+            raise UsageError(f"the sizes of tokens are bounded in token-rms or token-l2, not in {self.norm}")
+        if not 0 < self.most < 2.0**100:
+            raise UsageError(f"the largest norm of a token is a positive finite number, not {self.most}")
+
+    def project(self, x: Tensor) -> Tensor:
+        """Points of the region near x [..., *input shape]: tokens that are too long are shortened."""
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        most = self.most * (math.sqrt(x.shape[-1]) if self.norm is Norm.TOKEN_RMS else 1.0)
+        shortened: Tensor = x * (most / length.clamp_min(1e-300)).clamp(max=1.0)
+        return shortened
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": "bounded", "norm": str(self.norm), "most": self.most}
+
+    def words(self) -> str:
+        """The region in words, for reports."""
+        return f"for all pairs of inputs whose tokens have a norm ({self.norm}) of at most {self.most:g}"
+
+
 class Ball(Shown):
     """A ball around each centre, cut by the input box when there is one.
 
@@ -163,7 +197,7 @@ def _spans(part: torch.Size, whole: torch.Size) -> bool:
     )
 
 
-Region = Everywhere | Ball
+Region = Everywhere | Bounded | Ball
 
 
 @dataclass(frozen=True)
@@ -175,12 +209,18 @@ class Query(Shown):
     region: Region = field(default_factory=Everywhere)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "norm_in", Norm.parse(self.norm_in))
-        object.__setattr__(self, "norm_out", Norm.parse(self.norm_out))
-        if not isinstance(self.region, Everywhere | Ball):
+        object.__setattr__(self, "norm_in", Norm.parse(self.norm_in, tokens=True))
+        object.__setattr__(self, "norm_out", Norm.parse(self.norm_out, tokens=True))
+        if not isinstance(self.region, Everywhere | Bounded | Ball):
             raise UsageError(
-                f"region must be lv.Everywhere() or lv.Ball(x, radius), not {shown(self.region)}"
+                "region must be lv.Everywhere(), lv.Bounded(most) for tokens or lv.Ball(x, radius), not "
+                f"{shown(self.region)}"
             )
+
+    @property
+    def of_tokens(self) -> bool:
+        """Whether sizes of tokens are spoken of, in a norm or in the region: few methods know what that means."""
+        return self.norm_in.of_tokens or self.norm_out.of_tokens or isinstance(self.region, Bounded)
 
     def __repr__(self) -> str:
         return f"Query({self.norm_in} to {self.norm_out}, {self.region!r})"

@@ -14,7 +14,10 @@ _ORDER = {"l1": 1.0, "l2": 2.0, "linf": math.inf}
 
 
 def length_above(rows: Tensor, norm: str) -> tuple[Tensor, Tensor]:
-    """(m, e) with |row| <= m 2^e, for rows [count, n] whose entries are off by at most one rounding each: [count] both."""
+    """(m, e) with |row| <= m 2^e, for rows [count, n] whose entries are off by at most one rounding each: [count] both.
+
+    norm: of a row, or of tokens, runs of w numbers: `token-l2/w` is the largest l2 norm of one, `token-rms/w` that over root w.
+    """
     return _length(rows, norm, 1.0 + 2.0 * gamma(rows.shape[1] + 8))
 
 
@@ -28,7 +31,13 @@ def _length(rows: Tensor, norm: str, factor: float) -> tuple[Tensor, Tensor]:
     # Entries far below the largest may underflow: by at most 2^-1074 each, beside a norm of at least 1/2.
     exponent = np.frexp(np.abs(values).max(axis=1, initial=0.0))[1]
     scaled = torch.from_numpy(np.ldexp(values, -exponent[:, None]))
-    mantissa = torch.linalg.vector_norm(scaled, ord=_ORDER[norm], dim=1) * factor
+    name, _, width = norm.partition("/")
+    if width:
+        tokens = scaled.reshape(len(scaled), -1, int(width))
+        longest = torch.linalg.vector_norm(tokens, dim=2).amax(1)
+        mantissa = (longest / math.sqrt(int(width)) if name == "token-rms" else longest) * factor
+    else:
+        mantissa = torch.linalg.vector_norm(scaled, ord=_ORDER[norm], dim=1) * factor
     return mantissa, torch.from_numpy(exponent.astype(np.int64))
 
 

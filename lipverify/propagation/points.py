@@ -92,7 +92,7 @@ def slopes_below(graph: Graph, x: Tensor, y: Tensor, norm_in: Norm, norm_out: No
     """
     graph, (x, y) = _prepared(graph, x, y)
     change = _Refined(graph, norm_out, finite=True)
-    return ratio_below(change.below(x, y), length_above((y - x).flatten(1), norm_in.value))
+    return ratio_below(change.below(x, y), length_above((y - x).flatten(1), norm_in.word(graph.input_shape)))
 
 
 def slopes_roughly_below(graph: Graph, x: Tensor, y: Tensor, norm_in: Norm, norm_out: Norm) -> Tensor:
@@ -121,7 +121,7 @@ def derivatives_below(graph: Graph, x: Tensor, v: Tensor, norm_in: Norm, norm_ou
     """
     graph, (x, v) = _prepared(graph, x, v)
     change = _Refined(graph, norm_out, finite=False)
-    return ratio_below(change.below(x, v), length_above(v.flatten(1), norm_in.value))
+    return ratio_below(change.below(x, v), length_above(v.flatten(1), norm_in.word(graph.input_shape)))
 
 
 def _prepared(graph: Graph, *points: Tensor) -> tuple[Graph, list[Tensor]]:
@@ -165,7 +165,7 @@ class _Refined:
                 if digits == DIGITS[0]:
                     raise
                 break  # what fewer digits have shown holds
-            norms, exponent, now = _norms_below(found, self.norm)
+            norms, exponent, now = _norms_below(found, self.norm.word(self.graph.output_shape))
             better = now < loss[waiting]
             best[waiting[better]], exponents[waiting[better]] = norms[better], exponent[better]
             helped = now < 0.25 * loss[waiting]
@@ -183,15 +183,16 @@ class _Refined:
         return walk.run(torch.cat([x, other]), step).known_change()
 
 
-def _norms_below(found: Fixed, norm: Norm) -> tuple[Tensor, Tensor, Tensor]:
+def _norms_below(found: Fixed, norm: str) -> tuple[Tensor, Tensor, Tensor]:
     """Lower bounds of the norms of the samples as mantissa and exponent, and the share that the radius takes: [count] each."""
     middle = found.middle().flatten(1)
     radius = found.radius.flatten(1) + middle.abs() * gamma(2 * len(found.digits) + 8)
     radius = radius * (1.0 + 4.0 * gamma(1))
     least = (middle.abs() - radius).clamp_min(0.0)
-    below, exponent = length_below(least, norm.value)
+    below, exponent = length_below(least, norm)
+    order = {"l1": 1.0, "linf": math.inf}.get(norm, 2.0)
     off, whole = (
-        torch.linalg.vector_norm(part, ord=norm.order, dim=1) for part in (found.radius.flatten(1), middle)
+        torch.linalg.vector_norm(part, ord=order, dim=1) for part in (found.radius.flatten(1), middle)
     )
     loss = torch.where(off > 0, off / whole.clamp_min(1e-300), 0.0)
     return below, exponent + found.exponent, loss

@@ -87,7 +87,7 @@ def read(document: Document) -> Answers:
             no bound, counts that differ, a lower bound above an upper bound.
     """
     region = document["query"]["region"]
-    local = region["kind"] != "everywhere"
+    local = region["kind"] == "ball"
     lowers = _lowers(document.get("lower"))
     count = int(region["count"]) if local else 1
     if lowers and len(lowers) != count:

@@ -131,7 +131,7 @@ def _question(document: Document, index: int) -> Question:
     )
     return Question(
         title,
-        query["region"]["kind"] != "everywhere",
+        query["region"]["kind"] == "ball",
         sandwich_of_models(answered),
         pareto.pareto(samples),
         without,

@@ -33,7 +33,9 @@ def meaning(answers: Answers, query: Document) -> str:
     }.get(str(query["norm_out"]), "moves the output by at most")
     if of is not None:
         moved = f"moves {display(of, 200)} by at most"
-    where = "" if region["kind"] == "everywhere" else ", while it stays inside the ball"
+    where = {"everywhere": "", "bounded": ", while tokens stay that small"}.get(
+        region["kind"], ", while it stays inside the ball"
+    )
     tail = (
         f" ({display(query['norm_out'])})" if of is None and query["norm_out"] not in ("linf", "l1") else ""
     )
@@ -70,6 +72,8 @@ def region_words(region: Document) -> str:
     """`everywhere`, or the balls in a few words."""
     if region["kind"] == "everywhere":
         return "everywhere"
+    if region["kind"] == "bounded":
+        return f"for tokens of {display(region['norm'])} at most {decimal_text(float(region['most']))}"
     radius = decimal_text(float(region["radius"]))
     cut = ", cut by the input box" if "box" in region else ""
     centres = plural(int(region["count"]), "centre")

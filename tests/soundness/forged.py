@@ -20,7 +20,7 @@ from lipverify.checkers.kernel import Condition, Constant, Program, Region, Subj
 from lipverify.checkers.kernel.jacobians import jacobian_limit
 from lipverify.checkers.kernel.multipliers import multipliers_hold
 from lipverify.checkers.kernel.neurons import differences
-from lipverify.checkers.kernel.program import Affine, Lattice, Product
+from lipverify.checkers.kernel.program import Affine, Lattice, Product, Softmax, View
 from lipverify.checkers.kernel.proof import FIELDS
 from lipverify.checkers.kernel.ranges import Ranges
 from lipverify.checkers.kernel.theorems import (
@@ -319,6 +319,7 @@ def cases() -> list[Case]:
     case.multipliers(whole, [0, 2], norms[0])
     found.append(case)
 
+    found.append(attention(np.random.default_rng(5)))
     found.append(pair_of_networks())
     for case in found:
         _tight(case)
@@ -344,6 +345,34 @@ def convolutions() -> Case:
     case.add("frequencies", start=0, last=last, through=through, end=case.last, image=[1, 6, 1], torus=[8, 1],
              channels=[f"channels.{k}" for k in range(3)], blocks=["behind"], limit=(100.0).hex())  # fmt: skip
     case.document[0]["limit"] = _least(case, 0, 0.1, 100.0)
+    return case
+
+
+def attention(rng: np.random.Generator) -> Case:
+    """Two tokens of two numbers: attention, then a residual block of normalised tokens."""
+    w = Writing(4)
+    token = np.arange(4).reshape(1, 2, 2)
+
+    q, k, v = (w.put(Affine(w.view(0), 4, rng.standard_normal((1, 2, 2)), token)) for _ in range(3))
+    # Entry e of token i lies at 2 e + i: scores [i, j] are sums over e.
+    i, j, e = np.meshgrid(np.arange(2), np.arange(2), np.arange(2), indexing="ij")
+    products = w.put(Product(View((q,), (2 * e + i).ravel()), 8, View((k,), (2 * e + j).ravel())))
+    scores = w.put(Affine(w.view(products), 4, np.ones((1, 1, 2)), np.arange(8).reshape(1, 4, 2)))
+    weights = w.put(Softmax(w.view(scores), 4, np.arange(4).reshape(2, 2)))
+    i, e, j = np.meshgrid(np.arange(2), np.arange(2), np.arange(2), indexing="ij")
+    products = w.put(Product(View((weights,), (2 * i + j).ravel()), 8, View((v,), (2 * e + j).ravel())))
+    mixed = w.put(Affine(w.view(products), 4, np.ones((1, 1, 2)), np.arange(8).reshape(1, 4, 2)))
+    added = w.sum(0, mixed)
+    w.normalise(2, np.array([1.0, 0.5]), np.array([0.1, 0.0]), 0.25)
+    w.put(Affine(w.view(), 4, rng.standard_normal((1, 2, 2)), token))
+    w.put(Affine(w.view(), 4, np.eye(2)[None], np.array([[[0, 2], [1, 3]]])))
+    w.scalar("Silu", beta=1.0)
+    w.put(Affine(w.view(), 4, np.ones((1, 1, 1)), np.array([0, 2, 1, 3]).reshape(1, 4, 1)))
+    w.sum(added, len(w.steps) - 1)
+    case = Case("attention", w.program(), [])
+    for norms in (["token-rms/2", "token-rms/2"], ["token-l2/2", "linf"], ["token-rms/2", "token-l2/1"]):
+        number = case.add("tokens", within=["token-l2/2", (1.5).hex()], norms=norms, limit=(1000.0).hex())
+        case.document[number]["limit"] = _least(case, number, 0.0, 1000.0)
     return case
 
 
@@ -546,6 +575,10 @@ class Truth:
             found = (
                 (apart <= region.radius * (1 - 1e-4)) & (x >= region.low).all(1) & (x <= region.high).all(1)
             )
+        if part.tokens is not None:
+            found &= (
+                _length(x[..., None], f"{part.tokens.norm}/{part.tokens.width}")[:, 0] <= part.tokens.most
+            )
         for c in part.conditions:
             v = self.x
             if c.layer >= 0:
@@ -582,9 +615,7 @@ class Truth:
             after = after[:, slice(*fact.rows[:2])] - (
                 0 if fact.rows.minus is None else after[:, [fact.rows.minus]]
             )
-            speeds = [
-                np.linalg.norm(v, ORDER[n], axis=1) for v, n in zip((before, after), fact.norms, strict=True)
-            ]
+            speeds = [_length(v, n) for v, n in zip((before, after), fact.norms, strict=True)]
             return bool((speeds[1] <= most * speeds[0] * (1 + 1e-6) + 1e-7).all())
         if isinstance(fact, AtLeast):
             y = self.values[-1][at]
@@ -597,6 +628,15 @@ class Truth:
             return bool((fact.sign * (middle - (y + y[::-1]) / 2) <= 1e-9 * (1.0 + np.abs(y))).all())
         assert isinstance(fact, Monotone)
         return bool((fact.sign * self.slopes[-1][at][:, fact.row, fact.input] >= -1e-7).all())
+
+
+def _length(v: Array, norm: str) -> Array:
+    """Norms along the second axis of [points, entries, directions]."""
+    name, _, width = norm.partition("/")
+    if not width:
+        return np.asarray(np.linalg.norm(v, ORDER[norm], axis=1))
+    tokens = np.linalg.norm(v.reshape(len(v), -1, int(width), v.shape[-1]), axis=2).max(1)
+    return np.asarray(tokens / math.sqrt(int(width)) if name == "token-rms" else tokens)
 
 
 @dataclass

@@ -70,6 +70,12 @@ def gain_of(steps: list[int], limit: float, program: Program, torus: Any = None)
     return c
 
 
+def tokens(limit: float) -> Case:
+    c = planted(ONES)
+    c.add("tokens", within=None, norms=["token-l2/1", "linf"], limit=limit.hex())
+    return c
+
+
 def product(c: Case, limit: float, start: int = 0) -> Case:
     c.add("product", start=start, end=c.last, gains=[], norms=list(TWO), limit=limit.hex())
     return c
@@ -286,6 +292,7 @@ PLANTED: dict[tuple[str, str], Callable[[], Case]] = {
     ("theorems", "weights of the inputs go with linf"): lambda: lipsdp(planted(ONES), 20.1, ("linf", "l2")),
     ("theorems", "l1 of several rows"): lambda: lipsdp(planted(ONES), 20.1, ("l2", "l1")),
     ("theorems", "the derivatives prove *"): lambda: (lambda c: (derivatives(c, None, [0, 2], 19.0), c)[1])(planted(ONES)),
+    ("theorems", "norms of tokens prove *"): lambda: tokens(19.0),
     ("theorems", "a derivative without that sign"): sign,
     ("theorems", "a row that is not known to be convex"): convex,
     ("theorems", "a value that is not shown *"): lambda: value([1, 2], -50.0),

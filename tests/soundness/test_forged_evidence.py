@@ -115,6 +115,7 @@ BACKED = {
     "slopes that contradict each other": "they do not hold the known ones either",
     "a step that is not behind the output": "ends in an error: it has no place among the elementary steps",
     "constants of other balls": "ends in an error: as many constants as balls are followed",
+    "norms of tokens": "ends in an error: nothing else has a width", "a bound of tokens": "ends in an error",
     "two norms": "ends in an error", "a list": "ends in an error", "a condition": "ends in an error",
     "exact checking covers no frequencies": "the proof holds in floating point all the same",
     "an image of another size": "maps differ between its positions; without maps, entries in another order, of no smaller norm",

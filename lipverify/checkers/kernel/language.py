@@ -20,6 +20,8 @@ from lipverify.checkers.kernel.gains import NORMS, Factors, Torus
 from lipverify.checkers.kernel.neurons import Slopes as Pair
 from lipverify.checkers.kernel.program import Product, Program
 from lipverify.checkers.kernel.ranges import Condition, Region
+from lipverify.checkers.kernel.tokens import Norm as TokenNorm
+from lipverify.checkers.kernel.tokens import Tokens, norm_of
 from lipverify.checkers.kernel.values import products_everywhere
 from lipverify.errors import NotCovered
 
@@ -146,6 +148,27 @@ class Scope:
         need(isinstance(value, list) and len(value) == 2, "two norms")
         return self.text(value[0], NORMS), self.text(value[1], NORMS)
 
+    def token_norms(self, value: Any) -> tuple[TokenNorm, TokenNorm | str]:
+        """A norm of tokens, and another one or `linf`."""
+        need(
+            isinstance(value, list) and len(value) == 2 and all(isinstance(v, str) for v in value),
+            "two norms",
+        )
+        first, last = norm_of(value[0]), norm_of(value[1])
+        need(first is not None and (last is not None or value[1] == "linf"), "norms of tokens")
+        assert first is not None
+        return first, value[1] if last is None else last
+
+    def tokens(self, value: Any) -> Tokens | None:
+        """[norm, number]: the tokens of the input have at most this norm."""
+        if value is None:
+            return None
+        need(isinstance(value, list) and len(value) == 2 and isinstance(value[0], str), "a bound of tokens")
+        norm, most = norm_of(value[0]), self.limit(value[1])
+        need(norm is not None and 0 < most < 2.0**100, "a bound of tokens")
+        assert norm is not None
+        return Tokens(norm.name, norm.width, most)
+
     def step(self, value: Any) -> int:
         found = self.integer(value, 0, len(self.subject.program.steps))
         need(found in self.subject.reached, "a step that is not behind the output")
@@ -235,6 +258,8 @@ Chain = Annotated[tuple[int, ...], lambda s, v: s.distinct(v, s.step)]
 Grid = Annotated[Torus | None, _or_null(_listed(Scope.axis))]
 Norm = Annotated[str, lambda s, v: s.text(v, NORMS)]
 Norms = Annotated[tuple[str, str], Scope.norms]
+TokenNorms = Annotated[tuple[TokenNorm, TokenNorm | str], Scope.token_norms]
+Within = Annotated[Tokens | None, Scope.tokens]
 RegionId = Annotated[int, lambda s, v: s.integer(v, 0, len(s.subject.regions))]
 RegionIds = Annotated[
     tuple[int, ...], lambda s, v: s.distinct(v, lambda n: s.integer(n, 0, len(s.subject.regions)))

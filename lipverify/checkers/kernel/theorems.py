@@ -28,15 +28,17 @@ from lipverify.checkers.kernel.program import Affine, Implicit, Input, Program, 
 from lipverify.checkers.kernel.ranges import Condition, Ranges, Region
 from lipverify.checkers.kernel.ranges import Empty as NoInput
 from lipverify.checkers.kernel.signals import Signal, mapped, scaled
+from lipverify.checkers.kernel.tokens import Tokens, constant_of
 from lipverify.errors import NotCovered, RefutedCertificate
 
 
 @dataclass(frozen=True)
 class Part:
-    """Inputs in a region (by its number in the certificate; None: everywhere) that fulfil conditions."""
+    """Inputs in a region (its number in the certificate; None: everywhere) that fulfil conditions, or have bounded tokens."""
 
     region: int | None = None
     conditions: tuple[Condition, ...] = ()
+    tokens: Tokens | None = None
 
 
 @dataclass(frozen=True)
@@ -308,6 +310,18 @@ def jacobian(facts: Facts, *, start: is_.StepId, end: is_.StepId, ranges: is_.Pa
 
 
 @theorem
+def tokens(facts: Facts, *, within: is_.Within, norms: is_.TokenNorms, limit: is_.Limit) -> Constant:
+    """Attention, normalisation and residual blocks by norms of tokens; computed anew."""
+    if facts.subject.exact:
+        raise NotCovered("exact checking covers no norms of tokens")
+    steps = facts.subject.program.steps
+    found = constant_of(facts.subject.program, within, norms)
+    shown(found <= Fraction(limit), f"norms of tokens prove {above(found)!r}, not {limit!r}")
+    names = str(norms[0]), str(norms[1])
+    return Constant(Part(tokens=within), Fraction(limit), 0, len(steps) - 1, Rows(0, steps[-1].size), names)
+
+
+@theorem
 def sign(facts: Facts, *, ranges: is_.Part, row: is_.Row, input: is_.Entry, sign: is_.Sign) -> Monotone:
     """No path to the row has a negative product, or the range of the derivative is on one side of 0."""
     need(not facts.subject.exact, "exact checking covers no ranges")
@@ -431,7 +445,7 @@ def walk(facts: Facts, *, value: is_.FactId, constants: is_.FactIds, regions: is
         c, ball = facts.get(number, Constant), facts.subject.regions[region]
         need(c.rows == inner.rows and (c.start, c.end) == (0, last), "a constant of another function")
         # What holds on a larger ball, or on everything, holds on this one.
-        need(not c.part.conditions, "a constant of no whole ball")
+        need(not c.part.conditions and c.part.tokens is None, "a constant of no whole ball")
         need(
             c.part.region is None or _inside(ball, facts.subject.regions[c.part.region]),
             "a constant of another ball",

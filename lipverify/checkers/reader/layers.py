@@ -12,6 +12,7 @@ from lipverify.checkers.kernel.program import (
     Implicit,
     Normalise,
     Softmax,
+    View,
 )
 from lipverify.checkers.reader.activations import SETTINGS
 from lipverify.checkers.reader.building import (
@@ -36,6 +37,30 @@ def _softmax(p: Builder, c: Call) -> Results:
     p.charge(2 * index.size)
     groups = np.ascontiguousarray(index).reshape(-1, index.shape[-1])
     return [_in_place(p, x, Softmax(p.view(x), x.places.size, groups), groups)]
+
+
+def _masked_softmax(p: Builder, c: Call) -> Results:
+    """A word of certificates: of every line along an axis the entries that are kept (1 of 1 and 0), and 0 for the others."""
+    x, kept = c.value(p, 0), c.stored(1)
+    axis = axis_of(c.integer("axis", -1), x.places.ndim)
+    whole = kept.dtype == np.int64 and (1, *kept.shape) == x.shape and bool(((kept == 0) | (kept == 1)).all())
+    need(whole and axis > 0, "a mask of another shape")
+    p.charge(6 * x.places.size)
+    index = np.moveaxis(p.positions(x), axis, -1).reshape(-1, x.shape[axis])
+    mask = np.moveaxis(kept[None] == 1, axis, -1).reshape(index.shape)
+    counts, shown, start = mask.sum(1), x.places.ravel(), 0
+    need(bool((counts > 0).all()), "a softmax over no entry")
+    sources: list[int] = []
+    places = np.full(x.places.size, -1)
+    # Lines of one length are one step.
+    for count in np.unique(counts):
+        own = index[counts == count][mask[counts == count]]
+        groups = np.arange(own.size).reshape(-1, count)
+        y = p.add(Softmax(View(x.sources, shown[own]), own.size, groups), [own.size], x.kind)
+        places[own] = start + y.places
+        sources.extend(y.sources)
+        start += own.size
+    return [Value(tuple(sources), places.reshape(x.shape), x.kind)]
 
 
 def _log_softmax(p: Builder, c: Call) -> Results:
@@ -143,4 +168,4 @@ LAYERS: dict[str, tuple[str, Run]] = {
     "InstanceNormalization": ("6 22", _group_norm),
     "GroupNormalization": ("21", _group_norm),
 }
-IMPLICIT: dict[str, tuple[str, Run]] = {"Implicit": ("", _implicit)}
+IMPLICIT: dict[str, tuple[str, Run]] = {"Implicit": ("", _implicit), "MaskedSoftmax": ("", _masked_softmax)}
