@@ -250,6 +250,8 @@ def proved(frequencies: Frequencies, multipliers: Multipliers) -> Upper | None:
     if gram is None:
         return None
     form = frequencies.form
+    # What is left is small, and the dense part is on the CPU.
+    gram = gram.cpu()
     if form.rows is None:
         return _largest(gram)
     if form.dense is None:

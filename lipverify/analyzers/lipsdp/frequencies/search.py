@@ -36,7 +36,8 @@ def squares(frequencies: Frequencies, multipliers: Multipliers, sparing: bool = 
     if gram is None:
         return None
     if frequencies.form.dense is not None:
-        gram = behind(frequencies.form.dense, gram.double(), multipliers.neurons)
+        # Small, and one number after another: on the CPU, where the dense part is.
+        gram = behind(frequencies.form.dense, gram.double().cpu(), multipliers.neurons)
     if gram is None:
         return None
     found: Tensor = torch.linalg.eigvalsh((gram + gram.mH) / 2).flatten()
@@ -95,16 +96,16 @@ def closed_form(frequencies: Frequencies) -> Multipliers | None:
             if not trial.eliminate(j, Plain()):
                 break
         largest = _largest(-trial.matrix[k, k])
-        channels.append((ones / largest if largest > 0 else ones).double())
+        channels.append((ones / largest if largest > 0 else ones).double().cpu())
         return channels[-1]
 
     state = frequencies.reduced(choose, Plain())
     gram = None if state is None else state.read_out(Plain())
     if gram is None:
         return None
-    gram = gram.double() if not gram.is_complex() else gram
     system, neurons = frequencies.form.dense, list[Tensor]()
     if system is not None:
+        gram = gram.double().cpu()
         for i, n in enumerate(system.sizes):
             # What block i reads, through everything before it.
             part = BlockSystem(system.inputs, n, system.sizes[:i], {j: m for j, m in system.U.items() if j < i},
