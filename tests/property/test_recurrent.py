@@ -11,6 +11,9 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 import lipverify as lv
+from lipverify.checkers.evaluation import evaluate as checked
+from lipverify.checkers.evaluation import shown
+from lipverify.checkers.reader import model_of_bytes
 from lipverify.frontends.onnx import extract_onnx
 from lipverify.frontends.torch_export import extract
 from lipverify.interpreter import evaluate
@@ -73,7 +76,7 @@ class Cells(nn.Module):
     def __init__(self, draw: np.random.Generator, kind: str) -> None:
         super().__init__()
         self.inputs, self.steps = int(draw.integers(1, 5)), int(draw.integers(1, 5))
-        self.cell = getattr(nn, f"{kind}Cell")(self.inputs, int(draw.integers(1, 5)), bool(draw.integers(2)))
+        self.cell = getattr(nn, f"{kind}Cell")(self.inputs, int(draw.integers(2, 5)), bool(draw.integers(2)))
         self.kind, self.width = kind, self.steps * self.inputs
 
     def forward(self, x: Tensor) -> Tensor:
@@ -132,12 +135,12 @@ def recurrent(draw: np.random.Generator, kind: str) -> onnx.ModelProto:
         plain = {"RNN": ["Relu"], "GRU": ["Sigmoid", "Softsign"], "LSTM": ["Sigmoid", "Tanh", "Relu"]}[kind]
         settings["activations"] = plain * ways
     outputs = ["all", "last", "memory"][: 2 + (kind == "LSTM")]
-    shown = outputs[int(draw.integers(len(outputs)))]
+    wanted = outputs[int(draw.integers(len(outputs)))]
     graph = helper.make_graph(
         [helper.make_node(kind, given, outputs, name="layer", **settings)],
         "recurrent",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, [steps, 1, inputs])],
-        [helper.make_tensor_value_info(shown, TensorProto.FLOAT, None)],
+        [helper.make_tensor_value_info(wanted, TensorProto.FLOAT, None)],
         [numpy_helper.from_array(array, name) for name, array in tensors.items()],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8)
@@ -150,15 +153,22 @@ def test_operators_of_files(seed: int) -> None:
     model = recurrent(np.random.default_rng(seed), kind)
     runtime = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     steps, _, inputs = runtime.get_inputs()[0].shape
-    graphs = [extract_onnx(model)]
-    if seed % 4 == 3:
-        graphs.append(extract_onnx(batch_first(model), check=False))
+    files = [model, *([batch_first(model)] if seed % 4 == 3 else [])]
+    graphs = [extract_onnx(file, check=file is model) for file in files]
+    options = {attribute.name for attribute in model.graph.node[0].attribute}
+    covered = not options & {"clip", "input_forget"} and "P" not in model.graph.node[0].input
+    programs = [model_of_bytes("m.onnx", file.SerializeToString()) for file in files]
+    assert all((read.program is not None) == covered for read in programs), programs[0].reason
     for x in np.random.default_rng(1000 + seed).standard_normal((4, steps, 1, inputs)).astype(np.float32) * 2:
         wanted = np.asarray(runtime.run(None, {"x": x})[0]).ravel()
         for graph in graphs:
             sample = torch.from_numpy(x.reshape(1, *graph.input_shape))
             found = evaluate(graph, sample).detach().numpy().ravel()
             np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+        for read in programs if covered else ():
+            (output,) = read.program.outputs
+            shown_there = shown(output.view, checked(read.program, x.reshape(1, -1).astype(np.float64)))
+            np.testing.assert_allclose(shown_there.ravel(), wanted, rtol=1e-5, atol=1e-5)
 
 
 def batch_first(model: onnx.ModelProto) -> onnx.ModelProto:

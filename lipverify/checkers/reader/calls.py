@@ -156,6 +156,11 @@ class Call:
         need(all(type(n) is float for n in found), f"the setting {name} of {self.op} is no list of numbers")
         return list(found)
 
+    def texts(self, name: str, default: Sequence[str]) -> list[str]:
+        found = self._take(name, tuple(default), (tuple,))
+        need(all(type(t) is str for t in found), f"the setting {name} of {self.op} is no list of words")
+        return list(found)
+
     def array(self, name: str, default: Array) -> Array:
         """A tensor as a setting."""
         found = self._take(name, default, (np.ndarray,))

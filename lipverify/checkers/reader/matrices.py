@@ -112,11 +112,11 @@ def _gemm(p: Builder, c: Call) -> Results:
     if isinstance(c_, Stored):
         bias, rounded = exact_product(real(c_), beta)
         need(rounded == 0, "a scaled bias that rounds is not covered by the checker")
-        return [_shifted(p, y, bias)]
+        return [shifted(p, y, bias)]
     return [combined(p, "Add", [y, p.scaled(c_, beta)])]
 
 
-def _shifted(p: Builder, y: Value, bias: Array) -> Value:
+def shifted(p: Builder, y: Value, bias: Array) -> Value:
     """y + bias, within the affine step that y is the whole result of."""
     step = p.steps[y.sources[0]]
     if (

@@ -195,14 +195,15 @@ def _attribute(entry: Message, op: str) -> Any:
     if field == "t":
         need(value is not None, f"a setting of {shown(op)} without its tensor")
         return _tensor(value)
-    if field == "s":
+    if field in ("s", "strings"):
         try:
-            return value.decode("utf-8", "strict")
+            found = tuple(text.decode("utf-8", "strict") for text in ([value] if field == "s" else value))
         except UnicodeDecodeError:
             raise NotCovered(f"a setting of {shown(op)} that is no text") from None
+        return found[0] if field == "s" else found
     if field == "floats":
         return tuple(float(n) for part in value for n in np.atleast_1d(part))
-    return tuple(value) if field in ("ints", "strings") else value
+    return tuple(value) if field == "ints" else value
 
 
 def _constant(node: _Node, version: int) -> Array:

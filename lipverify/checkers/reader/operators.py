@@ -11,6 +11,7 @@ from lipverify.checkers.reader.layers import IMPLICIT, LAYERS
 from lipverify.checkers.reader.matrices import MATRICES
 from lipverify.checkers.reader.moves import MOVES, Results, Run, moving, repeat
 from lipverify.checkers.reader.quantisation import QUANTISATION
+from lipverify.checkers.reader.recurrent import RECURRENT
 from lipverify.checkers.reader.refusals import need, shown
 from lipverify.checkers.reader.resizing import RESIZING
 from lipverify.checkers.reader.sums import SCALE, SUMS
@@ -60,6 +61,7 @@ OPERATORS: dict[str, tuple[str, Run]] = {
     **GROUPS,
     **LAYERS,
     **ACTIVATIONS,
+    **RECURRENT,
 }
 """Operator -> since when each of its definitions holds (! before one that is not read), and how it is read."""
 _SPOKEN = (

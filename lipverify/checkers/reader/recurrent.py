@@ -1,0 +1,183 @@
+"""RNN, GRU and LSTM of known length with stored weights, written out step by step.
+
+Gates as ONNX orders them: of LSTM input, output, forget, cell; of GRU update, reset, new. Clips, peepholes, coupled gates and
+activations with settings are not read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from lipverify.checkers.kernel.program import Array
+from lipverify.checkers.reader.building import Builder, Stored, Value
+from lipverify.checkers.reader.calls import Call
+from lipverify.checkers.reader.matrices import product, shifted
+from lipverify.checkers.reader.moves import Results, Run
+from lipverify.checkers.reader.refusals import need
+from lipverify.checkers.reader.sums import combined
+
+_GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
+_LAWS = {"RNN": ("Tanh",), "GRU": ("Sigmoid", "Tanh"), "LSTM": ("Sigmoid", "Tanh", "Tanh")}
+_KNOWN = ("Tanh", "Sigmoid", "Relu", "Softsign")
+
+
+class _Cell(NamedTuple):
+    """One direction. weight: [gates * hidden, inputs]; recurrent: [gates * hidden, hidden]; biases of both: [gates * hidden]."""
+
+    weight: Stored
+    recurrent: Stored
+    bias: Array
+    recurrent_bias: Array
+    laws: tuple[str, ...]
+    before: bool
+
+    def rows(self, first: int, last: int) -> tuple[Stored, Array]:
+        """Recurrent weights and biases of some gates."""
+        some = slice(first * self.hidden, last * self.hidden)
+        return self.recurrent.showing(self.recurrent.array[some]), self.recurrent_bias[some]
+
+    @property
+    def hidden(self) -> int:
+        return int(self.recurrent.array.shape[1])
+
+
+def _recurrent(p: Builder, c: Call) -> Results:
+    x, batched = c.value(p, 0), c.flag("layout", 0)
+    need(x.places.ndim == 3, f"{c.op} of a tensor that has not three axes")
+    places = np.moveaxis(x.places, 1, 0) if batched else x.places
+    direction = c.text("direction", "forward")
+    backward = {"forward": [False], "reverse": [True], "bidirectional": [False, True]}.get(direction)
+    need(backward is not None, f"{c.op} in an unknown direction")
+    assert backward is not None
+    if c.operand(4) is not None:
+        need(all(n == len(places) for n in c.integers_at(4, True)), "sequences of unequal lengths")
+    cells = _cells(c, len(backward), x)
+    need(c.op != "LSTM" or c.operand(7) is None, "peepholes are not covered by the checker")
+    starts = [c.operand(k) for k in ((5, 6) if c.op == "LSTM" else (5,))]
+    rows = [x.showing(row) for row in places]
+    outputs: list[list[Value]] = []
+    ends: list[list[Value]] = []
+    for d, (cell, turned) in enumerate(zip(cells, backward, strict=True)):
+        state = [_start(p, s, d, batched, (len(backward), places.shape[1], cell.hidden), x) for s in starts]
+        found: list[Value] = []
+        for row in reversed(rows) if turned else rows:
+            state = list(_STEPS[c.op](p, cell, row, *state))
+            assert state[0] is not None
+            found.append(state[0])
+        outputs.append(found[::-1] if turned else found)
+        ends.append([s for s in state if s is not None])
+    axis = 1 if batched else 0
+    whole = _stacked(p, [_stacked(p, list(each), axis) for each in zip(*outputs, strict=True)], axis)
+    return [whole, *(_stacked(p, list(each), axis) for each in zip(*ends, strict=True))]
+
+
+def _cells(c: Call, ways: int, x: Value) -> list[_Cell]:
+    weight, recurrent = (c.any(k) for k in (1, 2))
+    need(isinstance(weight, Stored) and isinstance(recurrent, Stored), f"{c.op} with computed weights")
+    assert isinstance(weight, Stored)
+    assert isinstance(recurrent, Stored)
+    need(weight.kind == recurrent.kind == x.kind, f"{c.op} of numbers of different types")
+    hidden, gates = recurrent.shape[-1] if recurrent.shape else 0, _GATES[c.op]
+    fits = weight.shape == (ways, gates * hidden, x.shape[2]) and recurrent.shape == (
+        ways,
+        gates * hidden,
+        hidden,
+    )
+    need(
+        fits and hidden > 0 and c.integer("hidden_size", hidden) == hidden,
+        f"{c.op} with weights of other sizes",
+    )
+    bias = c.optional(3, x.kind)
+    bias = np.zeros((ways, 2 * gates * hidden)) if bias is None else bias
+    need(bias.shape == (ways, 2 * gates * hidden), f"{c.op} with a bias of another size")
+    count = len(_LAWS[c.op])
+    laws = c.texts("activations", _LAWS[c.op] * ways)
+    need(len(laws) == count * ways and all(law in _KNOWN for law in laws), f"{c.op} with other activations")
+    before = c.flag("linear_before_reset", 0) if c.op == "GRU" else True
+    return [
+        _Cell(weight.showing(weight.array[d]), recurrent.showing(recurrent.array[d]), bias[d, : gates * hidden],
+              bias[d, gates * hidden :], tuple(laws[count * d : count * (d + 1)]), before)
+        for d in range(ways)
+    ]  # fmt: skip
+
+
+def _start(
+    p: Builder, found: Value | Stored | None, way: int, batched: bool, shape: tuple[int, ...], x: Value
+) -> Value | None:
+    """The state before the first step, [samples, hidden]; None for zeros."""
+    if found is None:
+        return None
+    state = p.computed(found)
+    places = np.moveaxis(state.places, 1, 0) if batched and state.places.ndim == 3 else state.places
+    need(places.shape == shape and state.kind == x.kind, "a state of another size or type")
+    return state.showing(places[way])
+
+
+def _stacked(p: Builder, values: list[Value], axis: int) -> Value:
+    sources, places = p.joined(values)
+    p.charge(sum(a.size for a in places))
+    return p.tidy(Value(sources, np.stack(places, axis), values[0].kind))
+
+
+def _of_state(p: Builder, weight: Stored, bias: Array, h: Value | None) -> Value | None:
+    """W h + b; None is h = 0, and then the caller adds b."""
+    return None if h is None else _linear(p, weight, bias, h)
+
+
+def _linear(p: Builder, weight: Stored, bias: Array, x: Value) -> Value:
+    return shifted(p, product(p, x, weight.showing(weight.array.T)), bias)
+
+
+def _added(p: Builder, own: Value, state: Value | None, bias: Array) -> Value:
+    return p.scaled(own, 1.0, 0, bias) if state is None else combined(p, "Add", [own, state])
+
+
+def _gate(x: Value, gate: int, hidden: int) -> Value:
+    return x.showing(x.places[:, gate * hidden : (gate + 1) * hidden])
+
+
+def _rnn(p: Builder, cell: _Cell, x: Value, h: Value | None) -> tuple[Value]:
+    state = _of_state(p, *cell.rows(0, 1), h)
+    own = _linear(p, cell.weight, cell.bias, x)
+    return (p.scalar(_added(p, own, state, cell.recurrent_bias), cell.laws[0]),)
+
+
+def _gru(p: Builder, cell: _Cell, x: Value, h: Value | None) -> tuple[Value]:
+    """n + z (h - n)."""
+    n, own = cell.hidden, _linear(p, cell.weight, cell.bias, x)
+    gates, (weight, bias) = _of_state(p, *cell.rows(0, 2), h), cell.rows(2, 3)
+    z, r = (
+        p.scalar(
+            _added(
+                p, _gate(own, k, n), None if gates is None else _gate(gates, k, n), cell.rows(k, k + 1)[1]
+            ),
+            cell.laws[0],
+        )
+        for k in (0, 1)
+    )
+    if h is None:
+        inner = p.scaled(r, bias) if cell.before else None
+    elif cell.before:
+        inner = combined(p, "Mul", [r, _linear(p, weight, bias, h)])
+    else:
+        inner = _linear(p, weight, bias, combined(p, "Mul", [r, h]))
+    new = p.scalar(_added(p, _gate(own, 2, n), inner, bias), cell.laws[1])
+    apart = p.scaled(new, -1.0) if h is None else combined(p, "Sub", [h, new])
+    return (combined(p, "Add", [new, combined(p, "Mul", [z, apart])]),)
+
+
+def _lstm(p: Builder, cell: _Cell, x: Value, h: Value | None, memory: Value | None) -> tuple[Value, Value]:
+    own, n = _linear(p, cell.weight, cell.bias, x), cell.hidden
+    total = _added(p, own, _of_state(p, *cell.rows(0, 4), h), cell.recurrent_bias)
+    i, o, f = (p.scalar(_gate(total, k, n), cell.laws[0]) for k in range(3))
+    kept = combined(p, "Mul", [i, p.scalar(_gate(total, 3, n), cell.laws[1])])
+    if memory is not None:
+        kept = combined(p, "Add", [combined(p, "Mul", [f, memory]), kept])
+    return combined(p, "Mul", [o, p.scalar(kept, cell.laws[2])]), kept
+
+
+_STEPS: dict[str, Callable[..., tuple[Value, ...]]] = {"RNN": _rnn, "GRU": _gru, "LSTM": _lstm}
+RECURRENT: dict[str, tuple[str, Run]] = dict.fromkeys(_GATES, ("7 14 22", _recurrent))
