@@ -224,4 +224,4 @@ def _file(model: str) -> Path:
 
 
 def _norm(name: str | None) -> str | None:
-    return None if name is None else str(Norm.parse(name))
+    return None if name is None else str(Norm.parse(name, tokens=True))

@@ -20,7 +20,7 @@ from lipverify.ir.graph import Graph
 from lipverify.ir.norm import Norm
 from lipverify.ir.region import Bounded, Query
 
-ROWS, ROUNDS, STEPS = 16, 12, 5
+ROWS, ROUNDS, STEPS = 16, 48, 4
 """Points at once, rounds of climbing, steps of the power method in each."""
 DISTANCES = (1e-7, 1e-5, 1e-3)
 """Of a pair around a point, relative to the size of its tokens."""
@@ -45,11 +45,16 @@ def candidates(graph: Graph, query: Query, compute: Compute, hints: Tensor | Non
         with within(compute.deadline):
             best, v = _steepest(exact, query, x, v)
             for number in range(ROUNDS):
-                size = _lengths(x).amax(-1)[..., None, None] * 10.0 ** (-0.25 * number)
+                size = _lengths(x).amax(-1)[..., None, None] * 10.0 ** (-0.06 * number)
                 moved = _inside(query, x + size * normal() / math.sqrt(graph.input_shape[-1]))
                 slope, direction = _steepest(exact, query, moved, v)
                 better = slope > best
                 wide = better.reshape(-1, *(1,) * (x.ndim - 1))
+                if number % 8 == 7:  # the better half goes on twice
+                    order = best.argsort(descending=True)
+                    order = order[: ROWS // 2].repeat(2)
+                    best, x, v = best[order], x[order], v[order]
+                    continue
                 best, x, v = (
                     torch.where(better, slope, best),
                     torch.where(wide, moved, x),
@@ -74,6 +79,8 @@ def _start(query: Query, x: Tensor, hints: Tensor | None) -> Tensor:
     size = most * (math.sqrt(x.shape[-1]) if rms else 1.0)
     scales = torch.tensor([SCALES[k % len(SCALES)] for k in range(len(x))], dtype=x.dtype, device=x.device)
     x = x / _lengths(x)[..., None].clamp_min(tiny(x)) * size * scales.reshape(-1, *(1,) * (x.ndim - 1))
+    # Half of them with tokens against each other, as averages move most between these.
+    x[::2] = x[::2, ..., :1, :] * torch.where(torch.arange(x.shape[-2]) % 2 > 0, -1.0, 1.0).to(x)[:, None]
     if hints is not None and len(hints):
         count = min(len(hints), len(x) // 2)
         x[:count] = hints[:count].to(x)

@@ -51,7 +51,7 @@ def falsify(
     compute.report("lower bound", None)
     if query.of_tokens:
         started = replace(compute, deadline=compute.share(3))
-        witness = _shown(graph, query, tokens.candidates(graph, query, started, hints))
+        witness = _shown(graph, query, tokens.candidates(graph, query, started, hints), compute.deadline)
         compute.report("lower bound", float(witness.value.max()))
         return witness
     # The proof of what is found takes as long again, and more on large networks.

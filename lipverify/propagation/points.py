@@ -106,7 +106,10 @@ def slopes_roughly_below(graph: Graph, x: Tensor, y: Tensor, norm_in: Norm, norm
     apart = torch.maximum(low - other_high, other_low - high)
     # Both differences are rounded once; what is next below zero counts as nothing.
     least = torch.nextafter(apart, torch.zeros_like(apart)).clamp_min(0.0)
-    return ratio_below(length_below(least, norm_out.value), length_above((y - x).flatten(1), norm_in.value))
+    return ratio_below(
+        length_below(least, norm_out.word(graph.output_shape)),
+        length_above((y - x).flatten(1), norm_in.word(graph.input_shape)),
+    )
 
 
 def derivatives_below(graph: Graph, x: Tensor, v: Tensor, norm_in: Norm, norm_out: Norm) -> Tensor:

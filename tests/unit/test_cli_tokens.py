@@ -1,0 +1,49 @@
+"""Norms of tokens at the command line: a claimed constant is refuted, certificates are verified, options belong together."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.command import lipverify
+from tests.unit.analyzers.test_tokens import OnlyAttention, heads_of_one
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four heads of which one is not 0: the released formula says 1, the constant is at least 4/3."""
+    path = tmp_path_factory.mktemp("heads") / "heads.onnx"
+    net, axes = OnlyAttention(heads_of_one(4)), {"x": {0: "batch"}}
+    torch.onnx.export(
+        net, (torch.randn(2, 2, 4),), str(path), input_names=["x"], dynamic_axes=axes, dynamo=False
+    )
+    return path
+
+
+def test_a_claimed_constant_is_refuted_by_a_pair_and_the_certificate_verifies(
+    model: Path, tmp_path: Path
+) -> None:
+    given = ("--norm", "token-rms", "--within", "1", "--out", tmp_path / "out", "--json", "--quiet")
+    done = lipverify("audit", model, *given, "--claimed", "1")
+    assert done.returncode == 3, done.stderr
+    document = json.loads(done.stdout)
+    assert document["claimed"] == {"constant": 1.0, "verdict": "refuted"}
+    assert document["query"]["region"] == {"kind": "bounded", "norm": "token-rms", "most": 1.0}
+    assert 4 / 3 < document["lower"]["value"] < document["results"][0]["upper"] < 3.0001
+    certificate = tmp_path / "out" / "certificates" / "tokens.json"
+    assert lipverify("verify", certificate, "--model", model, "--norm", "token-rms").returncode == 0
+    assert lipverify("verify", certificate, "--model", model, "--norm", "token-l2").returncode == 3
+    assert lipverify("verify", certificate, "--model", model, "--at-most", "2.9").returncode == 3
+
+
+def test_options_of_tokens_belong_together(model: Path) -> None:
+    for options in (
+        ["--within", "1"],
+        ["--norm", "token-rms", "--within", "0"],
+        ["--norm", "token-rms", "--box", "0,1"],
+    ):
+        done = lipverify("audit", model, *options)
+        assert done.returncode == 2, done.stderr
