@@ -33,18 +33,31 @@ class _Writer:
 
 
 def attention(
-    w: _Writer, x: str, n: int, d: int, heads: int, scale: float, causal: bool, axis_first: bool
+    w: _Writer, x: str, n: int, d: int, heads: int, scale: float, causal: bool, axis_first: bool, rotary: bool
 ) -> str:
-    """Multi-head self-attention on [n, d]; the softmax along the last axis, or along the first of transposed logits."""
+    """Multi-head self-attention on [n, d]; the softmax along the last axis, or along the first of transposed logits.
+
+    rotary: queries and keys are turned pair by pair by angles that grow with the place.
+    """
     size = d // heads
 
-    def head(order: tuple[int, ...], shape: tuple[int, ...]) -> str:
+    def turned(part: str) -> str:
+        pairs = torch.arange(size) ^ 1
+        angle = torch.arange(n, dtype=torch.float64)[:, None] * (1.0 + torch.arange(size) // 2)
+        sign = torch.tensor([-1.0, 1.0], dtype=torch.float64).repeat(size // 2)
+        own = w.add(ops.Scale(angle.cos()[:, None], None), (part,), (n, heads, size))
+        other = w.add(ops.Gather(2, pairs), (part,), (n, heads, size))
+        other = w.add(ops.Scale((angle.sin() * sign)[:, None], None), (other,), (n, heads, size))
+        return w.add(ops.Add(), (own, other), (n, heads, size))
+
+    def head(order: tuple[int, ...], shape: tuple[int, ...], turn: bool = False) -> str:
         part = w.linear(x, (n,), d, d, scale)
         part = w.add(ops.Reshape((n, heads, size)), (part,), (n, heads, size))
+        part = turned(part) if turn else part
         return w.add(ops.Transpose(order), (part,), shape)
 
-    q = head((1, 0, 2), (heads, n, size))
-    k = head((1, 2, 0), (heads, size, n))
+    q = head((1, 0, 2), (heads, n, size), rotary)
+    k = head((1, 2, 0), (heads, size, n), rotary)
     v = head((1, 0, 2), (heads, n, size))
     logits = w.add(ops.MatMul(), (q, k), (heads, n, n))
     mask, kept = None, None
@@ -102,6 +115,7 @@ def random_transformer(seed: int) -> tuple[Graph, Tensor]:
     kind = ["relu", "gelu", "swiglu", "geglu", "tanh"][int(rng.integers(5))]
     scale = float(rng.choice([0.7, 1.0, 2.0]))
     pre, causal, first, token = (bool(rng.integers(2)) for _ in range(4))
+    rotary = seed % 3 == 0 and seed % 5 != 0 and size % 2 == 0
     w.nodes.append(Node("input", Input(), (), (tokens, d)))
     x, n = "input", tokens
     if token:
@@ -112,7 +126,7 @@ def random_transformer(seed: int) -> tuple[Graph, Tensor]:
         for part in range(2):
             y = normalisation(w, x, n, d, norm) if pre else x
             y = (
-                attention(w, y, n, d, heads, scale, causal, first)
+                attention(w, y, n, d, heads, scale, causal, first, rotary)
                 if part == 0
                 else mlp(w, y, n, d, kind, scale)
             )

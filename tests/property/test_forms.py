@@ -100,6 +100,12 @@ def test_nothing_sampled_lies_outside(block: int) -> None:
         assert wrong(seed) == [], f"seed {seed}"
 
 
+@pytest.mark.parametrize("seed", [6, 36])
+def test_queries_and_keys_that_are_turned_by_their_places(seed: int) -> None:
+    assert any(node.op.kind() == "Gather" for node in case(seed)[0].nodes)
+    assert wrong(seed) == []
+
+
 def _no_deviation(lower: Tensor, upper: Tensor, kept: object, pair: object) -> tuple[Tensor, Tensor]:
     """Trap: the Jacobian of a softmax at the middle stands for all of the box."""
     middle = torch.softmax((lower + upper)[..., 0] / 2, -1)
