@@ -21,7 +21,7 @@ from lipverify.questions.question import Answer, Found, Proved, Question
 METHOD = "gradient-ascent"
 REFINED = 0.6
 """The part of what is left of a budget after the search that better facts may take; the proof has the rest."""
-OWED = 1.0
+OWED = 0.5
 """Seconds beyond a budget that the facts and what is told about them may take: without them there is no answer."""
 
 
@@ -66,7 +66,8 @@ def ask(
         raise Undecided("interrupted before there was a bound")
     upper = question.formula.evaluate(found.facts).upper
     _hold(lower, upper)
-    fields = dict(question.findings(found, aim))
+    with within(owed):
+        fields = dict(question.findings(found, aim))
     proved = None
     if provable and not interruption.happened:
         proved = _proved(question, upper, found, fields, compute)

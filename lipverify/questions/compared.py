@@ -12,6 +12,7 @@ from torch import Tensor
 from lipverify import ops
 from lipverify.analyzers.protocol import Compute
 from lipverify.combine import Difference
+from lipverify.errors import BudgetEnded
 from lipverify.falsify import multiplications
 from lipverify.interpreter import evaluate
 from lipverify.ir.graph import Graph
@@ -66,23 +67,43 @@ def findings(
     if pairs is not None:
         fields["pairs"] = pairs.upper.amax(0).tolist()
     if data is not None and pairs is not None:
-        if single:
-            kept = labels.kept_above(carried, graph, pairs.upper[0], data)
-        else:
-            margins = None
-            if isinstance(found.more, Bounds):
-                first, second = (found.more[name] for name in graph.outputs[1:3])
-                margins = (
-                    Interval(first.lower.cpu(), first.upper.cpu()),
-                    Interval(second.lower.cpu(), second.upper.cpu()),
-                )
-            kept = labels.kept_within(carried, graph, found.facts["pairs"], margins, region, compute)
-        fields["kept"], fields["changed"] = labels.split(kept)
+        try:
+            kept = _kept(carried, graph, region, single, data, found, compute)
+            fields["kept"], fields["changed"] = labels.split(kept)
+        except BudgetEnded:
+            fields["labels_not_run"] = (
+                "the budget ended before the labels were looked at; give a larger --budget"
+            )
     if isinstance(found.more, Bounds):
         fields["saturation"] = _saturation(carried, found.more)
         fields["layers"] = _layers(carried, found.more)
     fields["spectra"] = _spectra(carried)
     return fields
+
+
+def _kept(
+    carried: Difference,
+    graph: Graph,
+    region: Ball,
+    single: bool,
+    data: Tensor,
+    found: Found,
+    compute: Compute,
+) -> dict[str, Any]:
+    """Whose labels are kept; arguments as `findings`. Raises BudgetEnded after the end of the block around it."""
+    apart = found.facts["pairs"]
+    if single:
+        return labels.kept_above(
+            carried, graph, labels.table(apart, carried.graph[carried.first].size).upper[0], data
+        )
+    margins = None
+    if isinstance(found.more, Bounds):
+        first, second = (found.more[name] for name in graph.outputs[1:3])
+        margins = (
+            Interval(first.lower.cpu(), first.upper.cpu()),
+            Interval(second.lower.cpu(), second.upper.cpu()),
+        )
+    return labels.kept_within(carried, graph, apart, margins, region, compute)
 
 
 def _saturation(carried: Difference, ranges: Bounds) -> list[dict[str, Any]]:
@@ -170,6 +191,9 @@ def sections(document: Mapping[str, Any]) -> Sequence[Section]:
         found.append(Table("Saturation", text, head, cut, brief=True))
     if "kept" in document:
         found += _label_sections(document["kept"])
+    if "labels_not_run" in document:
+        not_run = (("labels of the points", f"not run: {document['labels_not_run']}"),)
+        found.append(Table("Labels", "Nothing is said about them.", ("", ""), not_run, brief=True))
     if document.get("layers"):
         text = "Largest over the region: what a layer's own parameters add, and the difference behind it, of all before with it."
         titles = ("Layer", "Operator", "Own part", "Difference")

@@ -14,7 +14,7 @@ from onnx import helper, numpy_helper
 
 import lipverify as lv
 from lipverify import ops, zoo
-from lipverify.errors import UsageError
+from lipverify.errors import BudgetEnded, UsageError
 from lipverify.questions.deviation import Deviation
 from lipverify.reporting.sections import Bars
 from tests import networks
@@ -196,3 +196,24 @@ def test_other_norms_of_the_output() -> None:
     one = networks.chain([torch.tensor([[1.0]])], ops.ReLU())
     with pytest.raises(UsageError, match="pairs"):
         lv.deviation(one, one, region, norm_out="pairs")
+
+
+def test_labels_that_the_budget_left_no_time_for_are_said_and_lose_no_bound(
+    monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+) -> None:
+    f, g = (
+        networks.chain([networks.tensor(rng, 6, 4), networks.tensor(rng, 3, 6)], ops.ReLU()) for _ in range(2)
+    )
+    ball = lv.Ball(torch.zeros(2, 4, dtype=torch.float64), 0.1, lv.Norm.LINF)
+
+    def ended(*_: object) -> None:
+        raise BudgetEnded("the budget ended")
+
+    whole = lv.deviation(f, g, ball)
+    monkeypatch.setattr("lipverify.questions.labels.kept_within", ended)
+    answer = lv.deviation(f, g, ball, budget=20)
+    assert "kept" in whole.fields
+    assert "kept" not in answer.fields
+    assert "budget ended" in answer.fields["labels_not_run"]
+    assert bool((answer.upper <= whole.upper * 1.01).all())
+    assert "not run: the budget ended before the labels" in answer.to_html()
