@@ -324,6 +324,12 @@ went wrong is in bold.
 """
 
 
+PROMISES = (
+    "Whether budgets of time and memory are kept, on every network of the sibling folder `shared/checkpoints`: "
+    "[promises.md](promises.md)."
+)
+
+
 def readme(document: dict[str, Any]) -> str:
     lines = [
         HEAD.format(every=document["every"]),
@@ -337,7 +343,7 @@ def readme(document: dict[str, Any]) -> str:
             bad = f"**{len(cell['wrong'])} wrong of {cell['tried']}**"
             shown.append("" if not cell["tried"] else bad if cell["wrong"] else str(cell["tried"]))
         lines.append(f"| {kind} | " + " | ".join(shown) + " |")
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, "", PROMISES, ""])
 
 
 def main() -> int:

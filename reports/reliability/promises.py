@@ -165,10 +165,12 @@ def said(kind: str, out: str, err: str) -> dict[str, Any]:
 def concluded(rows: list[dict[str, Any]], row: dict[str, Any]) -> dict[str, Any] | None:
     """The row of a run that need not be made, with the run it follows from; None where it has to be."""
     for other in rows:
-        if any(other[key] != row[key] for key in ("network", "command")) or not other.get("kept", True):
+        if any(other[key] != row[key] for key in ("network", "command")) or not whole(other):
             continue
         if "exit" not in other:
-            return row | {"said": other["said"]}
+            if "said" in other:
+                return row | {"said": other["said"]}
+            continue
         ended = other["budget"] == row["budget"] or (
             other["budget"] < row["budget"] and other["cpu"] <= EVEN * other["budget"]
         )
@@ -179,8 +181,14 @@ def concluded(rows: list[dict[str, Any]], row: dict[str, Any]) -> dict[str, Any]
 
 
 def whole(row: dict[str, Any]) -> bool:
-    """Whether both promises of the run were kept."""
-    return bool(row.get("kept", True) and row.get("memory_kept", True))
+    """Whether it was run, or follows, and both promises were kept."""
+    return bool(row.get("kept", True) and row.get("memory_kept", True) and not row.get("missing"))
+
+
+def stored(rows: list[dict[str, Any]]) -> str:
+    """The rows of runs, one in a line; the others follow from them again."""
+    lines = ",\n ".join(json.dumps(row) for row in rows if "exit" in row)
+    return f'{{"rows": [\n {lines}\n]}}\n'
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -191,8 +199,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         "Made by `reports/reliability/promises.py`, which says what is run and what follows. Most: the largest processor time of",
         "a run as a part of what was promised (1.1 T + 3 s). Peak: the largest.",
         "",
-        "| command | budget | memory | promises | run | follow | broken | most | peak |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| command | budget | memory | promises | run | follow | not run | broken | most | peak |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     kinds = list(COMMANDS)
     groups = {(r["command"], r["budget"], r["memory"] or "") for r in rows}
@@ -201,11 +209,12 @@ def table(rows: list[dict[str, Any]]) -> str:
         ran = [r for r in mine if "exit" in r]
         most = max((r["cpu"] / (1.1 * budget + 3.0) for r in ran), default=0.0)
         peak = max((r["peak_mib"] for r in ran), default=0)
-        broken = sum(not whole(r) for r in mine)
-        counts = f"{len(mine)} | {len(ran)} | {len(mine) - len(ran)} | {broken}"
+        missing = sum("missing" in r for r in mine)
+        broken = sum(not whole(r) for r in mine) - missing
+        counts = f"{len(mine)} | {len(ran)} | {len(mine) - len(ran) - missing} | {missing} | {broken}"
         measured = f"{100 * most:.0f} % | {peak} MiB" if ran else "- | -"
         lines.append(f"| {kind} | {budget:g} s | {memory or 'free'} | {counts} | {measured} |")
-    broken_rows = [r for r in rows if not whole(r)]
+    broken_rows = [r for r in rows if not whole(r) and "missing" not in r]
     lines += ["", "Broken:" if broken_rows else "None is broken."]
     for r in broken_rows:
         promise = f"{r['budget']:g} s, {r['memory'] or 'no limit of memory'}"
@@ -229,6 +238,9 @@ def main() -> None:
     parser.add_argument(
         "--resume", action="store_true", help="keep the rows that are there, where none is broken"
     )
+    parser.add_argument(
+        "--conclude", action="store_true", help="run nothing: only what follows from the rows"
+    )
     options = parser.parse_args()
     chosen = (
         networks() if options.folder is None else [(p.stem, p) for p in sorted(options.folder.glob("*.onnx"))]
@@ -242,22 +254,28 @@ def main() -> None:
         if not any(part in name for part in options.only.split(",")):
             continue
         with tempfile.TemporaryDirectory() as folder:
-            places = given(model, Path(folder))
+            places = {} if options.conclude else given(model, Path(folder))
             for memory, budget, kind in product(sizes, budgets, options.commands.split(",")):
                 row: dict[str, Any] = {"network": name, "command": kind, "budget": budget, "memory": memory}
                 same = [r for r in rows if all(r[key] == value for key, value in row.items())]
-                if options.resume and same and whole(same[0]):
+                if (
+                    options.resume
+                    and same
+                    and (whole(same[0]) or (options.conclude and "missing" not in same[0]))
+                ):
                     continue
                 rows = [r for r in rows if r not in same]
                 follows = None if options.all else concluded(rows, row)
+                if follows is None and options.conclude:
+                    follows = row | {"missing": True}
                 row = measured(name, places, kind, budget, memory) if follows is None else follows
                 rows.append(row)
                 print(json.dumps(row), flush=True)
-                options.out.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+                options.out.write_text(stored(rows))
     rows.sort(
         key=lambda r: (r["network"], list(COMMANDS).index(r["command"]), r["memory"] or "", r["budget"])
     )
-    options.out.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+    options.out.write_text(stored(rows))
     options.out.with_suffix(".md").write_text(table(rows))
     print(table(rows))
 
