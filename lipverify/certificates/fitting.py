@@ -24,7 +24,8 @@ def neurons(
     subject: Subject, start: int, end: int, known: Ranges | None, wider: Mapping[int, Array]
 ) -> Differences:
     """Neurons between two steps, with slopes of some layers as given."""
-    p, slopes = subject.elements, dict(subject.products if known is None else known.slopes)
+    p = subject.elements if known is None else known.program
+    slopes = dict(subject.products if known is None else known.slopes)
     slopes |= {k: (low, high) for k, (low, high) in wider.items()}
     return differences(p, p.place[start], p.place[end], slopes.get)
 

@@ -38,7 +38,7 @@ NAMED: dict[str, dict[str, tuple[str, ...]]] = {
         "compose": ("first", "second"),
         "walk": ("value", "constants"),
     },
-    "region": {"ranges": ("region",), "carried": ("region",), "walk": ("regions",)},
+    "region": {"ranges": ("region",), "largest": ("region",), "carried": ("region",), "walk": ("regions",)},
     "array": {
         "implicit": ("multipliers",),
         "multipliers": ("wider", "blocks", "weights"),

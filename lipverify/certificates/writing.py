@@ -20,7 +20,7 @@ from lipverify.certificates.fitting import costliest, derivatives, filled, neuro
 from lipverify.certificates.recording import Array, Layer, Part, Record
 from lipverify.checkers.kernel import theorems
 from lipverify.checkers.kernel.arithmetic import above
-from lipverify.checkers.kernel.elementary import behind
+from lipverify.checkers.kernel.elementary import Largest, behind
 from lipverify.checkers.kernel.language import Rows
 from lipverify.checkers.kernel.program import Affine
 from lipverify.checkers.kernel.ranges import Condition, Empty, Ranges
@@ -48,6 +48,13 @@ class Writer(Record):
         ]
         key = "ranges", part.region, part.conditions
         return self.once(key, lambda: self.add("ranges", region=part.region, conditions=conditions))
+
+    def for_gradients(self, part: Part) -> int:
+        """As `ranges`; over a whole region with maxima as layers of their own, if there are any."""
+        whole = self.subject.whole
+        if part.conditions or not any(isinstance(whole.steps[k], Largest) for k in whole.layers):
+            return self.ranges(part)
+        return self.once(("largest", part.region), lambda: self.add("largest", region=part.region))
 
     def carried(self, part: Part, pairs: Mapping[int, int]) -> int:
         """The same, with the results of layers written as those of others plus a change."""
@@ -164,7 +171,7 @@ class Writer(Record):
         rows, norms = Rows(*part.rows), part.norms
         if difference is not None:
             rows = Rows(difference[0], difference[0] + 1, difference[1])
-        ranges = None if part.region is None else self.ranges(part)
+        ranges = None if part.region is None else self.for_gradients(part)
         fields = {
             "start": part.start,
             "end": part.end,

@@ -40,6 +40,10 @@ class RadiusOptions(Options):
     alpha: Annotated[float, option("smoothing: probability of a wrong radius, for each point")] = 0.001
     simplex: Annotated[str, option("smoothing: hardmax, softmax or sparsemax")] = "hardmax"
     temperatures: Annotated[str, option("smoothing: factors of the logits to choose from")] = "1"
+    seconds_per_point: Annotated[
+        float | None,
+        option("time for each point at most; radii grow with it, also from run to run with --resume"),
+    ] = None
     jobs: Jobs = 1
     scheduler: Scheduler = None
     resume: Resume = False
@@ -79,6 +83,7 @@ def _radius(options: RadiusOptions, start: Start) -> Outcome:
         attack=Attack() if options.attack else None,
         smoothing=_smoothing(options),
         seed=options.seed,
+        seconds=options.seconds_per_point,
     )
     start.progress.start(f"reading {options.model}")
     graph = load(options, options.model)
@@ -131,7 +136,6 @@ def journal_of(
         "graph": graph.digest,
         "data": points.stored.identity,
         "points": len(points.x),
-        "plan": plan.to_json(),
-        "budget": options.budget,
+        "plan": {key: value for key, value in plan.to_json().items() if key != "seconds"},
     }
     return Journal(path, question, resume)

@@ -12,6 +12,7 @@ from lipverify.ir.graph import Graph, Node
 from lipverify.ir.interval import Interval
 from lipverify.ir.op import Constant, Input, Op, Shape
 from lipverify.ir.region import Ball
+from lipverify.ops import Minimum
 from lipverify.ops.planes import constant_planes
 from lipverify.propagation.interval import blended, image, refuse_without_intervals
 from lipverify.propagation.precision import DOUBLE, UNDERFLOW, Precision
@@ -43,6 +44,8 @@ class Knowledge:
     ranges: dict[str, Interval] = field(default_factory=dict)
     strips: dict[str, Strip] = field(default_factory=dict)
     """Of nodes that mix entries: used instead of their planes."""
+    possible: dict[str, Tensor] = field(default_factory=dict)
+    """Of maxima and minima: which terms can be the largest or smallest, [terms, count, *shape] (`selections`)."""
     _planes: dict[str, Relaxation] = field(default_factory=dict)
     _sizes: dict[str, Tensor] = field(default_factory=dict)
     _shifts: dict[str, Tensor] = field(default_factory=dict)
@@ -120,13 +123,27 @@ class Knowledge:
             box, found = self.ranges[node.name], None
             if relax.covers(type(node.op)):
                 try:
-                    found = relax(node.op, *(self.ranges[name] for name in node.inputs))
+                    found = relax(node.op, *self._terms_of(node))
                 except UnsupportedModel:
                     found = None
             if found is None or not _finite(found):
                 found = constant_planes(box)
             self._planes[node.name] = found
         return self._planes[node.name]
+
+    def _terms_of(self, node: Node) -> list[Interval]:
+        """Ranges of the inputs; terms that never count lie strictly behind all others, so that planes have no slope in them."""
+        boxes, possible = [self.ranges[name] for name in node.inputs], self.possible.get(node.name)
+        if possible is None:
+            return boxes
+        sign = -1.0 if isinstance(node.op, Minimum) else 1.0
+        ends = torch.stack([sign * (box.upper if sign < 0 else box.lower) for box in boxes])
+        least = ends.masked_fill(~possible, -torch.inf).amax(0)
+        behind = sign * (least - 2.0**-20 * least.abs() - 2.0**-200)
+        return [
+            Interval(torch.where(p, box.lower, behind), torch.where(p, box.upper, behind))
+            for p, box in zip(possible, boxes, strict=True)
+        ]
 
     def shift(self, node: Node) -> Tensor:
         """The constant part of an affine node, [1, *shape]; computed with the rounding that `sizes` covers."""

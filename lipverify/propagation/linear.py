@@ -24,6 +24,7 @@ from lipverify.propagation.functionals import Functionals, ends_of
 from lipverify.propagation.knowledge import Knowledge, chunk_memory, is_affine
 from lipverify.propagation.precision import PRECISIONS, own_products
 from lipverify.propagation.searched import searched_upper
+from lipverify.propagation.selections import compared, selects
 from lipverify.propagation.strips import Strip
 from lipverify.rules import slopes
 
@@ -167,6 +168,8 @@ def bounds(
         if plain is not None and known.empty is not None:
             known.empty |= plain.empty
         for node in known.graph.nodes:
+            if selects(node) and method != "interval":
+                known.possible[node.name] = compared(known, node, memory, expired)
             box = known.image(node)
             if within is not None and node.name in within:
                 box = known.meet(box, within[node.name])
@@ -198,6 +201,9 @@ def _joined(parts: list[Bounds], ball: Ball) -> Bounds:
     for name in first.ranges:
         ends = zip(*((p[name].lower, p[name].upper) for p in parts), strict=True)
         known.ranges[name] = Interval(*(torch.cat(end) for end in ends))
+    for name in first.possible:
+        if all(name in part.known.possible for part in parts):
+            known.possible[name] = torch.cat([part.known.possible[name] for part in parts], 1)
     for name in first.strips:
         if all(name in part.known.strips for part in parts):
             known.strips[name] = Strip.joined([part.known.strips[name] for part in parts])
@@ -424,6 +430,11 @@ def _wanted(known: Knowledge, reader: Node, name: str, box: Interval) -> Tensor 
         if not parts or any(part is None for part in parts):
             return None
         return torch.stack([part.expand(box.lower.shape) for part in parts if part is not None]).any(0)
+    if isinstance(op, ops.Maximum):
+        # What another term exceeds everywhere is never the maximum, however small it is.
+        others = [known.ranges.get(each) for each in reader.inputs if each != name]
+        exceeded = [box.upper < other.lower for other in others if other is not None]
+        return ~torch.stack([part.expand(box.lower.shape) for part in exceeded]).any(0) if exceeded else None
     try:
         if isinstance(op, ops.Change) and len(reader.inputs) == 3 and slopes.covers(type(op.of)):
             place = reader.inputs.index(name)

@@ -65,6 +65,8 @@ class Plan:
             raise UsageError("randomised smoothing certifies l2 radii; give --norm l2, in Python norm='l2'")
         if self.looks < 1 or not 0 < self.resolution < 1:
             raise UsageError("looks are at least 1, the resolution lies between 0 and 1")
+        if self.seconds is not None and not 0.0 < self.seconds < float("inf"):
+            raise UsageError(f"the seconds of a point are a positive number, not {self.seconds:g}")
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -74,6 +76,19 @@ class Plan:
     def seconds_for_attack(self) -> float:
         """A third of the time of a point."""
         return float("inf") if self.seconds is None else self.seconds / 3
+
+    def unfinished(self, record: Record) -> bool:
+        """Whether more time could make the radius of a record larger: time ended its search, or branching can go on below an
+        example."""
+        if record.failed or record.predicted != record.label or self.method == "smoothing":
+            return False
+        gap = record.attack_radius is None or record.radius < record.attack_radius * (1.0 - self.resolution)
+        return record.cut or (self.grows and record.radius > 0.0 and gap)
+
+    @property
+    def grows(self) -> bool:
+        """Whether a radius is grown by branch and bound, from the trees of the ball before."""
+        return self.norm is Norm.LINF and "branching" in self.parts
 
     def to_json(self) -> dict[str, Any]:
         """Everything that decides the numbers."""

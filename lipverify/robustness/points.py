@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -29,7 +30,7 @@ from lipverify.robustness.balls import Balls, gradient_work, refuses_gradients
 from lipverify.robustness.branching import CANDIDATES, STEPS
 from lipverify.robustness.carried import Carried
 from lipverify.robustness.constants import EFFORT, PairConstants, pair_constants
-from lipverify.robustness.march import bracket, grow, march
+from lipverify.robustness.march import POSITIVE, bracket, grow, march
 from lipverify.robustness.pairs import differences, enclosed, predict
 from lipverify.robustness.plan import Plan, Record
 from lipverify.robustness.shells import Shell, Shells, between, refuse
@@ -133,20 +134,66 @@ def _broken(error: Exception) -> str:
     return failure_words(error)
 
 
-def answered(work: Work, index: int, x: Tensor, label: int | None, seconds: float | None = None) -> Record:
+def answered(
+    work: Work,
+    index: int,
+    x: Tensor,
+    label: int | None,
+    seconds: float | None = None,
+    before: Record | None = None,
+) -> Record:
     """As `answer`; what breaks is a record without a radius, and loses no other point."""
     started = time.monotonic()
     try:
-        return memory.halving(lambda: answer(work, index, x, label, seconds))
+        found = memory.halving(lambda: answer(work, index, x, label, seconds, before))
+        return found if before is None else _further(before, found)
     except BudgetEnded:
-        return not_run(work, index, label, time.monotonic() - started)
+        return before or not_run(work, index, label, time.monotonic() - started)
     except Refuted as error:
         return broken(work, index, label, str(error), time.monotonic() - started, refuted=True)
     except Exception as error:
         if isinstance(error, LipverifyError) and not isinstance(error, InternalError):
             raise
         words = f"not run: {memory.words(error)}" if memory.failed(error) else failure_words(error)
+        if before is not None:
+            return replace(before, note=f"searched further in vain: {words}")
         return broken(work, index, label, words, time.monotonic() - started)
+
+
+def _further(before: Record, found: Record) -> Record:
+    """The larger radius and the nearer example of two searches at one point.
+
+    A radius beyond the other search's example withdraws both: one of the two is wrong.
+    """
+    seconds = before.seconds + found.seconds
+    if found.failed:
+        return replace(found, seconds=seconds)
+    nearer = before if _example_size(before) <= _example_size(found) else found
+    best = found if found.radius > before.radius else before
+    by_method = {
+        name: max(before.by_method.get(name, 0.0), found.by_method.get(name, 0.0))
+        for name in (*before.by_method, *(n for n in found.by_method if n not in before.by_method))
+    }
+    if best.radius > _example_size(nearer):
+        note = (
+            f"refuted: the certified radius {best.radius!r} exceeds {nearer.attack_radius!r}, the distance of an adversarial "
+            f"example, and is withdrawn; {BUG}"
+        )
+        return replace(best, radius=0.0, by_method={}, note=note, failed=True, refuted=True, seconds=seconds)
+    return replace(
+        best,
+        by_method=by_method,
+        seconds=seconds,
+        cut=found.cut,
+        checked=best.checked and best is before,
+        attack_radius=nearer.attack_radius,
+        attack_label=nearer.attack_label,
+        example=nearer.example,
+    )
+
+
+def _example_size(record: Record) -> float:
+    return math.inf if record.attack_radius is None else record.attack_radius
 
 
 def not_run(work: Work, index: int, label: int | None, seconds: float = 0.0) -> Record:
@@ -174,19 +221,32 @@ def broken(
     )
 
 
-def answer(work: Work, index: int, x: Tensor, label: int | None, seconds: float | None = None) -> Record:
+def answer(
+    work: Work,
+    index: int,
+    x: Tensor,
+    label: int | None,
+    seconds: float | None = None,
+    before: Record | None = None,
+) -> Record:
     """The record of one point x [*input shape]; label None: the predicted one.
 
     Args:
-        seconds: for this point, instead of those of the plan; without any left, only what all points share is used.
+        seconds: for this point, if less than those of the plan; without any left, only what all points share is used.
+        before: of an earlier search at this point. Branch and bound goes on from its trees, with its example; other methods
+            begin anew, with the time of both.
 
     An adversarial example inside a certified radius withdraws it: one of the two is wrong.
     """
     started = time.monotonic()
-    if seconds is not None:
-        work = replace(work, plan=replace(work.plan, seconds=seconds))
     plan = work.plan
-    deadline = None if plan.seconds is None else started + plan.seconds
+    limit = min((s for s in (seconds, plan.seconds) if s is not None), default=None)
+    if limit is not None and before is not None and not plan.grows:
+        limit += before.seconds
+    deadline = None if limit is None else started + limit
+    if limit is not None:
+        plan = replace(plan, seconds=max(limit, 1e-9))
+        work = replace(work, plan=plan)
     seed = (plan.seed * 1_000_003 + index) % (1 << 62)
     compute = Compute(torch.device(work.device), seed, deadline)
     if plan.method == "smoothing":
@@ -208,7 +268,9 @@ def answer(work: Work, index: int, x: Tensor, label: int | None, seconds: float 
     graph = differences(work.graph, predicted)
     margin = enclosed(graph.to(dtype=torch.float64), x).lower
     found, carried = None, None
-    if plan.attack is not None and not compute.expired():
+    if before is not None and before.example is not None and before.attack_radius is not None:
+        found = Example(torch.from_numpy(before.example), before.attack_radius, int(before.attack_label or 0))
+    elif plan.attack is not None and not compute.expired():
         # An attack takes at most a third of a limited time.
         share = replace(
             compute, deadline=None if deadline is None else time.monotonic() + plan.seconds_for_attack()
@@ -222,7 +284,7 @@ def answer(work: Work, index: int, x: Tensor, label: int | None, seconds: float 
         )
         radius, method = 0.0, plan.method
     else:
-        shells = _shells(work, graph, x, predicted, margin, found, compute)
+        shells = _shells(work, graph, x, predicted, margin, found, compute, before)
         radius, method, by_method = _radii(work, shells)
         note = "" if radius > 0 else "undecided"
         carried = (
@@ -262,7 +324,14 @@ def answer(work: Work, index: int, x: Tensor, label: int | None, seconds: float 
 
 
 def _shells(
-    work: Work, graph: Graph, x: Tensor, label: int, margin: Tensor, found: Example | None, compute: Compute
+    work: Work,
+    graph: Graph,
+    x: Tensor,
+    label: int,
+    margin: Tensor,
+    found: Example | None,
+    compute: Compute,
+    before: Record | None,
 ) -> Shells:
     plan = work.plan
     parts = set(plan.parts) - set(work.refused)
@@ -292,6 +361,17 @@ def _shells(
     )
     shells = Shells(margin.cpu(), constants, balls.look)
     # A look that the end interrupts leaves those before it as they were.
+    if before is not None and plan.grows and before.radius > 0.0 and before.carried is not None:
+        # What was certified is not shown again: a larger ball has a proof of its own, or the record of before stays.
+        certain = torch.full_like(shells.margin, POSITIVE)
+        shells.known.append(Shell(before.radius, None, None, certain, branched=True))
+        balls.trees.update(before.carried.trees)
+        with suppress(BudgetEnded), within(_wall(compute)):
+            grow(
+                shells, balls.prove, LARGEST if found is None else found.size, None, plan.resolution, compute
+            )
+        shells.trees = balls.trees
+        return shells
     with suppress(BudgetEnded), within(_wall(compute)):
         _searched(work, shells, balls, parts, found, x, graph, local, crown, marching, compute)
     shells.multipliers = balls.multipliers if marching else shells.multipliers
@@ -366,7 +446,7 @@ def _guess(x: Tensor) -> float:
 def _radii(work: Work, shells: Shells) -> tuple[float, str, dict[str, float]]:
     """The radius, the method it is due to, and what every single method gives; without those that never looked at a ball."""
     plan, single = work.plan, dict[str, float]()
-    looked = any(shell.margins is not None for shell in shells.known)
+    looked = any(shell.best is not None for shell in shells.known)
     if "global" in plan.parts and shells.constants is not None:
         single["global"] = Shells(shells.margin, shells.constants, shells.look).radius()
     if "crown" in plan.parts and "crown" not in work.refused and looked:

@@ -96,15 +96,19 @@ def radii(
         journal.share({"constants": None if work.constants is None else work.constants.to_json()})
     done = {} if journal is None else {i: Record.from_json(r) for i, r in journal.records.items()}
     waiting = [index for index in range(len(x)) if index not in done]
+    if budget is not None or plan.seconds is not None:
+        # Time is given again: it goes to the radii that it can still make larger.
+        waiting += [index for index, record in sorted(done.items()) if plan.unfinished(record)]
     report("certifying points", None)
     end = None if budget is None else started + (SEARCHED if proofs else 1.0) * budget
-    asked = ((i, x[i].numpy(), None if labels is None else labels[i]) for i in waiting)
+    asked = ((i, x[i].numpy(), None if labels is None else labels[i], done.get(i)) for i in waiting)
     for place, answer in results(
         _unit, work, asked, len(waiting), jobs=jobs, scheduler=scheduler, deadline=end
     ):
         index = waiting[place]
         label = None if labels is None else labels[index]
-        record = broken(work, index, label, answer.reason) if isinstance(answer, Lost) else answer
+        lost = isinstance(answer, Lost)
+        record = done.get(index) or broken(work, index, label, answer.reason) if lost else answer
         if journal is not None and not record.failed:
             journal.add(record.stored())
         done[record.index] = record
@@ -157,8 +161,13 @@ def _require(graph: Graph, x: Tensor, labels: list[int] | None, plan: Plan) -> N
 
 
 def _unit(
-    work: Work, index: int, x: np.ndarray[Any, Any], label: int | None, seconds: float | None
+    work: Work,
+    index: int,
+    x: np.ndarray[Any, Any],
+    label: int | None,
+    before: Record | None,
+    seconds: float | None,
 ) -> Record:
-    if seconds is not None and seconds <= 0.0 and multiplications(work.graph) > QUICK:
-        return not_run(work, index, label)
-    return answered(work, index, torch.from_numpy(x), label, seconds)
+    if seconds is not None and seconds <= 0.0 and (before or multiplications(work.graph) > QUICK):
+        return before or not_run(work, index, label)
+    return answered(work, index, torch.from_numpy(x), label, seconds, before)

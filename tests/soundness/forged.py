@@ -38,7 +38,7 @@ from lipverify.checkers.kernel.theorems import (
     lowest,
 )
 from lipverify.errors import RefutedCertificate, UnreadableCertificate
-from tests.unit.checkers.kernel.programs import Array, Writing, ball, mlp, results, shown
+from tests.unit.checkers.kernel.programs import Array, Writing, ball, mlp, pooled, results, shown
 
 Document = list[dict[str, Any]]
 ORDER = {"l1": 1.0, "l2": 2.0, "linf": np.inf}
@@ -74,14 +74,14 @@ class Case:
     ) -> int:
         """With the least limit, or with less room than that."""
         subject = Subject(self.program, self.regions)
-        known = None
+        known, slopes, elements = None, lambda k: None, subject.elements
         if ranges is not None:
-            facts = parse_steps([self.document[ranges]], {}, subject)
-            known = Ranges(
-                subject.elements, self.regions[facts[0].fields["region"]], facts[0].fields["conditions"]
-            )
-        slopes = known.slopes.get if known is not None else lambda k: None
-        found = differences(subject.elements, 0, len(subject.elements.steps) - 1, slopes)
+            (step,) = parse_steps([self.document[ranges]], {}, subject)
+            fact = THEOREMS[step.kind](Facts(subject), **step.fields)
+            assert isinstance(fact, Known)
+            known = fact.ranges
+            slopes, elements = known.slopes.get, known.program
+        found = differences(elements, 0, len(elements.steps) - 1, slopes)
         picked = found.output.rows(range(*rows[:2]))
         if len(rows) == 3:
             picked = _picked(found.output, Rows(*rows))
@@ -224,6 +224,13 @@ def cases() -> list[Case]:
             )  # fmt: skip
         halves.append(case.add("cover", above=leaves[0], below=leaves[1]))
     case.add("cover", above=halves[0], below=halves[1])
+    found.append(case)
+
+    case = Case("maxima", pooled(rng, (3, 12, 6, 2), 3), [ball(np.array([0.1, -0.2, 0.3]), 0.4)])
+    whole = case.add("largest", region=0)
+    for pair in norms:
+        case.jacobian(whole, [0, 2], pair)
+    case.value(whole, [0, 1], 1)
     found.append(case)
 
     case = Case("empty", program, [ball(np.array([0.1, -0.2, 0.3]), 0.5, "l2")])

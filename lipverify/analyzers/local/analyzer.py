@@ -119,7 +119,7 @@ def local_bounds(
     ball = query.region
     assert isinstance(ball, Ball)
     graph = commuted(graph, None)[0]
-    written = elementary(graph).to(dtype=torch.float64, device=compute.device)
+    written = elementary(graph, whole=True).to(dtype=torch.float64, device=compute.device)
     rows = written.output.size
     per_row = 8 * 8 * sum(node.size for node in written.nodes)
     at_once = max(1, share(MEMORY) // (per_row * min(rows, 64)))
@@ -132,7 +132,7 @@ def local_bounds(
             ranges = _ranges(graph, written, part, early, forward, precision)
             ended = ended or early.expired()
             chunk = max(1, share(MEMORY) // (per_row * len(part)))
-            factors = derivative_ranges(written, ranges)
+            factors = derivative_ranges(written, ranges, ranges.known.possible)
             tier = tier_of(written, ranges, method)
             tier = replace(tier, precision=PRECISIONS[precision], expired=within.expired)
             part_bounds = norm_bounds(written, ranges, query, tier, chunk, factors=factors)

@@ -1,8 +1,9 @@
-"""Maxima, sorting and reflections as affine maps and ReLUs: each comparison has one unknown slope.
+"""Maxima, sorting and reflections as affine maps and ReLUs, each comparison with one unknown slope; or maxima whole.
 
 max(p, q) = q + r and min(p, q) = p - r with one r = relu(p - q). The two outputs of a comparator share r, so its gradient
 uses one unknown slope s: (g_p, g_q) = (g_min, g_max) + s (d, -d) with d = g_max - g_min.
 A reflection is x + 2 w relu(-w'x) / |w|^2.
+Whole maxima are one operator of their terms, of which only those count that can be the largest (`propagation.selections`).
 """
 
 from __future__ import annotations
@@ -16,21 +17,30 @@ from lipverify import ops
 from lipverify.analyzers.lipsdp.comparators import sorting_network
 from lipverify.analyzers.local.spelled import spelled
 from lipverify.ir.graph import Graph, Node
-from lipverify.ir.op import Op, Shape
+from lipverify.ir.op import Constant, Op, Shape
 from lipverify.ops.convolution import flat_pads
 from lipverify.ops.pooling import windows
 
+MOST_TERMS = 25
+"""Of a maximum that stays whole: pairs of terms are compared one by one."""
 
-def elementary(graph: Graph) -> Graph:
+
+def elementary(graph: Graph, whole: bool = False) -> Graph:
     """The selected output with maxima, minima, pooling, sorting and reflections written out as affine maps and ReLUs, and
     norms and soft maxima as in `spelled`; other nodes stay as they are.
 
     Names stay: a node that was written out gives its name to the last node of its replacement.
+
+    Args:
+        whole: maxima and minima of few terms stay one operator, of gathered entries where they are over windows or axes; a
+            ReLU that alone reads a maximum is one more term of it, 0.
     """
     single = replace(graph, outputs=(graph.output.name,), output_index=0).pruned()
     writer = _Writer({node.name for node in single.nodes})
     for node in single.nodes:
         shapes = [single[name].shape for name in node.inputs]
+        if whole and writer.keep(single, node):
+            continue
         writer.write(node, shapes)
     return replace(single, nodes=tuple(writer.nodes))
 
@@ -49,6 +59,55 @@ class _Writer:
             self.taken.add(name)
         self.nodes.append(Node(name, op, inputs, shape, self.source))
         return name
+
+    def keep(self, graph: Graph, node: Node) -> bool:
+        """Writes a maximum or minimum as one operator, if it is one of few terms; a ReLU behind it together with it."""
+        op = node.op
+        if isinstance(op, ops.ReLU):
+            behind = graph[node.inputs[0]]
+            if not (
+                isinstance(behind.op, ops.MaxPool | ops.ReduceMax | ops.Maximum)
+                and self._joined(graph, behind)
+            ):
+                return False
+            self._whole(graph, behind, node, zero=True)
+            return True
+        if not isinstance(op, ops.MaxPool | ops.ReduceMax | ops.ReduceMin | ops.Maximum | ops.Minimum):
+            return False
+        if _count(graph, node) > MOST_TERMS:
+            return False
+        if not self._joined(graph, node):
+            self._whole(graph, node, node)
+        return True
+
+    def _whole(self, graph: Graph, node: Node, last: Node, zero: bool = False) -> None:
+        """A maximum or minimum as one operator of gathered entries, with the name of `last`; zero: 0 is one more term."""
+        self.source = last.name
+        op, size = node.op, (node.size,)
+        if isinstance(op, ops.Maximum | ops.Minimum):
+            terms = [self.flat(name, node.size) for name in dict.fromkeys(node.inputs)]
+        else:
+            shape = graph[node.inputs[0]].shape
+            source = self.flat(node.inputs[0], graph[node.inputs[0]].size)
+            terms = [self.emit(ops.Gather(0, index), (source,), size) for index in _members(node, shape)]
+        if zero:
+            terms.append(self.emit(Constant(torch.zeros(size)), (), size))
+        if len(terms) > 1:
+            kind = ops.Minimum() if isinstance(op, ops.ReduceMin | ops.Minimum) else ops.Maximum()
+            terms = [self.emit(kind, tuple(terms), size)]
+        self.emit(ops.Reshape(node.shape), (terms[0],), node.shape, last.name)
+
+    @staticmethod
+    def _joined(graph: Graph, node: Node) -> bool:
+        """Whether a maximum of few terms is read by one ReLU and nobody else."""
+        readers = graph.consumers[node.name]
+        return (
+            isinstance(node.op, ops.MaxPool | ops.ReduceMax | ops.Maximum)
+            and len(readers) == 1
+            and isinstance(graph[readers[0]].op, ops.ReLU)
+            and graph.output.name != node.name
+            and _count(graph, node) <= MOST_TERMS
+        )
 
     def write(self, node: Node, shapes: list[Shape]) -> None:
         self.source, op = node.name, node.op
@@ -156,6 +215,13 @@ class _Writer:
             node.shape,
             node.name,
         )
+
+
+def _count(graph: Graph, node: Node) -> int:
+    """How many terms each result of a maximum or minimum has."""
+    if isinstance(node.op, ops.Maximum | ops.Minimum):
+        return len(node.inputs)
+    return len(_members(node, graph[node.inputs[0]].shape))
 
 
 def _members(node: Node, shape: Shape) -> Tensor:

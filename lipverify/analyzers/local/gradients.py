@@ -24,13 +24,16 @@ from lipverify.ops.planes import chord
 from lipverify.propagation.adjoint import adjoint
 from lipverify.propagation.knowledge import is_affine
 from lipverify.propagation.precision import DOUBLE, Precision
+from lipverify.propagation.selections import by_ranges, selects, weights
 from lipverify.rules import magnitude, naming, slopes
 
 _TINY = torch.finfo(torch.float64).tiny
 
 
 Chord = tuple[Tensor, Tensor, Tensor]
-"""middle, half, rest: a s g <= (a middle + |a| half) g + |a| rest for a slope and a gradient in their ranges."""
+"""middle, half, rest: a s g <= (a middle + |a| half) g + |a| rest for a slope and a gradient in their ranges. Of a maximum, whose
+terms have the gradients p_i g with p_i of sum 1: sum a_i p_i g <= (p middle + q half) g + (p - q) rest, p and q the largest and
+the smallest a_i."""
 
 
 @dataclass
@@ -62,7 +65,10 @@ class Gradients:
         have = self._chords.get(key)
         if have is None or have[0] is not box:
             t, w = chord(box.lower, box.upper)
-            have = box, [self._chord(factor, t, w) for factor in self.factors[node.name]]
+            if selects(node):
+                have = box, [(self.precision.narrowed(t), self.precision.narrowed(1.0 - t), w)]
+            else:
+                have = box, [self._chord(factor, t, w) for factor in self.factors[node.name]]
             self._chords[key] = have
         return have[1]
 
@@ -91,11 +97,17 @@ def reason_to_refuse(graph: Graph) -> str | None:
 
 def _differentiable(node: Node) -> bool:
     op = node.op
-    return isinstance(op, Input | Constant | ops.Mul | ops.Div) or is_affine(node) or slopes.covers(type(op))
+    known = isinstance(op, Input | Constant | ops.Mul | ops.Div) or selects(node) or is_affine(node)
+    return known or slopes.covers(type(op))
 
 
-def derivative_ranges(graph: Graph, ranges: Mapping[str, Interval]) -> dict[str, tuple[Interval, ...]]:
+def derivative_ranges(
+    graph: Graph, ranges: Mapping[str, Interval], possible: Mapping[str, Tensor] | None = None
+) -> dict[str, tuple[Interval, ...]]:
     """For each node that is not affine the range of its derivative in each input, over the ranges of its inputs.
+
+    Args:
+        possible: which terms of maxima count, where that is known better than from the ranges.
 
     Raises:
         UnsupportedModel: a derivative is not bounded there; the node is named.
@@ -106,7 +118,11 @@ def derivative_ranges(graph: Graph, ranges: Mapping[str, Interval]) -> dict[str,
             continue
         boxes = [ranges[name] for name in node.inputs]
         with naming(node):
-            found[node.name] = tuple(_derivatives(node, boxes))
+            if selects(node):
+                terms = (possible or {}).get(node.name)
+                found[node.name] = weights(by_ranges(graph, node, boxes) if terms is None else terms)
+            else:
+                found[node.name] = tuple(_derivatives(node, boxes))
     return found
 
 

@@ -31,7 +31,7 @@ MANY = 1 << 16
 """Coefficients from which on centres are worked on one after another: copies of facts cost most."""
 REFINE_WORK = 6e8
 """Numbers that the functionals of one node may take for each centre; beyond, only the entries that matter most get one."""
-INPUT_WORK = 5e7
+INPUT_WORK = 4e8
 """Coefficients of input gradients are bounded one by one if that takes at most about so many numbers per centre."""
 
 

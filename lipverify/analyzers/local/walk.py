@@ -6,6 +6,8 @@ functional of g_n therefore becomes one of the g_c by the readers' forward linea
 Statement: every row is an inequality  <functional asked for> <= sum over n of <A_n, g_n> + constant + error,  for all slopes
 in their ranges. A product s g with s in [a, b], weighed by A, is at most max(p g, q g), p = max(a A, b A), q = min(a A, b A):
 convex in g, so its chord over the range of g is above it (`ops.planes.chord`); exact where the sign of g is known.
+A maximum hands p_i g to its terms, p_i >= 0, sum p_i = 1: sum_i A_i p_i lies between the smallest and the largest A_i of the
+terms that can be the largest, and is any number there. So this is the same product with p = max A_i, q = min A_i.
 Source: Shi et al., NeurIPS 2022 (arXiv 2210.07394), linear bounds of Clarke Jacobians; RecurJac, Zhang et al., AAAI 2019, is
 the coarser rule with constants where slope and sign are unknown.
 """
@@ -25,6 +27,7 @@ from lipverify.ir.interval import Interval
 from lipverify.linalg.rounding import UNIT_ROUNDOFF
 from lipverify.propagation.knowledge import is_affine
 from lipverify.propagation.precision import UNDERFLOW
+from lipverify.propagation.selections import selects
 from lipverify.propagation.windows import convolved
 from lipverify.rules import linear
 
@@ -159,6 +162,10 @@ class Walk:
         box = self.gradients.boxes[node.name]
         if self.recurjac:
             return self._constant_ends(node, inputs, box)
+        if selects(node):
+            ((p, q),), ((middle, half, rest),) = self._ends(node, inputs), self.gradients.chords(node)
+            self.constant = self.constant + self._dot(p - q, rest)
+            return p * self._rows(middle) + q * self._rows(half)
         total: Tensor | None = None
         for a, (middle, half, rest) in zip(inputs, self.gradients.chords(node), strict=True):
             if a is None:
@@ -186,11 +193,7 @@ class Walk:
         """RecurJac: where slope and sign are unknown the product is replaced by its largest value."""
         lower, upper = self._rows(box.lower), self._rows(box.upper)
         total: Tensor | None = None
-        for a, factor in zip(inputs, self.gradients.factors[node.name], strict=True):
-            if a is None:
-                continue
-            ends = a * self._rows(factor.lower.unsqueeze(1)), a * self._rows(factor.upper.unsqueeze(1))
-            p, q = torch.maximum(*ends), torch.minimum(*ends)
+        for p, q in self._ends(node, inputs):
             unknown = (lower < 0) & (upper > 0) & (p > q)
             largest = torch.where(unknown, torch.maximum(p * upper, q * lower), torch.zeros_like(p))
             self.constant = self.constant + largest.flatten(2).sum(2)
@@ -198,6 +201,24 @@ class Walk:
             total = part if total is None else total + part
         assert total is not None
         return total
+
+    def _ends(self, node: Node, inputs: list[Tensor | None]) -> list[tuple[Tensor, Tensor]]:
+        """The largest and the smallest factor of the node's gradient: for every input, for a maximum once for all of them."""
+        factors = self.gradients.factors[node.name]
+        if not selects(node):
+            products = [
+                (a * self._rows(f.lower.unsqueeze(1)), a * self._rows(f.upper.unsqueeze(1)))
+                for a, f in zip(inputs, factors, strict=True)
+                if a is not None
+            ]
+            return [(torch.maximum(*ends), torch.minimum(*ends)) for ends in products]
+        zero = self._zeros(1, 1, *node.shape)
+        p, q = zero - torch.inf, zero + torch.inf
+        for a, factor in zip(inputs, factors, strict=True):
+            possible, weight = self._rows((factor.upper > 0).unsqueeze(1)), zero if a is None else a
+            p = torch.where(possible, torch.maximum(p, weight), p)
+            q = torch.where(possible, torch.minimum(q, weight), q)
+        return [(p, q)]
 
     def _charge(self, error: Tensor) -> None:
         self.error = (self.error + error + 2.0 * UNIT_ROUNDOFF * self.constant.abs()) * (

@@ -1,7 +1,8 @@
 """Programs in elementary steps: maxima, sorts, reflections, softmax and normalisation by affine maps, scalar functions, products.
 
 Layers are the scalar functions, products and implicit layers of what that gives, in order; -1 is the input. A layer reads one
-number for each neuron; a product reads two vectors, one after the other, and is two sets of neurons.
+number for each neuron; a product reads two vectors, one after the other, and is two sets of neurons. With maxima whole, a maximum
+is a layer too, and reads all first terms, then all second ones, and so on.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from lipverify.errors import NotCovered
 # Fewest comparators for the small sizes (Knuth, The Art of Computer Programming, volume 3, section 5.3.4).
 _SORTS = {1: [], 2: [[(0, 1)]], 3: [[(0, 1)], [(1, 2)], [(0, 1)]], 4: [[(0, 1), (2, 3)], [(0, 2), (1, 3)], [(1, 2)]],
           5: [[(0, 3), (1, 4)], [(0, 2), (1, 3)], [(0, 1), (2, 4)], [(1, 2), (3, 4)], [(2, 3)]]}  # fmt: skip
-_MOST = 1 << 22
+_MOST, _TERMS = 1 << 22, 25
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,11 @@ class Within(Product):
     most: float
 
 
+@dataclass(frozen=True)
+class Largest(Step):
+    """Entry i is the largest of entries i, size + i, 2 size + i... of what it reads."""
+
+
 class Elementary(NamedTuple):
     """place: where every step of the program it came from is; layers: the steps that are layers."""
 
@@ -61,7 +67,11 @@ class Elementary(NamedTuple):
     def size(self, layer: int) -> int:
         """How many numbers a layer reads."""
         step = self.steps[self.layers[layer] if layer >= 0 else 0]
-        return step.size * (2 if isinstance(step, Product) else 1)
+        return (
+            len(step.view.places)
+            if isinstance(step, Largest)
+            else step.size * (1 + isinstance(step, Product))
+        )
 
 
 def met(step: Step, x: Signal, y: Signal) -> Signal:
@@ -94,25 +104,32 @@ def behind(steps: Sequence[Step], end: int, start: int = 0) -> list[int]:
     return sorted(found)
 
 
-def elementary(program: Program) -> Elementary:
-    """What is behind the last step of a program, in elementary steps."""
-    writer = _Writer()
+def elementary(program: Program, whole: bool = False) -> Elementary:
+    """What is behind the last step of a program, in elementary steps; whole: maxima of few terms stay what they are."""
+    writer = _Writer(program if whole else None)
     for k in behind(program.steps, len(program.steps) - 1):
         writer.write(k, program.steps[k])
-    layers = [k for k, s in enumerate(writer.steps) if isinstance(s, Scalar | Product | steps.Implicit)]
+    layers = [
+        k for k, s in enumerate(writer.steps) if isinstance(s, Scalar | Product | steps.Implicit | Largest)
+    ]
     return Elementary(tuple(writer.steps), writer.place, tuple(layers))
 
 
 class _Writer:
     """Elementary steps so far. Vectors are views of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, whole: Program | None) -> None:
+        self.whole = whole
         self.steps: list[Step] = []
         self.place: dict[int, int] = {}
 
     def write(self, number: int, step: Step) -> None:
         x = View(tuple(self.place[s] for s in step.view.sources), step.view.places)
-        if isinstance(step, steps.Order):
+        order = self.rectified(step)
+        if order is not None:
+            below = View(tuple(self.place[s] for s in order.view.sources), order.view.places)
+            y = self.largest(below, order.groups, step is not order)
+        elif isinstance(step, steps.Order):
             x = self.put(Ranged(x, len(x.places), *_entrywise(len(x.places), [1.0])))
             y = self.sort(x, step.groups) if step.whole else self.maximum(x, step.groups)
         elif isinstance(step, steps.Reflect):
@@ -164,6 +181,27 @@ class _Writer:
         kernels = (_entrywise(n, [0.0, 1.0, 1.0]), 1.0), (_entrywise(n, [1.0, 0.0, -1.0]), -1.0)
         high, low = (self.put(Extreme(views, n, *k, None, 0, None, sign)) for k, sign in kernels)
         return high, low
+
+    def rectified(self, step: Step) -> steps.Order | None:
+        """The maxima that a step is, or of which it is the ReLU, where they stay whole."""
+        if isinstance(step, Scalar) and step.law == "Relu" and len(step.view.sources) == 1 and self.whole:
+            behind = self.whole.steps[step.view.sources[0]]
+            if np.array_equal(step.view.places, np.arange(behind.size)):
+                step = behind
+        if self.whole is None or not isinstance(step, steps.Order) or step.whole:
+            return None
+        return step if step.groups.shape[1] <= _TERMS else None
+
+    def largest(self, x: View, groups: Array, zero: bool) -> View:
+        """The maxima of groups, and of 0 if `zero`, as one layer: a missing term is the first one again."""
+        there = groups >= 0
+        if not there.any(1).all():
+            raise NotCovered("a maximum of nothing")
+        first = np.take_along_axis(groups, there.argmax(1)[:, None], 1)
+        places = x.places[np.where(there, groups, first)].T.ravel()
+        if zero:
+            places = np.append(places, np.full(len(groups), -1))
+        return self.put(Largest(View(x.sources, places), len(groups)))
 
     def maximum(self, x: View, groups: Array) -> View:
         if groups.size > _MOST:

@@ -1,5 +1,7 @@
 """Constants from ranges of all derivatives: gradients are a chain from the output to the input, behind that of the values.
 
+Neurons of a maximum share one gradient, in parts p_i >= 0 of sum 1 (`Chain.largest`): where two terms are equal, so are their
+gradients almost everywhere.
 Source: Shi et al., NeurIPS 2022 (arXiv 2210.07394); McCormick, Mathematical Programming 10 (1976), for slopes that are functions
 of the values; Girard, HSCC 2005, for gradients around the middle of all slopes.
 """
@@ -118,6 +120,9 @@ def gradients(found: Differences, ranges: Ranges | None, output: Signal, middle:
             if key == INPUT:
                 yield Gradient(*chain.ranges(b, (*chain.kinds, 2) if middle else chain.kinds), chain, b)
                 break
+            if key in found.among:
+                chain.put(*_shared(chain, b, found.among[key]))
+                continue
             low, high = chain.ranges(b)
             chord, around = _products(found.spans[key], low, high)
             joint = chord if key not in bends else _coupled(chord, found.spans[key], low, high, bends[key])
@@ -158,6 +163,16 @@ def _products(q: Array, low: Array, high: Array) -> tuple[Lines, Lines]:
     half = m * most + slack
     ends = np.minimum(q * low, 0.0) - slack, np.maximum(q * high, 0.0) + slack
     return Lines(q * r, -q * t - slack, q * s, q * o + slack, *ends), Lines(m, -half, m, half, *ends)
+
+
+def _shared(chain: Chain, b: Signal, among: Array) -> tuple[Signal, Lines]:
+    """Lines around p_i b with p_i >= 0 of sum 1: the terms of one maximum read the same b."""
+    b = b.rows(among[:, 0])
+    low, high = chain.ranges(b)
+    (slope, offset), one = secant(low, high), np.ones(len(low))
+    ends = np.zeros((2, int(among.max()) + 1))
+    ends[0, among], ends[1, among] = np.minimum(low, 0.0)[:, None], np.maximum(high, 0.0)[:, None]
+    return b, Lines(one, 0.0 * one, slope, offset, ends[0], ends[1], None, among)
 
 
 class _Bend(NamedTuple):

@@ -61,6 +61,11 @@ class Subject:
         return elementary(self.program)
 
     @cached_property
+    def whole(self) -> Elementary:
+        """The same with whole maxima."""
+        return elementary(self.program, True)
+
+    @cached_property
     def products(self) -> dict[int, Pair]:
         """Slopes of products over all inputs, of those that have any."""
         if not any(isinstance(step, Product) for step in self.program.steps):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from lipverify.checkers.kernel.account import STEP, charge
 from lipverify.checkers.kernel.arithmetic import Array
 from lipverify.checkers.kernel.curves import curve
-from lipverify.checkers.kernel.elementary import Blend, Elementary, Extreme, Ranged, behind
+from lipverify.checkers.kernel.elementary import Blend, Elementary, Extreme, Largest, Ranged, behind
 from lipverify.checkers.kernel.program import Affine, Constant, Implicit, Input, Product, Scalar, Step, View
 from lipverify.checkers.kernel.signals import (
     INPUT,
@@ -75,6 +75,8 @@ def everywhere(step: Step) -> Slopes:
         low, high = (np.broadcast_to(np.float64(end), step.size) for end in f.everywhere)
         if bool(np.isfinite(low).all() and np.isfinite(high).all()):
             return low, high
+    if isinstance(step, Largest):
+        return np.zeros(len(step.view.places)), np.ones(len(step.view.places))
     raise NotCovered(f"slopes of {type(step).__name__} {getattr(step, 'law', '')} have no bound everywhere")
 
 
@@ -84,6 +86,7 @@ class Differences:
 
     The difference of any two points of a part of which the slopes are known, and its derivative at almost every point. Neurons
     with one possible slope are none. layers: of every block its layer, which of its numbers the neurons are, their least slopes.
+    among: of blocks of maxima, which neurons are terms of one: their slopes have the sum 1.
     """
 
     inputs: int
@@ -91,6 +94,7 @@ class Differences:
     spans: list[Array]
     layers: list[tuple[int, Array, Array]]
     output: Signal
+    among: dict[int, Array] = field(default_factory=dict)
 
     @property
     def sizes(self) -> list[int]:
@@ -123,7 +127,14 @@ def differences(
         if isinstance(step, Implicit):
             return _implicit(found, k, step, v, low, high)
         free = np.flatnonzero(high > low)
-        y = sprouted(len(found.blocks), v, low, free)
+        if isinstance(step, Largest):
+            alone = low.reshape(-1, step.size)
+            only = np.where(alone.any(0), alone.argmax(0) * step.size + np.arange(step.size), -1)
+            y = sprouted(len(found.blocks), v.rows(only), 1.0 * (only >= 0), free % step.size)
+            if len(free):
+                found.among[len(found.blocks)] = _together(free % step.size)
+        else:
+            y = sprouted(len(found.blocks), v, low, free)
         if len(free):
             # low + span >= high exactly: the difference is rounded up.
             span = np.where(low == 0, high, np.nextafter(high - low, np.inf))
@@ -133,6 +144,14 @@ def differences(
 
     found.output = follow(p, start, end, layer, None)
     return found
+
+
+def _together(owner: Array) -> Array:
+    """[groups, members] of the places with one owner; fewer members are filled up with the first one."""
+    order = np.argsort(owner, kind="stable")
+    _, first, counts = np.unique(owner[order], return_index=True, return_counts=True)
+    column = np.arange(counts.max())
+    return np.asarray(order[first[:, None] + np.where(column < counts[:, None], column, 0)])
 
 
 def _implicit(found: Differences, k: int, step: Implicit, x: Signal, low: Array, high: Array) -> Signal:

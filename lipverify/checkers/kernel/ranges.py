@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from copy import copy
 from fractions import Fraction
+from itertools import combinations, permutations
 from typing import NamedTuple
 
 import numpy as np
@@ -16,10 +17,20 @@ import numpy as np
 from lipverify.checkers.kernel.account import STEP, charge
 from lipverify.checkers.kernel.arithmetic import TINY, Array, gamma, need
 from lipverify.checkers.kernel.curves import Curve, Lines, curve
-from lipverify.checkers.kernel.elementary import Elementary, Ranged, Within, met
+from lipverify.checkers.kernel.elementary import Elementary, Largest, Ranged, Within, met
 from lipverify.checkers.kernel.neurons import Slopes, everywhere, follow
 from lipverify.checkers.kernel.program import Implicit, Product, Scalar, Step
-from lipverify.checkers.kernel.signals import INPUT, ONE, Signal, product, scaled, sprouted, stacked, total
+from lipverify.checkers.kernel.signals import (
+    INPUT,
+    ONE,
+    Signal,
+    mapped,
+    product,
+    scaled,
+    sprouted,
+    stacked,
+    total,
+)
 from lipverify.errors import NotCovered
 
 _ROWS, _FAR = 1 << 24, 2.0**100
@@ -90,7 +101,7 @@ class Chain:
         charges = [self._charged(one, weighed) for one in lines]
         k, (low, high) = len(self.blocks), lines[0][4:6]
         self._ends[k], self._most[k] = _around(low, high), np.maximum(np.abs(low), np.abs(high))
-        self._terms += v.height + len(low) * any(one.also is not None for one in lines)
+        self._terms += max(v.height, len(low)) + len(low) * any(one.also is not None for one in lines)
         self.blocks.append(v.parts)
         self._weights.append(weighed)
         self.lines.append(lines)
@@ -138,8 +149,9 @@ class Chain:
         """Upper bounds of the rows of a signal.
 
         Statement: before every step of the loop a row is at most the sum of part @ source over the parts, plus total, plus
-            error. A neuron with a positive coefficient is replaced by its upper line, others by their lower line. Every bound
-            on the way counts: what is replaced lies in a known range as well.
+            error. A neuron with a positive coefficient is replaced by its upper line, others by their lower line. Neurons
+            p_i v of one v with coefficients a_i are a v with a between the smallest and the largest a_i, so at most
+            min a_i v + (max a_i - min a_i) max(v, 0). Every bound on the way counts: what is replaced lies in a known range too.
         Rounding: coefficients and constants come from fewer than n operations on terms whose sizes, times the largest
             values of their sources, are `charged`: a coefficient times (slope times the sizes of v, plus offset) at every
             step. 16 gamma_n covers products, sums, the bound at the end and the rounding of the charges.
@@ -172,9 +184,10 @@ class Chain:
                 self._reads[k],
                 self._charges[k][own],
             )
-            up, down = np.maximum(a, 0.0), np.minimum(a, 0.0)
+            up, down = _sides(a, line.among)
+            weight = np.abs(a) if line.among is None else up + 2.0 * np.abs(down)
             constant = constant + up @ line.over + down @ line.under
-            error = error + np.abs(a) @ (unit * size + off)
+            error = error + weight @ (unit * size + off)
             if len(line.above) > len(line.over):
                 up, down = (np.tile(side, (1, len(line.above) // len(line.over))) for side in (up, down))
             back = up * line.above + down * line.below
@@ -213,6 +226,17 @@ def _around(low: Array, high: Array) -> Slopes:
     return middle, np.maximum(high - middle, middle - low) * (1.0 + 2.0**-50)
 
 
+def _sides(a: Array, among: Array | None) -> Slopes:
+    """Coefficients of the lines above and below; one each for neurons among which weights are shared."""
+    if among is None:
+        return np.maximum(a, 0.0), np.minimum(a, 0.0)
+    charge(0, 2 * len(a) * among.size)
+    least = most = a[:, among[:, 0]]
+    for column in among.T[1:]:
+        least, most = np.minimum(least, a[:, column]), np.maximum(most, a[:, column])
+    return most - least, least
+
+
 def _add(parts: dict[int, Array], a: Array, block: dict[int, Array]) -> None:
     for key, m in block.items():
         found = product(a, m)
@@ -228,7 +252,7 @@ class Ranges:
     """
 
     def __init__(self, p: Elementary, region: Region, conditions: Sequence[Condition]) -> None:
-        self.conditions, self.chain = tuple(conditions), Chain()
+        self.program, self.conditions, self.chain = p, tuple(conditions), Chain()
         self.reads: dict[int, Signal] = {}
         self.within: dict[int, Slopes] = {}
         self.slopes: dict[int, Slopes] = {}
@@ -267,7 +291,9 @@ class Ranges:
         if unknown.any():
             v = v.rows(np.where(unknown, -1, np.arange(v.height)))
             low, high = np.where(unknown, 0.0, low), np.where(unknown, 0.0, high)
-        known = self._product if isinstance(step, Product) else self._scalar
+        known = self._scalar
+        if isinstance(step, Product | Largest):
+            known = self._product if isinstance(step, Product) else self._largest
         return known(k, step, v, (low, high), unknown)
 
     def _scalar(self, k: int, step: Step, v: Signal, ends: Slopes, unknown: Array) -> Signal:
@@ -315,6 +341,59 @@ class Ranges:
         x = v.rows(np.arange(n))
         y = self._grown(k, x, np.zeros(n), np.arange(n), lines, (low[:n], high[:n]))
         return _forgotten(y._replace(ends=np.array([bottom, top])), unknown[:n] | unknown[n:])
+
+    def _largest(self, k: int, step: Step, v: Signal, ends: Slopes, unknown: Array) -> Signal:
+        """The largest of terms, of which only those count that no other one exceeds everywhere.
+
+        Statement: for weights c_i in [0, 1], max_j x_j - sum_i c_i x_i <= max_j ((1 - c_j) u_j - sum over i != j of c_i l_i).
+            Terms that are left out for another one are smaller, or equal and later: that cannot go in a circle.
+        """
+        n, places = step.size, step.view.places.reshape(-1, step.size)
+        low, high = (end.reshape(-1, n) for end in ends)
+        lost, possible, at = (
+            np.asarray(unknown.reshape(-1, n).any(0)),
+            np.ones(low.shape, dtype=bool),
+            np.arange(n),
+        )
+        charge(0, 8 * low.size * len(low))
+        for i, j in permutations(range(len(low)), 2):
+            same = (places[i] == places[j]) | (high[i] <= low[j])
+            possible[i] &= ~((high[i] < low[j]) | (same & (j < i))) | lost
+        for i, j in combinations(range(len(low)), 2):
+            rows = np.flatnonzero(possible[i] & possible[j] & ~lost & (places[i] >= 0) & (places[j] >= 0))
+            if len(rows):
+                pairs = np.stack([i * n + rows, j * n + rows], 1)
+                least, most = self.chain.ranges(mapped(np.array([[[1.0, -1.0]]]), pairs[None], v))
+                possible[i, rows] &= ~(most < 0)
+                possible[j, rows] &= ~(least > 0)
+        alone = possible.sum(0) == 1
+        self.slopes[k] = (possible & alone).astype(float).ravel(), possible.astype(float).ravel()
+        bottom, top = low.max(0), np.where(possible, high, -np.inf).max(0)
+        best = np.where(possible, low / 2 + high / 2, -np.inf).argmax(0)
+        base, free = v.rows(best * n + at), np.flatnonzero(~alone & ~lost)
+        y = sprouted(len(self.chain.blocks), base, 1.0 * alone, free)
+        if len(free):
+            one, reads = 1.0 * (np.arange(len(low))[:, None] == best[free]), (low[:, free], high[:, free])
+            # A term that is left out counts as one that is always the least that the maximum can be.
+            u, l = (np.where(possible[:, free], end, bottom[free]) for end in reads[::-1])
+            order = np.sort(l, 0)
+            others = np.where(np.arange(len(l))[:, None] == l.argmax(0), order[-2], order[-1])
+            excess = np.maximum(u - others, 0.0) * possible[:, free]
+            whole = excess.sum(0)
+            c = np.clip(np.where(whole > 0, excess / np.where(whole > 0, whole, 1.0), one), 0.0, 1.0)
+            over = ((1.0 - c) * u - ((c * l).sum(0) - c * l)).max(0)
+            size = np.maximum(np.abs(l), np.abs(u)).sum(0)
+            lines = Lines(
+                one.ravel(),
+                np.zeros(len(free)),
+                c.ravel(),
+                over + 2.0**-44 * size + TINY,
+                bottom[free],
+                top[free],
+            )
+            every = (np.arange(len(low))[:, None] * n + free).ravel()
+            self.chain.put(v.rows(every), lines, reads=(reads[0].ravel(), reads[1].ravel()))
+        return _forgotten(y._replace(ends=np.array([bottom, top])), lost)
 
     def _grown(self, k: int, v: Signal, factor: Array, free: Array, lines: Lines, ends: Slopes) -> Signal:
         """The results of layer k: factor times v, and in the rows `free` a number each of a new block."""

@@ -206,6 +206,12 @@ def ranges(facts: Facts, *, region: is_.RegionId, conditions: is_.Conditions) ->
 
 
 @theorem
+def largest(facts: Facts, *, region: is_.RegionId) -> Known | Emptiness:
+    """The same over a region, of the program with maxima as layers of their own: for derivatives and values alone."""
+    return _known(facts, Part(region), lambda p, r, c: Ranges(facts.subject.whole, r, c))
+
+
+@theorem
 def carried(
     facts: Facts, *, region: is_.RegionId, conditions: is_.Conditions, pairs: is_.Pairs
 ) -> Known | Emptiness:
@@ -223,12 +229,18 @@ def _known(facts: Facts, part: Part, make: Callable[..., Ranges]) -> Known | Emp
         return Emptiness(part, Fraction(0))
 
 
+def _counted(facts: Facts, known: Ranges | None) -> None:
+    """Fields that are listed by layers count those of the program without whole maxima."""
+    if known is not None and known.program is not facts.subject.elements:
+        raise NotCovered("ranges of whole maxima, in a step that lists layers")
+
+
 def _between(
     facts: Facts, start: int, end: int, known: Ranges | None, wider: is_.Slopes = None
 ) -> Differences:
     """Neurons between two steps; slopes as given have to hold those that are known."""
     subject = facts.subject
-    p = subject.elements
+    p = subject.elements if known is None else known.program
     given = dict(subject.products if known is None else known.slopes)
     if known is None and subject.exact and given:
         raise NotCovered("exact checking covers no ranges")
@@ -249,6 +261,7 @@ def multipliers(facts: Facts, *, start: is_.StepId, end: is_.StepId, ranges: is_
     part, known = facts.ranges(ranges)
     need(norms[0] == ("l2" if weights is None else "linf"), "weights of the inputs go with linf")
     need(norms[1] != "l1" or rows.high == rows.low + 1, "l1 of several rows")
+    _counted(facts, known)
     found = _between(facts, start, end, known, wider)
     places = {k: n for n, k in enumerate(facts.subject.layers(start, end))}
     own = [blocks[places[k]][free] for k, free, _ in found.layers]
@@ -364,6 +377,7 @@ def leaf(facts: Facts, *, ranges: is_.FactId, conditions: is_.Conditions, weight
          rows: is_.Target, sign: is_.Sign, limit: is_.Number) -> AtLeast | Emptiness:  # fmt: skip
     """A row of the last step on the part of a part where further conditions hold: kinks with the slopes that are brought."""
     known = facts.get(ranges, Known)
+    _counted(facts, known.ranges)
     need(rows.high == rows.low + 1, "several rows")
     need(len(weights) == len(conditions), "weights of other conditions")
     part = replace(known.part, conditions=(*known.part.conditions, *conditions))

@@ -126,6 +126,19 @@ def mlp(rng: np.random.Generator, widths: Sequence[int], law: str = "Relu", **se
     return w.program()
 
 
+def pooled(rng: np.random.Generator, widths: Sequence[int], group: int, relu: bool = True) -> Program:
+    """Dense layers with maxima of `group` neighbours behind them, and a ReLU behind these."""
+    w = Writing(widths[0])
+    for k, (n, m) in enumerate(itertools.pairwise(widths)):
+        n = n if k == 0 else n // group
+        w.dense(rng.standard_normal((m, n)) / np.sqrt(n), 0.3 * rng.standard_normal(m))
+        if k < len(widths) - 2:
+            w.sort(group, whole=False)
+            if relu:
+                w.scalar("Relu")
+    return w.program()
+
+
 def ball(centre: Array, radius: float, norm: str = "linf") -> Region:
     low, high = np.nextafter(centre - radius, -np.inf), np.nextafter(centre + radius, np.inf)
     return Region(centre, radius, norm, low, high)
