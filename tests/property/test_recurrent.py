@@ -76,7 +76,7 @@ class Cells(nn.Module):
     def __init__(self, draw: np.random.Generator, kind: str) -> None:
         super().__init__()
         self.inputs, self.steps = int(draw.integers(1, 5)), int(draw.integers(1, 5))
-        self.cell = getattr(nn, f"{kind}Cell")(self.inputs, int(draw.integers(2, 5)), bool(draw.integers(2)))
+        self.cell = getattr(nn, f"{kind}Cell")(self.inputs, int(draw.integers(1, 5)), bool(draw.integers(2)))
         self.kind, self.width = kind, self.steps * self.inputs
 
     def forward(self, x: Tensor) -> Tensor:

@@ -29,12 +29,14 @@ _BLIND_TO_SAMPLES = {
 # Further operators that give every sample the same result where all samples are the same.
 _SAMPLE_BY_SAMPLE = {
     "add", "sub", "mul", "div", "neg", "linear", "to", "_to_copy", "unsqueeze", "squeeze", "transpose", "permute", "detach",
-    "contiguous", "cat", "slice", "lift_fresh_copy",
+    "contiguous", "cat", "slice", "lift_fresh_copy", "split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_chunk",
+    "sigmoid", "tanh", "relu",
 }  # fmt: skip
 # Exact rearrangements: folding them needs no remark.
 _EXACT = _BLIND_TO_SAMPLES | {
     "t", "transpose", "permute", "unsqueeze", "squeeze", "detach", "contiguous", "slice", "select", "flatten",
-    "lift_fresh_copy", "arange", "cat", "stack", "index", "index_select", "split", "unbind", "chunk", "item",
+    "lift_fresh_copy", "arange", "cat", "stack", "index", "index_select", "split", "split_with_sizes", "unbind", "chunk",
+    "unsafe_split", "unsafe_chunk", "item",
     "_local_scalar_dense", "copy", "fill",
 }  # fmt: skip
 _CONTRACTIONS = {"matmul", "mm", "bmm", "mv", "dot", "linear", "addmm", "einsum"}
@@ -157,7 +159,8 @@ class Walk:
         if any(isinstance(leaf, BatchSize) for leaf in leaves) and name not in _BLIND_TO_SAMPLES:
             raise self.build.refuse("computes with the batch size", stored)
         if any(self._samples(arg.meta.get("val")) for arg in node.all_input_nodes) and (
-            name not in _BLIND_TO_SAMPLES | _SAMPLE_BY_SAMPLE or self._samples(node.meta.get("val")) != 1
+            name not in _BLIND_TO_SAMPLES | _SAMPLE_BY_SAMPLE
+            or any(self._samples(val) != 1 for val in torch.utils._pytree.tree_leaves(node.meta.get("val")))
         ):
             raise self.build.refuse("computes with the batch size", stored)
         if name not in _EXACT and any(tensor.is_floating_point() for tensor in stored):
