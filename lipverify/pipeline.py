@@ -35,6 +35,7 @@ from lipverify.ir.norm import Norm
 from lipverify.ir.region import Ball, Everywhere, Query, Region
 from lipverify.ops import Linear, Reshape
 from lipverify.passes import simplify
+from lipverify.propagation.magnitudes import refuse_lost_products
 from lipverify.results import Audit, Lower, Row
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def load(
 
         # Only what this output needs: another output may be one that no rule covers.
         graph = extract_onnx(path, input_shape=input_shape, output=output, input=input, constants=constants)
-        return _about_output(simplify(graph), output)
+        return _about_output(_in_range(simplify(graph)), output)
     if isinstance(output, str) or input is not None or constants:
         raise UsageError("inputs and outputs have names in ONNX files only; give the position of the output")
     return _selected(_imported(path, folder, arch, trust_code, input_shape), output)
@@ -151,7 +152,13 @@ def extract(module: Module, example: Tensor) -> Graph:
     """
     from lipverify.frontends.torch_export import extract as extract_module
 
-    return simplify(extract_module(module, example))
+    return _in_range(simplify(extract_module(module, example)))
+
+
+def _in_range(graph: Graph) -> Graph:
+    """Raises UnsupportedModel where float64 would lose products of stored numbers."""
+    refuse_lost_products(graph)
+    return graph
 
 
 def margin(graph: Graph, first: int, second: int) -> Graph:

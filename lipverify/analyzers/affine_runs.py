@@ -23,10 +23,12 @@ from lipverify.linalg.rounding import UNIT_ROUNDOFF, Upper, gamma
 from lipverify.memory import share
 from lipverify.ops.embedding import embedding
 from lipverify.propagation.adjoint import adjoint
+from lipverify.propagation.magnitudes import least_bits
 from lipverify.rules import gain, gain_of, linear
 
 DENSE_ENTRIES = 1 << 22
 """Runs whose matrix has at most this many entries are also bounded through the matrix itself."""
+_TINY = 2.0**-1022
 DENSE_SIDE = 1600
 """... if the smaller side of the matrix is at most this: the spectral norm costs its cube."""
 
@@ -191,7 +193,10 @@ def _joined(first: _Piece, second: _Piece) -> _Piece | None:
             values, relative = factor
             shape = [1] * kernel.op.weight.ndim
             shape[1 if before else 0] = -1
-            op = replace(kernel.op, weight=kernel.op.weight * values.reshape(shape), bias=None)
+            weight = kernel.op.weight * values.reshape(shape)
+            if bool(((weight.abs() < _TINY) & (kernel.op.weight != 0)).any()):
+                return None  # an underflow has no relative error
+            op = replace(kernel.op, weight=weight, bias=None)
             # (1 + a)(1 + b)(1 + u) - 1 <= 2 (a + b + u) for a, b, u below 1/4.
             total = 2 * (relative + kernel.relative + UNIT_ROUNDOFF)
             return _Piece(op, first.input_shape, total)
@@ -206,11 +211,15 @@ def _channel_factor(piece: _Piece, axis: int, channels: int) -> tuple[Tensor, fl
         if op.axis != where or piece.relative:
             return None
         # One addition, one square root, one division: each within u; 4u leaves room for their products.
-        return op.weight / torch.sqrt(op.var + op.eps), 4 * UNIT_ROUNDOFF
-    if isinstance(op, ops.Scale) and op.scale is not None:
+        values, error = op.weight / torch.sqrt(op.var + op.eps), 4 * UNIT_ROUNDOFF
+        if bool(((values.abs() < _TINY) & (op.weight != 0)).any()):
+            return None
+    elif isinstance(op, ops.Scale) and op.scale is not None:
         values, error = op.scale, 0.0
     elif isinstance(op, ops.DivideBy):
         values, error = 1.0 / op.divisor, UNIT_ROUNDOFF
+        if bool((values.abs() < _TINY).any()):
+            return None
     else:
         return None
     shape = (1,) * (rank - values.ndim) + tuple(values.shape)
@@ -274,7 +283,23 @@ def _dense_gain(run: Run, shapes: tuple[Shape, ...], norm_in: Norm, norm_out: No
     except (UnsupportedModel, OverflowError):
         return None
     # The magnitude itself was computed with the same relative error: twice gamma covers it.
-    return size + Upper.of(float(error)) * (2 * gamma(count))
+    return size + Upper.of(float(error)) * (2 * gamma(count)) + _lost(run, shapes)
+
+
+def _lost(run: Run, shapes: tuple[Shape, ...]) -> Upper:
+    """What underflows take from a run's matrix, in any norm from lp to lq: no more than the sum of absolute errors of entries.
+
+    Each product loses at most 2^-1074, each sum as many times that as it has terms, and the layers that follow, or lie before
+    where rows are pushed back, multiply it by at most their l1 and linf gains.
+    """
+    if sum(min(least_bits(node.op), 0.0) for node in run.nodes) > -1000.0:
+        return Upper.zero()  # no product is so small
+    grown = Upper.one()
+    for node, shape in zip(run.nodes, shapes, strict=False):
+        for norm in (Norm.L1, Norm.LINF):
+            grown = grown * max(Upper.one(), Upper.of(gain_of(node, (shape,), norm, norm).factors[0]))
+    entries, terms = math.prod(shapes[0]) * math.prod(shapes[-1]), sum(math.prod(s) + 8 for s in shapes)
+    return Upper.of(_TINY) * entries * terms * grown
 
 
 def _backwards(run: Run) -> bool:

@@ -45,7 +45,7 @@ LAYERS: dict[str, str] = {
     "falsify": "errors ir ops linalg interpreter propagation analyzers",
     "failures": "errors ir certificates analyzers",
     "results": "errors ir loading certificates analyzers documents reporting",
-    "pipeline": "errors loading zoo ir ops frontends passes certificates analyzers falsify failures results",
+    "pipeline": "errors loading zoo ir ops frontends passes certificates propagation analyzers falsify failures results",
     "monotonicity": "errors ir ops interpreter propagation checkers certificates analyzers documents reporting",
     "robustness": "errors units loading ir ops linalg interpreter propagation certificates analyzers falsify failures "
     "documents reporting pipeline",

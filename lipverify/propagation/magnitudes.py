@@ -1,0 +1,85 @@
+"""Networks in which products of stored numbers leave the range of float64 on the way, and come back."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields
+
+import torch
+
+from lipverify import ops
+from lipverify.errors import UnsupportedModel
+from lipverify.ir.graph import Graph, Node
+from lipverify.ir.norm import Norm
+from lipverify.ir.op import Op
+from lipverify.rules import gain, linear
+
+RANGE = 900.0
+"""Bits. Float64 has 1022 below 1: what is lost below them, times 2^900, is below 2^-100."""
+
+
+def refuse_lost_products(graph: Graph) -> None:
+    """Refuses a graph in which products of stored numbers can underflow and later layers can make any number of what is lost.
+
+    Bounds are computed in float64 with relative errors of every rounding. An underflow is none: a number below 2^-1074 counts
+    as 0, and the loss is 2^-1074 at most. Other layers multiply it by their gains: those behind where matrices are multiplied
+    from the input on, those before where they are multiplied from the output back. Where either the smallest product of stored
+    numbers along any part of a path is above 2^-RANGE, or the gain of every part is below 2^RANGE, the loss is below 2^-100 in
+    whatever is printed.
+
+    Raises:
+        UnsupportedModel: neither holds; the layers are named.
+    """
+    small: dict[str, float] = {}
+    large: dict[str, float] = {}
+    for node in graph.nodes:
+        small[node.name] = min((small[name] for name in node.inputs), default=0.0) + min(
+            least_bits(node.op), 1024.0
+        )
+        small[node.name] = min(small[node.name], 0.0)
+    low = min(small, key=lambda name: small[name])
+    if small[low] >= -RANGE:
+        return
+    for node in graph.nodes:
+        reached = (large[name] + _gain(node, graph[name]) for name in node.inputs)
+        large[node.name] = max(reached, default=0.0)
+        large[node.name] = max(large[node.name], 0.0)
+    high = max(large, key=lambda name: large[name])
+    if large[high] > RANGE:
+        raise UnsupportedModel(
+            f"products of stored numbers fall to 2^{small[low]:.0f} up to {graph[low].describe()} and grow to "
+            f"2^{large[high]:.0f} up to {graph[high].describe()}: float64 would lose the small ones before the large ones make "
+            "up for them; scale neighbouring layers against each other, and export again"
+        )
+
+
+def least_bits(op: Op) -> float:
+    """Bits of the smallest number other than 0 that an affine operator multiplies with."""
+    if not linear.covers(type(op)):
+        return 0.0
+    if isinstance(op, ops.DivideBy):
+        return -_bits(float(op.divisor.double().abs().max()))
+    if isinstance(op, ops.BatchNorm):
+        return _least(op.weight) - 0.5 * _bits(float((op.var.double() + op.eps).max()))
+    stored = (getattr(op, f.name) for f in fields(op) if f.name in ("weight", "scale", "matrix"))
+    return sum(_least(value) for value in stored if isinstance(value, torch.Tensor))
+
+
+def _least(values: torch.Tensor) -> float:
+    size = values.double().abs()
+    size = size[size > 0]
+    return _bits(float(size.min())) if size.numel() else 0.0
+
+
+def _gain(node: Node, source: Node) -> float:
+    """Bits of the largest sum of absolute entries of a row, for one of the inputs; 0 where none is known."""
+    if not gain.covers(type(node.op)) or len(node.inputs) > 1:
+        return 0.0
+    try:
+        return _bits(gain(node.op, (source.shape,), Norm.LINF, Norm.LINF).factors[0])
+    except UnsupportedModel:
+        return 0.0
+
+
+def _bits(value: float) -> float:
+    return math.log2(value) if 0.0 < value < math.inf else (-math.inf if value == 0.0 else 1024.0)
