@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from lipverify.commands import convex, monotone
 from lipverify.commands.shell import Outcome, Verb
-from lipverify.errors import Refuted, UsageError
+from lipverify.errors import Refuted, Undecided, UnsupportedModel, UsageError
 from lipverify.ir.norm import Norm
 from lipverify.loading.arguments import Entries, parse_radii
 from lipverify.options import (
@@ -197,8 +197,10 @@ def _audit(options: AuditOptions, start: Start) -> Outcome:
     code = pipeline.exit_code(result)
     failure = _gate(document["best"], options.fail_above) if code == 0 else None
     if options.claimed is not None:
-        refutation = _claimed(document, options.claimed)
-        failure = failure or (refutation if code == 0 else None)
+        # A pair refutes a claim whether or not any analyzer bounds the network.
+        refutation = _claimed(document, options.claimed, start.folder is not None)
+        if refutation is not None and code in (0, UnsupportedModel.exit_code, Undecided.exit_code):
+            code, failure = 0, failure or refutation
     return Outcome(document, result.show, result.page, files, code, failure, beside)
 
 
@@ -233,7 +235,7 @@ def _with_solver(names: tuple[str, ...], solver: str | None) -> tuple[str, ...]:
     return tuple(chosen if name == "lipsdp-cvxpy" else name for name in names)
 
 
-def _claimed(document: dict[str, Any], claimed: float) -> Refuted | None:
+def _claimed(document: dict[str, Any], claimed: float, stored: bool) -> Refuted | None:
     """What bounds and witness say of a claimed constant, in the document; a refutation where the witness exceeds it."""
     found = document["lower"]["value"]
     lower = max(found) if isinstance(found, list) else found
@@ -244,9 +246,8 @@ def _claimed(document: dict[str, Any], claimed: float) -> Refuted | None:
     document["claimed"] = {"constant": claimed, "verdict": verdict}
     if not refuted:
         return None
-    return Refuted(
-        f"the claimed constant {claimed:g} is wrong: the stored pair (witness.npz) has a slope of at least {lower:.7g}"
-    )
+    pair = "the stored pair (witness.npz)" if stored else "a pair of inputs (--out stores it)"
+    return Refuted(f"the claimed constant {claimed:g} is wrong: {pair} has a slope of at least {lower:.7g}")
 
 
 def _gate(best: dict[str, Any], limit: float | None) -> Refuted | None:

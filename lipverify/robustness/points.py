@@ -459,6 +459,11 @@ def _radii(work: Work, shells: Shells) -> tuple[float, str, dict[str, float]]:
         single["branching"] = shells.branched()
     if "local" in plan.parts and "local" not in work.refused and shells.steepened:
         single["local"] = Shells(shells.margin, None, shells.look, list(shells.known)).integral()
+    if plan.method == "auto":
+        # Balls are chosen for all methods together: one that kept no label on any of them has no radius of its own.
+        single = {
+            name: radius for name, radius in single.items() if radius > 0.0 or name in ("global", "local")
+        }
     if plan.method != "auto":
         single.setdefault(plan.method, 0.0)
         return single[plan.method], plan.method, single

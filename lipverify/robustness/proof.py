@@ -245,9 +245,11 @@ class _Proving:
         sizes = self.writer.layers(part)
         ends = np.cumsum(sizes)
 
+        another = "the checker arranges the layers of this network in another way"
+
         def condition(number: int, side: int) -> Condition:
             if not number < ends[-1]:
-                raise NotCovered("the checker arranges the layers of this network in another way")
+                raise NotCovered(another)
             layer = int(np.searchsorted(ends, number, side="right"))
             return Condition(layer, number - int(ends[layer]) + sizes[layer], 0.0, side > 0)
 
@@ -261,6 +263,8 @@ class _Proving:
                 betas = dict(zip(numbers.tolist(), hint.betas.tolist(), strict=True))
                 weights = [betas.get(number, 0.0) for number, _ in path]
                 whole = np.zeros(int(ends[-1]))
+                if not (numbers < len(whole)).all():
+                    raise NotCovered(another)
                 whole[numbers] = hint.slopes.double().numpy()
                 slopes = list(np.split(whole, ends[:-1]))
             found[conditions] = weights, slopes

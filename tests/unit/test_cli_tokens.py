@@ -39,6 +39,13 @@ def test_a_claimed_constant_is_refuted_by_a_pair_and_the_certificate_verifies(
     assert lipverify("verify", certificate, "--model", model, "--at-most", "2.9").returncode == 3
 
 
+def test_a_pair_refutes_a_claim_where_no_analyzer_bounds_the_network(model: Path) -> None:
+    done = lipverify("audit", model, "--analyzers", "lipsdp", "--claimed", "0.001")
+    assert done.returncode == 3, done.stderr
+    assert "lipsdp refused" in done.stdout
+    assert "the claimed constant 0.001 is wrong: a pair of inputs (--out stores it)" in done.stderr
+
+
 def test_options_of_tokens_belong_together(model: Path) -> None:
     for options in (
         ["--within", "1"],
