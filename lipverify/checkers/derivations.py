@@ -44,6 +44,8 @@ CERTIFICATES = 64
 """That one derivation may name, each with time and memory of its own."""
 FAR = 2**100
 """Numbers other than 0 are at most that large, and not nearer to 0 than its inverse, so that rationals stay short."""
+NEAR = ("loop-near", "loop-remainder")
+"""Rules whose constant has to hold near 0 alone."""
 Numbers = Mapping[str, Any]
 
 
@@ -265,20 +267,32 @@ def _fits(derivation: Derivation, verdict: Verdict, file: str) -> None:
     if derivation.rule.startswith("loop"):
         sizes = len(derivation.numbers["dynamics"]), len(derivation.numbers["gain"])
         need(verdict.sizes == (sizes,), f"{file} is about a function of other sizes than the loop's policy")
-    region = found["region"]
+    fits_region(derivation.rule, derivation.numbers, found["region"], file)
+
+
+def fits_region(rule: str, numbers: Numbers, region: Mapping[str, Any], name: str) -> None:
+    """That a constant holds where a rule needs it: everywhere, or near 0 on one uncut ball around 0 that holds the loop's box.
+
+    Args:
+        numbers: of a loop `dynamics` [n, n] and, near 0, `radius`; of others none is read. region: as a claim writes it.
+        name: of what the constant is from.
+
+    Raises:
+        UnreadableCertificate: it does not.
+    """
     if region["kind"] == "everywhere":
         return
-    need(derivation.rule in ("loop-near", "loop-remainder"), f"{file} does not hold everywhere")
-    size, radius = len(derivation.numbers["dynamics"]), derivation.numbers["radius"]
-    need(region["count"] == 1 and region["box"] is None and region["centres"] == digest_of(np.zeros((1, size))),
-         f"{file} is not about a ball around 0")  # fmt: skip
+    need(rule in NEAR, f"{name} does not hold everywhere")
+    size, radius = len(numbers["dynamics"]), Fraction(numbers["radius"])
+    need(region["kind"] == "ball" and region["count"] == 1 and region["box"] is None
+         and region["centres"] == digest_of(np.zeros((1, size))), f"{name} is not about a ball around 0")  # fmt: skip
     reach = Fraction(region["radius"])
     wide = (
         reach >= radius
         if region["norm"] == "linf"
         else region["norm"] == "l2" and reach**2 >= size * radius**2
     )
-    need(wide, f"the ball of {file} does not hold the box")
+    need(wide, f"the ball of {name} does not hold the box")
 
 
 def _shown(found: Any) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lipverify.certificates import Issued, bound_model, model_path
+from lipverify.certificates.format import balls_of
 from lipverify.checkers import closed_forms, derivations
 from lipverify.checkers.closed_forms import RULES
 from lipverify.checkers.derivations import Proved
@@ -145,7 +146,7 @@ def derive(rule: str, details: Mapping[str, Any] | None = None, **given: Any) ->
         given: counts as int, numbers as float (or Fraction that is a float64), constants as `Known`, lists and matrices of them.
 
     Raises:
-        UsageError: a number that the rule does not take; what is missing is named.
+        UsageError: a number that the rule does not take; what is missing is named. A constant that holds in balls only.
     """
     numbers: dict[str, Any] = {}
     certificates: dict[str, Certificate] = {}
@@ -159,6 +160,8 @@ def derive(rule: str, details: Mapping[str, Any] | None = None, **given: Any) ->
         exact: Fraction = found.value()
     except UnreadableCertificate as error:
         raise UsageError(f"{rule}: {error}") from None
+    for label, certificate in certificates.items():
+        needs_region(rule, found.numbers, certificate, label)
     value = closed_forms.bound(rule, exact)
     rigour = min((c.rigour for c in certificates.values()), default=Rigour.CHECKED)
     return Derived(rule, numbers, value, rigour, found.statement(value), certificates, graphs, details or {})
@@ -197,22 +200,46 @@ def _hex(found: Any, name: str) -> str:
 
 
 def certificate_of(found: Audit | Certificate, label: str = "the constant") -> Certificate:
-    """The best certificate of an audit, or the certificate itself: one number, in l2.
+    """The best certificate of an audit, or the certificate itself: one number, in l2, of the whole output.
 
     Raises:
-        UsageError: there is none, or it is in other norms.
+        UsageError: there is none, or it is in other norms, or about a difference of two outputs.
     """
     if isinstance(found, Audit):
         if found.best is None or found.best.certificate is None:
             reasons = "; ".join(f"{row.analyzer}: {row.refused}" for row in found.rows if row.refused)
             raise UsageError(f"{label}: the audit has no bound ({reasons})")
-        found = found.best.certificate
+        margin, found = found.graph.origin.margin, found.best.certificate
+    else:
+        margin = found.issued.document["models"][0]["margin"] if isinstance(found.issued, Issued) else None
+    if margin is not None:
+        raise UsageError(
+            f"{label} is about output {margin[0]} minus output {margin[1]}: audit the whole output, or state it as a number"
+        )
     if found.upper is None or found.upper.numel() != 1:
         raise UsageError(f"{label} takes one number: this certificate has several, or one beyond float64")
     norms = found.query.norm_in, found.query.norm_out
     if norms != (Norm.L2, Norm.L2):
         raise UsageError(f"{label} is a constant in l2; this certificate is in {norms[0]}, {norms[1]}")
     return found
+
+
+def needs_region(rule: str, numbers: Mapping[str, Any], found: Certificate, label: str) -> None:
+    """That a constant holds where the rule needs it, as the checker asks of its certificate (`derivations.fits_region`).
+
+    Raises:
+        UsageError: it does not.
+    """
+    region = found.query.region
+    balls = balls_of(region)
+    words = region.to_json() if balls is None else balls.to_json()
+    try:
+        derivations.fits_region(rule, numbers, words, f"{label}, a constant {region.words()},")
+    except UnreadableCertificate as error:
+        remedy = "audit without a region"
+        if rule in derivations.NEAR:
+            remedy += f", or in a linf ball around 0 of radius {float(numbers['radius'])!r}"
+        raise UsageError(f"{rule}: {error}; {remedy}") from None
 
 
 def number(found: Known) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,9 +13,10 @@ from torch import Tensor
 
 from lipverify.checkers import derivations
 from lipverify.combine.difference import minus
-from lipverify.derived.derivation import Derived, Known, derive, number
+from lipverify.derived.derivation import Derived, Known, certificate_of, derive, needs_region, number
 from lipverify.derived.networks import audited, linear
 from lipverify.errors import Undecided, UsageError
+from lipverify.ir.certificate import Certificate
 from lipverify.ir.graph import Graph
 from lipverify.ir.norm import Norm
 from lipverify.ir.region import Ball
@@ -55,8 +57,9 @@ def closed_loop(
         analyzers: for p - K; `product` and `lipsdp` everywhere, `local` near 0 if None.
 
     Raises:
-        Undecided: the constant is too large for this loop; it is named with the one that is allowed. UsageError: sizes, or a
-        policy that does not give 0 at 0 where `radius` is given.
+        Undecided: the constant is too large for this loop; it is named with the one that is allowed. UsageError: sizes; a
+        constant of balls that do not hold the box, or of any ball everywhere; a policy that does not give 0 at 0 where `radius`
+        is given.
 
     >>> round(closed_loop(.1, [[.9, .1], [0., .8]], [[0.], [1.]]).upper, 3)
     0.972
@@ -66,6 +69,8 @@ def closed_loop(
     n, m = b.shape
     if a.shape != (n, n) or k.shape != (m, n):
         raise UsageError(f"dynamics {a.shape}, control {b.shape} and gain {k.shape} do not fit")
+    if radius is not None and not 0.0 <= radius < math.inf:
+        raise UsageError(f"a radius is a finite number >= 0, not {radius!r}")
     constant = _shifted(policy, k, radius, analyzers) if isinstance(policy, Graph) else policy
     if isinstance(constant, Audit) and (constant.graph.input_shape, constant.graph.output_shape) != (
         (n,),
@@ -77,6 +82,9 @@ def closed_loop(
         )
     if (remainder is not None or direction is not None) and radius is None:
         raise UsageError("a remainder is known in a box: give its radius")
+    if isinstance(constant, Audit | Certificate):
+        rule = "loop" if radius is None else "loop-near"
+        needs_region(rule, {"dynamics": a, "radius": radius}, certificate_of(constant), "constant")
     upper, plant = number(constant), _Plant(a, b, k)
     if upper < 0.0:
         raise UsageError(f"a constant is not negative, and {upper!r} is")

@@ -6,6 +6,7 @@ import doctest
 import importlib
 import json
 import math
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,57 @@ def test_loops_refuse_networks_of_other_sizes() -> None:
         derived.closed_loop(audited(chain([0.01 * torch.ones(3, 13)]), ["product"]), *PLANT)
     with pytest.raises(UsageError, match="not negative"):
         derived.closed_loop(-0.01, *PLANT)
+
+
+def test_constants_of_balls_say_nothing_of_the_whole_space() -> None:
+    """The slope is 1 near -1 and 100 at 1, and every rule but those of loops near 0 is about everywhere."""
+    steep = chain([torch.full((1, 1), 10.0)] * 2, ops.LeakyReLU(0.01)).to(dtype=torch.float64)
+    center = torch.full((1, 1), -1.0, dtype=torch.float64)
+    near = audited(steep, ["local"], lv.Ball(center, 0.01))
+    assert near.best is not None
+    assert near.upper is not None
+    assert near.upper.item() == pytest.approx(1.0)
+    plant = [[0.5]], [[1.0]]
+    for use in (
+        lambda known: derived.closed_loop(known, *plant),
+        lambda known: derived.closed_loop(known, [[1.1]], [[1.0]]),  # not stable, and not for this constant
+        lambda known: derived.disturbed(0.5, known, 0.1),
+        lambda known: derived.generator_tail(known, 1.0),
+        lambda known: derived.critic_distance(steep, center, center + 1.0, known),
+        lambda known: derived.q_constant(1.0, known, 0.9),
+        lambda known: derived.value_error(0.5, known, 1.0),
+        lambda known: derived.grid_margin(known, 0.1, 1),
+        lambda known: derived.recurrent(known, 0.5, 3),
+        lambda known: derived.recurrent(1.0, known, 3, of="sequence"),
+        lambda known: derived.stability_tail(10, 0.1, known, 1.0, deviation=0.1),
+        lambda known: derived.game([(1.0, known)], [[0.0]]),
+    ):
+        for known in (near, near.best.certificate):
+            with pytest.raises(
+                UsageError, match=r"radius 0\.01 .*does not hold everywhere; audit without a region"
+            ):
+                use(known)
+    with pytest.raises(UsageError, match=r"not about a ball around 0; .*linf ball around 0 of radius 1\.0"):
+        derived.closed_loop(near, *plant, radius=1.0)
+    with pytest.raises(UsageError, match="a radius is a finite number"):
+        derived.closed_loop(near, *plant, radius=math.nan)
+
+
+def test_a_ball_around_0_serves_a_loop_in_its_box_alone() -> None:
+    flat = chain([torch.full((1, 2), 0.05), torch.ones(1, 1)], ops.Tanh()).to(dtype=torch.float64)
+    for norm, radius, holds in (
+        ("linf", 0.5, True),
+        ("linf", 0.4, False),
+        ("l2", 0.71, True),
+        ("l2", 0.7, False),
+    ):
+        known = audited(flat, ["local"], lv.Ball(torch.zeros(1, 2, dtype=torch.float64), radius, norm))
+        if holds:
+            found = derived.closed_loop(known, *PLANT, radius=0.5)
+            assert derived.verify_derived(found).value == found.upper
+        else:
+            with pytest.raises(UsageError, match="does not hold the box"):
+                derived.closed_loop(known, *PLANT, radius=0.5)
 
 
 def test_a_loop_with_a_policy_comes_together_as_fast_as_proved() -> None:
@@ -495,8 +547,14 @@ def test_a_grid_takes_the_constant_of_the_network_for_its_margins(tmp_path: Path
     with pytest.raises(UsageError, match="in l2"):
         derived.grid_margin(network, 1.0, 100, norm="linf")
     margin = audited(lv.margin(graph, 0, 1), ["product"])
+    assert margin.best is not None
+    assert margin.best.certificate is not None
+    for known in (margin, margin.best.certificate):
+        with pytest.raises(UsageError, match="is about output 0 minus output 1: audit the whole output"):
+            derived.grid_margin(known, 1.0, 1)
+    other = replace(found, certificates={"constant": margin.best.certificate})
     with pytest.raises(UnreadableCertificate, match="difference of two outputs"):
-        derived.verify_derived(derived.generator_tail(margin, 1.0), [margin.graph])
+        derived.verify_derived(other, [margin.graph])
 
 
 @pytest.mark.parametrize("steps", [1000, 65536])
