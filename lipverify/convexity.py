@@ -75,7 +75,7 @@ class Edge:
     wanted: str
     reader: str
     weight: float | None
-    """The weight with which `reader` takes the entry, where that has the sign that breaks it."""
+    """The largest weight, in size, with which a matrix `reader` takes the entry where that has the sign that breaks it."""
 
     def __str__(self) -> str:
         by = "" if self.weight is None else f" with weight {self.weight:.6g}"
@@ -255,7 +255,7 @@ def _break(graph: Graph, entry: int, sign: int, affine: set[str]) -> Edge | None
         except UnsupportedModel:
             passed = None
         if passed is None:
-            return _edge(graph, node, convex, concave)
+            return _edge(graph, node, need)
         for source, (up, down) in zip(node.inputs, passed, strict=True):
             have = need[source]
             need[source] = (
@@ -299,26 +299,34 @@ def _back(graph: Graph, node: Node, convex: Tensor, concave: Tensor) -> list[Nee
             return None
         one = torch.ones(shapes[0], dtype=torch.float64)
         return [(one, torch.zeros_like(one))]
-    return _scalar(op, shapes[0], convex, concave) if len(shapes) == 1 else None
+    return _scalar(node, convex, concave) if len(shapes) == 1 else None
 
 
-def _scalar(op: Op, shape: tuple[int, ...], convex: Tensor, concave: Tensor) -> list[Needs] | None:
-    """Through an activation: it bends the right way, and what it reads does too, if it rises."""
+def _bent(node: Node) -> Tensor:
+    """Whether every entry of an operator that is not affine is a convex (1) or a concave (-1) function; 0: neither. Its shape."""
+    op = node.op
+    if isinstance(op, ops.Maximum | ops.MaxPool | ops.Minimum):
+        return torch.full(node.shape, -1.0 if isinstance(op, ops.Minimum) else 1.0, dtype=torch.float64)
     if isinstance(op, ops.PReLU):
-        bent = torch.where(op.slope <= 1.0, 1.0, -1.0).expand(shape)
-        rises = (op.slope >= 0.0).expand(shape)
-    elif type(op) in _BENT:
-        bent = torch.full(shape, float(_BENT[type(op)](op)), dtype=torch.float64)
-        found = None if isinstance(op, ops.Power | ops.Exp) else slope_rule(op, None, shape)
-        rises = (
-            torch.full(shape, isinstance(op, ops.Exp))
-            if found is None
-            else (found.lower >= 0.0).expand(shape)
-        )
+        return torch.where(op.slope <= 1.0, 1.0, -1.0).double().expand(node.shape)
+    kind = _BENT[type(op)](op) if type(op) in _BENT else 0
+    return torch.full(node.shape, float(kind), dtype=torch.float64)
+
+
+def _scalar(node: Node, convex: Tensor, concave: Tensor) -> list[Needs] | None:
+    """Through an activation: it bends the right way, and what it reads does too, if it rises."""
+    op, bent = node.op, _bent(node)
+    if not (isinstance(op, ops.PReLU) or type(op) in _BENT) or any(
+        bool(bad.any()) for bad in _against(bent, convex, concave)
+    ):
+        return None
+    if isinstance(op, ops.PReLU):
+        rises = (op.slope >= 0.0).expand(node.shape)
+    elif isinstance(op, ops.Power | ops.Exp):
+        rises = torch.full(node.shape, isinstance(op, ops.Exp))
     else:
-        return None
-    if bool(((convex > 0) & (bent <= 0)).any()) or bool(((concave > 0) & (bent >= 0)).any()):
-        return None
+        found = slope_rule(op, None, node.shape)
+        rises = torch.full(node.shape, False) if found is None else (found.lower >= 0.0).expand(node.shape)
     # Where it does not rise everywhere, what it reads has to be affine.
     either = torch.maximum(convex, concave)
     up = torch.where(rises, convex, either)
@@ -326,28 +334,49 @@ def _scalar(op: Op, shape: tuple[int, ...], convex: Tensor, concave: Tensor) -> 
     return [(up, down)]
 
 
-def _edge(graph: Graph, node: Node, convex: Tensor, concave: Tensor) -> Edge:
+def _against(bent: Tensor, convex: Tensor, concave: Tensor) -> tuple[Tensor, Tensor]:
+    """Entries that have to be convex and are not, and those that have to be concave and are not."""
+    return (convex > 0) & (bent <= 0), (concave > 0) & (bent >= 0)
+
+
+def _edge(graph: Graph, node: Node, need: dict[str, Needs]) -> Edge:
     """The entry of a node that cannot be what is wanted of it, and the reader that wants it."""
-    bent = _BENT.get(type(node.op), lambda op: 0)(node.op)
-    bad = concave if bent > 0 else convex if bent < 0 else torch.maximum(convex, concave)
-    entry = int(bad.flatten().argmax())
-    wanted = (
-        "convex and concave"
-        if bool((convex * concave).view(-1)[entry])
-        else "convex"
-        if bool(convex.view(-1)[entry])
-        else "concave"
+    convex, concave = need[node.name]
+    bad = _against(_bent(node), convex, concave)
+    if not bool((bad[0] | bad[1]).any()):
+        bad = convex > 0, concave > 0  # no rule passes it on
+    entry = int((bad[0] | bad[1]).flatten().int().argmax())
+    asked = [word for word, side in (("convex", convex), ("concave", concave)) if bool(side.view(-1)[entry])]
+    sides = [side for side in (0, 1) if bool(bad[side].view(-1)[entry])]
+    reader, weight = node, None
+    for name in dict.fromkeys(graph.consumers[node.name]):
+        one, rows = graph[name], need[name]
+        passed = _back(graph, one, *rows) if bool((rows[0] + rows[1]).any()) else None
+        wanting = [
+            side
+            for source, needs in zip(one.inputs, passed or (), strict=False)
+            for side in sides
+            if source == node.name and bool(needs[side].reshape(-1)[entry] > 0)
+        ]
+        if wanting:
+            reader, weight = one, _taken(one, rows, entry, wanting)
+            break
+    return Edge(node.name, entry, " and ".join(asked), reader.name, weight)
+
+
+def _taken(reader: Node, rows: Needs, entry: int, sides: Sequence[int]) -> float | None:
+    """The largest weight, in size, with which a matrix takes an entry into those of its rows that want it so."""
+    if not isinstance(reader.op, ops.Linear):
+        return None
+    place, column = divmod(entry, reader.op.weight.shape[1])
+    weights = reader.op.weight[:, column]
+    convex, concave = (side.reshape(-1, len(weights))[place] > 0 for side in rows)
+    wants = (
+        (convex & (weights > 0)) | (concave & (weights < 0)),
+        (convex & (weights < 0)) | (concave & (weights > 0)),
     )
-    readers = [graph[name] for name in graph.consumers[node.name]]
-    reader, weight = (readers[0], None) if readers else (node, None)
-    for one in readers:
-        if isinstance(one.op, ops.Linear):
-            column = one.op.weight[:, entry % one.op.weight.shape[1]]
-            against = column[column < 0] if bent >= 0 else column[column > 0]
-            if len(against):
-                reader, weight = one, float(against.abs().max()) * (-1.0 if bent >= 0 else 1.0)
-                break
-    return Edge(node.name, entry, wanted, reader.name, weight)
+    wanted = torch.stack([wants[side] for side in sides]).any(0)
+    return float(weights[int(torch.where(wanted, weights.abs(), -1.0).argmax())])
 
 
 def _refuted(

@@ -79,6 +79,41 @@ def test_one_weight_of_the_other_sign_is_named() -> None:
     assert middle - (x + y) / 2 >= triple.excess * (1 - 1e-9) > 0
 
 
+def test_the_weight_that_breaks_it_is_one_of_the_output_that_was_asked_for() -> None:
+    """y0 = h0 - h1 and y1 = h0 - 5 h1: for y0 the weight is -1, also where both places of a sequence are in one matrix."""
+    for shape in ((2,), (3, 2)):
+        x = Node("x", Input(), (), shape)
+        hidden = Node("h", ops.ReLU(), ("x",), shape)
+        last = Node("y", ops.Linear(torch.tensor([[1.0, -1.0], [1.0, -5.0]])), ("h",), shape)
+        found = lv.convex(Graph((x, hidden, last), ("y",))).findings
+        for f in found:
+            place, row = divmod(f.output, 2)
+            up, down = f.edges
+            assert up is not None
+            assert down is not None
+            assert (up.entry, up.wanted, up.reader, up.weight) == (
+                2 * place + 1,
+                "concave",
+                "y",
+                (-1.0, -5.0)[row],
+            )
+            assert (down.entry, down.wanted, down.weight) == (2 * place, "concave", 1.0)
+
+
+def test_the_reader_that_breaks_it_is_one_that_leads_to_the_output() -> None:
+    """h is read by two matrices, and y0 is of the second alone; slopes of PReLU bend each entry its own way."""
+    x = Node("x", Input(), (), (2,))
+    hidden = Node("h", ops.PReLU(torch.tensor([0.5, 2.0])), ("x",), (2,))
+    first, second = (
+        Node(name, ops.Linear(torch.tensor([row])), ("h",), (1,))
+        for name, row in (("a", [-9.0, -9.0]), ("b", [3.0, 2.0]))
+    )
+    joined = Node("y", ops.Concat(0), ("b", "a"), (2,))
+    edge = lv.convex(Graph((x, hidden, first, second, joined), ("y",))).findings[0].edges[0]
+    assert edge is not None
+    assert (edge.entry, edge.wanted, edge.reader, edge.weight) == (1, "convex", "b", 2.0)
+
+
 def test_what_is_affine_is_both() -> None:
     rng = np.random.default_rng(0)
     found = lv.convex(chain([tensor(rng, 3, 4)]))
