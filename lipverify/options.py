@@ -101,12 +101,21 @@ def parse_constants(texts: Sequence[str]) -> dict[str, Any]:
 
 def parse_gate(text: str) -> float:
     """`--fail-above`: a limit. Raises UsageError."""
+    return _at_least_0("--fail-above takes a limit", text)
+
+
+def parse_claimed(text: str) -> float:
+    """`--claimed`: a constant. Raises UsageError."""
+    return _at_least_0("--claimed takes a constant", text)
+
+
+def _at_least_0(what: str, text: str) -> float:
     try:
         limit = float(text)
     except ValueError:
         limit = -1.0
     if not limit >= 0:
-        raise UsageError(f"--fail-above takes a limit of at least 0, not {display(text, 40)}")
+        raise UsageError(f"{what} of at least 0, not {display(text, 40)}")
     return limit
 
 

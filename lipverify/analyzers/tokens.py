@@ -50,8 +50,13 @@ class Tokens:
 
     def reject(self, graph: Graph, query: Query) -> str | None:
         """The norms, the shape of the input, an operator that the checker does not know."""
-        if not query.norm_in.of_tokens or not (query.norm_out.of_tokens or query.norm_out is Norm.LINF):
+        if not query.norm_in.of_tokens:
             return "answers from a norm of tokens to a norm of tokens or to linf: give --norm token-rms or token-l2"
+        if not (query.norm_out.of_tokens or query.norm_out is Norm.LINF):
+            return (
+                f"answers from a norm of tokens to one of tokens or to linf, not to {query.norm_out}: give --norm-out token-rms, "
+                "token-l2 or linf"
+            )
         if isinstance(query.region, Ball):
             return "answers for all inputs, or for tokens of bounded size (--within A), not in balls"
         if len(graph.input_shape) < 2:

@@ -19,6 +19,7 @@ from lipverify.options import (
     NormOut,
     Options,
     option,
+    parse_claimed,
     parse_gate,
     parse_within,
     refuse_alone,
@@ -64,7 +65,9 @@ class AuditOptions(Options):
     claimed: Annotated[
         float | None,
         option(
-            "a constant that somebody claims: exit 3 if the witness exceeds it", parse_gate, metavar="FLOAT"
+            "a constant that somebody claims: exit 3 if the witness exceeds it",
+            parse_claimed,
+            metavar="FLOAT",
         ),
     ] = None
     junit: Annotated[Path | None, option("also write the answers as JUnit test cases")] = None
@@ -119,15 +122,23 @@ class AuditOptions(Options):
         if self.monotone is None and not self.convex:
             refuse_alone("--monotone or --convex", ("--of", self.of))
             return
-        if self.convex and (self.monotone is not None or self.data is not None or self.margin is not None):
+        if self.convex and any(v is not None for v in (self.monotone, self.data, self.box, self.margin)):
             raise UsageError(
-                "--convex is about the whole input space: give it without --monotone, --data and --margin"
+                "--convex is about the whole input space: give it without --monotone, --data, --box and --margin"
             )
-        bounds = (self.norm_out, self.ball, self.fail_above, self.junit, self.statement, self.execution)
-        if any(value is not None for value in bounds):
+        bounds = (
+            self.norm_out,
+            self.ball,
+            self.fail_above,
+            self.claimed,
+            self.junit,
+            self.statement,
+            self.execution,
+        )
+        if any(value is not None for value in bounds) or Norm.parse(self.norm, tokens=True) is not Norm.L2:
             raise UsageError(
-                "--monotone and --convex answer other questions: --norm-out, --ball, --fail-above, --junit, --statement and "
-                "--execution are about bounds; ask for those in a run without it"
+                "--monotone and --convex answer other questions: --norm, --norm-out, --ball, --fail-above, --claimed, --junit, "
+                "--statement and --execution are about bounds; ask for those in a run without it"
             )
 
 

@@ -54,3 +54,23 @@ def test_options_of_tokens_belong_together(model: Path) -> None:
     ):
         done = lipverify("audit", model, *options)
         assert done.returncode == 2, done.stderr
+
+
+def test_options_that_are_wrong_are_named(model: Path) -> None:
+    for options, code, said in (
+        (
+            ["--norm", "token-l2", "--norm-out", "l2"],
+            5,
+            "not to l2: give --norm-out token-rms, token-l2 or linf",
+        ),
+        (["--norm", "l2", "--norm-out", "token-l2"], 5, "give --norm token-rms or token-l2"),
+        (["--claimed", "nan"], 2, "--claimed takes a constant of at least 0, not nan"),
+        (["--fail-above", "nan"], 2, "--fail-above takes a limit of at least 0, not nan"),
+        (["--convex", "--norm", "token-l2"], 2, "--norm, --norm-out"),
+        (["--convex", "--claimed", "1"], 2, "--claimed"),
+        (["--convex", "--box", "0,1"], 2, "--box"),
+        (["--monotone", "all", "--box", "0,1", "--norm", "linf"], 2, "--norm, --norm-out"),
+    ):
+        done = lipverify("audit", model, *options, "--analyzers", "tokens")
+        assert done.returncode == code, (options, done.stderr)
+        assert said in " ".join((done.stdout + done.stderr).split()), (options, done.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -190,6 +191,24 @@ REFUSED: dict[str, tuple[Any, str]] = {
         ),
         "sequences of other lengths than the 4 places",
     ),
+    "no bias": (
+        lambda: file([fused("Attention", ["x", "w"], num_heads=HEADS)], PACKED),
+        "has no bias, without which onnxruntime cannot run it; store a bias of zeros",
+    ),
+    "a mask of numbers": (
+        lambda: file(
+            [fused("Attention", ["x", "w", "b", "m"], num_heads=HEADS)],
+            {**PACKED, "m": np.ones((1, PLACES), np.float32)},
+        ),
+        "a mask of float32 is not covered; store whole numbers",
+    ),
+    "a mask of other sizes": (
+        lambda: file(
+            [fused("Attention", ["x", "w", "b", "m"], num_heads=HEADS)],
+            {**PACKED, "m": np.ones((1, 2), np.int32)},
+        ),
+        r"a mask \[1, 2\] is not covered; store it as \[1, 4\] or \[1, 4, 4\]",
+    ),
     "deviation": (
         lambda: file([fused("SkipLayerNormalization", ["x", "x", "g"], ("n", "y"))], stored(g=(WIDTH,))),
         "gives the mean or the deviation",
@@ -204,10 +223,115 @@ def test_what_is_not_covered_says_why(case: str) -> None:
         extract_onnx(source())
 
 
-def test_files_that_contradict_themselves() -> None:
-    wrong = file([fused("Attention", ["x", "w", "b"], num_heads=5)], PACKED)
-    with pytest.raises(InvalidFile, match="5 heads of a tensor"):
-        extract_onnx(wrong)
+def attention_of(**changed: Any) -> Any:
+    given = {**PACKED, "n": np.zeros((1, HEADS, PLACES, PLACES), np.float32), **changed}
+    return file([fused("Attention", ["x", "w", "b", "", "", "n"], num_heads=HEADS)], given)
+
+
+def heads_of(key: list[Any], bias: tuple[int, ...] = (3 * WIDTH,), **constants: Any) -> Any:
+    """Keys and values are `k`."""
+    node_of = fused("MultiHeadAttention", ["x", "k", "k", "s"], num_heads=HEADS)
+    return file([*key, node_of], {**stored(s=bias), **constants})
+
+
+def groups_of(cos: Any = None, sin: Any = None, **counts: Any) -> Any:
+    """Queries of 16 numbers, keys and values of 8 and, with cosines, turned."""
+    counts = {"num_heads": 4, "kv_num_heads": 2, **counts}
+    turned = {} if cos is None else {"cos": cos, "sin": cos if sin is None else sin}
+    given = {**GROUPS, **stored(a=(WIDTH, 16), b=(WIDTH, 8), c=(WIDTH, 8)), **turned}
+    return file(
+        [*THREE, fused("GroupQueryAttention", [*GROUPED, *turned], do_rotary=int(bool(turned)), **counts)],
+        given,
+    )
+
+
+def rotation_of(cos: Any, sin: Any, places: Any = (0,), **settings: Any) -> Any:
+    given = {"cos": cos, "sin": sin, "p": np.array(places, np.int64)}
+    return file([fused("RotaryEmbedding", ["x", "p", "cos", "sin"], **settings)], given)
+
+
+ONE, FOUR = np.array(1.0, np.float32), random(8, 2)
+FLAT = [node("Squeeze", ["x", "first"], ["k"])]
+FIRST = {"first": np.array([0])}
+CONTRADICTIONS: dict[str, tuple[Callable[[], Any], str]] = {
+    "heads": (
+        lambda: file([fused("Attention", ["x", "w", "b"], num_heads=5)], PACKED),
+        "5 heads of a tensor",
+    ),
+    "a number as rotation": (lambda: rotation_of(ONE, ONE), r"rotations \[\] and \[\] for"),
+    "no rotation": (
+        lambda: rotation_of(FOUR[:, :0], FOUR[:, :0]),
+        r"rotations \[8, 0\] and \[8, 0\] for \[1, 4, 12\]",
+    ),
+    "cosines without sines": (lambda: rotation_of(FOUR, FOUR[:4]), r"rotations \[8, 2\] and \[4, 2\]"),
+    "a rotation of other entries": (
+        lambda: rotation_of(FOUR, FOUR, num_heads=HEADS, rotary_embedding_dim=2),
+        r"rotations \[8, 2\] of 2 entries",
+    ),
+    "places outside": (lambda: rotation_of(FOUR, FOUR, [2**63 - 1]), "places outside 8 stored rotations"),
+    "no tensor of tokens": (
+        lambda: file(
+            [*FLAT, fused("RotaryEmbedding", ["k", "p", "c", "c"])], {**FIRST, "p": np.array([0]), "c": FOUR}
+        ),
+        r"places of int64 for \[4, 12\]",
+    ),
+    "keys of rank 2": (lambda: heads_of(FLAT, **FIRST), r"3 heads of a tensor \[4, 12\]"),
+    "a bias of rank 0": (lambda: heads_of([node("Relu", ["x"], ["k"])], ()), r"a bias \[\] for queries"),
+    "a long bias": (
+        lambda: heads_of([node("Relu", ["x"], ["k"])], (37,)),
+        r"a bias \[37\] for .* \[12, 12, 12\]",
+    ),
+    "keys of other sizes": (
+        lambda: heads_of([node("MatMul", ["x", "m"], ["k"])], (24,), **stored(m=(WIDTH, 6))),
+        r"queries \[1, 3, 4, 4\], keys \[1, 3, 4, 2\]",
+    ),
+    "three heads of queries for two of keys": (
+        lambda: groups_of(num_heads=2, kv_num_heads=4),
+        r"queries \[1, 2, 4, 8\], keys \[1, 4, 4, 2\]",
+    ),
+    "a group's rotation": (lambda: groups_of(ONE), r"rotations \[\] and \[\] for \[1, 4, 4, 4\]"),
+    "few rotations": (lambda: groups_of(FOUR[:3]), "3 stored rotations for 4 places"),
+    "wide rotations": (lambda: groups_of(random(8, 3)), r"rotations \[8, 3\] and \[8, 3\] for"),
+    "a word for a count": (lambda: groups_of(num_heads="four"), "its num_heads is no whole number"),
+    "a number for a count": (lambda: groups_of(local_window_size=2.0), "its local_window_size is no whole"),
+    "a word for a number": (lambda: groups_of(scale="one"), "its scale is no number of type float"),
+    "weights of other inputs": (
+        lambda: attention_of(**stored(w=(6, 3 * WIDTH))),
+        r"weights \[6, 36\] for \[1, 4, 12\]",
+    ),
+    "a bias of other size": (
+        lambda: attention_of(**stored(b=(12,))),
+        r"a bias \[12\] for weights \[12, 36\]",
+    ),
+    "numbers for other scores": (
+        lambda: attention_of(**stored(n=(1, HEADS, 7, PLACES))),
+        r"numbers of float32 \[1, 3, 7, 4\] for scores \[1, 3, 4, 4\]",
+    ),
+    "a norm of other width": (
+        lambda: file([fused("SkipLayerNormalization", ["x", "x", "g"])], stored(g=(3,))),
+        r"weights \[3\] for \[1, 4, 12\]",
+    ),
+    "a negative epsilon": (
+        lambda: file([fused("SkipLayerNormalization", ["x", "x", "g"], epsilon=-1.0)], stored(g=(WIDTH,))),
+        r"its epsilon is -1\.0",
+    ),
+    "a product of other sizes": (
+        lambda: file([fused("FusedMatMul", ["x", "w"])], stored(w=(5, WIDTH))),
+        r"a product of \[1, 4, 12\] and \[5, 12\]",
+    ),
+    "a product with a number": (
+        lambda: file([fused("FusedMatMul", ["x", "w"])], {"w": ONE}),
+        r"a product of \[1, 4, 12\] and \[\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CONTRADICTIONS)
+def test_files_that_contradict_themselves(case: str) -> None:
+    source, sentence = CONTRADICTIONS[case]
+    with pytest.raises(InvalidFile, match=sentence) as caught:
+        extract_onnx(source())
+    assert re.match(r'com\.microsoft::\w+ "y_node": ', str(caught.value))
 
 
 def test_a_fused_block_has_a_local_bound_above_its_gradients() -> None:
