@@ -73,6 +73,8 @@ class Builder(Arithmetic):
 
     def matmul(self, a: Operand, b: Operand) -> Value:
         """numpy.matmul of a computed tensor with a stored or another computed one."""
+        if any((x.rank if isinstance(x, Value) else x.ndim) == 0 for x in (a, b)):
+            raise InvalidFile(f'{self.what} "{display(self.where)}": a matrix product with a single number')
         if isinstance(a, Value) and isinstance(b, Value):
             return self._bilinear(a, b)
         if isinstance(a, Value):

@@ -331,3 +331,11 @@ def test_loops() -> None:
     stored = {"n": np.int64(2**62), "t": np.bool_(True)}
     with pytest.raises(UnsupportedModel, match=r'Loop "y_node".*runs more than 4096 times'):
         extract_onnx(model([node("Loop", ["n", "t", "x"], ["y"], body=body)], ["N", 6], 13, stored))
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_single_number_is_no_matrix(place: int) -> None:
+    inputs = ["x", "w"] if place else ["w", "x"]
+    file = model([node("MatMul", inputs, ["y"])], ["N", 3], constants={"w": np.array(2.0, np.float32)})
+    with pytest.raises(InvalidFile, match='MatMul "y_node": a matrix product with a single number'):
+        extract_onnx(file)
