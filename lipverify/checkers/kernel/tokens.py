@@ -68,6 +68,7 @@ _RAW = (
     "Lipschitz, nor with soft-capped scores (at 0 the slope is still |k|), nor is linear attention; say how large tokens are, or "
     "normalise them"
 )
+_BEYOND = "a constant beyond float64"
 _VALUES = (
     "the values that it averages are not bounded over all inputs: scores that are bounded (query and key normalisation, soft "
     "capping) are not enough; say how large tokens are, or normalise the values"
@@ -145,7 +146,8 @@ class Part(NamedTuple):
 class Form(NamedTuple):
     """Entries as functionals of rows, plus constants: places [size] among numbers that are known within `error`, -1 for 0.
 
-    One place is one real number, so entries of one place have the same constant, whatever rounding did to it.
+    One place is one real number, whatever rounding did to it, and one place of a part one real vector: entries of the same rows
+    and places are the same functional. Stored numbers that are rounded have places of their own: equal ones may stand for others.
     """
 
     parts: tuple[Part, ...]
@@ -219,6 +221,7 @@ class Sequences:
         if size % width:
             raise NotCovered(f"an output of {size} numbers has no tokens of {width}")
         slope, _, power = self._bounds(self._forms[-1], np.arange(size).reshape(-1, width))
+        self._finite(slope, _BEYOND)
         return float(slope.max()), power
 
     # -- steps
@@ -251,15 +254,17 @@ class Sequences:
 
     def _seen(self, view: View) -> Form:
         """The entries of a view."""
+        if not view.sources:
+            return _bare((), len(view.places))
         sources = list(dict.fromkeys(view.sources))
         start = dict(zip(sources, np.cumsum([0, *(self._steps[s].size for s in sources)]), strict=False))
         ends = np.cumsum([self._steps[s].size for s in view.sources])
-        owner = np.searchsorted(ends, view.places, side="right").clip(max=max(len(view.sources) - 1, 0))
+        owner = np.searchsorted(ends, view.places, side="right").clip(max=len(view.sources) - 1)
         moved = np.array(
             [start[s] - (e - self._steps[s].size) for s, e in zip(view.sources, ends, strict=True)],
             dtype=np.int64,
         )
-        places = np.where(view.places < 0, -1, view.places + moved[owner]) if len(ends) else view.places
+        places = np.where(view.places < 0, -1, view.places + moved[owner])
         charge(0, 32 * len(places))
         return self._joined([self._form(s) for s in sources]).take(places)
 
@@ -308,7 +313,9 @@ class Sequences:
         positions = step.index.shape[1]
         x = x.take(step.index)  # [groups * positions * terms]
         whole = groups * positions
-        kernels, own = np.unique(step.kernel.reshape(groups, -1), axis=0, return_inverse=True)
+        kernels, own = step.kernel.reshape(groups, -1), np.arange(groups)
+        if not step.rounded:
+            kernels, own = np.unique(kernels, axis=0, return_inverse=True)
         kernels, own = kernels.reshape(-1, out, terms), np.repeat(own.reshape(-1), positions)
         unit = gamma(terms + 4 + step.rounded)
         constants = self._offset(step, x, own, kernels, unit)
@@ -333,6 +340,7 @@ class Sequences:
                 values = np.where(there, p.base[keys[:, 1:]], 0.0)
                 errors = np.where(there, p.error[keys[:, 1:]], 0.0)
                 k = kernels[keys[:, 0]]
+                self._kept(k, values, errors)
                 base.append((k @ values).reshape(-1, p.base.shape[1]))
                 error.append(
                     (np.abs(k) @ (errors + unit * np.abs(values)) * (1 + gamma(terms + 8))).reshape(
@@ -343,6 +351,7 @@ class Sequences:
                 found_rows.append(np.where(there_too, slots[:, s], -1))
                 found_places.append(np.where(there_too, start + which * out, -1))
                 alone.append((p.family, slots[:, s], which, values, errors))
+                self._finite(error[-1], _BEYOND)
                 start += len(keys) * out
             stacked = np.stack(found_rows, 1), np.stack(found_places, 1)
             each = [
@@ -358,8 +367,9 @@ class Sequences:
             return found
         return self._cut(found, "sum", self._separate(step, own, kernels, alone))
 
-    @staticmethod
-    def _offset(step: Affine, x: Form, own: Array, kernels: Array, unit: float) -> tuple[Array, Array, Array]:
+    def _offset(
+        self, step: Affine, x: Form, own: Array, kernels: Array, unit: float
+    ) -> tuple[Array, Array, Array]:
         """The constants behind an affine step: places, numbers and their errors."""
         groups, out, terms = step.kernel.shape
         positions = step.index.shape[1]
@@ -374,8 +384,10 @@ class Sequences:
                 np.where(there, np.append(v, 0.0)[keys[:, 1:]], 0.0)[:, :, None] for v in (x.base, x.error)
             )
             k = kernels[keys[:, 0]]
+            self._kept(k, values, errors)
             base = (k @ values).reshape(-1)
             error = (np.abs(k) @ (errors + unit * np.abs(values))).reshape(-1) * (1 + gamma(terms + 8))
+            self._finite(error, _BEYOND)
             none = np.repeat(~there.any(1), out)
             at = (which.reshape(groups, 1, positions) * out + np.arange(out)[:, None]).reshape(-1)
             places = np.where(none[at], -1, at)
@@ -395,16 +407,20 @@ class Sequences:
     def _separate(self, step: Affine, own: Array, kernels: Array, alone: Sequence[tuple[int, Array, Array, Array, Array]]) -> (
         tuple[Array, Array, int, Array]
     ):  # fmt: skip
-        """|K| root(sum of (|V_k| L_k)^2) for every position: slopes, sizes, their power, and the entries [positions, out]."""
+        """|K| root(sum of (|V_k| L_k)^2) for every position: slopes, sizes, their power, and the entries [positions, out].
+
+        Every term reads one row, so the squares add up.
+        """
         groups, out, _ = step.kernel.shape
         power = max(self.families[f].power for f, *_ in alone)
-        outer = np.array([self._norm(k, np.zeros_like(k)) for k in kernels])[own]
+        unit = gamma(step.rounded)
+        outer = np.array([self._norm(k, unit * np.abs(k) * _UP) for k in kernels])[own]
         squares = np.zeros((2, len(own)))
         for f, rows, which, values, errors in alone:
             inner = np.array([self._norm(v, e) for v, e in zip(values, errors, strict=True)])[which]
             slope, size = self._of(f, rows, power)
-            squares += np.square(np.stack([inner * slope, inner * size]) * _UP)
-        slope, size = outer * np.sqrt(squares) * _UP
+            squares += np.square(np.stack([_times(inner, slope), _times(inner, size)]))
+        slope, size = _times(outer, np.sqrt(squares * (1 + gamma(len(alone) + 8))) * _UP)
         entries = (
             np.arange(groups * out * step.index.shape[1])
             .reshape(groups, out, -1)
@@ -423,18 +439,16 @@ class Sequences:
         sets, slope, size, power = self._by_row(x)
         width = (sets >= 0).sum(1)
         if step.law in _WITHIN:
-            size = size * (
-                max(1.0, steepest)
-                if step.law in ("LeakyRelu", "PRelu")
-                else 2.0
-                if step.law == "ErfGate"
-                else 1.0
-            )
+            most = {"LeakyRelu": max(1.0, steepest), "PRelu": max(1.0, steepest), "ErfGate": 2.0}
+            size = _times(np.float64(most.get(step.law, 1.0)), size)
         else:
-            size = (size * steepest + (abs(float(f.value(np.zeros(1))[0])) + 2.0**-45) * np.sqrt(width)) * _UP
+            size = (
+                _times(np.float64(steepest), size)
+                + (abs(float(f.value(np.zeros(1))[0])) + 2.0**-45) * np.sqrt(width)
+            ) * _UP
         if step.law in _BOUNDED:
             size = np.minimum(size, np.sqrt(width) * _UP)
-        return self._family(sets, slope * steepest * _UP, size, power, step.law)
+        return self._family(sets, _times(np.float64(steepest), slope), size, power, step.law)
 
     def _normalised(self, step: Normalise, x: Form) -> Form:
         count = step.groups.shape[1]
@@ -498,17 +512,19 @@ class Sequences:
         sets = _sets(marks)
         (lx, sx, px), (ly, sy, py) = (self._bounds(f, sets) for f in (x, y))
         power = max(px, py)
-        with np.errstate(invalid="ignore"):
-            slope = (_times(_shifted(lx, px - power), sy) + _times(_shifted(ly, py - power), sx)) * _UP
-            size = sx * sy * _UP
+        slope = (_times(_shifted(lx, px - power), sy) + _times(_shifted(ly, py - power), sx)) * _UP
         self._finite(slope, _RAW)
-        return self._family(sets, slope, size, power, "product")
+        return self._family(sets, slope, _times(sx, sy), power, "product")
 
     def _bilinear(self, step: Affine, product: Product) -> Form | None:
         """Sums of products of the entries of two values: an average with weights of a softmax, or scores."""
         x, y = self._seen(product.view), self._seen(product.other)
-        index = step.index[0]
-        if (index < 0).any() or step.offset is not None or step.rounded:
+        shown = step.index[0]
+        if (shown < 0).any() or step.offset is not None or step.rounded:
+            return None
+        # What the sum reads of its view, as places of the product.
+        index = step.view.places[shown]
+        if (index < 0).any():
             return None
         for weights, values in ((x, y), (y, x)):
             if any(self.families[p.family].average for p in weights.parts) and bool(
@@ -520,12 +536,15 @@ class Sequences:
         return self._scores(x, y, index, step.kernel[0, 0])
 
     def _average(self, weights: Form, values: Form, index: Array) -> Form | None:
-        """sum_j p_j v_j, where each sum takes a whole row of weights and values that are one function of different rows."""
+        """sum_j p_j v_j, where each sum takes a whole row of weights and values that are one function of different rows.
+
+        Averages are the same vector where the row of weights is, and the row of values that each weight meets.
+        """
         bare = not weights.most.any()
         count = len(index)
         there = np.zeros(index.shape, dtype=bool)
         moves, rows, start, power = np.zeros(count), np.full(count, -1, dtype=np.int64), 0, -(1 << 30)
-        whole: list[tuple[Array, Array, int]] = []
+        whole: list[tuple[Array, Array, int, Array]] = []
         for p in weights.parts:
             family = self.families[p.family]
             one = p.rows.shape[1] == 1 and family.average and not p.error.any()
@@ -534,7 +553,9 @@ class Sequences:
             shown, places = p.rows[index, 0], p.places[index, 0]
             mine = shown >= 0
             used, row = mine.any(1), shown.max(1)
-            entry = np.sort(np.where(mine, p.base.argmax(1)[places], family.width), 1)
+            entry = np.where(mine, p.base.argmax(1)[places], family.width)
+            met = np.argsort(entry, 1, kind="stable")[:, : family.width]
+            entry = np.sort(entry, 1)
             if not one or not bare or not bool(unit[places[mine]].all()) or entry.shape[1] < family.width:
                 return None
             full = (mine.sum(1) == family.width) & (entry[:, : family.width] == np.arange(family.width)).all(
@@ -546,21 +567,24 @@ class Sequences:
                 or bool((used & (rows >= 0)).any())
             ):
                 return None
-            whole.append((used, family.slope[row], family.power))
+            whole.append((used, family.slope[row], family.power, met))
             rows = np.where(used, row + start, rows)
             there |= mine
             start, power = start + len(family.slope), max(power, family.power)
         if (rows < 0).any():
             return None
-        for used, slope, own in whole:
-            moves = np.where(used, _shifted(slope, own - power), moves)
         values = self._alike(values, index, there)
         v = values.parts[0]
+        names = np.full((count, 1 + max(met.shape[1] for *_, met in whole)), -1)
+        names[:, 0] = rows
+        for used, slope, own, met in whole:
+            moves = np.where(used, _shifted(slope, own - power), moves)
+            names[used, 1 : 1 + met.shape[1]] = np.take_along_axis(v.rows[index, 0], met, 1)[used]
         known = self.families[v.family]
         first, line = there.argmax(1), np.arange(count)
         slope, size = (np.where(there, n[v.rows[index, 0]], 0.0).max(1) for n in (known.slope, known.size))
         self._finite(size, _VALUES)
-        ids, at = np.unique(rows, return_inverse=True)
+        ids, at = np.unique(names, axis=0, return_inverse=True)
         at, joint = at.reshape(-1), max(power, known.power)
         joined = (_times(_shifted(moves, power - joint), size) + _shifted(slope, known.power - joint)) * _UP
         most, largest = np.zeros(len(ids)), np.zeros(len(ids))
@@ -603,27 +627,27 @@ class Sequences:
             first[ids.reshape(-1)] = index.reshape(-1)
             sets = first[sets]
             if not self._one(f, sets):
-                f = self._cut(f, "factor")
+                slope, size, power = self._bounds(f, sets)
+                f = self._family(np.arange(sets.size).reshape(sets.shape), slope, size, power, "factor")
+                sets = np.arange(sets.size).reshape(sets.shape)
             ends.append((f, sets, which.reshape(-1)))
         (x, left, i), (y, right, j) = ends
         (lx, sx, x0, px, kx), (ly, sy, y0, py, ky) = (self._apart(f, s) for f, s in ((x, left), (y, right)))
         power = max(px, py)
         lx, ly = _shifted(lx, px - power), _shifted(ly, py - power)
         nx, ny = (np.array([self._norm(*m[:2]) for m in keys[0]])[keys[1]] for keys in (kx, ky))
-        with np.errstate(invalid="ignore", over="ignore"):
-            both = nx[i] * ny[j]
-            pairs, which = np.unique(kx[1][i] * len(ky[0]) + ky[1][j], return_inverse=True)
-            of_x, of_y = x0[i] * ny[j], y0[j] * nx[i]
-            if even and len(pairs) <= _PAIRS:
-                joint = [self._product(kx[0][k // len(ky[0])], ky[0][k % len(ky[0])]) for k in pairs]
-                close = (np.array(column)[which.reshape(-1)] for column in zip(*joint, strict=True))
-                both, of_x, of_y = (np.minimum(a, b) for a, b in zip((both, of_x, of_y), close, strict=True))
-            main = _times(both, lx[i] * sy[j] + sx[i] * ly[j])
-            of_x, of_y = _times(of_x, ly[j]), _times(of_y, lx[i])
-            size = (_times(nx, sx) + x0)[i] * (_times(ny, sy) + y0)[j] * factor * _UP
-        slopes = [(main + more) * factor * _UP for more in (of_x + of_y, of_x, of_y)]
+        both, of_x, of_y = _times(nx[i], ny[j]), _times(x0[i], ny[j]), _times(y0[j], nx[i])
+        pairs, which = np.unique(kx[1][i] * len(ky[0]) + ky[1][j], return_inverse=True)
+        if even and len(pairs) <= _PAIRS:
+            joint = [self._product(kx[0][k // len(ky[0])], ky[0][k % len(ky[0])]) for k in pairs]
+            close = (np.array(column)[which.reshape(-1)] for column in zip(*joint, strict=True))
+            both, of_x, of_y = (np.minimum(a, b) for a, b in zip((both, of_x, of_y), close, strict=True))
+        main = _times(both, _times(lx[i], sy[j]) + _times(sx[i], ly[j]))
+        of_x, of_y = _times(of_x, ly[j]), _times(of_y, lx[i])
+        size = _times((_times(nx, sx) + x0)[i], (_times(ny, sy) + y0)[j])
+        slopes = [_times(np.float64(factor), main + more) for more in (of_x + of_y, of_x, of_y)]
         self._finite(slopes[0], _RAW)
-        size = np.where(np.isfinite(size), size, np.inf)
+        size = _times(np.float64(factor), size)
         order = np.arange(len(index))[:, None]
         # What all scores of a row of x have in common is (X du)'y with the same y, and the other way round.
         constants = _constants(x, left)[i], _constants(y, right)[j]
@@ -638,6 +662,8 @@ class Sequences:
 
         def norm(p: Array, ep: Array, q: Array, eq: Array) -> float:
             off = np.abs(p).T @ (eq + unit * np.abs(q)) + ep.T @ (np.abs(q) + eq)
+            self._kept(p.T, q, eq)
+            self._kept(ep.T, q, eq)
             return self._norm(p.T @ q, off * (1 + gamma(len(m) + 8)))
 
         return norm(m, e, n, f), norm(n, f, x[:, None], ex[:, None]), norm(m, e, y[:, None], ey[:, None])
@@ -715,7 +741,9 @@ class Sequences:
                             for e in (0, 1)
                         ]
                         wide[1] = wide[1] + gamma(4) * np.abs(wide[0])
-                        added[n] = np.minimum(added[n], self._norm(*wide) * math.sqrt((most > 0).sum()) * _UP)
+                        # The products above may underflow.
+                        joint = self._norm(*wide) * math.sqrt((most > 0).sum()) * _UP + TINY
+                        added[n] = np.minimum(added[n], joint)
             slope[mine], size[mine] = added[0], (added[1] + offset[mine]) * _UP
         return slope, size, power
 
@@ -765,7 +793,7 @@ class Sequences:
     def _new(self, family: Family, kind: str) -> int:
         most = float(family.slope.max())
         if not math.isfinite(most):
-            raise NoConstant(self._at, "a constant beyond float64")
+            raise NoConstant(self._at, _BEYOND)
         if most > 2.0**200 or 0 < most < 2.0**-200:
             shift = math.frexp(most)[1]
             scaled = _shifted(family.slope, -shift)
@@ -786,6 +814,12 @@ class Sequences:
             )
         )
         return len(self.families) - 1
+
+    def _kept(self, factor: Array, *others: Array) -> None:
+        """Refuses factors some of whose products float64 rounds to 0, or nearly so: no relative error bounds those."""
+        least = [np.abs(v).min(initial=1.0, where=v != 0) for v in (factor, *others)]
+        if not math.frexp(least[0])[1] + math.frexp(min(least[1:]))[1] > -900:
+            raise NoConstant(self._at, "products of matrices that float64 rounds to 0, or nearly so")
 
     def _finite(self, values: Array, reason: str) -> None:
         if not np.isfinite(values).all():
@@ -818,8 +852,7 @@ def _proved_norm(w: Array, error: Array) -> float:
 
 def _weighed(norms: Array, values: Array) -> Array:
     """sum_b norms_b values_b [blocks, count] -> [count], rounded up; a norm of 0 times what has no bound is 0."""
-    terms = np.where(norms[:, None] > 0, norms[:, None] * np.where(norms[:, None] > 0, values, 0.0), 0.0)
-    return np.asarray(terms.sum(0) * (1 + gamma(len(norms) + 4)))
+    return np.asarray(_times(norms[:, None], values).sum(0) * (1 + gamma(len(norms) + 4)))
 
 
 def _lines(v: Array) -> Array:
@@ -873,13 +906,16 @@ def _bare(parts: tuple[Part, ...], size: int) -> Form:
 
 
 def _shifted(values: Array, power: int) -> Array:
-    """values 2^power from above, where small ones underflow."""
-    return np.asarray(np.where(values > 0, np.ldexp(values, power) + TINY, 0.0))
+    """values 2^power from above, where small ones underflow; what is no number stays none."""
+    return np.asarray(np.where(values != 0, np.ldexp(values, power) + TINY, 0.0))
 
 
 def _times(factor: Array, value: Array) -> Array:
-    """A product rounded up; 0 times what has no bound is 0."""
-    return np.asarray(np.where(factor > 0, factor * np.where(factor > 0, value, 0.0), 0.0) * _UP)
+    """A product of numbers >= 0 that broadcast, rounded up, never to 0; 0 times what has no bound is 0."""
+    there = (factor != 0) & (value != 0)
+    return np.asarray(
+        np.where(there, np.where(there, factor, 0.0) * np.where(there, value, 0.0) * _UP + TINY, 0.0)
+    )
 
 
 def sequences(program: Program, domain: Tokens | None, width: int, variance: float = 0.0) -> Sequences:
