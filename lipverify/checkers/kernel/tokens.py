@@ -254,8 +254,8 @@ class Sequences:
 
     def _seen(self, view: View) -> Form:
         """The entries of a view."""
-        if not view.sources:
-            return _bare((), len(view.places))
+        if not view.sources or not len(view.places):
+            return _bare((), max(len(view.places), 1))
         sources = list(dict.fromkeys(view.sources))
         start = dict(zip(sources, np.cumsum([0, *(self._steps[s].size for s in sources)]), strict=False))
         ends = np.cumsum([self._steps[s].size for s in view.sources])
@@ -313,10 +313,11 @@ class Sequences:
         positions = step.index.shape[1]
         x = x.take(step.index)  # [groups * positions * terms]
         whole = groups * positions
-        kernels, own = step.kernel.reshape(groups, -1), np.arange(groups)
+        kernels, own = step.kernel, np.arange(groups)
         if not step.rounded:
-            kernels, own = np.unique(kernels, axis=0, return_inverse=True)
-        kernels, own = kernels.reshape(-1, out, terms), np.repeat(own.reshape(-1), positions)
+            flat, own = np.unique(kernels.reshape(groups, -1), axis=0, return_inverse=True)
+            kernels = flat.reshape(-1, out, terms)
+        own = np.repeat(own.reshape(-1), positions)
         unit = gamma(terms + 4 + step.rounded)
         constants = self._offset(step, x, own, kernels, unit)
         parts, alone = [], []
@@ -440,15 +441,14 @@ class Sequences:
         width = (sets >= 0).sum(1)
         if step.law in _WITHIN:
             most = {"LeakyRelu": max(1.0, steepest), "PRelu": max(1.0, steepest), "ErfGate": 2.0}
-            size = _times(np.float64(most.get(step.law, 1.0)), size)
+            size = _times(most.get(step.law, 1.0), size)
         else:
             size = (
-                _times(np.float64(steepest), size)
-                + (abs(float(f.value(np.zeros(1))[0])) + 2.0**-45) * np.sqrt(width)
+                _times(steepest, size) + (abs(float(f.value(np.zeros(1))[0])) + 2.0**-45) * np.sqrt(width)
             ) * _UP
         if step.law in _BOUNDED:
             size = np.minimum(size, np.sqrt(width) * _UP)
-        return self._family(sets, _times(np.float64(steepest), slope), size, power, step.law)
+        return self._family(sets, _times(steepest, slope), size, power, step.law)
 
     def _normalised(self, step: Normalise, x: Form) -> Form:
         count = step.groups.shape[1]
@@ -645,9 +645,9 @@ class Sequences:
         main = _times(both, _times(lx[i], sy[j]) + _times(sx[i], ly[j]))
         of_x, of_y = _times(of_x, ly[j]), _times(of_y, lx[i])
         size = _times((_times(nx, sx) + x0)[i], (_times(ny, sy) + y0)[j])
-        slopes = [_times(np.float64(factor), main + more) for more in (of_x + of_y, of_x, of_y)]
+        slopes = [_times(factor, main + more) for more in (of_x + of_y, of_x, of_y)]
         self._finite(slopes[0], _RAW)
-        size = _times(np.float64(factor), size)
+        size = _times(factor, size)
         order = np.arange(len(index))[:, None]
         # What all scores of a row of x have in common is (X du)'y with the same y, and the other way round.
         constants = _constants(x, left)[i], _constants(y, right)[j]
@@ -910,8 +910,9 @@ def _shifted(values: Array, power: int) -> Array:
     return np.asarray(np.where(values != 0, np.ldexp(values, power) + TINY, 0.0))
 
 
-def _times(factor: Array, value: Array) -> Array:
+def _times(factor: Array | float, value: Array) -> Array:
     """A product of numbers >= 0 that broadcast, rounded up, never to 0; 0 times what has no bound is 0."""
+    factor = np.asarray(factor)
     there = (factor != 0) & (value != 0)
     return np.asarray(
         np.where(there, np.where(there, factor, 0.0) * np.where(there, value, 0.0) * _UP + TINY, 0.0)
