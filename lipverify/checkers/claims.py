@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from typing import Any, ClassVar
 
+from lipverify.checkers.kernel.tokens import NORMS as TOKEN_NORMS
 from lipverify.checkers.kernel.tokens import Tokens
 from lipverify.checkers.kernel.tokens import norm_of as token_norm
 from lipverify.checkers.tables import fields, hexadecimal, integer, text, texts
@@ -343,6 +344,7 @@ def numbers(written: Sequence[Any], shown: Any, count: int) -> tuple[float, ...]
 class Expectation:
     """What the reader of a certificate wants proved; None: says nothing about it.
 
+    norm_in, norm_out: of tokens with their width, `token-rms/64`, or without, which asks for the last axis of the model.
     radius: of the balls, or the least that every point of a claim about radii has; at_most: of every constant; box: the input
     box that cuts the balls, one (low, high) for all inputs.
     """
@@ -357,25 +359,29 @@ class Expectation:
     digests: tuple[str | None, ...] | None = None
     """Of the graphs in memory that the certificate has to be about."""
 
-    def disappointed(self, claim: Claim, about: About, box: tuple[Any, Any] | None) -> str | None:
-        """How the claim differs from what is expected; None if it does not. box: (low, high) of every input, [inputs] each."""
+    def disappointed(
+        self, claim: Claim, about: About, box: tuple[Any, Any] | None, widths: tuple[int, int]
+    ) -> str | None:
+        """How the claim differs from what is expected; None if it does not.
+
+        box: (low, high) of every input, [inputs] each. widths: of the tokens of input and output.
+        """
         if self.output is not None and about.output != self.output:
             return f"it is about output {about.output}, not {self.output}"
         if about.margin != self.margin and (self.margin is not None or self.output is not None):
             return f"it is about {entries_of(about.margin)}, not {entries_of(self.margin)}"
         norms = claim.norms if isinstance(claim, Constant) else None
-        # What is expected of tokens says nothing of their width, which the sentence tells.
-        norms = None if norms is None else (norms[0].partition("/")[0], norms[1].partition("/")[0])
+        wanted_in, wanted_out = _of_width(self.norm_in, widths[0]), _of_width(self.norm_out, widths[1])
         norm_in = claim.norm if isinstance(claim, Radius) else None if norms is None else norms[0]
-        if self.norm_in is not None and norm_in != self.norm_in:
-            return f"it measures inputs in {norm_in}, not in {self.norm_in}"
+        if wanted_in is not None and norm_in != wanted_in:
+            return f"it measures inputs in {norm_in}, not in {wanted_in}"
         # A radius has no norm at the output: a label is kept or not.
         if (
-            self.norm_out is not None
+            wanted_out is not None
             and not isinstance(claim, Radius)
-            and (norms is None or norms[1] != self.norm_out)
+            and (norms is None or norms[1] != wanted_out)
         ):
-            return f"it measures outputs in {None if norms is None else norms[1]}, not in {self.norm_out}"
+            return f"it measures outputs in {None if norms is None else norms[1]}, not in {wanted_out}"
         if self.radius is not None and (reason := _other_radius(claim, self.radius)) is not None:
             return reason
         balls = None if isinstance(claim, Radius) else claim.balls
@@ -400,6 +406,11 @@ class Expectation:
             return "no input box cuts its region"
         alike = all(bool((end == wanted).all()) for end, wanted in zip(box, self.box, strict=True))
         return None if alike else "another input box cuts its region"
+
+
+def _of_width(norm: str | None, width: int) -> str | None:
+    """The norm as claims name it: of tokens with their width."""
+    return f"{norm}/{width}" if norm in TOKEN_NORMS else norm
 
 
 def _other_radius(claim: Claim, wanted: float) -> str | None:

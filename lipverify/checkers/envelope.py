@@ -304,7 +304,8 @@ def _check(data: bytes, sidecar: Callable[[str], bytes], read: Callable[[], list
     program = ended[0] if len(ended) == 1 else ended[0].beside(ended[1])
     centres, box = _centres(claim, beside, program.steps[0].size)
     other = disappointed(expected, claim, abouts, box) if isinstance(claim, Deviation) else None
-    reason = other if isinstance(claim, Deviation) else expected.disappointed(claim, abouts[0], box)
+    widths = _widths(abouts[0], ended[0])
+    reason = other if isinstance(claim, Deviation) else expected.disappointed(claim, abouts[0], box, widths)
     if reason is not None:
         raise RefutedCertificate(f"it proves something else than expected: {reason}")
     agreements = [agreed(model.data or b"", whole)._asdict() if model.binding == "file" else None
@@ -391,6 +392,12 @@ def _program(
     held = model.tensors.keys() if model.tensors else model.blobs
     return program, {"stored": len(held), "used": len(used & set(held)), "brought": len(brought),
                      "architecture": "stated by the certificate"}  # fmt: skip
+
+
+def _widths(about: About, program: Program) -> tuple[int, int]:
+    """Of the tokens of input and output: the last axes; a margin is one number."""
+    last = () if about.margin is not None else program.outputs[about.output].shape
+    return (program.shape or (1,))[-1], (last or (1,))[-1]
 
 
 def _ending(about: About, model: Model, program: Program) -> Program:

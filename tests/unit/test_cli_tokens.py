@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 
+import lipverify as lv
+from lipverify import checkers
 from tests.command import lipverify
 from tests.unit.analyzers.test_tokens import OnlyAttention, heads_of_one
 
@@ -44,6 +47,26 @@ def test_a_pair_refutes_a_claim_where_no_analyzer_bounds_the_network(model: Path
     assert done.returncode == 3, done.stderr
     assert "lipsdp refused" in done.stdout
     assert "the claimed constant 0.001 is wrong: a pair of inputs (--out stores it)" in done.stderr
+
+
+class Sums(nn.Module):
+    """y_t = x_1 + x_2 + x_3."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sum(1, keepdim=True).expand(-1, 3, -1)
+
+
+def test_what_is_expected_of_tokens_is_about_tokens_of_the_model() -> None:
+    """3 for tokens of 2 numbers, the root of 3 for all 6 as one token: that one is no proof of less than 3."""
+    graph = lv.extract(Sums(), example=torch.randn(2, 3, 2))
+    (row,) = lv.audit(graph, norm="token-l2", region=lv.Bounded(1.0), analyzers="tokens").rows
+    assert row.certificate is not None
+    for named in ("token-l2", "token-l2/2"):
+        expected = checkers.Expectation(norm_in=named, norm_out=named)
+        lv.verify(row.certificate, graph, expected=expected)
+    for other in ("token-l2/6", "token-rms", "l2"):
+        with pytest.raises(lv.RefutedCertificate, match="than expected"):
+            lv.verify(row.certificate, graph, expected=checkers.Expectation(norm_in=other))
 
 
 def test_options_of_tokens_belong_together(model: Path) -> None:

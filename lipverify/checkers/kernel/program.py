@@ -159,10 +159,14 @@ class Output(NamedTuple):
 
 @dataclass(frozen=True)
 class Program:
-    """Steps in order, each reading earlier ones only, and the outputs of the model."""
+    """Steps in order, each reading earlier ones only, and the outputs of the model.
+
+    shape: of the input in the model, its last axis the width of tokens; () where nobody asks for it.
+    """
 
     steps: tuple[Step, ...]
     outputs: tuple[Output, ...] = field(default=())
+    shape: tuple[int, ...] = ()
 
     def ending(self, output: int, margin: tuple[int, int] | None = None) -> Program:
         """The program whose last step is the output, or the difference of two of its entries.

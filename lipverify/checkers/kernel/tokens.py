@@ -394,15 +394,16 @@ class Sequences:
             places = np.where(none[at], -1, at)
         if step.offset is None or not step.offset.any():
             return places, base, error
-        # One number for each constant and offset that meet.
-        keys, which = np.unique(
-            np.stack([places.astype(np.float64), step.offset], 1), axis=0, return_inverse=True
-        )
+        # One number for each constant and offset that meet, unless they are rounded.
+        keys, which = np.stack([places.astype(np.float64), step.offset], 1), np.arange(step.size)
+        if not step.rounded:
+            keys, which = np.unique(keys, axis=0, return_inverse=True)
         before = keys[:, 0].astype(np.int64)
         start, off = (np.where(before < 0, 0.0, np.append(v, 0.0)[before]) for v in (base, error))
         whole = start + keys[:, 1]
-        # Alone an offset is exact.
+        # Alone an offset is exact, of rounded numbers it may be one of them.
         more = np.where(before < 0, 0.0, gamma(4) * (np.abs(start) + np.abs(keys[:, 1])))
+        more = more + (unit * np.abs(keys[:, 1]) if step.rounded else 0.0)
         return which.reshape(-1), whole, (off + more) * _UP
 
     def _separate(self, step: Affine, own: Array, kernels: Array, alone: Sequence[tuple[int, Array, Array, Array, Array]]) -> (

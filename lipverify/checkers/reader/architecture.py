@@ -76,7 +76,7 @@ def architecture(document: Any, tensors: Mapping[str, Array]) -> Program:
                 value.shape[1:] if len(value.shape) > 1 and value.shape[0] == 1 else value.shape,
             )
         )
-    return finished(Program(tuple(builder.steps), tuple(found)))
+    return finished(Program(tuple(builder.steps), tuple(found), tuple(shape)))
 
 
 def tensors_read(document: Any) -> frozenset[str]:

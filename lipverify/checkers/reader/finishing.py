@@ -94,7 +94,7 @@ class _Draft:
 
     def program(self) -> Program:
         outputs = tuple(Output(o.name, self.moved(o.view), o.shape) for o in self.old.outputs)
-        return Program(tuple(self.steps), outputs)
+        return Program(tuple(self.steps), outputs, self.old.shape)
 
 
 def _with_rows(step: Affine, rows: Array) -> tuple[Affine, Array]:

@@ -96,7 +96,7 @@ def read_onnx(data: bytes) -> Read:
             found.append(Output(output, View((), np.empty(0, np.int64)), (0,)))
     if len(refused) == len(outputs):
         raise NotCovered(refused[0])
-    program = finished(Program(tuple(builder.steps), tuple(found)))
+    program = finished(Program(tuple(builder.steps), tuple(found), shape))
     used = _behind([o.name for k, o in enumerate(found) if k not in refused], nodes, writers)
     return Read(program, refused, tensors, frozenset(used & tensors.keys()), name, shape, kind)
 

@@ -67,7 +67,11 @@ def _arithmetic(p: Builder, c: Call) -> Results:
     if c.op == "Div" and place:
         return [p.scaled(p.scalar(x, "Reciprocal"), a, rounded)]
     need(c.op != "Div" or bool(a.all()), "a division by zero")
-    return [p.scaled(x, a, rounded) if c.op == "Mul" else p.scaled(x, held(1.0 / a), 2 * rounded + 1)]
+    if c.op == "Mul":
+        return [p.scaled(x, a, rounded)]
+    # Powers of 2 have an exact reciprocal.
+    exact = rounded == 0 and bool((np.abs(np.frexp(a)[0]) == 0.5).all())
+    return [p.scaled(x, held(1.0 / a), 0 if exact else 2 * rounded + 1)]
 
 
 def old_shapes(c: Call, operands: Sequence[Value | Stored]) -> None:

@@ -130,4 +130,4 @@ def lines_of_code(file: Path) -> int:
 def test_the_kernel_stays_as_small_as_it_is() -> None:
     """All of it is trusted; exact integers are a tier of their own, and an account of resources proves nothing."""
     files = [f for f in Path(kernel.__file__).parent.glob("*.py") if f.name not in ("exact.py", "account.py")]
-    assert sum(map(lines_of_code, files)) <= 3765
+    assert sum(map(lines_of_code, files)) <= 3793
