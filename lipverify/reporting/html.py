@@ -234,6 +234,8 @@ def _bound_row(answer: Answer, answers: Answers) -> BoundRow:
     facts = [(label, display(row[key], 600)) for label, key in labels if row.get(key)]
     facts += [("Assumes", text) for text in texts(row.get("assumptions"))]
     facts += [("Note", text) for text in texts(row.get("notes"))]
+    if row.get("unchecked"):
+        facts.append(("Not checked", texts([row["unchecked"]])[0]))
     seconds = row.get("seconds")
     place = row.get("certificate")
     return BoundRow(

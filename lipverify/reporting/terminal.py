@@ -55,6 +55,9 @@ def print_audit(document: Document, file: TextIO | None = None) -> None:
     for answer in answers.answers:
         for note in answer.row.get("notes", ()):
             console.print(Text(f"{answer.analyzer}: {display(note, 600)}", style="dim"))
+        if answer.row.get("unchecked"):
+            said = f"{answer.analyzer}: {answer.rigour}, not checked: {display(answer.row['unchecked'], 600)}"
+            console.print(Text(said, style="dim"))
     if (document.get("lower") or {}).get("note"):
         console.print(Text(f"lower bound: {display(document['lower']['note'], 600)}", style="dim"))
     if "execution" in document:
