@@ -21,6 +21,7 @@ from lipverify.checkers.reader.sums import combined
 
 _GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
 _LAWS = {"RNN": ("Tanh",), "GRU": ("Sigmoid", "Tanh"), "LSTM": ("Sigmoid", "Tanh", "Tanh")}
+_STEPS_AT_MOST = 1024
 _KNOWN = ("Tanh", "Sigmoid", "Relu", "Softsign")
 
 
@@ -48,6 +49,7 @@ def _recurrent(p: Builder, c: Call) -> Results:
     x, batched = c.value(p, 0), c.flag("layout", 0)
     need(x.places.ndim == 3, f"{c.op} of a tensor that has not three axes")
     places = np.moveaxis(x.places, 1, 0) if batched else x.places
+    need(len(places) <= _STEPS_AT_MOST, f"{c.op} of more than {_STEPS_AT_MOST} steps")
     direction = c.text("direction", "forward")
     backward = {"forward": [False], "reverse": [True], "bidirectional": [False, True]}.get(direction)
     need(backward is not None, f"{c.op} in an unknown direction")
