@@ -334,6 +334,7 @@ bounds = verb(
     method=_word("method"),
     device=taking.device,
     memory=_maybe(_whole("memory")),
+    at_once=_maybe(_whole("at_once")),
     within=taking.of_kind(Mapping, "within"),
     precision=_word("precision"),
     expired=partial(taking.called, what="expired"),

@@ -38,6 +38,7 @@ def objects() -> dict[str, Any]:
         "Ball": ball,
         "InputBox": box,
         "Everywhere": lv.Everywhere(),
+        "Bounded": lv.Bounded(1.0),
         "Norm": lv.Norm.L2,
         "Rigour": lv.Rigour.REAL,
         "Bounds": lv.bounds(graph, ball),
