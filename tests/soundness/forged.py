@@ -642,7 +642,9 @@ def _length(v: Array, norm: str) -> Array:
     name, _, width = norm.partition("/")
     if not width:
         return np.asarray(np.linalg.norm(v, ORDER[norm], axis=1))
-    tokens = np.linalg.norm(v.reshape(len(v), -1, int(width), v.shape[-1]), axis=2).max(1)
+    # Without points the number of tokens cannot be told from the size.
+    shape = len(v), v.shape[1] // int(width), int(width), v.shape[2]
+    tokens = np.linalg.norm(v.reshape(shape), axis=2).max(1)
     return np.asarray(tokens / math.sqrt(int(width)) if name == "token-rms" else tokens)
 
 
