@@ -79,7 +79,7 @@ def load(
 
         # Only what this output needs: another output may be one that no rule covers.
         graph = extract_onnx(path, input_shape=input_shape, output=output, input=input, constants=constants)
-        return _about_output(_in_range(simplify(graph)), output)
+        return _about_output(_simplified(graph), output)
     if isinstance(output, str) or input is not None or constants:
         raise UsageError("inputs and outputs have names in ONNX files only; give the position of the output")
     return _selected(_imported(path, folder, arch, trust_code, input_shape), output)
@@ -152,11 +152,12 @@ def extract(module: Module, example: Tensor) -> Graph:
     """
     from lipverify.frontends.torch_export import extract as extract_module
 
-    return _in_range(simplify(extract_module(module, example)))
+    return _simplified(extract_module(module, example))
 
 
-def _in_range(graph: Graph) -> Graph:
-    """Raises UnsupportedModel where float64 would lose products of stored numbers."""
+def _simplified(graph: Graph) -> Graph:
+    """The same function in better known operators; UnsupportedModel where float64 would lose products of its numbers."""
+    graph = simplify(graph)
     refuse_lost_products(graph)
     return graph
 

@@ -6,19 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
 from lipverify import ops
 from lipverify.analyzers.affine_runs import Run, RunGain, rough_gain, run_gain, runs
-from lipverify.analyzers.protocol import Compute
+from lipverify.analyzers.protocol import Compute, certificate
 from lipverify.analyzers.sizes import Sizes, has_products
 from lipverify.deadline import within
 from lipverify.errors import BudgetEnded, UnsupportedModel
-from lipverify.ir.certificate import Certificate, Gains, Rigour, Step
+from lipverify.ir.certificate import Certificate, Gains, Step
 from lipverify.ir.graph import Graph
 from lipverify.ir.norm import Norm
 from lipverify.ir.op import Constant, Input
-from lipverify.ir.region import Ball, Query
+from lipverify.ir.region import Query
 from lipverify.linalg.rounding import Upper
 from lipverify.ops.embedding import embedding
 from lipverify.rules import gain
@@ -81,7 +79,7 @@ class Product:
             if step is not None:
                 steps.append(step)
         found = reach[graph.output.name][query.norm_out]
-        return _certificate(self, graph, query, found, Gains(tuple(steps)))
+        return certificate(self, graph, query, found, Gains(tuple(steps)))
 
 
 def advance(
@@ -135,23 +133,3 @@ def _join(found: RunGain, incoming: list[Upper]) -> Upper:
     if found.joint is Norm.LINF:
         return Upper.largest(terms)
     return Upper.root_sum_squares(terms) if found.joint is Norm.L2 else Upper.sum(terms)
-
-
-def _certificate(analyzer: Product, graph: Graph, query: Query, found: Upper, evidence: Gains) -> Certificate:
-    log10_upper: float | None = None
-    upper: torch.Tensor | None = None
-    try:
-        upper = torch.tensor(float(found), dtype=torch.float64)
-        if isinstance(query.region, Ball):
-            upper = upper.expand(len(query.region)).clone()
-    except OverflowError:
-        log10_upper = found.log10()
-    return Certificate(
-        upper=upper,
-        log10_upper=log10_upper,
-        query=query,
-        rigour=Rigour.REAL,
-        evidence=evidence,
-        made_by=repr(analyzer),
-        graph_digest=graph.digest,
-    )

@@ -12,9 +12,10 @@ import torch
 
 from lipverify import deadline
 from lipverify.errors import BudgetEnded
-from lipverify.ir.certificate import Certificate
+from lipverify.ir.certificate import Certificate, Evidence, Rigour
 from lipverify.ir.graph import Graph
-from lipverify.ir.region import Query
+from lipverify.ir.region import Ball, Query
+from lipverify.linalg.rounding import Upper
 
 Report = Callable[[str, float | None], None]
 
@@ -113,6 +114,29 @@ def refusal(method: Analyzer, graph: Graph, query: Query) -> str | None:
     if query.of_tokens and not getattr(method, "of_tokens", False):
         return f"{method.name} knows norms of whole inputs, not of their tokens: --analyzers tokens answers these"
     return method.reject(graph, query)
+
+
+def certificate(
+    method: Analyzer, graph: Graph, query: Query, found: Upper, evidence: Evidence
+) -> Certificate:
+    """The certificate of one number for the whole region, all its balls, with its logarithm where it exceeds float64."""
+    log10_upper: float | None = None
+    upper: torch.Tensor | None = None
+    try:
+        upper = torch.tensor(float(found), dtype=torch.float64)
+        if isinstance(query.region, Ball):
+            upper = upper.expand(len(query.region)).clone()
+    except OverflowError:
+        log10_upper = found.log10()
+    return Certificate(
+        upper=upper,
+        log10_upper=log10_upper,
+        query=query,
+        rigour=Rigour.REAL,
+        evidence=evidence,
+        made_by=repr(method),
+        graph_digest=graph.digest,
+    )
 
 
 def docstring_field(analyzer: object, label: str) -> str | None:

@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, ClassVar
 
-import torch
-
-from lipverify.analyzers.protocol import Compute
+from lipverify.analyzers.protocol import Compute, certificate
 from lipverify.certificates.tokens import Followed, followed, unread
 from lipverify.errors import UnsupportedModel
-from lipverify.ir.certificate import Certificate, Gains, Rigour, Step
+from lipverify.ir.certificate import Certificate, Gains, Step
 from lipverify.ir.graph import Graph
 from lipverify.ir.norm import Norm
 from lipverify.ir.region import Ball, Query
@@ -76,20 +74,7 @@ class Tokens:
             raise UnsupportedModel(reason)
         found = followed(graph, query)
         evidence = TokenGains(_steps(found, query), found.within, _units(graph, query))
-        value = Upper.of(found.value)
-        try:
-            upper, log10_upper = torch.tensor(float(value), dtype=torch.float64), None
-        except OverflowError:
-            upper, log10_upper = None, value.log10()
-        return Certificate(
-            upper=upper,
-            log10_upper=log10_upper,
-            query=query,
-            rigour=Rigour.REAL,
-            evidence=evidence,
-            made_by=repr(self),
-            graph_digest=graph.digest,
-        )
+        return certificate(self, graph, query, Upper.of(found.value), evidence)
 
 
 _WORDS: Mapping[str, str] = {

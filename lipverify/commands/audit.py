@@ -210,8 +210,8 @@ def _audit(options: AuditOptions, start: Start) -> Outcome:
     if options.claimed is not None:
         # A pair refutes a claim whether or not any analyzer bounds the network.
         refutation = _claimed(document, options.claimed, start.folder is not None)
-        if refutation is not None and code in (0, UnsupportedModel.exit_code, Undecided.exit_code):
-            code, failure = 0, failure or refutation
+        if code in (0, UnsupportedModel.exit_code, Undecided.exit_code):
+            failure = failure or refutation
     return Outcome(document, result.show, result.page, files, code, failure, beside)
 
 

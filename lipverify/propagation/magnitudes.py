@@ -33,17 +33,13 @@ def refuse_lost_products(graph: Graph) -> None:
     small: dict[str, float] = {}
     large: dict[str, float] = {}
     for node in graph.nodes:
-        small[node.name] = min((small[name] for name in node.inputs), default=0.0) + min(
-            least_bits(node.op), 1024.0
-        )
-        small[node.name] = min(small[node.name], 0.0)
+        before = min((small[name] for name in node.inputs), default=0.0)
+        small[node.name] = min(before + least_bits(node.op), 0.0)
     low = min(small, key=lambda name: small[name])
     if small[low] >= -RANGE:
         return
     for node in graph.nodes:
-        reached = (large[name] + _gain(node, graph[name]) for name in node.inputs)
-        large[node.name] = max(reached, default=0.0)
-        large[node.name] = max(large[node.name], 0.0)
+        large[node.name] = max([0.0, *(large[name] + _gain(node, graph[name]) for name in node.inputs)])
     high = max(large, key=lambda name: large[name])
     if large[high] > RANGE:
         raise UnsupportedModel(
@@ -66,9 +62,10 @@ def least_bits(op: Op) -> float:
 
 
 def _least(values: torch.Tensor) -> float:
-    size = values.double().abs()
-    size = size[size > 0]
-    return _bits(float(size.min())) if size.numel() else 0.0
+    # In its own type: a copy of a large file's weights as float64 would be twice the file.
+    size = values.abs()
+    least = float(size.masked_fill_(size == 0, math.inf).min()) if size.numel() else math.inf
+    return _bits(least) if least < math.inf else 0.0
 
 
 def _gain(node: Node, source: Node) -> float:

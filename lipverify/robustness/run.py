@@ -16,7 +16,7 @@ from lipverify.falsify import multiplications
 from lipverify.interpreter import evaluate
 from lipverify.ir.graph import Graph
 from lipverify.ir.norm import Norm
-from lipverify.loading.data.hints import ENOUGH
+from lipverify.loading.data.hints import all_wrong
 from lipverify.robustness.attack import Box
 from lipverify.robustness.constants import PairConstants
 from lipverify.robustness.journal import Journal
@@ -32,8 +32,6 @@ SEARCHED = 0.65
 """The part of a limited time that is for searches; the rest is for proofs."""
 QUICK = 1e7
 """Multiplications of a network for whose points closed forms are given even when no time is left."""
-_AT_ONCE = 256
-"""Points whose labels are compared with the network's at once."""
 SHARED = 10
 """The part of a limited time that constants of the whole input space may take: one in so many."""
 
@@ -149,10 +147,14 @@ def _require(graph: Graph, x: Tensor, labels: list[int] | None, plan: Plan) -> N
         if not low < high or bool(outside.any()):
             index = int(outside.double().argmax())
             raise UsageError(f"point {index} lies outside the input box [{low:g}, {high:g}]")
-    if labels is not None and len(labels) >= ENOUGH:
+    if labels is not None:
         exact = graph.to(dtype=torch.float64)
-        parts = zip(x.split(_AT_ONCE), torch.tensor(labels).split(_AT_ONCE), strict=True)
-        if not any(bool((evaluate(exact, p).flatten(1).argmax(1) == y).any()) for p, y in parts):
+
+        def predict(some: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+            found: np.ndarray[Any, Any] = evaluate(exact, torch.from_numpy(some)).flatten(1).argmax(1).numpy()
+            return found
+
+        if all_wrong(x.numpy(), np.array(labels), predict):
             raise UsageError(
                 f"all {len(labels)} labels are wrong, which says more about how the data is read than about the network; "
                 "are they in the order of the outputs, from 0, and the points in the units of training? "

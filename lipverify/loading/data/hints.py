@@ -18,19 +18,21 @@ _RIGHT = 0.5
 Predict = Callable[[NDArray[np.float64]], NDArray[np.int64]]
 
 
+def all_wrong(x: NDArray[np.float64], y: NDArray[np.int64], predict: Predict) -> bool:
+    """Whether there are labels enough to say, and every one is wrong; ends at the first that is right, some points at once."""
+    parts = (slice(k, k + SAMPLE) for k in range(0, len(y), SAMPLE))
+    return len(y) >= ENOUGH and not any(bool((predict(x[part]) == y[part]).any()) for part in parts)
+
+
 def label_hint(points: Points, predict: Predict) -> str | None:
     """A sentence where every label is wrong, None where some are right or there are too few to say.
 
     predict: x [samples, ...] -> the output that is largest [samples].
     """
-    if points.y is None or len(points.y) < ENOUGH:
+    if points.y is None or not all_wrong(points.x, points.y, predict):
         return None
-    x, y = points.x[:SAMPLE], points.y[:SAMPLE]
+    x, y = points.x, points.y
     found = predict(x)
-    if len(points.y) > SAMPLE and not bool((found == y).any()):
-        found, y, x = predict(points.x), points.y, points.x
-    if bool((found == y).any()):
-        return None
     best = max(_others(points, x, y, found, predict), key=lambda other: other[0], default=(0.0, ""))
     said = f"all {len(y)} labels are wrong, which says more about how the data is read than about the network"
     if best[0] >= _RIGHT:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lipverify import ops
-from lipverify.analyzers.affine_runs import absolute
+from lipverify.analyzers.affine_runs import Run, absolute, run_matrix
 from lipverify.analyzers.lipsdp.canonical import canonical_form, commuted
 from lipverify.analyzers.lipsdp.cutting import between
 from lipverify.analyzers.lipsdp.system import BlockSystem
@@ -27,7 +27,6 @@ from lipverify.errors import UnsupportedModel
 from lipverify.ir.graph import Graph, Node
 from lipverify.ir.op import Op
 from lipverify.linalg.rounding import gamma
-from lipverify.propagation.adjoint import adjoint
 from lipverify.rules import linear, slopes
 
 Pair = tuple[int, int]
@@ -339,22 +338,13 @@ def _rows(run: list[Node], source: Node) -> tuple[Tensor, float]:
     arithmetic = [n for n in run if not isinstance(n.op, ops.Reshape | ops.Transpose)]
     if math.prod(run[-1].shape) * source.size > _ENTRIES:
         raise UnsupportedModel(f"{run[-1].describe()} reads {source.size} numbers: its matrix is too large")
-    found = _matrix(run, source, lambda op: op)
+    affine = Run(tuple(run), (source.shape,))
+    found = run_matrix(affine, lambda op: op)
     if len(arithmetic) == 1 and isinstance(arithmetic[0].op, ops.Linear):
         return found, 0.0
     # Componentwise |computed - exact| <= gamma |A_k| ... |A_1| (Higham, section 3.5), whose own rounding the factor 2 covers.
     count = sum(math.prod(node.shape) + 16 for node in (source, *run))
-    return found, 2.0 * gamma(count) * float(_matrix(run, source, absolute).max())
-
-
-def _matrix(run: list[Node], source: Node, change: Callable[[Op], Op]) -> Tensor:
-    """Row by row, by pulling the outputs back: [m, size of source]."""
-    shapes = [source.shape, *(node.shape for node in run)]
-    size = math.prod(shapes[-1])
-    rows = torch.eye(size, dtype=torch.float64).reshape(size, *shapes[-1])
-    for node, shape in zip(reversed(run), reversed(shapes[:-1]), strict=True):
-        (rows,) = adjoint(change(node.op.to(dtype=torch.float64, device="cpu")), rows, (shape,))
-    return rows.reshape(size, source.size)
+    return found, 2.0 * gamma(count) * float(run_matrix(affine, absolute).max())
 
 
 _ENTRIES = 1 << 27
