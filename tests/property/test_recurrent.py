@@ -14,6 +14,7 @@ import lipverify as lv
 from lipverify.checkers.evaluation import evaluate as checked
 from lipverify.checkers.evaluation import shown
 from lipverify.checkers.reader import model_of_bytes
+from lipverify.errors import UnsupportedModel
 from lipverify.frontends.onnx import extract_onnx
 from lipverify.frontends.torch_export import extract
 from lipverify.interpreter import evaluate
@@ -119,8 +120,6 @@ def recurrent(draw: np.random.Generator, kind: str) -> onnx.ModelProto:
     if draw.integers(2):
         tensors["h"], given[5] = random(*state), "h"
     settings: dict[str, object] = {"hidden_size": hidden, "direction": direction}
-    if draw.integers(2):
-        settings["clip"] = 0.6
     if kind == "GRU":
         settings["linear_before_reset"] = int(draw.integers(2))
     if kind == "LSTM":
@@ -129,8 +128,6 @@ def recurrent(draw: np.random.Generator, kind: str) -> onnx.ModelProto:
             tensors["c"], given[6] = random(*state), "c"
         if draw.integers(2):
             tensors["P"], given[7] = random(ways, 3 * hidden), "P"
-        if draw.integers(2):
-            settings["input_forget"] = 1
     if draw.integers(2):
         plain = {"RNN": ["Relu"], "GRU": ["Sigmoid", "Softsign"], "LSTM": ["Sigmoid", "Tanh", "Relu"]}[kind]
         settings["activations"] = plain * ways
@@ -155,20 +152,29 @@ def test_operators_of_files(seed: int) -> None:
     steps, _, inputs = runtime.get_inputs()[0].shape
     files = [model, *([batch_first(model)] if seed % 4 == 3 else [])]
     graphs = [extract_onnx(file, check=file is model) for file in files]
-    options = {attribute.name for attribute in model.graph.node[0].attribute}
-    covered = not options & {"clip", "input_forget"} and "P" not in model.graph.node[0].input
     programs = [model_of_bytes("m.onnx", file.SerializeToString()) for file in files]
-    assert all((read.program is not None) == covered for read in programs), programs[0].reason
+    assert all(read.program is not None for read in programs), programs[0].reason
     for x in np.random.default_rng(1000 + seed).standard_normal((4, steps, 1, inputs)).astype(np.float32) * 2:
         wanted = np.asarray(runtime.run(None, {"x": x})[0]).ravel()
         for graph in graphs:
             sample = torch.from_numpy(x.reshape(1, *graph.input_shape))
             found = evaluate(graph, sample).detach().numpy().ravel()
             np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
-        for read in programs if covered else ():
+        for read in programs:
             (output,) = read.program.outputs
             shown_there = shown(output.view, checked(read.program, x.reshape(1, -1).astype(np.float64)))
             np.testing.assert_allclose(shown_there.ravel(), wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "value"), [("clip", 0.6), ("input_forget", 1)])
+def test_options_that_runtimes_read_differently_are_refused_by_both_readers(name: str, value: float) -> None:
+    model = recurrent(np.random.default_rng(0), "LSTM")
+    model.graph.node[0].attribute.append(helper.make_attribute(name, value))
+    with pytest.raises(
+        UnsupportedModel, match=f'LSTM "layer".*{name} is not covered.*export the layer without {name}'
+    ):
+        extract_onnx(model)
+    assert name in model_of_bytes("m.onnx", model.SerializeToString()).reason
 
 
 def batch_first(model: onnx.ModelProto) -> onnx.ModelProto:

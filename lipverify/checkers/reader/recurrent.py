@@ -1,7 +1,7 @@
 """RNN, GRU and LSTM of known length with stored weights, written out step by step.
 
-Gates as ONNX orders them: of LSTM input, output, forget, cell; of GRU update, reset, new. Clips, peepholes, coupled gates and
-activations with settings are not read.
+Gates as ONNX orders them: of LSTM input, output, forget, cell; of GRU update, reset, new. Clips, coupled gates and activations
+with settings are not read.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ _KNOWN = ("Tanh", "Sigmoid", "Relu", "Softsign")
 
 
 class _Cell(NamedTuple):
-    """One direction. weight: [gates * hidden, inputs]; recurrent: [gates * hidden, hidden]; biases of both: [gates * hidden]."""
+    """One direction. weight: [gates * hidden, inputs]; recurrent: [gates * hidden, hidden]; biases of both: [gates * hidden].
+
+    peephole: [3, hidden], what the input, output and forget gate of an LSTM see of its memory, entry by entry.
+    """
 
     weight: Stored
     recurrent: Stored
@@ -34,6 +37,7 @@ class _Cell(NamedTuple):
     recurrent_bias: Array
     laws: tuple[str, ...]
     before: bool
+    peephole: Array | None
 
     def rows(self, first: int, last: int) -> tuple[Stored, Array]:
         """Recurrent weights and biases of some gates."""
@@ -57,7 +61,6 @@ def _recurrent(p: Builder, c: Call) -> Results:
     if c.operand(4) is not None:
         need(all(n == len(places) for n in c.integers_at(4, True)), "sequences of unequal lengths")
     cells = _cells(c, len(backward), x)
-    need(c.op != "LSTM" or c.operand(7) is None, "peepholes are not covered by the checker")
     starts = [c.operand(k) for k in ((5, 6) if c.op == "LSTM" else (5,))]
     rows = [x.showing(row) for row in places]
     outputs: list[list[Value]] = []
@@ -99,9 +102,12 @@ def _cells(c: Call, ways: int, x: Value) -> list[_Cell]:
     laws = c.texts("activations", _LAWS[c.op] * ways)
     need(len(laws) == count * ways and all(law in _KNOWN for law in laws), f"{c.op} with other activations")
     before = c.flag("linear_before_reset", 0) if c.op == "GRU" else True
+    peephole = c.optional(7, x.kind) if c.op == "LSTM" else None
+    need(peephole is None or peephole.shape == (ways, 3 * hidden), "peepholes of another size")
     return [
         _Cell(weight.showing(weight.array[d]), recurrent.showing(recurrent.array[d]), bias[d, : gates * hidden],
-              bias[d, gates * hidden :], tuple(laws[count * d : count * (d + 1)]), before)
+              bias[d, gates * hidden :], tuple(laws[count * d : count * (d + 1)]), before,
+              None if peephole is None else peephole[d].reshape(3, hidden))
         for d in range(ways)
     ]  # fmt: skip
 
@@ -174,11 +180,17 @@ def _gru(p: Builder, cell: _Cell, x: Value, h: Value | None) -> tuple[Value]:
 def _lstm(p: Builder, cell: _Cell, x: Value, h: Value | None, memory: Value | None) -> tuple[Value, Value]:
     own, n = _linear(p, cell.weight, cell.bias, x), cell.hidden
     total = _added(p, own, _of_state(p, *cell.rows(0, 4), h), cell.recurrent_bias)
-    i, o, f = (p.scalar(_gate(total, k, n), cell.laws[0]) for k in range(3))
-    kept = combined(p, "Mul", [i, p.scalar(_gate(total, 3, n), cell.laws[1])])
+
+    def gate(k: int, seen: Value | None) -> Value:
+        found = _gate(total, k, n)
+        if cell.peephole is not None and seen is not None:
+            found = combined(p, "Add", [found, p.scaled(seen, cell.peephole[k])])
+        return p.scalar(found, cell.laws[0])
+
+    kept = combined(p, "Mul", [gate(0, memory), p.scalar(_gate(total, 3, n), cell.laws[1])])
     if memory is not None:
-        kept = combined(p, "Add", [combined(p, "Mul", [f, memory]), kept])
-    return combined(p, "Mul", [o, p.scalar(kept, cell.laws[2])]), kept
+        kept = combined(p, "Add", [combined(p, "Mul", [gate(2, memory), memory]), kept])
+    return combined(p, "Mul", [gate(1, kept), p.scalar(kept, cell.laws[2])]), kept
 
 
 _STEPS: dict[str, Callable[..., tuple[Value, ...]]] = {"RNN": _rnn, "GRU": _gru, "LSTM": _lstm}

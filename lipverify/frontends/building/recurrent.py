@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lipverify import ops
 from lipverify.frontends.builder import Builder, Operand, Value
 from lipverify.frontends.building.vanishing import contracted
 from lipverify.ir.op import Op
@@ -34,9 +33,7 @@ class Cell:
     recurrent_bias: Tensor
     activations: tuple[Op, ...]
     before: bool = True
-    clip: float | None = None
     peephole: tuple[Tensor, Tensor, Tensor] | None = None
-    coupled: bool = False
 
 
 def unrolled(
@@ -84,8 +81,6 @@ def _plus(b: Builder, *terms: Operand) -> Value:
 
 
 def _activated(b: Builder, cell: Cell, which: int, x: Value) -> Value:
-    if cell.clip is not None:
-        x = b.elementwise(ops.Clip(-cell.clip, cell.clip), x)
     return b.elementwise(cell.activations[which], x)
 
 
@@ -133,7 +128,7 @@ def _lstm(b: Builder, cell: Cell, x: Value, h: Operand, c: Operand | None) -> tu
         return _activated(b, cell, which, value)
 
     i = act(0, seen(0, 0, c))
-    f = b.minus(torch.ones((), dtype=cell.weight.dtype), i) if cell.coupled else act(0, seen(1, 2, c))
+    f = act(0, seen(1, 2, c))
     memory = _plus(b, b.times(f, c), b.times(i, act(1, parts[2])))
     o = act(0, seen(3, 1, memory))
     return b.times(o, b.elementwise(cell.activations[2], memory)), memory

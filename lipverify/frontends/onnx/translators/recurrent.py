@@ -30,6 +30,10 @@ def _recurrent(c: Call) -> list[Any]:
     b, x = c.build, c.value()
     if x.rank != 3:
         raise c.invalid(f"its input has {x.rank} axes")
+    for name in ("clip", "input_forget"):
+        # Runtimes do not agree: whether the memory is clipped where an LSTM puts it out, or clips count at all.
+        if c.attribute(name):
+            raise c.refuse(f"{name} is not covered", f"export the layer without {name}")
     batched = c.attribute("layout", 0) == 1
     time, batch = (1, 0) if batched else (0, 1)
     steps, samples = x.source_shape[time], x.source_shape[batch]
@@ -109,6 +113,8 @@ def _cell(c: Call, direction: int, directions: int) -> Cell:
             f"activation {unknown[0][:30]!r} is not covered in a recurrent layer", "use the default ones"
         )
     peephole = c.optional(7, "peephole weights") if c.op == "LSTM" else None
+    if peephole is not None and tuple(peephole.shape) != (directions, 3 * hidden):
+        raise c.invalid(f"its peephole weights {list(peephole.shape)} do not fit its weights")
     order = [n for gate in _ORDER[c.op] for n in range(gate * hidden, (gate + 1) * hidden)]
     return Cell(
         c.op,
@@ -117,10 +123,8 @@ def _cell(c: Call, direction: int, directions: int) -> Cell:
         bias[direction, : gates * hidden][order],
         bias[direction, gates * hidden :][order],
         tuple(_ACTIVATIONS[name.lower()] for name in names),
-        before=bool(c.attribute("linear_before_reset", 0)),
-        clip=c.attribute("clip"),
+        before=c.flag("linear_before_reset"),
         peephole=None if peephole is None else _peepholes(peephole[direction], hidden),
-        coupled=bool(c.attribute("input_forget", 0)),
     )
 
 
