@@ -179,6 +179,10 @@ def vector_norms(a: Tensor, norm: str) -> Tensor:
 
 
 def _frobenius(a: Tensor) -> Tensor:
+    if a.is_complex():
+        # Squares of real and imaginary parts: no root for each entry.
+        size = torch.view_as_real(a.resolve_conj()).square().sum((-3, -2, -1)).sqrt()
+        return inflate(size, gamma(2 * a.shape[-2] * a.shape[-1] + 4))
     return vector_norms(a.flatten(-2)[..., None, :], "l2")[..., 0]
 
 

@@ -27,6 +27,8 @@ from lipverify.linalg.rounding import UNIT_ROUNDOFF, gamma, inflate
 _CHUNK_ENTRIES = 1 << 22
 # Real multiplications and frequencies that one search may spend: a second or two on one core.
 _WORK, _MOST_FREQUENCIES = 4e10, 8192
+# Symbols with more rows and columns than this are not bounded by sums of their entries first.
+_SIDE = 32
 # The search stops when the bound is this close to the largest norm seen.
 _TOLERANCE = 1e-4
 # Thresholds are this much above single precision estimates, so that their proof does not fail by rounding.
@@ -112,11 +114,17 @@ class Symbol:
         look()
         values, error = self.evaluate(frequencies)
         values = values if values.shape[-2] >= values.shape[-1] else values.mH
-        bounds = interpolation_bound(values).amax(-1)
+        bounds = torch.full((len(values),), math.inf, dtype=torch.float64, device=values.device)
+        # Cheap bounds pass small symbols; from a size on they hardly ever do, and cost as much as a proof.
+        if values.shape[-1] <= _SIDE:
+            bounds = interpolation_bound(values).amax(-1)
         open_ = bounds > enough
         tested = open_ & (enough > 0) if values.shape[-1] > 1 else torch.zeros_like(open_)
         if bool(tested.any()):
-            found, proved = threshold_bound(values[tested], enough[tested, None])
+            whole = bool(tested.all())
+            found, proved = threshold_bound(
+                values if whole else values[tested], (enough if whole else enough[tested])[:, None]
+            )
             proved = proved.all(-1)
             passed = tested.nonzero()[:, 0][proved]
             bounds[passed] = found.amax(-1)[proved]

@@ -21,6 +21,7 @@ from lipverify.ir.certificate import Certificate, Rigour
 from lipverify.ir.graph import Graph
 from lipverify.ir.norm import Norm
 from lipverify.ir.region import Everywhere, Query
+from lipverify.memory import share
 
 if TYPE_CHECKING:
     from lipverify.certificates import writing
@@ -98,8 +99,20 @@ def refuses_frequencies(graph: Graph, query: Query) -> str | None:
     return _too_large(form)
 
 
+_TIMES, _SLAB = 12.0, 1 << 30
+"""What a gradient holds, in symbols and one elimination; bytes of a slab of frequencies, where it may be smaller."""
+
+
+def slabs_of(form: Form, single: bool) -> int:
+    """In how many parts the frequencies are taken, for memory."""
+    held = work_of(form)[0] * _TIMES / (2 if single else 1)
+    return math.ceil(held / share(_SLAB))
+
+
 def _too_large(form: Form) -> str | None:
-    held, limit = work_of(form)[0] * 8.0, available_memory(torch.device("cpu"))
+    some = next(iter(form.torus))
+    columns = form.points(some)[1] * some[1] // form.coarsest[1]
+    held, limit = work_of(form)[0] * _TIMES / columns, available_memory(torch.device("cpu"))
     if held > limit:
         return f"needs about {held / 2**30:.1f} GiB for symbols at every frequency; {limit / 2**30:.1f} GiB are available"
     return None
@@ -118,10 +131,10 @@ def bound_frequencies(
     if reason is not None:
         raise UnsupportedModel(reason)
     # Searches of large networks are in float32; the proof is in float64 either way.
-    held, work = work_of(form)
+    _, work = work_of(form)
     single = work > LARGE
     begun = time.monotonic()
-    searching = Frequencies(form, compute.device, single)
+    searching = Frequencies(form, compute.device, single).slabs(slabs_of(form, single))
     first = closed_form(searching)
     # The proof is in float64, and an evaluation with every rounding.
     reserve = min(4.0 * (time.monotonic() - begun), 0.75 * compute.remaining())
@@ -130,15 +143,15 @@ def bound_frequencies(
     candidates, notes = [first], ["one multiplier a channel, over frequencies"]
     interrupted = False
     if searched:
-        evaluations = max(0, int(SECONDS * RATE / max(work, 1.0)))
-        sparing = 12.0 * held > available_memory(torch.device("cpu"))
-        soon = None if compute.deadline is None else compute.deadline - reserve
-        best, interruption = Search(searching, replace(compute, deadline=soon), evaluations, sparing).run(
-            first
+        # Gradients of several slabs eliminate each of them twice.
+        evaluations = max(
+            0, int(SECONDS * RATE / max(work * (1.0 if len(searching) == 1 else 4.0 / 3.0), 1.0))
         )
+        soon = None if compute.deadline is None else compute.deadline - reserve
+        best, interruption = Search(searching, replace(compute, deadline=soon), evaluations).run(first)
         candidates.insert(0, best)
         interrupted, notes = interruption.happened, [*notes, *interruption.notes]
-    frequencies = Frequencies(form, compute.device) if single else searching
+    frequencies = Frequencies(form, compute.device).slabs(slabs_of(form, False)) if single else searching
     for multipliers in candidates:
         upper = proved(frequencies, multipliers)
         if upper is not None:

@@ -5,8 +5,11 @@ channel. With y = V w the bound is upper^2 = lambda_max(V A^-1 V*), feasible whe
 A block is eliminated when all that reads it is there. A strided reader stands at the coarser frequency; the aliases of that
 frequency are independent of one another until then, so what a block adds to coarser ones is a sum over its aliases.
 
+Frequencies of the coarsest torus are independent of one another until the end, so that a slab of them at a time is enough.
+
 Layout: arrays over the frequencies of a torus that is f times as fine as the coarsest one (N points, half of them on the
-first axis by conjugation) are [f, N // 2 + 1, f, N, ..., ...]: entry (a, h, b, k) is the frequency (a N + h, b N + k).
+first axis by conjugation) are [f, N // 2 + 1, f, n, ..., ...]: entry (a, h, b, k) is the frequency (a N + h, b N + c_k), c the
+columns in hand.
 """
 
 from __future__ import annotations
@@ -14,12 +17,10 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
 from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from lipverify.analyzers.lipsdp.frequencies.form import INPUT, Form, Kernel, Pair, Path
 from lipverify.deadline import look
@@ -27,30 +28,53 @@ from lipverify.errors import UnsupportedModel
 
 
 class Frequencies:
-    """Symbols of a form, computed once, and the elimination for given multipliers."""
+    """Symbols of a form at some frequencies, and the elimination for given multipliers.
 
-    def __init__(self, form: Form, device: torch.device | None = None, single: bool = False) -> None:
-        self.form, self.device = form, device or torch.device("cpu")
+    columns: numerators on the second axis of the coarsest torus, all of them where none are given. keep: whether symbols stay
+    where they are wanted again; else they are made anew, which is cheap beside eliminating with them.
+    """
+
+    def __init__(self, form: Form, device: torch.device | None = None, single: bool = False,
+                 columns: range | None = None, keep: bool = True) -> None:  # fmt: skip
+        self.form, self.device, self.single, self.keep = form, device or torch.device("cpu"), single, keep
         self.real, self.complex = (
             (torch.float32, torch.complex64) if single else (torch.float64, torch.complex128)
         )
         coarsest, some = form.coarsest, next(iter(form.torus))
         points = form.points(some)
         self.count: Pair = points[0] * some[0] // coarsest[0], points[1] * some[1] // coarsest[1]
-        self.half = self.count[0] // 2 + 1
+        self.half, self.columns = self.count[0] // 2 + 1, columns or range(self.count[1])
         self.fine = {s: (coarsest[0] // s[0], coarsest[1] // s[1]) for s in form.torus}
         """How much finer than the coarsest torus that of a scale is."""
         self.scales = [block.reads.scale for block in form.blocks]
         self.channels = [block.reads.channels for block in form.blocks]
-        self.symbols = [{j: self.symbol(paths, j, block.reads.scale) for j, paths in block.reads.parts.items()}
-                        for block in form.blocks]  # fmt: skip
-        self.last = {j: self.symbol(paths, j, form.last.scale) for j, paths in form.last.parts.items()}
         self.order = self._order()
         # The output stands behind all blocks, as one more that is never eliminated.
         self.out = len(self.scales)
         self.scales.append(form.last.scale)
         self.channels.append(form.last.channels if form.rows is None else len(form.rows))
+        self._symbols: dict[tuple[int, int], Tensor] = {}
         self._seen: dict[tuple[int, int], Tensor] = {}
+        self._spectrum: Tensor | None = None
+
+    def slabs(self, count: int) -> list[Frequencies]:
+        """These frequencies in about so many parts, of whole columns."""
+        n = len(self.columns)
+        if count <= 1 or n == 1:
+            return [self]
+        width = -(-n // min(count, n))
+        return [Frequencies(self.form, self.device, self.single, self.columns[k : k + width], False)
+                for k in range(0, n, width)]  # fmt: skip
+
+    def between(self, k: int, j: int) -> Tensor:
+        """The symbol H_kj, of block k (`out`: the last value) over block j, at the frequencies of j."""
+        if (k, j) in self._symbols:
+            return self._symbols[k, j]
+        reads = self.form.last if k == self.out else self.form.blocks[k].reads
+        found = self.symbol(reads.parts[j], j, reads.scale)
+        if self.keep:
+            self._symbols[k, j] = found
+        return found
 
     def weights(self) -> Tensor:
         """How often each frequency of the half torus counts in a sum over all: [half]."""
@@ -63,10 +87,10 @@ class Frequencies:
     # -- symbols
 
     def frequencies(self, scale: Pair, axis: int) -> tuple[Tensor, int]:
-        """Numerators over the torus of a scale, in layout, and its points: [f, half] or [f, N]."""
+        """Numerators over the torus of a scale, in layout, and its points: [f, half] or [f, n]."""
         f, n = self.fine[scale][axis], self.count[axis]
-        kept = self.half if axis == 0 else n
-        return torch.arange(f)[:, None] * n + torch.arange(kept)[None], f * n
+        kept = range(self.half) if axis == 0 else self.columns
+        return torch.arange(f)[:, None] * n + torch.arange(kept.start, kept.stop)[None], f * n
 
     def phases(self, kernel: Kernel, scale: Pair, axis: int) -> Tensor:
         """exp(2 pi i w (dilation k - before)) at the frequencies of a scale: [f, kept, taps]. Turns are reduced as integers."""
@@ -78,7 +102,7 @@ class Frequencies:
     def layout(self, scale: Pair) -> tuple[int, int, int, int]:
         """The first four axes of arrays over the frequencies of a scale."""
         f = self.fine[scale]
-        return f[0], self.half, f[1], self.count[1]
+        return f[0], self.half, f[1], len(self.columns)
 
     def symbol(self, paths: Sequence[Path], source: int, target: Pair) -> Tensor:
         """The sum over paths at the frequencies of the source, [f, half, f, N, out, in], over the root of all strides."""
@@ -108,7 +132,7 @@ class Frequencies:
     def _order(self) -> list[tuple[str, int]]:
         """("add", k) and ("eliminate", k): a block goes when its readers are there and nothing finer is left."""
         count = len(self.scales)
-        readers = {j: [k for k in range(count) if j in self.symbols[k]] for j in range(count)}
+        readers = {j: [k for k in range(count) if j in self.form.blocks[k].reads.parts] for j in range(count)}
         order: list[tuple[str, int]] = []
         live: list[int] = []
         for k in range(count):
@@ -122,33 +146,21 @@ class Frequencies:
     def _next(self, live: list[int], readers: Mapping[int, list[int]], now: int) -> int | None:
         finest = max((self.fine[self.scales[j]] for j in live), default=(1, 1))
         for j in live:
-            done = j not in self.last and all(k <= now for k in readers[j])
+            done = j not in self.form.last.parts and all(k <= now for k in readers[j])
             if done and self.fine[self.scales[j]] == finest:
                 return j
         return None
 
     # -- elimination
 
-    def reduced(self, choose: Choose, arithmetic: Arithmetic) -> Reduced | None:
-        """What is left of A for the blocks that the last value reads; None where A is not positive definite.
-
-        choose: the multipliers [channels] of a block of neurons, when everything before it is there.
-        """
-        state = Reduced(self, {}, [])
-        for what, k in self.order:
-            look()
-            if what == "add":
-                state.add(k, None if k == INPUT else choose(k, state), arithmetic)
-            elif not state.eliminate(k, arithmetic):
-                return None
-        return state
-
-    @cached_property
+    @property
     def spectrum(self) -> Tensor:
         """The rows of the run behind the last value over unitary coefficients, at the last value's frequencies.
 
         [f, half, f, N, m, c]. Two products with phases, so that roundings are those of ordinary sums.
         """
+        if self._spectrum is not None:
+            return self._spectrum
         form = self.form
         assert form.rows is not None
         n, c, scale = form.last.size, form.last.channels, form.last.scale
@@ -161,7 +173,9 @@ class Frequencies:
             phases.append(self.phases(kernel, scale, axis).to(self.complex))
         found = torch.einsum("mcxy,ahx->mcyah", rows, phases[0])
         found = torch.einsum("mcyah,bny->ahbnmc", found, phases[1])
-        return found / math.sqrt(math.prod(form.points(scale)))
+        found = found / math.sqrt(math.prod(form.points(scale)))
+        self._spectrum = found if self.keep else None
+        return found
 
     def finer(self, i: int, k: int) -> Pair:
         """How fine the finer of two tori is.
@@ -181,13 +195,16 @@ class Frequencies:
         """H_i0 H_k0*, summed over aliases, at the finer frequencies of both."""
         if (i, k) not in self._seen:
             finer = self.finer(i, k)
-            product = self.symbols[i][INPUT] @ self.symbols[k][INPUT].mH
-            self._seen[i, k] = folded(product, self.fine[self.scales[INPUT]], finer)
+            product = self.between(i, INPUT) @ self.between(k, INPUT).mH
+            found = folded(product, self.fine[self.scales[INPUT]], finer)
+            if not self.keep:
+                return found
+            self._seen[i, k] = found
         return self._seen[i, k]
 
     def reading(self, j: int) -> Tensor:
         """The output over block j at the frequencies of j: [f, half, f, N, outputs, channels]."""
-        symbol = self.last[j]
+        symbol = self.between(self.out, j)
         if self.form.rows is None:
             return symbol
         return self.repeated(self.spectrum, self.form.last.scale, self.scales[j]) @ symbol
@@ -229,10 +246,10 @@ class Reduced:
         self.live.append(k)
         if multipliers is not None:
             self.given[k] = multipliers
-        for j in of.symbols[k]:
+        for j in of.form.blocks[k].reads.parts:
             assert multipliers is not None
             known = j == INPUT and self.untouched and arithmetic.plain and INPUT in self.live
-            self.matrix[k, j] = of.symbols[k][j] if known else arithmetic.coupled(self, k, j, multipliers)
+            self.matrix[k, j] = of.between(k, j) if known else arithmetic.coupled(self, k, j, multipliers)
 
     def eliminate(self, j: int, arithmetic: Arithmetic) -> bool:
         """Whether block j could be eliminated: its own block is positive definite."""
@@ -316,7 +333,24 @@ class Reduced:
         return some.new_zeros(*some.shape[:-1], self.of.channels[k])
 
 
-Choose = Callable[[int, Reduced], Tensor]
+Choose = Callable[[int, Sequence[Reduced]], Tensor]
+
+
+def reduced(slabs: Sequence[Frequencies], choose: Choose, arithmetic: Arithmetic) -> list[Reduced] | None:
+    """What is left of A for the blocks that the last value reads, in each slab; None where A is not positive definite.
+
+    choose: the multipliers [channels] of a block of neurons, when everything before it is there in all slabs.
+    """
+    states = [Reduced(each, {}, []) for each in slabs]
+    for what, k in slabs[0].order:
+        look()
+        if what == "add":
+            multipliers = None if k == INPUT else choose(k, states)
+            for state in states:
+                state.add(k, multipliers, arithmetic)
+        elif not all(state.eliminate(k, arithmetic) for state in states):
+            return None
+    return states
 
 
 class Arithmetic(Protocol):
@@ -354,18 +388,8 @@ class Plain:
 
     plain = True
 
-    def __init__(self, sparing: bool = False) -> None:
-        self.sparing = sparing
-        """Whether gradients compute what they need again, instead of keeping it: half the speed, a third of the memory."""
-
     def coupled(self, state: Reduced, k: int, j: int, multipliers: Tensor) -> Tensor:
-        return -multipliers[:, None] * state.of.symbols[k][j]
-
-    def eliminated(self, a: Tensor, b: Tensor) -> Tensor | None:
-        if self.sparing and (a.requires_grad or b.requires_grad):
-            found: Tensor | None = checkpoint(self._eliminated, a, b, use_reentrant=False)
-            return found
-        return self._eliminated(a, b)
+        return -multipliers[:, None] * state.of.between(k, j)
 
     def read(self, state: Reduced, j: int) -> Tensor:
         return state.of.reading(j)
@@ -375,7 +399,7 @@ class Plain:
             return total
         return total - (known.real * state.of.weights()[:, None, None, None, None]).sum((0, 1, 2, 3))
 
-    def _eliminated(self, a: Tensor, b: Tensor) -> Tensor | None:
+    def eliminated(self, a: Tensor, b: Tensor) -> Tensor | None:
         factor, failed = torch.linalg.cholesky_ex(a)
         if bool(failed.any()):
             return None

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lipverify.analyzers.lipsdp.frequencies.elimination import Frequencies, Reduced, folded
+from lipverify.analyzers.lipsdp.frequencies.elimination import Frequencies, Reduced, folded, reduced
 from lipverify.analyzers.lipsdp.frequencies.form import INPUT, Pair, Path
 from lipverify.analyzers.lipsdp.frequencies.search import Multipliers, dense_matrix, dense_parts
 from lipverify.analyzers.lipsdp.system import BlockSystem
@@ -116,7 +116,7 @@ class Enclosed:
         """Roots of diagonals, about: what an entry is off by is shared by two diagonals in their proportion."""
 
     def coupled(self, state: Reduced, k: int, j: int, multipliers: Tensor) -> Tensor:
-        symbol = state.of.symbols[k][j]
+        symbol = state.of.between(k, j)
         paths = state.of.form.blocks[k].reads.parts[j]
         strides = _strides(state.of.scales[j], state.of.scales[k])
         off = self._symbol_error(paths, strides) + 8.0 * UNIT_ROUNDOFF * symbol.abs()
@@ -200,7 +200,7 @@ class Enclosed:
         fine, scales = self.of.fine, self.of.scales
         finer = self.of.finer(i, k)
         if off.ndim == 2:
-            off = off.expand(finer[0], self.of.half, finer[1], self.of.count[1], -1, -1)
+            off = off.expand(finer[0], self.of.half, finer[1], len(self.of.columns), -1, -1)
         ratio = self._size_of(state, i)[:, None] / self._size_of(state, k)
         for block, sums in ((i, (off * ratio).sum(-1)), (k, (off / ratio).sum(-2)))[: 1 + (i != k)]:
             lowered = folded(sums, finer, fine[scales[block]]) * (1.0 + 2.0**-20)
@@ -239,21 +239,32 @@ def _size(paths: Sequence[Path], channels: int) -> Tensor:
     return total
 
 
-def proved(frequencies: Frequencies, multipliers: Multipliers) -> Upper | None:
+def proved(slabs: Sequence[Frequencies], multipliers: Multipliers) -> Upper | None:
     """The bound that these multipliers prove; None where they prove none.
 
     Statement: |f(x) - f(y)|_2 <= result |x - y|_2 for all x, y.
+
+    Args:
+        slabs: of all frequencies, in float64.
     """
-    arithmetic = Enclosed(frequencies)
-    state = frequencies.reduced(lambda k, _: multipliers.channels[k - 1], arithmetic)
-    gram = None if state is None else state.read_out(arithmetic)
-    if gram is None:
-        return None
-    form = frequencies.form
-    # What is left is small, and the dense part is on the CPU.
-    gram = gram.cpu()
+    grams: list[Tensor] = []
+    for slab in slabs:
+        arithmetic = Enclosed(slab)
+        states = reduced([slab], lambda k, _: multipliers.channels[k - 1], arithmetic)
+        gram = None if states is None else states[0].read_out(arithmetic)
+        if gram is None:
+            return None
+        # What is left is small, and the dense part is on the CPU.
+        grams.append(gram.cpu())
+    form = slabs[0].form
     if form.rows is None:
-        return _largest(gram)
+        return _largest(torch.cat(grams, 3))
+    gram = grams[0]
+    if len(grams) > 1:
+        every = torch.stack(grams)
+        slack = 2.0 * gamma(len(grams) + 4) * every.abs().sum((0, 2))
+        gram = every.sum(0) + torch.diag(slack)
+        gram = (gram + gram.T) / 2
     if form.dense is None:
         square = corner_upper(-gram, torch.zeros_like(gram), len(gram))
     else:

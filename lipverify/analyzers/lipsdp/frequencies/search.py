@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from lipverify.analyzers.lipsdp.frequencies.elimination import Frequencies, Plain, Reduced
+from lipverify.analyzers.lipsdp.frequencies.elimination import Frequencies, Plain, Reduced, reduced
 from lipverify.analyzers.lipsdp.system import BlockSystem
 from lipverify.analyzers.protocol import Compute, Interruption, keeping_best
 
@@ -28,20 +29,38 @@ class Multipliers:
         return (*self.channels, *self.neurons)
 
 
-def squares(frequencies: Frequencies, multipliers: Multipliers, sparing: bool = False) -> Tensor | None:
-    """Eigenvalues whose largest is the squared bound; None where the multipliers are infeasible."""
-    arithmetic = Plain(sparing)
-    state = frequencies.reduced(lambda k, _: multipliers.channels[k - 1], arithmetic)
-    gram = None if state is None else state.read_out(arithmetic)
-    if gram is None:
-        return None
-    if frequencies.form.dense is not None:
+def squares(slabs: Sequence[Frequencies], multipliers: Multipliers) -> Tensor | None:
+    """Eigenvalues whose largest is the squared bound; None where the multipliers are infeasible.
+
+    Of several slabs only what is left is kept: gradients eliminate each of them again.
+    """
+    grams: list[Tensor] = []
+    for slab in slabs:
+        again = len(slabs) > 1 and any(m.requires_grad for m in multipliers.channels)
+        one: Tensor | None = (
+            checkpoint(_gram, slab, *multipliers.channels, use_reentrant=False)
+            if again
+            else _gram(slab, *multipliers.channels)
+        )
+        if one is None:
+            return None
+        grams.append(one)
+    form = slabs[0].form
+    gram: Tensor | None = torch.cat(grams, 3) if form.rows is None else sum(grams[1:], grams[0])
+    assert gram is not None
+    if form.dense is not None:
         # Small, and one number after another: on the CPU, where the dense part is.
-        gram = behind(frequencies.form.dense, gram.double().cpu(), multipliers.neurons)
+        gram = behind(form.dense, gram.double().cpu(), multipliers.neurons)
     if gram is None:
         return None
     found: Tensor = torch.linalg.eigvalsh((gram + gram.mH) / 2).flatten()
     return found
+
+
+def _gram(slab: Frequencies, *channels: Tensor) -> Tensor | None:
+    """V A^-1 V* of the frequencies of a slab."""
+    states = reduced([slab], lambda k, _: channels[k - 1], Plain())
+    return None if states is None else states[0].read_out(Plain())
 
 
 def behind(system: BlockSystem, k: Tensor, neurons: Sequence[Tensor]) -> Tensor | None:
@@ -80,32 +99,27 @@ def dense_matrix(system: BlockSystem, k: Tensor, neurons: Sequence[Tensor]) -> t
     return (matrix + matrix.T) / 2, outputs + first @ k @ driven.T, first @ k @ first.T
 
 
-def closed_form(frequencies: Frequencies) -> Multipliers | None:
+def closed_form(slabs: Sequence[Frequencies]) -> Multipliers | None:
     """One number for each block, 1 / the largest eigenvalue of what its neurons read: feasible, and cheap.
 
     Source: Xu, Sivaranjani, NeurIPS 2024 (arXiv 2404.04375), ECLipsE-Fast, at every frequency.
     """
     channels: list[Tensor] = []
 
-    def choose(k: int, state: Reduced) -> Tensor:
-        ones = torch.ones(frequencies.channels[k], dtype=frequencies.real, device=frequencies.device)
-        trial = state.copy()
-        trial.add(k, ones, Plain())
-        trial.matrix[k, k] = torch.zeros_like(trial.matrix[k, k])
-        for j in sorted(state.live, key=lambda j: frequencies.fine[frequencies.scales[j]], reverse=True):
-            if not trial.eliminate(j, Plain()):
-                break
-        largest = _largest(-trial.matrix[k, k])
+    def choose(k: int, states: Sequence[Reduced]) -> Tensor:
+        ones = torch.ones(states[0].of.channels[k], dtype=states[0].of.real, device=states[0].of.device)
+        largest = max(_seen_by(k, state, ones) for state in states)
         channels.append((ones / largest if largest > 0 else ones).double().cpu())
         return channels[-1]
 
-    state = frequencies.reduced(choose, Plain())
-    gram = None if state is None else state.read_out(Plain())
-    if gram is None:
+    states = reduced(slabs, choose, Plain())
+    grams = [state.read_out(Plain()) for state in states or []]
+    if not grams or any(gram is None for gram in grams):
         return None
-    system, neurons = frequencies.form.dense, list[Tensor]()
+    system, neurons = slabs[0].form.dense, list[Tensor]()
     if system is not None:
-        gram = gram.double().cpu()
+        gram = sum(each.double().cpu() for each in grams if each is not None)
+        assert isinstance(gram, Tensor)
         for i, n in enumerate(system.sizes):
             # What block i reads, through everything before it.
             part = BlockSystem(system.inputs, n, system.sizes[:i], {j: m for j, m in system.U.items() if j < i},
@@ -117,6 +131,17 @@ def closed_form(frequencies: Frequencies) -> Multipliers | None:
             largest = float(torch.linalg.eigvalsh(seen)[-1])
             neurons.append(torch.full((n,), 1.0 / largest if largest > 0 else 1.0, dtype=torch.float64))
     return Multipliers(tuple(channels), tuple(neurons))
+
+
+def _seen_by(k: int, state: Reduced, ones: Tensor) -> float:
+    """About the largest eigenvalue of what the neurons of block k read, in one slab."""
+    trial = state.copy()
+    trial.add(k, ones, Plain())
+    trial.matrix[k, k] = torch.zeros_like(trial.matrix[k, k])
+    for j in sorted(state.live, key=lambda j: state.of.fine[state.of.scales[j]], reverse=True):
+        if not trial.eliminate(j, Plain()):
+            break
+    return _largest(-trial.matrix[k, k])
 
 
 _SIDE = 48
@@ -146,11 +171,10 @@ class Search:
     Source of the steps: Nocedal, Wright, Numerical Optimization, algorithm 7.4, with backtracking; infeasible steps are halved.
     """
 
-    frequencies: Frequencies
+    slabs: Sequence[Frequencies]
     compute: Compute
     evaluations: int = 1000
     """Of the objective with its gradient, at most."""
-    sparing: bool = False
     history: int = 20
     sharpness: tuple[float, ...] = (3.0, 30.0, 300.0)
     steps: int = 60
@@ -182,7 +206,7 @@ class Search:
     def _value(self, theta: Tensor, beta: float) -> tuple[float, Tensor] | None:
         self._left -= 1
         theta = theta.detach().requires_grad_(True)
-        found = squares(self.frequencies, self._split(theta.exp()), self.sparing)
+        found = squares(self.slabs, self._split(theta.exp()))
         if found is None:
             return None
         logs = found.double().clamp_min(1e-300).log()

@@ -156,7 +156,7 @@ def steepest(graph: Graph, count: int = 60) -> float:
 
 
 def bound(graph: Graph, evaluations: int) -> float:
-    found = Frequencies(form_of(graph))
+    found = [Frequencies(form_of(graph))]
     first = closed_form(found)
     assert first is not None
     best, _ = Search(found, Compute(), evaluations=evaluations).run(first)
@@ -179,7 +179,7 @@ def test_bounds_lie_between_the_best_multipliers_of_all_neurons_and_the_closed_f
 
 @pytest.mark.parametrize("name", GRAPHS)
 def test_proofs_cost_next_to_nothing_and_never_give_less(name: str) -> None:
-    found = Frequencies(form_of(GRAPHS[name]()))
+    found = [Frequencies(form_of(GRAPHS[name]()))]
     multipliers = closed_form(found)
     assert multipliers is not None
     value = squares(found, multipliers)
@@ -193,8 +193,34 @@ def test_proofs_cost_next_to_nothing_and_never_give_less(name: str) -> None:
     )
 
 
+@pytest.mark.parametrize("name", GRAPHS)
+def test_slabs_of_frequencies_are_the_whole_of_them(name: str) -> None:
+    """Multipliers, values, gradients and proofs, a column at a time and all columns at once."""
+    whole = [Frequencies(form_of(GRAPHS[name]()))]
+    slabs = whole[0].slabs(100)
+    assert len(slabs) == len(whole[0].columns)
+    assert (len(slabs) > 1) is (name != "signal")
+    some, other = closed_form(whole), closed_form(slabs)
+    assert some is not None
+    assert other is not None
+    assert all(torch.allclose(a, b, rtol=1e-10) for a, b in zip(some.all, other.all, strict=True))
+    found = []
+    for each in (whole, slabs):
+        given = Multipliers(tuple(m.clone().requires_grad_() for m in some.channels), some.neurons)
+        value = squares(each, given)
+        assert value is not None
+        # Eigenvalues of one frequency, with its multiplicity, or of the sum: largest ones are compared.
+        found.append((value.max().detach(), torch.cat(torch.autograd.grad(value.max(), given.channels))))
+    assert torch.allclose(found[0][0], found[1][0], rtol=1e-10)
+    assert torch.allclose(found[0][1], found[1][1], rtol=1e-5, atol=1e-8 * float(found[0][1].abs().max()))
+    a, b = proved(whole, some), proved(slabs, some)
+    assert a is not None
+    assert b is not None
+    assert float(found[0][0].sqrt()) * (1 - 1e-13) <= float(b) <= float(a) * (1 + 1e-9)
+
+
 def test_infeasible_multipliers_prove_nothing() -> None:
-    found = Frequencies(form_of(plain()))
+    found = [Frequencies(form_of(plain()))]
     multipliers = closed_form(found)
     assert multipliers is not None
     larger = Multipliers(tuple(4.0 * m for m in multipliers.channels), multipliers.neurons)
@@ -210,10 +236,10 @@ def test_a_convolution_alone_has_the_norm_of_its_matrix_on_a_torus_that_nothing_
     norm = steepest(graph, 1)
     form = form_of(graph)
     assert form.torus[1, 1] == (4, 1)
-    square = squares(Frequencies(form), Multipliers(()))
+    square = squares([Frequencies(form)], Multipliers(()))
     assert square is not None
     assert norm <= math.sqrt(float(square.max()))
-    wrapped = squares(Frequencies(replace(form, torus={(1, 1): (3, 1)})), Multipliers(()))
+    wrapped = squares([Frequencies(replace(form, torus={(1, 1): (3, 1)}))], Multipliers(()))
     assert wrapped is not None
     assert math.sqrt(float(wrapped.max())) < norm - 0.05
 
@@ -255,7 +281,7 @@ def test_above_is_above() -> None:
 
 
 def test_searches_are_the_same_for_the_same_network_and_keep_the_best() -> None:
-    found = Frequencies(form_of(plain()))
+    found = [Frequencies(form_of(plain()))]
     first = closed_form(found)
     assert first is not None
     runs = [Search(found, Compute(), evaluations=15).run(first)[0] for _ in range(2)]
@@ -270,7 +296,7 @@ def test_searches_are_the_same_for_the_same_network_and_keep_the_best() -> None:
 
 def test_float32_is_for_searching_alone() -> None:
     form = form_of(residual())
-    single, double = Frequencies(form, single=True), Frequencies(form)
+    single, double = [Frequencies(form, single=True)], [Frequencies(form)]
     a, b = closed_form(single), closed_form(double)
     assert a is not None
     assert b is not None
@@ -360,7 +386,7 @@ def test_deep_networks_whose_multipliers_shrink_from_block_to_block_are_proved()
         b.nodes[-1] = replace(b.nodes[-1], op=replace(b.nodes[-1].op, weight=3.0 * b.nodes[-1].op.weight))
         b.add(ops.ReLU())
     b.dense(2)
-    found = Frequencies(form_of(b.graph()))
+    found = [Frequencies(form_of(b.graph()))]
     first = closed_form(found)
     assert first is not None
     assert float(first.channels[-1].max()) < 1e-12
