@@ -17,7 +17,7 @@ from lipverify.checkers import About, Model, digest_of
 from lipverify.checkers.claims import Balls, Claim, Constant, Convex, Monotone, Radius, inward, outward
 from lipverify.checkers.deviation import Deviation
 from lipverify.checkers.envelope import BOX, ROLES, SCHEMA
-from lipverify.checkers.kernel.tokens import Tokens
+from lipverify.checkers.norms import Tokens
 from lipverify.documents import NOT_COVERED, environment, model_document
 from lipverify.ir.graph import Graph
 from lipverify.ir.region import Ball, Bounded, Region

@@ -19,7 +19,7 @@ from lipverify.checkers.kernel import theorems
 from lipverify.checkers.kernel.arithmetic import above
 from lipverify.checkers.kernel.language import Subject
 from lipverify.checkers.kernel.program import Program
-from lipverify.checkers.kernel.proof import parse_step
+from lipverify.checkers.kernel.proof import added, parse_step
 from lipverify.checkers.kernel.ranges import Condition, Empty
 from lipverify.checkers.kernel.theorems import Constant, Emptiness, Fact, Known
 from lipverify.deadline import look
@@ -169,7 +169,7 @@ class Record:
         self._recall(step.uses)
         try:
             with np.errstate(all="ignore"):
-                fact = theorems.THEOREMS[kind](self._facts, **step.fields)
+                fact = added(self._facts, step)
         except Empty:
             fact = self._emptiness(step.fields["ranges"])
         return self._put(entry, fact)
@@ -197,7 +197,7 @@ class Record:
         for number in numbers:
             if self._facts.found[number] is None:
                 step = parse_step(self.steps[number], number, self.arrays, self.subject)
-                self._facts.found[number] = theorems.THEOREMS[step.kind](self._facts, **step.fields)
+                self._facts.found[number] = added(self._facts, step)
 
     def fact(self, number: int) -> Fact:
         """A fact by its number."""

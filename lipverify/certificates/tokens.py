@@ -1,6 +1,6 @@
 """Norms of tokens as the checker follows them, for an analyzer: the constant, and what every stage knows, by node.
 
-The rules are the kernel's (`checkers.kernel.tokens`): there is one implementation, on the program that the checker reads.
+The rules are the kernel's (`checkers.theories.tokens`): there is one implementation, on the program that the checker reads.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ import torch
 from lipverify.certificates.format import tokens_of
 from lipverify.certificates.issuing import subject_of
 from lipverify.checkers.evaluation import evaluate
-from lipverify.checkers.kernel import tokens as kernel
 from lipverify.checkers.kernel.program import Program
+from lipverify.checkers.norms import Norm as TokenNorm
+from lipverify.checkers.norms import Tokens
+from lipverify.checkers.theories import tokens as kernel
 from lipverify.errors import NotCovered, UnsupportedModel
 from lipverify.interpreter import evaluate_all
 from lipverify.ir.graph import Graph, Node
@@ -30,7 +32,7 @@ class Followed:
     """A constant, the tokens that it is about (None: all), and stages with the nodes that compute them, where one does."""
 
     value: Fraction
-    within: kernel.Tokens | None
+    within: Tokens | None
     stages: Sequence[tuple[Node | None, kernel.Stage]]
 
 
@@ -73,8 +75,8 @@ def followed(graph: Graph, query: Query, variance: float = 0.0) -> Followed:
     )
 
 
-def _norm(norm: Norm, shape: tuple[int, ...]) -> kernel.Norm | str:
-    return kernel.Norm(norm.value, shape[-1] if shape else 1) if norm.of_tokens else norm.value
+def _norm(norm: Norm, shape: tuple[int, ...]) -> TokenNorm | str:
+    return TokenNorm(norm.value, shape[-1] if shape else 1) if norm.of_tokens else norm.value
 
 
 def computed_by(graph: Graph, program: Program, step: int) -> Node | None:

@@ -25,7 +25,9 @@ from lipverify.checkers.kernel.language import Rows
 from lipverify.checkers.kernel.program import Affine
 from lipverify.checkers.kernel.ranges import Condition, Empty, Ranges
 from lipverify.checkers.kernel.theorems import AtLeast, Constant, Emptiness, Known, lowest
-from lipverify.checkers.kernel.tokens import Norm, Tokens, constant_of, norm_of
+from lipverify.checkers.norms import Norm, Tokens, norm_of
+from lipverify.checkers.theories import frequencies
+from lipverify.checkers.theories.tokens import constant_of
 from lipverify.errors import NotCovered, RefutedCertificate
 
 ROOM = (0.0, 2.0**-26, 2.0**-22, 1e-6, 1e-4, 1e-3, 1e-2, 4.9e-2)
@@ -141,7 +143,7 @@ class Writer(Record):
         limit = max(proved, part.upper) if proved <= part.upper * (1.0 + 1e-9) else proved
         bound = None if within is None else [f"{within.norm}/{within.width}", within.most.hex()]
         fact = Constant(
-            theorems.Part(tokens=within), Fraction(limit), part.start, part.end, Rows(*part.rows), part.norms
+            theorems.Part(within=within), Fraction(limit), part.start, part.end, Rows(*part.rows), part.norms
         )
         return self._put(
             {"step": "tokens", "within": bound, "norms": list(part.norms), "limit": limit.hex()}, fact
@@ -356,12 +358,12 @@ class Writer(Record):
         fields |= {"channels": [self.array(m) for m in channels], "blocks": [self.array(b) for b in blocks]}
         # The factor of what the dense part reads takes the time, and is computed once.
         with np.errstate(all="ignore"):
-            factor = theorems.spread(self.subject, part.start, last, through, image, torus, channels)
+            factor = frequencies.spread(self.subject, part.start, last, through, image, torus, channels)
         if factor is None:
             raise RefutedCertificate("the multipliers of channels are not shown to be feasible")
         for room in ROOM:
             limit = part.upper * (1.0 + room)
-            if theorems.held_behind(self.subject, through, part.end, factor, blocks, limit):
+            if frequencies.held_behind(self.subject, through, part.end, factor, blocks, limit):
                 fact = Constant(
                     theorems.Part(), Fraction(limit), part.start, part.end, Rows(*inner.rows), part.norms
                 )

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from typing import Any, ClassVar
 
-from lipverify.checkers.kernel.tokens import NORMS as TOKEN_NORMS
-from lipverify.checkers.kernel.tokens import Tokens
-from lipverify.checkers.kernel.tokens import norm_of as token_norm
+from lipverify.checkers.norms import NORMS as TOKEN_NORMS
+from lipverify.checkers.norms import Tokens
+from lipverify.checkers.norms import norm_of as token_norm
 from lipverify.checkers.tables import fields, hexadecimal, integer, text, texts
 from lipverify.errors import RefutedCertificate, UnreadableCertificate
 

@@ -21,10 +21,10 @@ from lipverify.checkers.kernel import account, theorems
 from lipverify.checkers.kernel.arithmetic import above
 from lipverify.checkers.kernel.language import Rows, Subject
 from lipverify.checkers.kernel.program import Array, Program, same
-from lipverify.checkers.kernel.proof import parse_steps, prove
+from lipverify.checkers.kernel.proof import parse_steps, prove, rested_on
 from lipverify.checkers.kernel.ranges import Region
 from lipverify.checkers.kernel.theorems import Fact
-from lipverify.checkers.kernel.tokens import Tokens
+from lipverify.checkers.norms import Tokens
 from lipverify.checkers.reader import (
     MAX_CERTIFICATE,
     MAX_MODEL,
@@ -91,6 +91,8 @@ class Verdict:
     seconds: float
     sizes: Sequence[tuple[int, int]]
     """How many numbers each function reads and gives."""
+    theories: tuple[str, ...] = ()
+    """What the proof rests on beside the core of the kernel (docs/proof-format.md)."""
 
     @property
     def model(self) -> Mapping[str, Any]:
@@ -121,7 +123,7 @@ class Verdict:
             models = {"model": dict(self.model), "binding": self.binding, "weights": self.weights,
                       "agreement": self.models[0]["agreement"]}  # fmt: skip
         return {"schema": "lipverify.verify/1", "valid": True, "claim": self.claim, **self.fields, **models,
-                "seconds": self.seconds}  # fmt: skip
+                "theories": list(self.theories), "seconds": self.seconds}  # fmt: skip
 
 
 def verify_file(path: Path, model: Path | Model | Sequence[Path | Model], exact: bool = False,
@@ -311,7 +313,7 @@ def _check(data: bytes, sidecar: Callable[[str], bytes], read: Callable[[], list
     agreements = [agreed(model.data or b"", whole)._asdict() if model.binding == "file" else None
                   for model, (whole, _) in zip(models, read_in, strict=True)]  # fmt: skip
     regions = [region_of(ball, centres, box) for ball in found.regions]
-    facts = _facts(found.proof, Subject(program, regions, exact), beside)
+    facts, theories = _facts(found.proof, Subject(program, regions, exact), beside)
     if isinstance(claim, Deviation):
         claim.about(ended[0].steps[-1].size)
     alike = isinstance(claim, Deviation) and not facts and same(ended[0].steps, ended[1].steps)
@@ -320,9 +322,9 @@ def _check(data: bytes, sidecar: Callable[[str], bytes], read: Callable[[], list
     weights = [used for _, used in read_in]
     each = zip(abouts, models, weights, agreements, strict=True)
     shown = [{**_shown(about, model, used), "agreement": agreed} for about, model, used, agreed in each]
-    words = _words(claim.statement(*abouts), models, weights, exact)
+    words = _words(claim.statement(*abouts), models, weights, exact, theories)
     sizes = tuple((p.steps[0].size, p.steps[-1].size) for p in ended)
-    return Verdict(words, claim.to_json(), shown, time.monotonic() - started, sizes)
+    return Verdict(words, claim.to_json(), shown, time.monotonic() - started, sizes, theories)
 
 
 def _claim(table: Any, abouts: Sequence[About]) -> Claim:
@@ -340,8 +342,8 @@ def _shown(about: About, model: Model, weights: Mapping[str, Any] | None) -> dic
             "weights": weights}  # fmt: skip
 
 
-def _facts(proof: Any, subject: Subject, beside: Mapping[str, Array]) -> list[Fact]:
-    """The facts that a proof names as what is claimed."""
+def _facts(proof: Any, subject: Subject, beside: Mapping[str, Array]) -> tuple[list[Fact], tuple[str, ...]]:
+    """The facts that a proof names as what is claimed, and the theories that it rests on beyond the core."""
     fields(proof, FIELDS["proof"])
     steps, named = parse_steps(proof["steps"], beside, subject), proof["claims"]
     if not isinstance(named, list):
@@ -349,7 +351,7 @@ def _facts(proof: Any, subject: Subject, beside: Mapping[str, Array]) -> list[Fa
     places = [integer(number, 0, len(steps) - 1) for number in named]
     facts = prove(steps, subject)
     found = [facts[k] for k in places]
-    return [fact for fact in found if fact is not None]
+    return [fact for fact in found if fact is not None], rested_on(steps)
 
 
 # -- the program
@@ -497,16 +499,20 @@ def _carried(claim: Claim, facts: Sequence[Fact], regions: Sequence[Ball], outpu
                 _need(v.limit > 0, "a value that is not above 0")
                 _holds_on(v.part, regions, ball, k)
     elif isinstance(claim, Convex):
+        from lipverify.checkers.theories.signs import Bent
+
         _count(facts, len(claim.entries))
         for fact, stated in zip(facts, claim.entries, strict=True):
-            bent = _of(fact, theorems.Bent, "no convexity")
+            bent = _of(fact, Bent, "no convexity")
             _need((bent.row, bent.sign) == stated, "about another entry")
     else:
+        from lipverify.checkers.theories.signs import Monotone
+
         count = 1 if claim.balls is None else claim.balls.count
         _count(facts, count * len(claim.entries))
         for place, fact in enumerate(facts):
             k, entry = place // len(claim.entries), claim.entries[place % len(claim.entries)]
-            m = _of(fact, theorems.Monotone, "no sign")
+            m = _of(fact, Monotone, "no sign")
             _need((m.row, m.input, m.sign) == entry, "a sign of another derivative")
             _holds_on(m.part, regions, claim.balls, k)
 
@@ -534,11 +540,15 @@ def _holds_on(part: theorems.Part, regions: Sequence[Ball], balls: Balls | Ends 
               tokens: Tokens | None = None) -> None:  # fmt: skip
     """A fact about everything serves any region; one about a ball, or about tokens of some size, what lies in it."""
     _need(not part.conditions, "about a part of a region")
-    if part.tokens is not None:
-        _need(
-            tokens is not None and part.tokens[:2] == tokens[:2] and part.tokens.most >= tokens.most,
-            "about other tokens",
-        )
+    if part.within is not None:
+        known = part.within
+        if (
+            not isinstance(known, Tokens)
+            or tokens is None
+            or known[:2] != tokens[:2]
+            or known.most < tokens.most
+        ):
+            raise RefutedCertificate("a fact it names is about other tokens")
     if part.region is None:
         return
     _need(balls is not None, "about a ball alone")
@@ -556,13 +566,18 @@ def _holds_on(part: theorems.Part, regions: Sequence[Ball], balls: Balls | Ends 
 
 
 def _words(
-    claim: str, models: Sequence[Model], weights: Sequence[Mapping[str, Any] | None], exact: bool
+    claim: str,
+    models: Sequence[Model],
+    weights: Sequence[Mapping[str, Any] | None],
+    exact: bool,
+    theories: Sequence[str],
 ) -> str:
     """The statement from what was proved; what of a file took no part stands first."""
     first, about = zip(
         *(_told(model, used) for model, used in zip(models, weights, strict=True)), strict=True
     )
     how = "exact integers" if exact else "float64 with every rounding accounted for"
+    how += f", with theories beyond the core: {', '.join(theories)}" if theories else ""
     origin = about[0] if len(about) == 1 else f"the first {about[0]}, the second {about[1]}"
     rest = "not covered: execution in floating point, preprocessing outside the graph"
     return f"{''.join(first)}{claim}, {origin}; proved in {how}; {rest}"

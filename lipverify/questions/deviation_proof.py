@@ -84,7 +84,7 @@ def certified(asked: Asked, compute: Compute) -> Certified:
     """The certificate of a deviation; with a deadline it is about the balls that fit in.
 
     Statement: `checkers.deviation.Deviation`, about the files of both models.
-    Source: `checkers.kernel.carried`; lines pushed back to the input as in `lipverify.bounds`.
+    Source: `checkers.theories.carried`; lines pushed back to the input as in `lipverify.bounds`.
     """
     started = time.monotonic()
     if asked.region.own:

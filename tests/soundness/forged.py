@@ -21,22 +21,21 @@ from lipverify.checkers.kernel.jacobians import jacobian_limit
 from lipverify.checkers.kernel.multipliers import multipliers_hold
 from lipverify.checkers.kernel.neurons import differences
 from lipverify.checkers.kernel.program import Affine, Lattice, Product, Softmax, View
-from lipverify.checkers.kernel.proof import FIELDS
+from lipverify.checkers.kernel.proof import added, every_kind
 from lipverify.checkers.kernel.ranges import Ranges
 from lipverify.checkers.kernel.theorems import (
-    THEOREMS,
     AtLeast,
-    Bent,
     Emptiness,
     Facts,
     Gained,
     Known,
-    Monotone,
     Part,
     Rows,
-    _picked,
     lowest,
+    picked,
 )
+from lipverify.checkers.theories.radii import largest_where
+from lipverify.checkers.theories.signs import Bent, Monotone
 from lipverify.errors import RefutedCertificate, UnreadableCertificate
 from tests.unit.checkers.kernel.programs import Array, Writing, ball, mlp, pooled, results, shown
 
@@ -77,15 +76,15 @@ class Case:
         known, slopes, elements = None, lambda k: None, subject.elements
         if ranges is not None:
             (step,) = parse_steps([self.document[ranges]], {}, subject)
-            fact = THEOREMS[step.kind](Facts(subject), **step.fields)
+            fact = added(Facts(subject), step)
             assert isinstance(fact, Known)
             known = fact.ranges
             slopes, elements = known.slopes.get, known.program
         found = differences(elements, 0, len(elements.steps) - 1, slopes)
-        picked = found.output.rows(range(*rows[:2]))
+        own = found.output.rows(range(*rows[:2]))
         if len(rows) == 3:
-            picked = _picked(found.output, Rows(*rows))
-        limit = jacobian_limit(found, known, picked, norms) * slack
+            own = picked(found.output, Rows(*rows))
+        limit = jacobian_limit(found, known, own, norms) * slack
         fields = {
             "start": 0,
             "end": self.last,
@@ -100,7 +99,7 @@ class Case:
         """With the largest limit."""
         subject = Subject(self.program, self.regions)
         (step,) = parse_steps([self.document[ranges]], {}, subject)
-        known = THEOREMS[step.kind](Facts(subject), **step.fields)
+        known = added(Facts(subject), step)
         assert isinstance(known, Known)
         low = lowest(known.ranges, Rows(*rows), sign)
         return self.add("value", ranges=ranges, rows=rows, sign=sign, limit=low.hex())
@@ -214,7 +213,7 @@ def cases() -> list[Case]:
         for inner in ("above", "below"):
             both = Condition(0, free, 0.0, side == "above"), Condition(1, 2, 0.125, inner == "above")
             said = [[c.layer, c.entry, c.at.hex(), "above" if c.above else "below"] for c in both]
-            most = known.largest(known.output.rows([1]), both, weights, {0: case.arrays["flat"]})
+            most = largest_where(known, known.output.rows([1]), both, weights, {0: case.arrays["flat"]})
             leaves.append(
                 case.add(
                     "leaf", ranges=whole, conditions=said,
@@ -500,7 +499,8 @@ def documents(case: Case, rng: np.random.Generator) -> Iterator[Document]:
                 yield changed(document, path, {k: v for k, v in value.items() if k != key})
             yield changed(document, path, value | {"note": 0})
             yield from (
-                changed(document, path, value | {"step": kind}) for kind in [*FIELDS, "lemma", "__init__"]
+                changed(document, path, value | {"step": kind})
+                for kind in [*every_kind(), "lemma", "__init__"]
             )
             yield from (changed(document, path, other) for other in document if other is not value)
     for i in range(len(document)):
@@ -582,9 +582,9 @@ class Truth:
             found = (
                 (apart <= region.radius * (1 - 1e-4)) & (x >= region.low).all(1) & (x <= region.high).all(1)
             )
-        if part.tokens is not None:
+        if part.within is not None:
             found &= (
-                _length(x[..., None], f"{part.tokens.norm}/{part.tokens.width}")[:, 0] <= part.tokens.most
+                _length(x[..., None], f"{part.within.norm}/{part.within.width}")[:, 0] <= part.within.most
             )
         for c in part.conditions:
             v = self.x

@@ -6,6 +6,7 @@ PLANTED: the module and the words of a check -> a proof that this check alone ke
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -280,24 +281,30 @@ def written_by_itself() -> Case:
     return c
 
 
+def module_of(name: str) -> Any:
+    """A module of the kernel, or of a theory, by its name in the table."""
+    return import_module(f"lipverify.checkers.{name if name.startswith('theories.') else f'kernel.{name}'}")
+
+
 PLANTED: dict[tuple[str, str], Callable[[], Case]] = {
     ("theorems", "steps that are no chain"): lambda: gain_of([1, 3], 1.001, STEPS),
     ("theorems", "the gain * of step * is not proved"): lambda: gain_of([1], 19.0, ONES),
     ("theorems", "the gains prove *"): lambda: product(planted(ONES), 19.0),
     ("theorems", "the multipliers of step *"): implicit,
-    ("frequencies", "a torus smaller than a window"): lambda: over_frequencies(linear([[1.0, -1.0]]), 1, 2, 0.01, 0),
-    ("frequencies", "a torus that taps wrap around"): lambda: over_frequencies(apart(), 2, 2, 0.01),
+    ("theories.frequencies.waves", "a torus smaller than a window"):
+        lambda: over_frequencies(linear([[1.0, -1.0]]), 1, 2, 0.01, 0),
+    ("theories.frequencies.waves", "a torus that taps wrap around"): lambda: over_frequencies(apart(), 2, 2, 0.01),
     ("theorems", "slopes that are not shown to be as given"): other_slopes,
     ("theorems", "the multipliers do not prove *"): lambda: lipsdp(planted(ONES), 19.0),
     ("theorems", "weights of the inputs go with linf"): lambda: lipsdp(planted(ONES), 20.1, ("linf", "l2")),
     ("theorems", "l1 of several rows"): lambda: lipsdp(planted(ONES), 20.1, ("l2", "l1")),
     ("theorems", "the derivatives prove *"): lambda: (lambda c: (derivatives(c, None, [0, 2], 19.0), c)[1])(planted(ONES)),
-    ("theorems", "norms of tokens prove *"): lambda: tokens(19.0),
-    ("theorems", "a derivative without that sign"): sign,
-    ("theorems", "a row that is not known to be convex"): convex,
+    ("theories.tokens", "norms of tokens prove *"): lambda: tokens(19.0),
+    ("theories.signs", "a derivative without that sign"): sign,
+    ("theories.signs", "a row that is not known to be convex"): convex,
     ("theorems", "a value that is not shown *"): lambda: value([1, 2], -50.0),
-    ("theorems", "a part that is not shown to be empty"): lambda: half(1),
-    ("theorems", "weights of other conditions"): lambda: edited(half(1), 1, weights=[]),
+    ("theories.radii", "a part that is not shown to be empty"): lambda: half(1),
+    ("theories.radii", "weights of other conditions"): lambda: edited(half(1), 1, weights=[]),
     ("theorems", "a part without conditions"): lambda: covered(linear([[0.01]]), ((0,), [0, 1]), ((0,), [0, 1])),
     ("theorems", "parts that are not the two sides of a condition"):
         lambda: covered(bump(), ((0, at(0.6, "above")), [0, 1]), ((0, at(-0.6, "below")), [0, 1])),
@@ -322,27 +329,27 @@ PLANTED: dict[tuple[str, str], Callable[[], Case]] = {
         lambda: composed(linear(np.ones((4, 1)), np.ones((1, 4))),
                          {"rows": [0, 4], "limit": 1.01, "norms": ("l2", "linf"), "end": 1},
                          {"rows": [0, 1], "limit": 2.01, "norms": TWO, "start": 1}),
-    ("theorems", "a constant of another function"):
+    ("theories.radii", "a constant of another function"):
         lambda: walked(linear(np.array([[100.0], [0.01]])), balls("linf", 1, 0.0, 1.0), -0.001, INF, 0.011, 1),
-    ("theorems", "a constant of another ball"): lambda: walked(bump(), beside(), 99.0, INF, 0.1, known=2),
-    ("theorems", "a constant of no whole ball"):
+    ("theories.radii", "a constant of another ball"): lambda: walked(bump(), beside(), 99.0, INF, 0.1, known=2),
+    ("theories.radii", "a constant of no whole ball"):
         lambda: walked(bump(), beside(), 99.0, INF, 0.1, part=[at(1.0, "above")]),
-    ("theorems", "a constant in another norm than that of its ball"):
+    ("theories.radii", "a constant in another norm than that of its ball"):
         lambda: walked(linear(np.ones((1, 4))), balls("linf", 4, 0.0, 1.0), -0.001, TWO, 2.01),
-    ("theorems", "balls that do not grow"):
+    ("theories.radii", "balls that do not grow"):
         lambda: walked(linear([[1.0]]), balls("linf", 1, 0.0, 1.0, move=-9.0), -0.001, INF, 1.01),
-    ("theorems", "a value on no whole ball"):
+    ("theories.radii", "a value on no whole ball"):
         lambda: walked(linear([[1.0]]), balls("linf", 1, 1.0, 1.0), -0.001, INF, 1.01, conditions=[at(0.0, "above")]),
     ("theorems", "fact * is of another kind *"):
         wrong_kind,
     ("language", "an integer out of its range"): lambda: half(-1),
     ("language", "a number that is negative"): lambda: lipsdp(planted(ONES), -20.1),
     ("language", "an array that is not there"): lambda: edited(other_slopes(), 1, blocks=["e"]),
-    ("theorems", "several rows"): both_rows,
-    ("language", "slopes of lines outside *"): steep,
+    ("theories.radii", "several rows"): both_rows,
+    ("theories.radii", "slopes of lines outside *"): steep,
     ("language", "a list for other layers"): lambda: edited(other_slopes(), 1, blocks=[]),
     ("language", "none of *"): lambda: edited(product(planted(ONES), 21.0), 0, norms=["l3", "l2"]),
-    ("carried", "a layer that is written by what is computed from it"): written_by_itself,
+    ("theories.carried", "a layer that is written by what is computed from it"): written_by_itself,
     ("elementary", "a step that is no function of the other alone"):
         lambda: (lambda c: (derivatives(c, None, [0, 1], 1.01, start=3), c)[1])(planted(passed_by())),
     ("gains", "a step that is no function of the other alone"): lambda: product(planted(passed_by()), 2.0, start=3),

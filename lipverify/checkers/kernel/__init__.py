@@ -2,9 +2,9 @@
 
 from lipverify.checkers.kernel.language import Rows, Subject
 from lipverify.checkers.kernel.program import Program
-from lipverify.checkers.kernel.proof import parse_step, parse_steps, prove
+from lipverify.checkers.kernel.proof import every_kind, fields_of, parse_step, parse_steps, prove, rested_on
 from lipverify.checkers.kernel.ranges import Condition, Region
-from lipverify.checkers.kernel.theorems import AtLeast, Constant, Fact, Monotone, Part
+from lipverify.checkers.kernel.theorems import AtLeast, Constant, Fact, Part
 
-__all__ = ["AtLeast", "Condition", "Constant", "Fact", "Monotone", "Part", "Program", "Region", "Rows", "Subject",
-           "parse_step", "parse_steps", "prove"]  # fmt: skip
+__all__ = ["AtLeast", "Condition", "Constant", "Fact", "Part", "Program", "Region", "Rows", "Subject",
+           "every_kind", "fields_of", "parse_step", "parse_steps", "prove", "rested_on"]  # fmt: skip

@@ -94,7 +94,7 @@ def _summed(g: Gradient, squared: bool) -> float:
 
 def gradients(found: Differences, ranges: Ranges | None, output: Signal, middle: bool) -> Iterator[Gradient]:
     """The ranges of the gradient of every row of `output`. middle: whether to try lines around the middle of all slopes too."""
-    _explicit(found)
+    explicit(found)
     count, bends, values = len(found.blocks), dict[int, _Bend](), Chain()
     if ranges is not None:
         bends = {k: _bend(ranges, *layer) for k, layer in enumerate(found.layers) if layer[0] in ranges.bends}
@@ -129,31 +129,9 @@ def gradients(found: Differences, ranges: Ranges | None, output: Signal, middle:
             chain.put(b, chord, joint, around)
 
 
-def _explicit(found: Differences) -> None:
+def explicit(found: Differences) -> None:
     if any(k in b.parts for k, b in enumerate(found.blocks)):
         raise NotCovered("no gradients through implicit layers: take constants before and behind them")
-
-
-def never_falling(found: Differences, output: Signal) -> Array:
-    """For which inputs no path to the one row `output` has a negative product: exact where slopes, and so ranges, end at 0."""
-    _explicit(found)
-    if min(x.least for x in (*found.blocks, output)) < -900:
-        return np.zeros(found.inputs, dtype=bool)
-    paths: dict[int, Array] = {}  # whether positive and whether negative paths lead from a source to the row
-
-    def add(x: Signal, ways: Array) -> None:
-        for key, m in x.parts.items():
-            error, there = x.errors(key), x.size(key) > 0
-            positive, negative = (m > -error) & there, (m < error) & there
-            rising = ways[0] @ positive | ways[1] @ negative
-            falling = ways[0] @ negative | ways[1] @ positive
-            paths[key] = paths.get(key, False) | np.array([rising, falling])
-
-    add(output, np.array([[True], [False]]))
-    for k in reversed(range(len(found.blocks))):
-        if k in paths:
-            add(found.blocks[k], paths.pop(k))
-    return ~paths[INPUT][1] if INPUT in paths else np.ones(found.inputs, dtype=bool)
 
 
 def _products(q: Array, low: Array, high: Array) -> tuple[Lines, Lines]:

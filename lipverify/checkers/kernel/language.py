@@ -20,8 +20,6 @@ from lipverify.checkers.kernel.gains import NORMS, Factors, Torus
 from lipverify.checkers.kernel.neurons import Slopes as Pair
 from lipverify.checkers.kernel.program import Product, Program
 from lipverify.checkers.kernel.ranges import Condition, Region
-from lipverify.checkers.kernel.tokens import Norm as TokenNorm
-from lipverify.checkers.kernel.tokens import Tokens, norm_of
 from lipverify.checkers.kernel.values import products_everywhere
 from lipverify.errors import NotCovered
 
@@ -153,27 +151,6 @@ class Scope:
         need(isinstance(value, list) and len(value) == 2, "two norms")
         return self.text(value[0], NORMS), self.text(value[1], NORMS)
 
-    def token_norms(self, value: Any) -> tuple[TokenNorm, TokenNorm | str]:
-        """A norm of tokens, and another one or `linf`."""
-        need(
-            isinstance(value, list) and len(value) == 2 and all(isinstance(v, str) for v in value),
-            "two norms",
-        )
-        first, last = norm_of(value[0]), norm_of(value[1])
-        need(first is not None and (last is not None or value[1] == "linf"), "norms of tokens")
-        assert first is not None
-        return first, value[1] if last is None else last
-
-    def tokens(self, value: Any) -> Tokens | None:
-        """[norm, number]: the tokens of the input have at most this norm."""
-        if value is None:
-            return None
-        need(isinstance(value, list) and len(value) == 2 and isinstance(value[0], str), "a bound of tokens")
-        norm, most = norm_of(value[0]), self.limit(value[1])
-        need(norm is not None and 0 < most < 2.0**100, "a bound of tokens")
-        assert norm is not None
-        return Tokens(norm.name, norm.width, most)
-
     def step(self, value: Any) -> int:
         found = self.integer(value, 0, len(self.subject.program.steps))
         need(found in self.subject.reached, "a step that is not behind the output")
@@ -185,14 +162,6 @@ class Scope:
         need(found.dtype == np.float64 and found.shape == shape, "an array of another type or shape")
         good = np.isfinite(found) & ((found > 0) | (not positive))
         need(bool(good.all()), "an array with other numbers")
-        return found
-
-    def vector(self, name: Any) -> Array:
-        """Positive numbers, as many as there are, far from the ends of float64."""
-        need(type(name) is str and name in self.arrays, "an array that is not there")
-        found = self.array(name, (self.arrays[name].size,))
-        if not bool(((found > 2.0**-200) & (found < 2.0**200)).all()):
-            raise NotCovered("multipliers near the ends of float64 are not covered by the checker")
         return found
 
     def rows(self, value: Any) -> Rows:
@@ -212,17 +181,6 @@ class Scope:
         side = self.text(value[3], ("above", "below"))
         return Condition(layer, entry, self.real(value[2]), side == "above")
 
-    def pairs(self, value: Any) -> dict[int, int]:
-        """[[layer, the one it is written by, which it is no part of]...]."""
-        need(isinstance(value, list), "a list")
-        found = {}
-        for pair in value:
-            need(isinstance(pair, list) and len(pair) == 2, "a pair of layers")
-            one, other = (self.integer(k, 0, len(self.subject.elements.layers)) for k in pair)
-            need(one != other and one not in found, "a pair of layers")
-            found[one] = other
-        return found
-
     def axis(self, value: Any) -> tuple[int, int]:
         need(isinstance(value, list) and len(value) == 2, "an axis of a torus")
         return self.integer(value[0], 1, (1 << 15) + 1), self.integer(value[1], 0, 2)
@@ -237,13 +195,8 @@ class Scope:
         need(found is None or bool((found[0] <= found[1]).all()), "slopes that contradict each other")
         return found
 
-    def flat(self, name: Any, size: int) -> Array | None:
-        found = None if name is None else self.array(name, (size,), positive=False)
-        need(found is None or bool(((found >= 0) & (found <= 1)).all()), "slopes of lines outside [0, 1]")
-        return found
 
-
-def _listed(read: Callable[[Scope, Any], Any]) -> Callable[[Scope, Any], tuple[Any, ...]]:
+def listed(read: Callable[[Scope, Any], Any]) -> Callable[[Scope, Any], tuple[Any, ...]]:
     def found(scope: Scope, value: Any) -> tuple[Any, ...]:
         need(isinstance(value, list), "a list")
         return tuple(read(scope, v) for v in value)
@@ -251,40 +204,28 @@ def _listed(read: Callable[[Scope, Any], Any]) -> Callable[[Scope, Any], tuple[A
     return found
 
 
-def _or_null(read: Callable[[Scope, Any], Any]) -> Callable[[Scope, Any], Any]:
+def or_null(read: Callable[[Scope, Any], Any]) -> Callable[[Scope, Any], Any]:
     return lambda scope, value: None if value is None else read(scope, value)
 
 
 StepId = Annotated[int, Scope.step]
 FactId = Annotated[int, Scope.fact]
-Part = Annotated[int | None, _or_null(Scope.fact)]
+Part = Annotated[int | None, or_null(Scope.fact)]
 FactIds = Annotated[tuple[int, ...], lambda s, v: s.distinct(v, s.fact)]
 Chain = Annotated[tuple[int, ...], lambda s, v: s.distinct(v, s.step)]
-Grid = Annotated[Torus | None, _or_null(_listed(Scope.axis))]
+Grid = Annotated[Torus | None, or_null(listed(Scope.axis))]
 Norm = Annotated[str, lambda s, v: s.text(v, NORMS)]
 Norms = Annotated[tuple[str, str], Scope.norms]
-TokenNorms = Annotated[tuple[TokenNorm, TokenNorm | str], Scope.token_norms]
-Within = Annotated[Tokens | None, Scope.tokens]
 RegionId = Annotated[int, lambda s, v: s.integer(v, 0, len(s.subject.regions))]
-RegionIds = Annotated[
-    tuple[int, ...], lambda s, v: s.distinct(v, lambda n: s.integer(n, 0, len(s.subject.regions)))
-]
-Conditions = Annotated[tuple[Condition, ...], _listed(Scope.condition)]
-Pairs = Annotated[dict[int, int], Scope.pairs]
+Conditions = Annotated[tuple[Condition, ...], listed(Scope.condition)]
 Target = Annotated[Rows, Scope.rows]
 Row = Annotated[int, lambda s, v: s.integer(v, 0, s.size("end"))]
 Entry = Annotated[int, lambda s, v: s.integer(v, 0, s.size("start"))]
 Sign = Annotated[int, Scope.sign]
 Number = Annotated[float, Scope.real]
 Limit = Annotated[float, Scope.limit]
-Limits = Annotated[tuple[float, ...], _listed(Scope.limit)]
+Limits = Annotated[tuple[float, ...], listed(Scope.limit)]
 Diagonal = Annotated[Array, lambda s, v: s.array(v, (s.size("of"),))]
 Diagonals = Annotated[tuple[Array, ...], lambda s, v: s.by_layer(v, lambda name, n: s.array(name, (n,)))]
-Behind = Annotated[
-    tuple[Array, ...], lambda s, v: s.by_layer(v, lambda name, n: s.array(name, (n,)), "through")
-]
-Sizes = Annotated[tuple[int, ...], _listed(lambda s, v: s.integer(v, 1, (1 << 15) + 1))]
-Channels = Annotated[tuple[Array, ...], _listed(Scope.vector)]
-Slopes = Annotated[tuple[Array | None, ...] | None, _or_null(lambda s, v: s.by_layer(v, s.slopes))]
-Flat = Annotated[tuple[Array | None, ...] | None, _or_null(lambda s, v: s.by_layer(v, s.flat))]
-Inputs = Annotated[Array | None, _or_null(lambda s, v: s.array(v, (s.size("start"),)))]
+Slopes = Annotated[tuple[Array | None, ...] | None, or_null(lambda s, v: s.by_layer(v, s.slopes))]
+Inputs = Annotated[Array | None, or_null(lambda s, v: s.array(v, (s.size("start"),)))]

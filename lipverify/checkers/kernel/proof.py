@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
 from typing import Any, get_type_hints
 
 import numpy as np
@@ -13,17 +14,34 @@ from lipverify.checkers.kernel import account
 from lipverify.checkers.kernel.arithmetic import Array, need
 from lipverify.checkers.kernel.language import Scope, Subject
 from lipverify.checkers.kernel.ranges import Empty
-from lipverify.checkers.kernel.theorems import THEOREMS, Emptiness, Fact, Facts, Known
+from lipverify.checkers.kernel.theorems import THEOREMS, Emptiness, Fact, Facts, Known, Theorem
+from lipverify.checkers.kernel.theories import THEORIES, opened, theory_of
 
 MAX_STEPS = 100_000
 Rule = Callable[[Scope, Any], Any]
-FIELDS: dict[str, dict[str, Rule]] = {}
-"""Kind of step -> its fields, in order -> the rule each is read by."""
-for _kind, _check in THEOREMS.items():
-    _hints = get_type_hints(_check, include_extras=True)
-    FIELDS[_kind] = {
-        name: hint.__metadata__[0] for name, hint in _hints.items() if hasattr(hint, "__metadata__")
-    }
+
+
+def theorem_of(kind: str) -> Theorem | None:
+    """The theorem behind a kind of step; a theory is loaded when a step of it is first spoken of. None for no kind."""
+    name = theory_of(kind)
+    if name is not None:
+        opened(name)
+    return THEOREMS.get(kind)
+
+
+@cache
+def fields_of(kind: str) -> Mapping[str, Rule]:
+    """The fields of a kind of step, in order, and the rule each is read by."""
+    check = theorem_of(kind)
+    need(check is not None, "a step of no known kind")
+    hints = get_type_hints(check, include_extras=True)
+    return {name: hint.__metadata__[0] for name, hint in hints.items() if hasattr(hint, "__metadata__")}
+
+
+def every_kind() -> list[str]:
+    """All kinds of steps, those of the theories behind those of the core."""
+    beyond = [kind for kinds in THEORIES.values() for kind in kinds]
+    return [kind for kind in THEOREMS if kind not in beyond] + beyond
 
 
 @dataclass(frozen=True)
@@ -51,13 +69,25 @@ def parse_steps(document: Any, arrays: Mapping[str, Array], subject: Subject) ->
 def parse_step(entry: Any, number: int, arrays: Mapping[str, Array], subject: Subject) -> Step:
     """One step; `number` is its place in the proof."""
     kind = str(entry.get("step")) if isinstance(entry, dict) else ""
-    need(kind in FIELDS and entry["step"] == kind, f"step {number} is of no known kind")
-    rules = FIELDS[kind]
+    need(theorem_of(kind) is not None and entry["step"] == kind, f"step {number} is of no known kind")
+    rules = fields_of(kind)
     need(entry.keys() == {"step", *rules}, f"the fields of step {number}")
     scope = Scope(subject, arrays, number)
     for name, rule in rules.items():
         scope.seen[name] = rule(scope, entry[name])
     return Step(kind, {name: scope.seen[name] for name in rules}, frozenset(scope.uses))
+
+
+def added(facts: Facts, step: Step) -> Fact:
+    """The fact that a step adds to earlier ones; raises as `prove`, and Empty."""
+    check = theorem_of(step.kind)
+    assert check is not None  # it was read
+    return check(facts, **step.fields)
+
+
+def rested_on(steps: Sequence[Step]) -> tuple[str, ...]:
+    """The theories that a proof takes steps of, beyond the core."""
+    return tuple(sorted({name for step in steps if (name := theory_of(step.kind)) is not None}))
 
 
 def prove(steps: Sequence[Step], subject: Subject) -> list[Fact | None]:
@@ -73,7 +103,7 @@ def prove(steps: Sequence[Step], subject: Subject) -> list[Fact | None]:
         account.charge(0, account.STEP)
         try:
             with np.errstate(all="ignore"):  # what is not finite is refused where it is used
-                fact = THEOREMS[step.kind](facts, **step.fields)
+                fact = added(facts, step)
         except Empty:  # ranges contradict each other, which those of an input would not
             fact = Emptiness(facts.get(step.fields["ranges"], Known).part, Fraction(0))
         facts.found.append(fact)

@@ -6,9 +6,8 @@ Source: Zhang et al., NeurIPS 2018 (arXiv 1811.00866); McCormick, Mathematical P
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from copy import copy
-from fractions import Fraction
 from itertools import combinations, permutations
 from typing import NamedTuple
 
@@ -28,13 +27,11 @@ from lipverify.checkers.kernel.signals import (
     product,
     scaled,
     sprouted,
-    stacked,
-    total,
 )
 from lipverify.errors import NotCovered
 
-_ROWS, _FAR = 1 << 24, 2.0**100
-_ENDS = "numbers over a ball near the ends of float64 are not covered by the checker"
+_ROWS, FAR = 1 << 24, 2.0**100
+ENDS = "numbers over a ball near the ends of float64 are not covered by the checker"
 
 
 class Region(NamedTuple):
@@ -110,8 +107,8 @@ class Chain:
         return k
 
     def _charged(self, one: Lines, weighed: Slopes) -> Slopes:
-        if not all(bool((np.abs(f) < _FAR).all()) for f in one[:6]):
-            raise NotCovered(_ENDS)
+        if not all(bool((np.abs(f) < FAR).all()) for f in one[:6]):
+            raise NotCovered(ENDS)
         slope = np.maximum(np.abs(one.below), np.abs(one.above))
         offset = np.maximum(np.abs(one.under), np.abs(one.over))
         more, off = (0.0, 0.0) if one.also is None else self._weighed(one.also)
@@ -141,8 +138,8 @@ class Chain:
         if self.part and bool((low > high).any()):
             raise Empty
         # Far from the ends of float64 no underflow grows to TINY, and nothing overflows.
-        if not bool(((low <= high) & (low > -_FAR) & (high < _FAR)).all()):
-            raise NotCovered(_ENDS)
+        if not bool(((low <= high) & (low > -FAR) & (high < FAR)).all()):
+            raise NotCovered(ENDS)
         return np.where(unknown, -np.inf, low), np.where(unknown, np.inf, high)
 
     def largest(self, x: Signal, kinds: tuple[int, ...] = ()) -> Array:
@@ -248,7 +245,8 @@ class Ranges:
 
     within: what every layer reads lies there. reads: what a layer reads (-1: the input), of layers with conditions and with
     slopes that `bends` knows by lines: (curve or, for products, None, ends). slopes: of every layer; of implicit layers those
-    everywhere. outputs: the last step, in one or several forms.
+    everywhere. kinks: of layers of two lines through 0 the curve, ends and block of the neurons, and which they are. outputs: the
+    last step, in one or several forms.
     """
 
     def __init__(self, p: Elementary, region: Region, conditions: Sequence[Condition]) -> None:
@@ -257,7 +255,7 @@ class Ranges:
         self.within: dict[int, Slopes] = {}
         self.slopes: dict[int, Slopes] = {}
         self.bends: dict[int, tuple[Curve | None, Slopes]] = {}
-        self._kinks: dict[int, tuple[Curve, Slopes, int, Array]] = {}
+        self.kinks: dict[int, tuple[Curve, Slopes, int, Array]] = {}
         self._box = self._met(-1, region.low, region.high)
         self.chain = Chain(region._replace(low=self._box[0], high=self._box[1]), bool(conditions))
         self.output = follow(p, 0, len(p.steps) - 1, self._layer, self._known)
@@ -318,7 +316,7 @@ class Ranges:
         if f.kinks and f.step is None and not unknown.any():
             self.reads[k] = v
             own = f if step.slopes is None else curve(step.law, step.settings, step.slopes[free])
-            self._kinks[k] = own, (ends[0][free], ends[1][free]), len(self.chain.blocks) - 1, free
+            self.kinks[k] = own, (ends[0][free], ends[1][free]), len(self.chain.blocks) - 1, free
         return _forgotten(y._replace(ends=within), unknown)
 
     def _product(self, k: int, step: Step, v: Signal, ends: Slopes, unknown: Array) -> Signal:
@@ -408,42 +406,6 @@ class Ranges:
             return _forgotten(y._replace(ends=np.array([low, high])), ~np.isfinite(low))
         return met(step, x, y)
 
-    def largest(
-        self,
-        row: Signal,
-        conditions: Sequence[Condition],
-        weights: Sequence[float],
-        flat: Mapping[int, Array],
-    ) -> Fraction:
-        """Upper bound of one row where these further conditions hold.
-
-        Statement: what a condition says of a kink makes its lines narrower; flat: layer -> slopes in [0, 1] of the lines with
-            max(v, 0) >= flat v. A condition holds as s (z - at) >= 0; weights times these only add to the row.
-        """
-        lines = {}
-        for k, (f, (low, high), block, free) in self._kinks.items():
-            own = [c for c in conditions if c.layer == k]
-            low, high = low.copy(), high.copy()
-            for c in own:
-                # A neuron whose slope is known has no lines.
-                at = int(np.searchsorted(free, c.entry))
-                if at < len(free) and free[at] == c.entry:
-                    end, choose = (low, max) if c.above else (high, min)
-                    end[at] = choose(end[at], c.at)
-            if bool((low > high).any()):
-                raise Empty
-            if len(free) and (own or k in flat):
-                slopes = f.slopes(low, high)
-                lines[block] = f.lines(low, high, *slopes, flat[k][free] if k in flat else None)
-        signed, limit = _farkas(conditions, weights)
-        if not all(c.layer in self.reads for c in conditions):
-            raise NotCovered("a condition on a layer of which nothing is known")
-        rows = stacked([row, *(self.reads[c.layer].rows([c.entry]) for c in conditions)])
-        most = float(self.chain.replaced(lines).largest(total(np.append(1.0, signed), rows))[0])
-        if not abs(most) < _FAR:
-            raise NotCovered(_ENDS)
-        return Fraction(most) - limit
-
 
 def _less(lines: Lines, low: Array, high: Array) -> Lines:
     """Lines around w - v, from those around w with slopes of at most 1, and v in [low, high]."""
@@ -455,13 +417,6 @@ def _less(lines: Lines, low: Array, high: Array) -> Lines:
     bottom = np.maximum(below * high + lines.under, lines.low - high) - slack
     top = np.minimum(above * low + lines.over, lines.high - low) + slack
     return Lines(below, lines.under - slack, above, lines.over + slack, bottom, top)
-
-
-def _farkas(conditions: Sequence[Condition], weights: Sequence[float]) -> tuple[Array, Fraction]:
-    """Weights with the signs of their conditions, and what the sum of weighted values is at least."""
-    signed = np.array([w if c.above else -w for w, c in zip(weights, conditions, strict=True)])
-    terms = [Fraction(float(w)) * Fraction(c.at) for w, c in zip(signed, conditions, strict=True)]
-    return signed, sum(terms, Fraction(0))
 
 
 def _forgotten(y: Signal, unknown: Array) -> Signal:

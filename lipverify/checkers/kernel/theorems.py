@@ -5,7 +5,7 @@ The list in words is docs/proof-format.md. A theorem raises RefutedCertificate w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
@@ -13,32 +13,29 @@ from typing import TypeVar
 
 import numpy as np
 
-from lipverify.checkers.kernel import frequencies as tori
 from lipverify.checkers.kernel import gains as paths
 from lipverify.checkers.kernel import language as is_
-from lipverify.checkers.kernel.arithmetic import Array, above, need, root_above, trimmed
-from lipverify.checkers.kernel.carried import Carried
-from lipverify.checkers.kernel.convexity import bent
+from lipverify.checkers.kernel.arithmetic import above, need, root_above, trimmed
 from lipverify.checkers.kernel.elementary import elementary
-from lipverify.checkers.kernel.jacobians import gradients, jacobian_limit, never_falling
+from lipverify.checkers.kernel.jacobians import jacobian_limit
 from lipverify.checkers.kernel.language import Rows, Subject
 from lipverify.checkers.kernel.multipliers import multipliers_hold
 from lipverify.checkers.kernel.neurons import Differences, differences, everywhere
 from lipverify.checkers.kernel.program import Affine, Implicit, Input, Program, View
-from lipverify.checkers.kernel.ranges import Condition, Ranges, Region
+from lipverify.checkers.kernel.ranges import Condition, Ranges
 from lipverify.checkers.kernel.ranges import Empty as NoInput
-from lipverify.checkers.kernel.signals import Signal, mapped, scaled
-from lipverify.checkers.kernel.tokens import Tokens, constant_of
+from lipverify.checkers.kernel.signals import Signal, mapped
+from lipverify.checkers.kernel.theories import theory_of
 from lipverify.errors import NotCovered, RefutedCertificate
 
 
 @dataclass(frozen=True)
 class Part:
-    """Inputs in a region (its number in the certificate; None: everywhere) that fulfil conditions, or have bounded tokens."""
+    """Inputs in a region (its number in the certificate; None: everywhere) that fulfil conditions, and what a theory says."""
 
     region: int | None = None
     conditions: tuple[Condition, ...] = ()
-    tokens: Tokens | None = None
+    within: Hashable = None
 
 
 @dataclass(frozen=True)
@@ -92,30 +89,20 @@ class AtLeast(Stated):
     sign: int
 
 
-@dataclass(frozen=True)
-class Monotone(Stated):
-    """Along a segment in the direction of the input, almost wherever it is in the part, sign times the row does not fall."""
-
-    row: int
-    input: int
-    sign: int
-
-
-@dataclass(frozen=True)
-class Bent(Stated):
-    """sign times the row is a convex function of the input."""
-
-    row: int
-    sign: int
-
-
 Fact = Gained | Known | Stated
 Kind = TypeVar("Kind")
-THEOREMS: dict[str, Callable[..., Fact]] = {}
+Theorem = Callable[..., Fact]
+THEOREMS: dict[str, Theorem] = {}
+"""Of the core, and of the theories that are loaded."""
 
 
-def theorem(check: Callable[..., Fact]) -> Callable[..., Fact]:
-    THEOREMS[check.__name__] = check
+def theorem(check: Theorem) -> Theorem:
+    """A theorem under the name of its function: of the theory that this name belongs to, or of the core."""
+    name, home = check.__name__, theory_of(check.__name__)
+    module = __name__ if home is None else f"lipverify.checkers.theories.{home}"
+    if check.__module__ != module or name in THEOREMS:
+        raise ValueError(f"{name!r} is no step of {check.__module__}, or there are two")
+    THEOREMS[name] = check
     return check
 
 
@@ -151,7 +138,7 @@ def _narrow(parts: Iterable[Part]) -> Part:
     return found.pop() if found else Part()
 
 
-def _picked(x: Signal, rows: Rows) -> Signal:
+def picked(x: Signal, rows: Rows) -> Signal:
     if rows.minus is None:
         return x.rows(range(rows.low, rows.high))
     return mapped(np.array([[[1.0, -1.0]]]), np.array([[[rows.low, rows.minus]]]), x)
@@ -202,24 +189,16 @@ def product(facts: Facts, *, start: is_.StepId, end: is_.StepId, gains: is_.Fact
 @theorem
 def ranges(facts: Facts, *, region: is_.RegionId, conditions: is_.Conditions) -> Known | Emptiness:
     """Ranges of what every layer reads over a part, computed anew; or that it is empty, where they contradict each other."""
-    return _known(facts, Part(region, conditions), Ranges)
+    return known_over(facts, Part(region, conditions), Ranges)
 
 
 @theorem
 def largest(facts: Facts, *, region: is_.RegionId) -> Known | Emptiness:
     """The same over a region, of the program with maxima as layers of their own: for derivatives and values alone."""
-    return _known(facts, Part(region), lambda p, r, c: Ranges(facts.subject.whole, r, c))
+    return known_over(facts, Part(region), lambda p, r, c: Ranges(facts.subject.whole, r, c))
 
 
-@theorem
-def carried(
-    facts: Facts, *, region: is_.RegionId, conditions: is_.Conditions, pairs: is_.Pairs
-) -> Known | Emptiness:
-    """The same, and the results of layers written as those of others plus a change: what they have in common cancels."""
-    return _known(facts, Part(region, conditions), lambda p, r, c: Carried(p, r, c, pairs))
-
-
-def _known(facts: Facts, part: Part, make: Callable[..., Ranges]) -> Known | Emptiness:
+def known_over(facts: Facts, part: Part, make: Callable[..., Ranges]) -> Known | Emptiness:
     if facts.subject.exact:
         raise NotCovered("exact checking covers no ranges")
     assert part.region is not None
@@ -229,13 +208,13 @@ def _known(facts: Facts, part: Part, make: Callable[..., Ranges]) -> Known | Emp
         return Emptiness(part, Fraction(0))
 
 
-def _counted(facts: Facts, known: Ranges | None) -> None:
+def counted(facts: Facts, known: Ranges | None) -> None:
     """Fields that are listed by layers count those of the program without whole maxima."""
     if known is not None and known.program is not facts.subject.elements:
         raise NotCovered("ranges of whole maxima, in a step that lists layers")
 
 
-def _between(
+def between(
     facts: Facts, start: int, end: int, known: Ranges | None, wider: is_.Slopes = None
 ) -> Differences:
     """Neurons between two steps; slopes as given have to hold those that are known."""
@@ -261,53 +240,13 @@ def multipliers(facts: Facts, *, start: is_.StepId, end: is_.StepId, ranges: is_
     part, known = facts.ranges(ranges)
     need(norms[0] == ("l2" if weights is None else "linf"), "weights of the inputs go with linf")
     need(norms[1] != "l1" or rows.high == rows.low + 1, "l1 of several rows")
-    _counted(facts, known)
-    found = _between(facts, start, end, known, wider)
+    counted(facts, known)
+    found = between(facts, start, end, known, wider)
     places = {k: n for n, k in enumerate(facts.subject.layers(start, end))}
     own = [blocks[places[k]][free] for k, free, _ in found.layers]
-    holds = multipliers_hold(found, _picked(found.output, rows), own, limit, weights, facts.subject.exact)
+    holds = multipliers_hold(found, picked(found.output, rows), own, limit, weights, facts.subject.exact)
     shown(holds, f"the multipliers do not prove {limit!r}")
     return Constant(part, Fraction(limit), start, end, rows, norms)
-
-
-@theorem
-def frequencies(facts: Facts, *, start: is_.StepId, last: is_.StepId, through: is_.StepId, end: is_.StepId, image: is_.Sizes,
-                torus: is_.Sizes, channels: is_.Channels, blocks: is_.Behind, limit: is_.Limit) -> Constant:  # fmt: skip
-    """LipSDP with one multiplier a channel up to a value over positions, at every frequency; from there on as above."""
-    need(not facts.subject.exact, "exact checking covers no frequencies")
-    subject = facts.subject
-    factor = spread(subject, start, last, through, image, torus, channels)
-    shown(factor is not None, "the multipliers of channels are not shown to be feasible")
-    assert factor is not None
-    shown(
-        held_behind(subject, through, end, factor, blocks, limit), f"the multipliers do not prove {limit!r}"
-    )
-    return Constant(
-        Part(), Fraction(limit), start, end, Rows(0, subject.program.steps[end].size), ("l2", "l2")
-    )
-
-
-def spread(subject: Subject, start: int, last: int, through: int, image: Sequence[int], torus: Sequence[int],
-           channels: Sequence[Array]) -> Array | None:  # fmt: skip
-    """R: a difference of what `through` gives is R e, |e| at most the difference at the start; None if not shown."""
-    p = subject.elements
-    need(len(torus) == 2, "a torus of other axes")
-    blocks, value = tori.waves(p, p.place[start], p.place[last], image, (torus[0], torus[1]))
-    sizes = [x.channels for x in blocks[1:]]
-    need([len(m) for m in channels] == sizes, f"multipliers of other channels than {sizes}")
-    wanted = tori.read_by(p, p.place[last], p.place[through], value)
-    return tori.Spread((torus[0], torus[1]), blocks, wanted).factor(channels)
-
-
-def held_behind(
-    subject: Subject, through: int, end: int, factor: Array, blocks: Sequence[Array], limit: float
-) -> bool:
-    """Whether what follows from a step changes at most limit times as much as e, where differences of the step are factor e."""
-    p = subject.elements
-    found = differences(p, p.place[through], p.place[end], lambda k: None, factor)
-    places = {k: n for n, k in enumerate(subject.layers(through, end))}
-    own = [blocks[places[k]][free] for k, free, _ in found.layers]
-    return multipliers_hold(found, found.output, own, limit)
 
 
 @theorem
@@ -316,44 +255,10 @@ def jacobian(facts: Facts, *, start: is_.StepId, end: is_.StepId, ranges: is_.Pa
     """Ranges of all derivatives, gradients pushed back through slopes in their ranges; computed anew."""
     need(not facts.subject.exact, "exact checking covers no ranges")
     part, known = facts.ranges(ranges)
-    found = _between(facts, start, end, known)
-    proved = jacobian_limit(found, known, _picked(found.output, rows), norms)
+    found = between(facts, start, end, known)
+    proved = jacobian_limit(found, known, picked(found.output, rows), norms)
     shown(proved <= limit, f"the derivatives prove {proved!r}, not {limit!r}")
     return Constant(part, Fraction(limit), start, end, rows, norms)
-
-
-@theorem
-def tokens(facts: Facts, *, within: is_.Within, norms: is_.TokenNorms, limit: is_.Limit) -> Constant:
-    """Attention, normalisation and residual blocks by norms of tokens; computed anew."""
-    if facts.subject.exact:
-        raise NotCovered("exact checking covers no norms of tokens")
-    steps = facts.subject.program.steps
-    found = constant_of(facts.subject.program, within, norms)
-    shown(found <= Fraction(limit), f"norms of tokens prove {above(found)!r}, not {limit!r}")
-    names = str(norms[0]), str(norms[1])
-    return Constant(Part(tokens=within), Fraction(limit), 0, len(steps) - 1, Rows(0, steps[-1].size), names)
-
-
-@theorem
-def sign(facts: Facts, *, ranges: is_.Part, row: is_.Row, input: is_.Entry, sign: is_.Sign) -> Monotone:
-    """No path to the row has a negative product, or the range of the derivative is on one side of 0."""
-    need(not facts.subject.exact, "exact checking covers no ranges")
-    part, known = facts.ranges(ranges)
-    found = _between(facts, 0, len(facts.subject.program.steps) - 1, known)
-    output = scaled(np.array([float(sign)]), found.output.rows([row]))
-    if not never_falling(found, output)[input]:
-        (gradient,) = gradients(found, known, output, True)
-        shown(bool(gradient.low[input] >= 0), "a derivative without that sign")
-    return Monotone(part, Fraction(0), row, input, sign)
-
-
-@theorem
-def convex(facts: Facts, *, row: is_.Row, sign: is_.Sign) -> Bent:
-    """Sums with weights of one sign, convex functions that rise or fall, maxima: what these keep, step by step."""
-    shown(
-        bool(bent(facts.subject.program)[0 if sign > 0 else 1][row]), "a row that is not known to be convex"
-    )
-    return Bent(Part(), Fraction(0), row, sign)
 
 
 @theorem
@@ -368,38 +273,8 @@ def value(
 
 def lowest(known: Ranges, rows: Rows, sign: int) -> float:
     """The least of these rows times sign, by the best of the forms that the last step is known in."""
-    forms = [known.chain.ranges(_picked(x, rows)) for x in known.outputs]
+    forms = [known.chain.ranges(picked(x, rows)) for x in known.outputs]
     return float(np.max([low if sign > 0 else -high for low, high in forms], 0).min())
-
-
-@theorem
-def leaf(facts: Facts, *, ranges: is_.FactId, conditions: is_.Conditions, weights: is_.Limits, slopes: is_.Flat,
-         rows: is_.Target, sign: is_.Sign, limit: is_.Number) -> AtLeast | Emptiness:  # fmt: skip
-    """A row of the last step on the part of a part where further conditions hold: kinks with the slopes that are brought."""
-    known = facts.get(ranges, Known)
-    _counted(facts, known.ranges)
-    need(rows.high == rows.low + 1, "several rows")
-    need(len(weights) == len(conditions), "weights of other conditions")
-    part = replace(known.part, conditions=(*known.part.conditions, *conditions))
-    layers = facts.subject.layers(0, len(facts.subject.program.steps) - 1)
-    flat = {k: s for k, s in zip(layers, slopes or (), strict=slopes is not None) if s is not None}
-    row = scaled(np.array([-float(sign)]), _picked(known.ranges.output, rows))
-    try:
-        most = known.ranges.largest(row, conditions, weights, flat)
-    except NoInput:
-        return Emptiness(part, Fraction(0))
-    shown(most <= -Fraction(limit), f"a value that is not shown to be {limit!r}")
-    return AtLeast(part, Fraction(limit), rows, sign)
-
-
-@theorem
-def empty(facts: Facts, *, ranges: is_.FactId, weights: is_.Limits) -> Emptiness:
-    """A weighted sum of the conditions that is negative for every input of the part: 0 and that sum are below 0 (Farkas)."""
-    known = facts.get(ranges, Known)
-    need(len(weights) == len(known.part.conditions) > 0, "weights of other conditions")
-    most = known.ranges.largest(known.ranges.output.rows([-1]), known.part.conditions, weights, {})
-    shown(most < 0, "a part that is not shown to be empty")
-    return Emptiness(known.part, Fraction(0))
 
 
 @theorem
@@ -446,40 +321,3 @@ def compose(facts: Facts, *, first: is_.FactId, second: is_.FactId) -> Constant:
     need(a.norms[1] == b.norms[0], "constants in different norms")
     part, norms = _narrow([a.part, b.part]), (a.norms[0], b.norms[1])
     return Constant(part, trimmed(a.limit * b.limit), a.start, b.end, b.rows, norms)
-
-
-@theorem
-def walk(facts: Facts, *, value: is_.FactId, constants: is_.FactIds, regions: is_.RegionIds) -> AtLeast:
-    """From a ball outward: a value on it, less each constant times how much further its ball reaches than the one before."""
-    inner, last = facts.get(value, AtLeast), len(facts.subject.program.steps) - 1
-    need(inner.part.region is not None and not inner.part.conditions, "a value on no whole ball")
-    need(0 < len(constants) == len(regions), "constants of other balls")
-    limit, place = inner.limit, facts.subject.regions[inner.part.region or 0]
-    for number, region in zip(constants, regions, strict=True):
-        c, ball = facts.get(number, Constant), facts.subject.regions[region]
-        need(c.rows == inner.rows and (c.start, c.end) == (0, last), "a constant of another function")
-        # What holds on a larger ball, or on everything, holds on this one.
-        need(not c.part.conditions and c.part.tokens is None, "a constant of no whole ball")
-        need(
-            c.part.region is None or _inside(ball, facts.subject.regions[c.part.region]),
-            "a constant of another ball",
-        )
-        need(c.norms[0] == ball.norm, "a constant in another norm than that of its ball")
-        need(_grows(place, ball), "balls that do not grow")
-        limit -= c.limit * (Fraction(ball.radius) - Fraction(place.radius))
-        place = ball
-    return AtLeast(Part(regions[-1]), limit, inner.rows, inner.sign)
-
-
-def _inside(a: Region, b: Region) -> bool:
-    """Whether all of a is in b, around the same centre."""
-    same = a.norm == b.norm and a.radius <= b.radius and np.array_equal(a.centre, b.centre)
-    return same and bool(((b.low <= a.low) & (a.high <= b.high)).all())
-
-
-def _grows(a: Region, b: Region) -> bool:
-    """Whether b is the larger ball around one centre, and a is its part within the radius of a."""
-    low = np.maximum(np.nextafter(a.centre - a.radius, -np.inf), b.low)
-    high = np.minimum(np.nextafter(a.centre + a.radius, np.inf), b.high)
-    same = a.norm == b.norm and a.radius <= b.radius and np.array_equal(a.centre, b.centre)
-    return same and bool(((a.low <= low) & (high <= a.high)).all())

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 import lipverify as lv
 from lipverify.analyzers.tokens import TokenGains
 from lipverify.certificates.issuing import subject_of
-from lipverify.checkers.kernel import tokens as kernel
+from lipverify.checkers.norms import Norm, Tokens
+from lipverify.checkers.theories import tokens as kernel
 from tests.tiers import also
 from tests.token_networks import Attention, Block, Enforced, Shape, uniform
 
@@ -29,12 +30,12 @@ def bound(
     graph: lv.Graph, within: float | None, norm: str = "token-rms", variance: float = 0.0
 ) -> kernel.Sequences:
     width = graph.input_shape[-1]
-    domain = None if within is None else kernel.Tokens(norm, width, within)
+    domain = None if within is None else Tokens(norm, width, within)
     return kernel.sequences(subject_of(graph).program, domain, width, variance)
 
 
 def log10(found: kernel.Sequences, graph: lv.Graph, norm: str = "token-rms") -> float:
-    ends = (kernel.Norm(norm, graph.input_shape[-1]), kernel.Norm(norm, graph.output_shape[-1]))
+    ends = (Norm(norm, graph.input_shape[-1]), Norm(norm, graph.output_shape[-1]))
     value = kernel.norm_between(found, ends)
     return math.log10(value.numerator) - math.log10(value.denominator)
 

@@ -21,6 +21,7 @@ from lipverify.checkers import NotCovered
 from lipverify.checkers.kernel import Condition, curves, jacobians, ranges, signals
 from lipverify.checkers.kernel.curves import Curve
 from lipverify.checkers.kernel.ranges import Chain, Empty, Ranges, Region
+from lipverify.checkers.theories.radii import largest_where
 from lipverify.falsify import Search
 from lipverify.frontends.builder import Builder
 from lipverify.interpreter import evaluate
@@ -311,7 +312,7 @@ def test_a_part_is_empty_only_where_that_is_shown(rng: np.random.Generator) -> N
 def empty(known: Ranges) -> bool:
     """Whether the sum of both conditions shows that no input fulfils them."""
     try:
-        return known.largest(known.output.rows([-1]), known.conditions, [1.0, 1.0], {}) < 0
+        return largest_where(known, known.output.rows([-1]), known.conditions, [1.0, 1.0], {}) < 0
     except Empty:
         return True
 

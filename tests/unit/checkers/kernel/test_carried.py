@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from lipverify.checkers.kernel import Condition, Program, Region, Subject, parse_steps, prove
-from lipverify.checkers.kernel import carried as carried_of
 from lipverify.checkers.kernel import signals as signals_of
-from lipverify.checkers.kernel.carried import Carried
 from lipverify.checkers.kernel.curves import Lines
 from lipverify.checkers.kernel.program import Affine, Scalar
 from lipverify.checkers.kernel.ranges import Ranges
+from lipverify.checkers.theories import carried as carried_of
+from lipverify.checkers.theories.carried import Carried
 from lipverify.errors import NotCovered, UnreadableCertificate
 from tests.unit.checkers.kernel.programs import Array, Writing, ball, evaluate, mlp, points
 

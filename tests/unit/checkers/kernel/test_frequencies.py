@@ -7,11 +7,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from lipverify.checkers.kernel import frequencies
-from lipverify.checkers.kernel.frequencies import above, waves
 from lipverify.checkers.kernel.language import Subject
 from lipverify.checkers.kernel.program import Affine, Program, Scalar, View
-from lipverify.checkers.kernel.theorems import spread
+from lipverify.checkers.theories.frequencies import elimination, multipliers_of, spread, waves
+from lipverify.checkers.theories.frequencies.elimination import above
 from lipverify.errors import NotCovered, UnreadableCertificate
 from tests.unit.checkers.kernel.programs import Array, Writing, results
 
@@ -69,7 +68,7 @@ def windows() -> tuple[Program, tuple[int, int, int], tuple[int, int]]:
 def blocks_of(program: Program, image: tuple[int, int, int], points: tuple[int, int]) -> list[int]:
     p = Subject(program).elements
     last = _last(program)
-    return [x.channels for x in waves(p, 0, p.place[last], image, points)[0][1:]]
+    return [x.channels for x in waves.waves_of(p, 0, p.place[last], image, points)[0][1:]]
 
 
 def _last(program: Program) -> int:
@@ -144,7 +143,7 @@ def test_without_that_check_the_bound_would_be_false(monkeypatch: pytest.MonkeyP
     program, given = w.program(), [np.array([1e8])]
     with pytest.raises(UnreadableCertificate, match="wrap around"):
         spread(Subject(program), 0, 2, 3, (1, 2, 1), (2, 1), given)
-    monkeypatch.setattr(frequencies, "need", lambda *_: None)
+    monkeypatch.setattr(waves, "need", lambda *_: None)
     factor = spread(Subject(program), 0, 2, 3, (1, 2, 1), (2, 1), given)
     assert factor is not None
     assert np.abs(factor).max() < 1e-3  # the network is 1-Lipschitz and no less
@@ -247,7 +246,7 @@ def test_multipliers_near_the_ends_of_float64_are_refused() -> None:
     for value in (1e-300, 1e300):
         scope = Scope(Subject(program), {"m": np.array([1.0, value])}, 0)
         with pytest.raises(NotCovered, match="ends of float64"):
-            scope.vector("m")
+            multipliers_of(scope, "m")
 
 
 def test_activations_read_all_channels(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,11 +259,11 @@ def test_activations_read_all_channels(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(NotCovered, match="moved numbers"):
         blocks_of(program, image, (2, 2))
     # Without that check a factor 50 times too small was believed.
-    monkeypatch.setattr(frequencies, "covered", lambda *_: None)
+    monkeypatch.setattr(waves, "covered", lambda *_: None)
     p = Subject(program).elements
-    blocks, value = waves(p, 0, 3, image, (2, 2))
-    wanted = frequencies.read_by(p, 3, 4, value)
-    found = frequencies.Spread((2, 2), blocks, wanted).factor([np.full(4, 0.4)])
+    blocks, value = waves.waves_of(p, 0, 3, image, (2, 2))
+    wanted = waves.read_by(p, 3, 4, value)
+    found = elimination.Spread((2, 2), blocks, wanted).factor([np.full(4, 0.4)])
     assert found is not None
     slope = jacobian(program, np.full((1, 4), -1.0))
     assert float(np.linalg.norm(np.linalg.solve(found, slope), 2)) > 20

@@ -21,6 +21,7 @@ from lipverify.checkers.kernel.multipliers import multipliers_hold
 from lipverify.checkers.kernel.neurons import Differences, differences
 from lipverify.checkers.kernel.program import Affine
 from lipverify.checkers.kernel.ranges import Empty, Ranges
+from lipverify.checkers.theories.radii import largest_where
 from lipverify.errors import NotCovered
 from tests.unit.checkers.kernel.programs import (
     Array,
@@ -90,13 +91,13 @@ def test_leaves_hold_where_their_conditions_do(seed: int) -> None:
         weights = (10 ** rng.uniform(-3, 1, len(conditions))).tolist()
         flat = {k: rng.uniform(0, 1, size) for k, size in enumerate((6, 5)) if rng.random() < 0.7}
         try:
-            most = ranges.largest(row, conditions, weights, flat)
+            most = largest_where(ranges, row, conditions, weights, flat)
         except Empty:
             assert not held.any()
             return
         assert y.max(initial=-np.inf) <= float(most)
     plain = float(ranges.chain.largest(row)[0])
-    assert float(ranges.largest(row, [], [], {})) == plain
+    assert float(largest_where(ranges, row, [], [], {})) == plain
 
 
 def test_a_leaf_of_slopes_that_differ_knows_which_neuron_is_open() -> None:
@@ -110,7 +111,7 @@ def test_a_leaf_of_slopes_that_differ_knows_which_neuron_is_open() -> None:
     sides = ((True, ranges.output, 0.0, 13.0), (True, negative, 1.0, -8.0),
              (False, ranges.output, 0.1, 12.0), (False, negative, 0.0, -7.9))  # fmt: skip
     for above, row, weight, most in sides:
-        found = ranges.largest(row, [Condition(0, 0, 0.0, above)], [weight], {})
+        found = largest_where(ranges, row, [Condition(0, 0, 0.0, above)], [weight], {})
         assert float(found) == pytest.approx(most, abs=1e-9)
 
 

@@ -10,11 +10,11 @@ import pytest
 
 from lipverify.checkers.evaluation import evaluate
 from lipverify.checkers.kernel import Program, Subject, curves
-from lipverify.checkers.kernel.carried import Carried
 from lipverify.checkers.kernel.curves import Curve, curve
 from lipverify.checkers.kernel.neurons import differences
 from lipverify.checkers.kernel.program import Affine, Scalar
 from lipverify.checkers.kernel.ranges import Ranges
+from lipverify.checkers.theories.carried import Carried
 from lipverify.errors import NotCovered, UnreadableCertificate
 from tests.unit.checkers.kernel.programs import Writing, ball, mlp, points
 

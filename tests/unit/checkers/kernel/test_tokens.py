@@ -20,7 +20,8 @@ from lipverify.checkers.kernel.program import (
     View,
     checked,
 )
-from lipverify.checkers.kernel.tokens import Norm, Tokens, constant_of
+from lipverify.checkers.norms import Norm, Tokens
+from lipverify.checkers.theories.tokens import constant_of
 from lipverify.errors import NotCovered
 from tests.tiers import tier
 from tests.unit.checkers.kernel.programs import Array, Writing

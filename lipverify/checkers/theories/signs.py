@@ -1,4 +1,4 @@
-"""Which numbers of a program are convex or concave functions of the input: what sums and compositions keep, step by step.
+"""Signs of derivatives; and which numbers are convex or concave functions of the input: what sums and compositions keep.
 
 A sum with weights >= 0 of convex functions is convex; so is a convex rising function of a convex one, a convex falling function
 of a concave one, any convex function of an affine one, and the maximum of convex ones (Boyd, Vandenberghe, section 3.2). Signs of
@@ -7,11 +7,20 @@ stored weights are exact; no number is computed.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from fractions import Fraction
+
 import numpy as np
 
+from lipverify.checkers.kernel import language as is_
 from lipverify.checkers.kernel.account import charge
+from lipverify.checkers.kernel.arithmetic import need
 from lipverify.checkers.kernel.curves import curve
+from lipverify.checkers.kernel.jacobians import explicit, gradients
+from lipverify.checkers.kernel.neurons import Differences
 from lipverify.checkers.kernel.program import Affine, Array, Constant, Input, Order, Program, Scalar, Step
+from lipverify.checkers.kernel.signals import INPUT, Signal, scaled
+from lipverify.checkers.kernel.theorems import Facts, Part, Stated, between, shown, theorem
 
 
 def bent(program: Program) -> tuple[Array, Array]:
@@ -77,3 +86,64 @@ def _law(step: Scalar) -> tuple[Array, Array, Array, Array]:
             "Clip": (given["max"] == np.inf, given["min"] == -np.inf)}  # fmt: skip
     up, down = (np.asarray(end) for end in laws.get(step.law, (False, False)))
     return (up | down) & (step.law != "Square"), none, up, down
+
+
+def never_falling(found: Differences, output: Signal) -> Array:
+    """For which inputs no path to the one row `output` has a negative product: exact where slopes, and so ranges, end at 0."""
+    explicit(found)
+    if min(x.least for x in (*found.blocks, output)) < -900:
+        return np.zeros(found.inputs, dtype=bool)
+    paths: dict[int, Array] = {}  # whether positive and whether negative paths lead from a source to the row
+
+    def add(x: Signal, ways: Array) -> None:
+        for key, m in x.parts.items():
+            error, there = x.errors(key), x.size(key) > 0
+            positive, negative = (m > -error) & there, (m < error) & there
+            rising = ways[0] @ positive | ways[1] @ negative
+            falling = ways[0] @ negative | ways[1] @ positive
+            paths[key] = paths.get(key, False) | np.array([rising, falling])
+
+    add(output, np.array([[True], [False]]))
+    for k in reversed(range(len(found.blocks))):
+        if k in paths:
+            add(found.blocks[k], paths.pop(k))
+    return ~paths[INPUT][1] if INPUT in paths else np.ones(found.inputs, dtype=bool)
+
+
+@dataclass(frozen=True)
+class Monotone(Stated):
+    """Along a segment in the direction of the input, almost wherever it is in the part, sign times the row does not fall."""
+
+    row: int
+    input: int
+    sign: int
+
+
+@dataclass(frozen=True)
+class Bent(Stated):
+    """sign times the row is a convex function of the input."""
+
+    row: int
+    sign: int
+
+
+@theorem
+def sign(facts: Facts, *, ranges: is_.Part, row: is_.Row, input: is_.Entry, sign: is_.Sign) -> Monotone:
+    """No path to the row has a negative product, or the range of the derivative is on one side of 0."""
+    need(not facts.subject.exact, "exact checking covers no ranges")
+    part, known = facts.ranges(ranges)
+    found = between(facts, 0, len(facts.subject.program.steps) - 1, known)
+    output = scaled(np.array([float(sign)]), found.output.rows([row]))
+    if not never_falling(found, output)[input]:
+        (gradient,) = gradients(found, known, output, True)
+        shown(bool(gradient.low[input] >= 0), "a derivative without that sign")
+    return Monotone(part, Fraction(0), row, input, sign)
+
+
+@theorem
+def convex(facts: Facts, *, row: is_.Row, sign: is_.Sign) -> Bent:
+    """Sums with weights of one sign, convex functions that rise or fall, maxima: what these keep, step by step."""
+    shown(
+        bool(bent(facts.subject.program)[0 if sign > 0 else 1][row]), "a row that is not known to be convex"
+    )
+    return Bent(Part(), Fraction(0), row, sign)

@@ -23,10 +23,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
+from lipverify.checkers.kernel import language as is_
 from lipverify.checkers.kernel.account import STEP, charge
 from lipverify.checkers.kernel.arithmetic import (
     TINY,
@@ -34,11 +35,13 @@ from lipverify.checkers.kernel.arithmetic import (
     above,
     gamma,
     interpolated,
+    need,
     norms_at_most,
     sums,
     trimmed,
 )
 from lipverify.checkers.kernel.curves import curve
+from lipverify.checkers.kernel.language import Rows, Scope
 from lipverify.checkers.kernel.program import (
     Affine,
     Constant,
@@ -51,9 +54,12 @@ from lipverify.checkers.kernel.program import (
     Step,
     View,
 )
+from lipverify.checkers.kernel.theorems import Constant as Proved
+from lipverify.checkers.kernel.theorems import Facts, shown, theorem
+from lipverify.checkers.kernel.theorems import Part as Whole
+from lipverify.checkers.norms import Norm, Tokens, norm_of
 from lipverify.errors import NotCovered
 
-NORMS = ("token-rms", "token-l2")
 _UP = 1.0 + 2.0**-46
 """More than the few roundings of any one line below."""
 _PAIRS = 1024
@@ -81,31 +87,6 @@ class NoConstant(NotCovered):
     def __init__(self, step: int, reason: str) -> None:
         super().__init__(f"step {step}: {reason}")
         self.step, self.reason = step, reason
-
-
-class Tokens(NamedTuple):
-    """All inputs whose tokens (runs of `width` numbers) have at most the norm `most`, in `token-rms` or `token-l2`."""
-
-    norm: str
-    width: int
-    most: float
-
-
-class Norm(NamedTuple):
-    """The largest over runs of `width` numbers of their l2 norm (`token-l2`), or of that over the root of the width."""
-
-    name: str
-    width: int
-
-    def __str__(self) -> str:
-        return f"{self.name}/{self.width}"
-
-
-def norm_of(text: str) -> Norm | None:
-    """`token-rms/64` and the like; None for other norms."""
-    name, slash, width = text.partition("/")
-    plain = name in NORMS and slash and width.isascii() and width.isdigit() and 0 < len(width) < 10
-    return Norm(name, int(width)) if plain and width[0] != "0" else None
 
 
 class Shared(NamedTuple):
@@ -962,3 +943,42 @@ def _root(width: int, below: bool = False) -> Fraction:
     root = math.isqrt(width << 128)
     exact = root * root == width << 128
     return Fraction(root + (0 if exact or below else 1), 1 << 64)
+
+
+# -- the step
+
+
+def norms_read(scope: Scope, value: Any) -> tuple[Norm, Norm | str]:
+    """A norm of tokens, and another one or `linf`."""
+    need(isinstance(value, list) and len(value) == 2 and all(isinstance(v, str) for v in value), "two norms")
+    first, last = norm_of(value[0]), norm_of(value[1])
+    need(first is not None and (last is not None or value[1] == "linf"), "norms of tokens")
+    assert first is not None
+    return first, value[1] if last is None else last
+
+
+def bound_read(scope: Scope, value: Any) -> Tokens | None:
+    """[norm, number]: the tokens of the input have at most this norm."""
+    if value is None:
+        return None
+    need(isinstance(value, list) and len(value) == 2 and isinstance(value[0], str), "a bound of tokens")
+    norm, most = norm_of(value[0]), scope.limit(value[1])
+    need(norm is not None and 0 < most < 2.0**100, "a bound of tokens")
+    assert norm is not None
+    return Tokens(norm.name, norm.width, most)
+
+
+Within = Annotated[Tokens | None, bound_read]
+TokenNorms = Annotated[tuple[Norm, Norm | str], norms_read]
+
+
+@theorem
+def tokens(facts: Facts, *, within: Within, norms: TokenNorms, limit: is_.Limit) -> Proved:
+    """Attention, normalisation and residual blocks by norms of tokens; computed anew."""
+    if facts.subject.exact:
+        raise NotCovered("exact checking covers no norms of tokens")
+    steps = facts.subject.program.steps
+    found = constant_of(facts.subject.program, within, norms)
+    shown(found <= Fraction(limit), f"norms of tokens prove {above(found)!r}, not {limit!r}")
+    names = str(norms[0]), str(norms[1])
+    return Proved(Whole(within=within), Fraction(limit), 0, len(steps) - 1, Rows(0, steps[-1].size), names)

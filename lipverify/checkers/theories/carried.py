@@ -10,9 +10,11 @@ written as phi(a) + w from there on. What both networks have in common cancels w
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 import numpy as np
 
+from lipverify.checkers.kernel import language as is_
 from lipverify.checkers.kernel.arithmetic import TINY, Array, need
 from lipverify.checkers.kernel.curves import Curve, Lines, curve, secant
 from lipverify.checkers.kernel.elementary import Elementary, behind
@@ -20,6 +22,7 @@ from lipverify.checkers.kernel.neurons import Slopes, follow
 from lipverify.checkers.kernel.program import Scalar, Step, same
 from lipverify.checkers.kernel.ranges import Condition, Empty, Ranges, Region
 from lipverify.checkers.kernel.signals import Signal, added, sprouted, stacked
+from lipverify.checkers.kernel.theorems import Emptiness, Facts, Known, Part, known_over, theorem
 from lipverify.errors import NotCovered
 
 _NEAR = 2.0**-49
@@ -170,3 +173,26 @@ def _lines(
     over, largest = side(on_b.above, on_b.over, on_a.below, on_a.under, above, 1.0)
     reads = tuple(np.concatenate([x[end] for x in (e, a, b)]) for end in (0, 1))
     return Lines(under, least, over, largest, low, high), (reads[0], reads[1])
+
+
+def _pairs(scope: is_.Scope, value: Any) -> dict[int, int]:
+    """[[layer, the one it is written by, which it is no part of]...]."""
+    need(isinstance(value, list), "a list")
+    found = {}
+    for pair in value:
+        need(isinstance(pair, list) and len(pair) == 2, "a pair of layers")
+        one, other = (scope.integer(k, 0, len(scope.subject.elements.layers)) for k in pair)
+        need(one != other and one not in found, "a pair of layers")
+        found[one] = other
+    return found
+
+
+Pairs = Annotated[dict[int, int], _pairs]
+
+
+@theorem
+def carried(
+    facts: Facts, *, region: is_.RegionId, conditions: is_.Conditions, pairs: Pairs
+) -> Known | Emptiness:
+    """The same, and the results of layers written as those of others plus a change: what they have in common cancels."""
+    return known_over(facts, Part(region, conditions), lambda p, r, c: Carried(p, r, c, pairs))
