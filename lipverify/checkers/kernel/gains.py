@@ -263,7 +263,7 @@ def kernel_of(chain: Sequence[Affine]) -> tuple[Array, float, list[int]]:
 
 
 def symbol_at(kernel: Array, grid: Array) -> Array:
-    """S at frequencies grid[..., 0] / grid[..., 1] as real matrices [points, groups, 2 out, 2 in]."""
+    """S at frequencies grid[..., 0] / grid[..., 1]: complex [points, groups, out, in]."""
     phase = np.ones((len(grid), 1), dtype=np.complex128)
     for axis, count in enumerate(kernel.shape[3:]):
         turns = (grid[:, axis, :1] * np.arange(count)) % grid[:, axis, 1:]
@@ -271,8 +271,9 @@ def symbol_at(kernel: Array, grid: Array) -> Array:
         own = np.cos(angle) + 1j * np.sin(angle)
         phase = (phase[:, :, None] * own[:, None, :]).reshape(len(grid), -1)
     flat = kernel.reshape(-1, phase.shape[1])
-    re, im = ((part @ flat.T).reshape(len(grid), *kernel.shape[:3]) for part in (phase.real, phase.imag))
-    return np.concatenate([np.concatenate([re, -im], -1), np.concatenate([im, re], -1)], -2)
+    return np.asarray(
+        (phase.real @ flat.T + 1j * (phase.imag @ flat.T)).reshape(len(grid), *kernel.shape[:3])
+    )
 
 
 def _symbols_at_most(kernel: Array, relative: float, grid: Array, limit: float) -> bool:
@@ -287,7 +288,7 @@ def _symbols_at_most(kernel: Array, relative: float, grid: Array, limit: float) 
     rounding += relative * (1 + 2.0**-20)
     step = max(1, _WORK // (4 * kernel.shape[0] * max(kernel.shape[1:3]) ** 2 + math.prod(taps)))
     for start in range(0, len(grid), step):
-        charge(0, 4 * min(step, len(grid) - start) * (kernel.size + 16 * math.prod(taps)))
+        charge(0, 2 * min(step, len(grid) - start) * (kernel.size + 16 * math.prod(taps)))
         values = symbol_at(kernel, grid[start : start + step])
         if not arith.norms_at_most(
             values, float(absolute) * rounding * 1.01, np.full(values.shape[:2], limit)
