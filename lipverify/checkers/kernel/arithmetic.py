@@ -164,8 +164,7 @@ def norms_at_most(w: Array, error: float, limits: Array) -> bool:
     square = reduced * reduced * (1.0 - gamma(2))
     charge(times * w.size * w.shape[-1] // w.shape[-2], times * w.size * w.shape[-1])
     gram = -(np.swapaxes(w.conj(), -1, -2) @ w)
-    places = np.arange(gram.shape[-1])
-    gram[..., places, places] += square[..., None]
+    np.einsum("...ii->...i", gram)[...] += square[..., None]
     frobenius = sums(parts * parts, (-2, -1))
     slack = (gamma(times * (w.shape[-2] + 4)) * frobenius + gamma(4) * square) * 1.01 + TINY
     return positive_definite(gram, slack[..., None])

@@ -270,10 +270,9 @@ def symbol_at(kernel: Array, grid: Array) -> Array:
         angle = 2.0 * math.pi * (turns / grid[:, axis, 1:])
         own = np.cos(angle) + 1j * np.sin(angle)
         phase = (phase[:, :, None] * own[:, None, :]).reshape(len(grid), -1)
-    flat = kernel.reshape(-1, phase.shape[1])
-    return np.asarray(
-        (phase.real @ flat.T + 1j * (phase.imag @ flat.T)).reshape(len(grid), *kernel.shape[:3])
-    )
+    flat = kernel.reshape(-1, phase.shape[1]).T
+    values: Array = phase.real @ flat + 1j * (phase.imag @ flat)
+    return values.reshape(len(grid), *kernel.shape[:3])
 
 
 def _symbols_at_most(kernel: Array, relative: float, grid: Array, limit: float) -> bool:
