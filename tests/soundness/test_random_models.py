@@ -15,6 +15,7 @@ from lipverify.ir.op import Constant
 from lipverify.propagation.functionals import Functionals
 from lipverify.testing.checks import replaced_rule
 from tests.soundness.held import drawn, hold
+from tests.soundness.large import pretended
 from tests.soundness.models import KINDS, Reached, pairs
 from tests.tiers import tier
 
@@ -23,7 +24,8 @@ BLOCKS, COUNT = 4, tier(24, 20_000)
 
 @pytest.mark.parametrize("block", range(BLOCKS))
 def test_ranges_and_constants_hold(block: int) -> None:
-    found = hold(range(block * COUNT // BLOCKS, (block + 1) * COUNT // BLOCKS))
+    with pretended(block % 2 == 1):
+        found = hold(range(block * COUNT // BLOCKS, (block + 1) * COUNT // BLOCKS))
     assert found.wrong == []
     assert found.errors == []
     assert found.answers["bounds linear"] > COUNT // BLOCKS // 2

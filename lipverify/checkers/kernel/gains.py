@@ -236,7 +236,9 @@ def kernel_of(chain: Sequence[Affine]) -> tuple[Array, float, list[int]]:
         entrywise = np.array_equal(step.index.ravel(), np.arange(len(step.view.places)))
         need(entrywise and step.kernel.shape[1:] == (1, 1), "a scaling")
         inner = (i < place[0]) != adjoint
-        factor = step.kernel.reshape(shape[0] if inner else kernel.shape[0] * kernel.shape[1], -1)
+        charge(step.size)
+        factor = np.repeat(step.kernel.ravel(), step.index.shape[1])  # of every entry, of which a block may be many channels
+        factor = factor.reshape(shape[0] if inner else kernel.shape[0] * kernel.shape[1], -1)
         need((factor == factor[:, :1]).all(), "a scaling that differs within a channel")
         split = factor[:, 0].reshape(len(kernel), -1)
         split = split[:, None, :] if inner else split[:, :, None]
@@ -263,16 +265,16 @@ def kernel_of(chain: Sequence[Affine]) -> tuple[Array, float, list[int]]:
 
 
 def symbol_at(kernel: Array, grid: Array) -> Array:
-    """S at frequencies grid[..., 0] / grid[..., 1]: complex [points, groups, out, in]."""
+    """S at frequencies grid[..., 0] / grid[..., 1] as real matrices [points, groups, 2 out, 2 in]."""
     phase = np.ones((len(grid), 1), dtype=np.complex128)
     for axis, count in enumerate(kernel.shape[3:]):
         turns = (grid[:, axis, :1] * np.arange(count)) % grid[:, axis, 1:]
         angle = 2.0 * math.pi * (turns / grid[:, axis, 1:])
         own = np.cos(angle) + 1j * np.sin(angle)
         phase = (phase[:, :, None] * own[:, None, :]).reshape(len(grid), -1)
-    flat = kernel.reshape(-1, phase.shape[1]).T
-    values: Array = phase.real @ flat + 1j * (phase.imag @ flat)
-    return values.reshape(len(grid), *kernel.shape[:3])
+    flat = kernel.reshape(-1, phase.shape[1])
+    re, im = ((part @ flat.T).reshape(len(grid), *kernel.shape[:3]) for part in (phase.real, phase.imag))
+    return np.concatenate([np.concatenate([re, -im], -1), np.concatenate([im, re], -1)], -2)
 
 
 def _symbols_at_most(kernel: Array, relative: float, grid: Array, limit: float) -> bool:
@@ -287,7 +289,7 @@ def _symbols_at_most(kernel: Array, relative: float, grid: Array, limit: float) 
     rounding += relative * (1 + 2.0**-20)
     step = max(1, _WORK // (4 * kernel.shape[0] * max(kernel.shape[1:3]) ** 2 + math.prod(taps)))
     for start in range(0, len(grid), step):
-        charge(0, 2 * min(step, len(grid) - start) * (kernel.size + 16 * math.prod(taps)))
+        charge(0, 4 * min(step, len(grid) - start) * (kernel.size + 16 * math.prod(taps)))
         values = symbol_at(kernel, grid[start : start + step])
         if not arith.norms_at_most(
             values, float(absolute) * rounding * 1.01, np.full(values.shape[:2], limit)

@@ -1,0 +1,69 @@
+"""Convolutions too large for their matrix: what stands beside them is proved too, whatever it is."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import lipverify as lv
+from lipverify.certificates import chains
+from lipverify.falsify import Search
+from lipverify.ir.certificate import Rigour
+
+
+class By(nn.Module):
+    def __init__(self, factor: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("factor", factor)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.factor
+
+
+class Turned(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.permute(0, 2, 3, 1)
+
+
+class First(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x[:, :3]
+
+
+CONVOLUTIONS = {
+    "plain": lambda: nn.Conv2d(4, 6, 3, padding=1),
+    "groups": lambda: nn.Conv2d(4, 6, 3, padding=1, groups=2),
+    "stride": lambda: nn.Conv2d(4, 6, 3, stride=2, padding=1),
+    "transposed": lambda: nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1),
+}
+BESIDE = {
+    "alone": lambda c: [c],
+    "a number before": lambda c: [By(torch.tensor(2.0)), c],
+    "a number behind": lambda c: [c, By(torch.tensor(-3.0))],
+    "channels before": lambda c: [By(torch.rand(4, 1, 1) + 0.5), c],
+    "channels behind": lambda c: [c, By(torch.rand(6, 1, 1) + 0.5)],
+    "positions before": lambda c: [By(torch.rand(1, 1, 7) + 0.5), c],
+    "positions behind": lambda c: [c, By(torch.rand(c(torch.zeros(1, 4, 7, 7)).shape[1:]) + 0.5)],
+    "another order": lambda c: [c, Turned()],
+    "a part": lambda c: [c, First()],
+    "a part of a part": lambda c: [By(torch.rand(4, 1, 1) + 0.5), c, First(), By(torch.rand(3, 1, 1) + 0.5)],
+    "normalised": lambda c: [c, nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten()],
+}
+
+
+@pytest.mark.parametrize("beside", BESIDE)
+@pytest.mark.parametrize("convolution", CONVOLUTIONS)
+def test_what_stands_beside_a_large_convolution(
+    convolution: str, beside: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chains, "DENSE_WORK", 0.0)  # every convolution is too large for its matrix
+    torch.manual_seed(3)
+    net = nn.Sequential(*BESIDE[beside](CONVOLUTIONS[convolution]())).eval()
+    x = torch.randn(2, 4, 7, 7)
+    row = lv.audit(lv.extract(net, x), analyzers=["product"], search=Search(seconds=0.05)).rows[0]
+    assert row.refused is None
+    assert row.certificate is not None
+    assert row.certificate.rigour is Rigour.CHECKED
+    jacobian = torch.autograd.functional.jacobian(lambda v: net(v[None]).flatten(), x[0]).flatten(1)
+    assert row.upper >= float(torch.linalg.matrix_norm(jacobian, 2)) * (1 - 1e-6)
