@@ -182,18 +182,13 @@ def _fused(run: Run) -> list[_Piece]:
 def _joined(first: _Piece, second: _Piece) -> _Piece | None:
     """One operator for two, or None. Only the linear parts count, so zero padding between them does no harm."""
     for scaling, kernel, before in ((first, second, True), (second, first, False)):
-        if not isinstance(kernel.op, ops.Conv | ops.Linear):
+        if not isinstance(kernel.op, ops.Conv | ops.ConvTranspose | ops.Linear):
             continue
-        channels = kernel.op.weight.shape[1] if before else kernel.op.weight.shape[0]
-        if isinstance(kernel.op, ops.Conv) and before and kernel.op.groups != 1:
-            continue
-        axis = 0 if isinstance(kernel.op, ops.Conv) else -1
-        factor = _channel_factor(scaling, axis, channels)
+        channels = _channels(kernel.op, before)
+        factor = _channel_factor(scaling, -1 if isinstance(kernel.op, ops.Linear) else 0, channels)
         if factor is not None:
             values, relative = factor
-            shape = [1] * kernel.op.weight.ndim
-            shape[1 if before else 0] = -1
-            weight = kernel.op.weight * values.reshape(shape)
+            weight = _with_factors(kernel.op, values, before)
             if bool(((weight.abs() < _TINY) & (kernel.op.weight != 0)).any()):
                 return None  # an underflow has no relative error
             op = replace(kernel.op, weight=weight, bias=None)
@@ -201,6 +196,27 @@ def _joined(first: _Piece, second: _Piece) -> _Piece | None:
             total = 2 * (relative + kernel.relative + UNIT_ROUNDOFF)
             return _Piece(op, first.input_shape, total)
     return None
+
+
+def _channels(op: ops.Conv | ops.ConvTranspose | ops.Linear, before: bool) -> int:
+    """How many channels the operator reads, or gives."""
+    first, second = op.weight.shape[:2]
+    if isinstance(op, ops.Linear):
+        return second if before else first
+    grouped = second * op.groups
+    if isinstance(op, ops.Conv):
+        return grouped if before else first
+    return first if before else grouped
+
+
+def _with_factors(op: ops.Conv | ops.ConvTranspose | ops.Linear, values: Tensor, before: bool) -> Tensor:
+    """The weight with a factor for every channel that is read, or given; rows of a transposed convolution are what it reads."""
+    weight, groups = op.weight, 1 if isinstance(op, ops.Linear) else op.groups
+    rows = before is isinstance(op, ops.ConvTranspose)
+    # [groups, rows of a group, columns of a group, *taps]: columns are counted within their group.
+    split = weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
+    factors = values.reshape((groups, -1, 1) if rows else (groups, 1, -1))
+    return (split * factors.reshape(*factors.shape, *(1,) * (weight.ndim - 2))).reshape(weight.shape)
 
 
 def _channel_factor(piece: _Piece, axis: int, channels: int) -> tuple[Tensor, float] | None:
@@ -214,6 +230,7 @@ def _channel_factor(piece: _Piece, axis: int, channels: int) -> tuple[Tensor, fl
         values, error = op.weight / torch.sqrt(op.var + op.eps), 4 * UNIT_ROUNDOFF
         if bool(((values.abs() < _TINY) & (op.weight != 0)).any()):
             return None
+        values = values.reshape(-1, *(1,) * (rank - 1 - where))
     elif isinstance(op, ops.Scale) and op.scale is not None:
         values, error = op.scale, 0.0
     elif isinstance(op, ops.DivideBy):
