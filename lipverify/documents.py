@@ -35,6 +35,8 @@ def model_document(graph: Graph) -> dict[str, Any]:
         "notes": list(origin.notes),
         "trusted_code": list(origin.trusted_code),
     }
+    if origin.reading is not None:
+        found["reading"] = origin.reading.to_json()
     check = origin.import_check
     if check is not None:
         found["import_check"] = {

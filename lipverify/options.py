@@ -182,6 +182,15 @@ class Reading:
             metavar="NAME=VALUE",
         ),
     ] = field(default_factory=dict)
+    steps: Annotated[
+        int | None, option("ONNX files: the length of a sequence that the file leaves open", least=1)
+    ] = None
+    state: Annotated[
+        str,
+        option(
+            "ONNX files: other real inputs are given by --constant, zero, or free: all inputs vary, as one vector"
+        ),
+    ] = "given"
     arch: Annotated[str | None, option("FILE.py:callable that builds the module for bare weights")] = None
     trust_code: Annotated[bool, option("allow --arch to run that file")] = False
     input_shape: Annotated[

@@ -54,6 +54,8 @@ def load(
     output: int | str = 0,
     input: str | None = None,
     constants: Mapping[str, Any] | None = None,
+    steps: int | None = None,
+    state: str = "given",
 ) -> Graph:
     """A graph from an ONNX file, a network of the model zoo, or weights with an architecture.
 
@@ -65,6 +67,9 @@ def load(
         input: of an ONNX file whose output depends on several inputs, the name of the one that varies; or a tensor inside,
             such as the one behind an embedding, to begin there.
         constants: what its other inputs are fixed at: name -> a number for all entries, or an array.
+        steps: the length of its sequence, where an ONNX file leaves that open.
+        state: what its other real inputs without a constant are: `given` (none may be left), `zero` (fixed at 0), `free` (they
+            vary too, all inputs as one vector).
 
     Raises:
         InvalidFile, UsageError: missing, damaged or invalid (exit 2). UnsupportedModel: no rule covers it (exit 5).
@@ -78,10 +83,22 @@ def load(
         from lipverify.frontends.onnx import extract_onnx
 
         # Only what this output needs: another output may be one that no rule covers.
-        graph = extract_onnx(path, input_shape=input_shape, output=output, input=input, constants=constants)
+        graph = extract_onnx(
+            path,
+            input_shape=input_shape,
+            output=output,
+            input=input,
+            constants=constants,
+            steps=steps,
+            state=state,
+        )
         return _about_output(_simplified(graph), output)
     if isinstance(output, str) or input is not None or constants:
         raise UsageError("inputs and outputs have names in ONNX files only; give the position of the output")
+    if steps is not None or state != "given":
+        raise UsageError(
+            "--steps and --state are about inputs of ONNX files; a module has the length of its example"
+        )
     return _selected(_imported(path, folder, arch, trust_code, input_shape), output)
 
 

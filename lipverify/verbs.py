@@ -293,6 +293,8 @@ load = verb(
     output=_output,
     input=_maybe(_word("input")),
     constants=_maybe(_constants),
+    steps=_maybe(_whole("steps")),
+    state=_word("state"),
 )
 
 

@@ -231,6 +231,7 @@ def _model(graph: Graph, about: About, role: str) -> dict[str, Any]:
         "graph_digest": graph.digest,
         "output": {"index": about.output, "name": about.output_name},
         "margin": None if about.margin is None else list(about.margin),
+        **({} if about.reading is None else {"reading": about.reading.to_json()}),
     }
 
 

@@ -33,6 +33,7 @@ from lipverify.checkers import About, Expectation, Model, NotCovered
 from lipverify.checkers.claims import Claim, Constant
 from lipverify.checkers.evaluation import evaluate
 from lipverify.checkers.kernel.program import Program
+from lipverify.checkers.reader import FIXED_KINDS, Reading, digest_of, stating
 from lipverify.errors import (
     InternalError,
     LipverifyError,
@@ -69,9 +70,15 @@ class Subject:
     """The architecture that a certificate has to state; None where the model's file tells it."""
 
     def arrays(self) -> dict[str, Tensor]:
-        """Tensors of the architecture that the model's file does not hold."""
+        """Tensors of the architecture that the model's file does not hold, and what stands for inputs of the file."""
         if self.described is None:
-            return {}
+            reading = self.about.reading
+            fixed = {} if reading is None else reading.fixed
+            return {
+                f"fixed.{stated.digest}": torch.from_numpy(np.array(reading.arrays[name]))
+                for name, stated in fixed.items()
+                if reading is not None and stated.digest is not None
+            }
         foreign = sorted(d for d, a in self.described.arrays.items() if not self.model.holds(a))
         return {f"tensor.{d}": torch.from_numpy(self.described.arrays[d].copy()) for d in foreign}
 
@@ -98,7 +105,7 @@ def subject_of(graph: Graph) -> Subject:
     if origin.path is None or origin.sha256 is None:
         model = model_of(graph)
     else:
-        model = _read(str(model_path(origin.path)), origin.sha256)
+        model = _read(str(model_path(origin.path)), origin.sha256).read_as(reading_of(graph))
         known = described(_base(graph)) if model.binding == "weights" else None
         output = origin.output if known is None else 0
     program = model.program if known is None else known.program
@@ -112,10 +119,24 @@ def subject_of(graph: Graph) -> Subject:
     if not output < len(program.outputs):
         raise NotCovered("the checker's own reader does not find this output in the file")
     margin = origin.margin
-    about = About(model.sha256, graph.digest, output, program.outputs[output].name, margin)
+    about = About(model.sha256, graph.digest, output, program.outputs[output].name, margin, model.reading)
     ended = program.ending(output, margin)
     _same_function(graph, ended)
     return Subject(model, about, ended, known)
+
+
+def reading_of(graph: Graph) -> Reading | None:
+    """How the graph reads the inputs of its file, in the checker's form; None where the file says it.
+
+    Raises:
+        NotCovered: numbers of a type that certificates do not state.
+    """
+    reading = graph.origin.reading
+    if reading is None:
+        return None
+    if any(array.dtype.name not in FIXED_KINDS for array in reading.fixed.values()):
+        raise NotCovered("an input is fixed at numbers of a type that certificates do not state")
+    return stating(reading.inputs, reading.fixed, digest_of)
 
 
 @lru_cache(maxsize=2)
@@ -354,7 +375,11 @@ def unproved(certificate: Certificate, graph: Graph, query: Query, analyzer: Nam
     author = Author(analyzer.name, certificate.made_by, 0.0, certificate.assumptions)
     origin = graph.origin
     output = origin.output if isinstance(origin.output, int) else 0
-    about = About(origin.sha256, graph.digest, output, None, origin.margin)
+    try:
+        reading = reading_of(graph)
+    except NotCovered:  # it proves nothing: its words alone lack what stands for an input
+        reading = None
+    about = About(origin.sha256, graph.digest, output, None, origin.margin, reading)
     norms, region = _norms(query, graph), query.region
     if certificate.upper is None:
         claim: dict[str, Any] = {"kind": "constant", "norm_in": norms[0], "norm_out": norms[1], "region": region.to_json(),
@@ -409,7 +434,9 @@ def verify(
         bound_model(m) if isinstance(m, Graph) else checkers.read_model(model_path(str(m))) for m in models
     ]
     digests = tuple(m.digest if isinstance(m, Graph) else None for m in models)
-    expected = replace(expected or Expectation(), digests=digests)
+    graphs = [m for m in models if isinstance(m, Graph)]
+    readings = tuple(map(reading_of, graphs)) if len(graphs) == len(models) else None
+    expected = replace(expected or Expectation(), digests=digests, readings=readings)
     if isinstance(certificate, str | Path):
         return checkers.verify_file(Path(certificate), bound, exact, expected)
     issued = certificate.issued if isinstance(certificate, Certificate) else certificate

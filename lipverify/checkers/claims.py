@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from lipverify.checkers.norms import NORMS as TOKEN_NORMS
 from lipverify.checkers.norms import Tokens
 from lipverify.checkers.norms import norm_of as token_norm
+from lipverify.checkers.reader.reading import Reading
 from lipverify.checkers.tables import fields, hexadecimal, integer, text, texts
 from lipverify.errors import RefutedCertificate, UnreadableCertificate
 
@@ -36,7 +37,8 @@ def inward(value: float) -> str:
 class About:
     """What a claim is about: one output of one model, or the difference of two of its entries.
 
-    sha256: of the model's file; digest: of the graph, which only a graph in memory is held against.
+    sha256: of the model's file; digest: of the graph, which only a graph in memory is held against; reading: of the file's
+    inputs, where it does not say itself what goes in.
     """
 
     sha256: str | None
@@ -44,6 +46,7 @@ class About:
     output: int
     output_name: str | None
     margin: tuple[int, int] | None
+    reading: Reading | None = None
 
     def words(self, letter: str = "f") -> str:
         """`f: entry 3 minus entry 5 of output 0 ('y') of the model file with sha256 ...`."""
@@ -54,7 +57,8 @@ class About:
             if self.sha256 is None
             else f"the file with sha256 {self.sha256}"
         )
-        return f"{letter} the real-valued function of {entries}output {self.output}{name} of {file}"
+        inputs = "" if self.reading is None else self.reading.words()
+        return f"{letter} the real-valued function of {entries}output {self.output}{name} of {file}{inputs}"
 
 
 @dataclass(frozen=True)
@@ -358,6 +362,8 @@ class Expectation:
     box: tuple[float, float] | None = None
     digests: tuple[str | None, ...] | None = None
     """Of the graphs in memory that the certificate has to be about."""
+    readings: tuple[Reading | None, ...] | None = None
+    """Of the inputs of their files."""
 
     def disappointed(
         self, claim: Claim, about: About, box: tuple[Any, Any] | None, widths: tuple[int, int]

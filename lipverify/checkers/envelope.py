@@ -35,6 +35,7 @@ from lipverify.checkers.reader import (
     parse_safetensors,
     read_bytes,
     read_model,
+    reading_of,
     tensors_read,
 )
 from lipverify.checkers.reader.agreement import Agreement, agree
@@ -174,8 +175,12 @@ def check(certificate: Callable[[], bytes], sidecar: Callable[[str], bytes], mod
                 exact,
                 expected or Expectation(),
                 started,
-                lambda data, program: agree(
-                    data, program, seed, last - time.process_time() if apart else None
+                lambda model, program: agree(
+                    model.data or b"",
+                    program,
+                    seed,
+                    last - time.process_time() if apart else None,
+                    model.reading,
                 ),
             )
     except (RefutedCertificate, UnreadableCertificate, Undecided):
@@ -247,7 +252,10 @@ def _envelope(data: bytes) -> _Envelope:
 
 
 def _about(table: Any, role: str) -> About:
-    fields(table, FIELDS["model"])
+    # Only files whose inputs have to be told have this field.
+    told = isinstance(table, dict) and "reading" in table
+    fields(table, FIELDS["model"] + " reading" * told)
+    reading = reading_of(table["reading"]) if told else None
     output, margin = fields(table["output"], FIELDS["output"]), table["margin"]
     if margin is not None:
         if not isinstance(margin, list) or len(margin) != 2:
@@ -256,7 +264,8 @@ def _about(table: Any, role: str) -> About:
     sha256, digest = (None if table[key] is None else text(table[key]) for key in ("sha256", "graph_digest"))
     if table["role"] != role:
         raise UnreadableCertificate("the role of its model")
-    return About(sha256, digest, integer(output["index"], 0, 1 << 20), text(output["name"], 4096), margin)
+    place, name = integer(output["index"], 0, 1 << 20), text(output["name"], 4096)
+    return About(sha256, digest, place, name, margin, reading)
 
 
 def _region(table: Any) -> Ball:
@@ -274,7 +283,7 @@ def _region(table: Any) -> Ball:
 
 
 def _check(data: bytes, sidecar: Callable[[str], bytes], read: Callable[[], list[Model]], exact: bool,
-           expected: Expectation, started: float, agreed: Callable[[bytes, Program], Agreement]) -> Verdict:  # fmt: skip
+           expected: Expectation, started: float, agreed: Callable[[Model, Program], Agreement]) -> Verdict:  # fmt: skip
     account.read(len(data), letters=True)
     found = _envelope(data)
     beside: Mapping[str, Array] = {}
@@ -300,6 +309,11 @@ def _check(data: bytes, sidecar: Callable[[str], bytes], read: Callable[[], list
         for known in (model.digest, digest):
             if known is not None and about.digest != known:
                 raise UnreadableCertificate("it is for another graph")
+    for about, wanted in zip(abouts, expected.readings or [about.reading for about in abouts], strict=True):
+        if about.reading != wanted:
+            raise UnreadableCertificate("it is about other inputs of the file")
+    models = [model.read_as(about.reading and about.reading.known(beside, digest_of))
+              for about, model in zip(abouts, models, strict=True)]  # fmt: skip
     read_in = [_program(found, k, model, beside) for k, model in enumerate(models)]
     ended = [_ending(about, model, p) for about, model, (p, _) in zip(abouts, models, read_in, strict=True)]
     claim = _claim(found.claim, abouts)
@@ -310,7 +324,7 @@ def _check(data: bytes, sidecar: Callable[[str], bytes], read: Callable[[], list
     reason = other if isinstance(claim, Deviation) else expected.disappointed(claim, abouts[0], box, widths)
     if reason is not None:
         raise RefutedCertificate(f"it proves something else than expected: {reason}")
-    agreements = [agreed(model.data or b"", whole)._asdict() if model.binding == "file" else None
+    agreements = [agreed(model, whole)._asdict() if model.binding == "file" else None
                   for model, (whole, _) in zip(models, read_in, strict=True)]  # fmt: skip
     regions = [region_of(ball, centres, box) for ball in found.regions]
     facts, theories = _facts(found.proof, Subject(program, regions, exact), beside)
@@ -339,7 +353,7 @@ def _shown(about: About, model: Model, weights: Mapping[str, Any] | None) -> dic
     digest = about.digest if model.binding == "graph" else None
     return {"name": model.name[:80], "sha256": model.sha256, "graph_digest": digest, "margin": about.margin,
             "output": {"index": about.output, "name": about.output_name}, "binding": model.binding,
-            "weights": weights}  # fmt: skip
+            **({} if about.reading is None else {"reading": about.reading.to_json()}), "weights": weights}  # fmt: skip
 
 
 def _facts(proof: Any, subject: Subject, beside: Mapping[str, Array]) -> tuple[list[Fact], tuple[str, ...]]:

@@ -48,6 +48,8 @@ def load(options: Reading, model: str) -> Graph:
                 output=options.output,
                 input=options.input,
                 constants=options.constants,
+                steps=options.steps,
+                state=options.state,
             )
     except BudgetEnded:
         raise Undecided(

@@ -17,6 +17,7 @@ import torch
 
 from lipverify.errors import InternalError, UsageError
 from lipverify.ir.op import Input, Op, Shape
+from lipverify.ir.reading import Reading
 from lipverify.ir.shown import Shown, sizes
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ class Origin:
     """Which output of the model this graph computes, by its place or its name."""
     margin: tuple[int, int] | None = None
     """The two entries of that output whose difference it computes."""
+    reading: Reading | None = None
+    """How it reads the inputs of the model file, where the file alone does not say it."""
 
 
 @dataclass(frozen=True)

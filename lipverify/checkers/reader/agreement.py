@@ -23,6 +23,7 @@ from lipverify.checkers.evaluation import evaluate_with_deviations
 from lipverify.checkers.kernel.account import charge
 from lipverify.checkers.kernel.program import Affine, Array, Program
 from lipverify.checkers.reader.onnx import input_of, only
+from lipverify.checkers.reader.reading import Reading, fed
 from lipverify.checkers.reader.runtimes import Answer, Asked, Broken, evaluated, evaluated_apart
 from lipverify.errors import NotCovered
 
@@ -52,20 +53,23 @@ class _Unsettled(NotCovered):
     """Rounding in the type of the file may be all that differs."""
 
 
-def agree(data: bytes, program: Program, seed: int | None = None, apart: float | None = None) -> Agreement:
+def agree(data: bytes, program: Program, seed: int | None = None, apart: float | None = None,
+          reading: Reading | None = None) -> Agreement:  # fmt: skip
     """Holds the program that was read from the bytes of an ONNX file against a runtime.
 
     Args:
         seed: of the inputs that are new; None: one that nobody knows before. apart: the runtime gets a process of its own, and at
-            most so many seconds of processor time; None: it runs in this one.
+            most so many seconds of processor time; None: it runs in this one. reading: how the inputs were read, where not by the
+            file alone.
 
     Raises:
         NotCovered: they disagree, nothing installed can evaluate the file, or the runtime's process did not answer.
     """
     seed = secrets.randbits(32) if seed is None else seed
     outputs = [k for k, output in enumerate(program.outputs) if len(output.view.places)]
-    name, shape, kind = input_of(data)
     reduced = only(data, [program.outputs[k].name for k in outputs])
+    reduced = reduced if reading is None else fed(reduced, reading)
+    name, shape, kind = input_of(reduced)
     inputs = _inputs(program, kind, [seed, *hashlib.sha256(data).digest()])
     run = _Run(program, outputs, name, shape, [program.outputs[k].name for k in outputs], apart)
     failures: list[str] = []

@@ -18,6 +18,7 @@ import numpy as np
 from lipverify.checkers.kernel.program import Array, Program
 from lipverify.checkers.reader.archives import parse_archive
 from lipverify.checkers.reader.onnx import read_onnx
+from lipverify.checkers.reader.reading import Reading
 from lipverify.checkers.reader.wire import is_protobuf
 from lipverify.errors import LipverifyError, NotCovered, UnreadableCertificate
 
@@ -50,7 +51,7 @@ class Model:
     tensors: what the file stores, by `digest_of`; blobs: sha256 of stored numbers whose type and shape the format keeps apart.
     program: what the file computes; None for weights alone, and where `reason` says why it is not covered. refused: why single
     outputs are not. unused: names of stored tensors that no covered output rests on. data: the bytes that were read, of ONNX;
-    size: how many there are.
+    size: how many there are. reading: how its inputs are read, where a claim says it and not the file.
     """
 
     name: str
@@ -66,6 +67,19 @@ class Model:
     digest: str | None = None
     data: bytes | None = field(default=None, repr=False)
     size: int = 0
+    reading: Reading | None = None
+
+    def read_as(self, reading: Reading | None) -> Model:
+        """The same file with its inputs read as a claim says.
+
+        Raises:
+            UnreadableCertificate: it is no ONNX file.
+        """
+        if reading == self.reading:
+            return self
+        _need(self.format == "onnx" and self.data is not None, "inputs of a model that is no ONNX file")
+        assert self.data is not None
+        return replace(_read_in(self.name, self.sha256, self.data, reading), size=self.size)
 
     def holds(self, array: Array) -> bool:
         """Whether these numbers are stored in the file."""
@@ -222,13 +236,18 @@ def _model(name: str, sha256: str, data: bytes) -> Model:
         if data.startswith(start) and not is_protobuf(data):
             reason = f"{what} are not covered by the checker: save the weights as safetensors, or export ONNX"
             return Model(name, sha256, "weights", "other", reason=reason)
+    return _read_in(name, sha256, data, None)
+
+
+def _read_in(name: str, sha256: str | None, data: bytes, reading: Reading | None) -> Model:
     try:
         with np.errstate(all="ignore"):
-            read = read_onnx(data)
+            read = read_onnx(data, reading)
     except LipverifyError as error:
-        return Model(name, sha256, "file", "onnx", reason=str(error))
+        return Model(name, sha256, "file", "onnx", reason=str(error), data=data, reading=reading)
     except Exception as error:  # whatever a stranger's bytes lead to is one refusal
-        return Model(name, sha256, "file", "onnx", reason=f"it cannot be followed ({type(error).__name__})")
+        reason = f"it cannot be followed ({type(error).__name__})"
+        return Model(name, sha256, "file", "onnx", reason=reason, data=data, reading=reading)
     unused = tuple(sorted(read.tensors.keys() - read.used))
     return Model(
         name,
@@ -240,6 +259,7 @@ def _model(name: str, sha256: str, data: bytes) -> Model:
         refused=read.refused,
         unused=unused,
         data=data,
+        reading=reading,
     )
 
 

@@ -14,6 +14,8 @@ from lipverify.checkers.reader.building import FLOATS, MAX_AXES, Builder, Missin
 from lipverify.checkers.reader.calls import Call
 from lipverify.checkers.reader.finishing import finished
 from lipverify.checkers.reader.operators import run
+from lipverify.checkers.reader.reading import Reading
+from lipverify.checkers.reader.recurrent import RECURRENT
 from lipverify.checkers.reader.refusals import need, shown
 from lipverify.checkers.reader.wire import Message, parse_model
 from lipverify.errors import NotCovered, UnreadableCertificate
@@ -37,9 +39,6 @@ class Read:
     refused: Mapping[int, str]
     tensors: Mapping[str, Array]
     used: frozenset[str]
-    input_name: str
-    input_shape: tuple[int, ...]
-    kind: np.dtype[Any]
 
 
 @dataclass(frozen=True)
@@ -50,8 +49,8 @@ class _Node:
     given: Mapping[str, Any]
 
 
-def read_onnx(data: bytes) -> Read:
-    """The program of a file.
+def read_onnx(data: bytes, reading: Reading | None = None) -> Read:
+    """The program of a file, its inputs read as a claim says where the file alone does not.
 
     Raises:
         NotCovered: something in the file that is not read.
@@ -69,15 +68,19 @@ def read_onnx(data: bytes) -> Read:
         need(name and name not in tensors, f"the name {shown(name)} has two meanings")
         tensors[name] = _tensor(entry)
     nodes = [_node(entry) for entry in graph["node"]]
-    name, shape, kind = _input(graph["input"], tensors)
+    given = _given(graph["input"], tensors, reading)
+    tensors |= given.fixed
     outputs = _outputs(graph["output"])
-    writers = _writers(nodes, {name, *tensors})
+    writers = _writers(nodes, {*given.shapes, *given.silent, *tensors})
     for node in nodes:
         if node.op == "Constant":
             need(not node.inputs and len(node.outputs) == 1 and node.outputs[0], "a constant with operands")
             tensors[node.outputs[0]] = _constant(node, version)
-    builder = Builder(shape, kind, len(data))
-    values: dict[str, Operand] = {name: builder.input, **{n: stored(a) for n, a in tensors.items()}}
+    builder = Builder(given.shape, given.kind, len(data))
+    values: dict[str, Operand] = {n: stored(a) for n, a in tensors.items()}
+    values |= dict.fromkeys(given.silent, Missing("an input of which the claim says nothing")) | given.parts(
+        builder
+    )
     for output, _ in outputs:
         need(output in values or output in writers, f"output {shown(output)} is written by nothing")
     order, wanted = _order(nodes, writers), _behind([o for o, _ in outputs], nodes, writers)
@@ -96,9 +99,10 @@ def read_onnx(data: bytes) -> Read:
             found.append(Output(output, View((), np.empty(0, np.int64)), (0,)))
     if len(refused) == len(outputs):
         raise NotCovered(refused[0])
-    program = finished(Program(tuple(builder.steps), tuple(found), shape))
+    program = finished(Program(tuple(builder.steps), tuple(found), given.shape))
     used = _behind([o.name for k, o in enumerate(found) if k not in refused], nodes, writers)
-    return Read(program, refused, tensors, frozenset(used & tensors.keys()), name, shape, kind)
+    own = {name: array for name, array in tensors.items() if name not in given.fixed}
+    return Read(program, refused, own, frozenset(used & own.keys()))
 
 
 def _version(imports: Sequence[Message]) -> int:
@@ -232,30 +236,76 @@ def _constant(node: _Node, version: int) -> Array:
 # -- names
 
 
-def _input(
-    entries: Sequence[Message], tensors: Mapping[str, Array]
-) -> tuple[str, tuple[int, ...], np.dtype[Any]]:
-    """Name, shape for one sample and type of the one input; stored tensors may be listed as inputs too, with their own shape."""
+@dataclass(frozen=True)
+class _Given:
+    """What goes in. shapes: of the inputs that vary, for one sample; fixed: what stands for others; silent: the rest."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    kind: np.dtype[Any]
+    fixed: Mapping[str, Array]
+    silent: Sequence[str]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the one input, or of the vector of several."""
+        shapes = list(self.shapes.values())
+        return shapes[0] if len(shapes) == 1 else (sum(math.prod(shape) for shape in shapes),)
+
+    def parts(self, builder: Builder) -> dict[str, Operand]:
+        """Every input that varies, of the builder's input."""
+        if len(self.shapes) == 1:
+            return dict.fromkeys(self.shapes, builder.input)
+        ends = np.cumsum([0, *(math.prod(shape) for shape in self.shapes.values())])
+        places = builder.positions(builder.input)
+        return {
+            name: builder.input.showing(places[a:b].reshape(shape))
+            for (name, shape), a, b in zip(self.shapes.items(), ends, ends[1:], strict=False)
+        }
+
+
+def _given(entries: Sequence[Message], tensors: Mapping[str, Array], reading: Reading | None) -> _Given:
+    """The inputs of a file; stored tensors may be listed as inputs too, with their own shape."""
     names = [entry.get("name", "") for entry in entries]
     need(all(names) and len(set(names)) == len(names), "an input without a name, or two of one name")
-    free = [entry for entry in entries if entry["name"] not in tensors]
-    need(len(free) == 1, f"models with {len(free)} inputs are not covered by the checker")
-    for entry in entries:
-        kind, dims = _type(entry)
-        if entry["name"] in tensors:
-            stored = tensors[entry["name"]]
-            fits = kind == stored.dtype and (dims is None or len(dims) == stored.ndim)
-            need(
-                fits and all(n in (-1, m) for n, m in zip(dims or (), stored.shape, strict=False)),
-                "a stored tensor that is an input of another shape",
-            )
-    kind, dims = _type(free[0])
+    free = [name for name in names if name not in tensors]
+    told = {entry["name"]: _type(entry) for entry in entries}
+    for name in names:
+        if name in tensors:
+            _fits(told[name], tensors[name], "a stored tensor that is an input of another shape")
+    if reading is None:
+        need(len(free) == 1, f"models with {len(free)} inputs are not covered by the checker")
+        kind, dims = told[free[0]]
+        need(dims is not None and len(dims) > 0, "an input without a shape is not covered by the checker")
+        assert dims is not None
+        shape = tuple(1 if k == 0 and n == -1 and len(dims) > 1 else n for k, n in enumerate(dims))
+        need(min(shape) >= 1, "inputs without a fixed shape are not covered by the checker")
+        shapes, fixed = {free[0]: shape}, {}
+    else:
+        shapes, fixed = dict(reading.inputs), dict(reading.arrays)
+        need(shapes.keys() <= set(free), "a claim about inputs that the file does not have, or stores itself")
+        need(fixed.keys() <= set(names), "a claim that fixes inputs which the file does not have")
+        for name, array in fixed.items():
+            _fits(told[name], array, "what stands for an input is of another type or size")
+        kinds = {told[name][0] for name in shapes}
+        need(len(kinds) == 1, "inputs of different types as one vector are not covered by the checker")
+        kind = kinds.pop()
+        for name, shape in shapes.items():
+            dims = told[name][1]
+            if dims is not None:
+                fits = len(dims) == len(shape) and all(
+                    n in (-1, m) for n, m in zip(dims, shape, strict=False)
+                )
+                need(fits, "a claim about an input of another size than the file says")
     need(kind in FLOATS, "inputs that are no real numbers are not covered by the checker")
-    need(dims is not None and len(dims) > 0, "an input without a shape is not covered by the checker")
-    assert dims is not None
-    shape = tuple(1 if k == 0 and n == -1 and len(dims) > 1 else n for k, n in enumerate(dims))
-    need(min(shape) >= 1, "inputs without a fixed shape are not covered by the checker")
-    return free[0]["name"], shape, kind
+    return _Given(shapes, kind, fixed, [name for name in free if name not in shapes and name not in fixed])
+
+
+def _fits(told: tuple[np.dtype[Any], list[int] | None], array: Array, words: str) -> None:
+    """Numbers of the type that an input says, and of its sizes where they are told."""
+    kind, dims = told
+    fits = kind == array.dtype and (dims is None or len(dims) == array.ndim)
+    need(fits and all(n in (-1, m) for n, m in zip(dims or (), array.shape, strict=False)), words)
+    need(array.dtype.kind != "f" or bool(np.isfinite(array).all()), words)
 
 
 def _type(entry: Message) -> tuple[np.dtype[Any], list[int] | None]:
@@ -355,7 +405,8 @@ def _translate(node: _Node, values: dict[str, Operand], builder: Builder, versio
         if name:
             values[name] = result
         else:
-            need(isinstance(result, Missing), f"a result of {shown(node.op)} without a name")
+            left_out = isinstance(result, Missing) or node.op in RECURRENT  # whose results are all optional
+            need(left_out, f"a result of {shown(node.op)} without a name")
 
 
 def _output(builder: Builder, name: str, x: Operand, told: np.dtype[Any] | None) -> Output:
@@ -370,9 +421,10 @@ def _output(builder: Builder, name: str, x: Operand, told: np.dtype[Any] | None)
 
 
 def input_of(data: bytes) -> tuple[str, tuple[int, ...], np.dtype[Any]]:
-    """Name, shape for one sample and type of the input of a file that was read."""
+    """Name, shape for one sample and type of the one input of a file that was read."""
     graph = parse_model(data)["graph"]
-    return _input(graph["input"], {entry["name"]: _tensor(entry) for entry in graph["initializer"]})
+    given = _given(graph["input"], {entry["name"]: _tensor(entry) for entry in graph["initializer"]}, None)
+    return next(iter(given.shapes)), given.shape, given.kind
 
 
 def only(data: bytes, outputs: Sequence[str]) -> bytes:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+from onnx import numpy_helper
 from torch import Tensor
 
 from lipverify.errors import InvalidFile, UnsupportedModel, UsageError
@@ -17,12 +18,14 @@ from lipverify.frontends.onnx.agreement import Import, checked
 from lipverify.frontends.onnx.call import Result
 from lipverify.frontends.onnx.inputs import Constant, Layout, cut, fix_inputs, input_layout
 from lipverify.frontends.onnx.lowering import OnnxBuilder
+from lipverify.frontends.onnx.reading import chosen, joined, reading_of
 from lipverify.frontends.onnx.references import reason
 from lipverify.frontends.onnx.registry import STANDARD_DOMAINS, lower
 from lipverify.frontends.onnx.translators.classical import without_maps
 from lipverify.frontends.onnx.versions import OPSETS
 from lipverify.frontends.onnx.walk import Walk
 from lipverify.ir.graph import Graph, Origin
+from lipverify.ir.op import Shape
 from lipverify.loading import read_onnx
 from lipverify.loading.names import display
 from lipverify.loading.onnx_structure import prune
@@ -40,6 +43,8 @@ def extract_onnx(
     output: int | str | None = None,
     input: str | None = None,
     constants: Mapping[str, Constant] | None = None,
+    steps: int | None = None,
+    state: str = "given",
     check: bool = True,
 ) -> Graph:
     """The layer graph of an ONNX model, for a batch of one sample.
@@ -53,6 +58,9 @@ def extract_onnx(
         input: the name of the input that varies, where the output depends on several, or of a tensor inside: then the graph
             begins there.
         constants: numbers or tensors that the other inputs are fixed at, by name.
+        steps: the length of its sequence, where the file leaves that open.
+        state: what the other real inputs are, those without a constant: `given` (none may be left), `zero` (fixed at 0), or
+            `free` (they vary too, all inputs as one vector).
         check: compare the graph with the model on random inputs; the largest difference is stored in
             `graph.origin.import_check`.
 
@@ -64,9 +72,19 @@ def extract_onnx(
     """
     lower.load_entry_points()
     model, origin, declared = _read(source, output)
+    stored = {tensor.name for tensor in model.graph.initializer}
     declared, begun = cut(model, declared, input)
-    fixed, notes = fix_inputs(model, declared, input, constants or {})
-    fixed = [*begun, *fixed]
+    choice = chosen(model.graph, input, constants or {}, state)
+    fixed, notes = fix_inputs(model, declared, choice.input, choice.constants)
+    parts: tuple[tuple[str, Shape], ...] = ()
+    if choice.free:
+        if input_shape is not None:
+            raise UsageError("--input-shape is that of one input; of several that vary together give --steps")
+        input, parts, words = joined(model, choice.free, steps)
+        fixed = [*fixed, *words]
+    else:
+        input = choice.input
+    fixed = [*begun, *fixed, *([] if steps is None else [f"{steps} steps"])]
     origin = replace(origin, notes=(*origin.notes, *notes, *fixed), part=", ".join(fixed) or None)
     remarks = without_maps(model)
     original = model
@@ -76,7 +94,14 @@ def extract_onnx(
     names = [value.name for value in model.graph.output]
     prune(model, names)
     _refuse_foreign(model.graph)
-    layout = input_layout(model.graph, input_shape, input)
+    layout = input_layout(model.graph, input_shape, input, None if parts else steps)
+    if not begun:
+        held = {
+            tensor.name: tensor for tensor in original.graph.initializer if tensor.name in choice.constants
+        }
+        arrays = {name: numpy_helper.to_array(tensor) for name, tensor in held.items()}
+        read = reading_of(declared, parts or ((layout.name, layout.source_shape),), arrays, stored, steps)
+        origin = replace(origin, reading=read)
     versions = _versions(model)
     origin = replace(origin, notes=(*origin.notes, *conversions, *remarks))
     refused: UnsupportedModel | None = None

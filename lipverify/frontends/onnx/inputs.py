@@ -20,7 +20,7 @@ from lipverify.ir.op import Shape
 from lipverify.loading.names import display
 from lipverify.loading.onnx_structure import prune
 
-_FLOATS: dict[int, torch.dtype] = {1: torch.float32, 10: torch.float16, 11: torch.float64, 16: torch.bfloat16}
+FLOATS: dict[int, torch.dtype] = {1: torch.float32, 10: torch.float16, 11: torch.float64, 16: torch.bfloat16}
 """Floating-point codes of onnx.TensorProto.DataType."""
 _MAX_INPUT = 1 << 27
 
@@ -42,9 +42,11 @@ class Layout:
         return self.source_shape if self.batch is None else self.source_shape[1:]
 
 
-def input_layout(graph: Any, input_shape: Sequence[int] | None, name: str | None = None) -> Layout:
+def input_layout(
+    graph: Any, input_shape: Sequence[int] | None, name: str | None = None, steps: int | None = None
+) -> Layout:
     """The layout of the one input of a graph that is not stored. input_shape: sizes of one sample given by the user, batch axis
-    left out; name: of the input, where the user says which.
+    left out; name: of the input, where the user says which; steps: of its sequence, where that is open.
 
     The first axis is the batch axis where it is open or 1 and there are others; any other first axis belongs to the sample.
 
@@ -55,24 +57,35 @@ def input_layout(graph: Any, input_shape: Sequence[int] | None, name: str | None
     value = _only_input(graph, name)
     tensor = value.type.tensor_type
     shown = f'input "{display(value.name)}"'
-    if tensor.elem_type not in _FLOATS:
+    if tensor.elem_type not in FLOATS:
         raise UnsupportedModel(
             f"{shown} is of ONNX element type {tensor.elem_type}, not floating point; a Lipschitz constant needs a real "
             "input: for token models, take the tensor behind the embedding as the input, --input NAME (Python: input=)"
         )
-    declared = None
-    if tensor.HasField("shape"):
-        declared = [d.dim_value if d.dim_value > 0 else None for d in tensor.shape.dim]
-    sizes = _filled(declared, input_shape, shown)
+    from lipverify.frontends.onnx.reading import sizes_of
+
+    declared = declared_sizes(value)
+    timed = sizes_of(graph, value.name, input_shape, steps)
+    sizes = filled(declared, input_shape, shown) if timed is None else timed.shape
     if math.prod(sizes) > _MAX_INPUT:
         raise UnsupportedModel(f"{shown} has {math.prod(sizes)} numbers; give a smaller --input-shape")
     opened = declared is None or (len(declared) > 0 and declared[0] is None)
-    batched = len(sizes) >= 2 and sizes[0] == 1
+    batched = len(sizes) >= 2 and sizes[0] == 1 and (timed is None or timed.time != 0)
     notes = []
     if not batched:
         notes.append(f"{shown} {list(sizes)} has no batch axis: the whole tensor is one sample")
     return Layout(
-        value.name, _FLOATS[tensor.elem_type], sizes, 0 if batched else None, opened and batched, tuple(notes)
+        value.name, FLOATS[tensor.elem_type], sizes, 0 if batched else None, opened and batched, tuple(notes)
+    )
+
+
+def declared_sizes(value: Any) -> list[int | None] | None:
+    """The sizes that a file declares, None for open ones; None where it declares no shape."""
+    tensor = value.type.tensor_type
+    return (
+        [d.dim_value if d.dim_value > 0 else None for d in tensor.shape.dim]
+        if tensor.HasField("shape")
+        else None
     )
 
 
@@ -96,11 +109,12 @@ def _only_input(graph: Any, name: str | None) -> Any:
     if name is not None:
         listed = ", ".join(f'"{display(value.name, 30)}"' for value in free if value.name != name)
         raise UnsupportedModel(
-            f"the output also depends on {listed}; fix them, for example --constant NAME=0 (Python: constants={{name: 0}})"
+            f"the output also depends on {listed}; fix them, for example --constant NAME=0 (Python: constants={{name: 0}}), or "
+            "let all vary together, --state free"
         )
     raise UnsupportedModel(
         f"the output depends on {len(free)} inputs ({listed}); choose one with --input NAME and fix the others with "
-        "--constant NAME=VALUE (Python: input=, constants=)"
+        "--constant NAME=VALUE (Python: input=, constants=), or let all vary together, --state free"
     )
 
 
@@ -231,7 +245,7 @@ def _dtype(code: int, shown: str) -> np.dtype[Any]:
     return np.dtype(kinds[code])
 
 
-def _filled(declared: list[int | None] | None, given: Sequence[int] | None, shown: str) -> Shape:
+def filled(declared: list[int | None] | None, given: Sequence[int] | None, shown: str) -> Shape:
     """The sizes for a batch of one: the file's, with the user's where the file leaves them open."""
     if given is not None and any(size < 1 for size in given):
         raise UsageError(f"the input shape {list(given)} has a size below 1")
@@ -248,7 +262,7 @@ def _filled(declared: list[int | None] | None, given: Sequence[int] | None, show
         listed = [size or "?" for size in declared]
         raise UnsupportedModel(
             f"{shown} [{', '.join(map(str, listed))}] leaves sizes open; export fixed sizes, or give those of one sample "
-            "with --input-shape"
+            "with --input-shape, or the length of its sequence with --steps"
         )
     return tuple(size for size in sizes if size is not None)
 
