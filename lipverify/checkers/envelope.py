@@ -17,6 +17,7 @@ from lipverify.checkers.claims import About, Balls, Constant, Convex, Expectatio
 from lipverify.checkers.claims import Claim as OfOne
 from lipverify.checkers.deviation import Box as Ends
 from lipverify.checkers.deviation import Deviation, deviation_of, disappointed
+from lipverify.checkers.inputs import reading_of
 from lipverify.checkers.kernel import account, theorems
 from lipverify.checkers.kernel.arithmetic import above
 from lipverify.checkers.kernel.language import Rows, Subject
@@ -35,7 +36,6 @@ from lipverify.checkers.reader import (
     parse_safetensors,
     read_bytes,
     read_model,
-    reading_of,
     tensors_read,
 )
 from lipverify.checkers.reader.agreement import Agreement, agree

@@ -14,7 +14,7 @@ from lipverify.checkers.reader.files import (
     read_bytes,
     read_model,
 )
-from lipverify.checkers.reader.reading import FIXED_KINDS, Reading, reading_of, stating
+from lipverify.checkers.reader.reading import FIXED_KINDS, Reading, stating
 
 __all__ = ["FIXED_KINDS", "MAX_CERTIFICATE", "MAX_MODEL", "Model", "Reading", "architecture", "digest_of", "model_of_bytes",
-           "parse_json", "parse_safetensors", "read_bytes", "read_model", "reading_of", "stating", "tensors_read"]  # fmt: skip
+           "parse_json", "parse_safetensors", "read_bytes", "read_model", "stating", "tensors_read"]  # fmt: skip

@@ -165,9 +165,9 @@ def test_the_command_says_steps_and_states(tmp_path: Path) -> None:
     path = saved(tmp_path, BOTH)
     given = ("audit", path, "--steps", "2", "--state", "zero", "--analyzers", "product", "--json")
     found = json.loads(run(*given, "--out", tmp_path / "out").stdout)
-    assert found["best"]["rigour"] == "checked"
+    assert [row["rigour"] for row in found["results"]] == ["checked"]
     assert 'input "h" fixed at 0.0' in found["query"]["words"]
     assert "2 steps" in found["query"]["words"]
     done = run("verify", tmp_path / "out" / "certificates" / "product.json", "--model", path)
     assert "with 'h' fixed at 0.0 and 'c' fixed at 0.0" in done.stdout
-    assert run("audit", "zoo:digits-rnn", "--steps", "8").code == 2
+    assert run("audit", "zoo:digits-rnn", "--steps", "8").returncode == 2
