@@ -149,7 +149,7 @@ class Deviation(Shown):
             box = ranges[self.graph.outputs[0]]
             yield Found(self._facts(box), more=ranges)
         first = Interval(box.lower.cpu(), box.upper.cpu())
-        for box in refined(self.graph.select(0), self.region, first, self._value, compute):
+        for box in refined(self.graph.select(0), self.region, first, self._value, compute, moving=self.f):
             yield Found(self._facts(box), more=ranges)
 
     def _value(self, box: Interval) -> Tensor:

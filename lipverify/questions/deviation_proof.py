@@ -53,6 +53,8 @@ MOST_OF_ALL = 1 << 27
 """In the lines of all regions that are proved without a budget."""
 PARTS = 512
 """Parts of one region in a proof."""
+NEAR, GAIN = 1.25, 0.05
+"""A proof is not cut further when it is so near to the largest value seen, or when twice as many parts gain no more than this."""
 
 
 @dataclass(frozen=True)
@@ -274,16 +276,26 @@ class _Proving:
         return above(root_above(squares)), facts
 
     def _split(self, whole: _Leaf, wanted: float) -> tuple[float, list[int]]:
-        """The same, from halves of halves of the region, the worst first, until the bound is what was found or time is over.
+        """The same, from halves of halves of the region, the worst first.
 
-        Parts are cut in the middle across the input over whose width the first network changes most there.
+        Until the bound is what was found and near the largest value seen at an input, or time is over; the checker's bounds may
+        be the better ones, so it goes on below what was found as long as twice as many parts are worth it.
         """
         low, high = (end.copy() for end in self.writer.ends(whole.part.region or 0))
         root = _Node(whole, low, high)
         heap, count = [(-whole.bound, 0, root)], 0
-        while -heap[0][0] > wanted and count < PARTS and not self.compute.expired():
+        seen, stage, before = 0.0, 4, np.inf
+        while count < PARTS and not self.compute.expired():
+            bound = -heap[0][0]
+            if bound <= wanted and (
+                bound <= NEAR * seen or (count >= stage and bound > (1.0 - GAIN) * before)
+            ):
+                break
+            if count >= stage:
+                stage, before = 2 * count, bound
             _, _, node = heapq.heappop(heap)
-            axis = self._axis(node)
+            axis, here = self._axis(node)
+            seen = max(seen, here)
             at = float(node.low[axis] / 2 + node.high[axis] / 2)
             if not node.low[axis] < at < node.high[axis]:
                 heapq.heappush(heap, (-node.leaf.bound, count, node))
@@ -298,14 +310,16 @@ class _Proving:
                 heapq.heappush(heap, (-bound, count, node.halves[-1]))
         return self._covered(root)
 
-    def _axis(self, node: _Node) -> int:
+    def _axis(self, node: _Node) -> tuple[int, float]:
+        """The input over whose width the first network changes most, and the largest difference seen here; not trusted."""
         centre, width = node.low / 2 + node.high / 2, node.high - node.low
-        points = np.concatenate([centre + np.diag(width / 2), centre - np.diag(width / 2)])
-        values = evaluate(self.writer.program, points)[-1][:, : self.size]
-        moved = np.abs(values[: len(width)] - values[len(width) :]).max(1)
+        points = np.concatenate([centre + np.diag(width / 2), centre - np.diag(width / 2), centre[None]])
+        values = evaluate(self.writer.program, points)[-1]
+        first = values[:, : self.size]
+        moved = np.abs(first[: len(width)] - first[len(width) : -1]).max(1)
         # A little for the width alone, so that every input has its turn.
         score = moved / max(moved.max(), 1e-300) + 0.05 * width / max(width.max(), 1e-300)
-        return int(score.argmax())
+        return int(score.argmax()), float(np.abs(values[:, 2 * self.size :]).max())
 
     def _covered(self, node: _Node) -> tuple[float, list[int]]:
         if not node.halves:

@@ -42,13 +42,17 @@ def _scales(c: Call, shape: tuple[int, ...]) -> tuple[Array, int, Array, Kind | 
     values, rounded = weights(scale)
     need(bool((values > 0).all()), "scales that are not positive")
     shift = np.zeros(values.shape, np.int64) if zero is None else c.stored(2).astype(np.int64)
-    need(shift.shape == values.shape and values.ndim <= 1, "scales of another shape")
-    if values.ndim == 1 and values.size > 1:
+    # One number for all may be written as [] or as [1], the scale one way and the zero point the other: exporters of biases do.
+    need(
+        max(values.ndim, shift.ndim) <= 1 and shift.size == values.size,
+        "zero points of another size than scales",
+    )
+    if values.size > 1:
         need(-len(shape) <= axis < len(shape) and shape[axis] == values.size, "scales of another size")
         form = [1] * len(shape)
         form[axis] = values.size
         values, shift = values.reshape(form), shift.reshape(form)
-    elif values.ndim == 1:
+    else:
         need(values.size == 1, "scales of another size")
         values, shift = values.reshape(()), shift.reshape(())
     return values, rounded, shift, None if zero is None else c.stored(2).dtype

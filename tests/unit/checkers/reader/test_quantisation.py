@@ -20,6 +20,7 @@ from lipverify.checkers.kernel import Program
 from lipverify.checkers.reader.agreement import agree
 from lipverify.checkers.reader.onnx import read_onnx
 from lipverify.errors import NotCovered
+from lipverify.questions import deviation_proof
 from lipverify.questions.deviation_proof import Asked, certified
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -27,13 +28,13 @@ KINDS = {"u1": TensorProto.UINT8, "i1": TensorProto.INT8}
 
 
 def qdq(between: str | None = None, kind: str = "u1", zero: int = 100, scale: Array | float = 0.05, other: int | None = None,
-        float_too: bool = False, ends: bool = True) -> bytes:  # fmt: skip
+        float_too: bool = False, ends: bool = True, zeros_as: tuple[int, ...] | None = None) -> bytes:  # fmt: skip
     """x, rounded, between two dense layers; `between`: an operator on the integers."""
     rng = np.random.default_rng(0)
     weights = [rng.standard_normal(s).astype(np.float32) for s in ((4, 6), (6, 3))]
     scales = np.asarray(scale, np.float32)
-    zeros = np.full(scales.shape, zero, kind)
-    back = zeros if other is None else np.full(scales.shape, other, kind)
+    zeros = np.full(scales.shape if zeros_as is None else zeros_as, zero, kind)
+    back = zeros if other is None else np.full(zeros.shape, other, kind)
     stored = {"v": weights[0], "w": weights[1], "s": scales, "z": zeros, "b": back}
     nodes = [
         helper.make_node("MatMul", ["x", "v"], ["a"]),
@@ -79,9 +80,19 @@ def test_models_are_read_as_they_run(kind: str, zero: int, scale: Any) -> None:
     assert np.abs(shown - theirs).max() < 1e-4
 
 
+@pytest.mark.parametrize(("scale", "zeros_as"), [([0.05], ()), (0.05, (1,)), ([0.05], (1,))], ids=str)
+def test_one_number_for_all_is_written_in_two_ways(scale: Any, zeros_as: tuple[int, ...]) -> None:
+    """Quantisers of exporters write the scale of a bias as [1] and its zero point as []."""
+    data = qdq(scale=scale, zeros_as=zeros_as)
+    assert agree(data, program_of(data)).inputs >= 10
+    x = np.random.default_rng(1).standard_normal((20, 4))
+    assert np.array_equal(evaluate(program_of(data), x)[-1], evaluate(program_of(qdq()), x)[-1])
+
+
 @pytest.mark.parametrize(("data", "words"), [
     (lambda: qdq("Relu", "i1"), "computed integers"), (lambda: qdq("Abs", "i1"), "computed integers"),
     (lambda: qdq(ends=False), "output of integers"),
+    (lambda: qdq(scale=[0.1] * 6, zeros_as=()), "another size"), (lambda: qdq(scale=0.1, zeros_as=(6,)), "another size"),
     (lambda: qdq(scale=-0.1), "not positive"), (lambda: qdq(scale=[0.1, 0.1]), "another size"),
 ])  # fmt: skip
 def test_what_integers_do_otherwise_is_refused(data: Callable[[], bytes], words: str) -> None:
@@ -181,7 +192,10 @@ def test_another_zero_point_behind_is_another_model() -> None:
         agree(second, program_of(first))
 
 
-def test_a_quantised_file_has_a_certificate_of_its_deviation(tmp_path: Path) -> None:
+def test_a_quantised_file_has_a_certificate_of_its_deviation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deviation_proof, "PARTS", 16)
     paths = {}
     for name, data in (
         ("float", qdq(float_too=True)),
