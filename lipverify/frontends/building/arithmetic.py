@@ -79,6 +79,30 @@ class Arithmetic(Shapes):
             whole = whole & mask
         return Masked(v, whole.expand(v.source_shape))
 
+    def chosen(
+        self, mask: Tensor, on: tuple[Operand, Tensor | None], off: tuple[Operand, Tensor | None]
+    ) -> Value | Masked:
+        """`on` where a stored mask of booleans holds, `off` elsewhere; each a tensor and where it counts, -infinity elsewhere
+        (None: everywhere). At least one depends on the input.
+
+        mask on + (1 - mask) off is exact, as each term is a number or zero; where one branch is -infinity wherever it is taken,
+        the other one is the sum.
+        """
+        taken = ((*on, mask), (*off, ~mask))
+        shapes = [x.source_shape if isinstance(x, Value) else tuple(x.shape) for x, _, _ in taken]
+        shape = list(np.broadcast_shapes(tuple(mask.shape), *shapes))
+        shown = [None if kept is None else kept | ~own for _, kept, own in taken]
+        for (x, _, _), (_, kept, own) in (taken, taken[::-1]):
+            if isinstance(x, Value) and kept is not None and not bool((kept & own).any()):
+                return self.masked(self.expand(x, shape), *shown)
+        parts = [
+            self.times(x, own.to(self.stored_dtype))
+            if isinstance(x, Value)
+            else torch.where(own, x, torch.zeros_like(x))
+            for x, _, own in taken
+        ]
+        return self.masked(self.expand(self.plus(parts[0], parts[1]), shape), *shown)
+
     def masked_softmax(self, m: Masked, axis: int) -> Value:
         """Softmax along a source axis of a tensor that holds -infinity.
 

@@ -48,6 +48,16 @@ class Masked:
     kept: Tensor
 
     @property
+    def rank(self) -> int:
+        """Axes of the source's tensor."""
+        return self.value.rank
+
+    @property
+    def batch(self) -> int | None:
+        """Which axis of the source's tensor is the batch."""
+        return self.value.batch
+
+    @property
     def source_shape(self) -> Shape:
         """Shape of the source's tensor for a batch of one."""
         return self.value.source_shape
@@ -78,6 +88,10 @@ class Nodes:
         shown = f" {shapes}" if shapes else ""
         advice = f"; {remedy}" if remedy else ""
         return UnsupportedModel(f'{self.what} "{display(self.where)}"{shown}: {reason}{advice}')
+
+    def node(self, name: str) -> Node:
+        """A node built so far."""
+        return next(node for node in reversed(self._nodes) if node.name == name)
 
     def held(self, values: Tensor, *factors: Tensor) -> Tensor:
         """`values`, entrywise: products where two `factors` are given, which broadcast to them; with one, 0 where that is 0.

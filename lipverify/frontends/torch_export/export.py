@@ -21,10 +21,10 @@ from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
 from lipverify.errors import ExtractionMismatch, UnsupportedModel, UsageError
-from lipverify.frontends.builder import Value
+from lipverify.frontends.builder import Masked, Value
 from lipverify.frontends.checking import TOLERANCE, check_import
 from lipverify.frontends.torch_export import translators as _translators  # registers them
-from lipverify.frontends.torch_export.lowering import Lowerer
+from lipverify.frontends.torch_export.lowering import INFINITE, Lowerer
 from lipverify.frontends.torch_export.merged import Merged
 from lipverify.frontends.torch_export.registry import lower
 from lipverify.frontends.torch_export.walk import Walk
@@ -120,6 +120,19 @@ def _quiet() -> Iterator[None]:
             log.setLevel(level)
 
 
+@contextlib.contextmanager
+def _masks_as_given() -> Iterator[None]:
+    """Encoders and decoders of torch look whether a mask is the causal one, to choose a faster kernel: a branch on stored
+    numbers, which tracing cannot take. Without that hint they apply the mask itself, to the same result."""
+    module: Any = torch.nn.modules.transformer
+    looks = module._detect_is_causal_mask
+    module._detect_is_causal_mask = lambda mask, is_causal=None, size=None: is_causal is True
+    try:
+        yield
+    finally:
+        module._detect_is_causal_mask = looks
+
+
 def _exported(module: nn.Module, example: Tensor) -> ExportedProgram:
     axes: Any = {0: Dim("batch")}
     parameters = list(inspect.signature(module.forward).parameters.values())
@@ -129,7 +142,7 @@ def _exported(module: nn.Module, example: Tensor) -> ExportedProgram:
         example
     )  # tracing never sees the user's tensor, nor can the module write into it
     try:
-        with _quiet(), torch.no_grad():
+        with _quiet(), _masks_as_given(), torch.no_grad():
             return torch.export.export(module, (sample,), dynamic_shapes=(axes,), strict=False)
     except Exception as error:
         raise UnsupportedModel(_why_not_exported(error)) from error
@@ -228,6 +241,8 @@ def _lowered(program: ExportedProgram, module: nn.Module, example: Tensor) -> Gr
         if isinstance(result, Merged):
             raise build.refuse("this output merges the batch axis with others", (result.inner,))
         if not isinstance(result, Value):
+            if isinstance(result, Masked):
+                raise build.refuse(INFINITE, (result,))
             raise build.refuse(getattr(result, "reason", "this output does not depend on the input"))
         outputs.append(result)
     if not outputs:

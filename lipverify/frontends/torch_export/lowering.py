@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lipverify.frontends.builder import Builder, Operand, Value
-from lipverify.ir.graph import Node
+from lipverify.frontends.builder import Builder, Masked, Operand, Value
 from lipverify.ir.op import Shape
 
 _COMPARES = "uses a comparison of computed numbers, which jumps"
+INFINITE = "computes with -infinity, which only a softmax takes, as a mask"
 
 
 class BatchSize(int):
@@ -63,10 +63,6 @@ class Lowerer(Builder):
         self.reflections: dict[tuple[Any, ...], Value] = {}
         """Reflections already in the graph, for the other member of each pair."""
 
-    def node(self, name: str) -> Node:
-        """A node built so far."""
-        return next(node for node in reversed(self._nodes) if node.name == name)
-
     def counts_samples(self, size: Any) -> bool:
         """Whether a size in the exported program depends on the batch size."""
         return isinstance(size, torch.SymInt) and self.batch_symbol in size.node.expr.free_symbols
@@ -89,8 +85,11 @@ class Lowerer(Builder):
             raise self.refuse(f"computes with {value}")
         return torch.tensor(float(value), dtype=torch.float64)
 
-    def operand(self, value: Any) -> Operand:
-        """An argument of arithmetic: values and stored tensors as they are, numbers and integer tensors as floats."""
+    def operand(self, value: Any, *, infinite: bool = False) -> Operand:
+        """An argument of arithmetic: values and stored tensors as they are, numbers and integer tensors as floats.
+
+        infinite: stored infinities may stay, as limits that nothing reaches.
+        """
         if isinstance(value, Value):
             return value
         if isinstance(value, (Condition, Gated)):
@@ -98,8 +97,22 @@ class Lowerer(Builder):
         if isinstance(value, Tensor):
             if value.is_complex():
                 raise self.refuse("computes with complex numbers", (value,))
-            return value if value.is_floating_point() else value.to(self.dtype)
+            tensor = value if value.is_floating_point() else value.to(self.dtype)
+            if not infinite and not bool(tensor.isfinite().all()):
+                raise self.refuse("computes with infinity or NaN", (tensor,), "store finite numbers")
+            return tensor
         return self.number(value)
+
+    def extended(self, value: Any) -> tuple[Operand, Tensor | None]:
+        """An argument that may hold -infinity: finite numbers, and where they count (None: everywhere)."""
+        if isinstance(value, Masked):
+            return value.value, value.kept
+        if isinstance(value, float) and value == -math.inf:
+            return torch.zeros((), dtype=self.dtype), torch.zeros((), dtype=torch.bool)
+        if isinstance(value, Tensor) and value.is_floating_point() and bool((value == -math.inf).any()):
+            kept = value != -math.inf
+            return self.operand(torch.where(kept, value, torch.zeros_like(value))), kept
+        return self.operand(value), None
 
     def cast(self, dtype: torch.dtype) -> None:
         """Accepts a conversion to a floating-point type at least as precise as the module's; refuses every other one."""

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lipverify.frontends.builder import Value
-from lipverify.frontends.torch_export.lowering import Lowerer
+from lipverify.frontends.builder import Masked, Value
+from lipverify.frontends.torch_export.lowering import INFINITE, Lowerer
 from lipverify.frontends.torch_export.registry import lower
 from lipverify.ir.op import Shape
 
@@ -24,7 +24,7 @@ from lipverify.ir.op import Shape
 class Merged:
     """inner: a value whose source axes axis, axis + 1 (the batch), axis + 2 are one axis of the program's tensor."""
 
-    inner: Value
+    inner: Value | Masked
     axis: int
 
     @property
@@ -57,6 +57,8 @@ def batch_axis(b: Lowerer, result: Value | Merged) -> tuple[int, int]:
 def viewed(b: Lowerer, x: Value | Merged) -> Value | Merged:
     """A row-major reshape to the shape the exported program has; the batch axis stays between the same entries."""
     v = x.inner if isinstance(x, Merged) else x
+    if isinstance(v, Masked):
+        raise b.refuse(INFINITE, (v,))
     axis, times = batch_axis(b, x)
     assert v.batch is not None
     sizes = b.sizes()
@@ -114,12 +116,20 @@ def lowered(b: Lowerer, translate: Any, args: Sequence[Any], kwargs: dict[str, A
     alike = isinstance(x, Merged) and all(_same_split(a, x) for a in merged)
     if b.what == "bmm" and len(merged) == 2 and all(a.axis == 0 for a in merged):
         return Merged(translate(b, *inner), 0)
+    if (
+        b.what == "baddbmm"
+        and isinstance(x, Tensor)
+        and len(merged) == 2
+        and all(a.axis == 0 for a in merged)
+    ):
+        return Merged(translate(b, _spread_stored(x, merged[0]), *inner[1:], **kwargs), 0)
     if b.what == "permute" and isinstance(x, Merged):
         order = [a % x.rank for a in args[1]]
         return Merged(translate(b, x.inner, _spread(order, x.axis)), order.index(x.axis))
     if b.what == "transpose" and isinstance(x, Merged):
         order = list(range(x.rank))
         order[args[1]], order[args[2]] = order[args[2]], order[args[1]]
+        assert isinstance(x.inner, Value)
         return Merged(b.transpose(x.inner, _spread(order, x.axis)), order.index(x.axis))
     behind = x.rank - 1 - x.axis if isinstance(x, Merged) else 0
     others = [a for a in args[1:] if isinstance(a, (Value, Tensor))]
@@ -139,6 +149,12 @@ def lowered(b: Lowerer, translate: Any, args: Sequence[Any], kwargs: dict[str, A
         [a.inner for a in merged],
         "keep the batch axis separate",
     )
+
+
+def _spread_stored(x: Tensor, like: Merged) -> Tensor:
+    """A stored tensor [merged or 1, ...] of a batch of one as it broadcasts to the value before merging."""
+    before = like.inner.source_shape[:3]
+    return x.reshape(*((1, 1, 1) if len(x) == 1 else before), *x.shape[1:])
 
 
 def _same_split(a: Merged, other: Merged) -> bool:

@@ -12,9 +12,16 @@ import torch
 from torch import Tensor, fx
 
 from lipverify.errors import InternalError, UnsupportedModel
-from lipverify.frontends.builder import Value
+from lipverify.frontends.builder import Masked, Value
 from lipverify.frontends.building.vanishing import may_vanish
-from lipverify.frontends.torch_export.lowering import BatchSize, Condition, Forbidden, Gated, Lowerer
+from lipverify.frontends.torch_export.lowering import (
+    INFINITE,
+    BatchSize,
+    Condition,
+    Forbidden,
+    Gated,
+    Lowerer,
+)
 from lipverify.frontends.torch_export.merged import Merged, batch_axis, lowered
 from lipverify.frontends.torch_export.registry import lower
 from lipverify.ir.op import Shape
@@ -30,13 +37,13 @@ _BLIND_TO_SAMPLES = {
 _SAMPLE_BY_SAMPLE = {
     "add", "sub", "mul", "div", "neg", "linear", "to", "_to_copy", "unsqueeze", "squeeze", "transpose", "permute", "detach",
     "contiguous", "cat", "slice", "lift_fresh_copy", "split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_chunk",
-    "sigmoid", "tanh", "relu",
+    "sigmoid", "tanh", "relu", "zeros_like", "ones_like", "full_like", "masked_fill",
 }  # fmt: skip
 # Exact rearrangements: folding them needs no remark.
 _EXACT = _BLIND_TO_SAMPLES | {
     "t", "transpose", "permute", "unsqueeze", "squeeze", "detach", "contiguous", "slice", "select", "flatten",
     "lift_fresh_copy", "arange", "cat", "stack", "index", "index_select", "split", "split_with_sizes", "unbind", "chunk",
-    "unsafe_split", "unsafe_chunk", "item",
+    "unsafe_split", "unsafe_chunk", "item", "zeros_like", "ones_like", "full_like", "masked_fill",
     "_local_scalar_dense", "copy", "fill",
 }  # fmt: skip
 _CONTRACTIONS = {"matmul", "mm", "bmm", "mv", "dot", "linear", "addmm", "einsum"}
@@ -51,6 +58,11 @@ _PRODUCTS = (
         "_weight_norm", "_weight_norm_interface", "exp",
     }
 )  # fmt: skip
+# Softmax, and what may stand between a mask and it.
+_TAKE_MASKED = {
+    "softmax", "_softmax", "_safe_softmax", "special_softmax", "add", "where", "masked_fill", "to", "_to_copy", "clone",
+    "contiguous", "alias", "detach", "dropout",
+}  # fmt: skip
 _TAKE_CONDITIONS = {
     "where",
     "mul",
@@ -112,7 +124,7 @@ class Walk:
         self._refuse_jumps(target, leaves)
         if not isinstance(target, torch._ops.OpOverload):
             return self._whole_number(node, args, leaves)
-        if not any(isinstance(leaf, (Value, Merged, Condition, Gated)) for leaf in leaves):
+        if not any(isinstance(leaf, (Value, Masked, Merged, Condition, Gated)) for leaf in leaves):
             return self._fold(node, target, args, kwargs, leaves)
         translate = lower.find(target)
         if translate is None:
@@ -135,6 +147,9 @@ class Walk:
                 or (isinstance(leaf, Condition) and name not in _TAKE_CONDITIONS)
                 or (isinstance(leaf, Gated) and name != "add")
             )
+            tensor = leaf.inner if isinstance(leaf, Merged) else leaf
+            if isinstance(tensor, Masked) and name not in _TAKE_MASKED:
+                raise self.build.refuse(INFINITE, (tensor,))
             if misused:
                 raise self.build.refuse(leaf.reason, [x for x in leaves if isinstance(x, (Value, Tensor))])
 

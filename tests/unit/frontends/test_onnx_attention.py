@@ -75,6 +75,19 @@ CASES: dict[str, Callable[[], Any]] = {
         [fused("SkipSimplifiedLayerNormalization", ["x", "z", "g"], epsilon=1e-5)],
         stored(g=(WIDTH,), z=SHAPE),
     ),
+    "rows that see nothing are guarded": lambda: file(
+        [
+            node("Where", ["seen", "x", "none"], ["s"]),
+            node("Softmax", ["s"], ["p"], axis=-1),
+            node("IsNaN", ["p"], ["bad"]),
+            node("Where", ["bad", "zero", "p"], ["y"]),
+        ],
+        {
+            "seen": np.tril(np.ones((1, PLACES, WIDTH), np.bool_)),
+            "none": np.float32(-np.inf),
+            "zero": np.float32(0),
+        },
+    ),
     "attention": lambda: file([fused("Attention", ["x", "w", "b"], num_heads=HEADS)], PACKED),
     "attention that looks back": lambda: file(
         [fused("Attention", ["x", "w", "b"], num_heads=HEADS, unidirectional=1, scale=0.3)], PACKED

@@ -182,15 +182,4 @@ def _where(c: Call) -> Value | Masked | Stored:
         kept = c.raw(position)
         if bool(everywhere) and not isinstance(kept, Masked):
             return b.expand(kept, shape) if isinstance(kept, Value) else np.broadcast_to(kept, shape)  # type: ignore[arg-type]
-    parts: list[Operand] = []
-    masks: list[torch.Tensor | None] = []
-    for position, chosen in ((1, mask), (2, ~mask)):
-        x, finite = c.extended(position)
-        parts.append(
-            b.times(x, chosen.to(b.dtype))
-            if isinstance(x, Value)
-            else torch.where(chosen, x, torch.zeros_like(x))
-        )
-        masks.append(None if finite is None else finite | ~chosen)
-    result = b.plus(parts[0], parts[1])
-    return b.masked(b.expand(result, shape), *masks)
+    return b.chosen(mask, c.extended(1), c.extended(2))

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
+from typing import Any, NoReturn
 
+import numpy as np
+
+from lipverify import ops
+from lipverify.frontends.builder import Value
 from lipverify.frontends.onnx.call import Call
 from lipverify.frontends.onnx.registry import lower
 
@@ -34,7 +38,7 @@ _REASONS: dict[str, tuple[str, str]] = {
         _QUANTISED,
     ),
     **dict.fromkeys(["SequenceAt", "SplitToSequence", "ConcatFromSequence", "SequenceConstruct", "SequenceInsert"], _SEQUENCE),
-    **dict.fromkeys(["IsNaN", "IsInf"], _FINITE),
+    "IsInf": _FINITE,
     "MaxRoiPool": ("maxima over regions of their own are not covered", "use MaxPool"),
     **dict.fromkeys(
         ["GridSample", "DeformConv", "RoiAlign"],
@@ -52,8 +56,17 @@ _RANDOM_OPERATORS = (
     "Bernoulli",
     "Multinomial",
 )
-REFUSED = (*_REASONS, *_RANDOM_OPERATORS)
+REFUSED = (*_REASONS, "IsNaN", *_RANDOM_OPERATORS)
 """All operators that this file answers for."""
+
+
+@lower.register("IsNaN")
+def _is_nan(c: Call) -> np.ndarray[Any, Any]:
+    """Of a softmax: nowhere, as every row of one that is read sees a key. Exporters guard masked attention by it."""
+    x = c.raw(0)
+    if isinstance(x, Value) and isinstance(c.build.node(x.name).op, (ops.Softmax, ops.MaskedSoftmax)):
+        return np.zeros(x.source_shape, np.bool_)
+    raise c.refuse(*_FINITE)
 
 
 def _register(name: str, reason: str, remedy: str, *, refuses: bool) -> None:

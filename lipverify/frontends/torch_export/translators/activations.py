@@ -138,8 +138,8 @@ def _clamp(b: Lowerer, x: Any, min: Any = None, max: Any = None) -> Value:
         if low <= high:
             return b.elementwise(ops.Clip(low, high), x)
     result: Any = b.operand(x)
-    result = result if min is None else b.maximum(result, b.operand(min))
-    return result if max is None else b.minimum(result, b.operand(max))
+    result = result if min is None else b.maximum(result, b.operand(min, infinite=True))
+    return result if max is None else b.minimum(result, b.operand(max, infinite=True))
 
 
 @lower.register("aten.clamp_min")

@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from lipverify import ops
-from lipverify.frontends.builder import Operand, Value
-from lipverify.frontends.torch_export.lowering import Condition, Gated, Lowerer
+from lipverify.frontends.builder import Masked, Operand, Value
+from lipverify.frontends.torch_export.lowering import INFINITE, Condition, Gated, Lowerer
 from lipverify.frontends.torch_export.registry import lower
 from lipverify.frontends.torch_export.translators.choices import gated, ungated
 
@@ -22,10 +22,13 @@ def scaled(b: Lowerer, x: Operand, factor: Any) -> Operand:
 
 
 @lower.register("aten.add")
-def _add(b: Lowerer, x: Any, other: Any, alpha: Any = 1) -> Value:
+def _add(b: Lowerer, x: Any, other: Any, alpha: Any = 1) -> Value | Masked:
     if isinstance(x, Gated) and isinstance(other, Gated) and alpha == 1:
         return ungated(b, x, other)
-    return b.plus(b.operand(x), scaled(b, b.operand(other), alpha))
+    (x, kept), (other, hidden) = b.extended(x), b.extended(other)
+    if hidden is not None and not float(alpha) > 0:
+        raise b.refuse(INFINITE, (x, other))
+    return b.masked(b.plus(x, scaled(b, other, alpha)), kept, hidden)
 
 
 @lower.register("aten.sub", "aten.subtract")
@@ -69,9 +72,9 @@ def _pow(b: Lowerer, x: Value, exponent: Any) -> Value:
 
 @lower.register("aten.maximum", "aten.max.other")
 def _maximum(b: Lowerer, x: Any, other: Any) -> Value:
-    return b.maximum(b.operand(x), b.operand(other))
+    return b.maximum(b.operand(x, infinite=True), b.operand(other, infinite=True))
 
 
 @lower.register("aten.minimum", "aten.min.other")
 def _minimum(b: Lowerer, x: Any, other: Any) -> Value:
-    return b.minimum(b.operand(x), b.operand(other))
+    return b.minimum(b.operand(x, infinite=True), b.operand(other, infinite=True))

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from lipverify import ops
-from lipverify.frontends.builder import Value
-from lipverify.frontends.torch_export.lowering import Condition, Forbidden, Gated, Lowerer
+from lipverify.frontends.builder import Masked, Value
+from lipverify.frontends.torch_export.lowering import INFINITE, Condition, Forbidden, Gated, Lowerer
 from lipverify.frontends.torch_export.registry import lower
 
 _COMPARES = Forbidden(Condition.reason)
@@ -56,31 +56,19 @@ def _not(b: Lowerer, x: Any) -> Condition:
 
 
 @lower.register("aten.where.self", "aten.where.ScalarOther", "aten.where.ScalarSelf", "aten.where.Scalar")
-def _where(b: Lowerer, condition: Any, on: Any, off: Any) -> Value:
+def _where(b: Lowerer, condition: Any, on: Any, off: Any) -> Value | Masked:
     if isinstance(condition, Tensor):
-        return _masked(b, condition, on, off)
+        return b.chosen(condition.bool(), b.extended(on), b.extended(off))
+    if isinstance(on, Masked) or isinstance(off, Masked):
+        raise b.refuse(INFINITE, (condition,))
     if isinstance(condition, Condition):
         return chosen(b, condition, on, off)
     raise b.refuse("reads a computed number as true or false, which jumps", (condition,))
 
 
 @lower.register("aten.masked_fill")
-def _masked_fill(b: Lowerer, x: Value, mask: Any, number: Any) -> Value:
+def _masked_fill(b: Lowerer, x: Value, mask: Any, number: Any) -> Value | Masked:
     return _where(b, mask, number, x)
-
-
-def _masked(b: Lowerer, mask: Tensor, on: Any, off: Any) -> Value:
-    """on * mask + off * (1 - mask)."""
-    parts: list[Value | Tensor] = []
-    for branch, kept in ((b.operand(on), mask.bool()), (b.operand(off), ~mask.bool())):
-        if isinstance(branch, Value):
-            parts.append(b.times(branch, kept.to(b.dtype)))
-        else:
-            stored = torch.where(kept, branch, torch.zeros((), dtype=branch.dtype, device=branch.device))
-            if not bool(stored.isfinite().all()):
-                raise b.refuse("fills in numbers that are not finite", (branch,))
-            parts.append(stored)
-    return b.plus(*parts)
 
 
 def chosen(b: Lowerer, condition: Condition, on: Any, off: Any) -> Value:

@@ -9,10 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from lipverify import ops
-from lipverify.frontends.builder import Value
+from lipverify.frontends.builder import Masked, Value
 from lipverify.frontends.building.attention import attention, causal
 from lipverify.frontends.building.vanishing import contracted
-from lipverify.frontends.torch_export.lowering import Lowerer
+from lipverify.frontends.torch_export.lowering import INFINITE, Lowerer
 from lipverify.frontends.torch_export.registry import lower
 from lipverify.frontends.torch_export.translators.arithmetic import scaled
 from lipverify.ir.op import Shape
@@ -40,17 +40,18 @@ def _matmul(b: Lowerer, x: Any, other: Any) -> Value:
 
 
 @lower.register("aten.addmm", "aten.baddbmm", "aten.addmv")
-def _addmm(b: Lowerer, bias: Any, x: Any, other: Any, *, beta: Any = 1, alpha: Any = 1) -> Value:
+def _addmm(b: Lowerer, bias: Any, x: Any, other: Any, *, beta: Any = 1, alpha: Any = 1) -> Value | Masked:
     plain = isinstance(x, Value) and all(isinstance(t, Tensor) for t in (bias, other))
     if plain and beta == alpha == 1 and bias.ndim == 1 and other.ndim == 2 and len(bias) == other.shape[1]:
         return b.linear(x, other.T, bias)
     stored = isinstance(x, Tensor) and isinstance(other, Tensor)
     product = scaled(b, contracted(b, x, other) if stored else b.matmul(x, other), alpha)
-    return (
-        product
-        if beta == 0 and isinstance(product, Value)
-        else b.plus(product, scaled(b, b.operand(bias), beta))
-    )
+    if beta == 0 and isinstance(product, Value):
+        return product
+    added, kept = b.extended(bias)
+    if kept is not None and not float(beta) > 0:
+        raise b.refuse(INFINITE, (added,))
+    return b.masked(b.plus(product, scaled(b, added, beta)), kept)
 
 
 @lower.register("aten.conv1d", "aten.conv2d")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lipverify import ops
-from lipverify.frontends.builder import Value
+from lipverify.frontends.builder import Masked, Value
 from lipverify.frontends.torch_export.lowering import Lowerer
 from lipverify.frontends.torch_export.registry import lower
 
@@ -126,8 +126,10 @@ def _softmax_dtype(b: Lowerer, dtype: Any) -> None:
 
 
 @lower.register("aten.softmax", "aten._softmax", "aten._safe_softmax", "aten.special_softmax")
-def _softmax(b: Lowerer, x: Value, dim: int, dtype: Any = None) -> Value:
+def _softmax(b: Lowerer, x: Value | Masked, dim: int, dtype: Any = None) -> Value:
     _softmax_dtype(b, dtype)
+    if isinstance(x, Masked):
+        return b.masked_softmax(x, dim % x.rank)
     return b.along(ops.Softmax, x, dim)
 
 
