@@ -29,12 +29,12 @@ from lipverify.ir.region import Ball, Query, Region
 from lipverify.memory import share
 from lipverify.ops import MaxPool
 
-KEPT, USED = 12, 6
-"""Points kept for each centre, and how many of them rounds begin from."""
+KEPT, USED, LAST = 12, 6, 3
+"""Points kept for each centre, how many of them rounds begin from, and how few are looked at in double precision at the end."""
 SCOUTS = 24
 """Batches of new points that a climb may choose its beginning from."""
-ASCENTS = 6
-"""Steps of a pair in one round."""
+ASCENTS, PRODUCTS = 6, 48
+"""Steps of a pair in one round, and passes of a look at a network of many outputs, whose Jacobian is seen by its products."""
 A_CALL, A_MULTIPLICATION, A_VALUE = 3e-5, 0.05e-9, 2e-9
 """What a call of an operator, a multiplication and a value cost on one core, in seconds; within a factor of three."""
 PATIENCE = 12.0
@@ -134,21 +134,23 @@ class Climber:
         values = sum(node.size * _window(node.op) for node in self.graph.nodes)
         one = A_MULTIPLICATION * multiplications(self.graph) + A_VALUE * values
         # A backward pass is two forward ones. Half of the rounds take pairs through six steps.
-        passes = (1 + 2 * outputs) + 0.5 * (6 * ASCENTS)
+        whole = self.graph.output.size <= ROWS
+        rows = 1 + 2 * outputs if whole else 1 + PRODUCTS
+        passes = rows + 0.5 * (6 * ASCENTS)
         calls = A_CALL * len(self.graph.nodes) * passes + 2e-3
         restarts = self.search.restarts
         if passes * one * restarts * self.count * 16 > self.search.seconds:
-            # Large networks get fewer restarts, so that there is time for some rounds.
-            restarts = max(6, int(self.search.seconds / (passes * one * self.count * 16)))
+            # Large networks get fewer restarts, so that there is time for some rounds; the largest a single one.
+            affordable = self.search.seconds / (passes * one * self.count)
+            restarts = max(min(6, int(affordable / 2)), int(affordable / 16), 1)
         restarts = min(restarts, self.search.restarts)
         each = passes * one * restarts * self.count + calls
         rounds = min(self.search.rounds, max(2, int(self.search.seconds / each)))
         held = values * 3 + outputs * math.prod(self.shape)
-        look = (
-            (1 + 2 * outputs) * one * restarts * self.count
-            + A_CALL * len(self.graph.nodes) * (1 + 2 * outputs)
-            + 1e-3
-        )
+        look = rows * one * restarts * self.count + A_CALL * len(self.graph.nodes) * rows + 1e-3
+        # Twice as long in double precision. Pairs are made of few points.
+        again = 2.0 * rows * one * self.count
+        self.last = max(LAST, min(KEPT, int(0.2 * self.search.seconds / again)))
         self.scouts = min(SCOUTS, int(0.03 * self.search.seconds / look))
         return restarts, rounds, max(1, min(self.search.values_per_chunk, share(1 << 30) // 32) // held)
 
@@ -160,6 +162,7 @@ class Climber:
         if self.dtype is torch.float64:
             return pool
         self.graph, self.dtype = self.exact, torch.float64
+        pool = Pool(*(part[: self.last] for part in (pool.slopes, pool.points, pool.directions)))
         exact = pool.points.double(), pool.directions.double()
         try:
             with within(self.compute.deadline):
@@ -312,8 +315,8 @@ class Climber:
         others = points[torch.randperm(len(points), generator=self.generator).to(points.device)]
         between = points + (others - points) * self.wide(self.uniform(-0.5, 1.5, points.shape[:2]))
         moved = torch.where(self.wide(self.chosen(len(points), 0.15)), between, moved)
-        new = max(1, self.restarts // 6)
-        moved[-new:] = self.fresh(new)
+        new = max(1, self.restarts // 6) if self.restarts > 1 else 0
+        moved[len(moved) - new :] = self.fresh(new)
         return self.inside(moved), directions
 
     def ascended(self, pool: Pool) -> tuple[Tensor, Tensor]:

@@ -65,6 +65,28 @@ def test_known_constants_are_reached_and_not_exceeded(name: str) -> None:
     assert 0.999 * constant <= value <= constant
 
 
+@pytest.mark.parametrize("restarts", [1, 2])
+def test_a_single_restart_climbs_as_well(restarts: int) -> None:
+    graph, norm, constant = KNOWN["abs"]
+    search = Search(restarts=restarts, rounds=20, seconds=5)
+    value = float(falsify(graph, Query(norm, Norm.L2), Compute(), search).value)
+    assert 0.999 * constant <= value <= constant
+
+
+@pytest.mark.parametrize("outputs", [10, 1000])
+def test_the_largest_networks_get_one_restart_and_few_looks_in_double_precision(outputs: int) -> None:
+    """Counted: 4e9 multiplications are a fifth of a second, and a look at a Jacobian takes tens of passes."""
+    b = Builder(symbolic_batch=True)
+    x = b.input((1, 64, 128, 128), 0)
+    x = b.conv(x, ops.Conv(torch.ones(1024, 64, 4, 4), None, (2, 2), ((1, 1), (1, 1)), (1, 1)))
+    x = b.conv(x, ops.Conv(torch.ones(outputs, 1024, 1, 1), None, (64, 64), ((0, 0), (0, 0)), (1, 1)))
+    graph = b.graph([b.elementwise(ops.ReLU(), x)], Origin())
+    climber = Climber(graph, Query(), Compute(), Search(seconds=10.0), None, None)
+    assert (climber.restarts, climber.rounds, climber.last) == (1, 2, 3)
+    more = Climber(graph, Query(), Compute(), Search(seconds=10000.0), None, None)
+    assert (more.restarts, more.last) == (24, 12)
+
+
 def test_a_dead_network_has_constant_zero() -> None:
     b = Builder(symbolic_batch=True)
     inner = b.elementwise(ops.ReLU(), b.input((1, 1), 0))
