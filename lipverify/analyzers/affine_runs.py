@@ -96,10 +96,13 @@ def run_gain(run: Run, norm_in: Norm, norm_out: Norm) -> RunGain:
         found = gain_of(run.first, run.input_shapes, norm_in, norm_out)
         return RunGain(tuple(Upper.of(factor) for factor in found.factors), found.joint)
     shapes = (*run.input_shapes, *(node.shape for node in run.nodes))
-    best = RunGain((_layerwise(run, shapes, norm_in, norm_out),))
     fused = _fused(run)
-    if len(fused) < len(run.nodes):
-        best = _smaller(best, _fused_gain(fused, norm_in, norm_out), "fused layers")
+    together = _fused_gain(fused, norm_in, norm_out) if len(fused) < len(run.nodes) else None
+    if together is not None and len(fused) == 1 and norm_in is norm_out:
+        # The norm of a product is never above the product of norms, which cost as much again.
+        return RunGain((together,), note="fused layers")
+    best = RunGain((_layerwise(run, shapes, norm_in, norm_out),))
+    best = _smaller(best, together, "fused layers")
     entries = math.prod(shapes[0]) * math.prod(shapes[-1])
     side = min(math.prod(shapes[0]), math.prod(shapes[-1]))
     several = sum(_proper(piece.op) for piece in fused) > 1
