@@ -237,7 +237,7 @@ def kernel_of(chain: Sequence[Affine]) -> tuple[Array, float, list[int]]:
         need(entrywise and step.kernel.shape[1:] == (1, 1), "a scaling")
         inner = (i < place[0]) != adjoint
         charge(step.size)
-        factor = np.repeat(
+        factor: Array = np.repeat(
             step.kernel.ravel(), step.index.shape[1]
         )  # of every entry, of which a block may be many channels
         factor = factor.reshape(shape[0] if inner else kernel.shape[0] * kernel.shape[1], -1)
