@@ -74,6 +74,9 @@ class CompareOptions(Options):
             names=("--radii",),
         ),
     ] = None
+    deviate: Annotated[
+        bool, option("the others are copies of the first model: how far each deviates, on --box or the balls")
+    ] = False
     margin: Margin = None
     jobs: Jobs = 1
     scheduler: Scheduler = None
@@ -88,6 +91,8 @@ class CompareOptions(Options):
             refuse_alone("--data and --radius", ("--ball", self.ball), ("--everywhere", self.everywhere))
         elif self.data is None:
             raise UsageError("--radius needs --data: the balls are around the points of a file")
+        if self.deviate and self.certified is not None:
+            raise UsageError("--deviate goes with bounds, not with --radii")
 
 
 def _compare(options: CompareOptions, start: Start) -> Outcome:
@@ -117,6 +122,12 @@ def _compare(options: CompareOptions, start: Start) -> Outcome:
     regions = _regions(options, None if points is None else points.x)
     if folder is not None:
         folder.keep()
+    apart: dict[str, Any] | None = None
+    proofs: dict[str, bytes] = {}
+    if options.deviate:
+        from lipverify.commands.compare_copies import deviations
+
+        apart, proofs = deviations(options, start, models, points)
     curves: tuple[dict[str, Any], ...] = ()
     if points is not None and options.curves != NO_CURVES:
         progress.start("certifying points")
@@ -139,7 +150,7 @@ def _compare(options: CompareOptions, start: Start) -> Outcome:
         advance=progress.update,
         since=options.began,
     )
-    found = replace(found, curves=curves, command=options.command)
+    found = replace(found, curves=curves, command=options.command, deviations=apart, proofs=proofs)
     document = found.to_json()
     files = {}
     if folder is not None:

@@ -64,6 +64,10 @@ class Comparison(Result):
     command: str | None = None
     choice: Choice | None = None
     """What `auto` chose, where it was asked."""
+    deviations: Mapping[str, Any] | None = None
+    """How far the other models deviate from the first one, where that was asked."""
+    proofs: Mapping[str, bytes] = field(default_factory=dict)
+    """Certificates of deviations, by their place in the folder."""
 
     def __repr__(self) -> str:
         names = ", ".join(display(name, 40) for name in list(self.models)[:5])
@@ -135,6 +139,7 @@ class Comparison(Result):
                 for name in self.analyzers
             ],
             curves=list(self.curves),
+            **({} if self.deviations is None else {"deviations": dict(self.deviations)}),
             assumptions=sorted({text for row in rows for text in row.get("assumptions", ())}),
             work={"computed": self.computed, "cached": self.cached},
         )
@@ -154,7 +159,7 @@ class Comparison(Result):
 
     def certificate_files(self) -> dict[str, bytes]:
         """Every certificate under its place in the folder."""
-        return {
+        return dict(self.proofs) | {
             f"certificates/{name}": data
             for answers in self.answers.values()
             for answer in answers

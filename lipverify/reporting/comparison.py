@@ -12,6 +12,7 @@ from lipverify.loading.names import display
 from lipverify.reporting import pareto
 from lipverify.reporting.accuracy import Accuracy, accuracy
 from lipverify.reporting.answers import RIGOUR, Answer, Answers, Document, read
+from lipverify.reporting.copies import family
 from lipverify.reporting.format import (
     Magnitude,
     decimal_text,
@@ -97,6 +98,7 @@ def render_comparison(document: Document) -> str:
         analyzers=analyzers,
         questions=questions,
         shapes=pareto.SHAPES,
+        family=family(document),
         accuracies=accuracies(document),
         without_curve=[
             (f"{display(curve['model'])}, {display(curve['norm'])}", display(curve["refused"], 600))
@@ -343,6 +345,23 @@ def print_comparison(document: Document, file: TextIO | None = None) -> None:
             console.print(Text.assemble(("refused by " + "; ".join(who) + ": ", "yellow"), reason))
         for who, text in question.notes:
             console.print(Text.assemble(("note on " + "; ".join(who) + ": ", "dim"), text))
+    copies = family(document)
+    if copies is not None:
+        console.print(
+            Text(f"Copies of {copies.original} ({copies.size} bytes): {copies.question}", style="dim")
+        )
+        table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+        table.add_column("copy", overflow="fold")
+        for title in ("bytes", "at most", "at least", "labels kept", "rigour"):
+            table.add_column(title, justify="right")
+        for one in copies.rows:
+            style = "bold" if one.undominated else "yellow" if not one.rigour else ""
+            shown = (one.size, one.upper, one.lower, one.kept, one.rigour or "refused")
+            table.add_row(Text(one.model), *(Text(cell, style=style) for cell in shown))
+        console.print(table)
+        for one in copies.rows:
+            if one.reason is not None:
+                console.print(Text.assemble((f"{one.model}: ", "dim"), one.reason))
     for model in document["models"]:
         if "unreadable" in model:
             name = display(model["name"])

@@ -1,4 +1,4 @@
-"""Tightness over time: every bound a small mark, every analyzer's median a large one, and the line nobody is better than.
+"""What is got for what it costs: bounds as small marks, every analyzer's median a large one, the line nobody is better than.
 
 Horizontal places are per cent and vertical ones pixels, so that the figure fits every width at one text size. Analyzers are told
 apart by shape and by colour; names stand in a legend below, where they cannot meet.
@@ -31,7 +31,7 @@ SHAPES = (
 
 @dataclass(frozen=True)
 class Sample:
-    """One bound: seconds, and log10 of upper over lower."""
+    """One bound: seconds, or what else it costs, and log10 of upper over lower, or of what else is to be small."""
 
     seconds: float
     log_ratio: float
@@ -74,28 +74,36 @@ class Pareto:
     height: int
 
 
-def pareto(samples: Mapping[str, Sequence[Sample]]) -> Pareto | None:
-    """The figure of several analyzers' bounds; None where no bound has a ratio."""
+def pareto(samples: Mapping[str, Sequence[Sample]], least: float | None = 0.0) -> Pareto | None:
+    """The figure of several analyzers' bounds; None where no bound has a ratio.
+
+    Args:
+        least: the best that could be, which belongs to the figure: it says how far there is to go. None where there is none.
+    """
     given = {name: list(found) for name, found in samples.items() if found}
     if not given:
         return None
     times = LogAxis.around(_log(s.seconds) for found in given.values() for s in found)
-    # The best possible ratio belongs to the figure: it says how far there is to go.
-    ratios = LogAxis.around([0.0, *(max(s.log_ratio, 0.0) for found in given.values() for s in found)])
+    end = -math.inf if least is None else least
+    heights = [max(s.log_ratio, end) for found in given.values() for s in found]
+    ratios = LogAxis.around(heights if least is None else [least, *heights])
     middle_of = middles(given)
     best = front(middle_of)
     marks, legend = [], []
     for shape, (name, found) in enumerate(given.items()):
-        places = [(times.at(_log(s.seconds)), _down(ratios, s.log_ratio)) for s in found]
+        places = [(times.at(_log(s.seconds)), _down(ratios, max(s.log_ratio, end))) for s in found]
         if len(places) > 1:
             marks += [Mark(x, y, shape % len(SHAPES), False, name) for x, y in places]
         middle = middle_of[name]
-        x, y = times.at(_log(middle.seconds)), _down(ratios, middle.log_ratio)
+        x, y = times.at(_log(middle.seconds)), _down(ratios, max(middle.log_ratio, end))
         marks.append(Mark(x, y, shape % len(SHAPES), True, name))
         legend.append((shape % len(SHAPES), name, name in best))
     vertical = tuple(Tick(_turned(tick.at), tick.text) for tick in ratios.ticks())
     line = _steps(
-        [(times.at(_log(middle_of[n].seconds)), _down(ratios, middle_of[n].log_ratio)) for n in best]
+        [
+            (times.at(_log(middle_of[n].seconds)), _down(ratios, max(middle_of[n].log_ratio, end)))
+            for n in best
+        ]
     )
     order = sorted(marks, key=lambda mark: mark.large)
     return Pareto(tuple(order), line, tuple(legend), times.ticks(), vertical, LEFT, RIGHT + 2.0, TOP, HEIGHT)
@@ -133,7 +141,7 @@ def _log(seconds: float) -> float:
 
 
 def _down(axis: LogAxis, position: float) -> float:
-    return _turned(axis.at(max(position, 0.0)))
+    return _turned(axis.at(position))
 
 
 def _turned(at: float) -> float:

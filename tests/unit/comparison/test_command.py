@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import helper, numpy_helper
 
 import lipverify as lv
 from lipverify import zoo
@@ -134,3 +136,53 @@ def test_files_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
     assert [m["name"] for m in json.loads(done.stdout)["models"]] == ["one/net.onnx", "two/net.onnx"]
     assert done.returncode == 2
     shutil.rmtree(tmp_path / "one")
+
+
+def test_copies_of_one_original(tmp_path: Path) -> None:
+    """Each copy has its deviation with a certificate of its own, and a place in the picture; a stranger has its reason."""
+    paths = [tmp_path / f"{name}.onnx" for name in ("float", "near", "far", "stranger")]
+    rng = np.random.default_rng(0)
+    first, last = (
+        rng.standard_normal((3, 5)).astype(np.float32),
+        rng.standard_normal((5, 2)).astype(np.float32),
+    )
+    for path, noise in zip(paths[:3], (0.0, 1e-3, 1e-1), strict=True):
+        moved = first + np.float32(noise) * np.abs(first)
+        path.write_bytes(_dense(moved, last))
+    paths[3].write_bytes(_dense(first[:2], last))
+    out = tmp_path / "out"
+    done = lipverify(
+        "compare", *paths, "--deviate", "--box", "0,1", "--analyzers", "product", "--out", out, "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["deviations"]
+    assert found["original"] == "float.onnx"
+    assert found["bytes"] == paths[0].stat().st_size
+    near, far, stranger = found["rows"]
+    assert 0 < near["lower"] <= near["upper"] < far["lower"] <= far["upper"]
+    assert [row["bytes"] for row in (near, far)] == [path.stat().st_size for path in paths[1:3]]
+    assert "different shapes" in stranger["refused"]
+    for row, path in zip((near, far), paths[1:3], strict=True):
+        assert row["rigour"] == "checked"
+        assert lv.verify(out / row["certificate"], [lv.load(paths[0]), lv.load(path)]).upper == row["upper"]
+    page = (out / "report.html").read_text()
+    assert "Copies of float.onnx" in page
+    assert page.count("bytes</text>") == 1
+    refused = lipverify("compare", paths[0], "--deviate", "--box", "0,1")
+    assert refused.returncode == 2
+    assert "--deviate needs copies" in refused.stderr
+    refused = lipverify("compare", *paths[:2], "--deviate")
+    assert refused.returncode == 2
+    assert "give a region" in refused.stderr
+
+
+def _dense(first: np.ndarray, last: np.ndarray) -> bytes:  # type: ignore[type-arg]
+    nodes = [("MatMul", ["x", "v"], ["a"]), ("Relu", ["a"], ["r"]), ("MatMul", ["r", "w"], ["y"])]
+    ends = [
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n", size])
+        for name, size in (("x", len(first)), ("y", last.shape[1]))
+    ]
+    stored = [numpy_helper.from_array(array, name) for name, array in (("v", first), ("w", last))]
+    graph = helper.make_graph([helper.make_node(*parts) for parts in nodes], "g", ends[:1], ends[1:], stored)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return bytes(model.SerializeToString())

@@ -105,6 +105,16 @@ def test_marks_stand_where_their_numbers_are() -> None:
     assert pareto.pareto({"a": []}) is None
 
 
+def test_where_nothing_is_the_best_that_could_be_small_numbers_have_room() -> None:
+    plot = pareto.pareto({"a": [pareto.Sample(1e3, -5.0)], "b": [pareto.Sample(1e4, -7.0)]}, least=None)
+    assert plot is not None
+    left, right = plot.marks
+    assert left.x < right.x
+    assert left.y < right.y
+    assert len(plot.front) == 2
+    assert not any(tick.text == "1" for tick in plot.vertical)
+
+
 def test_curves_are_steps_that_never_promise_more_than_the_next_point() -> None:
     figure = accuracy([comparisons.curve("a", [0.9, 0.5, 0.1])])
     assert figure.curves[0].path.startswith("M0.000 10.000V50.000H50.000V90.000H100.000")
