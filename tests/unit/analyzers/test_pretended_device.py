@@ -83,7 +83,7 @@ def test_no_method_mixes_devices(name: str) -> None:
 def waits(graph: Graph, evaluations: int) -> int:
     """How often a search of so many evaluations waits."""
     with Pretended() as device:
-        found = Frequencies(form_of(graph), torch.device("cuda"))
+        found = [Frequencies(form_of(graph), torch.device("cuda"))]
         first = closed_form(found)
         assert first is not None
         before = device.waits
