@@ -35,6 +35,12 @@ WORK, WORK_PER_BYTE = 1 << 36, 1 << 10
 _SOURCE = 128
 MAX_AXES = 12
 FLOATS: tuple[np.dtype[Any], ...] = (np.dtype("<f2"), np.dtype("<f4"), np.dtype("<f8"))
+INT4, UINT4, BFLOAT16 = (
+    np.dtype([("int4", "i1")]),
+    np.dtype([("uint4", "u1")]),
+    np.dtype([("bfloat16", "<f4")]),
+)
+"""Types that numpy does not have, as records of one wider number: no operator takes them for that number by accident."""
 
 
 class Value(NamedTuple):

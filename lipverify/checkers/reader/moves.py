@@ -10,8 +10,11 @@ import numpy as np
 
 from lipverify.checkers.kernel.program import Array
 from lipverify.checkers.reader.building import (
+    BFLOAT16,
     FLOATS,
+    INT4,
     MAX_AXES,
+    UINT4,
     Builder,
     Missing,
     Operand,
@@ -381,6 +384,10 @@ def cast(p: Builder, c: Call) -> Results:
     }
     need(target in kinds or c.op == "CastLike", "a conversion that is not covered by the checker")
     kind = kinds[target] if c.op == "Cast" else c.any(1).kind
+    if isinstance(x, Stored) and x.kind in (BFLOAT16, INT4, UINT4):
+        need(kind in FLOATS[1:], "a conversion that is not covered by the checker")
+        p.charge(x.array.size)
+        return [stored(x.array[(x.kind.names or ())[0]].astype(kind))]
     if isinstance(x, Value):
         need(
             kind in (FLOATS if x.kind in FLOATS else FLOATS[1:]) and kind.itemsize >= x.kind.itemsize,

@@ -10,7 +10,18 @@ from typing import Any
 import numpy as np
 
 from lipverify.checkers.kernel.program import Array, Output, Program, View
-from lipverify.checkers.reader.building import FLOATS, MAX_AXES, Builder, Missing, Operand, TooLarge, stored
+from lipverify.checkers.reader.building import (
+    BFLOAT16,
+    FLOATS,
+    INT4,
+    MAX_AXES,
+    UINT4,
+    Builder,
+    Missing,
+    Operand,
+    TooLarge,
+    stored,
+)
 from lipverify.checkers.reader.calls import Call
 from lipverify.checkers.reader.finishing import finished
 from lipverify.checkers.reader.operators import run
@@ -27,6 +38,8 @@ _KINDS = {
     5: ("<i2", "int32_data"), 6: ("<i4", "int32_data"), 7: ("<i8", "int64_data"), 9: ("?", "int32_data"),
     10: ("<f2", "int32_data"), 11: ("<f8", "double_data"), 12: ("<u4", "uint64_data"), 13: ("<u8", "uint64_data"),
 }  # fmt: skip
+_NARROW = {16: BFLOAT16, 21: UINT4, 22: INT4}
+"""Stored alone; no input and no computed number is of these types."""
 _DATA = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data")
 _STANDARD = ("", "ai.onnx")
 
@@ -122,6 +135,8 @@ def _tensor(entry: Message) -> Array:
     need(entry.get("data_location", 0) == 0, "external data is not covered by the checker")
     shape, kind = entry["dims"], entry.get("data_type", 0)
     need(len(shape) <= MAX_AXES and all(n >= 0 for n in shape), "a stored tensor of an invalid shape")
+    if kind in _NARROW:
+        return _narrow(entry, _NARROW[kind], math.prod(shape)).reshape(shape)
     need(kind in _KINDS, f"element type {kind} is not covered by the checker")
     form, typed = _KINDS[kind]
     dtype, count = np.dtype(form), math.prod(shape)
@@ -134,6 +149,30 @@ def _tensor(entry: Message) -> Array:
     need(len(raw) == count * dtype.itemsize, "a stored tensor of another size")
     need(form != "?" or not np.any(np.frombuffer(raw, "u1") > 1), "a truth value other than 0 and 1")
     return _finite(np.frombuffer(raw, dtype, count).reshape(shape))
+
+
+def _narrow(entry: Message, kind: np.dtype[Any], count: int) -> Array:
+    """Numbers of 16 bits that are the upper half of a float32, or two of 4 bits in a byte, the lower half first."""
+    filled = [name for name in _DATA if name in entry and len(entry[name])]
+    need(filled in ([], ["raw_data"], ["int32_data"]), "a stored tensor with data of another type")
+    size = np.dtype("<u2") if kind == BFLOAT16 else np.dtype("u1")
+    words = count if kind == BFLOAT16 else (count + 1) // 2
+    if filled == ["int32_data"]:
+        bits = _listed(entry["int32_data"], size, words)
+    else:
+        raw = entry.get("raw_data", b"")
+        need(len(raw) == words * size.itemsize, "a stored tensor of another size")
+        bits = np.frombuffer(raw, size, words)
+    found = np.empty(count, kind)
+    (name,) = kind.names or ()
+    if kind == BFLOAT16:
+        found[name] = _finite((bits.astype("<u4") << 16).view("<f4"))
+        return found
+    halves = np.stack([bits & 15, bits >> 4], 1).reshape(-1)
+    need(count % 2 == 0 or not halves[-1:].any(), "a stored number behind the last one")
+    halves = halves[:count].astype("i1")
+    found[name] = halves if kind == UINT4 else halves - 16 * (halves > 7).astype("i1")
+    return found
 
 
 def _listed(numbers: Sequence[Any], dtype: np.dtype[Any], count: int) -> Array:

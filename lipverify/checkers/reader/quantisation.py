@@ -11,6 +11,8 @@ from lipverify.checkers.kernel.arithmetic import held
 from lipverify.checkers.kernel.program import Array
 from lipverify.checkers.reader.building import (
     FLOATS,
+    INT4,
+    UINT4,
     Builder,
     Operand,
     Stored,
@@ -41,7 +43,7 @@ def _scales(c: Call, shape: tuple[int, ...]) -> tuple[Array, int, Array, Kind | 
         need(c.integer("output_dtype", 0) == 0, "another type of results is not covered by the checker")
     values, rounded = weights(scale)
     need(bool((values > 0).all()), "scales that are not positive")
-    shift = np.zeros(values.shape, np.int64) if zero is None else c.stored(2).astype(np.int64)
+    shift = np.zeros(values.shape, np.int64) if zero is None else _whole_numbers(c.stored(2))
     # One number for all may be written as [] or as [1], the scale one way and the zero point the other: exporters of biases do.
     need(
         max(values.ndim, shift.ndim) <= 1 and shift.size == values.size,
@@ -58,6 +60,14 @@ def _scales(c: Call, shape: tuple[int, ...]) -> tuple[Array, int, Array, Kind | 
     return values, rounded, shift, None if zero is None else c.stored(2).dtype
 
 
+def _whole_numbers(array: Array) -> Array:
+    """Integers of a type that numpy has, or of four bits."""
+    if array.dtype in (INT4, UINT4):
+        array = array[(array.dtype.names or ())[0]]
+    need(array.dtype.kind in "iu", "zero points or numbers that are no integers")
+    return array.astype(np.int64)
+
+
 def _dequantised(p: Builder, c: Call) -> list[Operand]:
     """(q - zero point) scale."""
     q = c.any(0)
@@ -72,9 +82,12 @@ def _dequantised(p: Builder, c: Call) -> list[Operand]:
         y = p.scaled(q, values, rounded + more, -values * shift)
         return [y._replace(kind=scale.kind)]
     array = q.array
-    need(array.dtype.kind in "iu" and array.dtype.itemsize <= 4, "dequantisation of other numbers")
+    narrow = array.dtype in (INT4, UINT4)
+    need(
+        narrow or (array.dtype.kind in "iu" and array.dtype.itemsize <= 4), "dequantisation of other numbers"
+    )
     p.charge(3 * array.size)
-    whole = array.astype(np.int64) - shift
+    whole = _whole_numbers(array) - shift
     # 29 bits times the 24 of a float32 are a float64.
     exact = scale.kind.itemsize < 8 and bool((np.abs(whole) < 1 << 29).all())
     return [_finite(held(whole * values, whole), scale, rounded + (0 if exact else 1))]
