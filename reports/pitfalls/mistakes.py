@@ -18,7 +18,9 @@ from torch import Tensor, nn
 class Mistake:
     """A method, the value it gives, and the network on which a certified bound and a witness say otherwise.
 
-    wrong: the value is no upper bound. Otherwise it is one, and much larger than it need be.
+    wrong: the value is no upper bound. Otherwise it is one, and much larger than it need be. norm: at the input and at the
+    output; within: the largest token of the inputs that the value is about. start: a point [1, *input_shape] where a search
+    begins.
     """
 
     title: str
@@ -30,6 +32,9 @@ class Mistake:
     input_shape: tuple[int, ...]
     analyzer: str
     wrong: bool = True
+    norm: str = "l2"
+    within: float | None = None
+    start: Tensor | None = None
 
 
 def power_iteration() -> Mistake:
@@ -282,7 +287,51 @@ def residual_maxmin() -> Mistake:
     )
 
 
+class _Attention(nn.Module):
+    """x [batch, tokens, heads] -> attention / 3 with heads of one entry, and q, k, v, w [heads, heads]."""
+
+    def __init__(self, q: Tensor, k: Tensor, v: Tensor, w: Tensor) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.w = (nn.Parameter(m) for m in (q, k, v, w))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = ((x @ m.mT).mT.unsqueeze(-1) for m in (self.q, self.k, self.v))
+        found: Tensor = ((q @ k.mT).softmax(-1) @ v).squeeze(-1).mT @ self.w.mT / 3
+        return found
+
+
+def concatenated_heads() -> Mistake:
+    """The norm of all heads side by side, where every head needs its own."""
+    heads = 8
+    e = torch.eye(heads, dtype=torch.float64)
+
+    def first(row: Tensor) -> Tensor:
+        return torch.cat([row[None], torch.zeros(heads - 1, heads, dtype=torch.float64)])
+
+    q, k, v, w = first(e[1]), first(e[0]), first(e[0]), e
+    # Factors of root mean squares: as many entries go in as come out of all heads together, so these are spectral norms.
+    n_q, n_k, n_v, n_w = (float(torch.linalg.matrix_norm(m, ord=2)) for m in (q, k, v, w))
+    start = torch.zeros(1, 2, heads, dtype=torch.float64)
+    start[0, :, 0] = torch.tensor([1.0, -1.0], dtype=torch.float64) * math.sqrt(heads)
+    return Mistake(
+        "Heads of attention bounded together",
+        "released constant of attention / 3 with softmax scale 1 on tokens of RMS at most 1, in token-rms: "
+        "|w| |v| (1 + 2 |q| |k|) / 3 with the norms of all 8 heads side by side",
+        "code released with Newhouse, Hess, Cesista et al., Training transformers with enforced Lipschitz constants, 2025",
+        "In root mean squares a head of one entry may have a norm sqrt(8) times that of all heads together. With q = e_2 and "
+        "k = v = e_1 in the first head alone, two opposite tokens move by 8 / 3 where the formula says 1.",
+        n_w * n_v * (1 + 2 * n_q * n_k) / 3,
+        _Attention(q, k, v, w),
+        (2, heads),
+        "tokens",
+        norm="token-rms",
+        within=1.0,
+        start=start,
+    )
+
+
 MISTAKES = (
+    concatenated_heads,
     power_iteration,
     reshaped_kernel,
     circular_fft,

@@ -13,6 +13,7 @@ import pytest
 
 REPORT = Path(__file__).resolve().parents[2] / "reports" / "pitfalls"
 NAMES = (
+    "concatenated_heads",
     "power_iteration",
     "reshaped_kernel",
     "circular_fft",
