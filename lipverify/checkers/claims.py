@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from typing import Any, ClassVar
 
+import numpy as np
+
 from lipverify.checkers.norms import NORMS as TOKEN_NORMS
 from lipverify.checkers.norms import Tokens
 from lipverify.checkers.norms import norm_of as token_norm
@@ -364,6 +366,10 @@ class Expectation:
     """Of the graphs in memory that the certificate has to be about."""
     readings: tuple[Reading | None, ...] | None = None
     """Of the inputs of their files."""
+    varying: frozenset[str] | None = None
+    """Names of the inputs that vary, of a file that has several or leaves sizes open."""
+    fixed: Mapping[str, Any] | None = None
+    """What is to stand for the other inputs, by name: a number for all entries, or an array of as many."""
 
     def disappointed(
         self, claim: Claim, about: About, box: tuple[Any, Any] | None, widths: tuple[int, int]
@@ -403,6 +409,26 @@ class Expectation:
             if not max(claim.upper) <= self.at_most:
                 return f"it proves {outward(max(claim.upper))}, not {self.at_most!r}"
         return self.other_box(box)
+
+    def other_inputs(self, reading: Reading | None) -> str | None:
+        """How the inputs of a claim, whose arrays are known, differ from the expected ones; None if they do not."""
+        if self.varying is None and self.fixed is None:
+            return None
+        if reading is None:
+            return "the file has one input, of a fixed size, and the claim is about that"
+        names = {name for name, _ in reading.inputs}
+        if self.varying is not None and names != self.varying:
+            return f"it is about inputs {sorted(names)}, not about {sorted(self.varying)}"
+        if self.fixed is None:
+            return None
+        if self.fixed.keys() != reading.arrays.keys():
+            return f"it fixes the inputs {sorted(reading.arrays)}, not {sorted(self.fixed)}"
+        for name, wanted in self.fixed.items():
+            found = reading.arrays[name].ravel()
+            numbers = np.asarray(wanted, np.float64).astype(found.dtype).ravel()
+            if numbers.size not in (1, found.size) or not bool((found == numbers).all()):
+                return f"other numbers stand for input {name!a}"
+        return None
 
     def other_box(self, box: tuple[Any, Any] | None) -> str | None:
         """How the input box of a claim differs from the expected one; None if it does not."""

@@ -314,6 +314,9 @@ def _check(data: bytes, sidecar: Callable[[str], bytes], read: Callable[[], list
             raise UnreadableCertificate("it is about other inputs of the file")
     models = [model.read_as(about.reading and about.reading.known(beside, digest_of))
               for about, model in zip(abouts, models, strict=True)]  # fmt: skip
+    for model in models:
+        if (reason := expected.other_inputs(model.reading)) is not None:
+            raise RefutedCertificate(f"it proves something else than expected: {reason}")
     read_in = [_program(found, k, model, beside) for k, model in enumerate(models)]
     ended = [_ending(about, model, p) for about, model, (p, _) in zip(abouts, models, read_in, strict=True)]
     claim = _claim(found.claim, abouts)

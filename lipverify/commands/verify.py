@@ -49,6 +49,17 @@ def verify(
     output: Annotated[int | None, typer.Option(help="expect a claim about this output of the model")] = None,
     margin: Annotated[str | None, typer.Option(help="A,B: expect the difference of two outputs")] = None,
     at_most: Annotated[float | None, typer.Option(help="expect no claimed constant above this")] = None,
+    varying: Annotated[
+        list[str], typer.Option("--input", help="expect this input to vary, and no other that is not named")
+    ] = [],  # noqa: B006 (typer copies it)
+    fixed: Annotated[
+        list[str],
+        typer.Option(
+            "--constant",
+            metavar="NAME=VALUE",
+            help="expect this number, or these, to stand for an input, and no other to be fixed that is not named",
+        ),
+    ] = [],  # noqa: B006
     exact: Annotated[bool, typer.Option("--exact", help="integers alone, for networks small enough")] = False,
     seconds: Annotated[
         float, typer.Option(help="give a certificate up after so many processor seconds", min=0)
@@ -74,6 +85,8 @@ def verify(
         margin=None if margin is None else parse_margin(margin),
         at_most=at_most,
         box=None if box is None else parse_box(box),
+        varying=frozenset(varying) or None,
+        fixed=_fixed(fixed) or None,
     )
     if not os.path.isdir(certificate):  # False for a name too long to exist, too
         if _schema(certificate).startswith("lipverify.derivation/"):
@@ -99,6 +112,14 @@ def verify(
             typer.echo(answer.line)
     if worst:
         raise typer.Exit(worst)
+
+
+def _fixed(texts: Sequence[str]) -> dict[str, Any]:
+    from lipverify.loading.numpy_archive import read_npy
+    from lipverify.options import parse_constants
+
+    stated = parse_constants(texts).items()
+    return {name: read_npy(value) if isinstance(value, Path) else value for name, value in stated}
 
 
 @dataclass(frozen=True)

@@ -170,4 +170,15 @@ def test_the_command_says_steps_and_states(tmp_path: Path) -> None:
     assert "2 steps" in found["query"]["words"]
     done = run("verify", tmp_path / "out" / "certificates" / "product.json", "--model", path)
     assert "with 'h' fixed at 0.0 and 'c' fixed at 0.0" in done.stdout
+    np.save(tmp_path / "c.npy", np.zeros((1, 1, 3), np.float32))
+    proof = "verify", tmp_path / "out" / "certificates" / "product.json", "--model", path
+    for expected, code in (
+        (("--input", "x"), 0),
+        (("--constant", "h=0", "--constant", f"c={tmp_path / 'c.npy'}"), 0),
+        (("--input", "h"), 3),
+        (("--constant", "h=0"), 3),
+        (("--constant", "h=0", "--constant", "c=0.1"), 3),
+        (("--constant", "h=0", "--constant", "c=0,0"), 3),
+    ):
+        assert run(*proof, *expected).returncode == code, expected
     assert run("audit", "zoo:digits-rnn", "--steps", "8").returncode == 2
