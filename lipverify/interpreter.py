@@ -25,12 +25,18 @@ def evaluate(graph: Graph, x: Tensor) -> Tensor:
     return _run(graph, x, keep=False)[graph.output.name]
 
 
+def evaluate_converted(graph: Graph, x: Tensor) -> Tensor:
+    """The selected output in the type and on the device of x, wherever the parameters are: those of one node after the other are
+    converted, so that no second copy of a large network is made. Raises as `evaluate`."""
+    return _run(graph, x, keep=False, convert=True)[graph.output.name]
+
+
 def evaluate_all(graph: Graph, x: Tensor) -> dict[str, Tensor]:
     """Every node's value for a batch: name -> [batch, *shape]."""
     return _run(graph, x, keep=True)
 
 
-def _run(graph: Graph, x: Tensor, *, keep: bool) -> dict[str, Tensor]:
+def _run(graph: Graph, x: Tensor, *, keep: bool, convert: bool = False) -> dict[str, Tensor]:
     if tuple(x.shape[1:]) != graph.input_shape:
         raise UsageError(
             f"the model takes samples of shape {list(graph.input_shape)}, not {list(x.shape[1:])}"
@@ -41,7 +47,8 @@ def _run(graph: Graph, x: Tensor, *, keep: bool) -> dict[str, Tensor]:
         if isinstance(node.op, Input):
             values[node.name] = x
             continue
-        values[node.name] = forward(node.op, *(values[name] for name in node.inputs))
+        op = node.op.to(dtype=x.dtype, device=x.device) if convert else node.op
+        values[node.name] = forward(op, *(values[name] for name in node.inputs))
         for name in node.inputs:
             waiting[name] -= 1
             if not keep and waiting[name] == 0 and name != graph.output.name:

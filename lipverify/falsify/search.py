@@ -43,6 +43,10 @@ GAIN, STILL, SHARE, VAIN = 1e-3, 20, 0.4, 2
 """A climb ends when this many of its rounds, and this share of them, have gained less than GAIN relatively; the search when so
 many climbs in a row were no higher."""
 
+MANY = 1 << 26
+"""Parameters up to which the pairs at the end are looked at in double precision as well, with a second copy of the network. What
+they are believed to show orders them only."""
+
 Box = tuple[float | Tensor, float | Tensor]
 
 
@@ -93,11 +97,10 @@ class Climber:
         box: Box | None,
         hints: Tensor | None,
     ) -> None:
-        exact = graph.to(dtype=torch.float64, device=compute.device)
         # The search may be careless: single precision is twice as fast, where numbers of this size fit into it.
         single = _moderate(graph) and _coarse(query.region)
         self.dtype = torch.float32 if single else torch.float64
-        self.exact, self.graph = exact, exact.to(dtype=self.dtype)
+        self.given, self.graph = graph, graph.to(dtype=self.dtype, device=compute.device)
         self.compute, self.search, self.region = compute, search, query.region
         self.norms = query.norm_in, query.norm_out
         self.count = len(query.region) if isinstance(query.region, Ball) else 1
@@ -161,9 +164,12 @@ class Climber:
         pool = self._climbed_pool()
         if self.dtype is torch.float64:
             return pool
-        self.graph, self.dtype = self.exact, torch.float64
         pool = Pool(*(part[: self.last] for part in (pool.slopes, pool.points, pool.directions)))
         exact = pool.points.double(), pool.directions.double()
+        if self.given.parameters() > MANY:
+            return Pool(pool.slopes.double(), *exact)
+        self.graph = self.given.to(dtype=torch.float64, device=self.compute.device)
+        self.dtype = torch.float64
         try:
             with within(self.compute.deadline):
                 return self.looked_at(None, exact)

@@ -70,7 +70,7 @@ def read_inside(
     max_bytes: int,
     model: Path,
     ranges: Sequence[Range],
-    take: Callable[[int, bytes], None],
+    take: Callable[[int, bytearray], None],
 ) -> tuple[int, str]:
     """Reads a file that a *model file* names, which may only lie below `folder`: its size and SHA-256.
 
@@ -126,7 +126,7 @@ def _passed(
     pieces: Iterator[bytes],
     see: Callable[[bytes], None],
     ranges: Sequence[Range],
-    take: Callable[[int, bytes], None],
+    take: Callable[[int, bytearray], None],
 ) -> None:
     """Shows every piece, and hands out each range when its last byte has passed."""
     waiting = sorted(range(len(ranges)), key=lambda k: ranges[k].start, reverse=True)
@@ -136,15 +136,19 @@ def _passed(
         see(piece)
         end = here + len(piece)
         while waiting and ranges[waiting[-1]].start < end:
-            begun[waiting.pop()] = bytearray()
+            k = waiting.pop()
+            # No longer than the file, which was compared.
+            begun[k] = bytearray(ranges[k].stop - ranges[k].start)
         for k, found in list(begun.items()):
             start, stop, _ = ranges[k]
-            found += memoryview(piece)[max(start - here, 0) : stop - here]
+            part = memoryview(piece)[max(start - here, 0) : stop - here]
+            first = max(here - start, 0)
+            found[first : first + len(part)] = part
             if stop <= end:
-                take(k, bytes(begun.pop(k)))
+                take(k, begun.pop(k))
         here = end
     for k in waiting:  # of no bytes, at the end of the file
-        take(k, b"")
+        take(k, bytearray())
 
 
 def _components(location: str, model: Path) -> list[str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from lipverify.errors import InvalidFile, UnsupportedModel
@@ -11,7 +12,8 @@ from lipverify.loading.formats import Format, require_format
 from lipverify.loading.names import sentence
 from lipverify.loading.onnx_scan import scan
 from lipverify.loading.onnx_structure import check_nodes, check_structure, prune, selected_outputs
-from lipverify.loading.onnx_tensors import MAX_TOTAL_BYTES, ExternalData, check_tensors, tensors
+from lipverify.loading.onnx_tensors import MAX_TOTAL_BYTES, ExternalData, check_tensors
+from lipverify.loading.onnx_weights import Held, without_large
 
 if TYPE_CHECKING:
     import onnx
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OnnxFile:
-    """A checked model with all weights inside.
+    """A checked model with all weights inside, but for those that are `held` beside it.
 
     `sha256` is that of the file, `external_files` holds name and SHA-256 of every file beside it that was used, `inputs` are
     those of the whole file, whatever the model was pruned to.
@@ -30,13 +32,17 @@ class OnnxFile:
     sha256: str
     external_files: tuple[tuple[str, str], ...]
     inputs: tuple[onnx.ValueInfoProto, ...]
+    held: Held = field(default_factory=dict, repr=False)
 
 
-def read_onnx(path: Path, output: int | str | None = None, *, prune_to_output: bool = False) -> OnnxFile:
+def read_onnx(
+    path: Path, output: int | str | None = None, *, prune_to_output: bool = False, hold: bool = False
+) -> OnnxFile:
     """Reads an ONNX file under the loader's policy.
 
     prune_to_output: keep only what the output, by position or by name, depends on (all outputs for None); what is left out
-    is held to the structure of a file, not to what can be computed, and its external data is not opened.
+    is held to the structure of a file, not to what can be computed, and its external data is not opened. hold: large tensors
+    of the main graph stay beside the message (`onnx_weights`).
 
     Raises InvalidFile (damaged or self-contradictory, NaN weights), UnsafeInput (another format that would run code,
     external data outside the model's folder), UnsupportedModel (too many nodes, nested too deep, functions that call
@@ -45,10 +51,14 @@ def read_onnx(path: Path, output: int | str | None = None, *, prune_to_output: b
     file = read_regular(path, MAX_TOTAL_BYTES)
     require_format(file, {Format.ONNX}, "an ONNX model")
     scan(file.data, path)
-    model = _parse(file.data, path)
+    name, digest = file.path, file.sha256
+    message, taken = without_large(file.data) if hold else (file.data, None)
+    del file  # what was taken from it is there a second time
+    model = _parse(message, path)
+    del message
     external = ExternalData(path)
-    inputs = checked(model, path, external, output, prune_to_output=prune_to_output)
-    return OnnxFile(model, file.path, file.sha256, tuple(sorted(external.files.items())), tuple(inputs))
+    inputs, held = checked(model, path, external, output, taken, prune_to_output=prune_to_output)
+    return OnnxFile(model, name, digest, tuple(sorted(external.files.items())), tuple(inputs), held)
 
 
 def checked(
@@ -56,19 +66,19 @@ def checked(
     path: Path,
     external: ExternalData,
     output: int | str | None,
+    taken: Mapping[str, bytearray] | None = None,
     *,
     prune_to_output: bool,
-) -> list[onnx.ValueInfoProto]:
-    """Holds a scanned model to the policy, in place; its tensors are inside afterwards. Raises and gives the inputs of the
-    whole model as `read_onnx`."""
+) -> tuple[list[onnx.ValueInfoProto], Held]:
+    """Holds a scanned model to the policy, in place; its tensors are inside afterwards, or held beside it where some were taken
+    from the message. Raises as `read_onnx`, and gives the inputs of the whole model."""
     check_version(model, path)
     check_structure(model, path)
     inputs = list(model.graph.input)
     if prune_to_output:
         prune(model, selected_outputs(model, output))
     check_nodes(model, path)
-    check_tensors((pair for scope in (model.graph, *model.functions) for pair in tensors(scope)), external)
-    return inputs
+    return inputs, check_tensors(model, external, taken)
 
 
 def check_version(model: onnx.ModelProto, path: Path) -> None:

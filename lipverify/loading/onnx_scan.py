@@ -96,12 +96,12 @@ def scan(data: bytes, path: Path) -> int:
             count += 1
             if count > MAX_FIELDS:
                 raise _too_large(path, f"more than {MAX_FIELDS} fields")
-            tag, position = _varint(data, position, stop, path)
+            tag, position = varint(data, position, stop, path)
             number, wire = tag >> 3, tag & 7
             if wire == _VARINT:
-                _, position = _varint(data, position, stop, path)
+                _, position = varint(data, position, stop, path)
             elif wire == _BYTES:
-                length, position = _varint(data, position, stop, path)
+                length, position = varint(data, position, stop, path)
                 start, position = position, position + length
             elif wire in (_FIXED64, _FIXED32):
                 position += 8 if wire == _FIXED64 else 4
@@ -126,7 +126,8 @@ def scan(data: bytes, path: Path) -> int:
     return nodes
 
 
-def _varint(data: bytes, position: int, stop: int, path: Path) -> tuple[int, int]:
+def varint(data: bytes, position: int, stop: int, path: Path) -> tuple[int, int]:
+    """A number of the wire format, and where it ends. Raises InvalidFile where none does."""
     value = shift = 0
     while position < stop and shift < 70:
         byte = data[position]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from lipverify.errors import InvalidFile, UnsafeInput, UnsupportedModel
 from lipverify.loading.files import Path, Range, read_inside
 from lipverify.loading.names import display, sentence
+from lipverify.loading.onnx_weights import Held, array, holdable
 
 MAX_TOTAL_BYTES = (2 << 30) - (1 << 20)  # what one protobuf message can carry
 MAX_RANK = 16
@@ -77,7 +78,7 @@ class ExternalData:
             raise InvalidFile(sentence(self.model, what))
         return entries.get("location", ""), Range(offset, offset + length, shown)
 
-    def read(self, places: Sequence[tuple[str, Range]], take: Callable[[int, bytes], None]) -> None:
+    def read(self, places: Sequence[tuple[str, Range]], take: Callable[[int, bytearray], None]) -> None:
         """Every file, one after the other; take(k, bytes of places[k]) as they pass. Raises as `read_inside`."""
         # The folder is never empty: an empty base folder is how containment checks were bypassed elsewhere.
         folder = os.path.dirname(os.path.abspath(os.fspath(self.model)))
@@ -125,8 +126,11 @@ def tensors(graph: Any) -> Iterator[tuple[str, Any]]:
                 yield from tensors(inner)
 
 
-def check_tensors(named: Iterable[tuple[str, Any]], external: ExternalData) -> None:
+def check_tensors(model: Any, external: ExternalData, taken: Mapping[str, bytearray] | None = None) -> Held:
     """Checks every tensor and moves external data into the model, in place.
+
+    taken: bytes of large tensors that are not in the message (`onnx_weights`). With it, also external data of large tensors of
+    the main graph stays beside the message, and what does is given back; without it none does.
 
     Infinities are numbers here: masks and limits hold them. What computes with them decides.
 
@@ -135,32 +139,49 @@ def check_tensors(named: Iterable[tuple[str, Any]], external: ExternalData) -> N
     """
     total = 0
     pending = []
-    for name, tensor in named:
+    held: Held = {}
+    for name, tensor, stored in _all(model):
         shown = display(name, 60)
-        needed = _declared_bytes(tensor, shown, external.model)
+        found = taken.get(tensor.name) if taken and stored else None
+        needed = _declared_bytes(tensor, shown, external.model, found)
         total += needed
         if total > MAX_TOTAL_BYTES:
             raise UnsupportedModel(sentence(external.model, "its tensors need more than 2 GiB"))
-        pending.append((shown, tensor, needed))
+        if found is not None:
+            held[tensor.name] = array(tensor, found)
+        pending.append((shown, tensor, needed, taken is not None and stored and holdable(tensor)))
     # Only now is anything read or converted: the declared sizes are known to be small enough.
     outside = [one for one in pending if one[1].data_location == _EXTERNAL]
-    places = [external.place(tensor, shown, needed) for shown, tensor, needed in outside]
+    places = [external.place(tensor, shown, needed) for shown, tensor, needed, _ in outside]
 
-    def take(k: int, data: bytes) -> None:
-        shown, tensor, _ = outside[k]
-        tensor.raw_data = data
-        _check_values(tensor, shown, external.model)
+    def take(k: int, data: bytearray) -> None:
+        shown, tensor, _, beside = outside[k]
+        if beside:
+            held[tensor.name] = array(tensor, data)
+        else:
+            tensor.raw_data = bytes(data)
+        _check_values(tensor, shown, external.model, held.get(tensor.name) if beside else None)
 
     external.read(places, take)
-    for shown, tensor, _ in pending:
+    for shown, tensor, _, beside in pending:
         # Whatever reads the model later finds no path in it.
         tensor.ClearField("external_data")
         if tensor.data_location != _EXTERNAL:
-            _check_values(tensor, shown, external.model)
+            _check_values(tensor, shown, external.model, held.get(tensor.name) if beside else None)
         tensor.ClearField("data_location")
+    return held
 
 
-def _declared_bytes(tensor: Any, shown: str, path: Path) -> int:
+def _all(model: Any) -> Iterator[tuple[str, Any, bool]]:
+    """Every tensor of a model as `tensors` gives them, and whether it is a stored one of the main graph."""
+    stored = len(model.graph.initializer)
+    for position, (name, tensor) in enumerate(tensors(model.graph)):
+        yield name, tensor, position < stored
+    for function in model.functions:
+        yield from ((name, tensor, False) for name, tensor in tensors(function))
+
+
+def _declared_bytes(tensor: Any, shown: str, path: Path, beside: bytearray | None = None) -> int:
     dims: list[int] = list(tensor.dims)
     if len(dims) > MAX_RANK or any(n < 0 for n in dims):
         raise InvalidFile(sentence(path, f'tensor "{shown}" has an invalid shape'))
@@ -183,8 +204,12 @@ def _declared_bytes(tensor: Any, shown: str, path: Path) -> int:
         return needed
     if len(filled) > 1 or (filled and filled[0] not in ("raw_data", typed)):
         raise InvalidFile(sentence(path, f'tensor "{shown}" has data in fields that do not belong to {kind}'))
-    raw = bool(filled) and filled[0] == "raw_data"
-    found = len(tensor.raw_data) if raw else len(getattr(tensor, typed)) * max(bits, 8) // 8
+    if beside is not None:
+        found = len(beside)
+    elif filled and filled[0] == "raw_data":
+        found = len(tensor.raw_data)
+    else:
+        found = len(getattr(tensor, typed)) * max(bits, 8) // 8
     if found != needed:
         size = f"{needed} bytes" if needed < 1 << 63 else "more than 2^63 bytes"
         what = f'tensor "{shown}" needs {size} for shape {display(str(dims), 40)}, the file has {found}'
@@ -192,12 +217,14 @@ def _declared_bytes(tensor: Any, shown: str, path: Path) -> int:
     return needed
 
 
-def _check_values(tensor: Any, shown: str, path: Path) -> None:
+def _check_values(tensor: Any, shown: str, path: Path, beside: NDArray[Any] | None = None) -> None:
     if tensor.data_type == _STRING:
         return
     kind, bits, typed, layout = _TYPES[tensor.data_type]
     values: NDArray[Any]
-    if tensor.raw_data:
+    if beside is not None:
+        values = beside.reshape(-1).view(layout)
+    elif tensor.raw_data:
         values = np.frombuffer(tensor.raw_data, layout)
     else:
         wide = np.array(

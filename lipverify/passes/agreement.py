@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lipverify.errors import InternalError
-from lipverify.interpreter import evaluate, evaluate_all
+from lipverify.interpreter import evaluate_all, evaluate_converted
 from lipverify.ir.graph import Graph
 from lipverify.passes.rewriting import graph_device
 
@@ -36,9 +36,9 @@ def check_agreement(before: Graph, after: Graph, name: str, seed: int = 0) -> fl
     x = torch.randn((len(SCALES), samples, *before.input_shape), generator=generator, dtype=torch.float64)
     x = x * torch.tensor(SCALES, dtype=torch.float64).reshape(-1, *(1,) * (x.ndim - 1))
     x = x.flatten(0, 1).to(graph_device(before))
-    graphs = [graph.to(dtype=torch.float64) for graph in (before, after)]
     if not every:
-        return _compare_outputs(graphs[0], graphs[1], x, name)
+        return _compare_outputs(before, after, x, name)
+    graphs = [graph.to(dtype=torch.float64) for graph in (before, after)]
     values = [evaluate_all(graph, x) for graph in graphs]
     reach = _magnitudes(graphs[0], values[0])
     worst = 0.0
@@ -62,7 +62,7 @@ def _compare_outputs(before: Graph, after: Graph, x: Tensor, name: str) -> float
     """The same check for a large graph: the selected output alone, relative to input and output, one sample at a time."""
     worst = 0.0
     for sample in x.split(1):
-        old, new = evaluate(before, sample), evaluate(after, sample)
+        old, new = evaluate_converted(before, sample), evaluate_converted(after, sample)
         met = torch.cat((_rows(old.abs().nan_to_num(posinf=0.0)), _rows(sample.abs())), dim=1)
         scale = met.amax(1) if met.shape[1] else met.new_zeros(1)
         worst = max(worst, _difference(old, new, scale, f"{name} changed {before.output.describe()}"))

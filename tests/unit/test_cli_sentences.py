@@ -144,7 +144,7 @@ def test_other_outputs_and_no_difference_are_said_too() -> None:
 
 
 def test_features_are_asked_once() -> None:
-    command = ("audit", MODEL, "--monotone", "2,2,5", "--margin", "3,5", "--box", "0,1", "--budget", "2s")
+    command = ("audit", MODEL, "--monotone", "2,2,5", "--margin", "3,5", "--box", "0,1", "--budget", "1s")
     done = lipverify(*command, "--json")
     found = json.loads(done.stdout)
     assert [row["feature"] for row in found["features"]] == [2, 5]

@@ -7,45 +7,56 @@ import signal
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+import torch
 
-from lipverify import zoo
+import lipverify as lv
+from lipverify.interpreter import evaluate
 from lipverify.reporting.writing import OutputFolder
 from tests.command import lipverify
 from tests.faults import Fault, left, operations, run
+from tests.onnx_models import model, node
 from tests.tiers import FULL, also
-
-MODEL = "zoo:digits-relu-mlp"
 
 
 @pytest.fixture(scope="module")
-def points(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    x, y = zoo.points("digits-relu-mlp", 2)
-    path = tmp_path_factory.mktemp("data") / "points.npz"
-    np.savez(path, x=x.numpy(), y=y.numpy())
-    return path
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two small networks and two points that both label: every operation on a folder is here, in a second."""
+    folder = tmp_path_factory.mktemp("files")
+    rng = np.random.default_rng(0)
+    w, v = rng.standard_normal((6, 4)), rng.standard_normal((3, 6))
+    nodes = [
+        node("Gemm", ["x", "w"], ["h"], transB=1),
+        node("Relu", ["h"], ["r"]),
+        node("Gemm", ["r", "v"], ["y"], transB=1),
+    ]
+    for name, scale in (("a", 1.0), ("b", 1.01)):
+        onnx.save(model(nodes, ["n", 4], constants={"w": scale * w, "v": v}), folder / f"{name}.onnx")
+    x = torch.from_numpy(rng.random((2, 4)).astype(np.float32))
+    y = evaluate(lv.load(folder / "a.onnx"), x).argmax(1)
+    np.savez(folder / "points.npz", x=x.numpy(), y=y.numpy())
+    return folder
 
 
-def commands(points: Path) -> dict[str, tuple[list[str | Path], list[str]]]:
+def commands(files: Path) -> dict[str, tuple[list[str | Path], list[str]]]:
     """The arguments of each, and what a second run adds to go on after the first was ended."""
-    around: list[str | Path] = ["--data", points]
+    a, b = files / "a.onnx", files / "b.onnx"
+    around: list[str | Path] = ["--data", files / "points.npz"]
     return {
-        "audit": (["audit", MODEL, *around, "--radius", "0.02", "--analyzers", "product,local"], []),
-        "radius": (["radius", MODEL, *around, "--method", "crown", "--looks", "3"], ["--resume"]),
-        "compare": (
-            ["compare", MODEL, "zoo:digits-tanh-mlp", "--analyzers", "product,lipsdp-fast"],
-            ["--resume"],
-        ),
-        "deviate": (["deviate", MODEL, "zoo:digits-tanh-mlp", *around, "--radius", "0.02"], []),
+        "audit": (["audit", a, *around, "--radius", "0.02", "--analyzers", "product,local"], []),
+        "radius": (["radius", a, *around, "--method", "crown", "--looks", "3"], ["--resume"]),
+        "compare": (["compare", a, b, "--analyzers", "product,lipsdp-fast"], ["--resume"]),
+        "deviate": (["deviate", a, b, *around, "--radius", "0.02"], []),
     }
 
 
 @pytest.mark.parametrize("verb", ["audit", "radius", "compare", "deviate"])
 def test_a_command_that_is_ended_goes_on_as_if_nothing_had_happened(
-    verb: str, points: Path, tmp_path: Path
+    verb: str, files: Path, tmp_path: Path
 ) -> None:
     """Killed at operations of its beginning, middle and end, and in the middle of a write; every one in the second tier."""
-    arguments, more = commands(points)[verb]
+    arguments, more = commands(files)[verb]
     whole, out = tmp_path / "whole", tmp_path / "out"
     count = operations(run([*arguments, "--out", whole], whole))
     expected = left(whole)
@@ -87,9 +98,9 @@ SAMPLE = {
     ],
 )
 def test_a_disk_that_refuses_is_said_in_one_sentence(
-    verb: str, kind: str, points: Path, tmp_path: Path
+    verb: str, kind: str, files: Path, tmp_path: Path
 ) -> None:
-    arguments, _ = commands(points)[verb]
+    arguments, _ = commands(files)[verb]
     out = tmp_path / "out"
     for at in range(2, 40) if FULL else (5,):
         done = run([*arguments, "--out", out], out, Fault(kind, at))
@@ -104,8 +115,8 @@ def test_a_disk_that_refuses_is_said_in_one_sentence(
 
 
 @pytest.mark.parametrize("verb", ["audit", "radius", "compare", "deviate"])
-def test_two_runs_never_share_a_folder(verb: str, points: Path, tmp_path: Path) -> None:
-    arguments, _ = commands(points)[verb]
+def test_two_runs_never_share_a_folder(verb: str, files: Path, tmp_path: Path) -> None:
+    arguments, _ = commands(files)[verb]
     with OutputFolder(tmp_path / "out"):
         second = lipverify(*arguments, "--out", tmp_path / "out")
     assert second.returncode == 2

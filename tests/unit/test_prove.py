@@ -33,7 +33,7 @@ def unproved(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> dict[st
 
     with monkeypatch.context() as patch:
         patch.setattr(certificates, "issue", issue)
-        done = lipverify("audit", MODEL, "--budget", "30s", *arguments)
+        done = lipverify("audit", MODEL, "--budget", "5s", *arguments)
     assert done.returncode == 0, done.stderr
     return json.loads((Path(arguments[-1]) / "result.json").read_text())
 

@@ -15,6 +15,7 @@ from torch import nn
 import lipverify as lv
 from lipverify.errors import InternalError, LipverifyError
 from lipverify.falsify import Search
+from tests.tiers import FULL
 
 
 class Odd:
@@ -72,7 +73,7 @@ def right(graph: lv.Graph) -> dict[str, dict[str, Any]]:
         "convex": {"graph": graph},
         "closed_loop": {"policy": 0.1, "dynamics": [[0.9, 0.1], [0.0, 0.8]], "control": [[0.0], [1.0]]},
         "game": {"curvature": [1.0, 1.0], "couplings": [[0.0, 4.0], [0.1, 0.0]]},
-        "sensitivity": {"graph": graph, "reach": 1.0},
+        "sensitivity": {"graph": graph, "reach": 1.0, "analyzers": "product"},
         "verify": {"certificate": "absent.json", "model": graph},
         "Ball": {"center": x, "radius": 0.1},
         "InputBox": {"shape": (4,), "low": 0, "high": 1},
@@ -112,7 +113,8 @@ def test_no_argument_of_any_kind_ends_in_an_error_from_inside(name: str, graph: 
     assert raw(function, given) is None
     found = {
         f"{parameter.name}={odd!r:.60}": error
-        for parameter, odd in itertools.product(parameters, ODD)
+        for (place, parameter), (kind, odd) in itertools.product(enumerate(parameters), enumerate(ODD))
+        if FULL or (place + kind) % 2 == 0
         # A callback of the user's may raise what it likes.
         if not (callable(odd) and parameter.name in ("report", "advance", "expired"))
         if (error := raw(function, {**given, parameter.name: odd})) is not None

@@ -151,16 +151,17 @@ class LipSDPReference:
         if query.norm_in is not Norm.L2 or (query.norm_out is not Norm.L2 and graph.output.size > 1):
             return f"answers l2 to l2, not {query.norm_in} to {query.norm_out}; ask lipsdp"
         reason = refusal(graph, query, loops=True)
-        if reason is None and self.constraints != "neurons":
-            reason = self._reject_published(graph, query)
-        if reason is None:
-            # Counted without matrices first: those of a network that is refused anyway take seconds.
-            count = scalar_neurons(graph) + graph.input.size
-            if count <= self.largest:
-                count = looped_form(graph).causal.neurons + graph.input.size
-            if count > self.largest:
-                reason = f"a cone solver does not finish on {count} inputs and neurons; the limit is {self.largest}"
-        return reason
+        if reason is not None:
+            return reason
+        # Counted without matrices first: those of a network that is refused anyway take seconds, and gigabytes.
+        count = scalar_neurons(graph) + graph.input.size
+        if count <= self.largest:
+            if self.constraints != "neurons" and (reason := self._reject_published(graph, query)):
+                return reason
+            count = looped_form(graph).causal.neurons + graph.input.size
+        if count > self.largest:
+            return f"a cone solver does not finish on {count} inputs and neurons; the limit is {self.largest}"
+        return None
 
     def bound(self, graph: Graph, query: Query, compute: Compute) -> Certificate:
         """Valid whatever the solver said; its objective is kept as a note."""

@@ -17,7 +17,7 @@ from lipverify.frontends.builder import Value
 from lipverify.frontends.checking import TOLERANCE, as_numpy, check_import, compare, evaluated_in, inputs
 from lipverify.frontends.onnx.inputs import Layout
 from lipverify.frontends.onnx.lowering import Stored
-from lipverify.frontends.onnx.references import Runner, advice, reason, runners
+from lipverify.frontends.onnx.references import Original, Runner, advice, reason, runners
 from lipverify.interpreter import evaluate_all
 from lipverify.ir.graph import Graph
 from lipverify.ir.op import Shape
@@ -41,7 +41,7 @@ class Import:
 
 
 def checked(
-    model: Any,
+    original: Original,
     found: Import,
     layout: Layout,
     names: list[str],
@@ -59,8 +59,9 @@ def checked(
         UnsupportedModel: the samples of a batch influence each other.
     """
     failures: list[str] = []
+    model = original.model
     positions = [[value.name for value in model.graph.output].index(name) for name in names]
-    for source, reader, start in _readers(model, converted, layout.name):
+    for source, reader, start in _readers(original, converted, layout.name):
         try:
             run = start()
             run(as_numpy(_batch(torch.zeros((1, *layout.sample_shape), dtype=layout.dtype), layout)))
@@ -86,24 +87,27 @@ def checked(
     )
 
 
-def _readers(model: Any, converted: Any | None, feed: str) -> Iterator[tuple[Any, str, Callable[[], Runner]]]:
+def _readers(
+    model: Original, converted: Any | None, feed: str
+) -> Iterator[tuple[Original, str, Callable[[], Runner]]]:
     """Models and what may run them, best first. The evaluator of onnx misreads operator sets that need conversion."""
     for reader, start in runners(model, feed):
         if converted is None or reader.startswith("onnxruntime"):
             yield model, reader, start
     if converted is not None:
-        for reader, start in runners(converted, feed):
-            yield converted, f"{reader} (converted)", start
+        newer = Original(converted)
+        for reader, start in runners(newer, feed):
+            yield newer, f"{reader} (converted)", start
 
 
-def _require_valid(model: Any, failure: str) -> None:
+def _require_valid(model: Original, failure: str) -> None:
     """What one reader does not run is only read by the evaluator of onnx if it is a valid model at all.
 
     Raises:
         InvalidFile: onnx.checker does not take it either.
     """
     complete = onnx.ModelProto()
-    complete.CopyFrom(model)
+    complete.CopyFrom(model.whole())
     for value in (*complete.graph.input, *complete.graph.output):
         if value.type.HasField("tensor_type"):
             value.type.tensor_type.shape.SetInParent()  # which nothing depends on
@@ -213,25 +217,25 @@ def _agree(left: Stored, right: Stored, tolerance: float) -> bool:
     return compare("", left.astype(np.float64), right.astype(np.float64), tolerance).agrees
 
 
-def _first_difference(model: Any, found: Import, layout: Layout, reader: str) -> str:
+def _first_difference(source: Original, found: Import, layout: Layout, reader: str) -> str:
     """Which tensor of the source is the first that differs, as the end of a sentence; empty if that cannot be told."""
     if sum(node.size for node in found.graph.nodes) > _LOCATED:
         return ""
     kept = {node.name for node in found.graph.nodes}
     values = {name: v for name, v in found.values.items() if v.name in kept and name != layout.name}
     probe = onnx.ModelProto()
-    probe.CopyFrom(model)
+    probe.CopyFrom(source.model)
     del probe.graph.output[:]
     probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in values)
-    start = dict(runners(probe, layout.name))[reader.removesuffix(" (converted)")]
+    start = dict(runners(Original(probe, source.held), layout.name))[reader.removesuffix(" (converted)")]
     own = evaluated_in(layout.dtype)
     graph = found.graph.to(dtype=own)
     try:
         run = start()
         for batch in islice(inputs(found.graph, 1, 0), 4):
             x = batch[:1].to(layout.dtype)
-            mine, source = evaluate_all(graph, x.to(own)), run(as_numpy(_batch(x, layout)))
-            for (name, v), wanted in zip(values.items(), source, strict=True):
+            mine, theirs = evaluate_all(graph, x.to(own)), run(as_numpy(_batch(x, layout)))
+            for (name, v), wanted in zip(values.items(), theirs, strict=True):
                 if not _agree(
                     mine[v.name][0].numpy(), _sample(wanted, v.batch, v.shape), TOLERANCE[layout.dtype]
                 ):

@@ -19,7 +19,7 @@ from lipverify.frontends.onnx.call import Result
 from lipverify.frontends.onnx.inputs import Constant, Layout, cut, fix_inputs, input_layout
 from lipverify.frontends.onnx.lowering import OnnxBuilder
 from lipverify.frontends.onnx.reading import chosen, joined, reading_of
-from lipverify.frontends.onnx.references import reason
+from lipverify.frontends.onnx.references import Original, reason
 from lipverify.frontends.onnx.registry import STANDARD_DOMAINS, lower
 from lipverify.frontends.onnx.translators.classical import without_maps
 from lipverify.frontends.onnx.versions import OPSETS
@@ -29,6 +29,7 @@ from lipverify.ir.op import Shape
 from lipverify.loading import read_onnx
 from lipverify.loading.names import display
 from lipverify.loading.onnx_structure import prune
+from lipverify.loading.onnx_weights import Held, completed
 
 del _translators
 
@@ -71,7 +72,7 @@ def extract_onnx(
         UnsafeInput: external data outside the model's folder.
     """
     lower.load_entry_points()
-    model, origin, declared = _read(source, output)
+    model, origin, declared, held = _read(source, output)
     stored = {tensor.name for tensor in model.graph.initializer}
     declared, begun = cut(model, declared, input)
     choice = chosen(model.graph, input, constants or {}, state)
@@ -85,8 +86,14 @@ def extract_onnx(
     else:
         input = choice.input
     fixed = [*begun, *fixed, *([] if steps is None else [f"{steps} steps"])]
+    # Inputs may have a stored default: what is fixed, or varies, is no longer that.
+    ours = {input, choice.input, *choice.constants, *choice.free}
+    held = {name: array for name, array in held.items() if name not in ours}
     origin = replace(origin, notes=(*origin.notes, *notes, *fixed), part=", ".join(fixed) or None)
     remarks = without_maps(model)
+    if model.functions or not _covered(model):
+        # The tools of onnx that write a model anew know messages alone.
+        model, held = completed(model, held), {}
     original = model
     model, conversions = _current(model)
     converted = None if model is original else model
@@ -96,28 +103,26 @@ def extract_onnx(
     _refuse_foreign(model.graph)
     layout = input_layout(model.graph, input_shape, input, None if parts else steps)
     if not begun:
-        held = {
-            tensor.name: tensor for tensor in original.graph.initializer if tensor.name in choice.constants
-        }
-        arrays = {name: numpy_helper.to_array(tensor) for name, tensor in held.items()}
+        given = [tensor for tensor in original.graph.initializer if tensor.name in choice.constants]
+        arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in given}
         read = reading_of(declared, parts or ((layout.name, layout.source_shape),), arrays, stored, steps)
         origin = replace(origin, reading=read)
     versions = _versions(model)
     origin = replace(origin, notes=(*origin.notes, *conversions, *remarks))
     refused: UnsupportedModel | None = None
     try:
-        found = _lowered(model, layout, names, versions, origin)
+        found = _lowered(model, layout, names, versions, origin, held)
     except UnsupportedModel as error:
         if not layout.symbolic:
             raise UnsupportedModel(f"{error}{_about_batches(layout)}") from None
         # The function of a single sample may be there although the file mixes the samples of a larger batch.
-        found = _lowered(model, replace(layout, symbolic=False), names, versions, origin)
+        found = _lowered(model, replace(layout, symbolic=False), names, versions, origin, held)
         refused = error
     if not check:
         if refused is not None:
             raise refused
         return found.graph
-    return checked(original, found, layout, names, refused, converted)
+    return checked(Original(original, held), found, layout, names, refused, converted)
 
 
 def _about_batches(layout: Layout) -> str:
@@ -130,14 +135,16 @@ def _about_batches(layout: Layout) -> str:
     )
 
 
-def _read(source: str | Path | onnx.ModelProto, output: int | str | None) -> tuple[Any, Origin, list[Any]]:
-    """The model as far as the output needs it, where it comes from, and the inputs of the whole file."""
+def _read(
+    source: str | Path | onnx.ModelProto, output: int | str | None
+) -> tuple[Any, Origin, list[Any], Held]:
+    """The model as far as the output needs it, where it comes from, the inputs of the whole file, and large tensors beside it."""
     if isinstance(source, onnx.ModelProto):
-        return _policed(source, output)
-    file = read_onnx(Path(source), output, prune_to_output=True)
+        return *_policed(source, output), {}
+    file = read_onnx(Path(source), output, prune_to_output=True, hold=True)
     notes = tuple(f"external data {display(name)} (sha256 {digest})" for name, digest in file.external_files)
     origin = Origin(format="onnx", path=file.path, sha256=file.sha256, notes=notes)
-    return file.model, origin, list(file.inputs)
+    return file.model, origin, list(file.inputs), file.held
 
 
 def _policed(model: onnx.ModelProto, output: int | str | None) -> tuple[Any, Origin, list[Any]]:
@@ -156,27 +163,36 @@ def _policed(model: onnx.ModelProto, output: int | str | None) -> tuple[Any, Ori
     named = [pair for scope in (copy.graph, *copy.functions) for pair in tensors(scope)]
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL for _, tensor in named):
         raise UsageError(f"{_MEMORY} has external data; load it with its data, or give the path of the file")
-    inputs = held_to_policy(copy, Path(_MEMORY), ExternalData(Path(_MEMORY)), output, prune_to_output=True)
+    inputs, _ = held_to_policy(copy, Path(_MEMORY), ExternalData(Path(_MEMORY)), output, prune_to_output=True)
     return copy, Origin(format="onnx"), inputs
 
 
 def _current(model: Any) -> tuple[Any, tuple[str, ...]]:
     """A model of operator sets that are covered: older ones go through the converter of onnx."""
-    found = [entry.version for entry in model.opset_import if entry.domain in STANDARD_DOMAINS]
-    if not found or min(found) >= OPSETS.start:
+    if _covered(model):
         return model, ()
     import onnx.version_converter
+
+    oldest = min(_standard(model))
 
     try:
         newer = onnx.version_converter.convert_version(model, OPSETS.start)
     except Exception as error:
         raise UnsupportedModel(
-            f"the model uses version {min(found)} of the ONNX operators, which onnx cannot convert ({reason(error)}); export "
+            f"the model uses version {oldest} of the ONNX operators, which onnx cannot convert ({reason(error)}); export "
             f"with opset_version {OPSETS.start} or later"
         ) from None
     return newer, (
-        f"converted from version {min(found)} of the ONNX operators to {OPSETS.start} by onnx {onnx.__version__}",
+        f"converted from version {oldest} of the ONNX operators to {OPSETS.start} by onnx {onnx.__version__}",
     )
+
+
+def _standard(model: Any) -> list[int]:
+    return [entry.version for entry in model.opset_import if entry.domain in STANDARD_DOMAINS]
+
+
+def _covered(model: Any) -> bool:
+    return min(_standard(model), default=OPSETS.start) >= OPSETS.start
 
 
 def _inlined(model: Any) -> Any:
@@ -238,14 +254,14 @@ def _versions(model: Any) -> dict[str, int]:
 
 
 def _lowered(
-    model: Any, layout: Layout, names: list[str], versions: dict[str, int], origin: Origin
+    model: Any, layout: Layout, names: list[str], versions: dict[str, int], origin: Origin, held: Held
 ) -> Import:
     build = OnnxBuilder(layout.dtype, symbolic_batch=layout.symbolic)
     walk = Walk(build, versions)
     entry: dict[str, Result | None] = {
         layout.name: build.input(layout.source_shape, layout.batch, layout.name)
     }
-    scope = walk.run(model.graph, entry, names)
+    scope = walk.run(model.graph, entry, names, held)
     values: list[Value | Tensor] = []
     for name in names:
         build.where, build.what = name, "output"

@@ -16,6 +16,7 @@ from lipverify.errors import InvalidFile
 from lipverify.frontends.builder import Builder, Value
 from lipverify.ir.op import Op
 from lipverify.loading.names import display
+from lipverify.loading.onnx_weights import LARGE
 
 MAX_NUMBERS = 1 << 27
 """Numbers in one computed tensor of one sample."""
@@ -98,13 +99,17 @@ class OnnxBuilder(Builder):
 
 
 def as_torch(array: Stored) -> Tensor | None:
-    """The same numbers in torch, copied; None for types that torch lacks."""
-    array = np.ascontiguousarray(array).reshape(array.shape)
+    """The same numbers in torch; None for types that torch lacks.
+
+    Memory is shared with large tensors of the file, which are there once (`loading.onnx_weights`), and copied else.
+    """
+    given, array = array, np.ascontiguousarray(array).reshape(array.shape)
     if array.dtype.name == "bfloat16":
         return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
     if array.dtype.kind not in "biuf" or array.dtype.name.startswith("float8"):
         return None
-    return torch.from_numpy(array.copy())
+    own = not np.may_share_memory(given, array) or array.nbytes >= LARGE
+    return torch.from_numpy(array if own and array.flags.writeable else array.copy())
 
 
 def _products_per_number(op: Op, operands: Sequence[Value]) -> int:

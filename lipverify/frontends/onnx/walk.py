@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import ChainMap
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from dataclasses import replace
 from typing import Any
 
@@ -43,9 +43,11 @@ class Walk:
         self.inside: str | None = None if outer is None else build.where
         """The node of the file whose definition is walked; None in the file's own graph."""
 
-    def run(self, graph: Any, outer: Scope, wanted: Iterable[str]) -> Scope:
-        """What the graph's values became, as far as the wanted ones need them."""
-        scope: Scope = ChainMap({}, _Initialisers(graph), outer)  # type: ignore[arg-type]
+    def run(
+        self, graph: Any, outer: Scope, wanted: Iterable[str], held: Mapping[str, Stored] | None = None
+    ) -> Scope:
+        """What the graph's values became, as far as the wanted ones need them. held: its stored tensors beside the message."""
+        scope: Scope = ChainMap({}, _Initialisers(graph, held or {}), outer)  # type: ignore[arg-type]
         if isinstance(graph, onnx.GraphProto):
             self.types.declare(graph)
         order, read = needed(graph, wanted)
@@ -149,14 +151,17 @@ _KEPT = 1 << 20
 class _Initialisers(dict[str, Stored]):
     """The stored tensors of a graph, decoded when they are read."""
 
-    def __init__(self, graph: Any) -> None:
+    def __init__(self, graph: Any, held: Mapping[str, Stored]) -> None:
         super().__init__()
+        self._held = held
         self._protos = {tensor.name: tensor for tensor in getattr(graph, "initializer", ())}
 
     def __contains__(self, name: object) -> bool:
         return name in self._protos
 
     def __missing__(self, name: str) -> Stored:
+        if name in self._held:
+            return self._held[name]
         found: Stored = numpy_helper.to_array(self._protos[name])
         if found.dtype.name in ("int4", "uint4"):  # two in a byte of the file, bytes here
             found = found.astype(np.int8 if found.dtype.name == "int4" else np.uint8)
