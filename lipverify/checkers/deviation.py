@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -90,26 +90,34 @@ class Deviation:
         return {"upper": upper, "norm_out": self.norm, "region": self.region.to_json(), "differences": table,
                 "labels": None if self.labels is None else list(self.labels)}  # fmt: skip
 
-    def rows(self, size: int) -> list[list[tuple[Rows, int]]]:
-        """For every region the rows and signs of the facts that are claimed of the step that gives f, g and f - g."""
-        d, every = 2 * size, [(i, j) for i in range(size) for j in range(size) if i != j]
-        pairs = [(Rows(d + i, d + i + 1, d + j), -1) for i, j in every]
-        entries = [(Rows(d, 3 * size), s) for s in (1, -1)]
+    def counts(self, size: int) -> list[int]:
+        """For every region how many facts are claimed."""
+        common = {"linf": 2, "l2": 2 * size, "pairs": 0}[self.norm] + self._pairs(size)
+        labels = self.labels or (None,) * self.region.count
+        return [common + (0 if label is None else 2 * (size - 1)) for label in labels]
+
+    def _pairs(self, size: int) -> int:
+        """How many of them are about the difference of two entries."""
+        return size * (size - 1) if self.norm == "pairs" or self.differences is not None else 0
+
+    def rows(self, size: int, k: int) -> Iterator[tuple[Rows, int]]:
+        """For region k the rows and signs of the facts that are claimed of the step that gives f, g and f - g, one by one."""
+        d = 2 * size
+        if self.norm == "linf":
+            yield from ((Rows(d, 3 * size), s) for s in (1, -1))
         if self.norm == "l2":
-            entries = [(Rows(d + i, d + i + 1), s) for i in range(size) for s in (1, -1)]
-        found = []
-        for k in range(self.region.count):
-            own = [] if self.norm == "pairs" else list(entries)
-            own += pairs if self.norm == "pairs" or self.differences is not None else []
-            label = None if self.labels is None else self.labels[k]
-            for start in (0, size):
-                if label is None:
-                    break
-                own += [
-                    (Rows(start + label, start + label + 1, start + j), 1) for j in range(size) if j != label
-                ]
-            found.append(own)
-        return found
+            yield from ((Rows(d + i, d + i + 1), s) for i in range(size) for s in (1, -1))
+        if self._pairs(size):
+            yield from (
+                (Rows(d + i, d + i + 1, d + j), -1) for i in range(size) for j in range(size) if i != j
+            )
+        label = None if self.labels is None else self.labels[k]
+        if label is None:
+            return
+        for start in (0, size):
+            yield from (
+                (Rows(start + label, start + label + 1, start + j), 1) for j in range(size) if j != label
+            )
 
     def about(self, size: int) -> None:
         """RefutedCertificate where labels or differences are those of more or fewer outputs."""
@@ -128,14 +136,14 @@ class Deviation:
         Raises:
             RefutedCertificate: they do not.
         """
-        wanted = self.rows(size)
-        if len(facts) != sum(map(len, wanted)):
-            raise RefutedCertificate(f"it names {len(facts)} facts for {sum(map(len, wanted))} claims")
+        wanted = sum(self.counts(size))
+        if len(facts) != wanted:
+            raise RefutedCertificate(f"it names {len(facts)} facts for {wanted} claims")
         left = iter(facts)
         found = []
-        for k, own in enumerate(wanted):
+        for k in range(self.region.count):
             limits: list[Fraction] = []
-            for rows, sign in own:
+            for rows, sign in self.rows(size, k):
                 fact = next(left)
                 if not isinstance(fact, AtLeast) or not _holds(fact, rows, sign):
                     raise RefutedCertificate("a fact it names is no value of these entries")
@@ -147,7 +155,7 @@ class Deviation:
     def _carried(self, k: int, limits: list[Fraction], size: int) -> None:
         """RefutedCertificate unless these limits, in the order of `rows`, are what is claimed of region k."""
         entries = {"linf": 2, "l2": 2 * size, "pairs": 0}[self.norm]
-        count = size * (size - 1) if self.norm == "pairs" or self.differences is not None else 0
+        count = self._pairs(size)
         own, pairs, rest = limits[:entries], [-v for v in limits[entries:][:count]], limits[entries + count :]
         if self.norm == "pairs":
             proved = max(pairs)

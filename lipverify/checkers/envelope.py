@@ -489,9 +489,9 @@ def _carried(claim: Claim, facts: Sequence[Fact], regions: Sequence[Ball], outpu
     """RefutedCertificate unless the facts are what is claimed. outputs: the last step, and how many numbers a model gives."""
     last, size = outputs
     if isinstance(claim, Deviation):
-        counts = [len(own) for own in claim.rows(size)]
-        places = [k for k, count in enumerate(counts) for _ in range(count)]
-        for k, value in zip(places, claim.follows(facts, size), strict=True):
+        values = claim.follows(facts, size)
+        places = (k for k, count in enumerate(claim.counts(size)) for _ in range(count))
+        for k, value in zip(places, values, strict=True):
             _holds_on(value.part, regions, claim.region, k)
     elif isinstance(claim, Constant):
         _count(facts, len(claim.upper))
@@ -612,7 +612,8 @@ def _told(model: Model, weights: Mapping[str, Any] | None) -> tuple[str, str]:
         if weights["brought"]:
             first += f"{weights['brought']} tensors are not the file's: the certificate brings them along; "
     about = {
-        "file": f"whose operators and weights were read from {name}",
+        "file": f"whose operators and weights were read from {name}"
+        + (", which takes any number of samples, for one of them" if model.several else ""),
         "weights": f"whose architecture the certificate states and whose weights lie in {name}",
         "graph": "as it is in memory",
     }[model.binding]

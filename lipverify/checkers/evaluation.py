@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from lipverify.checkers.kernel.account import charge
 from lipverify.checkers.kernel.curves import curve
 from lipverify.checkers.kernel.program import (
     Affine,
@@ -26,6 +27,8 @@ from lipverify.checkers.kernel.program import (
     Softmax,
     Step,
     View,
+    by_source,
+    views_of,
 )
 from lipverify.errors import NotCovered
 
@@ -45,11 +48,11 @@ def evaluate(program: Program, x: Array) -> list[Array]:
 
 def shown(view: View, results: Sequence[Array]) -> Array:
     """What a view shows of results [batch, size]: [batch, n]."""
-    if not view.sources:
-        return np.zeros((max((len(r) for r in results), default=0), len(view.places)))
-    batch = len(results[view.sources[0]])
-    joined = np.concatenate([*(results[s] for s in view.sources), np.zeros((batch, 1))], axis=1)
-    return joined[:, view.places]
+    batch = max((len(r) for r in results), default=0)
+    found = np.zeros((batch, len(view.places)))
+    for source, at, places in by_source(view, [results[s].shape[1] for s in view.sources]):
+        found[:, at] = results[source][:, places]
+    return found
 
 
 def evaluate_with_deviations(program: Program, x: Array, unit: float) -> tuple[list[Array], list[Array]]:
@@ -60,7 +63,7 @@ def evaluate_with_deviations(program: Program, x: Array, unit: float) -> tuple[l
     """
     last = dict.fromkeys((s for o in program.outputs for s in o.view.sources), len(program.steps))
     for k in range(len(program.steps) - 1, -1, -1):
-        for view in _views(program.steps[k]):
+        for view in views_of(program.steps[k]):
             for s in view.sources:
                 last.setdefault(s, k)
     pairs = _walk(program, x, unit, last)
@@ -68,10 +71,6 @@ def evaluate_with_deviations(program: Program, x: Array, unit: float) -> tuple[l
     return [shown(o.view, values) for o in program.outputs], [
         shown(o.view, deviations) for o in program.outputs
     ]
-
-
-def _views(step: Step) -> list[View]:
-    return [step.view, step.other] if isinstance(step, Product) else [step.view]
 
 
 def _walk(
@@ -82,18 +81,19 @@ def _walk(
     deviations: list[Array] = []
     with np.errstate(all="ignore"):
         for k, step in enumerate(program.steps):
+            charge(0)  # whoever waits may have waited long enough
             if isinstance(step, Input):
                 results.append(np.array(x, np.float64).reshape(len(x), step.size))
                 deviations.append(np.zeros_like(results[-1]))
                 continue
-            read = [shown(view, results) for view in _views(step)]
+            read = [shown(view, results) for view in views_of(step)]
             results.append(_value(step, read[0], read[-1]))
             if unit is None:
                 deviations.append(_NOTHING)
                 continue
-            spread = [shown(view, deviations) for view in _views(step)]
+            spread = [shown(view, deviations) for view in views_of(step)]
             deviations.append(_deviation(step, read[0], read[-1], results[-1], spread[0], spread[-1], unit))
-            for s in {s for view in _views(step) for s in view.sources} if last is not None else ():
+            for s in {s for view in views_of(step) for s in view.sources} if last is not None else ():
                 if last is not None and last[s] == k:
                     results[s] = deviations[s] = _NOTHING
     return list(zip(results, deviations, strict=True))

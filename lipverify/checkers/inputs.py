@@ -25,7 +25,8 @@ def reading_of(table: Any) -> Reading:
     inputs = [(text(fields(i, "name shape")["name"], 4096), _shape(i["shape"], 1)) for i in table["inputs"]]
     fixed = [(text(fields(i, _FIXED)["name"], 4096), _stated(i)) for i in table["fixed"]]
     names = [name for name, _ in (*inputs, *fixed)]
-    if not inputs or len(set(names)) != len(names) or sum(math.prod(s) for _, s in inputs) > MAX_SIZE:
+    sizes = sum(math.prod(s) for s in (*(shape for _, shape in inputs), *(told.shape for _, told in fixed)))
+    if not inputs or len(set(names)) != len(names) or sizes > MAX_SIZE:
         raise UnreadableCertificate("no input that varies, one name twice, or too many numbers")
     return Reading(tuple(inputs), dict(fixed))
 

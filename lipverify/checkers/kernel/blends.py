@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from lipverify.checkers.kernel.account import STEP, charge
 from lipverify.checkers.kernel.arithmetic import Array
-from lipverify.checkers.kernel.program import Affine, Product, Step, View
+from lipverify.checkers.kernel.program import Affine, Product, Step, View, by_source, sizes_of
 
 
 class Blended(NamedTuple):
@@ -71,18 +71,10 @@ def _entrywise(step: Affine, factors: Sequence[float]) -> bool:
 
 def _named(steps: Sequence[Step], view: View) -> tuple[int, Array] | None:
     """The one step that all entries of a view come from, and their places there."""
-    found = [(step, places) for step, places in _owned(steps, view) if len(places)]
+    found = [(step, places) for step, _, places in by_source(view, sizes_of(view, steps))]
     if len(found) != 1 or bool((view.places < 0).any()):
         return None
     return found[0]
-
-
-def _owned(steps: Sequence[Step], view: View) -> Iterator[tuple[int, Array]]:
-    start = 0
-    for source in view.sources:
-        size = steps[source].size
-        yield source, view.places[(view.places >= start) & (view.places < start + size)] - start
-        start += size
 
 
 def _same(one: tuple[int, Array] | None, other: tuple[int, Array]) -> bool:

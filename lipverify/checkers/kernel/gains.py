@@ -237,9 +237,8 @@ def kernel_of(chain: Sequence[Affine]) -> tuple[Array, float, list[int]]:
         need(entrywise and step.kernel.shape[1:] == (1, 1), "a scaling")
         inner = (i < place[0]) != adjoint
         charge(step.size)
-        factor: Array = np.repeat(
-            step.kernel.ravel(), step.index.shape[1]
-        )  # of every entry, of which a block may be many channels
+        # Of every entry, of which a block may be many channels.
+        factor: Array = np.repeat(step.kernel.ravel(), step.index.shape[1])
         factor = factor.reshape(shape[0] if inner else kernel.shape[0] * kernel.shape[1], -1)
         need((factor == factor[:, :1]).all(), "a scaling that differs within a channel")
         split = factor[:, 0].reshape(len(kernel), -1)

@@ -18,7 +18,7 @@ from lipverify.checkers.kernel.arithmetic import Array, need
 from lipverify.checkers.kernel.elementary import Elementary, behind, elementary
 from lipverify.checkers.kernel.gains import NORMS, Factors, Torus
 from lipverify.checkers.kernel.neurons import Slopes as Pair
-from lipverify.checkers.kernel.program import Product, Program
+from lipverify.checkers.kernel.program import Product, Program, views_of, width
 from lipverify.checkers.kernel.ranges import Condition, Region
 from lipverify.checkers.kernel.values import products_everywhere
 from lipverify.errors import NotCovered
@@ -52,6 +52,13 @@ class Subject:
     def reached(self) -> frozenset[int]:
         """The steps behind the last one."""
         return frozenset(behind(self.program.steps, len(self.program.steps) - 1))
+
+    @cached_property
+    def width(self) -> int:
+        """Numbers of all results, and of all that steps look at: about what going once through the program takes."""
+        steps = self.program.steps
+        looked = (width(view, steps) for step in steps for view in views_of(step))
+        return sum(step.size for step in steps) + sum(looked)
 
     @cached_property
     def elements(self) -> Elementary:

@@ -7,7 +7,7 @@ what a step reads is a list of places in the results of earlier steps.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -19,6 +19,8 @@ from lipverify.errors import NotCovered, UnreadableCertificate
 Array = NDArray[Any]
 MAX_SIZE = 1 << 27
 """Numbers in one result, and places in one view."""
+MOST_ROUNDINGS = 1 << 36
+"""Behind the numbers of one step: those of a few steps together stay within what gamma takes."""
 
 
 class View(NamedTuple):
@@ -228,9 +230,38 @@ def same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
+def views_of(step: Step) -> list[View]:
+    """What a step reads: one view, or the two of a product."""
+    return [step.view, step.other] if isinstance(step, Product) else [step.view]
+
+
+def sizes_of(view: View, steps: Sequence[Step]) -> list[int]:
+    """How many numbers each source of a view holds."""
+    return [steps[s].size for s in view.sources]
+
+
+def by_source(view: View, sizes: Sequence[int]) -> Iterator[tuple[int, Array, Array]]:
+    """For every source of a view of which something is read: where in the view, and which of its numbers; -1 belongs to none.
+
+    sizes: of the sources.
+    Takes as long as the view, whatever its sources hold: one entry of a large result costs one.
+    """
+    if len(view.sources) == 1 and bool((view.places >= 0).all()):
+        yield view.sources[0], np.arange(len(view.places)), view.places
+        return
+    ends = np.cumsum(sizes)
+    owner = np.where(view.places < 0, -1, np.searchsorted(ends, view.places, side="right"))
+    order = np.argsort(owner, kind="stable")
+    cuts = np.searchsorted(owner[order], np.arange(len(ends) + 1))
+    for k, source in enumerate(view.sources):
+        at = order[cuts[k] : cuts[k + 1]]
+        if len(at):
+            yield source, at, view.places[at] - (ends[k] - sizes[k])
+
+
 def width(view: View, steps: Sequence[Step]) -> int:
     """How many numbers the sources of a view hold together."""
-    return sum(steps[s].size for s in view.sources)
+    return sum(sizes_of(view, steps))
 
 
 def checked(step: Step, before: Sequence[Step]) -> Step:
@@ -240,7 +271,7 @@ def checked(step: Step, before: Sequence[Step]) -> Step:
         UnreadableCertificate: it reads what is not there, or its sizes contradict each other. NotCovered: numbers near the ends
             of float64.
     """
-    views = [step.view, step.other] if isinstance(step, Product) else [step.view]
+    views = views_of(step)
     good = type(step.size) is int and 0 < step.size <= MAX_SIZE and isinstance(step, Input) == (not before)
     for view in views:
         there = all(type(s) is int and 0 <= s < len(before) for s in view.sources)
@@ -258,7 +289,11 @@ def _shaped(step: Step, n: int, size: int) -> bool:
     if isinstance(step, Affine):
         index, kernel = step.index, step.kernel
         fits = index.ndim == kernel.ndim == 3 and kernel.shape[::2] == index.shape[::2] and _places(index, n)
-        fits = fits and math.prod(kernel.shape[:2]) * index.shape[1] == size and step.rounded >= 0
+        fits = (
+            fits
+            and math.prod(kernel.shape[:2]) * index.shape[1] == size
+            and 0 <= step.rounded < MOST_ROUNDINGS
+        )
         return fits and _numbers(kernel, kernel.shape, True) and _numbers(step.offset, (size,))
     if isinstance(step, Scalar):
         return n == size and all(type(v) is float for _, v in step.settings) and _numbers(step.slopes, (n,))

@@ -100,7 +100,7 @@ def prove(steps: Sequence[Step], subject: Subject) -> list[Fact | None]:
     facts, kept = Facts(subject), dict[int, int]()
     for k, step in enumerate(steps):
         before = account.held()
-        account.charge(0, account.STEP)
+        account.charge(0, account.STEP + 8 * subject.width)
         try:
             with np.errstate(all="ignore"):  # what is not finite is refused where it is used
                 fact = added(facts, step)

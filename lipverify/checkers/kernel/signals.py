@@ -84,7 +84,7 @@ def stored(key: int, matrix: Array) -> Signal:
 def _taken(m: Array, index: Array) -> Array:
     if index.size and index.min() < 0:
         m = np.concatenate([m, np.zeros((1, m.shape[1]))])
-    if np.array_equal(index, np.arange(len(m))):
+    if len(index) == len(m) and np.array_equal(index, np.arange(len(m))):
         return m
     charge(index.size * m.shape[1])
     return m[index]

@@ -7,6 +7,9 @@ sums inside are so large that any other function would be allowed as well, or a 
 written in float64 and held against onnx's own evaluator, which decides: the claim is about real numbers, and deep networks differ
 in float32 by more than a model of their roundings says. What is not settled there is not covered.
 
+Where the file takes any number of samples, the first two go together: what one sample gives must not depend on others. A runtime
+that takes one alone is believed: the verdict speaks of one sample.
+
 Half of the inputs are new in every verification, so that nobody can write a file for them: the verdict says with which seed.
 """
 
@@ -69,9 +72,9 @@ def agree(data: bytes, program: Program, seed: int | None = None, apart: float |
     outputs = [k for k, output in enumerate(program.outputs) if len(output.view.places)]
     reduced = only(data, [program.outputs[k].name for k in outputs])
     reduced = reduced if reading is None else fed(reduced, reading)
-    name, shape, kind = input_of(reduced)
+    name, shape, kind, several = input_of(reduced)
     inputs = _inputs(program, kind, [seed, *hashlib.sha256(data).digest()])
-    run = _Run(program, outputs, name, shape, [program.outputs[k].name for k in outputs], apart)
+    run = _Run(program, outputs, name, shape, [program.outputs[k].name for k in outputs], apart, several)
     failures: list[str] = []
     try:
         found = run.held(reduced, inputs, ("onnxruntime", "reference"), kind.name, failures)
@@ -94,17 +97,21 @@ class _Run(NamedTuple):
     shape: tuple[int, ...]
     names: Sequence[str]
     apart: float | None
+    several: bool
 
     def held(self, data: bytes, inputs: Array, makes: Sequence[str], kind: str,
              failures: list[str]) -> tuple[str, int, float] | None:  # fmt: skip
         """The comparison with the first runtime that evaluates the file; None where none does."""
         sizes = [len(self.program.outputs[k].view.places) for k in self.outputs]
-        answer = self._asked(Asked(data, self.name, self.shape, self.names, sizes, inputs, makes))
+        answer = self._asked(
+            Asked(data, self.name, self.shape, self.names, sizes, inputs, makes, self.several)
+        )
         failures += answer.failures
         if answer.evaluator is None:
             return None
         if answer.numbers is None:
-            raise NotCovered(f"{answer.evaluator} makes an output of another size")
+            more = " for two samples at once, or for one" if self.several else ""
+            raise NotCovered(f"{answer.evaluator} makes an output of another size{more}")
         return _compared(self.program, self.outputs, inputs, answer.numbers, answer.evaluator, _UNITS[kind])
 
     def _asked(self, asked: Asked) -> Answer:
@@ -204,6 +211,8 @@ def _inputs(program: Program, kind: np.dtype[Any], seed: Sequence[int]) -> Array
     count = max(2, min(len(_ROWS), _WORK // max(work, 1)))
     # Values and deviations of all steps, and what the largest one gathers.
     charge(2 * count * sum(s.size for s in program.steps), 8 * count * work)
+    # Of every output values and deviations, the runtime's numbers, and what is made of them to compare.
+    charge(12 * count * sum(len(output.view.places) for output in program.outputs))
     charge(max((s.index.size for s in program.steps if isinstance(s, Affine)), default=0))
     rows = [make(rng, size) for make in _ROWS[:count]]
     return np.array(rows).astype(kind).astype(np.float64)

@@ -215,7 +215,8 @@ class Builder:
         self.charge(3 * size_of(shape))
         kernel = np.broadcast_to(np.float64(factor), shape).reshape(-1, 1, 1)
         x = Value(x.sources, np.broadcast_to(x.places, shape), x.kind)
-        if bool((kernel == 1).all()) and (offset is None or not offset.any()):
+        # A 1 that is rounded stands for another number.
+        if not rounded and bool((kernel == 1).all()) and (offset is None or not offset.any()):
             return x
         return self.affine(x, kernel, np.arange(kernel.size).reshape(-1, 1, 1), shape, rounded, None, offset)
 

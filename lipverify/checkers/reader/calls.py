@@ -66,10 +66,13 @@ class Call:
         return p.computed(self.any(place))
 
     def stored(self, place: int) -> Array:
-        """A stored tensor as it is."""
+        """A stored tensor as it is: its numbers exactly. Those that are rounded are `weights`."""
         found = self.any(place)
         need(isinstance(found, Stored), f"{self.op} with a computed tensor where a stored one is expected")
         assert isinstance(found, Stored)
+        need(
+            found.rounded == 0, f"{self.op} of stored numbers that are rounded is not covered by the checker"
+        )
         return found.array
 
     def reals(self, place: int, kind: np.dtype[Any]) -> Array:

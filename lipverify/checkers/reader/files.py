@@ -51,7 +51,8 @@ class Model:
     tensors: what the file stores, by `digest_of`; blobs: sha256 of stored numbers whose type and shape the format keeps apart.
     program: what the file computes; None for weights alone, and where `reason` says why it is not covered. refused: why single
     outputs are not. unused: names of stored tensors that no covered output rests on. data: the bytes that were read, of ONNX;
-    size: how many there are. reading: how its inputs are read, where a claim says it and not the file.
+    size: how many there are. reading: how its inputs are read, where a claim says it and not the file. several: whether the file
+    takes any number of samples at once; all is about one.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Model:
     digest: str | None = None
     data: bytes | None = field(default=None, repr=False)
     size: int = 0
+    several: bool = False
     reading: Reading | None = None
 
     def read_as(self, reading: Reading | None) -> Model:
@@ -260,6 +262,7 @@ def _read_in(name: str, sha256: str | None, data: bytes, reading: Reading | None
         unused=unused,
         data=data,
         reading=reading,
+        several=read.several,
     )
 
 

@@ -17,7 +17,10 @@ from lipverify.checkers.kernel.program import (
     Program,
     Step,
     View,
+    by_source,
     checked,
+    sizes_of,
+    views_of,
     width,
 )
 
@@ -28,7 +31,7 @@ def finished(program: Program) -> Program:
     needed = {0} | {s for output in merged.outputs for s in output.view.sources}
     for k in range(len(merged.steps) - 1, 0, -1):
         if k in needed:
-            needed |= {s for view in _views(merged.steps[k]) for s in view.sources}
+            needed |= {s for view in views_of(merged.steps[k]) for s in view.sources}
     draft, read = _Draft(merged), _read(merged, needed)
     for old in sorted(needed):
         draft.keep(old, read[old])
@@ -38,18 +41,11 @@ def finished(program: Program) -> Program:
 def _read(program: Program, needed: set[int]) -> dict[int, Array]:
     """Which results of the needed steps some needed step, or an output, reads: [size] each."""
     found = {k: np.zeros(program.steps[k].size, bool) for k in needed}
-    views = [view for k in needed for view in _views(program.steps[k])]
+    views = [view for k in needed for view in views_of(program.steps[k])]
     for view in (*views, *(output.view for output in program.outputs)):
-        ends = np.cumsum([0, *(program.steps[s].size for s in view.sources)])
-        there = np.zeros(int(ends[-1]), bool)
-        there[view.places[view.places >= 0]] = True
-        for s, first, last in zip(view.sources, ends, ends[1:], strict=False):
-            found[s] |= there[first:last]
+        for s, _, places in by_source(view, sizes_of(view, program.steps)):
+            found[s][places] = True
     return found
-
-
-def _views(step: Step) -> list[View]:
-    return [step.view, step.other] if isinstance(step, Product) else [step.view]
 
 
 class _Draft:
@@ -132,6 +128,8 @@ def _pairs(view: View, groups: Array, starts: Array) -> _Pairs | None:
 def _negative(step: Step) -> bool:
     """Whether a step is -x, entry by entry."""
     if not isinstance(step, Affine) or step.kernel.shape != (step.size, 1, 1) or step.offset is not None:
+        return False
+    if step.rounded:
         return False
     return bool((step.kernel == -1).all()) and np.array_equal(step.index.reshape(-1), np.arange(step.size))
 

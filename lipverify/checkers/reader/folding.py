@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from lipverify.checkers.kernel.arithmetic import held
-from lipverify.checkers.kernel.program import Array
+from lipverify.checkers.kernel.program import MOST_ROUNDINGS, Array
 from lipverify.checkers.reader.building import Builder, Operand, Stored, size_of, stored, weights
 from lipverify.checkers.reader.calls import Call
 from lipverify.checkers.reader.refusals import need
@@ -32,19 +32,19 @@ def fold(p: Builder, op: str, operands: Sequence[Stored]) -> Stored | None:
     (a, m), (b, n) = (weights(x) for x in operands)
     if op == "Div":
         need(bool(b.all()), "a division by zero")
-        return _finite(held(np.asarray(a / b), a), operands[0], m + 2 * n + 1)
+        return finite(held(np.asarray(a / b), a), operands[0], m + 2 * n + 1)
     if op == "Mul":
-        exact = is_short(a) and is_short(b)
-        return _finite(held(np.asarray(a * b), a, b), operands[0], m + n + (0 if exact else 1))
+        product, more = multiplied(a, b)
+        return finite(product, operands[0], m + n + more)
     b = -b if op == "Sub" else b
     total = np.asarray(a + b)
     # Knuth's exact error of a sum.
     back = total - a
     exact = m == n == 0 and not bool(((a - (total - back)) + (b - back)).any())
     if exact:
-        return _finite(total, operands[0], 0)
+        return finite(total, operands[0], 0)
     same = bool((np.broadcast_to(a, total.shape) * b >= 0).all())
-    return _finite(total, operands[0], max(m, n) + 1) if same else None
+    return finite(total, operands[0], max(m, n) + 1) if same else None
 
 
 def fold_one(p: Builder, op: str, x: Stored) -> Stored | None:
@@ -57,20 +57,34 @@ def fold_one(p: Builder, op: str, x: Stored) -> Stored | None:
         return x.showing(np.abs(x.array))
     if op == "Sqrt":
         need(bool((values >= 0).all()), "a root of a negative number")
-        return _finite(np.sqrt(values), x, rounded + 1)
+        return finite(np.sqrt(values), x, rounded + 1)
     if op == "Square":
-        return _finite(held(np.square(values), values), x, 2 * rounded + 1)
+        return finite(held(np.square(values), values), x, 2 * rounded + 1)
     need(bool(values.all()), "a division by zero")
-    return _finite(held(1.0 / values), x, 2 * rounded + 1)
+    return finite(held(1.0 / values), x, 2 * rounded + 1)
 
 
-def is_short(values: Array) -> bool:
-    """Whether all numbers have at most 24 bits, so that products of two are exact in float64."""
-    with np.errstate(all="ignore"):
-        return bool((np.float64(np.float32(values)) == values).all())
+def multiplied(a: Array, b: Array | float) -> tuple[Array, int]:
+    """a b in float64, and how many roundings are behind it: none where the longest numbers of both have 53 bits together, or one
+    side holds powers of 2 alone.
+
+    What decides is the numbers: a type says nothing of those that were folded.
+    """
+    product, lengths = held(np.asarray(a * b), a, b), [bits(a), bits(np.asarray(b))]
+    return product, int(sum(lengths) > 53 and min(lengths) > 1)
 
 
-def _finite(values: Array, like: Stored, rounded: int) -> Stored:
+def bits(values: Array) -> int:
+    """Bits of the longest of these numbers, from its first to its last 1."""
+    whole = np.ldexp(np.frexp(values.astype(np.float64))[0], 53).astype(np.int64)
+    whole = whole[whole != 0]
+    # The last 1 of the mantissa, a power of 2, whose exponent is exact.
+    last = np.frexp((whole & -whole).astype(np.float64))[1] - 1
+    return int(53 - last.min(initial=53))
+
+
+def finite(values: Array, like: Stored, rounded: int) -> Stored:
+    need(rounded < MOST_ROUNDINGS >> 4, "stored numbers of so many roundings are not covered by the checker")
     known = np.abs(values[values != 0])
     most = float(np.finfo(like.kind).max)
     need(bool((known <= most).all()), "stored numbers beyond their type")

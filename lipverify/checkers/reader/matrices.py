@@ -23,9 +23,10 @@ from lipverify.checkers.reader.building import (
     weights,
 )
 from lipverify.checkers.reader.calls import Call, same_kind
+from lipverify.checkers.reader.folding import multiplied
 from lipverify.checkers.reader.moves import Results, Run, array_of, like
 from lipverify.checkers.reader.refusals import need
-from lipverify.checkers.reader.sums import combined, exact_product
+from lipverify.checkers.reader.sums import combined
 
 
 def _matmul(p: Builder, c: Call) -> Results:
@@ -67,7 +68,7 @@ def _by_stored(p: Builder, x: Value, by: Stored, lead: tuple[int, ...], factor: 
     """x [*, n, k] times transposed weights [*, m, k]: [*lead, n, m]. One matrix for all is one group."""
     (n, k), m = x.shape[-2:], by.shape[-2]
     values, rounded = weights(by)
-    weight, more = exact_product(values, factor)
+    weight, more = multiplied(values, factor)
     full = np.broadcast_to(x.places, (*lead, n, k))
     groups = 1 if weight.ndim == 2 else math.prod(lead)
     kernel = weight if weight.ndim == 2 else np.broadcast_to(weight, (*lead, m, k))
@@ -110,7 +111,7 @@ def _gemm(p: Builder, c: Call) -> Results:
         return [y]
     need(np.broadcast_shapes(array_of(c_).shape, y.shape) == y.shape, "a bias of another size")
     if isinstance(c_, Stored):
-        bias, rounded = exact_product(real(c_), beta)
+        bias, rounded = multiplied(real(c_), beta)
         need(rounded == 0, "a scaled bias that rounds is not covered by the checker")
         return [shifted(p, y, bias)]
     return [combined(p, "Add", [y, p.scaled(c_, beta)])]

@@ -52,6 +52,8 @@ class Read:
     refused: Mapping[int, str]
     tensors: Mapping[str, Array]
     used: frozenset[str]
+    several: bool
+    """Whether the file computes any number of samples at once; the program is what it does with one."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def read_onnx(data: bytes, reading: Reading | None = None) -> Read:
     program = finished(Program(tuple(builder.steps), tuple(found), given.shape))
     used = _behind([o.name for k, o in enumerate(found) if k not in refused], nodes, writers)
     own = {name: array for name, array in tensors.items() if name not in given.fixed}
-    return Read(program, refused, own, frozenset(used & own.keys()))
+    return Read(program, refused, own, frozenset(used & own.keys()), given.several)
 
 
 def _version(imports: Sequence[Message]) -> int:
@@ -277,12 +279,16 @@ def _constant(node: _Node, version: int) -> Array:
 
 @dataclass(frozen=True)
 class _Given:
-    """What goes in. shapes: of the inputs that vary, for one sample; fixed: what stands for others; silent: the rest."""
+    """What goes in. shapes: of the inputs that vary, for one sample; fixed: what stands for others; silent: the rest.
+
+    several: whether the file leaves open how many samples there are.
+    """
 
     shapes: Mapping[str, tuple[int, ...]]
     kind: np.dtype[Any]
     fixed: Mapping[str, Array]
     silent: Sequence[str]
+    several: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -318,9 +324,9 @@ def _given(entries: Sequence[Message], tensors: Mapping[str, Array], reading: Re
         assert dims is not None
         shape = tuple(1 if k == 0 and n == -1 and len(dims) > 1 else n for k, n in enumerate(dims))
         need(min(shape) >= 1, "inputs without a fixed shape are not covered by the checker")
-        shapes, fixed = {free[0]: shape}, {}
+        shapes, fixed, several = {free[0]: shape}, {}, shape != tuple(dims)
     else:
-        shapes, fixed = dict(reading.inputs), dict(reading.arrays)
+        shapes, fixed, several = dict(reading.inputs), dict(reading.arrays), False
         need(shapes.keys() <= set(free), "a claim about inputs that the file does not have, or stores itself")
         need(fixed.keys() <= set(names), "a claim that fixes inputs which the file does not have")
         for name, array in fixed.items():
@@ -336,7 +342,9 @@ def _given(entries: Sequence[Message], tensors: Mapping[str, Array], reading: Re
                 )
                 need(fits, "a claim about an input of another size than the file says")
     need(kind in FLOATS, "inputs that are no real numbers are not covered by the checker")
-    return _Given(shapes, kind, fixed, [name for name in free if name not in shapes and name not in fixed])
+    return _Given(
+        shapes, kind, fixed, [name for name in free if name not in shapes and name not in fixed], several
+    )
 
 
 def _fits(told: tuple[np.dtype[Any], list[int] | None], array: Array, words: str) -> None:
@@ -459,11 +467,11 @@ def _output(builder: Builder, name: str, x: Operand, told: np.dtype[Any] | None)
 # -- for a runtime
 
 
-def input_of(data: bytes) -> tuple[str, tuple[int, ...], np.dtype[Any]]:
-    """Name, shape for one sample and type of the one input of a file that was read."""
+def input_of(data: bytes) -> tuple[str, tuple[int, ...], np.dtype[Any], bool]:
+    """Name, shape for one sample and type of the one input of a file that was read; whether its first axis is open."""
     graph = parse_model(data)["graph"]
     given = _given(graph["input"], {entry["name"]: _tensor(entry) for entry in graph["initializer"]}, None)
-    return next(iter(given.shapes)), given.shape, given.kind
+    return next(iter(given.shapes)), given.shape, given.kind, given.several
 
 
 def only(data: bytes, outputs: Sequence[str]) -> bytes:

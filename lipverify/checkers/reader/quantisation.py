@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from lipverify.checkers.kernel.arithmetic import held
 from lipverify.checkers.kernel.program import Array
 from lipverify.checkers.reader.building import (
     FLOATS,
@@ -22,7 +21,7 @@ from lipverify.checkers.reader.building import (
     weights,
 )
 from lipverify.checkers.reader.calls import Call
-from lipverify.checkers.reader.folding import _finite
+from lipverify.checkers.reader.folding import finite, multiplied
 from lipverify.checkers.reader.matrices import product
 from lipverify.checkers.reader.refusals import need
 from lipverify.checkers.reader.windows import conv
@@ -77,9 +76,8 @@ def _dequantised(p: Builder, c: Call) -> list[Operand]:
     need(kind is None or kind == q.kind, "a zero point of another type")
     if isinstance(q, Value):
         need(q.kind in _KINDS, "dequantisation of other numbers")
-        # 16 bits times the 24 of a float32 are a float64; of other scales the offset is rounded.
-        more = 0 if scale.kind.itemsize < 8 or not shift.any() else 1
-        y = p.scaled(q, values, rounded + more, -values * shift)
+        offset, more = multiplied(values, -shift)
+        y = p.scaled(q, values, rounded + more, offset)
         return [y._replace(kind=scale.kind)]
     array = q.array
     narrow = array.dtype in (INT4, UINT4)
@@ -88,9 +86,8 @@ def _dequantised(p: Builder, c: Call) -> list[Operand]:
     )
     p.charge(3 * array.size)
     whole = _whole_numbers(array) - shift
-    # 29 bits times the 24 of a float32 are a float64.
-    exact = scale.kind.itemsize < 8 and bool((np.abs(whole) < 1 << 29).all())
-    return [_finite(held(whole * values, whole), scale, rounded + (0 if exact else 1))]
+    product, more = multiplied(values, whole)
+    return [finite(product, scale, rounded + more)]
 
 
 def _quantised(p: Builder, c: Call) -> list[Operand]:
@@ -199,8 +196,7 @@ def _linear(p: Builder, c: Call) -> list[Operand]:
     need(second.size in (1, y.shape[axis]), "scales of another size")
     form = [1] * len(y.shape)
     form[axis] = second.size
-    # Two float32 numbers: their product is a float64.
-    y = p.scaled(y, second.reshape(form) * first.reshape(()))
+    y = p.scaled(y, *multiplied(second.reshape(form), float(first.reshape(()))))
     return [_rounded(p, y, last.reshape(()), zero.astype(np.int64).reshape(()), told)]
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from lipverify.checkers.kernel.account import charge
 from lipverify.checkers.kernel.program import Array
 from lipverify.errors import UnreadableCertificate
 
@@ -69,12 +70,14 @@ class Reading:
         }
 
     def known(self, beside: Mapping[str, Array], digest_of: Any) -> Reading:
-        """With its arrays, those of digests from beside the certificate."""
+        """With its arrays, those of digests from beside the certificate; equal numbers are held once."""
+        # What a runtime is given is written out: its bytes, and twice on the way.
+        charge(4 * sum(math.prod(stated.shape) for stated in self.fixed.values()))
         found = {}
         for name, stated in self.fixed.items():
             if stated.digest is None:
                 assert stated.value is not None
-                found[name] = np.full(stated.shape, stated.value, np.dtype(stated.kind))
+                found[name] = np.broadcast_to(np.array(stated.value, np.dtype(stated.kind)), stated.shape)
                 continue
             array = beside.get(f"fixed.{stated.digest}")
             if array is None or digest_of(array) != stated.digest:

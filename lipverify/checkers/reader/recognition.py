@@ -28,6 +28,7 @@ def _gate(p: Builder, x: Value, y: Value) -> Value | None:
     if (
         _entrywise(step)
         and step.offset is not None
+        and not step.rounded
         and bool((step.kernel == 1).all() and (step.offset == 1).all())
     ):
         step, law = _source(p, step), "ErfGate"

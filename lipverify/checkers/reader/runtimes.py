@@ -40,7 +40,8 @@ class Broken(Exception):
 class Asked(NamedTuple):
     """What a runtime is to evaluate: these outputs of these sizes, at inputs [count, size] of this shape each.
 
-    makes: names of runtimes (`RUNTIMES`), of which the first that evaluates the file decides.
+    makes: names of runtimes (`RUNTIMES`), of which the first that evaluates the file decides. several: the first two inputs are
+    samples of one batch, where the runtime takes it.
     """
 
     data: bytes
@@ -50,6 +51,7 @@ class Asked(NamedTuple):
     sizes: Sequence[int]
     inputs: Array
     makes: Sequence[str]
+    several: bool = False
 
 
 class Answer(NamedTuple):
@@ -69,7 +71,7 @@ def evaluated(asked: Asked) -> Answer:
     for make in asked.makes:
         try:
             evaluator, run = RUNTIMES[make](asked.data, asked.name, asked.names)
-            found = [run(x.reshape(asked.shape)) for x in asked.inputs]
+            found = _alone_or_together(run, asked)
         except Exception as error:  # a runtime that cannot run the file
             failures.append(f"{make}: {type(error).__name__}")
             if _says_that_it_is_no_model(error):
@@ -80,6 +82,20 @@ def evaluated(asked: Asked) -> Answer:
         numbers = [np.stack(rows) for rows in zip(*flat, strict=True)] if fits else None
         return Answer(evaluator, numbers, failures)
     return Answer(None, None, failures)
+
+
+def _alone_or_together(run: Evaluator, asked: Asked) -> list[Sequence[Array]]:
+    """Every output for every input; one that is not made of two samples where there are two is given back whole."""
+    found = [run(x.reshape(asked.shape)) for x in asked.inputs]
+    if not asked.several:
+        return found
+    try:
+        both = run(asked.inputs[:2].reshape(2, *asked.shape[1:]))
+    except Exception:  # a runtime, or a file, that takes one sample alone
+        return found
+    whole = [np.asarray(output, np.float64).reshape(-1) for output in both]
+    halves = [np.split(output, 2) if len(output) % 2 == 0 else [output, output] for output in whole]
+    return [*([half[k] for half in halves] for k in (0, 1)), *found[2:]]
 
 
 def _says_that_it_is_no_model(error: Exception) -> bool:
@@ -102,7 +118,7 @@ def evaluated_apart(asked: Asked, seconds: float, memory: int) -> Answer:
     """
     command = [sys.executable or "", "-I", "-c", _START, __file__, *map(str, sys.path)]
     told = {"name": asked.name, "shape": asked.shape, "names": list(asked.names), "sizes": list(asked.sizes),
-            "count": len(asked.inputs), "makes": list(asked.makes), "memory": memory,
+            "count": len(asked.inputs), "several": asked.several, "makes": list(asked.makes), "memory": memory,
             "seconds": max(1, math.ceil(seconds))}  # fmt: skip
     parts = (json.dumps(told).encode() + b"\n", asked.inputs.astype("<f8").tobytes(), asked.data)
     size = 8 * len(asked.inputs) * sum(asked.sizes)
@@ -174,7 +190,14 @@ def _serve(source: BinaryIO, target: BinaryIO) -> None:
     count, size = told["count"], math.prod(told["shape"])
     inputs = np.frombuffer(source.read(8 * count * size), "<f8").reshape(count, size)
     asked = Asked(
-        source.read(), told["name"], tuple(told["shape"]), told["names"], told["sizes"], inputs, told["makes"]
+        source.read(),
+        told["name"],
+        tuple(told["shape"]),
+        told["names"],
+        told["sizes"],
+        inputs,
+        told["makes"],
+        told["several"],
     )
     found = evaluated(asked)
     line = {"evaluator": found.evaluator, "fits": found.numbers is not None, "failures": list(found.failures)}

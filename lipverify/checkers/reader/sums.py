@@ -23,18 +23,10 @@ from lipverify.checkers.reader.building import (
     weights,
 )
 from lipverify.checkers.reader.calls import Call, same_kind
-from lipverify.checkers.reader.folding import fold, fold_integers, is_short
+from lipverify.checkers.reader.folding import fold, fold_integers
 from lipverify.checkers.reader.moves import Results, Run, array_of
 from lipverify.checkers.reader.recognition import extreme_of_difference, gate
 from lipverify.checkers.reader.refusals import need
-
-
-def exact_product(a: Array, b: Array | float) -> tuple[Array, int]:
-    """a b in float64, and how many roundings are behind it: none where both hold at most 24 bits, as float32 does."""
-    short = is_short(a) and is_short(np.asarray(b))
-    product = held(np.asarray(a * b), a, b)
-    power = np.ndim(b) == 0 and abs(math.frexp(float(b))[0]) == 0.5
-    return product, 0 if short or power else 1
 
 
 def _arithmetic(p: Builder, c: Call) -> Results:
