@@ -14,6 +14,8 @@ from lipverify.checkers.tables import fields, hexadecimal, integer, text
 from lipverify.errors import UnreadableCertificate
 
 _MOST, _AXES = 64, 12
+NAME = 120
+"""Letters of a name: the sentence says all of them, so that no two inputs read alike."""
 _FIXED = "name kind shape value digest"
 
 
@@ -22,8 +24,8 @@ def reading_of(table: Any) -> Reading:
     fields(table, "inputs fixed")
     if not all(isinstance(table[key], list) and len(table[key]) <= _MOST for key in ("inputs", "fixed")):
         raise UnreadableCertificate("inputs that are no list, or too many")
-    inputs = [(text(fields(i, "name shape")["name"], 4096), _shape(i["shape"], 1)) for i in table["inputs"]]
-    fixed = [(text(fields(i, _FIXED)["name"], 4096), _stated(i)) for i in table["fixed"]]
+    inputs = [(text(fields(i, "name shape")["name"], NAME), _shape(i["shape"], 1)) for i in table["inputs"]]
+    fixed = [(text(fields(i, _FIXED)["name"], NAME), _stated(i)) for i in table["fixed"]]
     names = [name for name, _ in (*inputs, *fixed)]
     sizes = sum(math.prod(s) for s in (*(shape for _, shape in inputs), *(told.shape for _, told in fixed)))
     if not inputs or len(set(names)) != len(names) or sizes > MAX_SIZE:

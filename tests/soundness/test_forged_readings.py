@@ -20,13 +20,15 @@ from lipverify.checkers.inputs import reading_of
 from lipverify.checkers.kernel import Subject, parse_steps, prove
 from lipverify.checkers.kernel.account import Account, spending
 from lipverify.checkers.kernel.arithmetic import Array, gamma
-from lipverify.checkers.kernel.program import Affine, View
+from lipverify.checkers.kernel.program import Affine, Scalar, View, same
 from lipverify.checkers.reader import digest_of, read_model
 from lipverify.checkers.reader.agreement import agree
 from lipverify.checkers.reader.building import Builder, stored
 from lipverify.checkers.reader.folding import fold
+from lipverify.checkers.theories.carried import Carried
 from lipverify.errors import NotCovered, RefutedCertificate, UnreadableCertificate
 from tests.soundness.test_forged import SIZE, array, certificate, harmless, network, node
+from tests.unit.checkers.kernel.programs import ball
 
 SQUARED = 28
 FIRST, SECOND = 1.0000000009313226, 0.9999999990686775
@@ -190,6 +192,25 @@ def test_what_stands_for_inputs_is_held_once_and_counted() -> None:
         reading.known({}, digest_of)
 
 
+def test_a_claim_fixes_no_input_that_the_file_stores(tmp_path: Path) -> None:
+    """Older exporters list weights among the inputs: a matrix was replaced by 0, and at most 0 proved of the file."""
+
+    def listed(model: onnx.ModelProto) -> None:
+        model.graph.input.append(onnx.helper.make_tensor_value_info("w", onnx.TensorProto.FLOAT, [3, 3]))
+
+    nodes = [node("MatMul", ["x", "w"], ["y"])]
+    model = read_model(
+        network(tmp_path / "m.onnx", nodes, [array("w", np.eye(3))], [1, 3], SIZE, change=listed)
+    )
+    assert model.program is not None
+    entry = {"name": "w", "kind": "float32", "shape": [3, 3], "value": (0.0).hex(), "digest": None}
+    reading = reading_of({"inputs": [{"name": "x", "shape": [1, 3]}], "fixed": [entry]})
+    assert "stores itself" in model.read_as(reading.known({}, digest_of)).reason
+    assert "'w' of type float32 and shape [3, 3] fixed at 0.0" in reading.words()
+    with pytest.raises(UnreadableCertificate):
+        reading_of({"inputs": [{"name": "x" * 121, "shape": [1, 3]}], "fixed": []})
+
+
 def test_outputs_that_are_compared_are_charged(tmp_path: Path) -> None:
     nodes = [node("Expand", ["x", "s"], ["y"])]
     model = read_model(network(tmp_path / "m.onnx", nodes, sizes(s=[1, 1 << 20]), [1, 1], [("y", None)]))
@@ -226,6 +247,38 @@ def test_views_show_the_same_by_source_as_joined(rng: np.random.Generator) -> No
         joined = np.concatenate([*(results[s] for s in sources), np.zeros((2, 1))], 1)
         places = rng.integers(-1, joined.shape[1] - 1, 9)
         assert np.array_equal(shown(View(sources, places), results), joined[:, places])
+
+
+@pytest.mark.parametrize("law", ["Sigmoid", "Erf"])
+def test_gates_of_a_scale_that_is_rounded_equal_no_others(law: str, tmp_path: Path) -> None:
+    """A folded product that rounds, and the number that it rounds to: at most 0 was proved of their difference."""
+    tail = [node(law, ["z"], ["s"]), *([node("Add", ["s", "one"], ["t"])] if law == "Erf" else [])]
+    tail += [node("Mul", ["x", "t" if law == "Erf" else "s"], ["y"])]
+    found = []
+    for folded, k in ((True, 0), (False, 1), (False, 2)):
+        given = [wide("a", [1.1]), wide("b", [1.3])] if folded else [wide("c", [1.1 * 1.3])]
+        nodes = [*([node("Mul", ["a", "b"], ["c"])] if folded else []), node("Mul", ["x", "c"], ["z"]), *tail]
+        path = tmp_path / f"{k}.onnx"
+        model = read_model(
+            network(path, nodes, [*given, wide("one", [1.0])], [1, 2], [("y", None)], onnx.TensorProto.DOUBLE)
+        )
+        assert model.program is not None
+        assert any(isinstance(s, Scalar) and s.law in ("Silu", "ErfGate") for s in model.program.steps)
+        found.append(model.program)
+    assert same(found[1].steps, found[2].steps)
+    assert not same(found[0].steps, found[1].steps)
+    assert not same(found[0].steps, found[0].steps)
+    both = found[0].beside(found[1])
+    subject = Subject(both, [ball(np.zeros(2), 1.0)])
+    layers = [
+        k
+        for k, place in enumerate(subject.elements.layers)
+        if isinstance(subject.elements.steps[place], Scalar)
+    ]
+    known = Carried(subject.elements, subject.regions[0], (), {layers[1]: layers[0]})
+    low, high = known.chain.ranges(known.carried)
+    assert (high[-2:] > 0).all()
+    assert (low[-2:] < 0).all()
 
 
 def of_bits(rng: np.random.Generator, bits: int) -> Array:

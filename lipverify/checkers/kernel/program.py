@@ -85,11 +85,15 @@ class Affine(Step):
 
 @dataclass(frozen=True)
 class Scalar(Step):
-    """The function `law` (`kernel.curves`) of every entry. slopes: [size], of laws that have one for each entry."""
+    """The function `law` (`kernel.curves`) of every entry. slopes: [size], of laws that have one for each entry.
+
+    rounded: 1 where the real numbers behind the settings are one rounding away, which every curve allows for.
+    """
 
     law: str
     settings: tuple[tuple[str, float], ...] = ()
     slopes: Array | None = None
+    rounded: int = 0
 
 
 @dataclass(frozen=True)
@@ -296,7 +300,8 @@ def _shaped(step: Step, n: int, size: int) -> bool:
         )
         return fits and _numbers(kernel, kernel.shape, True) and _numbers(step.offset, (size,))
     if isinstance(step, Scalar):
-        return n == size and all(type(v) is float for _, v in step.settings) and _numbers(step.slopes, (n,))
+        told = all(type(v) is float for _, v in step.settings) and 0 <= step.rounded <= 1
+        return n == size and told and _numbers(step.slopes, (n,))
     if isinstance(step, Implicit):
         stored = _numbers(step.recurrent, (size, size), True) and _numbers(step.inputs, (size, n), True)
         return stored and _numbers(step.bias, (size,))

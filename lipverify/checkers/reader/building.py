@@ -227,12 +227,17 @@ class Builder:
         return self.affine(x, np.atleast_2d(terms)[:1, None], groups[None], shape, rounded)
 
     def scalar(
-        self, x: Value, law: str, settings: Mapping[str, float] | None = None, slopes: Array | None = None
+        self,
+        x: Value,
+        law: str,
+        settings: Mapping[str, float] | None = None,
+        slopes: Array | None = None,
+        rounded: int = 0,
     ) -> Value:
-        """The activation `law` of every entry."""
+        """The activation `law` of every entry; rounded: of its settings, at most 1."""
         given = tuple(sorted((key, float(value)) for key, value in (settings or {}).items()))
         need(not any(math.isnan(v) for _, v in given), "a setting of an activation that is no number")
-        step = Scalar(self.view(x), x.places.size, law, given, slopes)
+        step = Scalar(self.view(x), x.places.size, law, given, slopes, rounded)
         return self.add(step, x.shape, x.kind)
 
 

@@ -314,6 +314,7 @@ def _given(entries: Sequence[Message], tensors: Mapping[str, Array], reading: Re
     need(all(names) and len(set(names)) == len(names), "an input without a name, or two of one name")
     free = [name for name in names if name not in tensors]
     told = {entry["name"]: _type(entry) for entry in entries}
+    need(free or reading is not None, "models with 0 inputs are not covered by the checker")
     for name in names:
         if name in tensors:
             _fits(told[name], tensors[name], "a stored tensor that is an input of another shape")
@@ -328,7 +329,10 @@ def _given(entries: Sequence[Message], tensors: Mapping[str, Array], reading: Re
     else:
         shapes, fixed, several = dict(reading.inputs), dict(reading.arrays), False
         need(shapes.keys() <= set(free), "a claim about inputs that the file does not have, or stores itself")
-        need(fixed.keys() <= set(names), "a claim that fixes inputs which the file does not have")
+        need(
+            fixed.keys() <= set(free),
+            "a claim that fixes inputs which the file does not have, or stores itself",
+        )
         for name, array in fixed.items():
             _fits(told[name], array, "what stands for an input is of another type or size")
         kinds = {told[name][0] for name in shapes}

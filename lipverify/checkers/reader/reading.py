@@ -30,8 +30,9 @@ class Stated:
     digest: str | None
 
     def words(self) -> str:
-        """The number, or the digest."""
-        return f"{self.value!r}" if self.digest is None else f"the tensor with digest {self.digest}"
+        """The type, the sizes, and the number or the digest."""
+        held = f"{self.value!r}" if self.digest is None else f"the tensor with digest {self.digest}"
+        return f"of type {self.kind} and shape {list(self.shape)} fixed at {held}"
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,10 @@ class Reading:
     arrays: Mapping[str, Array] = field(default_factory=dict, compare=False)
 
     def words(self) -> str:
-        """As the end of a sentence: `, a function of its input 'x' of shape [1, 20, 8] with 'h' fixed at 0.0`."""
-        listed = " and ".join(f"{name[:80]!a} of shape {list(shape)}" for name, shape in self.inputs)
+        """As a sentence ends: `, a function of its input 'x' of shape [2] with 'h' of type int8 and shape [] fixed at 0`."""
+        listed = " and ".join(f"{name!a} of shape {list(shape)}" for name, shape in self.inputs)
         vector = "" if len(self.inputs) == 1 else ", one after the other as one vector"
-        held = " and ".join(f"{name[:80]!a} fixed at {value.words()}" for name, value in self.fixed.items())
+        held = " and ".join(f"{name!a} {value.words()}" for name, value in self.fixed.items())
         many = "s" * (len(self.inputs) > 1)
         return f", a function of its input{many} {listed}{vector}{f' with {held}' if held else ''}"
 

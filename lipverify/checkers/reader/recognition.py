@@ -35,14 +35,14 @@ def _gate(p: Builder, x: Value, y: Value) -> Value | None:
     wanted = "Sigmoid" if law == "Silu" else "Erf"
     if not isinstance(step, Scalar) or step.law != wanted:
         return None
-    inner, scale = _source(p, step), 1.0
+    inner, scale, rounded = _source(p, step), 1.0, 0
     view = step.view
     # One rounding of the scale is as good as one of its product with x, which every curve allows for.
     if _entrywise(inner) and inner.offset is None and inner.rounded <= 1 and _uniform(inner.kernel):
-        scale, view = float(inner.kernel.flat[0]), inner.view
-    for factor, read in ((1.0, step.view), (scale, view)):
+        scale, view, rounded = float(inner.kernel.flat[0]), inner.view, inner.rounded
+    for factor, read, off in ((1.0, step.view, 0), (scale, view, rounded)):
         if read.sources == x.sources and np.array_equal(read.places, x.places.reshape(-1)):
-            return p.scalar(x, law, {"beta" if law == "Silu" else "scale": factor})
+            return p.scalar(x, law, {"beta" if law == "Silu" else "scale": factor}, None, off)
     return None
 
 

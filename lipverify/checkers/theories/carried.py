@@ -91,9 +91,11 @@ class Carried(Ranges):
         (b, within_b), (a, within_a), h = self._reads[k], self._reads[base], self._results[base]
         e = _minus(v, a)
         low, high = self._least_of(e, _minus(b, a), within_a, within_b)
-        phi, psi = (curve(s.law, s.settings, s.slopes) for s in (self._steps[base], self._steps[k]))
-        one, other = ((s.law, s.settings, s.slopes) for s in (self._steps[base], self._steps[k]))
-        steep = _quotients(phi, within_a, within_b) if same(one, other) else None
+        both = self._steps[base], self._steps[k]
+        phi, psi = (curve(s.law, s.settings, s.slopes) for s in both)
+        one, other = ((s.law, s.settings, s.slopes) for s in both)
+        alike = same(one, other) and not any(s.rounded for s in both)
+        steep = _quotients(phi, within_a, within_b) if alike else None
         factor, free = np.zeros(len(low)), np.arange(len(low))
         if steep is not None and phi.kinks:
             fixed = steep[0] == steep[1]
