@@ -215,6 +215,7 @@ def convex(graph: Graph, *, outputs: Sequence[int] | None = None, seed: int = 0)
         UsageError: an entry that is not there.
     """
     started = time.monotonic()
+    stored = graph  # with the numbers of its file, which the certificate is bound to
     graph = graph.to(dtype=torch.float64).pruned()
     size = graph.output.size
     wanted = range(size) if outputs is None else list(outputs)
@@ -234,8 +235,8 @@ def convex(graph: Graph, *, outputs: Sequence[int] | None = None, seed: int = 0)
         elif None not in triples[k]:
             verdict = Verdict.NEITHER
         findings.append(Finding(k, verdict, (up, down), triples.get(k, (None, None))))
-    told, issued = _certified(graph, findings, time.monotonic() - started)
-    return Convexity(graph, told, time.monotonic() - started, seed, None, issued)
+    told, issued = _certified(stored, findings, time.monotonic() - started)
+    return Convexity(stored, told, time.monotonic() - started, seed, None, issued)
 
 
 Needs = tuple[Tensor, Tensor]

@@ -82,6 +82,8 @@ class Card:
     licence: str
     input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
+    convex: bool
+    """Whether every output is said to be convex in the input; like the constant a claim, which tests let the checker prove."""
     input_box: InputBox
     claim: Claim | None
     training: Training
@@ -92,8 +94,7 @@ def read_card(folder: Path) -> Card:
     """The card of a zoo folder; raises InvalidFile naming the field that is missing, unknown or wrong."""
     path = folder / CARD
     table = _table(path)
-    if "claim" not in table:
-        table = {**table, "claim": None}
+    table = {"claim": None, "convex": False, **table}
     known = _record(Card, table, path, "")
     _check(known, folder.name, path)
     return known

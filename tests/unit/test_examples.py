@@ -36,6 +36,8 @@ SAYS = {
     "13_policy_in_the_loop.py": ("without the gain: policy less gain", "near 0, checked: runs of x+"),
     "14_two_player_game.py": ("margin at least 0.", "proved again: "),
     "15_private_training.py": ("at most 2.0000 (checked)", "at epsilon 5.9"),
+    "16_pendulum.py": ("checked: runs of x+", "stay within 0.2", "within 1 radian: policy less gain"),
+    "17_a_robot_and_its_sensors.py": ("checked: measurements wrong by", "to stay within 0.05"),
 }
 
 
@@ -59,7 +61,10 @@ def test_there_are_examples_for_the_first_steps() -> None:
 
 @pytest.mark.parametrize(
     "script",
-    [also(s, "seconds each; `make examples` runs it") if s[:2] in ("05", "10", "12") else s for s in SCRIPTS],
+    [
+        also(s, "seconds each; `make examples` runs it") if s[:2] in ("05", "10", "12", "16", "17") else s
+        for s in SCRIPTS
+    ],
 )
 def test_an_example_runs(script: str, tmp_path: Path) -> None:
     said = alone(script, tmp_path) if script in ALONE else here(script, tmp_path)

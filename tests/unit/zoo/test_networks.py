@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+import lipverify as lv
 from lipverify import zoo
 from lipverify.commands import claims
 from lipverify.zoo import network
@@ -18,10 +19,12 @@ EXPECTED = {
     "cancer-gelu",
     "digits-aol",
     "digits-cnn",
+    "digits-convex-rnn",
     "digits-deq",
     "digits-groupsort",
     "digits-gru",
     "digits-householder",
+    "digits-icnn",
     "digits-int8",
     "digits-ldlt",
     "digits-lstm",
@@ -123,6 +126,22 @@ def test_networks_export_with_a_symbolic_batch(name: str) -> None:
     x = zoo.example_input(card, batch=7)
     # The same kernels on the same numbers; a folded parametrisation may round once more.
     torch.testing.assert_close(program.module()(x), module(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in zoo.names() if zoo.card(name).convex])
+def test_cards_that_say_convex_are_proved_by_the_checker(name: str) -> None:
+    path = zoo.root() / name / "weights.safetensors"
+    found = lv.convex(lv.load(f"zoo:{name}"))
+    assert [str(each.verdict) for each in found.findings] == ["convex"] * 10
+    assert found.issued is not None
+    assert " convex " in lv.verify(found.issued, path).claim
+    # One weight below 0 where only positive ones keep convexity, and it is gone.
+    module, _ = zoo.load_module(name)
+    with torch.no_grad():
+        module.head.weight[3, 5] = -1e-3
+    card = zoo.card(name)
+    broken = lv.convex(lv.extract(module, torch.zeros(2, *card.input_shape)))
+    assert [k for k, each in enumerate(broken.findings) if str(each.verdict) != "convex"] == [3]
 
 
 def test_loading_leaves_the_random_numbers_of_the_caller_alone() -> None:
