@@ -81,6 +81,10 @@ class UnreadableCertificate(LipverifyError):
     exit_code = 7
 
 
+class OtherModel(UnreadableCertificate):
+    """A certificate that is well-formed and speaks of another model, or of this one read in another way."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`; did you mean "lipsdp"?` behind a word that is none of those known, where one is near; else nothing."""
     by_lower = {name.lower(): name for name in known}

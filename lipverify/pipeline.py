@@ -32,7 +32,7 @@ from lipverify.falsify import Box, Search, falsify
 from lipverify.ir.certificate import Witness
 from lipverify.ir.graph import Graph
 from lipverify.ir.norm import Norm
-from lipverify.ir.region import Ball, Everywhere, Query, Region
+from lipverify.ir.region import Ball, Everywhere, Query, Region, misfit
 from lipverify.ops import Linear, Reshape
 from lipverify.passes import simplify
 from lipverify.propagation.magnitudes import refuse_lost_products
@@ -239,9 +239,8 @@ def audit(
     query = Query(
         norm_in, norm_in if norm_out is None else Norm.parse(norm_out, tokens=True), region or Everywhere()
     )
-    if isinstance(query.region, Ball) and tuple(query.region.center.shape[1:]) != graph.input_shape:
-        found = list(query.region.center.shape[1:])
-        raise UsageError(f"the centres have shape {found}; the model takes {list(graph.input_shape)}")
+    if isinstance(query.region, Ball) and (why := misfit(query.region.center, graph.input_shape)) is not None:
+        raise UsageError(why)
     if budget is None and AUTO in listed(analyzers):
         budget = MINUTE
     end = None if budget is None else started + budget

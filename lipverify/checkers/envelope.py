@@ -44,6 +44,7 @@ from lipverify.checkers.tables import fields, hexadecimal, integer, text
 from lipverify.errors import (
     LipverifyError,
     NotCovered,
+    OtherModel,
     RefutedCertificate,
     Undecided,
     UnreadableCertificate,
@@ -302,16 +303,16 @@ def _check(data: bytes, sidecar: Callable[[str], bytes], read: Callable[[], list
         )
     if [about.sha256 for about in abouts] != [model.sha256 for model in models]:
         turned = [about.sha256 for about in reversed(abouts)] == [model.sha256 for model in models]
-        raise UnreadableCertificate(
+        raise OtherModel(
             "it is for these models in the other order" if turned else "it is for another model file"
         )
     for about, model, digest in zip(abouts, models, expected.digests or [None] * len(models), strict=True):
         for known in (model.digest, digest):
             if known is not None and about.digest != known:
-                raise UnreadableCertificate("it is for another graph")
+                raise OtherModel("it is for another graph")
     for about, wanted in zip(abouts, expected.readings or [about.reading for about in abouts], strict=True):
         if about.reading != wanted:
-            raise UnreadableCertificate("it is about other inputs of the file")
+            raise OtherModel("it is about other inputs of the file")
     models = [model.read_as(about.reading and about.reading.known(beside, digest_of))
               for about, model in zip(abouts, models, strict=True)]  # fmt: skip
     for model in models:

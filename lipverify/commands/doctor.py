@@ -27,6 +27,8 @@ PARTS = {
     "pyarrow": "--data: Parquet",
     "distributed": "radius and compare --scheduler: work on the workers of a cluster",
     "scikit-learn": "retrains the model zoo",
+    "onnxscript": "torch.onnx.export of modules, which writes the ONNX files that are read here",
+    "dp-accounting": "an epsilon of training with sampled batches",
     "auto_LiRPA": "optional analyzer of other authors",
 }
 
@@ -119,7 +121,10 @@ def print_findings(found: dict[str, Any]) -> None:
     )
     devices = ", ".join(found["cuda"]) or "none"
     console.print(f"threads {found['threads']}, CUDA devices: {escape(devices)}", highlight=False)
-    table = Table("part", "version", "for", "remark")
+    table = Table("part", "version")
+    for title in ("for", "remark"):
+        # A command to copy is shown whole.
+        table.add_column(title, overflow="fold")
     for part in found["parts"]:
         table.add_row(
             part["name"], part["version"] or "absent", part["purpose"], escape(part["warning"] or "")

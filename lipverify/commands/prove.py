@@ -54,8 +54,11 @@ def prove(options: ProveOptions, as_json: bool) -> int:
     if document.get("schema") != "lipverify.audit/1":
         raise UsageError(f"{display_path(folder)} holds no report of audit, whose bounds can be proved later")
     waiting = list(_waiting(folder, document))
+    left = _left(document, [row["analyzer"] for row, _ in waiting])
     if not waiting:
-        raise UsageError(f"no bound in {display_path(folder)} waits for a proof that the budget ended")
+        words = f"no bound in {display_path(folder)} waits for a proof that the budget ended"
+        more = "".join(f"; {name} has none, and time brings none: {why}" for name, why in left.items())
+        raise UsageError(words + more)
     graph = load(options, options.model or str(document["model"].get("path")))
     margin = waiting[0][1]["models"][0]["margin"]
     if margin is not None:
@@ -76,10 +79,14 @@ def prove(options: ProveOptions, as_json: bool) -> int:
     with OutputFolder(folder) as out:
         out.write({**files, REPORT: render_audit(document).encode("utf-8"), RESULT: document_bytes(document)})
     if as_json:
-        print_json({"schema": "lipverify.prove/1", "folder": str(folder), "results": told})
+        print_json(
+            {"schema": "lipverify.prove/1", "folder": str(folder), "results": told, "unprovable": left}
+        )
     else:
         for name, words in told.items():
             typer.echo(f"{name}: {words}")
+        for name, words in left.items():
+            typer.echo(f"{name}: has no proof, and time brings none: {words}")
     return 0 if all(words == "checked" for words in told.values()) else Undecided.exit_code
 
 
@@ -94,6 +101,18 @@ def _document(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise InvalidFile(f"{display_path(path)} is damaged")
     return found
+
+
+def _left(document: dict[str, Any], waiting: list[str]) -> dict[str, str]:
+    """The rows that are not proved and do not wait for it: analyzer -> why."""
+    rows = (row for row in document.get("results", ()) if row.get("rigour") in ("real", "solver"))
+    return {
+        display(str(row.get("analyzer"))): display(
+            str(row.get("unchecked") or "its analyzer writes no proof"), 600
+        )
+        for row in rows
+        if row.get("analyzer") not in waiting
+    }
 
 
 def _waiting(folder: Path, document: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:

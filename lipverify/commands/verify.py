@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lipverify.commands.shell import Json, print_json
-from lipverify.errors import LipverifyError, Refuted, Undecided, UnreadableCertificate, UsageError
+from lipverify.errors import LipverifyError, OtherModel, Refuted, Undecided, UnreadableCertificate, UsageError
 from lipverify.ir.norm import Norm
 from lipverify.loading.arguments import parse_box, parse_margin, parse_radius
 from lipverify.loading.names import display_path
@@ -73,7 +73,8 @@ def verify(
     """Prove a certificate again: numpy alone, no torch, no solver, nothing of the analyzers.
 
     Exit code 3 where the evidence does not carry the claim, or the claim is another one than expected; 4 where the certificate
-    says itself that it is not proved; 7 where it is unreadable or for another model. Of a report the gravest.
+    says itself that it is not proved, or the folder holds none; 7 where it is unreadable or for another model. Of a report the
+    gravest.
     """
     from lipverify import checkers
 
@@ -142,6 +143,8 @@ class _Answer:
             Undecided.exit_code: "nothing to prove",
             UnreadableCertificate.exit_code: "unreadable",
         }
+        if isinstance(self.error, OtherModel):
+            said[self.error.exit_code] = "of another model"
         why = self.document["claim"] if self.error is None else self.document["reason"]
         return f"{said.get(self.code, 'not proved')}: {self.name}: {why}"
 
@@ -172,7 +175,9 @@ def _report(
     inside = folder / "certificates"
     found = sorted(p for p in (inside if inside.is_dir() else folder).glob("*.json") if _is_certificate(p))
     if not found:
-        raise UsageError(f"{display_path(folder)} holds no certificates")
+        raise Undecided(
+            f"{display_path(folder)} holds no certificates, there is nothing to prove; give the folder of a report, its --out"
+        )
     models = {known.sha256: known for known in (checkers.read_model(file) for file in files)}
     answers = []
     for path in found:

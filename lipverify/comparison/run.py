@@ -19,7 +19,7 @@ from lipverify.failures import contradiction_words, keep_files
 from lipverify.falsify import Box
 from lipverify.ir.graph import Graph
 from lipverify.ir.norm import Norm
-from lipverify.ir.region import Ball, Bounded, Everywhere, Query, Region
+from lipverify.ir.region import Ball, Bounded, Everywhere, Query, Region, misfit
 from lipverify.reporting.format import Magnitude
 from lipverify.units import Lost, results
 
@@ -149,12 +149,7 @@ def _queries(
 
 
 def _misfit(graph: Graph, query: Query) -> str | None:
-    if not isinstance(query.region, Ball):
-        return None
-    found = list(query.region.center.shape[1:])
-    if tuple(found) == graph.input_shape:
-        return None
-    return f"the centres have shape {found}; the model takes {list(graph.input_shape)}"
+    return misfit(query.region.center, graph.input_shape) if isinstance(query.region, Ball) else None
 
 
 def _answered(solved: Mapping[Place, Solved], name: str, index: int, analyzers: Sequence[str]) -> Answered:

@@ -63,6 +63,19 @@ class Bounded(Shown):
         return f"for all pairs of inputs whose tokens have a norm ({self.norm}) of at most {self.most:g}"
 
 
+def misfit(center: Tensor, shape: tuple[int, ...]) -> str | None:
+    """Why these centres [count, *shape] are none of a model that takes this shape, and what to give; None where they are."""
+    found = tuple(center.shape[1:])
+    if found == shape:
+        return None
+    said = f"the centres have shape {list(found)}; the model takes {list(shape)}"
+    if tuple(center.shape) == shape:
+        return f"{said}. The first axis counts the centres: give one as x[None], rows of a batch as x[0:1]"
+    if math.prod(found) == math.prod(shape):
+        return f"{said}. As many numbers, in another shape: x.reshape(-1, {', '.join(map(str, shape))})"
+    return said
+
+
 class Ball(Shown):
     """A ball around each centre, cut by the input box when there is one.
 

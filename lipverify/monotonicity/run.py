@@ -16,7 +16,7 @@ from lipverify.ir.certificate import Rigour
 from lipverify.ir.graph import Graph
 from lipverify.ir.interval import Interval
 from lipverify.ir.norm import Norm
-from lipverify.ir.region import Ball
+from lipverify.ir.region import Ball, misfit
 from lipverify.monotonicity.branching import Branching, Proof, Settings
 from lipverify.monotonicity.pairs import PairSearch
 from lipverify.monotonicity.proof import SIGNS, certified
@@ -161,9 +161,8 @@ def _boxes(graph: Graph, region: Region) -> Interval:
         if region.norm is not Norm.LINF:
             raise UsageError("monotonicity is proved on boxes: give a box, or balls of norm linf")
         found = region.enclosure()
-        if tuple(found.lower.shape[1:]) != graph.input_shape:
-            listed = list(found.lower.shape[1:])
-            raise UsageError(f"the centres have shape {listed}; the model takes {list(graph.input_shape)}")
+        if (why := misfit(found.lower, graph.input_shape)) is not None:
+            raise UsageError(why)
         return found
     low, high = (region.lower, region.upper) if isinstance(region, Interval) else region
     ends = []

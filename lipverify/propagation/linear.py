@@ -14,7 +14,7 @@ from lipverify.ir.graph import Graph, Node
 from lipverify.ir.interval import Interval
 from lipverify.ir.norm import Norm
 from lipverify.ir.op import Constant, Input
-from lipverify.ir.region import Ball
+from lipverify.ir.region import Ball, misfit
 from lipverify.ir.shown import Shown
 from lipverify.ops.change import undecided
 from lipverify.propagation.forms import FormBounds, affordable, form_bounds, joined, mixes, refuses_forms
@@ -109,9 +109,8 @@ def bounds(
         UnsupportedModel: an operator without an interval rule, or not bounded on its range; the node is named.
         UsageError: the centres have another shape than the input.
     """
-    if tuple(ball.center.shape[1:]) != graph.input_shape:
-        found = list(ball.center.shape[1:])
-        raise UsageError(f"the centres have shape {found}; the model takes {list(graph.input_shape)}")
+    if (why := misfit(ball.center, graph.input_shape)) is not None:
+        raise UsageError(why)
     if method not in {"linear", "interval", "alpha"}:
         raise UsageError(f"unknown method {method!r}; choose linear, alpha or interval")
     if precision not in PRECISIONS:

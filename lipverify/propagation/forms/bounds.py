@@ -13,7 +13,7 @@ from lipverify.errors import Undecided, UnsupportedModel, UsageError
 from lipverify.ir.graph import Graph
 from lipverify.ir.interval import Interval
 from lipverify.ir.norm import Norm
-from lipverify.ir.region import Ball
+from lipverify.ir.region import Ball, misfit
 from lipverify.propagation.forms.centring import centred
 from lipverify.propagation.forms.domain import Domain
 from lipverify.propagation.forms.nonlinear import covers
@@ -128,9 +128,8 @@ def form_bounds(
         UnsupportedModel: a node without a form, not bounded over a ball, or too large; it is named. Undecided: no time.
         UsageError: the centres have another shape than the input.
     """
-    if tuple(ball.center.shape[1:]) != graph.input_shape:
-        found = list(ball.center.shape[1:])
-        raise UsageError(f"the centres have shape {found}; the model takes {list(graph.input_shape)}")
+    if (why := misfit(ball.center, graph.input_shape)) is not None:
+        raise UsageError(why)
     reason = refuses_forms(graph)
     if reason is not None:
         raise UnsupportedModel(reason)
