@@ -603,7 +603,7 @@ def difference(data: bytes, found: Found, seed: int = 0) -> str | None:
         return None
     found.accepted += 1
     outputs = [k for k in range(len(model.program.outputs)) if k not in model.refused]
-    name, shape, kind = input_of(data)
+    name, shape, kind, _ = input_of(data)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4

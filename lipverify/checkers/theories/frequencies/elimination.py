@@ -38,6 +38,8 @@ class Spread:
             all(b[a] % s[a] == 0 for s, b in pairwise(self.scales) for a in (0, 1)),
             "scales that do not divide one another",
         )
+        whole = all(points[a] > 0 and points[a] % self.coarsest[a] == 0 for a in (0, 1))
+        covered(whole, "a torus that the coarsest scale does not divide")
         self.counts = [points[a] // self.coarsest[a] for a in (0, 1)]
         self.part = np.arange(0), np.arange(0)
         """Numerators of coarse frequencies that are in hand, along both axes."""

@@ -249,6 +249,17 @@ def test_multipliers_near_the_ends_of_float64_are_refused() -> None:
             multipliers_of(scope, "m")
 
 
+@pytest.mark.parametrize("points", [(1, 1), (1, 4), (3, 4), (0, 4)], ids=str)
+def test_a_torus_that_the_coarsest_scale_does_not_divide_is_refused(points: tuple[int, int]) -> None:
+    """It ended in a division by zero, or stood for a smaller one."""
+    program, image, torus = chain()
+    p = Subject(program).elements
+    blocks, value = waves.waves_of(p, 0, p.place[4], image, torus)
+    wanted = waves.read_by(p, p.place[4], p.place[5], value)
+    with pytest.raises(NotCovered, match="does not divide"):
+        elimination.Spread(points, blocks, wanted)
+
+
 def test_activations_read_all_channels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of four channels two are read, with slopes of their own: dealt out over all four, the second one's 100 was .001."""
     w = Writing(4)
