@@ -21,10 +21,14 @@ from lipverify.checkers.kernel.program import Affine, Implicit, Product
 from lipverify.checkers.kernel.theorems import Fact, Gained
 from lipverify.deadline import look
 from lipverify.errors import NotCovered, UnreadableCertificate
+from lipverify.linalg.eigen import spectral_estimate
+from lipverify.linalg.symbol import Symbol, torus_work
 from lipverify.ops import implicit
 
 Array = np.ndarray[Any, np.dtype[Any]]
 ROOM, DENSE_WORK, DENSE_ENTRIES = 1e-6, 2e10, 1 << 24
+WIDE, TORUS_WORK = 48, 1e10
+"""Channels from which on norms of symbols are estimated in single precision, and the multiplications that all tori may take."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,8 @@ class Stage:
     kind: str
     last: int
     fields: Mapping[str, Any]
+    roomy: bool = False
+    """Whether its limit is so far above what was estimated that its proof, which takes the time, is left to the checker."""
 
     @property
     def key(self) -> tuple[str, str]:
@@ -141,10 +147,17 @@ def _dense(chain: dict[int, Affine]) -> Stage:
                 f"a matrix of {columns} columns needs about {needed / 1e9:.1f} GB, {available / 1e9:.1f} GB are available"
             )
     matrices, _ = gains.matrix_of(list(chain.values()))
-    size = max((float(np.linalg.norm(m, 2)) for m in matrices if m.size), default=0.0)
+    size = max((_norm(m) for m in matrices if m.size), default=0.0)
     # The shift of a verified Cholesky grows with the square of the side.
     size *= 1 + ROOM / 100 + 3e-16 * min(matrices.shape[1:]) ** 2
     return Stage("gain", list(chain)[-1], {"chain": list(chain), "torus": None, "limit": size.hex()})
+
+
+def _norm(matrix: Array) -> float:
+    """About the largest singular value; of large matrices from the smaller of the two products with the transpose."""
+    if min(matrix.shape) <= WIDE:
+        return float(np.linalg.norm(matrix, 2))
+    return spectral_estimate(torch.from_numpy(np.ascontiguousarray(matrix)))
 
 
 def _convolution(piece: dict[int, Affine]) -> Iterator[Stage]:
@@ -156,29 +169,36 @@ def _convolution(piece: dict[int, Affine]) -> Iterator[Stage]:
                 yield _dense({k: step})
         return
     kernel, _, exact = gains.kernel_of(steps)
-    best, torus = math.inf, None
-    sizes = [n if n <= 80 else 80 for n in exact]
-    for choice in itertools.product(*([(n + more, t) for more in (0, 1) for t in (1, 0)] for n in sizes)):
-        if math.prod(n for n, _ in choice) > 1 << 13:
-            continue
-        peak = max(_peaks(kernel, gains.torus_points(kernel, choice)))
-        if peak < best:
-            best, torus = peak, [list(pair) for pair in choice]
-    if torus is None:
+    symbol, sizes = Symbol(torch.from_numpy(kernel)), [n if n <= 80 else 80 for n in exact]
+    choices = [
+        choice
+        for choice in itertools.product(*([(n + more, t) for more in (0, 1) for t in (1, 0)] for n in sizes))
+        if math.prod(n for n, _ in choice) <= 1 << 13
+    ]
+    if not choices:
         raise NotCovered("a convolution on a large image is not covered by the checker")
+    # Of wide kernels few tori are looked at, the smallest one first, and in single precision.
+    wide = min(kernel.shape[1:3]) > WIDE
+    if wide:
+        choices = choices[: max(1, int(TORUS_WORK / torus_work(symbol, sizes)))]
+    peaks = []
+    for choice in choices:
+        grid = gains.torus_points(kernel, choice)
+        peaks.append(float(symbol.estimates(torch.from_numpy(grid[..., 0] / grid[..., 1])).max()) if wide
+                     else max(_peaks(kernel, grid)))  # fmt: skip
+    best = min(peaks)
+    torus = [list(pair) for pair in choices[peaks.index(best)]]
     for (n, _), size, taps in zip(torus, exact, kernel.shape[3:], strict=True):
         best /= 1.0 if n >= size else math.cos(math.pi * (taps - 1) / 2 / n)
-    limit = (best * (1 + 1e-7)).hex()
-    yield Stage("gain", list(piece)[-1], {"chain": list(piece), "torus": torus, "limit": limit})
+    limit = (best * (1 + (2.0**-16 if wide else 1e-7))).hex()
+    yield Stage("gain", list(piece)[-1], {"chain": list(piece), "torus": torus, "limit": limit}, wide)
 
 
 def _peaks(kernel: Array, grid: Array) -> Iterator[float]:
     for start in range(0, len(grid), 256):
         look()
         values = gains.symbol_at(kernel, grid[start : start + 256])
-        half = values.shape[-2] // 2, values.shape[-1] // 2
-        whole = values[..., : half[0], : half[1]] + 1j * values[..., half[0] :, : half[1]]
-        yield float(np.linalg.norm(whole, 2, (-2, -1)).max())
+        yield float(np.linalg.norm(values, 2, (-2, -1)).max())
 
 
 def _implicit(of: int, step: Implicit) -> Iterator[Stage]:

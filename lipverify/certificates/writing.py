@@ -21,10 +21,11 @@ from lipverify.certificates.recording import Array, Layer, Part, Record
 from lipverify.checkers.kernel import theorems
 from lipverify.checkers.kernel.arithmetic import above
 from lipverify.checkers.kernel.elementary import Largest, behind
+from lipverify.checkers.kernel.gains import by_sums
 from lipverify.checkers.kernel.language import Rows
 from lipverify.checkers.kernel.program import Affine
 from lipverify.checkers.kernel.ranges import Condition, Empty, Ranges
-from lipverify.checkers.kernel.theorems import AtLeast, Constant, Emptiness, Known, lowest
+from lipverify.checkers.kernel.theorems import AtLeast, Constant, Emptiness, Gained, Known, lowest
 from lipverify.checkers.norms import Norm, Tokens, norm_of
 from lipverify.checkers.theories import frequencies
 from lipverify.checkers.theories.tokens import constant_of
@@ -134,7 +135,16 @@ class Writer(Record):
         fields = dict(stage.fields)
         if stage.kind == "implicit":
             fields["multipliers"] = self.array(fields["multipliers"])
-        return self.add(stage.kind, **fields)
+        if not stage.roomy:
+            return self.add(stage.kind, **fields)
+        chain, limit = fields["chain"], Fraction(float.fromhex(fields["limit"]))
+        maps = [s for k in chain if isinstance(s := self.program.steps[k], Affine)]
+        sums = {
+            (n, n): math.prod((by_sums(s, s.index, n) for s in maps), start=Fraction(1))
+            for n in ("l1", "linf")
+        }
+        fact = Gained(chain[0], chain[-1], {("l2", "l2"): limit} | sums)
+        return self._put({"step": stage.kind, **fields}, fact)
 
     def tokens(self, part: Part, within: Tokens | None) -> int:
         """The constant by norms of tokens, at most that of the part where it is about the same steps."""

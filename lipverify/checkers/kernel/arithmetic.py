@@ -117,52 +117,53 @@ def exponent_of(values: Array) -> int:
 
 
 def positive_definite(a: Array, slack: Array) -> bool:
-    """Proves a + P positive semidefinite for every symmetric P with P + diag(slack) positive semidefinite.
+    """Proves a + P positive semidefinite for every Hermitian P with P + diag(slack) positive semidefinite.
 
     Statement: Cholesky of a - diag(t) that runs to its end is exact for a matrix off by at most g sqrt(a_ii a_jj) in entry ij,
         g = gamma / (1 - gamma). With t_i >= slack_i + g sqrt(a_ii) sum_j sqrt(a_jj) diagonal dominance absorbs both.
     Source: Demmel (LAPACK Working Note 14, 1989); Rump, BIT 46 (2006), theorem 2.3; Higham, theorem 10.5, with 2n + 20 in place
-        of n + 1 for blocked triangular solves.
+        of n + 1 for blocked triangular solves; a complex inner product of n terms is two real ones of 2n (Higham, section 3.6).
 
     Args:
-        a: [..., n, n], symmetric, diagonal scaled near 1. slack: [..., n] or anything that broadcasts to it.
+        a: [..., n, n], Hermitian, real or complex; the lower triangle is read, the diagonal is scaled near 1.
+        slack: [..., n] or anything that broadcasts to it.
     """
-    diagonal = np.diagonal(a, axis1=-2, axis2=-1)
+    diagonal, twice = np.diagonal(a, axis1=-2, axis2=-1).real, np.iscomplexobj(a)
     if not bool(np.isfinite(a).all() and (diagonal > 0).all() and np.isfinite(slack).all()):
         return False
-    charge(2 * a.size, a.size * a.shape[-1] // 3)
-    unit = gamma(2 * a.shape[-1] + 20)
+    charge(2 * a.size * (1 + twice), a.size * a.shape[-1] * (4 if twice else 1) // 3)
+    unit = gamma(8 * a.shape[-1] + 64 if twice else 2 * a.shape[-1] + 20)
     root = np.sqrt(diagonal)
     # u |a_ii| twice for the subtraction; the factor covers the roundings of this line.
     shift = (slack + 1.01 * unit * root * sums(root, -1)[..., None] + gamma(4) * diagonal) * (1 + 2.0**-30)
-    shifted = np.array(a, dtype=np.float64)
+    shifted = np.array(a, dtype=np.complex128 if twice else np.float64)
     places = np.arange(a.shape[-1])
-    shifted[..., places, places] -= shift + TINY
+    shifted[..., places, places] = diagonal - (shift + TINY)
     try:
-        factor = np.linalg.cholesky(shifted)
+        return bool(np.isfinite(np.linalg.cholesky(shifted)).all())
     except np.linalg.LinAlgError:
         return False
-    return bool(np.isfinite(factor).all())
 
 
 def norms_at_most(w: Array, error: float, limits: Array) -> bool:
-    """Proves |W|_2 <= limit for real W [..., m, n] that are within `error` of w in the l2 norm, one limit for each.
+    """Proves |W|_2 <= limit for W [..., m, n], real or complex, that are within `error` of w in the l2 norm, one limit for each.
 
-    Statement: (c - error)^2 I - w'w >= 0. The product w'w is off by at most gamma_m |w|_F^2.
+    Statement: (c - error)^2 I - w*w >= 0. The product w*w is off by at most gamma_m |w|_F^2; of complex entries, whose real and
+        imaginary parts are real sums of 2m products each, by at most sqrt(2) gamma_2m |w|_F^2.
     """
-    w = w if w.shape[-2] >= w.shape[-1] else np.swapaxes(w, -1, -2)
-    power = exponent_of(limits)
-    w, error, limits = np.ldexp(w, -power), np.ldexp(np.float64(error), -power), np.ldexp(limits, -power)
+    w = w if w.shape[-2] >= w.shape[-1] else np.swapaxes(w.conj(), -1, -2)
+    power, times = exponent_of(limits), 4 if np.iscomplexobj(w) else 1
+    parts = np.ldexp(np.ascontiguousarray(w).view(np.float64), -power)
+    w, error, limits = parts.view(w.dtype), np.ldexp(np.float64(error), -power), np.ldexp(limits, -power)
     reduced = (limits - error) * (1.0 - gamma(4)) - TINY
     if not bool(np.isfinite(w).all() and np.isfinite(error)):
         return False
     if not bool((reduced > TINY).all()):
         return bool((limits >= error).all()) and not w.any()
     square = reduced * reduced * (1.0 - gamma(2))
-    charge(w.size * w.shape[-1] // w.shape[-2], w.size * w.shape[-1])
-    gram = -(np.swapaxes(w, -1, -2) @ w)
-    places = np.arange(gram.shape[-1])
-    gram[..., places, places] += square[..., None]
-    frobenius = sums(w * w, (-2, -1))
-    slack = (gamma(w.shape[-2] + 4) * frobenius + gamma(4) * square) * 1.01 + TINY
+    charge(times * w.size * w.shape[-1] // w.shape[-2], times * w.size * w.shape[-1])
+    gram = -(np.swapaxes(w.conj(), -1, -2) @ w)
+    np.einsum("...ii->...i", gram)[...] += square[..., None]
+    frobenius = sums(parts * parts, (-2, -1))
+    slack = (gamma(times * (w.shape[-2] + 4)) * frobenius + gamma(4) * square) * 1.01 + TINY
     return positive_definite(gram, slack[..., None])

@@ -72,7 +72,7 @@ def chain_gains(chain: Sequence[Affine], limit: float, torus: Torus | None, exac
     """Gains of a chain of affine steps, each reading the one before; None where in l2 it is not shown to be at most the limit."""
     if torus is not None:
         need(not exact, "exact checking covers chains whose matrices are stored as they are")
-        each = {n: [_interpolated(s, s.index, n) for s in chain] for n in ("l1", "linf")}
+        each = {n: [by_sums(s, s.index, n) for s in chain] for n in ("l1", "linf")}
         others = {(n, n): math.prod(factors, start=Fraction(1)) for n, factors in each.items()}
         return {("l2", "l2"): Fraction(limit)} | others if _torus(chain, limit, torus) else None
     matrices, error = matrix_of(chain)
@@ -121,10 +121,10 @@ def _rule(
     if isinstance(step, Constant):
         return Fraction(0)
     if isinstance(step, Affine):
-        whole = _interpolated(step, step.index, norm) * _seen(steps, view, view.places, norm, reach)
+        whole = by_sums(step, step.index, norm) * _seen(steps, view, view.places, norm, reach)
         places = np.append(view.places, -1)[step.index]
         owners = _owners(steps, view, places)
-        own = [_interpolated(step, np.where(owners == i, places, -1), norm) for i in range(len(view.sources))]
+        own = [by_sums(step, np.where(owners == i, places, -1), norm) for i in range(len(view.sources))]
         return min(
             whole, sum((g * reach[s][norm] for g, s in zip(own, view.sources, strict=True)), Fraction(0))
         )
@@ -148,7 +148,7 @@ def _rule(
     raise NotCovered(f"the {norm} gain of {type(step).__name__} is not covered by the checker")
 
 
-def _interpolated(step: Affine, places: Array, norm: str) -> Fraction:
+def by_sums(step: Affine, places: Array, norm: str) -> Fraction:
     """Largest sum of absolute entries of a row (linf) or column (l1); the root of their product for l2."""
     charge(0, 8 * (places.size + step.kernel.size) + places.size * step.kernel.shape[1])
     kernel, there = np.abs(step.kernel), places >= 0
@@ -238,11 +238,10 @@ def kernel_of(chain: Sequence[Affine]) -> tuple[Array, float, list[int]]:
         inner = (i < place[0]) != adjoint
         charge(step.size)
         # Of every entry, of which a block may be many channels.
-        factor: Array = np.repeat(step.kernel.ravel(), step.index.shape[1])
-        factor = factor.reshape(shape[0] if inner else kernel.shape[0] * kernel.shape[1], -1)
+        entries = np.repeat(step.kernel.ravel(), step.index.shape[1])
+        factor = entries.reshape(shape[0] if inner else kernel.shape[0] * kernel.shape[1], -1)
         need((factor == factor[:, :1]).all(), "a scaling that differs within a channel")
-        split = factor[:, 0].reshape(len(kernel), -1)
-        split = split[:, None, :] if inner else split[:, :, None]
+        split = factor[:, 0].reshape((len(kernel), 1, -1) if inner else (len(kernel), -1, 1))
         kernel = arith.times(kernel, split.reshape(*split.shape, *(1,) * (kernel.ndim - 3)))
         relative += arith.gamma(8 + step.rounded)
     sizes = []
@@ -266,16 +265,16 @@ def kernel_of(chain: Sequence[Affine]) -> tuple[Array, float, list[int]]:
 
 
 def symbol_at(kernel: Array, grid: Array) -> Array:
-    """S at frequencies grid[..., 0] / grid[..., 1] as real matrices [points, groups, 2 out, 2 in]."""
+    """S at frequencies grid[..., 0] / grid[..., 1]: complex [points, groups, out, in]."""
     phase = np.ones((len(grid), 1), dtype=np.complex128)
     for axis, count in enumerate(kernel.shape[3:]):
         turns = (grid[:, axis, :1] * np.arange(count)) % grid[:, axis, 1:]
         angle = 2.0 * math.pi * (turns / grid[:, axis, 1:])
         own = np.cos(angle) + 1j * np.sin(angle)
         phase = (phase[:, :, None] * own[:, None, :]).reshape(len(grid), -1)
-    flat = kernel.reshape(-1, phase.shape[1])
-    re, im = ((part @ flat.T).reshape(len(grid), *kernel.shape[:3]) for part in (phase.real, phase.imag))
-    return np.concatenate([np.concatenate([re, -im], -1), np.concatenate([im, re], -1)], -2)
+    flat = kernel.reshape(-1, phase.shape[1]).T
+    values: Array = phase.real @ flat + 1j * (phase.imag @ flat)
+    return values.reshape(len(grid), *kernel.shape[:3])
 
 
 def _symbols_at_most(kernel: Array, relative: float, grid: Array, limit: float) -> bool:
@@ -290,7 +289,7 @@ def _symbols_at_most(kernel: Array, relative: float, grid: Array, limit: float) 
     rounding += relative * (1 + 2.0**-20)
     step = max(1, _WORK // (4 * kernel.shape[0] * max(kernel.shape[1:3]) ** 2 + math.prod(taps)))
     for start in range(0, len(grid), step):
-        charge(0, 4 * min(step, len(grid) - start) * (kernel.size + 16 * math.prod(taps)))
+        charge(0, 2 * min(step, len(grid) - start) * (kernel.size + 16 * math.prod(taps)))
         values = symbol_at(kernel, grid[start : start + step])
         if not arith.norms_at_most(
             values, float(absolute) * rounding * 1.01, np.full(values.shape[:2], limit)

@@ -67,3 +67,22 @@ def test_what_stands_beside_a_large_convolution(
     assert row.certificate.rigour is Rigour.CHECKED
     jacobian = torch.autograd.functional.jacobian(lambda v: net(v[None]).flatten(), x[0]).flatten(1)
     assert row.upper >= float(torch.linalg.matrix_norm(jacobian, 2)) * (1 - 1e-6)
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("beside", ["channels before", "channels behind"])
+@pytest.mark.parametrize("convolution", CONVOLUTIONS)
+def test_wide_convolutions_are_written_down_by_an_estimate_and_proved_by_the_checker(
+    convolution: str, beside: str, norm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chains, "DENSE_WORK", 0.0)
+    torch.manual_seed(4)
+    net = nn.Sequential(*BESIDE[beside](CONVOLUTIONS[convolution]())).eval()
+    graph, rows = lv.extract(net, torch.randn(2, 4, 7, 7)), []
+    for wide in (48, 1):
+        monkeypatch.setattr(chains, "WIDE", wide)
+        audit = lv.audit(graph, norm=norm, analyzers=["product"], search=Search(seconds=0.05))
+        rows.append(audit.rows[0].certificate)
+    assert all(row is not None and row.rigour is Rigour.CHECKED for row in rows)
+    exact, rough = (float(row.upper) for row in rows if row is not None and row.upper is not None)
+    assert exact * (1 - 1e-6) <= rough <= exact * (1 + (0.06 if norm == "l2" else 1e-6))

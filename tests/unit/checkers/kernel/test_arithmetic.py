@@ -33,6 +33,18 @@ def test_norms_are_proved_from_just_above_and_never_from_below(rng: np.random.Ge
             assert not arithmetic.norms_at_most(w, size * slack, np.asarray(size))
 
 
+def test_norms_of_complex_matrices_as_well(rng: np.random.Generator) -> None:
+    for k in range(60):
+        m, n = rng.integers(1, 12, 2)
+        w = rng.standard_normal((m, n)) + 1j * rng.standard_normal((m, n))
+        w = w * 2.0 ** rng.integers(-600, 300) if k else 0.0 * w
+        size, slack = float(np.linalg.norm(w, 2)), 10.0 ** rng.uniform(-10, -1)
+        assert arithmetic.norms_at_most(w, 0.0, np.asarray(size * (1 + slack)))
+        if size:
+            assert not arithmetic.norms_at_most(w, 0.0, np.asarray(size * (1 - slack)))
+            assert not arithmetic.norms_at_most(w, size * slack, np.asarray(size))
+
+
 def test_the_exact_tier_agrees(rng: np.random.Generator) -> None:
     for w in matrices(rng, 60):
         size = float(np.linalg.norm(w, 2))
@@ -62,6 +74,13 @@ def test_singular_and_indefinite_matrices_are_not_proved(rng: np.random.Generato
     for smallest, expected in ((1e-9, True), (0.0, False), (-1e-12, False), (-1e-3, False)):
         a = basis @ np.diag([smallest, *np.linspace(0.5, 2, 11)]) @ basis.T
         assert arithmetic.positive_definite((a + a.T) / 2, np.zeros(12)) is expected
+
+
+def test_hermitian_matrices_are_definite_by_their_smallest_eigenvalue(rng: np.random.Generator) -> None:
+    basis = np.linalg.qr(rng.standard_normal((12, 12)) + 1j * rng.standard_normal((12, 12)))[0]
+    for smallest, expected in ((1e-9, True), (0.0, False), (-1e-12, False), (-1e-3, False)):
+        a = basis @ np.diag([smallest, *np.linspace(0.5, 2, 11)]) @ basis.conj().T
+        assert arithmetic.positive_definite((a + a.conj().T) / 2, np.zeros(12)) is expected
 
 
 def test_slack_counts_against_the_smallest_eigenvalue() -> None:
