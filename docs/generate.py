@@ -142,7 +142,7 @@ def trusted_figures() -> str:
                         ("account of memory and operations", "kernel/account.py"), ("reader", "reader"),
                         ("claims and the verdict", "")):  # fmt: skip
         files = [checkers / name] if name else sorted(checkers.glob("*.py"))
-lines = sum(map(lines_of_code, files))
+        lines = sum(map(lines_of_code, files))
         # What changes every day is told in hundreds.
         rows.append(f"| {title} | | {lines if lines < 1000 else f'about {round(lines, -2)}'} |")
     return "\n".join(rows)
