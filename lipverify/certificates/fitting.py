@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lipverify.checkers.kernel.jacobians import jacobian_limit
+from lipverify.checkers.kernel.jacobians import jacobian_limit, moving
 from lipverify.checkers.kernel.language import Rows, Subject
 from lipverify.checkers.kernel.neurons import Differences, differences
 from lipverify.checkers.kernel.ranges import Ranges
@@ -35,7 +35,7 @@ def derivatives(
 ) -> float:
     """What the step `jacobian` proves."""
     found = neurons(subject, start, end, known, {})
-    return jacobian_limit(found, known, picked(found.output, rows), norms)
+    return jacobian_limit(found, known, picked(found.output, rows), norms, moving(known, start))
 
 
 def costliest(subject: Subject, known: Ranges, rows: Rows) -> tuple[int, int] | None:

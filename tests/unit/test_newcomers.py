@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import lipverify as lv
+from lipverify import ops
 from lipverify.errors import UsageError
 from tests import networks
 from tests.command import lipverify
@@ -69,3 +70,28 @@ def test_centres_are_told_what_is_wrong_with_their_shape() -> None:
         ):
             with pytest.raises(UsageError, match=words):
                 ask(region)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_features_that_do_not_move_do_not_count(norm: str) -> None:
+    """The first feature is a hundred times as steep as the others and fixed: analyzer and checker leave it out."""
+    rng = torch.Generator().manual_seed(0)
+    weight = torch.randn(8, 4, generator=rng)
+    small = networks.chain([weight[:, 1:], torch.randn(2, 8, generator=rng)], ops.ReLU())
+    graph = networks.chain(
+        [torch.cat([100 * weight[:, :1], weight[:, 1:]], 1), small.nodes[-1].op.weight], ops.ReLU()
+    )
+    x = torch.zeros(1, 4, dtype=torch.float64)
+    box = (torch.tensor([0.0, -1.0, -1.0, -1.0]), torch.tensor([0.0, 1.0, 1.0, 1.0]))
+    found = lv.audit(graph, norm=norm, region=lv.Ball(x, 0.5, "linf", box), analyzers=["local"]).certificates[
+        "local"
+    ]
+    wanted = lv.audit(
+        small, norm=norm, region=lv.Ball(x[:, 1:], 0.5, "linf"), analyzers=["local"]
+    ).certificates["local"]
+    assert found.rigour == wanted.rigour == lv.Rigour.CHECKED
+    assert float(found.upper) == pytest.approx(float(wanted.upper), rel=1e-6)
+    nothing = lv.audit(graph, norm=norm, region=lv.Ball(x, 0.0, "linf"), analyzers=["local"]).certificates[
+        "local"
+    ]
+    assert float(nothing.upper) > 10 * float(found.upper)

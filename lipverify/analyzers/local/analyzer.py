@@ -184,6 +184,24 @@ class NormBounds:
         return NormBounds(self.upper, self.rows[:, first:last], tuple(parts))
 
 
+def _of_moving(found: Gradients, ranges: Bounds) -> Gradients:
+    """The gradients with 0 for entries of the input that have one value in a region where others have more.
+
+    Statement: f(x) - f(y) is the integral of J (x - y) along the segment, and x - y is 0 in those entries.
+    """
+    name = found.graph.input.name
+    fixed = ranges.known.box.lower == ranges.known.box.upper
+    fixed &= ~fixed.flatten(1).all(1).reshape(-1, *[1] * (fixed.ndim - 1))
+    if not bool(fixed.any()):
+        return found
+    box, still = found.boxes[name], fixed[:, None]
+    zero = torch.zeros_like(box.lower)
+    boxes = found.boxes | {
+        name: Interval(torch.where(still, zero, box.lower), torch.where(still, zero, box.upper))
+    }
+    return replace(found, boxes=boxes)
+
+
 def norm_bounds(
     graph: Graph,
     ranges: Bounds,
@@ -205,7 +223,10 @@ def norm_bounds(
     size, count = graph.output.size, ranges.known.count
     identity = torch.eye(size, dtype=torch.float64, device=ranges.output.lower.device)
     seeds = identity.reshape(size, *graph.output_shape)[outputs]
-    found = [jacobian_ranges(graph, factors, seeds[some], count, tier) for some in _slices(len(seeds), chunk)]
+    found = [
+        _of_moving(jacobian_ranges(graph, factors, seeds[some], count, tier), ranges)
+        for some in _slices(len(seeds), chunk)
+    ]
     rows = torch.cat([row_norms(part, query.norm_in.dual, tier) for part in found], 1)
     upper = from_rows(rows, query.norm_out)
     entries = [part.boxes[graph.input.name] for part in found]

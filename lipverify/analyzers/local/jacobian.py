@@ -194,7 +194,8 @@ def row_norms(found: Gradients, dual: Norm, tier: Tier) -> Tensor:
         best = largest.sum(2) * slack
         if tier.joint:
             t, w = chord(lower, upper)
-            kappa = t - (1.0 - t)
+            # What is 0 is no part of the sum, whatever its functional says: entries that do not move.
+            kappa = torch.where(largest.reshape(t.shape) == 0, torch.zeros_like(t), t - (1.0 - t))
             rest = (2.0 * w + 8.0 * UNIT_ROUNDOFF * largest.reshape(w.shape)).flatten(2).sum(2) * slack
             best = torch.minimum(best, _joint(found, kappa, tier) + rest)
         return _up(best)

@@ -33,9 +33,13 @@ class Gradient(NamedTuple):
 
 
 def jacobian_limit(
-    found: Differences, ranges: Ranges | None, output: Signal, norms: tuple[str, str]
+    found: Differences,
+    ranges: Ranges | None,
+    output: Signal,
+    norms: tuple[str, str],
+    free: Array | None = None,
 ) -> float:
-    """A constant of the rows `output` of the differences.
+    """A constant of the rows `output` of the differences. free: entries of the input that move (`moving`), None: all.
 
     Statement: a constant is the largest norm of a derivative almost everywhere, of the part or of parts that cover it. J'g =
         V0'g + U'c, b = V'g + C'c, c_i = s_i b_i with s_i in the range of slopes of neuron i: a chain of blocks from the output to
@@ -44,7 +48,7 @@ def jacobian_limit(
     """
     rows, ends = [], []
     # Sums of sizes take entries one by one and together: the middle of all slopes adds nothing.
-    for g in gradients(found, ranges, output, norms != ("linf", "linf")):
+    for g in gradients(found, ranges, output, norms != ("linf", "linf"), free):
         ends.append((g.low, g.high))
         most = np.maximum(np.abs(g.low), np.abs(g.high)).max(initial=0.0)
         rows.append(most if norms[0] == "l1" else _summed(g, norms[0] == "l2"))
@@ -92,8 +96,26 @@ def _summed(g: Gradient, squared: bool) -> float:
     return float(np.sqrt(best) * (1.0 + gamma(8))) if squared else best
 
 
-def gradients(found: Differences, ranges: Ranges | None, output: Signal, middle: bool) -> Iterator[Gradient]:
-    """The ranges of the gradient of every row of `output`. middle: whether to try lines around the middle of all slopes too."""
+def moving(ranges: Ranges | None, start: int) -> Array | None:
+    """Entries of the input that have more than one value in a part; None for all of them, and behind other steps than the input.
+
+    Statement: where a segment of inputs is in the part for a while, entries with one value there do not move along it, and what
+        their derivatives are does not matter. A segment that only crosses the part is in it almost nowhere.
+    """
+    region = None if ranges is None else ranges.chain.region
+    if region is None or start != 0:
+        return None
+    free = np.flatnonzero(region.low < region.high)
+    return free if 0 < len(free) < len(region.low) else None
+
+
+def gradients(
+    found: Differences, ranges: Ranges | None, output: Signal, middle: bool, free: Array | None = None
+) -> Iterator[Gradient]:
+    """The ranges of the gradient of every row of `output`, of the entries `free` of the input alone.
+
+    middle: whether to try lines around the middle of all slopes too.
+    """
     explicit(found)
     count, bends, values = len(found.blocks), dict[int, _Bend](), Chain()
     if ranges is not None:
@@ -118,6 +140,7 @@ def gradients(found: Differences, ranges: Ranges | None, output: Signal, middle:
             assert b.sizes is not None
             b = b._replace(parts=b.parts | {ONE: entries}, sizes=b.sizes | {ONE: terms})
             if key == INPUT:
+                b = b if free is None else b.rows(free)
                 yield Gradient(*chain.ranges(b, (*chain.kinds, 2) if middle else chain.kinds), chain, b)
                 break
             if key in found.among:

@@ -17,7 +17,7 @@ from lipverify.checkers.kernel import gains as paths
 from lipverify.checkers.kernel import language as is_
 from lipverify.checkers.kernel.arithmetic import above, need, root_above, trimmed
 from lipverify.checkers.kernel.elementary import elementary
-from lipverify.checkers.kernel.jacobians import jacobian_limit
+from lipverify.checkers.kernel.jacobians import jacobian_limit, moving
 from lipverify.checkers.kernel.language import Rows, Subject
 from lipverify.checkers.kernel.multipliers import multipliers_hold
 from lipverify.checkers.kernel.neurons import Differences, differences, everywhere
@@ -256,7 +256,7 @@ def jacobian(facts: Facts, *, start: is_.StepId, end: is_.StepId, ranges: is_.Pa
     need(not facts.subject.exact, "exact checking covers no ranges")
     part, known = facts.ranges(ranges)
     found = between(facts, start, end, known)
-    proved = jacobian_limit(found, known, picked(found.output, rows), norms)
+    proved = jacobian_limit(found, known, picked(found.output, rows), norms, moving(known, start))
     shown(proved <= limit, f"the derivatives prove {proved!r}, not {limit!r}")
     return Constant(part, Fraction(limit), start, end, rows, norms)
 
