@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import runpy
+import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -50,7 +52,12 @@ def alone(script: str, folder: Path) -> str:
 def here(script: str, folder: Path) -> str:
     """Run as a program in this process, which has torch."""
     out = io.StringIO()
-    with contextlib.chdir(folder), contextlib.redirect_stdout(out), torch.random.fork_rng(devices=[]):
+    with (
+        contextlib.chdir(folder),
+        contextlib.redirect_stdout(out),
+        torch.random.fork_rng(devices=[]),
+        mock.patch.object(sys, "argv", [script]),
+    ):
         runpy.run_path(str(EXAMPLES / script), run_name="__main__")
     return out.getvalue()
 
