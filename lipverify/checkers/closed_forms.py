@@ -10,10 +10,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import product
 
 from lipverify.checkers.kernel.arithmetic import above, below, need, root_above, trimmed
 
 Matrix = Sequence[Sequence[Fraction]]
+FREE = 10
+"""Derivatives of a sector that are not known exactly: it has 2^FREE corners at most."""
 
 
 @dataclass(frozen=True)
@@ -288,6 +291,34 @@ def _remainder(constant: Fraction, rate: Fraction, dynamics: Matrix, control: Ma
     return found
 
 
+def _sector(rate: Fraction, dynamics: Matrix, control: Matrix, low: Matrix, high: Matrix, shape: Matrix, level: Fraction,
+            radius: Fraction) -> Fraction:  # fmt: skip
+    """x'(A + B S)'P(A + B S)x is convex in S: between two matrices it is largest at a corner."""
+    n, m = len(dynamics), len(control[0])
+    need(all(len(row) == n for row in [*dynamics, *low, *high, *shape]) and len(shape) == len(control) == n
+         and len(low) == len(high) == m and all(len(row) == m for row in control), "matrices whose sizes do not fit")  # fmt: skip
+    need(_transposed(shape) == [list(row) for row in shape] and 0 <= rate < 1,
+         "a shape that is not symmetric, or a rate of 1 and more")  # fmt: skip
+    ends = [sorted({a, b}) for rows in zip(low, high, strict=True) for a, b in zip(*rows, strict=True)]
+    need(
+        all(a <= b for rows in zip(low, high, strict=True) for a, b in zip(*rows, strict=True)),
+        "a sector of no numbers",
+    )
+    need(sum(len(each) > 1 for each in ends) <= FREE, "a sector with too many corners")
+    need(positive_definite(shape), "the shape is not positive definite")
+    for corner in product(*ends):
+        slopes = [list(corner[k * n : (k + 1) * n]) for k in range(m)]
+        closed = [
+            [x + y for x, y in zip(row, other, strict=True)]
+            for row, other in zip(dynamics, _product(control, slopes), strict=True)
+        ]
+        after = _product(_transposed(closed), _product(shape, closed))
+        falls = [[rate**2 * shape[i][j] - after[i][j] for j in range(n)] for i in range(n)]
+        need(positive_definite(falls), "the shape does not fall at a corner of the sector")
+    need(level > 0 and _stays(radius, level, shape), "the set does not lie in the box")
+    return rate
+
+
 def _disturbed(
     rate: Fraction, amplification: Fraction, constant: Fraction, disturbance: Fraction
 ) -> Fraction:
@@ -418,6 +449,15 @@ RULES: dict[str, Rule] = {
         "step, in the norm of P, if p(0) = 0, and where all entries are at most {radius} in size p - K has the constant "
         "{constant} (l2) and |s(x)| <= {remainder} |x|, with A {dynamics}, B {control}, K {gain}, D {direction}, P {shape}",
         _remainder,
+    ),
+    "loop-sector": Rule(
+        {"rate": "size", "dynamics": "matrix", "control": "matrix", "low": "matrix", "high": "matrix", "shape": "matrix",
+         "level": "size", "radius": "size"},
+        "upper",
+        "runs of x+ = A x + B p(x) that start where x'Px <= {level} stay there and come to 0 by the factor {value} a step, in "
+        "the norm of P, if p(0) = 0 and the derivatives of p lie between {low} and {high} where all entries are at most "
+        "{radius} in size, with A {dynamics}, B {control}, P {shape}",
+        _sector,
     ),
     "disturbed": Rule(
         {"rate": "size", "amplification": "size", "constant": "constant", "disturbance": "size"},

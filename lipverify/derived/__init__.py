@@ -16,6 +16,7 @@ from lipverify.derived.derivation import Derived, verify_derived
 from lipverify.derived.games import game, game_band, game_step, pseudo_gradient
 from lipverify.derived.loops import closed_loop, disturbed, largest_constant
 from lipverify.derived.privacy import Sensitivity, epsilon, sensitivity
+from lipverify.derived.sectors import sector
 
 __all__ = [
     "Derived",
@@ -33,6 +34,7 @@ __all__ = [
     "pseudo_gradient",
     "q_constant",
     "recurrent",
+    "sector",
     "sensitivity",
     "stability_tail",
     "value_error",

@@ -15,6 +15,7 @@ from lipverify.checkers import derivations
 from lipverify.combine.difference import minus
 from lipverify.derived.derivation import Derived, Known, certificate_of, derive, needs_region, number
 from lipverify.derived.networks import audited, linear
+from lipverify.derived.sectors import closed_by_sector, sector
 from lipverify.errors import Undecided, UsageError
 from lipverify.ir.certificate import Certificate
 from lipverify.ir.graph import Graph
@@ -28,7 +29,7 @@ SLOWEST = 1.0 - 1e-12
 
 
 def closed_loop(
-    policy: Graph | Known,
+    policy: Graph | Known | tuple[ArrayLike, ArrayLike],
     dynamics: ArrayLike,
     control: ArrayLike,
     gain: ArrayLike | None = None,
@@ -37,6 +38,7 @@ def closed_loop(
     remainder: float | None = None,
     direction: ArrayLike | None = None,
     analyzers: Sequence[str] | None = None,
+    by: str = "constant",
 ) -> Derived:
     """Whether a loop x+ = A x + B p(x) is stable, and how fast runs come together.
 
@@ -54,6 +56,9 @@ def closed_loop(
         gain: K [m, n], 0 if None. The nearer it is to the policy, the smaller the constant. radius: see above; None: everywhere.
         remainder: see above; a fact about the plant that you state, such as dt g r^2 / 6 for the sine of an angle up to r.
         direction: D [n, k], where it acts; all entries if None.
+        by: `constant`, as above, or `sector`: the derivatives of p lie between two matrices in the box of `radius`, and one form
+            falls at every corner between them. Narrower than a constant where derivatives are known to have signs. The policy is
+            then the network (ranges of its derivatives are those of `local`, which the rule takes as stated), or the matrices.
         analyzers: for p - K; `product` and `lipsdp` everywhere, `local` near 0 if None.
 
     Raises:
@@ -65,6 +70,10 @@ def closed_loop(
     0.972
     """
     a, b = _matrix(dynamics, "dynamics"), _matrix(control, "control")
+    if by not in ("constant", "sector"):
+        raise UsageError(f"a loop is shown stable by constant or by sector, not by {by!r}")
+    if by == "sector" or isinstance(policy, tuple):
+        return _by_sector(policy, a, b, radius, by, (gain, remainder, direction, analyzers))
     k = np.zeros((b.shape[1], a.shape[0])) if gain is None else _matrix(gain, "gain")
     n, m = b.shape
     if a.shape != (n, n) or k.shape != (m, n):
@@ -189,13 +198,37 @@ def _shifted(policy: Graph, gain: Array, radius: float | None, analyzers: Sequen
     less = minus(policy, linear(torch.from_numpy(gain)))
     if radius is None:
         return audited(less, analyzers or ("product", "lipsdp"))
-    center = torch.zeros(1, gain.shape[1], dtype=torch.float64)
+    center = _rests(policy)
+    return audited(less, analyzers or ("product", "lipsdp", "local"), Ball(center, radius, Norm.LINF))
+
+
+def _rests(policy: Graph) -> Tensor:
+    """0 as a batch of one state. Raises UsageError for a policy that does not give 0 there."""
+    center = torch.zeros(1, *policy.input_shape, dtype=torch.float64)
     at = values(policy.to(dtype=torch.float64), center)
     if bool(((at.lower > 0.0) | (at.upper < 0.0)).any()):
         raise UsageError(
             f"the policy gives {at.center.flatten().tolist()} at 0: subtract that, or shift the state to where the loop rests"
         )
-    return audited(less, analyzers or ("product", "lipsdp", "local"), Ball(center, radius, Norm.LINF))
+    return center
+
+
+def _by_sector(
+    policy: Any, a: Array, b: Array, radius: float | None, by: str, others: tuple[Any, ...]
+) -> Derived:
+    """A network, or two matrices, between which its derivatives lie."""
+    if by != "sector" or radius is None or any(value is not None for value in others):
+        raise UsageError(
+            "a sector is known in a box: give by='sector' and radius, without gain, remainder and analyzers"
+        )
+    if isinstance(policy, Graph):
+        _rests(policy)
+        low, high = sector(policy, radius)
+    elif isinstance(policy, tuple) and len(policy) == 2:
+        low, high = _matrix(policy[0], "the lower end"), _matrix(policy[1], "the upper end")
+    else:
+        raise UsageError("a sector is that of a network, or a pair of matrices")
+    return closed_by_sector(a, b, low, high, radius)
 
 
 def _fastest(plant: _Plant, constant: float) -> tuple[float, Array, float] | None:

@@ -299,6 +299,62 @@ def test_a_pendulum_is_what_a_linear_plant_leaves() -> None:
         derived.closed_loop(0.1, *plant, gain, remainder=remainder)
 
 
+def test_a_sector_falls_at_every_corner_and_so_in_between() -> None:
+    """A double integrator under any policy whose derivatives lie in the sector: runs stay in the ellipsoid."""
+    low, high = [[-0.9, -8.0]], [[-0.3, -0.8]]
+    found = derived.closed_loop((low, high), *DOUBLE, radius=0.5, by="sector")
+    assert found.rule == "loop-sector"
+    assert derived.verify_derived(found).value == found.upper < 1.0
+    half = np.linalg.norm((np.array(high) - low) / 2)
+    with pytest.raises(
+        Undecided, match="shown stable up to"
+    ):  # from a norm around the middle nothing follows
+        derived.closed_loop(float(half), *DOUBLE, (np.array(high) + low) / 2, radius=0.5)
+    shape, level = np.array(found.details["shape"]), found.details["level"]
+    rng, (a, b) = np.random.default_rng(0), map(np.array, DOUBLE)
+    x = rng.standard_normal((300, 2))
+    x *= np.sqrt(level / np.einsum("ni,ij,nj->n", x, shape, x))[:, None]
+    assert np.abs(x).max() <= 0.5
+    for _ in range(50):
+        u = (x * rng.uniform(low[0], high[0], x.shape)).sum(1, keepdims=True)
+        after = x @ a.T + u @ b.T
+        before, now = (np.sqrt(np.einsum("ni,ij,nj->n", z, shape, z)) for z in (x, after))
+        assert (now <= found.upper * before * (1 + 1e-12)).all()
+        x = after
+    with pytest.raises(UsageError, match="fall at a corner"):
+        derive(
+            "loop-sector",
+            dynamics=DOUBLE[0],
+            control=DOUBLE[1],
+            low=low,
+            high=[[0.3, 0.8]],
+            radius=0.5,
+            rate=found.upper,
+            shape=shape,
+            level=level,
+        )
+    with pytest.raises(UsageError, match="lower ends first"):
+        derived.closed_loop((high, low), *DOUBLE, radius=0.5, by="sector")
+
+
+def test_the_sector_of_a_network_holds_its_slopes() -> None:
+    rng = np.random.default_rng(4)
+    policy = chain([tensor(rng, 8, 2), tensor(rng, 1, 8)], ops.Tanh()).to(dtype=torch.float64)
+    low, high = derived.sector(policy, 0.2)
+    x = (torch.rand(200, 2, dtype=torch.float64) * 2 - 1) * 0.2
+    slopes = torch.func.vmap(torch.func.jacrev(lambda v: evaluate(policy, v[None])[0]))(x)
+    assert bool((slopes >= torch.from_numpy(low)).all())
+    assert bool((slopes <= torch.from_numpy(high)).all())
+    spread = slopes.amax(0) - slopes.amin(0)
+    assert bool((torch.from_numpy(high - low) <= 4 * spread + 1e-9).all())
+    with pytest.raises(UsageError, match="at 0"):
+        derived.closed_loop(
+            chain([tensor(rng, 8, 2), tensor(rng, 1, 8)], ops.Sigmoid()), *DOUBLE, radius=0.1, by="sector"
+        )
+    with pytest.raises(UsageError, match="radius"):
+        derived.closed_loop(policy, *DOUBLE, by="sector")
+
+
 def test_a_remainder_that_is_not_bounded_by_the_shape_proves_nothing() -> None:
     """largest and smallest are data: the rule shows that they bound the shape."""
     plant = {"dynamics": [[0.5, 0.0], [0.0, 0.5]], "control": [[0.0], [1.0]], "gain": [[0.0, 0.0]]}
