@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import lipverify as lv
+from lipverify import derived
 
 # Two facts about the body that somebody states, not this example: how fast its steps forget, and what a unit of action moves.
 CONTRACTION, MOVED = 0.9, 0.02
@@ -38,11 +39,11 @@ with tempfile.TemporaryDirectory() as folder:
     )
 
     # The answer is linear in the error of the sensors: the margin is what makes it the state's own.
-    one = lv.derived.disturbed(CONTRACTION, audit, 1.0, amplification=MOVED)
+    one = derived.disturbed(CONTRACTION, audit, 1.0, amplification=MOVED)
     margin = ALLOWED / one.upper * (1 - 1e-9)
-    found = lv.derived.disturbed(CONTRACTION, audit, margin, amplification=MOVED)
+    found = derived.disturbed(CONTRACTION, audit, margin, amplification=MOVED)
     print(f"{found.rigour}: {found.statement}")
     print(f"sensors may be wrong by {margin:.3g} in l2, for the state to stay within {ALLOWED}")
     assert found.upper <= ALLOWED
     # Proved again from the file: the constant, and the sum over all steps.
-    assert lv.derived.verify_derived(found).value == found.upper
+    assert derived.verify_derived(found).value == found.upper

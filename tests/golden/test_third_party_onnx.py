@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import lipverify as lv
+from lipverify import derived
 from lipverify.errors import UnsupportedModel
 from lipverify.frontends.onnx import extract_onnx
 from tests.clocks import within
@@ -76,7 +77,7 @@ def test_a_margin_for_the_sensors_of_a_robot_follows_from_the_policys_constant()
     """As examples/17_a_robot_and_its_sensors.py, by hand: .05 = .02 L margin / (1 - .9)."""
     path = next(p for p in files() if p.stem == "go1_policy")
     audit = lv.audit(lv.load(path), analyzers=["product"], budget=60)
-    found = lv.derived.disturbed(0.9, audit, 2.3e-5, amplification=0.02)
+    found = derived.disturbed(0.9, audit, 2.3e-5, amplification=0.02)
     assert float(audit.certificates["product"].upper) == pytest.approx(10751.3, rel=1e-4)
     assert found.upper == pytest.approx(0.02 * 10751.3 * 2.3e-5 / 0.1, rel=1e-4)
     assert str(found.rigour) == "checked"
