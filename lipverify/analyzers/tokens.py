@@ -40,7 +40,7 @@ class Tokens:
     one matrix; GELU has a slope of 1.1289042.
     Sound when: values are sums of matrices times tokens, softmax averages, products of bounded values, activations of bounded
     slope, and normalisations with eps > 0.
-    Proof: lipverify/checkers/theories/tokens.py:constant_of
+    Proof: lipverify/checkers/theories/tokens/__init__.py:constant_of
     """
 
     name: ClassVar[str] = "tokens"

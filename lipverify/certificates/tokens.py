@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,13 +28,23 @@ from lipverify.ir.norm import Norm
 from lipverify.ir.region import Query
 
 
+class Stage(NamedTuple):
+    """What is known of a family: what makes it, its largest size and constant (slope 2^power)."""
+
+    kind: str
+    width: int
+    size: float
+    slope: float
+    power: int
+
+
 @dataclass(frozen=True)
 class Followed:
     """A constant, the tokens that it is about (None: all), and stages with the nodes that compute them, where one does."""
 
     value: Fraction
     within: Tokens | None
-    stages: Sequence[tuple[Node | None, kernel.Stage]]
+    stages: Sequence[tuple[Node | None, Stage]]
 
 
 def unread(graph: Graph) -> str | None:
@@ -70,9 +81,14 @@ def followed(graph: Graph, query: Query, variance: float = 0.0) -> Followed:
         raise UnsupportedModel(f"{where}{error.reason}") from error
     except NotCovered as error:
         raise UnsupportedModel(str(error)) from error
-    return Followed(
-        value, within, [(computed_by(graph, program, stage.step), stage) for stage in found.stages]
-    )
+    stages = [
+        (
+            computed_by(graph, program, f.step),
+            Stage(f.kind, f.width, float(f.size.max()), float(f.slope.max()), f.power),
+        )
+        for f in found.families
+    ]
+    return Followed(value, within, stages)
 
 
 def _norm(norm: Norm, shape: tuple[int, ...]) -> TokenNorm | str:

@@ -19,7 +19,7 @@ from lipverify.errors import NotCovered, UnreadableCertificate
 Array = NDArray[Any]
 MAX_SIZE = 1 << 27
 """Numbers in one result, and places in one view."""
-MOST_ROUNDINGS = 1 << 36
+MOST_ROUNDINGS = 1 << 38
 """Behind the numbers of one step: those of a few steps together stay within what gamma takes."""
 
 

@@ -56,8 +56,8 @@ def test_equal_matrices_give_the_figures_of_the_note(
     found = bound(graph, 1.0)
     assert log10(found, graph) == pytest.approx(whole, abs=1e-4)
     assert log10(found, graph) - math.log10(size) == pytest.approx(body, abs=1e-4)
-    last = [stage for stage in found.stages if stage.kind == "sum"][-1]
-    assert last.size / math.sqrt(8) == pytest.approx(end, rel=1e-3)
+    last = [family for family in found.families if family.kind == "sum"][-1]
+    assert last.size.max() / math.sqrt(8) == pytest.approx(end, rel=1e-3)
 
 
 @pytest.mark.parametrize(
