@@ -19,8 +19,8 @@ from lipverify.errors import NotCovered, UnreadableCertificate
 Array = NDArray[Any]
 MAX_SIZE = 1 << 27
 """Numbers in one result, and places in one view."""
-MOST_ROUNDINGS = 1 << 38
-"""Behind the numbers of one step: those of a few steps together stay within what gamma takes."""
+MOST_ROUNDINGS = 1 << 40
+"""Behind the numbers of one step: beyond that nothing is said of them (`arithmetic.gamma`)."""
 
 
 class View(NamedTuple):

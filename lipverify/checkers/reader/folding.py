@@ -84,7 +84,7 @@ def bits(values: Array) -> int:
 
 
 def finite(values: Array, like: Stored, rounded: int) -> Stored:
-    need(rounded < MOST_ROUNDINGS >> 6, "stored numbers of so many roundings are not covered by the checker")
+    need(rounded < MOST_ROUNDINGS >> 8, "stored numbers of so many roundings are not covered by the checker")
     known = np.abs(values[values != 0])
     most = float(np.finfo(like.kind).max)
     need(bool((known <= most).all()), "stored numbers beyond their type")
