@@ -12,7 +12,7 @@ from lipverify.analyzers.protocol import Compute
 from lipverify.deadline import within
 from lipverify.errors import BudgetEnded, UnsupportedModel
 from lipverify.falsify import tokens
-from lipverify.falsify.search import Box, Climber, Pool, Search
+from lipverify.falsify.search import MANY, Box, Climber, Pool, Search
 from lipverify.ir.certificate import Witness
 from lipverify.ir.graph import Graph
 from lipverify.ir.region import Ball, Bounded, Query
@@ -24,6 +24,8 @@ DISTANCES = (1e-6, 1e-4, 1e-2)
 ones are there for networks of which nothing is known at small distances."""
 POINTS = 3
 """Of the pool, of which pairs are made."""
+ROUGH = 3
+"""Pairs far apart that intervals are tried on in a network of many parameters."""
 Candidates = list[tuple[Tensor, Tensor, Tensor]]
 """Believed slopes [count] and the two points [count, *shape] of each."""
 
@@ -101,10 +103,14 @@ def _shown(graph: Graph, query: Query, candidates: Candidates, deadline: float |
     points, partner = first[order[0], column], first[order[0], column]
     notes: list[str] = []
     tries = [(place, slopes_below) for place in order]
-    if deadline is not None:
-        farthest = (first - second).flatten(2).abs().amax(2).sum(1).argmax()
-        tries = [(farthest, slopes_roughly_below), *tries]
+    # The exact proof takes six times the network in float64: in a large one it is for pairs of which intervals show nothing.
+    many = graph.parameters() > MANY
+    if many or deadline is not None:
+        far = (first - second).flatten(2).abs().amax(2).sum(1).argsort(descending=True, stable=True)
+        tries = [*((place, slopes_roughly_below) for place in far[: ROUGH if many else 1]), *tries]
     for place, below in tries:
+        if many and below is slopes_below and bool((value > 0).all()):
+            break
         x, y = (_held(query, ends[place, column]) for ends in (first, second))
         # A pair is worth a proof only where it may show more than what is proved already.
         open_ = (believed[place, column] > value * (1 + 1e-6)) & (x != y).flatten(1).any(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -52,13 +53,17 @@ def interval_ranges(graph: Graph, box: Interval) -> dict[str, Interval]:
     Raises:
         UnsupportedModel: a node without an interval rule, or not bounded on its range; it is named.
     """
-    exact = graph.to(dtype=torch.float64, device=box.lower.device)
     refuse_without_intervals(graph)
     found: dict[str, Interval] = {}
-    for node in exact.nodes:
+    for node in graph.nodes:
+        if isinstance(node.op, Input):
+            found[node.name] = box
+            continue
         boxes = [found[name] for name in node.inputs]
-        found[node.name] = box if isinstance(node.op, Input) else image(node, boxes, len(box.lower))
-        found[node.name] = _met(found[node.name], blended(exact, node, found))
+        # One node after the other in float64: no second copy of a large network.
+        exact = replace(node, op=node.op.to(dtype=torch.float64, device=box.lower.device))
+        found[node.name] = image(exact, boxes, len(box.lower))
+        found[node.name] = _met(found[node.name], blended(graph, node, found))
     return found
 
 

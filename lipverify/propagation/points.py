@@ -99,7 +99,8 @@ def slopes_roughly_below(graph: Graph, x: Tensor, y: Tensor, norm_in: Norm, norm
     """As `slopes_below`, in the time of a few evaluations: from intervals in float64 around both outputs. 0 for deep networks and
     near points, where rounding is as large as what happens between them.
     """
-    graph, (x, y) = _prepared(graph, x, y)
+    _refuse(graph)
+    x, y = (_exact(point) for point in (x, y))
     both = torch.cat([x, y])
     box = _rows(interval_ranges(graph, Interval(both, both))[graph.output.name], len(both))
     (low, other_low), (high, other_high) = (end.flatten(1).chunk(2) for end in (box.lower, box.upper))
@@ -129,13 +130,21 @@ def derivatives_below(graph: Graph, x: Tensor, v: Tensor, norm_in: Norm, norm_ou
 
 def _prepared(graph: Graph, *points: Tensor) -> tuple[Graph, list[Tensor]]:
     """On the CPU and in float64, where sums of products are sums of products."""
+    _refuse(graph)
+    graph = graph.to(dtype=torch.float64, device=torch.device("cpu"))
+    return graph, [_exact(point) for point in points]
+
+
+def _exact(point: Tensor) -> Tensor:
+    return point.detach().cpu().to(torch.float64)
+
+
+def _refuse(graph: Graph) -> None:
     missing = interval.missing(
         node for node in graph.nodes if not isinstance(node.op, (*AFFINE, *SELECTIONS, *PIECES))
     )
     if missing:
         raise UnsupportedModel(f"no interval rule for {', '.join(node.describe() for node in missing[:3])}")
-    graph = graph.to(dtype=torch.float64, device=torch.device("cpu"))
-    return graph, [point.detach().cpu().to(torch.float64) for point in points]
 
 
 def _chunk(graph: Graph) -> int:

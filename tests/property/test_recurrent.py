@@ -88,7 +88,7 @@ class Cells(nn.Module):
         return state[0] if self.kind == "LSTM" else state
 
 
-@pytest.mark.parametrize("seed", range(tier(6, 150)))
+@pytest.mark.parametrize("seed", range(tier(3, 150)))
 def test_layers_and_cells_of_torch(seed: int) -> None:
     draw = np.random.default_rng(seed)
     torch.manual_seed(seed)
@@ -143,7 +143,7 @@ def recurrent(draw: np.random.Generator, kind: str) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8)
 
 
-@pytest.mark.parametrize("seed", range(tier(6, 150)))
+@pytest.mark.parametrize("seed", range(tier(3, 150)))
 def test_operators_of_files(seed: int) -> None:
     """Layout 1 has no implementation in onnxruntime: the import is held against the one of layout 0."""
     kind = list(GATES)[seed % 3]

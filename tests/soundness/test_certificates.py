@@ -17,7 +17,7 @@ from tests.command import lipverify
 from tests.soundness import certified, mutants
 from tests.tiers import tier
 
-COUNT = tier(160, 2000)
+COUNT = tier(64, 2000)
 _RANGES = ranges.Chain.ranges
 
 

@@ -23,7 +23,7 @@ from tests.soundness.planted import PLANTED, bump, derivatives, module_of, plant
 from tests.tiers import tier
 from tests.unit.checkers.kernel.programs import ball
 
-COUNT = tier(400, 20_000)
+COUNT = tier(160, 20_000)
 
 
 def test_the_valid_proofs_have_every_kind_of_step_and_say_what_is_true() -> None:

@@ -19,7 +19,7 @@ from tests.soundness.large import pretended
 from tests.soundness.models import KINDS, Reached, pairs
 from tests.tiers import tier
 
-BLOCKS, COUNT = 4, tier(24, 20_000)
+BLOCKS, COUNT = 4, tier(12, 20_000)
 
 
 @pytest.mark.parametrize("block", range(BLOCKS))

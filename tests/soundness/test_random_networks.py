@@ -20,13 +20,13 @@ from tests.soundness.large import pretended
 from tests.soundness.search import search
 from tests.tiers import FULL, tier
 
-BLOCKS, COUNT = 4, tier(40, 2000)
+BLOCKS, COUNT = 4, tier(20, 2000)
 
 
 @pytest.mark.parametrize("block", range(BLOCKS))
 def test_no_witness_lies_above_a_bound(block: int) -> None:
     with pretended(block % 2 == 1):
-        found = search(range(block * 1_000_000, block * 1_000_000 + COUNT // BLOCKS), budget=tier(5, 20))
+        found = search(range(block * 1_000_000, block * 1_000_000 + COUNT // BLOCKS), budget=tier(3, 20))
     assert found.wrong == []
     assert found.answers["product"] > COUNT // BLOCKS // 4
     assert found.refused_claims > COUNT // BLOCKS // 8

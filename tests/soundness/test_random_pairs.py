@@ -10,7 +10,7 @@ from lipverify.combine import difference
 from tests.soundness.pairs import MISTAKES, fuzz, noticed, rounding_noticed, spread_pair
 from tests.tiers import tier
 
-BLOCKS, COUNT = 4, tier(100, 10_000)
+BLOCKS, COUNT = 4, tier(48, 10_000)
 
 
 @pytest.mark.parametrize("block", range(BLOCKS))

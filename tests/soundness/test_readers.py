@@ -12,7 +12,7 @@ from tests.soundness import readers
 from tests.tiers import long, tier
 
 PARTS = tier(2, 100)
-EACH = tier(300, 1000)
+EACH = tier(120, 1000)
 
 pytest.importorskip("onnxruntime")
 

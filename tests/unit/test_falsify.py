@@ -12,7 +12,7 @@ import torch
 
 from lipverify import ops, pipeline
 from lipverify.analyzers.protocol import Compute
-from lipverify.falsify import Search, falsify
+from lipverify.falsify import Search, falsify, search, witness
 from lipverify.falsify.search import Climber
 from lipverify.falsify.steepness import steepest
 from lipverify.frontends.builder import Builder
@@ -243,3 +243,29 @@ def test_a_network_of_somebody_else_is_climbed(third_party: Path) -> None:
     """A convolutional network whose steepest known place has slope 41: noise alone finds 26."""
     graph = pipeline.load(third_party / "converted" / "kw-mnist-cnn.onnx")
     assert 34.0 < float(falsify(graph, Query(), Compute(), Search(seconds=2.0)).value) < 60.0
+
+
+def test_pairs_in_a_network_of_many_parameters_are_shown_by_intervals(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No second copy of its weights: neither for the search nor, where intervals show a slope, for a proof."""
+    graph = chain([tensor(rng, 6, 4), tensor(rng, 3, 6)], ops.ReLU()).to(dtype=torch.float32)
+    usual = falsify(graph, Query(), Compute(), QUICK)
+    monkeypatch.setattr(search, "MANY", 0)
+    monkeypatch.setattr(witness, "MANY", 0)
+
+    def copied(*_: object, **__: object) -> Graph:
+        raise AssertionError("the whole network is copied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(witness, "slopes_below", copied)
+        to = Graph.to
+        patch.setattr(Graph, "to", lambda g, **k: copied() if k.get("dtype") is torch.float64 else to(g, **k))
+        found = falsify(graph, Query(), Compute(), QUICK)
+    assert 0.3 * float(usual.value[0]) < float(found.value[0]) <= float(usual.value[0]) * (1 + 1e-6)
+    assert found.partner is not None
+    shown = slopes_below(graph, found.points, found.partner, Norm.L2, Norm.L2)
+    assert float(found.value[0]) <= float(shown[0]) * (1 + 1e-12)
+    # Where intervals show nothing there is still the exact proof.
+    monkeypatch.setattr(witness, "slopes_roughly_below", lambda graph, x, *_: torch.zeros(len(x)).double())
+    assert float(falsify(graph, Query(), Compute(), QUICK).value[0]) > 0.3 * float(usual.value[0])

@@ -27,7 +27,7 @@ from tests.tiers import tier
 from tests.unit.checkers.kernel.programs import Array, Writing
 
 NONE = View((), np.empty(0, np.int64))
-COUNT = tier(60, 4_000)
+COUNT = tier(30, 4_000)
 
 
 def proved(program: Program, width: int, out: Norm | str = "linf", within: float | None = 1.0) -> Fraction:
