@@ -27,7 +27,7 @@ from lipverify.checkers.reader.building import Builder, stored
 from lipverify.checkers.reader.folding import fold
 from lipverify.checkers.theories.carried import Carried
 from lipverify.errors import NotCovered, RefutedCertificate, UnreadableCertificate
-from tests.soundness.test_forged import SIZE, array, certificate, harmless, network, node
+from tests.soundness.test_forged import SIZE, array, certificate, forged, harmless, network, node
 from tests.unit.checkers.kernel.programs import ball
 
 SQUARED = 28
@@ -333,3 +333,43 @@ def test_the_models_say_what_they_are(tmp_path: Path) -> None:
     path = network(tmp_path / "m.onnx", [node("Mul", ["x", "c"], ["y"])], [array("c", 1.0)], [1, 3], SIZE)
     assert checkers.verify_file(certificate(path, tmp_path), path).upper == pytest.approx(1.0)
     assert isinstance(lv.load(path), lv.Graph)
+
+
+def attention(path: Path, scale: float, wide_tokens: bool = False) -> Path:
+    """Normalised tokens, each a mean of all by a softmax; a hostile one is steeper, or takes other runs for tokens."""
+    rng = np.random.default_rng(0)
+    shape = [1, 2, 4] if wide_tokens else [1, 4, 2]
+    width = shape[-1]
+    stored_ = [array("g", np.ones(width)), array("b", np.zeros(width))]
+    stored_ += [
+        array(name, factor * rng.standard_normal((width, width)))
+        for name, factor in (("q", 1.0), ("v", scale))
+    ]
+    nodes = [
+        node("LayerNormalization", ["x", "g", "b"], ["n"], epsilon=0.5),
+        node("MatMul", ["n", "q"], ["k"]),
+    ]
+    nodes += [node("Transpose", ["n"], ["t"], perm=[0, 2, 1]), node("MatMul", ["k", "t"], ["s"])]
+    nodes += [
+        node("Softmax", ["s"], ["p"], axis=-1),
+        node("MatMul", ["n", "v"], ["w"]),
+        node("MatMul", ["p", "w"], ["y"]),
+    ]
+
+    def newer(model: onnx.ModelProto) -> None:
+        model.opset_import[0].version = 17
+
+    return network(path, nodes, stored_, shape, [("y", shape)], change=newer)
+
+
+def test_a_certificate_of_tokens_serves_no_other_file(tmp_path: Path) -> None:
+    """Steeper values, and tokens of another width, under the digest of the hostile file."""
+    honest = attention(tmp_path / "honest.onnx", 0.001)
+    given = certificate(honest, tmp_path, "tokens", norm="token-l2")
+    found = checkers.verify_file(given, honest)
+    assert found.theories == ("tokens",)
+    assert "with theories beyond the core: tokens" in found.claim
+    for name, scale, wide_ in (("steep", 100.0, False), ("wide", 0.001, True)):
+        bad = attention(tmp_path / f"{name}.onnx", scale, wide_)
+        with pytest.raises((RefutedCertificate, UnreadableCertificate)):
+            checkers.verify_file(forged(given, bad), bad)
