@@ -60,7 +60,7 @@ NEAR, GAIN = 1.25, 0.05
 @dataclass(frozen=True)
 class Asked:
     """What is to be proved. wanted [count]: the bounds that were found; labels: of balls that are said to keep one, else None;
-    differences: whether those of two outputs are wanted too."""
+    differences: whether those of two outputs are wanted too; parts: into how many one region may be cut."""
 
     f: Graph
     g: Graph
@@ -69,6 +69,7 @@ class Asked:
     wanted: Sequence[float]
     differences: bool = False
     labels: Sequence[int | None] | None = None
+    parts: int | None = None
 
 
 @dataclass(frozen=True)
@@ -285,7 +286,8 @@ class _Proving:
         root = _Node(whole, low, high)
         heap, count = [(-whole.bound, 0, root)], 0
         seen, stage, before = 0.0, 4, np.inf
-        while count < PARTS and not self.compute.expired():
+        most = PARTS if self.asked.parts is None else self.asked.parts
+        while count < most and not self.compute.expired():
             bound = -heap[0][0]
             if bound <= wanted and (
                 bound <= NEAR * seen or (count >= stage and bound > (1.0 - GAIN) * before)

@@ -310,4 +310,13 @@ def print_radii(document: Document, file: TextIO | None = None) -> None:
         if point.get("failed"):
             text = display(point.get("note", ""), 600)
             console.print(Text.assemble((f"point {int(point['index'])} failed: ", "red"), text))
+    for reason, count in _unchecked(document).items():
+        said = f"{plural(count, 'point')} real, not checked: "
+        console.print(Text.assemble((said, "yellow"), display(reason, 600)))
     console.print(Text(f"rigour {document['rigour']}, {seconds_text(document['seconds'])}", style="dim"))
+
+
+def _unchecked(document: Document) -> dict[str, int]:
+    """Why certified radii are not proved by the checker, and of how many points each reason is."""
+    reasons = [str(point["unchecked"]) for point in document["points"] if point.get("unchecked")]
+    return {reason: reasons.count(reason) for reason in dict.fromkeys(reasons)}

@@ -26,6 +26,7 @@ from lipverify.analyzers.lipsdp.solver import Settings, Solution, estimate, solv
 from lipverify.analyzers.lipsdp.system import BlockSystem
 from lipverify.analyzers.product import Product, Reach, advance
 from lipverify.analyzers.protocol import Compute
+from lipverify.analyzers.sizes import Sizes, has_products
 from lipverify.errors import InternalError, UnsupportedModel
 from lipverify.falsify import seconds_of
 from lipverify.ir.graph import Graph
@@ -161,6 +162,8 @@ def _product(
         raise UnsupportedModel(reason)
     reach: dict[str, Reach] = {}
     found: list[Upper | None] = []
+    # Products of two computed values have a constant where both are bounded for all inputs, as in `product`.
+    sizes = Sizes.everywhere(graph) if has_products(graph) else None
     for a, b in pairs:
         if compute is not None and compute.remaining() <= 0:
             found.append(None)
@@ -171,8 +174,8 @@ def _product(
                 for run in trunk:
                     if compute is not None and compute.remaining() <= 0:
                         raise UnsupportedModel(NO_TIME)
-                    advance(run, reach, query, norms)
-            advance(last, reach, query, norms)
+                    advance(run, reach, query, norms, sizes)
+            advance(last, reach, query, norms, sizes)
         except OverflowError:
             raise UnsupportedModel("the norm of a layer exceeds the largest float64") from None
         # All outputs of a difference are one number, on which the norms agree.

@@ -126,7 +126,7 @@ def check(seed: int, outcome: Outcome) -> None:
             outcome.reach = max(outcome.reach, float(share.max()) if share.numel() else 0.0)
     outcome.pairs += 1
     if seed % PROVED == 0:
-        proved = certified(Asked(f, g, ball, "linf", upper.amax(1).tolist()), Compute())
+        proved = certified(Asked(f, g, ball, "linf", upper.amax(1).tolist(), parts=8), Compute())
         outcome.proved += proved.issued is not None
         outcome.unproved += proved.issued is None
         for k, most in enumerate(proved.upper):

@@ -12,8 +12,10 @@ import torch
 import lipverify as lv
 from lipverify import ops
 from lipverify.errors import UsageError
+from lipverify.reporting.radii import print_radii
 from tests import networks
 from tests.command import lipverify
+from tests.unit.reporting import radius_documents
 
 MODEL, OTHER = "zoo:wine-selu", "zoo:cancer-gelu"
 
@@ -95,3 +97,36 @@ def test_features_that_do_not_move_do_not_count(norm: str) -> None:
         "local"
     ]
     assert float(nothing.upper) > 10 * float(found.upper)
+
+
+class Gated(torch.nn.Module):
+    """Products of bounded values, as in attention behind a normalisation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        rng = torch.Generator().manual_seed(0)
+        self.parts = torch.nn.ParameterList(
+            torch.randn(s, generator=rng) / 4 for s in ((3, 4), (3, 4), (4, 2))
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first, second, last = self.parts
+        found: torch.Tensor = (torch.tanh(x @ first) * torch.tanh(x @ second)) @ last
+        return found
+
+
+def test_products_of_bounded_values_have_radii_by_global_constants() -> None:
+    graph = lv.extract(Gated().eval(), torch.zeros(2, 3))
+    x = torch.tensor([[1.0, -2.0, 0.5], [-1.0, 0.3, 2.0]])
+    found = lv.radii(graph, x, norm="l2", method="global")
+    document = found.to_json()
+    assert not document.get("refused")
+    for point in document["points"]:
+        assert 0 < point["radius"] < (point["attack_radius"] or float("inf"))
+
+
+def test_radii_that_are_not_checked_say_why(capsys: pytest.CaptureFixture[str]) -> None:
+    document, _ = radius_documents.single()
+    document["points"][0]["unchecked"] = document["points"][1]["unchecked"] = "nobody knows how"
+    print_radii(document)
+    assert "2 points real, not checked: nobody knows how" in " ".join(capsys.readouterr().out.split())
