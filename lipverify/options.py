@@ -121,15 +121,22 @@ def _at_least_0(what: str, text: str) -> float:
 
 def parse_within(text: str) -> float:
     """`--within`: a positive number."""
+    return _positive(text, "--within takes the largest norm of a token")
+
+
+def parse_variance(text: str) -> float:
+    """`--variance`: a positive number."""
+    return _positive(text, "--variance takes the least variance of what is normalised")
+
+
+def _positive(text: str, what: str) -> float:
     try:
-        most = float(text)
+        found = float(text)
     except ValueError:
-        most = 0.0
-    if not 0 < most < 2.0**100:
-        raise UsageError(
-            f"--within takes the largest norm of a token, a positive number, not {display(text, 40)}"
-        )
-    return most
+        found = 0.0
+    if not 0 < found < 2.0**100:
+        raise UsageError(f"{what}, a positive number, not {display(text, 40)}")
+    return found
 
 
 Model = Annotated[

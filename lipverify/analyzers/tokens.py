@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -9,11 +10,12 @@ from typing import Any, ClassVar
 
 from lipverify.analyzers.protocol import Compute, certificate
 from lipverify.certificates.tokens import Followed, followed, unread
-from lipverify.errors import UnsupportedModel
+from lipverify.errors import UnsupportedModel, UsageError
 from lipverify.ir.certificate import Certificate, Gains, Step
 from lipverify.ir.graph import Graph
 from lipverify.ir.norm import Norm
 from lipverify.ir.region import Ball, Query
+from lipverify.ir.taking import number
 from lipverify.linalg.rounding import Upper
 
 
@@ -40,11 +42,21 @@ class Tokens:
     one matrix; GELU has a slope of 1.1289042.
     Sound when: values are sums of matrices times tokens, softmax averages, products of bounded values, activations of bounded
     slope, and normalisations with eps > 0.
+    `variance` is for a second number beside the bound, where something is normalised: what holds for two inputs between which
+    everything that is normalised has a variance of at least this. It is a note; the certificate says nothing of it.
     Proof: lipverify/checkers/theories/tokens/__init__.py:constant_of
     """
 
     name: ClassVar[str] = "tokens"
     of_tokens: ClassVar[bool] = True
+    variance: float = 1.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "variance", number(self.variance, "the variance of normalised tokens"))
+        if not 0 < self.variance < 2.0**100:
+            raise UsageError(
+                f"the variance of normalised tokens is a positive finite number, not {self.variance}"
+            )
 
     def reject(self, graph: Graph, query: Query) -> str | None:
         """The norms, the shape of the input, an operator that the checker does not know."""
@@ -73,8 +85,20 @@ class Tokens:
         if reason:
             raise UnsupportedModel(reason)
         found = followed(graph, query)
-        evidence = TokenGains(_steps(found, query), found.within, _units(graph, query))
+        notes = (*_units(graph, query), *self._apart(graph, query, found))
+        evidence = TokenGains(_steps(found, query), found.within, notes)
         return certificate(self, graph, query, Upper.of(found.value), evidence)
+
+    def _apart(self, graph: Graph, query: Query, found: Followed) -> tuple[str, ...]:
+        """The second number, rounded up, where something is normalised."""
+        if all(stage.kind != "normalised" for _, stage in found.stages):
+            return ()
+        value = Upper.of(followed(graph, query, self.variance).value).value
+        power = math.ceil(1e4 * float(value.log10()) + 1e-3) / 1e4 if value else -math.inf
+        return (
+            f"for two inputs between which all that is normalised has a variance (a mean square, without the mean) of at least "
+            f"{self.variance:g}: at most 10^{power:.4f}; not part of the certificate",
+        )
 
 
 _WORDS: Mapping[str, str] = {

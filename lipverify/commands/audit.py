@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,6 +22,7 @@ from lipverify.options import (
     option,
     parse_claimed,
     parse_gate,
+    parse_variance,
     parse_within,
     refuse_alone,
 )
@@ -28,6 +30,7 @@ from lipverify.options import (
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from lipverify.analyzers.protocol import Analyzer
     from lipverify.commands.regions import Box
     from lipverify.commands.start import Points, Start
     from lipverify.ir.region import Region
@@ -47,6 +50,12 @@ class AuditOptions(Options):
     ] = "l2"
     within: Annotated[
         float | None, option("norms of tokens: for inputs whose tokens have at most this norm", parse_within)
+    ] = None
+    variance: Annotated[
+        float | None,
+        option(
+            "norms of tokens: also what holds where all that is normalised varies by this", parse_variance
+        ),
     ] = None
     norm_out: NormOut = None
     analyzers: Analyzers = ("auto",)
@@ -100,7 +109,9 @@ class AuditOptions(Options):
         if self.ball is not None:
             Norm.parse(self.ball)
         if not of_tokens[0]:
-            refuse_alone("--norm token-rms or token-l2", ("--within", self.within))
+            refuse_alone(
+                "--norm token-rms or token-l2", ("--within", self.within), ("--variance", self.variance)
+            )
         if any(of_tokens) and (self.radius is not None or self.box is not None):
             raise UsageError(
                 "norms of tokens are about all inputs, or those of --within: leave out --radius and --box"
@@ -176,7 +187,7 @@ def _audit(options: AuditOptions, start: Start) -> Outcome:
         norm=options.norm,
         norm_out=options.norm_out,
         region=region,
-        analyzers=options.analyzers,
+        analyzers=_with_variance(options),
         budget=options.left(),
         device=start.device,
         seed=options.seed,
@@ -234,6 +245,15 @@ def _region(
         Norm.parse(options.ball or ("linf" if isinstance(options.radius, Entries) else options.norm)),
         box,
     ), None
+
+
+def _with_variance(options: AuditOptions) -> Sequence[str | Analyzer]:
+    """The analyzers asked for; `tokens` has the variance of `--variance`, and is what `auto` runs in norms of tokens."""
+    if options.variance is None:
+        return options.analyzers
+    from lipverify.analyzers.tokens import Tokens
+
+    return [Tokens(options.variance) if name in ("auto", "tokens") else name for name in options.analyzers]
 
 
 def _with_solver(names: tuple[str, ...], solver: str | None) -> tuple[str, ...]:

@@ -73,6 +73,8 @@ def test_options_of_tokens_belong_together(model: Path) -> None:
     for options in (
         ["--within", "1"],
         ["--norm", "token-rms", "--within", "0"],
+        ["--variance", "1"],
+        ["--norm", "token-rms", "--variance", "0"],
         ["--norm", "token-rms", "--box", "0,1"],
     ):
         done = lipverify("audit", model, *options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from functools import partial
 from pathlib import Path
 
@@ -13,9 +14,12 @@ from torch.nn import functional as F
 
 import lipverify as lv
 from lipverify.analyzers.tokens import TokenGains
+from lipverify.analyzers.tokens import Tokens as Analyzer
 from lipverify.certificates.issuing import subject_of
 from lipverify.checkers.norms import Norm, Tokens
 from lipverify.checkers.theories import tokens as kernel
+from lipverify.errors import UsageError
+from lipverify.falsify import Search
 from tests.tiers import also
 from tests.token_networks import Attention, Block, Enforced, Shape, uniform
 
@@ -71,6 +75,24 @@ def test_norms_in_front_give_the_figures_of_the_note(
     graph = graph_of(nn.Sequential(*(Block(width, heads) for _ in range(depth))), 3, width)
     assert log10(bound(graph, None), graph, "token-l2") == pytest.approx(everywhere, abs=1e-4)
     assert log10(bound(graph, None, variance=1.0), graph, "token-l2") == pytest.approx(floor, abs=1e-4)
+
+
+def test_a_second_number_says_what_holds_where_normalised_tokens_vary() -> None:
+    torch.manual_seed(0)
+    graph = graph_of(Block(8, 2), 3, 8)
+    rows = [
+        lv.audit(graph, norm="token-l2", analyzers=[a], search=Search(restarts=1, rounds=1)).rows[0]
+        for a in ("tokens", Analyzer(4.0))
+    ]
+    for row, variance in zip(rows, (1.0, 4.0), strict=True):
+        (note,) = (n for n in row.to_json()["notes"] if "variance" in n)
+        exact = log10(bound(graph, None, "token-l2", variance), graph, "token-l2")
+        power = float(re.search(r"at least (\S+): at most 10\^(\S+);", note)[2])  # type: ignore[index]
+        assert exact <= power < exact + 2e-4
+        assert f"at least {variance:g}:" in note
+        assert power < math.log10(row.upper) - 1
+    with pytest.raises(UsageError, match="positive finite number"):
+        Analyzer(0.0)
 
 
 def heads_of_one(heads: int) -> Enforced:
