@@ -1,4 +1,4 @@
-"""Trains one network of this folder on data that ships with scikit-learn.
+"""Trains one network of this folder on data that ships with scikit-learn, or stands beside a network.
 
     python models_zoo/training.py NAME WEIGHTS.safetensors
 
@@ -9,6 +9,7 @@ reads NAME/card.toml (data, seed, schedule) and NAME/model.py (architecture) and
 
 from __future__ import annotations
 
+import gzip
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,8 @@ from lipverify.zoo.card import Training, read_recipe
 from lipverify.zoo.network import run_file
 
 Progress = Callable[[str], None]
+STRIDE = 47
+"""Letters between the starts of windows."""
 HERE = Path(__file__).resolve().parent
 
 
@@ -36,7 +39,9 @@ class Data(NamedTuple):
 
 
 def load_data(name: str, input_shape: tuple[int, ...]) -> Data:
-    """The data set called `name`; every fifth sample is held out for testing, whatever the seed."""
+    """The data set called `name`; every fifth sample is held out for testing, whatever the seed; of a text its end."""
+    if name == "text":
+        return _text(input_shape)
     from sklearn import datasets
 
     loaders = {
@@ -51,6 +56,22 @@ def load_data(name: str, input_shape: tuple[int, ...]) -> Data:
     y = torch.tensor(source.target, dtype=torch.int64)
     held_out = torch.arange(len(x)) % 5 == 4
     return Data(x[~held_out], y[~held_out], x[held_out], y[held_out])
+
+
+def _text(input_shape: tuple[int, ...]) -> Data:
+    """Windows of a text, as signs of letters, and the letter behind each."""
+    folder = HERE / "text-transformer"
+    model = run_file(folder / "model.py")
+    text = gzip.decompress((folder / "text.gz").read_bytes()).decode()
+    place = {letter: i for i, letter in enumerate(model.ALPHABET)}
+    letters = torch.tensor([place.get(letter, place[" "]) for letter in text])
+    tokens, codes = input_shape[0], model.codes()
+    cut = len(letters) * 19 // 20
+    parts = []
+    for start, end in ((0, cut), (cut, len(letters))):
+        windows = letters[start:end].unfold(0, tokens + 1, STRIDE)
+        parts += [codes[windows[:, :-1]], windows[:, -1].clone()]
+    return Data(*parts)
 
 
 def train(name: str, progress: Progress, seed: int | None = None) -> nn.Module:
@@ -74,7 +95,10 @@ def train(name: str, progress: Progress, seed: int | None = None) -> nn.Module:
 
 
 def _descend(network: nn.Module, data: Data, recipe: Training, progress: Progress) -> None:
-    """Adam with a linearly falling step on the cross-entropy of `temperature` times the logits."""
+    """Adam with a linearly falling step on the cross-entropy of `temperature` times the logits.
+
+    A network may have a loss of its own, and `enforce` constraints after every step.
+    """
     network.train()
     optimizer = torch.optim.Adam(
         network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, foreach=False
@@ -85,9 +109,15 @@ def _descend(network: nn.Module, data: Data, recipe: Training, progress: Progres
         total = 0.0
         for rows in torch.randperm(samples).split(recipe.batch):
             optimizer.zero_grad()
-            loss = cross_entropy(recipe.temperature * network(data.x_train[rows]), data.y_train[rows])
+            x, y = data.x_train[rows], data.y_train[rows]
+            if hasattr(network, "loss"):
+                loss = network.loss(x, y, recipe.temperature)
+            else:
+                loss = cross_entropy(recipe.temperature * network(x), y)
             loss.backward()
             optimizer.step()
+            if hasattr(network, "enforce"):
+                network.enforce()
             total += loss.item() * len(rows)
         schedule.step()
         if epoch % 10 == 0 or epoch == recipe.epochs:

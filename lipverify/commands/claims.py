@@ -9,6 +9,7 @@ from typing import Any
 from lipverify import pipeline, zoo
 from lipverify.errors import UsageError
 from lipverify.falsify import Search
+from lipverify.ir.region import Bounded, Everywhere
 from lipverify.results import Audit
 
 # Rounds instead of seconds: the same pair of points on a fast and on a slow machine.
@@ -73,4 +74,6 @@ def check(name: str) -> Verdict:
         raise UsageError(f"the card of zoo:{name} claims no constant")
     analyzers = list(dict.fromkeys(("product", claim.analyzer)))
     graph = pipeline.load(f"zoo:{name}")
-    return Verdict(claim, pipeline.audit(graph, norm=claim.norm, analyzers=analyzers, search=SEARCH))
+    region = Everywhere() if claim.within is None else Bounded(claim.within)
+    found = pipeline.audit(graph, norm=claim.norm, region=region, analyzers=analyzers, search=SEARCH)
+    return Verdict(claim, found)

@@ -16,7 +16,7 @@ from lipverify.loading.names import display, sentence
 CARD = "card.toml"
 MEASURED = "[measured]"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_NORMS = ("l1", "l2", "linf")
+_NORMS = ("l1", "l2", "linf", "token-rms", "token-l2")
 
 Record = TypeVar("Record")
 
@@ -33,12 +33,13 @@ class InputBox:
 class Claim:
     """A global Lipschitz constant the network is said to have; a claim, never used as a bound.
 
-    `analyzer` is a method that should prove it; `holds` is false where the claim is wrong on purpose and an audit
-    must find that out.
+    `within`: the claim is about tokens of at most this size alone. `analyzer` is a method that should prove it; `holds` is
+    false where the claim is wrong on purpose and an audit must find that out.
     """
 
     constant: float
     norm: str
+    within: float | None
     reason: str
     analyzer: str
     holds: bool
@@ -95,6 +96,8 @@ def read_card(folder: Path) -> Card:
     path = folder / CARD
     table = _table(path)
     table = {"claim": None, "convex": False, **table}
+    if isinstance(table["claim"], dict):
+        table = {**table, "claim": {"within": None, **table["claim"]}}
     known = _record(Card, table, path, "")
     _check(known, folder.name, path)
     return known
@@ -164,8 +167,11 @@ def _check(known: Card, folder_name: str, path: Path) -> None:
         f"input_box must have 1 or {size} bounds on each side": len(box.lower) == len(box.upper)
         and len(box.lower) in (1, size),
         "input_box.lower must lie below input_box.upper": all(map(float.__lt__, box.lower, box.upper)),
-        "claim.norm must be l1, l2 or linf": claim is None or claim.norm in _NORMS,
+        f"claim.norm must be one of {', '.join(_NORMS)}": claim is None or claim.norm in _NORMS,
         "claim.constant must be positive": claim is None or claim.constant > 0,
+        "claim.within must be positive, and belongs to a norm of tokens": claim is None
+        or claim.within is None
+        or (claim.within > 0 and claim.norm.startswith("token")),
         "training must have a seed >= 0 and positive epochs, batch, learning_rate, temperature and a "
         "weight_decay >= 0": min(training.seed, training.weight_decay) >= 0
         and min(training.epochs, training.batch, training.learning_rate, training.temperature) > 0,

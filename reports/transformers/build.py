@@ -3,7 +3,7 @@
     python reports/transformers/build.py [--only NAME ...]
 
 The networks are those of `benchmarks/transformers.py`, trained here. Rows are kept in result.json; a row that is there is made
-again only where `--only` names it.
+again only where `--only` names it, and then no other one is made.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def main() -> None:
     result = HERE / "result.json"
     rows = json.loads(result.read_text()) if result.exists() else {}
     for name in transformers.NAMES:
-        if name in rows and name not in asked:
+        if name not in asked if asked else name in rows:
             continue
         rows[name] = made(name)
         print(name, json.dumps(rows[name]), flush=True)

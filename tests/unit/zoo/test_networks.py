@@ -43,6 +43,7 @@ EXPECTED = {
     "digits-tanh-mlp",
     "digits-vit",
     "digits-weight-norm",
+    "text-transformer",
     "wine-selu",
 }
 every_network = pytest.mark.parametrize("name", zoo.names())
@@ -94,8 +95,8 @@ def test_accuracy_of_the_card_is_that_of_the_stored_weights(name: str) -> None:
     x, y = zoo.test_data(name)
     assert len(y) == card.measured.test_samples
     assert zoo.accuracy(module, x, y) == card.measured.test_accuracy
-    # Any useful bound is about a network that learned something.
-    assert card.measured.test_accuracy > 0.95
+    # Any useful bound is about a network that learned something; a letter of a text is not known for certain.
+    assert card.measured.test_accuracy > (0.3 if card.training.data == "text" else 0.95)
     data = network.load_data(card.training.data, card.input_shape)
     assert len(data.y_train) == card.measured.train_samples
     assert zoo.accuracy(module, data.x_train, data.y_train) == card.measured.train_accuracy
@@ -171,7 +172,7 @@ def test_the_orthogonal_network_attains_its_claim() -> None:
 def test_no_honest_claim_lies_below_a_sampled_slope(name: str) -> None:
     module, card = zoo.load_module(name)
     assert card.claim is not None
-    order = {"l1": 1, "l2": 2, "linf": float("inf")}[card.claim.norm]
+    order = {"l1": 1, "l2": 2, "linf": float("inf"), "token-rms": 2}[card.claim.norm]
     x = zoo.example_input(card, batch=20)
     if name == "digits-deq":
         # An implicit layer has no forward-mode rule; differences along random directions are slopes as well.
@@ -180,6 +181,13 @@ def test_no_honest_claim_lies_below_a_sampled_slope(name: str) -> None:
     else:
         matrices = jacobians(module, x).detach().flatten(2)
         largest = float(torch.linalg.matrix_norm(matrices, ord=order).max())
+        if card.claim.norm == "token-rms":
+            # Along the steepest direction in l2, as a slope between norms of tokens.
+            step = torch.linalg.svd(matrices, full_matrices=False).Vh[:, 0]
+            moved = (matrices @ step.unsqueeze(-1)).square().mean(1).sqrt().flatten()
+            largest = float(
+                (moved / step.unflatten(1, card.input_shape).square().mean(-1).sqrt().amax(1)).max()
+            )
     # Normalisation is steep near constant tokens, far from images, and recurrent steps multiply: only those claims are far above
     # any slope met here.
     assert (
