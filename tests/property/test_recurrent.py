@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -14,7 +16,7 @@ import lipverify as lv
 from lipverify.checkers.evaluation import evaluate as checked
 from lipverify.checkers.evaluation import shown
 from lipverify.checkers.reader import model_of_bytes
-from lipverify.errors import UnsupportedModel
+from lipverify.errors import InvalidFile, UnsupportedModel
 from lipverify.frontends.onnx import extract_onnx
 from lipverify.frontends.torch_export import extract
 from lipverify.interpreter import evaluate
@@ -166,7 +168,7 @@ def test_operators_of_files(seed: int) -> None:
             np.testing.assert_allclose(shown_there.ravel(), wanted, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "value"), [("clip", 0.6), ("input_forget", 1)])
+@pytest.mark.parametrize(("name", "value"), [("clip", 0.6), ("clip", 0.0), ("input_forget", 1)])
 def test_options_that_runtimes_read_differently_are_refused_by_both_readers(name: str, value: float) -> None:
     model = recurrent(np.random.default_rng(0), "LSTM")
     model.graph.node[0].attribute.append(helper.make_attribute(name, value))
@@ -175,6 +177,44 @@ def test_options_that_runtimes_read_differently_are_refused_by_both_readers(name
     ):
         extract_onnx(model)
     assert name in model_of_bytes("m.onnx", model.SerializeToString()).reason
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda m: m.graph.initializer.append(
+                numpy_helper.from_array(np.ones((1, 1, 1), np.float32), "h")
+            ),
+            "its state",
+        ),
+        (lambda m: m.graph.node[0].attribute.append(helper.make_attribute("layout", 2)), "its layout is 2"),
+        (
+            lambda m: m.graph.node[0].attribute.append(helper.make_attribute("linear_before_reset", 2)),
+            "is 2, not 0 or 1",
+        ),
+    ],
+    ids=["a state of one number", "a third layout", "a third place of the reset"],
+)
+def test_files_that_contradict_themselves_are_refused(
+    change: Callable[[onnx.ModelProto], None], said: str
+) -> None:
+    """No state is stretched to the size it has to have."""
+    node = helper.make_node("GRU", ["x", "W", "R", "", "", "h"], ["", "y"], name="layer", hidden_size=3)
+    tensors = [
+        numpy_helper.from_array(np.ones(s, np.float32), n) for n, s in (("W", (1, 9, 2)), ("R", (1, 9, 3)))
+    ]
+    if said != "its state":
+        tensors.append(numpy_helper.from_array(np.ones((1, 1, 3), np.float32), "h"))
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [node], "g", [info("x", TensorProto.FLOAT, [3, 1, 2])], [info("y", TensorProto.FLOAT, None)], tensors
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8)
+    change(model)
+    with pytest.raises(InvalidFile, match=said):
+        extract_onnx(model)
+    assert model_of_bytes("m.onnx", model.SerializeToString()).program is None
 
 
 def batch_first(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -32,9 +32,9 @@ def _recurrent(c: Call) -> list[Any]:
         raise c.invalid(f"its input has {x.rank} axes")
     for name in ("clip", "input_forget"):
         # Runtimes do not agree: whether the memory is clipped where an LSTM puts it out, or clips count at all.
-        if c.attribute(name):
+        if c.attribute(name) not in (None, 0) or (name == "clip" and c.attribute(name) is not None):
             raise c.refuse(f"{name} is not covered", f"export the layer without {name}")
-    batched = c.attribute("layout", 0) == 1
+    batched = c.flag("layout")
     time, batch = (1, 0) if batched else (0, 1)
     steps, samples = x.source_shape[time], x.source_shape[batch]
     if steps > MAX_STEPS:
@@ -48,8 +48,9 @@ def _recurrent(c: Call) -> list[Any]:
     rows = [b.squeeze(b.free(b.slice(x, time, t, t + 1), time), [time]) for t in range(steps)]
     outputs, states, memories = [], [], []
     for d, (cell, backward) in enumerate(zip(cells, ways, strict=True)):
-        h = _start(c, 5, d, samples, hidden, batched)
-        memory = _start(c, 6, d, samples, hidden, batched) if c.op == "LSTM" else None
+        size = (len(ways), samples, hidden)
+        h = _start(c, 5, d, size, batched)
+        memory = _start(c, 6, d, size, batched) if c.op == "LSTM" else None
         ys, last, kept = unrolled(b, rows, cell, h, memory, backward)
         outputs.append(ys)
         states.append(last)
@@ -63,12 +64,15 @@ def _recurrent(c: Call) -> list[Any]:
     return result[: max(len(c.used), 1)]
 
 
-def _start(c: Call, position: int, direction: int, samples: int, hidden: int, batched: bool) -> Operand:
-    """The state before the first step, [batch, hidden]."""
+def _start(c: Call, position: int, direction: int, size: tuple[int, int, int], batched: bool) -> Operand:
+    """The state before the first step, [batch, hidden], of states of `size` [directions, batch, hidden] in layout 0."""
     if c.raw(position) is None:
-        return torch.zeros(samples, hidden, dtype=c.build.dtype)
+        return torch.zeros(*size[1:], dtype=c.build.dtype)
     found = c.operand(position)
     axis = 1 if batched else 0
+    shape = found.source_shape if isinstance(found, Value) else tuple(found.shape)
+    if tuple(shape) != ((size[1], size[0], size[2]) if batched else size):
+        raise c.invalid(f"its state {list(shape)} does not fit its weights and its input")
     if isinstance(found, Value):
         b = c.build
         return b.squeeze(b.free(b.slice(found, axis, direction, direction + 1), axis), [axis])
