@@ -11,7 +11,7 @@ import torch
 
 import lipverify as lv
 from lipverify import ops
-from lipverify.errors import UsageError
+from lipverify.errors import UnsupportedModel, UsageError
 from lipverify.reporting.radii import print_radii
 from tests import networks
 from tests.command import lipverify
@@ -130,3 +130,10 @@ def test_radii_that_are_not_checked_say_why(capsys: pytest.CaptureFixture[str]) 
     document["points"][0]["unchecked"] = document["points"][1]["unchecked"] = "nobody knows how"
     print_radii(document)
     assert "2 points real, not checked: nobody knows how" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_remedy_for_published_constraints_is_an_analyzer_that_answers() -> None:
+    graph = networks.chain([torch.eye(3), torch.eye(3)], ops.ReLU())
+    with pytest.raises(UnsupportedModel, match="use the analyzer lipsdp-cvxpy, or lipsdp"):
+        lv.audit(graph, analyzers=["lipsdp-cvxpy:group"]).upper  # noqa: B018
+    assert lv.audit(graph, analyzers=["lipsdp"]).upper < 1.001

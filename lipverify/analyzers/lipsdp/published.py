@@ -103,7 +103,7 @@ def sorting_chain(graph: Graph) -> Chain:
     return Chain(scaled, tuple(layers), sum(exponents))
 
 
-_REMEDY = "the published constraints are written here for chains of layers; use constraints='neurons'"
+_REMEDY = "the published constraints are written here for chains of layers; use the analyzer lipsdp-cvxpy, or lipsdp"
 
 
 def _identity(size: int) -> Signal:
