@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,11 +13,12 @@ import torch
 import lipverify as lv
 from lipverify import ops
 from lipverify.analyzers.protocol import Compute
+from lipverify.errors import NotCovered
 from lipverify.ir.graph import Graph
 from lipverify.ir.norm import Norm
-from lipverify.robustness import Attack, Plan
+from lipverify.robustness import Attack, Plan, proof
 from lipverify.robustness.attack import attack
-from lipverify.robustness.branching import proved_on
+from lipverify.robustness.branching import Hint, proved_on
 from lipverify.robustness.carried import Carried
 from lipverify.robustness.domains import Neurons
 from lipverify.robustness.march import grow
@@ -103,3 +106,22 @@ def test_the_attack_finds_what_gradients_at_the_centre_point_to(norm: Norm) -> N
     assert found is not None
     certified = lv.radii(graph, x, plan=Plan(norm, "branching", attack=None), proofs=False)
     assert float(certified.radius[0]) < found.size < 1.6 * float(certified.radius[0])
+
+
+@pytest.mark.parametrize("beyond", ["a condition", "a slope"])
+def test_trees_over_neurons_that_the_checker_does_not_have_are_not_covered(beyond: str) -> None:
+    """Maxima are layers of other sizes in the checker: numbers of the search ran beyond them, and ended in an internal error."""
+    writing = SimpleNamespace(writer=SimpleNamespace(layers=lambda part: [3, 2]))
+
+    def leaves(number: int, hinted: int) -> Any:
+        numbers = torch.tensor([1, hinted])
+        hint = Hint(numbers=numbers, slopes=torch.tensor([0.25, 0.5]), betas=torch.tensor([0.0, 2.0]))
+        return proof._Proving._leaves(writing, None, {((1, 1), (number, -1)): hint})
+
+    (((first, second), (weights, slopes)),) = leaves(4, 4).items()
+    assert (first.layer, first.entry, first.above) == (0, 1, True)
+    assert (second.layer, second.entry, second.above) == (1, 1, False)
+    assert weights == [0.0, 2.0]
+    assert [s.tolist() for s in slopes] == [[0.0, 0.25, 0.0], [0.0, 0.5]]
+    with pytest.raises(NotCovered, match="arranges the layers"):
+        leaves(5 if beyond == "a condition" else 4, 5 if beyond == "a slope" else 4)
