@@ -120,6 +120,9 @@ def _each(op: str, s: int, t: int) -> int:
     if op == "Div":
         need(t != 0, "a division by zero")
         return abs(s) // abs(t) * (1 if (s < 0) == (t < 0) else -1)
+    if op == "Mod":
+        need(t != 0, "a division by zero")
+        return s % t  # of the sign of the divisor, as in ONNX without fmod
     rules: dict[str, Callable[[int, int], int]] = {"Add": int.__add__, "Sub": int.__sub__, "Mul": int.__mul__}
     need(op in rules, f"{op} of integers is not covered by the checker")
     return rules[op](s, t)
@@ -149,6 +152,11 @@ def _joined(p: Builder, c: Call) -> list[Operand]:
     return [stored(a & b if c.op == "And" else a | b)]
 
 
+def _remainder(p: Builder, c: Call) -> list[Operand]:
+    need(not c.flag("fmod", 0), "remainders with the sign of what is divided are not covered by the checker")
+    return [fold_integers(p, c.op, [c.stored(0), c.stored(1)])]
+
+
 def _filled(p: Builder, c: Call) -> list[Operand]:
     """ConstantOfShape: one number, everywhere."""
     shape = c.integers_at(0)
@@ -175,6 +183,7 @@ def _size(p: Builder, c: Call) -> list[Operand]:
 FOLDED: dict[str, tuple[str, Callable[[Builder, Call], list[Operand]]]] = {
     **dict.fromkeys(("Less", "Greater"), ("7 9 13", _compared)),
     **dict.fromkeys(("LessOrEqual", "GreaterOrEqual"), ("12 16", _compared)),
+    "Mod": ("10 13", _remainder),
     "Equal": ("7 11 13 19", _compared),
     "Not": ("1", _negated),
     **dict.fromkeys(("And", "Or"), ("7", _joined)),

@@ -363,3 +363,12 @@ def test_every_word_is_an_operator_or_one_of_a_few() -> None:
         "Tanhshrink",
     }
     assert WORDS.keys() - OPERATORS.keys() == own
+
+
+@pytest.mark.parametrize(("value", "divisor"), [(17, 6), (-7, 6), (-8, -3), (7, -2)])
+def test_remainders_of_stored_integers_are_those_of_a_runtime(value: int, divisor: int) -> None:
+    """Exporters of attention compute the width of a head so."""
+    stored = {"n": np.array([value], np.int64), "d": np.array([divisor], np.int64)}
+    nodes = graph("Mod n d -> m", "Cast m -> f", "Mul x f -> y", Cast={"to": 1})
+    program = program_of(nodes, stored, (1, 3))
+    assert evaluate(program, np.ones((1, 3)))[-1].tolist() == [[float(value % divisor)] * 3]
