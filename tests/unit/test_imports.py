@@ -40,7 +40,7 @@ LAYERS: dict[str, str] = {
     "combine": "errors ir rules ops interpreter",
     "propagation": "errors ir rules ops linalg",
     "execution": "errors ir rules ops checkers propagation",
-    "certificates": "errors version ir rules ops interpreter loading zoo checkers documents",
+    "certificates": "errors version ir rules ops linalg interpreter loading zoo checkers documents",
     "analyzers": "errors ir rules ops linalg interpreter loading propagation certificates",
     "falsify": "errors ir ops linalg interpreter propagation analyzers",
     "failures": "errors ir certificates analyzers",
