@@ -91,6 +91,8 @@ class Deviation(Shown):
             raise UsageError(
                 f"a deviation is measured in {', '.join(FORMULAS)} (pairs: 2 to {labels.MOST_CLASSES} outputs)"
             )
+        if self.x is not None and isinstance(self.region, InputBox):
+            self.region.demand(self.x)
 
     def __repr__(self) -> str:
         return f"Deviation({self.f!r}, {self.g!r}, {self.region!r}, {self.norm_out})"

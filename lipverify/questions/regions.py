@@ -52,6 +52,31 @@ class InputBox(Ball):
             found |= {"lows": low.tolist(), "highs": high.tolist()}
         return found
 
+    def demand(self, x: Tensor) -> None:
+        """What is proved for the box says something about the points x [n, *input shape] only where they lie in it.
+
+        Raises:
+            UsageError: points of another shape, without a batch, or one that is not in the box.
+        """
+        assert self.box is not None
+        shape = self.center.shape[1:]
+        if x.shape[1:] != shape or not x.ndim:
+            raise UsageError(f"the points have the shape {list(x.shape)}; a batch of {list(shape)} is needed")
+        low, high = (end.expand(shape) for end in self.box)
+        inside = (x.double() >= low) & (x.double() <= high)  # false for NaN
+        if not bool(inside.all()):
+            index = int((~inside).flatten(1).any(1).nonzero()[0])
+            entry = int((~inside[index]).flatten().nonzero()[0])
+            value, ends = (
+                float(x[index].flatten()[entry]),
+                [float(end.flatten()[entry]) for end in (low, high)],
+            )
+            raise UsageError(
+                f"point {index} lies outside the box (entry {entry} is {value:g}, the box has {ends[0]:g} to {ends[1]:g}), "
+                "where nothing is proved about its label; give a box that holds every point, or balls around them "
+                "(--radius, lv.Ball)"
+            )
+
     def __repr__(self) -> str:
         found = self.to_json()
         own = ", ends of their own for every entry" if "lows" in found else ""
@@ -86,7 +111,10 @@ def asked_region(
         raise UsageError(
             "give a region: --box LO,HI for all inputs, or --data with --radius for balls around points"
         )
-    return InputBox(graph.input_shape, *box)
+    region = InputBox(graph.input_shape, *box)
+    if x is not None:
+        region.demand(x)
+    return region
 
 
 def region_words(region: Ball) -> str:

@@ -217,3 +217,25 @@ def test_labels_that_the_budget_left_no_time_for_are_said_and_lose_no_bound(
     assert "budget ended" in answer.fields["labels_not_run"]
     assert bool((answer.upper <= whole.upper * 1.01).all())
     assert "not run: the budget ended before the labels" in answer.to_html()
+
+
+def test_nothing_is_said_about_labels_of_points_outside_the_box() -> None:
+    f, g, box = lv.load(F), lv.load(INT8), lv.InputBox((64,), 0.0, 1.0)
+    x = zoo.points("digits-relu-mlp", 3)[0].double()
+    Deviation(f, g, box, x=x)  # every point of the digits lies in it, some at its ends
+    for bad in (1.001, -0.5, float("nan")):
+        y = x.clone()
+        y[2, 5] = bad
+        with pytest.raises(UsageError, match=r"point 2 lies outside the box \(entry 5 is .* has 0 to 1\)"):
+            Deviation(f, g, box, x=y)
+    with pytest.raises(UsageError, match=r"a batch of \[64\] is needed"):
+        Deviation(f, g, box, x=x[0])
+
+
+def test_points_outside_the_box_of_a_command_are_refused(data: Path) -> None:
+    done = lipverify("deviate", F, INT8, "--data", data, "--box", "0,0.5")
+    assert done.returncode == 2
+    assert "point 0 lies outside the box" in done.stderr
+    done = lipverify("compare", F, INT8, "--deviate", "--data", data, "--box", "0,0.5")
+    assert done.returncode == 2
+    assert "point 0 lies outside the box" in done.stderr
