@@ -212,7 +212,11 @@ class Audit(Result):
             self.seconds,
             model={**model_document(self.graph), "nodes": nodes_document(self.graph)},
             query=query_document(self.query, self.graph.origin.part),
-            **({} if self.choice is None else {"choice": self.choice.to_json(self._hurried())}),
+            **(
+                {}
+                if self.choice is None
+                else {"choice": self.choice.to_json(self._hurried(), self.best is not None)}
+            ),
             results=[row.to_json() for row in self.rows],
             lower={
                 # What was not run is no 0.

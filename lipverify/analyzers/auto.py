@@ -42,8 +42,8 @@ class Choice:
         without = "; ".join(f"{name}: {reason}" for name, reason in self.left_out.items())
         return said + (f"; not asked: {without}" if without else "")
 
-    def more(self, hurried: Sequence[str]) -> str:
-        """What more time would buy. hurried: the analyzers that used all the time they had."""
+    def more(self, hurried: Sequence[str], bounded: bool = True) -> str:
+        """What more time would buy. hurried: the analyzers that used all the time they had. bounded: whether one had a bound."""
         longer = f"--budget {10 if self.seconds <= MINUTE else int(self.seconds / 6) + 1}m"
         said = []
         if hurried:
@@ -58,17 +58,19 @@ class Choice:
                 f"{BRANCHING} splits the balls for as long as it is given (--analyzers {BRANCHING} {longer})"
             )
         if not said:
+            if not bounded:
+                return "no analyzer was short of time: more of it would give no bound"
             return "every search for an upper bound ended by itself: more time would not lower it"
         return "more time would buy: " + "; ".join(said)
 
-    def to_json(self, hurried: Sequence[str] | None = None) -> dict[str, Any]:
-        """The field `choice` of documents; hurried: as for `more`, None where nobody knows."""
+    def to_json(self, hurried: Sequence[str] | None = None, bounded: bool = True) -> dict[str, Any]:
+        """The field `choice` of documents; hurried, bounded: as for `more`, None where nobody knows."""
         return {
             "analyzers": list(self.asked),
             "left_out": dict(self.left_out),
             "seconds": self.seconds,
             "words": self.words(),
-            **({} if hurried is None else {"more": self.more(hurried)}),
+            **({} if hurried is None else {"more": self.more(hurried, bounded)}),
         }
 
 

@@ -216,9 +216,16 @@ def _refuse_foreign(graph: Any) -> None:
         if node.domain not in STANDARD_DOMAINS and lower.find(node.domain, node.op_type) is None:
             name = f"{display(node.domain, 40)}::{display(node.op_type, 40)}"
             where = node.name or next((name for name in node.output if name), "")
+            # onnxruntime's quantiser writes these in one of its two formats; the other one is standard ONNX and read here.
+            quantised = node.domain == "com.microsoft" and node.op_type.startswith(("QLinear", "QGemm"))
+            way = (
+                "quantise in onnxruntime's format QDQ"
+                if quantised
+                else "export with standard ONNX operators alone"
+            )
             raise UnsupportedModel(
-                f'{name} "{display(where)}": operators of this domain are not covered; export with standard ONNX operators '
-                f"alone, or teach it to lipverify with @lower.register({name!r})"
+                f'{name} "{display(where)}": operators of this domain are not covered; {way}, or teach it to lipverify with '
+                f"@lower.register({name!r})"
             )
 
 

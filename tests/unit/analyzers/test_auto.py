@@ -63,6 +63,16 @@ def test_what_would_refuse_is_left_out_with_its_reason(graph: lv.Graph) -> None:
         assert reason in found.to_json()["choice"]["words"]
 
 
+def test_where_none_has_a_bound_no_bound_is_spoken_of() -> None:
+    choice = auto.Choice(("product",), {}, 10.0, False)
+    assert "no analyzer was short of time" in choice.more([], bounded=False)
+    assert choice.to_json(["product"], bounded=False)["more"].startswith("more time would buy")
+    assert (
+        "no analyzer was short of time"
+        in lv.audit(product_of_halves(), search=QUICK).to_json()["choice"]["more"]
+    )
+
+
 def test_where_none_answers_every_reason_is_said() -> None:
     found = lv.audit(product_of_halves(), search=QUICK)
     assert found.best is None

@@ -127,13 +127,20 @@ def test_unknown_operators_say_how_to_teach_them() -> None:
 
 
 def test_foreign_domains_and_a_foreign_relu() -> None:
-    for domain, op in (("com.microsoft", "Inverse"), ("evil", "Relu")):
+    ways = {
+        ("com.microsoft", "Inverse"): "export with standard ONNX operators alone",
+        ("evil", "Relu"): "export with standard ONNX operators alone",
+        ("evil", "QGemm"): "export with standard ONNX operators alone",
+        ("com.microsoft", "QGemm"): "quantise in onnxruntime's format QDQ",
+        ("com.microsoft", "QLinearAdd"): "quantise in onnxruntime's format QDQ",
+    }
+    for (domain, op), way in ways.items():
         source = model(
             [helper.make_node(op, ["x"], ["y"], domain=domain, name="n")], ["N", 6],
             opset_imports=[helper.make_opsetid("", 13), helper.make_opsetid(domain, 1)],
         )  # fmt: skip
         with pytest.raises(
-            UnsupportedModel, match=f'{domain}::{op} "n": operators of this domain are not covered'
+            UnsupportedModel, match=f'{domain}::{op} "n": operators of this domain are not covered; {way}'
         ):
             extract_onnx(source)
 

@@ -25,12 +25,12 @@ _PAIRS = 1024
 """Of matrices of which products are looked at; beyond, norms are multiplied."""
 RAW = (
     "its factors are not bounded over all inputs, so its slope has no bound: dot-product attention on raw tokens is not "
-    "Lipschitz, nor with soft-capped scores (at 0 the slope is still |k|), nor is linear attention; say how large tokens are, or "
-    "normalise them"
+    "Lipschitz, nor with soft-capped scores (at 0 the slope is still |k|), nor is linear attention; say how large tokens are "
+    "(--within A, lv.Bounded(A)), or normalise them"
 )
 VALUES = (
     "the values that it averages are not bounded over all inputs: scores that are bounded (query and key normalisation, soft "
-    "capping) are not enough; say how large tokens are, or normalise the values"
+    "capping) are not enough; say how large tokens are (--within A, lv.Bounded(A)), or normalise the values"
 )
 
 
