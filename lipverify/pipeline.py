@@ -241,6 +241,8 @@ def audit(
     )
     if isinstance(query.region, Ball) and (why := misfit(query.region.center, graph.input_shape)) is not None:
         raise UsageError(why)
+    if missing := query.without_tokens(graph.input_shape):
+        raise UnsupportedModel(missing)
     if budget is None and AUTO in listed(analyzers):
         budget = MINUTE
     end = None if budget is None else started + budget
@@ -340,7 +342,9 @@ def _rows(
                 more = max(OWED / 2, 0.25 * share.remaining())
                 wall = min(share.deadline + more, compute.deadline + OWED / 2)
             row = _answer(method, graph, query, share, wall)
-            rows.append(replace(row, hurried=share.expired()))
+            # A property of the model refuses it whatever the time.
+            searched = row.certificate is not None or row.undecided
+            rows.append(replace(row, hurried=searched and share.expired()))
         except KeyboardInterrupt:
             seconds = time.monotonic() - started
             rows.append(Row(method, seconds, refused="interrupted before it had a bound", stopped=True))

@@ -38,6 +38,8 @@ class Choice:
     def words(self) -> str:
         """What was asked, as a sentence."""
         time = "about a minute" if self.seconds == MINUTE else f"about {self.seconds:.0f} s"
+        if self.seconds < 1:
+            time = "less than a second"
         said = f"auto asked {_listed(self.asked)}, cheapest first, within {time} for all"
         without = "; ".join(f"{name}: {reason}" for name, reason in self.left_out.items())
         return said + (f"; not asked: {without}" if without else "")

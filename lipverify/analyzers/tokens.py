@@ -69,11 +69,7 @@ class Tokens:
             )
         if isinstance(query.region, Ball):
             return "answers for all inputs, or for tokens of bounded size (--within A), not in balls"
-        if len(graph.input_shape) < 2:
-            return (
-                f"an input of shape {list(graph.input_shape)} has no tokens: give a model of [tokens, width]"
-            )
-        return unread(graph)
+        return query.without_tokens(graph.input_shape) or unread(graph)
 
     def bound(self, graph: Graph, query: Query, compute: Compute) -> Certificate:
         """A bound, and a line for every stage.

@@ -235,6 +235,12 @@ class Query(Shown):
         """Whether sizes of tokens are spoken of, in a norm or in the region: few methods know what that means."""
         return self.norm_in.of_tokens or self.norm_out.of_tokens or isinstance(self.region, Bounded)
 
+    def without_tokens(self, input_shape: tuple[int, ...]) -> str | None:
+        """Why a question about tokens says nothing of inputs of this shape; None where it does, or is not about tokens."""
+        if not self.of_tokens or len(input_shape) >= 2:
+            return None
+        return f"an input of shape {list(input_shape)} has no tokens: give a model of [tokens, width], or ask in l1, l2 or linf"
+
     def __repr__(self) -> str:
         return f"Query({self.norm_in} to {self.norm_out}, {self.region!r})"
 

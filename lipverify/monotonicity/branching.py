@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from lipverify.analyzers.protocol import Compute
+from lipverify.deadline import within
+from lipverify.errors import BudgetEnded
 from lipverify.ir.interval import Interval
 from lipverify.monotonicity.pairs import PairSearch
 from lipverify.monotonicity.results import Pair
@@ -78,7 +80,11 @@ class Branching:
         """Until every box is proved, a pair contradicts, or the budget is gone."""
         root_lower, root_upper = (end.flatten()[None] for end in (self.pairs.lower, self.pairs.upper))
         none = root_lower.new_full((1,), -torch.inf)
-        todo = self._bounded(root_lower, root_upper, none)
+        try:
+            with within(self.compute.deadline):
+                todo = self._bounded(root_lower, root_upper, none)
+        except BudgetEnded:
+            return Proof(-torch.inf, self.boxes)
         closed = float("inf")
         while True:
             done = todo.least >= 0
@@ -95,7 +101,12 @@ class Branching:
             lower, upper, owner = self._halves(worst)
             if len(lower) == 0:
                 return Proof(least, self.boxes, self.pair)
-            todo = rest.joined(self._bounded(lower, upper, worst.least[owner]))
+            try:
+                with within(self.compute.deadline):
+                    parts = self._bounded(lower, upper, worst.least[owner])
+            except BudgetEnded:
+                return Proof(least, self.boxes, self.pair)
+            todo = rest.joined(parts)
 
     def _bounded(self, lower: Tensor, upper: Tensor, parent: Tensor) -> _Open:
         """Bounds of boxes [n, inputs], never below those of the boxes they were cut from; and pairs around their centres."""

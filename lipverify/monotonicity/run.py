@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from lipverify.analyzers.protocol import Compute, Report, silent
-from lipverify.errors import UsageError
+from lipverify.deadline import within
+from lipverify.errors import BudgetEnded, Undecided, UsageError
 from lipverify.ir.certificate import Rigour
 from lipverify.ir.graph import Graph
 from lipverify.ir.interval import Interval
@@ -24,6 +25,11 @@ from lipverify.monotonicity.results import Finding, Monotonicity, Pair, Verdict
 from lipverify.monotonicity.slopes import PartialDerivatives, Partials
 from lipverify.propagation import refuse_without_intervals
 
+SEARCHED = 0.7
+"""Part of the budget for verdicts; what is left then is for their proof."""
+OWED = 2.0
+"""Seconds that the first ranges may take beyond it: without them there is no answer."""
+UNPROVED = "the budget ended before the checker had proved it; give a larger --budget"
 Region = Ball | Interval | tuple[Any, Any]
 
 
@@ -57,7 +63,8 @@ def monotone(
         budget: seconds for everything.
 
     Raises:
-        UsageError: no such feature or output, a region that is no box. UnsupportedModel: an operator without a range of
+        UsageError: no such feature or output, a region that is no box. Undecided: the budget ended before anything was known of
+        the whole region. UnsupportedModel: an operator without a range of
         derivatives; the node is named.
     """
     started = time.monotonic()
@@ -70,8 +77,15 @@ def monotone(
     partials = PartialDerivatives(graph, entry, where)
     exact = graph.to(dtype=torch.float64, device=where)
     boxes = Interval(boxes.lower.to(where), boxes.upper.to(where))
-    whole = Compute(where, seed, None if budget is None else started + budget, report or silent)
-    roots = partials.over(boxes, wanted)
+    end = None if budget is None else started + budget
+    whole = Compute(where, seed, None if budget is None else started + SEARCHED * budget, report or silent)
+    try:
+        with within(None if whole.deadline is None else max(whole.deadline, time.monotonic()) + OWED):
+            roots = partials.over(boxes, wanted)
+    except BudgetEnded:
+        raise Undecided(
+            "not run: the budget ended before any range of a slope was known; give a larger --budget"
+        ) from None
     findings = []
     for index in range(len(boxes.lower)):
         pairs = PairSearch(exact, entry, boxes.lower[index], boxes.upper[index])
@@ -85,7 +99,12 @@ def monotone(
             findings.append(question.answer(roots, place, index, name))
     words = _words(region, boxes)
     ball = region if isinstance(region, Ball) else None
-    told, issued = certified(graph, ball, boxes, entry, findings, report or silent)
+    try:
+        with within(end):
+            told, issued = certified(graph, ball, boxes, entry, findings, report or silent)
+    except BudgetEnded:
+        told = tuple(replace(f, unchecked=UNPROVED if f.verdict in SIGNS else "") for f in findings)
+        issued = None
     directed = [f for f in told if f.verdict in SIGNS]
     rigour = Rigour.CHECKED if directed and all(f.checked for f in directed) else Rigour.REAL
     return Monotonicity(graph, words, entry, told, time.monotonic() - started, seed, rigour, issued=issued)
@@ -113,12 +132,12 @@ class _Question:
         least = {1: float(roots.lower[index, place]), -1: -float(roots.upper[index, place])}
         against: dict[int, Pair | None] = {1: None, -1: None}
         for sign in (1, -1):
-            if least[sign] < 0:
+            if least[sign] < 0 and not self.compute.expired():
                 against[sign] = self.pairs.contradiction(self.points, self.slopes, self.feature, sign)
         # The likelier direction first; the other one is then contradicted by a pair, or open only where nothing moves.
         first = 1 if float(self.slopes.sum()) >= 0 else -1
         for sign in (first, -first):
-            if least[sign] >= 0 or against[sign] is not None:
+            if least[sign] >= 0 or against[sign] is not None or self.compute.expired():
                 continue
             proof = self._prove(sign)
             least[sign], against[sign] = max(least[sign], proof.least), proof.pair

@@ -49,6 +49,13 @@ def test_a_pair_refutes_a_claim_where_no_analyzer_bounds_the_network(model: Path
     assert "the claimed constant 0.001 is wrong: a pair of inputs (--out stores it)" in done.stderr
 
 
+@pytest.mark.parametrize("norms", [("token-rms",), ("l2", "token-l2"), ("token-l2", "l2")])
+def test_inputs_without_tokens_are_refused_with_their_shape(norms: tuple[str, ...]) -> None:
+    graph = lv.extract(nn.Linear(3, 2).eval(), torch.randn(2, 3))
+    with pytest.raises(lv.UnsupportedModel, match=r"an input of shape \[3\] has no tokens"):
+        lv.audit(graph, norm=norms[0], norm_out=norms[-1])
+
+
 class Sums(nn.Module):
     """y_t = x_1 + x_2 + x_3."""
 

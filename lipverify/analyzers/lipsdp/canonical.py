@@ -171,7 +171,8 @@ def refuse_too_large(graph: Graph) -> None:
     if needed > available():
         raise UnsupportedModel(
             f"LipSDP needs about {needed / 2**30:.0f} GiB of dense matrices for layers of up to {max(widths)} neurons; "
-            f"{available() / 2**30:.1f} GiB are available: give a larger --memory, or ask lipsdp, which cuts the network"
+            f"{available() / 2**30:.1f} GiB are available: give a larger --memory, or ask product; over all inputs lipsdp "
+            "needs less where a network can be cut into pieces"
         )
 
 

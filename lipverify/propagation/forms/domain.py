@@ -40,6 +40,10 @@ class Front:
             inputs, rows = group.nonzero().flatten(), (place == index).nonzero().flatten()
             if len(inputs):
                 parts.append((inputs, rows, matrix[inputs][:, rows]))
+        if not parts:
+            # Nothing reads an input, as behind neurons that are dead on every ball: one input, with columns of 0.
+            everything = torch.arange(matrix.shape[1], device=matrix.device)
+            parts.append((everything.new_zeros(1), everything, matrix[:1]))
         return cls(parts, matrix.abs().sum(0) * (1.0 + 4.0 * gamma(len(matrix) + 4)))
 
     def __matmul__(self, rows: Tensor) -> Tensor:

@@ -109,6 +109,27 @@ def test_a_search_that_used_all_its_time_could_go_on(graph: lv.Graph) -> None:
     assert "--budget 10m" in more
 
 
+class Refusing(Slow):
+    """Looks as long as it may, and finds that the model has no bound.
+
+    Statement: none.
+    """
+
+    name = "refusing"
+
+    def bound(self, graph: lv.Graph, query: lv.Query, compute: Compute) -> Certificate:
+        while not compute.expired():
+            pass
+        raise lv.UnsupportedModel("no constant")
+
+
+def test_what_the_model_refuses_no_time_buys(graph: lv.Graph) -> None:
+    found = lv.audit(graph, analyzers=["auto", Refusing()], budget=1.0, search=QUICK)
+    assert found.rows[-1].refused == "no constant"
+    assert not found.rows[-1].hurried
+    assert "refusing" not in found.to_json()["choice"]["more"]
+
+
 def test_auto_stands_beside_names_and_counts_each_once(graph: lv.Graph) -> None:
     found = lv.audit(graph, analyzers="auto,product,lipsdp:frequencies", budget=5, search=QUICK)
     assert [row.analyzer for row in found.rows][:4] == [
