@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import ROUND_CEILING, Context, Decimal
 from typing import Any, ClassVar
 
 from lipverify.analyzers.protocol import Compute, certificate
@@ -90,11 +90,18 @@ class Tokens:
         if all(stage.kind != "normalised" for _, stage in found.stages):
             return ()
         value = Upper.of(followed(graph, query, self.variance).value).value
-        power = math.ceil(1e4 * float(value.log10()) + 1e-3) / 1e4 if value else -math.inf
         return (
             f"for two inputs between which all that is normalised has a variance (a mean square, without the mean) of at least "
-            f"{self.variance:g}: at most 10^{power:.4f}; not part of the certificate",
+            f"{self.variance:g}: at most {_rounded_up(value)}; not part of the certificate",
         )
+
+
+def _rounded_up(value: Decimal) -> str:
+    """Five digits, as a power of ten where it is far from 1."""
+    power = float(value.log10()) if value else 0.0
+    if abs(power) < 9.0:
+        return f"{value.normalize(Context(5, ROUND_CEILING)):f}"
+    return f"10^{math.ceil(1e4 * power + 1e-3) / 1e4:.4f}"
 
 
 _WORDS: Mapping[str, str] = {

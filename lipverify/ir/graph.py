@@ -189,7 +189,8 @@ class Graph(Shown):
         """
         if not 0 <= index < len(self.outputs):
             listed = ", ".join(f"{i}: {self[name].describe()}" for i, name in enumerate(self.outputs))
-            raise UsageError(f"there is no output {index}; the model has {listed}")
+            only = "one output, " if len(self.outputs) == 1 else ""
+            raise UsageError(f"there is no output {index}; the model has {only}{listed}")
         return replace(self, outputs=(self.outputs[index],), output_index=0).pruned()
 
     def pruned(self) -> Graph:

@@ -64,7 +64,9 @@ def selected_outputs(model: Any, output: int | str | None) -> list[str]:
         return [str(output)]
     listed = ", ".join(f'{i}: "{display(name, 30)}"' for i, name in enumerate(names[:8]))
     shown = f'"{display(output)}"' if isinstance(output, str) else str(output)
-    raise UsageError(f"there is no output {shown}; the model has {listed}")
+    only = "one output, " if len(names) == 1 else ""
+    entries = " (its entries are asked for by --margin)" if only else ""
+    raise UsageError(f"there is no output {shown}; the model has {only}{listed}{entries}")
 
 
 def prune(model: Any, outputs: list[str]) -> None:

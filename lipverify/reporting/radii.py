@@ -135,6 +135,8 @@ def headline(document: Document) -> str:
     size = f"{len(certified)} of {plural(len(points), 'point')}"
     cut = sum(bool(p.get("cut")) for p in points)
     tail = f" The budget ended the search for {cut} of them." if cut else ""
+    if not certified and points and all(p["label"] != p["predicted"] for p in points):
+        return f"No radius: {'the label of the point is' if len(points) == 1 else 'the labels of all points are'} wrong.{tail}"
     if not certified:
         return f"No radius above zero was certified ({display(document['norm'])}, {size}).{tail}"
     middle = sorted(certified)[(len(certified) - 1) // 2]

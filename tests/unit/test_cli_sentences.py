@@ -73,7 +73,7 @@ def test_radii_that_are_none(radius: str, data: Path) -> None:
         (("--monotone", ",", "--box", "0,1", "--of", "0"), "name at least one feature"),
         (("--monotone", "0", "--of", "0"), "needs a region"),
         (("--margin", "3,77"), "two different outputs between 0 and 9"),
-        (("--output", "4"), "there is no output 4"),
+        (("--output", "4"), "there is no output 4; the model has one output, 0: "),
         (("--norm", "l3"), "choose l1, l2, linf, token-rms or token-l2"),
         (("--analyzers", "nonsense"), "there is no analyzer 'nonsense'"),
         (("--device", "tpu"), "choose auto, cpu or cuda"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import lipverify as lv
-from lipverify.analyzers.tokens import TokenGains
+from lipverify.analyzers.tokens import TokenGains, _rounded_up
 from lipverify.analyzers.tokens import Tokens as Analyzer
 from lipverify.certificates.issuing import subject_of
 from lipverify.checkers.norms import Norm, Tokens
@@ -261,3 +262,10 @@ def test_batched_heads_and_flattened_outputs_are_followed_too() -> None:
     result = lv.audit(graph_of(Flat(), 3, 8), **RMS, region=lv.Bounded(1.0))
     assert 0 < result.lower.value < result.upper
     assert str(result.rows[0].certificate.rigour) == "checked"
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [("26.95012", "26.951"), ("0", "0"), ("4e5", "400000"), ("1.00001e12", "10^12.0001")]
+)
+def test_a_number_in_a_note_is_rounded_up(value: str, said: str) -> None:
+    assert _rounded_up(Decimal(value)) == said

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from lipverify.errors import InternalError
+from lipverify.reporting import radii
 from lipverify.reporting.html import render_audit
 from tests.unit.reporting import documents
 from tests.unit.reporting.pages import Element, number, parse
@@ -290,3 +291,12 @@ def test_the_colours_follow_the_reader_and_the_printer() -> None:
     style = parse(render_audit(DOCUMENTS["mlp"])).all("style")[0].text
     for query in ("prefers-color-scheme: dark", "@media print", "max-width: 40rem"):
         assert query in style
+
+
+def test_points_with_wrong_labels_alone_have_no_radius_for_that_reason() -> None:
+    wrong = {"index": 0, "radius": 0.0, "attack_radius": None, "label": 1, "predicted": 0}
+    assert (
+        radii.headline({"points": [wrong], "norm": "linf"}) == "No radius: the label of the point is wrong."
+    )
+    right = wrong | {"index": 1, "predicted": 1}
+    assert "No radius above zero" in radii.headline({"points": [wrong, right], "norm": "linf"})
