@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from decimal import Decimal, localcontext
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +16,14 @@ from lipverify.checkers.kernel.arithmetic import interpolated
 from lipverify.checkers.kernel.curves import Lines, curve
 from lipverify.checkers.kernel.gains import chain_gains, kernel_of
 from lipverify.checkers.kernel.program import Affine, Lattice, same
-from lipverify.checkers.kernel.ranges import Chain
+from lipverify.checkers.kernel.ranges import Chain, Ranges
 from lipverify.checkers.kernel.signals import INPUT, Signal
+from lipverify.checkers.norms import Norm
 from lipverify.checkers.reader import read_model
 from lipverify.checkers.reader.building import Builder, Stored, stored
 from lipverify.checkers.reader.calls import Call
 from lipverify.checkers.reader.operators import run
+from lipverify.checkers.theories.tokens import constant_of
 from lipverify.errors import NotCovered, RefutedCertificate, UnreadableCertificate
 from tests.soundness.test_forged import array, network, node
 from tests.unit.checkers.kernel.programs import Writing, ball
@@ -58,6 +62,40 @@ def test_weights_that_are_rounded_in_a_convolution() -> None:
         for torus in (None, [(8, 0)]):
             assert chain_gains([step], least * (1 - 1e-9), torus, False) is None
             assert chain_gains([step], least * (1 + 1e-5), torus, False) is not None
+
+
+@pytest.mark.parametrize("tail", [0, 200])
+def test_errors_of_many_rounded_steps_are_multiplied(tail: int) -> None:
+    """Where c x - x cancels, errors are all there is: every later factor c makes them larger, and they were added up."""
+    rounded = 1 << 32
+    count, one = (1 << 53, np.ones((1, 1, 1)))
+    real = Fraction(count + rounded, count)  # a number that is 1 and so many roundings
+    w = Writing(1)
+    w.put(Affine(w.view(), 1, np.array([[[1.0, -1.0]]]), np.zeros((1, 1, 2), np.int64), None, rounded))
+    for _ in range(tail):
+        w.put(Affine(w.view(), 1, one, np.zeros((1, 1, 1), np.int64), None, rounded))
+    program, truth = w.program(), 2 * (real - 1) * real**tail
+    token = Norm("token-l2", 1)
+    assert constant_of(program, None, (token, token)) >= truth
+    chain = [s for s in program.steps if isinstance(s, Affine)]
+    assert chain_gains(chain, float(truth) * (1 - 1e-9), None, False) is None
+    subject = Subject(program, [ball(np.zeros(1), 1.0, "linf")])
+    ranges = Ranges(subject.elements, subject.regions[0], ())
+    assert ranges.chain.ranges(ranges.output)[1][-1] >= float(truth)
+
+
+def test_scalings_of_rounded_numbers_on_a_torus() -> None:
+    """500 of them: a sum of their errors is 3 % where their product is 3.1 %."""
+    rounded, tail, taps = 1 << 38, 500, np.ones((1, 1, 1, 1))
+    w = Writing(2)
+    lattice = Lattice(taps, (1, 2), (1,), (1,), ((0, 0),), False)
+    chain = [Affine(w.view(), 2, taps[:, :, 0], np.arange(2)[None, :, None], None, rounded, lattice)]
+    for _ in range(tail):
+        chain.append(replace(chain[0], lattice=None))
+    with pytest.raises(NotCovered, match="too many to control"):
+        kernel_of(chain)
+    few = chain[:2]
+    assert kernel_of(few)[1] >= (1 + rounded * 2.0**-53) ** 2 - 1
 
 
 def test_integers_of_32_bits_times_a_scale_are_rounded() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -15,20 +17,20 @@ import pytest
 import lipverify as lv
 from lipverify import checkers
 from lipverify.checkers.deviation import Box, Deviation
-from lipverify.checkers.evaluation import shown
+from lipverify.checkers.evaluation import evaluate, shown
 from lipverify.checkers.inputs import reading_of
 from lipverify.checkers.kernel import Subject, parse_steps, prove
 from lipverify.checkers.kernel.account import Account, spending
 from lipverify.checkers.kernel.arithmetic import Array, gamma
-from lipverify.checkers.kernel.program import Affine, Scalar, View, same
-from lipverify.checkers.reader import digest_of, read_model
+from lipverify.checkers.kernel.program import Affine, Order, Output, Scalar, View, same
+from lipverify.checkers.reader import agreement, digest_of, finishing, read_model
 from lipverify.checkers.reader.agreement import agree
 from lipverify.checkers.reader.building import Builder, stored
 from lipverify.checkers.reader.folding import fold
 from lipverify.checkers.theories.carried import Carried
 from lipverify.errors import NotCovered, RefutedCertificate, UnreadableCertificate
 from tests.soundness.test_forged import SIZE, array, certificate, forged, harmless, network, node
-from tests.unit.checkers.kernel.programs import ball
+from tests.unit.checkers.kernel.programs import Writing, ball
 
 SQUARED = 28
 FIRST, SECOND = 1.0000000009313226, 0.9999999990686775
@@ -220,6 +222,85 @@ def test_outputs_that_are_compared_are_charged(tmp_path: Path) -> None:
     account.numbers = 1 << 24
     with spending(account), pytest.raises(NotCovered, match="more memory"):
         agree(model.data, model.program, 0)
+
+
+def test_few_inputs_of_large_outputs_are_held_at_once(tmp_path: Path) -> None:
+    """Twelve numbers for every input and number that is compared: 2 GB for a file of 120 bytes."""
+    count, rows = 1 << 18, len(agreement._ROWS)
+    nodes = [node("Expand", ["x", "s"], ["y"])]
+    model = read_model(network(tmp_path / "m.onnx", nodes, sizes(s=[1, count]), [1, 1], [("y", None)]))
+    assert model.program is not None
+    x = np.arange(1.0, 1.0 + rows)[:, None]
+    found = np.repeat(x, count, 1)
+    tracemalloc.start()
+    assert agreement._compared(model.program, [0], x, [found], "a runtime", 2.0**-24) == (
+        "a runtime",
+        rows,
+        0.0,
+    )
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 24 * 8 * count
+    found[-1, -1] += 1e-3
+    with pytest.raises(NotCovered, match="another function"):
+        agreement._compared(model.program, [0], x, [found], "a runtime", 2.0**-24)
+
+
+def test_views_of_a_large_step_are_moved_alone(tmp_path: Path) -> None:
+    """Every look at a map whose rows are cut made a table of all its results, and so did every -max(-a, -b)."""
+    large = 1 << 18
+    w = Writing(1)
+    kernel = np.array([[[-1.0]], [[3.0]]]).reshape(1, 2, 1)
+    w.put(Affine(View((0,), np.zeros(large, np.int64)), 2 * large, kernel, np.arange(large)[None, :, None]))
+    w.put(Affine(w.view(), 2 * large, -np.ones((2 * large, 1, 1)), np.arange(2 * large)[:, None, None]))
+    one = []
+    for k in range(3):
+        pair = Order(View((2,), np.array([k, k + 4])), 1, np.array([[0, 1]]), False)
+        w.put(pair)
+        w.put(Affine(w.view(), 1, -np.ones((1, 1, 1)), np.zeros((1, 1, 1), np.int64)))
+        one.append(len(w.steps) - 1)
+    view = View((1, *one), np.array([5, *(2 * large + np.arange(3))]))
+    program = replace(w.program(), outputs=(Output("y", view, (4,)),))
+    tracemalloc.start()
+    choices = finishing._Choices(program.steps)
+    before = tracemalloc.get_traced_memory()[0]
+    tracemalloc.reset_peak()
+    found = [choices.of(k) for k in one]
+    peak = tracemalloc.get_traced_memory()[1] - before
+    draft = finishing._Draft(program)
+    draft.place = {0: (0, None), 1: (1, np.arange(2 * large)), **{k: (k, None) for k in one}}
+    draft.steps = [*program.steps]
+    before = tracemalloc.get_traced_memory()[0]
+    tracemalloc.reset_peak()
+    moved = draft.moved(view)
+    peak = max(peak, tracemalloc.get_traced_memory()[1] - before)
+    tracemalloc.stop()
+    assert peak < 8 * large
+    assert np.array_equal(moved.places, view.places)
+    for k, (pairs, largest) in enumerate(found):
+        assert not largest
+        assert pairs is not None
+        assert [pairs.low.tolist(), pairs.high.tolist()] == [[1 + k], [5 + k]]
+    x = np.array([[0.3], [-2.0]])
+    (ours,) = (shown(o.view, evaluate(p, x)) for p in (finishing.finished(program),) for o in p.outputs)
+    assert np.array_equal(ours, shown(view, evaluate(program, x)))
+
+
+def test_reading_and_comparing_ask_the_time(tmp_path: Path) -> None:
+    """At every operator, and at every step of a few inputs."""
+    nodes = [node("Relu", ["x" if k == 0 else f"a{k - 1}"], [f"a{k}"]) for k in range(40)]
+    path = network(tmp_path / "m.onnx", nodes, [], [1, 2], [("a39", None)])
+    for wanted in ("read", "compare"):
+        asked = itertools.count()
+        with spending(Account(lambda asked=asked: next(asked) > 35)):  # type: ignore[misc]
+            if wanted == "read":
+                assert read_model(path).reason == "the time for checking is over"
+                continue
+        model = read_model(path)
+        assert model.program is not None
+        assert model.data is not None
+        with spending(Account(lambda asked=asked: next(asked) > 35)), pytest.raises(NotCovered, match="time"):  # type: ignore[misc]
+            agree(model.data, model.program, 0)
 
 
 def test_entries_of_a_large_result_are_looked_at_alone(tmp_path: Path) -> None:

@@ -92,9 +92,9 @@ def root_above(value: Fraction) -> Fraction:
 
 
 def gamma(count: int) -> float:
-    """gamma_count, rounded up."""
+    """gamma_count, rounded up. Raises NotCovered: too many roundings."""
     if not 0 <= count < 1 << 40:
-        raise ValueError(f"{count} roundings are too many to control")
+        raise NotCovered(f"{count} roundings are too many to control")
     return above(Fraction(count, (1 << 53) - count))
 
 

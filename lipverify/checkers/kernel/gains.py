@@ -227,7 +227,7 @@ def kernel_of(chain: Sequence[Affine]) -> tuple[Array, float, list[int]]:
     plain = all(np.array_equal(b.view.places, np.arange(a.size)) for a, b in itertools.pairwise(chain))
     need(len(place) == 1 and plain, "not one convolution with scalings")
     conv = chain[place[0]]
-    relative = arith.gamma(conv.rounded)
+    count = conv.rounded
     assert conv.lattice is not None
     kernel, shape, stride, dilation, padding, adjoint = conv.lattice
     for i, step in enumerate(chain):
@@ -243,7 +243,7 @@ def kernel_of(chain: Sequence[Affine]) -> tuple[Array, float, list[int]]:
         need((factor == factor[:, :1]).all(), "a scaling that differs within a channel")
         split = factor[:, 0].reshape((len(kernel), 1, -1) if inner else (len(kernel), -1, 1))
         kernel = arith.times(kernel, split.reshape(*split.shape, *(1,) * (kernel.ndim - 3)))
-        relative += arith.gamma(8 + step.rounded)
+        count += 8 + step.rounded
     sizes = []
     for axis, n in enumerate(shape[1:]):
         s, d, (before, after) = stride[axis], dilation[axis], padding[axis]
@@ -261,7 +261,7 @@ def kernel_of(chain: Sequence[Affine]) -> tuple[Array, float, list[int]]:
         # Tap Q - p for inputs first..last and outputs p < outputs; no other tap is congruent to it modulo N.
         sizes.append(max(last + 1, coarse - first + outputs - 1, outputs, coarse))
     used = (kernel != 0).any((0, 1, *range(3, kernel.ndim)))
-    return kernel[:, :, used] if used.any() else kernel, relative, sizes
+    return kernel[:, :, used] if used.any() else kernel, arith.gamma(count), sizes
 
 
 def symbol_at(kernel: Array, grid: Array) -> Array:

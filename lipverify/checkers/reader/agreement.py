@@ -33,7 +33,9 @@ from lipverify.errors import NotCovered
 
 _FACTOR, _FEW = 64.0, 4
 _WORK = 1 << 27
-"""Products of numbers that all inputs together may take, as long as one does not need more."""
+"""Products of numbers that all inputs together may take, as long as one does not need more; a number that is compared is four."""
+_HELD = 1 << 22
+"""Numbers of steps and outputs that are evaluated at once, as long as one input does not need more."""
 _UNITS = {"float16": 2.0**-11, "float32": 2.0**-24, "float64": 2.0**-52}
 _SECONDS, _PACE = 60.0, 1e8
 """Of processor time for a runtime in a process of its own, and one more for so many products of numbers."""
@@ -176,53 +178,73 @@ def _widened(data: bytes) -> bytes | None:
     return bytes(model.SerializeToString())
 
 
+class _Seen:
+    """Of every entry of one output, over inputs so far: ours, theirs [2, n], smallest and largest; allowed [n], the most."""
+
+    def __init__(self, size: int) -> None:
+        self.ours, self.theirs = (np.array([[np.inf], [-np.inf]]).repeat(size, 1) for _ in range(2))
+        self.allowed, self.some = np.zeros(size), False
+
+    def add(self, ours: Array, theirs: Array, allowed: Array) -> None:
+        """More inputs. All three: [inputs, n]."""
+        self.some = self.some or len(ours) > 0
+        for ends, numbers in ((self.ours, ours), (self.theirs, theirs)):
+            np.minimum(ends[0], numbers.min(0, initial=np.inf), out=ends[0])
+            np.maximum(ends[1], numbers.max(0, initial=-np.inf), out=ends[1])
+        np.maximum(self.allowed, allowed.max(0, initial=0.0), out=self.allowed)
+
+    def telling(self, unit: float) -> bool:
+        """Whether what is allowed is less than how much every entry changes over the inputs.
+
+        Entries that change by a few roundings or not at all are as good as constant.
+        """
+        if not self.some:
+            return True
+        change = np.maximum(self.ours[1] - self.ours[0], self.theirs[1] - self.theirs[0])
+        idle = change <= 4.0 * unit * np.abs(self.theirs).max(0)
+        return bool((idle | (self.allowed <= change)).all())
+
+
 def _compared(program: Program, outputs: Sequence[int], inputs: Array, found: Sequence[Array], evaluator: str,
               unit: float) -> tuple[str, int, float]:  # fmt: skip
-    results, deviations = evaluate_with_deviations(program, inputs, unit)
-    known = np.ones(len(inputs), bool)
-    worst, blind = 0.0, False
-    for place, k in enumerate(outputs):
-        ours, spread = results[k], deviations[k]
-        theirs = found[place]
-        fine = np.isfinite(ours).all(1) & np.isfinite(theirs).all(1) & np.isfinite(spread).all(1)
-        fine &= np.abs(ours).max(1, initial=0.0) < (3e4 if unit > 2.0**-12 else 1e37)
-        known &= fine
-        with np.errstate(all="ignore"):
-            allowed = _FACTOR * spread + unit * np.abs(ours) + 2.0**-120
-            share = np.where(fine[:, None], np.abs(ours - theirs) / allowed, 0.0)
-        if fine.any() and not _telling(ours[fine], theirs[fine], allowed[fine], unit):
-            blind = True
-        worst = max(worst, float(share.max(initial=0.0)))
+    """A few inputs at once: of the others, extremes alone are kept."""
+    seen = [_Seen(numbers.shape[1]) for numbers in found]
+    count, worst, rows = 0, 0.0, _at_once(program)
+    for start in range(0, len(inputs), rows):
+        results, deviations = evaluate_with_deviations(program, inputs[start : start + rows], unit)
+        known = np.ones(len(inputs[start : start + rows]), bool)
+        for place, k in enumerate(outputs):
+            ours, spread, theirs = results[k], deviations[k], found[place][start : start + rows]
+            fine = np.isfinite(ours).all(1) & np.isfinite(theirs).all(1) & np.isfinite(spread).all(1)
+            fine &= np.abs(ours).max(1, initial=0.0) < (3e4 if unit > 2.0**-12 else 1e37)
+            known &= fine
+            with np.errstate(all="ignore"):
+                allowed = _FACTOR * spread + unit * np.abs(ours) + 2.0**-120
+                share = np.where(fine[:, None], np.abs(ours - theirs) / allowed, 0.0)
+            seen[place].add(ours[fine], theirs[fine], allowed[fine])
+            worst = max(worst, float(share.max(initial=0.0)))
+        count += int(known.sum())
     if not worst <= 1.0:
         raise _Unsettled(f"{evaluator} computes another function than the checker read")
-    if blind:
+    if not all(one.telling(unit) for one in seen):
         raise _Unsettled(f"sums inside hide in the type of the file what {evaluator} and the checker compute")
     # A file that leaves its type but at 0 is compared at 0 alone, where most functions agree.
-    if 2 * int(known.sum()) < len(known):
+    if 2 * count < len(inputs):
         raise NotCovered(f"{evaluator} computes too few finite numbers to compare with")
-    return evaluator, int(known.sum()), worst
-
-
-def _telling(ours: Array, theirs: Array, allowed: Array, unit: float) -> bool:
-    """Whether what is allowed is less than how much every entry changes over the inputs. ours, theirs, allowed: [inputs, n].
-
-    Entries that change by a few roundings or not at all are as good as constant.
-    """
-    change = np.maximum(np.ptp(ours, 0), np.ptp(theirs, 0))
-    idle = change <= 4.0 * unit * np.abs(theirs).max(0)
-    return bool((idle | (allowed.max(0) <= change)).all())
+    return evaluator, count, worst
 
 
 def _inputs(program: Program, kind: np.dtype[Any], seed: Sequence[int]) -> Array:
     """[count, inputs], representable in the type of the file: fewer where one costs much."""
     size, rng = program.steps[0].size, np.random.default_rng(seed)
-    work = _work(program)
-    count = max(2, min(len(_ROWS), _WORK // max(work, 1)))
-    # Values and deviations of all steps, and what the largest one gathers.
-    charge(2 * count * sum(s.size for s in program.steps), 8 * count * work)
-    # Of every output values and deviations, the runtime's numbers, and what is made of them to compare.
-    charge(12 * count * sum(len(output.view.places) for output in program.outputs))
+    work, shown = _work(program), _shown(program)
+    count = max(2, min(len(_ROWS), _WORK // max(work + 4 * shown, 1)))
+    # Values and deviations of all steps, what is made of them at the largest one, and what it gathers.
+    few, sizes = min(count, _at_once(program)), [s.size for s in program.steps]
+    charge(few * (2 * sum(sizes) + 12 * max(sizes)), 8 * count * work)
     charge(max((s.index.size for s in program.steps if isinstance(s, Affine)), default=0))
+    # Of every output values and deviations and what is made of them to compare, the runtime's numbers, and their extremes.
+    charge((10 * few + count + 5) * shown)
     rows = [make(rng, size) for make in _ROWS[:count]]
     return np.array(rows).astype(kind).astype(np.float64)
 
@@ -230,6 +252,16 @@ def _inputs(program: Program, kind: np.dtype[Any], seed: Sequence[int]) -> Array
 def _work(program: Program) -> int:
     """Products of numbers that one input takes."""
     return sum(s.index.size * s.kernel.shape[1] if isinstance(s, Affine) else s.size for s in program.steps)
+
+
+def _shown(program: Program) -> int:
+    """Numbers of all outputs."""
+    return sum(len(output.view.places) for output in program.outputs)
+
+
+def _at_once(program: Program) -> int:
+    """How many inputs are evaluated together."""
+    return max(1, _HELD // (2 * sum(s.size for s in program.steps) + 10 * _shown(program)))
 
 
 def _alone(value: float) -> Callable[[np.random.Generator, int], Array]:

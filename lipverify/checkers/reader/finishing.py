@@ -21,7 +21,6 @@ from lipverify.checkers.kernel.program import (
     checked,
     sizes_of,
     views_of,
-    width,
 )
 
 
@@ -82,11 +81,11 @@ class _Draft:
         starts = dict(
             zip(sources, np.cumsum([0, *(self.steps[s].size for s in sources)]).tolist(), strict=False)
         )
-        tables = [
-            starts[new] + (np.arange(self.old.steps[s].size) if table is None else table)
-            for s, (new, table) in zip(view.sources, found, strict=True)
-        ]
-        return View(sources, np.append(np.concatenate(tables), -1)[view.places])
+        places = np.full(len(view.places), -1)
+        for s, at, own in by_source(view, sizes_of(view, self.old.steps)):
+            new, table = self.place[s]
+            places[at] = starts[new] + (own if table is None else table[own])
+        return View(sources, places)
 
     def program(self) -> Program:
         outputs = tuple(Output(o.name, self.moved(o.view), o.shape) for o in self.old.outputs)
@@ -112,13 +111,10 @@ class _Pairs(NamedTuple):
     row: Array
 
 
-def _pairs(view: View, groups: Array, starts: Array) -> _Pairs | None:
-    """The pairs that groups choose from; None unless they are disjoint pairs of entries."""
-    if groups.shape[1] != 2 or bool((groups < 0).any()) or bool((view.places[groups] < 0).any()):
+def _pairs(entries: Array, groups: Array) -> _Pairs | None:
+    """The pairs that groups choose from entries; None unless they are disjoint pairs of them."""
+    if groups.shape[1] != 2 or bool((groups < 0).any()) or bool((entries[groups] < 0).any()):
         return None
-    local = np.cumsum([0, *(starts[s + 1] - starts[s] for s in view.sources)])
-    owner = np.searchsorted(local, view.places, side="right") - 1
-    entries = view.places - local[owner] + starts[np.array(view.sources, np.int64)[owner]]
     chosen = np.sort(entries[groups], axis=1)
     row = np.argsort(chosen[:, 0], kind="stable")
     once = len(np.unique(chosen)) == chosen.size
@@ -134,47 +130,53 @@ def _negative(step: Step) -> bool:
     return bool((step.kernel == -1).all()) and np.array_equal(step.index.reshape(-1), np.arange(step.size))
 
 
-def _chosen(steps: Sequence[Step], k: int) -> tuple[View, Array, bool] | None:
-    """What a step chooses from, by groups, and whether it takes the largest: a maximum, or the negative of one of negatives."""
-    step = steps[k]
-    if isinstance(step, Order) and not step.whole:
-        return step.view, step.groups, True
-    if not _negative(step) or len(step.view.sources) != 1:
-        return None
-    order = steps[step.view.sources[0]]
-    if (
-        not isinstance(order, Order)
-        or order.whole
-        or not np.array_equal(step.view.places, np.arange(order.size))
-    ):
-        return None
-    behind = [steps[s] for s in order.view.sources]
-    if not all(_negative(inner) for inner in behind) or bool((order.view.places < 0).any()):
-        return None
-    # Places of what is negated, in the joined sources of all that are.
-    widths = np.cumsum([0, *(width(inner.view, steps) for inner in behind)])
-    table = [inner.view.places + start for inner, start in zip(behind, widths, strict=False)]
-    if any(bool((inner.view.places < 0).any()) for inner in behind):
-        return None
-    sources = tuple(s for inner in behind for s in inner.view.sources)
-    return View(sources, np.concatenate(table)[order.view.places]), order.groups, False
+class _Choices:
+    """What steps choose from. Every step is looked at once, however many others read an entry of it."""
+
+    def __init__(self, steps: Sequence[Step]) -> None:
+        self.steps, self.starts = steps, np.cumsum([0, *(step.size for step in steps)])
+        self.behind = {k: self.entries(step.view) for k, step in enumerate(steps) if _negative(step)}
+
+    def entries(self, view: View) -> Array:
+        """What a view shows, as places in the joined results of all steps; -1 for none."""
+        found = np.full(len(view.places), -1)
+        for s, at, places in by_source(view, sizes_of(view, self.steps)):
+            found[at] = places + self.starts[s]
+        return found
+
+    def of(self, k: int) -> tuple[_Pairs | None, bool]:
+        """The pairs that a step chooses from, and whether it takes the largest: a maximum, or -max of negatives."""
+        step = self.steps[k]
+        if isinstance(step, Order) and not step.whole:
+            return _pairs(self.entries(step.view), step.groups), True
+        if k not in self.behind or len(step.view.sources) != 1:
+            return None, False
+        order = self.steps[step.view.sources[0]]
+        if not isinstance(order, Order) or order.whole or len(step.view.places) != order.size:
+            return None, False
+        if not np.array_equal(step.view.places, np.arange(order.size)):
+            return None, False
+        if not all(s in self.behind for s in order.view.sources):
+            return None, False
+        found = np.full(len(order.view.places), -1)
+        for s, at, places in by_source(order.view, sizes_of(order.view, self.steps)):
+            found[at] = self.behind[s][places]
+        return _pairs(found, order.groups), False
 
 
 def _with_sorts(program: Program) -> Program:
     """A maximum and a minimum of the same disjoint pairs are one sort, of which both read their half."""
-    starts = np.cumsum([0, *(step.size for step in program.steps)])
+    choices = _Choices(program.steps)
     found: dict[tuple[bytes, bytes], dict[bool, tuple[int, _Pairs]]] = {}
     for k in range(len(program.steps)):
-        chosen = _chosen(program.steps, k)
-        pairs = None if chosen is None else _pairs(chosen[0], chosen[1], starts)
-        if chosen is not None and pairs is not None:
-            found.setdefault((pairs.low.tobytes(), pairs.high.tobytes()), {}).setdefault(
-                chosen[2], (k, pairs)
-            )
+        pairs, largest = choices.of(k)
+        if pairs is not None:
+            same = found.setdefault((pairs.low.tobytes(), pairs.high.tobytes()), {})
+            same.setdefault(largest, (k, pairs))
     sides = [both for both in found.values() if len(both) == 2]
     if not sides:
         return program
-    draft, done = _Draft(program), {}
+    draft, done, starts = _Draft(program), {}, choices.starts
     mine = {k: (n, largest, pairs) for n, both in enumerate(sides) for largest, (k, pairs) in both.items()}
     for k, step in enumerate(program.steps):
         if k not in mine:

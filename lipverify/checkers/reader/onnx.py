@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from lipverify.checkers.kernel.account import charge
 from lipverify.checkers.kernel.program import Array, Output, Program, View
 from lipverify.checkers.reader.building import (
     BFLOAT16,
@@ -100,6 +101,7 @@ def read_onnx(data: bytes, reading: Reading | None = None) -> Read:
         need(output in values or output in writers, f"output {shown(output)} is written by nothing")
     order, wanted = _order(nodes, writers), _behind([o for o, _ in outputs], nodes, writers)
     for k in order:
+        charge(0)  # whoever waits may have waited long enough
         if nodes[k].op != "Constant" and not wanted.isdisjoint(nodes[k].outputs):
             _translate(nodes[k], values, builder, version)
     found: list[Output] = []
@@ -488,11 +490,13 @@ def only(data: bytes, outputs: Sequence[str]) -> bytes:
         return data
     import onnx
 
-    model = onnx.ModelProto.FromString(data)
-    for k in reversed(range(len(nodes))):
-        if k not in needed:
-            del model.graph.node[k]
-    for k in reversed(range(len(graph["output"]))):
-        if graph["output"][k]["name"] not in outputs:
-            del model.graph.output[k]
+    model, wanted = onnx.ModelProto.FromString(data), set(outputs)
+    charge(0)
+    for field, kept in (
+        (model.graph.node, [k for k in range(len(nodes)) if k in needed]),
+        (model.graph.output, [k for k, entry in enumerate(graph["output"]) if entry["name"] in wanted]),
+    ):
+        entries = [field[k] for k in kept]
+        del field[:]
+        field.extend(entries)
     return bytes(model.SerializeToString())

@@ -159,11 +159,7 @@ class Sequences(Products):
                 k = kernels[keys[:, 0]]
                 self._kept(k, values, errors)
                 base.append((k @ values).reshape(-1, p.base.shape[1]))
-                error.append(
-                    (np.abs(k) @ (errors + unit * np.abs(values)) * (1 + gamma(terms + 8))).reshape(
-                        -1, p.base.shape[1]
-                    )
-                )
+                error.append(_off(k, values, errors, unit).reshape(-1, p.base.shape[1]))
                 there_too = slots[:, s] >= 0
                 found_rows.append(np.where(there_too, slots[:, s], -1))
                 found_places.append(np.where(there_too, start + which * out, -1))
@@ -203,7 +199,7 @@ class Sequences(Products):
             k = kernels[keys[:, 0]]
             self._kept(k, values, errors)
             base = (k @ values).reshape(-1)
-            error = (np.abs(k) @ (errors + unit * np.abs(values))).reshape(-1) * (1 + gamma(terms + 8))
+            error = _off(k, values, errors, unit).reshape(-1)
             self._finite(error, BEYOND)
             none = np.repeat(~there.any(1), out)
             at = (which.reshape(groups, 1, positions) * out + np.arange(out)[:, None]).reshape(-1)
@@ -298,3 +294,12 @@ class Sequences(Products):
 
     def _product_of(self, step: Product) -> Form:
         return self._gated(self._seen(step.view), self._seen(step.other))
+
+
+def _off(kernel: Array, values: Array, errors: Array, unit: float) -> Array:
+    """How far K V may be from what float64 makes of it: K within `unit` of kernel, relatively, and V within errors of values.
+
+    kernel: [.., out, terms]; values, errors: [.., terms, width]. Both are off at once: where values cancel, errors are all.
+    """
+    rounding = 1 + gamma(kernel.shape[-1] + 8)
+    return np.asarray(np.abs(kernel) @ (errors + unit * (np.abs(values) + errors)) * rounding)

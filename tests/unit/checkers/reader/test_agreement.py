@@ -46,6 +46,12 @@ def test_what_is_read_is_what_runs() -> None:
     assert found.share < 0.2
 
 
+def test_inputs_one_by_one_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = agree(small(), program_of(small()), 3)
+    monkeypatch.setattr(agreement, "_HELD", 1)
+    assert agree(small(), program_of(small()), 3) == found
+
+
 def test_a_process_of_its_own_gives_the_same_numbers() -> None:
     data, seed = small(), 5
     assert agree(data, program_of(data), seed) == agree(data, program_of(data), seed, apart=60.0)
