@@ -614,7 +614,11 @@ def _told(model: Model, weights: Mapping[str, Any] | None) -> tuple[str, str]:
             first += f"{weights['brought']} tensors are not the file's: the certificate brings them along; "
     about = {
         "file": f"whose operators and weights were read from {name}"
-        + (", which takes any number of samples, for one of them" if model.several else ""),
+        + (
+            ", which takes any number of samples, for a batch of one: others it may compute in another way"
+            if model.several
+            else ""
+        ),
         "weights": f"whose architecture the certificate states and whose weights lie in {name}",
         "graph": "as it is in memory",
     }[model.binding]

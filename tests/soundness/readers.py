@@ -208,6 +208,7 @@ def _networks() -> Iterator[Any]:
     steps = [("Size", "x", "n"), ("Sub", "n two", "b"), ("Range", "a b d", "i"), ("Gather", "x i", "y")]
     yield _network(steps, [1, 8], ends, Gather={"axis": 1})
     logic = [
+        ("Mod", "i0 six", "i"),
         ("Less", "i j", "p"),
         ("GreaterOrEqual", "i k", "q"),
         ("And", "p q", "r"),
@@ -223,7 +224,8 @@ def _networks() -> Iterator[Any]:
     ]
     logic += [("Where", "o a x2", "y")]
     numbers = {
-        "i": np.arange(6),
+        "i0": np.arange(6) - 6 * (np.arange(6) % 2),
+        "six": np.array(6),
         "j": np.array(4),
         "k": np.array([1]),
         "o2": random(6),
