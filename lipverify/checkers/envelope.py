@@ -612,13 +612,9 @@ def _told(model: Model, weights: Mapping[str, Any] | None) -> tuple[str, str]:
             first = f"not all of the file takes part: {weights['used']} of {weights['stored']} stored tensors do; "
         if weights["brought"]:
             first += f"{weights['brought']} tensors are not the file's: the certificate brings them along; "
+    alone = ", which takes any number of samples, for a batch of one: others it may compute in another way"
     about = {
-        "file": f"whose operators and weights were read from {name}"
-        + (
-            ", which takes any number of samples, for a batch of one: others it may compute in another way"
-            if model.several
-            else ""
-        ),
+        "file": f"whose operators and weights were read from {name}{alone if model.several else ''}",
         "weights": f"whose architecture the certificate states and whose weights lie in {name}",
         "graph": "as it is in memory",
     }[model.binding]

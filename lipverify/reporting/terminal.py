@@ -62,6 +62,8 @@ def print_audit(document: Document, file: TextIO | None = None) -> None:
         console.print(Text(f"lower bound: {display(document['lower']['note'], 600)}", style="dim"))
     if "execution" in document:
         console.print(Text(f"execution: {display(document['execution']['words'], 600)}", style="dim"))
+    for note in document["model"].get("notes", ()):
+        console.print(Text(f"model: {display(note, 600)}", style="dim"))
     for refusal in answers.refusals:
         style = "red" if refusal.failed else "yellow"
         console.print(Text.assemble((f"{refusal.analyzer} {refusal.verb}: ", style), refusal.reason))

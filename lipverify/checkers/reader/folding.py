@@ -183,7 +183,7 @@ def _size(p: Builder, c: Call) -> list[Operand]:
 FOLDED: dict[str, tuple[str, Callable[[Builder, Call], list[Operand]]]] = {
     **dict.fromkeys(("Less", "Greater"), ("7 9 13", _compared)),
     **dict.fromkeys(("LessOrEqual", "GreaterOrEqual"), ("12 16", _compared)),
-    "Mod": ("10 13", _remainder),
+    "Mod": ("10 13 28", _remainder),
     "Equal": ("7 11 13 19", _compared),
     "Not": ("1", _negated),
     **dict.fromkeys(("And", "Or"), ("7", _joined)),

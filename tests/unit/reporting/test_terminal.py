@@ -29,6 +29,15 @@ def test_the_table_shows_upper_lower_ratio_rigour_and_time() -> None:
     assert "local refused: needs a ball: give --data and --radius" in text
 
 
+def test_what_was_decided_while_the_model_was_read_is_said() -> None:
+    """Weights that are computed from stored numbers are those of the file's types: the real ones may be far away."""
+    document = documents.mlp()
+    document["model"]["notes"] = [
+        "operations on stored numbers alone were carried out in the file's own types"
+    ]
+    assert "model: operations on stored numbers alone" in " ".join(printed(document).split())
+
+
 def test_a_refused_model_has_no_table_but_reasons() -> None:
     text = printed(documents.refused())
     assert "No analyzer gave an upper bound" in text
