@@ -405,6 +405,8 @@ class Writer(Record):
             theirs = list(layers())
             if [layer.size for layer in theirs] != sizes:
                 raise NotCovered("the checker arranges the layers of this network in another way")
+            if [len(d) for d in diagonals] != [len(layer.free) for layer in theirs if len(layer.free)]:
+                raise NotCovered("slopes are unknown of other neurons than where the bound was found")
             left = iter(diagonals)
             for k, layer in zip(places, theirs, strict=True):
                 if len(layer.free):

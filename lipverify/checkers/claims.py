@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from lipverify.checkers.kernel.program import Array
 from lipverify.checkers.norms import NORMS as TOKEN_NORMS
 from lipverify.checkers.norms import Tokens
 from lipverify.checkers.norms import norm_of as token_norm
@@ -424,9 +425,7 @@ class Expectation:
         if self.fixed.keys() != reading.arrays.keys():
             return f"it fixes the inputs {sorted(reading.arrays)}, not {sorted(self.fixed)}"
         for name, wanted in self.fixed.items():
-            found = reading.arrays[name].ravel()
-            numbers = np.asarray(wanted, np.float64).astype(found.dtype).ravel()
-            if numbers.size not in (1, found.size) or not bool((found == numbers).all()):
+            if not _stands_for(np.asarray(wanted), reading.arrays[name]):
                 return f"other numbers stand for input {name!a}"
         return None
 
@@ -438,6 +437,21 @@ class Expectation:
             return "no input box cuts its region"
         alike = all(bool((end == wanted).all()) for end, wanted in zip(box, self.box, strict=True))
         return None if alike else "another input box cuts its region"
+
+
+def _stands_for(wanted: Array, found: Array) -> bool:
+    """Whether expected numbers are those that stand for an input: one for all, a list of all, or an array of its shape.
+
+    A float type of the file takes the nearest number of that type; integers and truth values are equal or they are others.
+    """
+    if wanted.dtype.kind not in "biuf" or wanted.shape not in ((), (found.size,), found.shape):
+        return False
+    numbers = wanted.astype(found.dtype)
+    if found.dtype.kind in "biu":
+        back = numbers.astype(wanted.dtype)
+        if not bool(((back == wanted) & ((numbers < 0) == (wanted < 0))).all()):
+            return False
+    return bool((numbers.reshape(-1) == found.reshape(-1)).all())
 
 
 def _of_width(norm: str | None, width: int) -> str | None:

@@ -17,7 +17,9 @@ import torch
 import lipverify as lv
 from lipverify.certificates.format import Issued
 from lipverify.certificates.issuing import subject_of
+from lipverify.checkers.claims import Expectation
 from lipverify.checkers.reader.agreement import agree
+from lipverify.checkers.reader.reading import Reading
 from lipverify.documents import model_document
 from lipverify.errors import UnreadableCertificate, UnsupportedModel, UsageError
 from lipverify.interpreter import evaluate
@@ -121,6 +123,25 @@ def test_a_certificate_says_what_stands_for_an_input(certified: tuple[Path, Issu
     other = lv.load(path, steps=2, input="x", constants={"h": 0.25, "c": [0.1, 0.2, 0.3]})
     with pytest.raises(UnreadableCertificate, match=r"other inputs|another graph"):
         lv.verify(issued, other)
+
+
+EXPECTED: list[tuple[str, Any, Any, bool]] = [
+    ("float32", 0.1, 0.1, True), ("float32", 0.1, [0.1, 0.1], True), ("float32", 0.1, 0.2, False),
+    ("float32", 0.1, [0.1], False), ("float32", 0.1, [[0.1, 0.1]], False), ("float32", 0.1, "0.1", False),
+    ("int64", 0, 0.6, False), ("int64", 0, -0.9, False), ("int64", 3, 3.0, True), ("int32", 0, 4294967296, False),
+    ("int64", 2**53, 2**53 + 1, False), ("int64", 2**53 + 1, 2**53 + 1, True), ("uint8", 0, 256, False),
+    ("uint64", 2**63, -(2**63), False), ("bool", True, 7, False), ("bool", True, True, True), ("bool", False, 0.5, False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "fixed", "wanted", "met"), EXPECTED)
+def test_what_is_expected_of_an_input_is_not_made_to_fit(
+    kind: str, fixed: Any, wanted: Any, met: bool
+) -> None:
+    """It was cast to the type of what was found: 0.6 expected of an integer was met by 0."""
+    found = Reading((("x", (1, 2)),), {}, arrays={"h": np.full(2, fixed, kind)})
+    said = Expectation(fixed={"h": wanted}).other_inputs(found)
+    assert said == (None if met else "other numbers stand for input 'h'")
 
 
 def _fixed(document: dict[str, Any], **changes: Any) -> None:

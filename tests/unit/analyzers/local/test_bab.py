@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import cast
 
 import numpy as np
 import pytest
@@ -19,6 +20,8 @@ from lipverify.analyzers.local.emptiness import proofs_of_emptiness
 from lipverify.analyzers.local.parts import Split, children, parallel_values
 from lipverify.analyzers.local.sdp import LocalSDP
 from lipverify.analyzers.protocol import Compute
+from lipverify.certificates.writing import Layer, Writer
+from lipverify.errors import NotCovered
 from lipverify.falsify import Search, falsify
 from lipverify.interpreter import evaluate
 from lipverify.ir.graph import Graph
@@ -26,6 +29,7 @@ from lipverify.ir.norm import Norm
 from lipverify.ir.region import Ball, Query
 from tests.networks import chain, random_graph, tensor
 from tests.tiers import also, tier
+from tests.unit.checkers.kernel.programs import Writing
 
 Rows = list[list[float]]
 
@@ -260,3 +264,21 @@ def test_parts_without_inputs_may_have_bounds_that_cross() -> None:
     assert bool((found <= plain).all())
     witness = falsify(graph, query, Compute(seed=0), Search(restarts=10, rounds=10, seconds=1))
     assert bool((found >= witness.value).all())
+
+
+@pytest.mark.parametrize("free", [[0, 1], [0, 1, 2]])
+def test_multipliers_of_other_neurons_than_are_free_are_not_covered(free: list[int]) -> None:
+    """Ranges of a search may be tighter than where its proof is written: the row ended in an internal error."""
+    w = Writing(2)
+    w.dense(np.array([[1.0, 0.5], [-0.5, 1.0], [0.25, -1.0]]))
+    w.scalar("Tanh")
+    w.dense(np.ones((1, 3)))
+    writer = Writer(cast(Graph, None), w.program(), np.zeros((1, 2)))
+    part = writer.part(writer.region("l2", 0.5, 0), ("l2", "l2"), 3.0)
+    layers = [Layer(3, np.array(free), np.full(3, 0.5), np.ones(3))]
+    given = [np.full(3, 2.0)]
+    if len(free) == 3:
+        assert writer.multipliers(part, given, layers=lambda: layers) >= 0
+        return
+    with pytest.raises(NotCovered, match="of other neurons"):
+        writer.multipliers(part, given, layers=lambda: layers)
