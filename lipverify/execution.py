@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -31,7 +32,8 @@ _OUTWARD = 1.0 + 2.0**-28
 _SCALAR = 16.0
 ASSUMES = (
     "every product and sum is rounded to nearest in float32, in any order of summation, fused or not; no Winograd or FFT "
-    "convolution; no overflow (checked); scalar functions are off by at most 16 u (1 + |argument| + |result|), u = 2^-24"
+    "convolution; no overflow (checked); scalar functions are off by at most 16 u (1 + |argument| + |result| + |what is on the "
+    "way|), u = 2^-24"
 )
 _WEIGHTS = {ops.Linear: "weight", ops.Conv: "weight", ops.ConvTranspose: "weight", ops.Scale: "scale",
             ops.DivideBy: "divisor", ops.BatchNorm: "weight"}  # fmt: skip
@@ -105,14 +107,18 @@ def _error(node: Node, inputs: list[tuple[Tensor, Tensor]], size: Tensor) -> Ten
     kind = type(op)
     if isinstance(op, Input | Constant):
         return U * size + _SMALLEST
-    if kind in (ops.MaxPool, ops.ReduceMax, ops.Maximum):
+    if kind in (ops.MaxPool, ops.ReduceMax):
         return forward(op, *(e for e, _ in inputs))
-    if kind is ops.Minimum:
-        return forward(ops.Maximum(), *(e for e, _ in inputs))
+    if kind in (ops.Maximum, ops.Minimum):
+        # A file may write relu(a - b) + b.
+        written = 4.0 * U * sum((e + m for e, m in inputs), torch.zeros(()))
+        return forward(ops.Maximum(), *(e for e, _ in inputs)) + written
     if kind is ops.ReduceMin:
         return forward(ops.ReduceMax(op.axes, op.keepdims), inputs[0][0])
     if kind is ops.GroupSort:
-        groups: Tensor = inputs[0][0].unflatten(op.axis + 1, (-1, op.group))
+        # Of pairs that are compared as above, one after the other.
+        e, m = inputs[0]
+        groups: Tensor = (e + 8.0 * U * op.group * (e + m)).unflatten(op.axis + 1, (-1, op.group))
         most: Tensor = groups.amax(op.axis + 2, keepdim=True).expand_as(groups)
         return most.flatten(op.axis + 1, op.axis + 2)
     if linear.covers(kind):
@@ -122,9 +128,43 @@ def _error(node: Node, inputs: list[tuple[Tensor, Tensor]], size: Tensor) -> Ten
         with naming(node):
             known = slopes(op, None, tuple(e.shape[1:]))
         steep = torch.maximum(known.lower.abs(), known.upper.abs())
-        exact = kind in (ops.ReLU, ops.Abs, ops.Clip)
-        return steep * e + (0.0 if exact else _SCALAR * U * (1.0 + m + e + size + steep * e))
+        if kind is ops.ReLU:
+            return steep * e
+        if kind in (ops.Abs, ops.Clip):
+            return steep * e + 4.0 * U * _written(op, m + e)
+        return steep * e + _SCALAR * U * (1.0 + m + e + size + steep * e + _written(op, m + e))
     raise UnsupportedModel(f"{node.describe()} has no error bound for float32 execution")
+
+
+def _written(op: Any, m: Tensor) -> Tensor:
+    """Sizes of the numbers on the way where a file, or a library, writes a scalar function out. m: of its argument.
+
+    Those of relu(x - k) + k, of s x + (1 - s) relu(x), of alpha (exp(x) - 1), and of what is multiplied with a gate: they may be
+    larger than argument and result, and are rounded all the same.
+    """
+    known = [torch.as_tensor(float(v) if isinstance(v, Fraction) else v, dtype=torch.float64).abs()
+             for v in vars(op).values() if isinstance(v, float | Fraction)]  # fmt: skip
+    ends = sum((torch.where(v.isfinite(), v, 0.0) for v in known), torch.zeros(()))
+    match op:
+        case ops.Clip() | ops.Abs() | ops.ELU() | ops.CELU():
+            return ends + m
+        case ops.SELU():
+            return (1.0 + ends) ** 2 + m
+        case ops.Softplus():
+            return 1.0 / ends + m
+        case ops.PReLU():
+            return (1.0 + 2.0 * op.slope.abs().amax()) * m
+        case ops.LeakyReLU() | ops.Hardsigmoid():
+            return (1.0 + 2.0 * ends) * (1.0 + m)
+        case ops.ErfGate() | ops.TanhGate() | ops.SigmoidGate() | ops.ClipGate():
+            way = 1.0 + (
+                abs(float(op.inner)) * m + abs(float(op.offset)) if isinstance(op, ops.ClipGate) else 0.0
+            )
+            return abs(float(op.outer)) * m * way
+        case ops.PiecewiseLinear():
+            corners = sum(abs(v) for v in (*op.knots, op.start) if math.isfinite(v))
+            return (1.0 + sum(abs(v) for v in op.slopes)) * (corners + m)
+    return torch.zeros_like(m)
 
 
 def _affine(node: Node, op: Any, inputs: list[tuple[Tensor, Tensor]]) -> Tensor:
