@@ -23,7 +23,7 @@ from lipverify.checkers.kernel.proof import added, parse_step
 from lipverify.checkers.kernel.ranges import Condition, Empty
 from lipverify.checkers.kernel.theorems import Constant, Emptiness, Fact, Known
 from lipverify.deadline import look
-from lipverify.errors import BudgetEnded, NotCovered, RefutedCertificate
+from lipverify.errors import LipverifyError, NotCovered
 from lipverify.interpreter import evaluate_all
 from lipverify.ir.graph import Graph
 from lipverify.ir.region import Ball
@@ -224,7 +224,7 @@ class Record:
         before = len(self.steps)
         try:
             yield
-        except (RefutedCertificate, BudgetEnded):
+        except LipverifyError:
             del self.steps[before:], self._facts.found[before:]
             self._alive = [k for k in self._alive if k < before]
             self._shared = {key: k for key, k in self._shared.items() if k < before}

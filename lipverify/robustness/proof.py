@@ -103,7 +103,7 @@ def certified(
                 proved[record.index] = proving.point(record, rows[record.index])
         except BudgetEnded:
             reasons[record.index] = UNPROVED
-        except RefutedCertificate as error:
+        except LipverifyError as error:  # one point's failure never loses the others
             reasons[record.index] = str(error)
     issued = None
     if proved:
@@ -188,7 +188,7 @@ class _Proving:
                 # The shells begin with a smaller margin than in the search: lines on the whole ball, or its parts, may do.
                 with suppress(RefutedCertificate):
                     value, low = self._value(record.label, rival, radius, row)
-                    margin = _Margin(rival, value, low, (), radius) if low > 0 else margin
+                    margin = _Margin(rival, value, low, radius, (), radius) if low > 0 else margin
             margins.append(margin)
         reached = min(margin.reach for margin in margins)
         if not reached >= record.radius * (1.0 - MOST):
@@ -220,7 +220,7 @@ class _Proving:
             before = end
             if reach <= end:
                 break
-        return _Margin(rival, value, low, tuple(shells), before if left > 0 and low > 0 else 0.0)
+        return _Margin(rival, value, low, start, tuple(shells), before if left > 0 and low > 0 else 0.0)
 
     def _value(
         self, label: int, rival: int, radius: float, row: int, tree: Tree | None = None
@@ -272,9 +272,10 @@ class _Proving:
 
     def _fact(self, margin: _Margin, label: int, row: int, radius: float) -> int:
         shells = [(min(end, radius), fact) for end, fact, _ in margin.shells]
-        inside, before = [], None
+        # Another rival may end the walk inside of the ball that this one's value is about.
+        inside, before = [], margin.start
         for end, fact in shells:
-            if before is not None and end <= before:
+            if end <= before:
                 break
             inside.append((end, fact))
             before = end
@@ -327,11 +328,13 @@ class _Proving:
 
 @dataclass(frozen=True)
 class _Margin:
-    """value: the fact it begins with, `low` at least; shells: (end, constant, its number); reach: where it is used up."""
+    """value: the fact it begins with, `low` at least, on the ball of `start`; shells: (end, constant, its number); reach: where
+    it is used up."""
 
     rival: int
     value: int
     low: float
+    start: float
     shells: tuple[tuple[float, int, Fraction], ...]
     reach: float
 

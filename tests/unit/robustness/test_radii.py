@@ -15,9 +15,11 @@ import torch
 import lipverify as lv
 from lipverify import ops
 from lipverify.analyzers.protocol import Compute
-from lipverify.errors import UnsupportedModel, UsageError
+from lipverify.certificates.issuing import subject_of
+from lipverify.certificates.writing import Writer
+from lipverify.errors import UnreadableCertificate, UnsupportedModel, UsageError
 from lipverify.ir.norm import Norm
-from lipverify.robustness import Attack, Plan, Smoothing, points
+from lipverify.robustness import Attack, Plan, Smoothing, points, proof
 from lipverify.robustness.arithmetic import LARGEST, length_up, quotient_down
 from lipverify.robustness.attack import attack
 from lipverify.robustness.constants import PairConstants, pair_constants
@@ -55,6 +57,36 @@ def test_misclassified_points_and_ties_have_radius_zero() -> None:
     assert [r.note for r in found.records] == ["", "misclassified", "two outputs are equal up to rounding"]
     assert found.clean_accuracy == pytest.approx(2 / 3)
     assert found.certified_accuracy(0.5) == pytest.approx(1 / 3)
+
+
+def test_a_proof_that_fails_does_not_lose_the_other_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the proof of one point ends in, the others are proved."""
+    asked = proof._Proving.point
+
+    def point(self: proof._Proving, record: Record, row: int) -> tuple[float, list[int]]:
+        found = asked(self, record, row)
+        if row == 0:
+            raise UnreadableCertificate("balls that do not grow")
+        return found
+
+    monkeypatch.setattr(proof._Proving, "point", point)
+    x = torch.tensor([[2.0, 1.0], [1.0, 3.0]])
+    found = lv.radii(chain([IDENTITY]), x, torch.tensor([0, 1]), "l2", "global")
+    assert [r.checked for r in found.records] == [False, True]
+    assert found.records[0].unchecked == "balls that do not grow"
+
+
+@pytest.mark.parametrize(("reached", "walks"), [(0.3, False), (0.5, False), (0.75, True)])
+def test_a_walk_that_ends_within_its_first_ball_is_its_value(reached: float, walks: bool) -> None:
+    """Another rival may end there: shells cut at that were smaller than the ball before them, and the whole run was lost."""
+    graph = chain([tensor(np.random.default_rng(0), 3, 2)])
+    writer = Writer(graph, subject_of(graph).program, np.zeros((1, 2)))
+    proving = proof._Proving(writer, Plan(norm=Norm.LINF), 3, None)
+    value, low = writer.value(proving._part(0.5, 0), (0, 1))
+    slope = writer.jacobian(proving._part(1.0, 0), difference=(0, 1))
+    shells = ((1.0, slope, writer.exact_limit(slope)),)
+    fact = proving._fact(proof._Margin(1, value, low, 0.5, shells, 0.9), 0, 0, reached)
+    assert (fact != value) == walks
 
 
 def test_labels_that_are_all_wrong_are_no_report_of_zeros() -> None:
