@@ -220,7 +220,7 @@ def _verified(
     value = derivation.value()
     if value > Fraction(claimed) if rule.side == "upper" else value < Fraction(claimed):
         raise RefutedCertificate(f"the rule gives {bound(derivation.rule, value)!r}, not {claimed!r}")
-    if at_most is not None and (rule.side != "upper" or claimed > at_most):
+    if at_most is not None and (rule.side != "upper" or not claimed <= at_most):
         raise RefutedCertificate(f"the derivation proves {claimed!r}, not at most {at_most!r}")
     stated = tuple(
         name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -78,6 +79,8 @@ def verify(
     """
     from lipverify import checkers
 
+    if at_most is not None and math.isnan(at_most):
+        raise UsageError("--at-most takes a number, not nan")
     expected = checkers.Expectation(
         norm_in=_norm(norm),
         norm_out=norm_out if norm_out == "pairs" else _norm(norm_out) or _norm(norm),

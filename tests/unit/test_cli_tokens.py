@@ -40,6 +40,7 @@ def test_a_claimed_constant_is_refuted_by_a_pair_and_the_certificate_verifies(
     assert lipverify("verify", certificate, "--model", model, "--norm", "token-rms").returncode == 0
     assert lipverify("verify", certificate, "--model", model, "--norm", "token-l2").returncode == 3
     assert lipverify("verify", certificate, "--model", model, "--at-most", "2.9").returncode == 3
+    assert lipverify("verify", certificate, "--model", model, "--at-most", "nan").returncode == 2
 
 
 def test_a_pair_refutes_a_claim_where_no_analyzer_bounds_the_network(model: Path) -> None:

@@ -524,6 +524,8 @@ def test_documents_are_proved_again(certified: derived.Derived, tmp_path: Path) 
         derived.verify_derived(tmp_path / "tail.json", [other])
     with pytest.raises(RefutedCertificate, match="not at most"):
         derivations.verify_derivation(tmp_path / "tail.json", [model_of(graph)], at_most=1e-9)
+    with pytest.raises(RefutedCertificate, match="not at most"):
+        derivations.verify_derivation(tmp_path / "tail.json", [model_of(graph)], at_most=math.nan)
 
 
 EDGES = [
