@@ -42,7 +42,8 @@ def follow(
 
     def seen(view: View) -> Signal:
         if not view.sources:
-            return Signal({INPUT: np.zeros((len(view.places), p.steps[start].size))})
+            zeros = np.zeros((len(view.places), p.steps[start].size))
+            return Signal({INPUT: zeros}, ends=np.zeros((2, len(zeros))))
         return stacked([signals[s] for s in view.sources]).rows(view.places)
 
     order = behind(p.steps, end, start)

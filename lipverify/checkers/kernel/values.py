@@ -34,7 +34,10 @@ def products_everywhere(p: Elementary) -> dict[int, Slopes]:
             return _values(np.full(step.size, -np.inf), np.full(step.size, np.inf))
         if v.least < _LEAST:
             raise NotCovered("values over all inputs of a network with numbers that small are not covered")
-        assert v.ends is not None
+        if v.ends is None:
+            raise NotCovered(
+                f"{type(step).__name__} over all inputs of numbers without known ends is not covered"
+            )
         marked = ~np.isfinite(v.ends).all(0)
         if _MARK in v.parts:
             marked |= v.size(_MARK)[:, 0] > 0

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lipverify.checkers.kernel.elementary import Blend, elementary
-from lipverify.checkers.kernel.program import Affine, Program, View
+from lipverify.checkers.kernel.program import Affine, Program, Scalar, View
 from lipverify.checkers.kernel.ranges import Ranges
 from lipverify.checkers.kernel.values import products_everywhere
 from tests.unit.checkers.kernel.programs import Array, Writing, ball
@@ -50,6 +50,18 @@ def test_a_factor_of_which_nothing_is_known_has_no_slopes(unbounded: str) -> Non
     first, second = w.scalar("Sigmoid", 0), w.scalar(unbounded, 0)
     w.product(first, second)
     assert products_everywhere(elementary(w.program())) == {}
+
+
+def test_a_layer_that_reads_numbers_0_alone_is_bounded() -> None:
+    """A view without sources ended in a failed assertion."""
+    w = Writing(2)
+    first = w.put(Scalar(View((), np.array([-1, -1])), 2, "Sigmoid"))
+    w.product(first, w.scalar("Tanh", 0))
+    program = w.program()
+    ((low, high),) = products_everywhere(elementary(program)).values()
+    assert np.abs(np.array([low, high])[:, 2:] - 0.5).max() < 1e-12
+    assert proves(program, product(program, 0.5 * (1 + 1e-9)))
+    assert not proves(program, product(program, 0.5 * (1 - 1e-9)))
 
 
 def blended(swapped: bool = False, sign: float = -1.0) -> Program:
