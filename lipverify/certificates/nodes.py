@@ -203,6 +203,21 @@ def _gated(law: str) -> Callable[[Node], Told]:
     return told
 
 
+def _tanh_gate(node: Node) -> Told:
+    """outer * x * (1 + tanh(x (cubic x^2 + linear)))."""
+    op: Any = node.op
+    linear, cubic, outer = (_number(node, value) for value in (op.linear, op.cubic, op.outer))
+    return [
+        ("Mul", [0, 0], {}),
+        ("Scale", [-1, cubic, linear], {}),
+        ("Mul", [0, -1], {}),
+        ("Tanh", [-1], {}),
+        ("Scale", [-1, None, _number(node, Fraction(1))], {}),
+        ("Mul", [0, -1], {}),
+        ("Scale", [-1, outer], {}),
+    ]
+
+
 def _number(node: Node, value: Fraction) -> Tensor:
     if Fraction(float(value)) != value:
         raise NotCovered(f"{node.describe()}: its constants are no numbers of float64")
@@ -222,7 +237,7 @@ _TABLE: dict[type[Op], Callable[[Any], Told]] = {
     ops.Householder: lambda n: ("Householder", [n.op.vectors], {"axis": n.op.axis + 1}),
     ops.Add: lambda n: ("Add", [], {}), ops.Sub: lambda n: ("Sub", [], {}), ops.Mul: lambda n: ("Mul", [], {}),
     ops.Div: lambda n: ("Div", [], {}), ops.MatMul: lambda n: ("MatMul", [], {}),
-    ops.ErfGate: _gated("Erf"), ops.SigmoidGate: _gated("Sigmoid"),
+    ops.ErfGate: _gated("Erf"), ops.SigmoidGate: _gated("Sigmoid"), ops.TanhGate: _tanh_gate,
     ops.Concat: lambda n: ("Concat", [], {"axis": n.op.axis + 1}), ops.BatchNorm: _batch_norm,
     ops.Reshape: lambda n: ("Reshape", [], {"shape": [1, *n.op.shape]}),
     ops.Transpose: lambda n: ("Transpose", [], {"perm": [0, *_next(n.op.order)]}),

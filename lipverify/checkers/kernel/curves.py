@@ -268,6 +268,33 @@ def _gelu_tanh() -> Curve:
     return Curve(value, slope, (-0.129, 1.129), (-turn, turn), steepest=1.1289930687)
 
 
+def _tanh_gate(scale: float, cubic: float) -> Curve:
+    """x (1 + tanh(s x + c x^3)) = F(s x) / s, F(u) = u (1 + tanh p), p = u + q u^3, q = c / s^3 in [0, 1].
+
+    F'' = sech(p)^2 (2 + 12 q u^2 - 2 u (1 + 3 q u^2)^2 tanh p) is 0 for u > 0 where tanh p, which grows, is
+    (1 + 6 q u^2) / (u (1 + 3 q u^2)^2), which falls: once, before 1.2. F'(u) + F'(-u) = 2.
+    """
+    need(scale != 0 and 0 <= cubic / scale**3 <= 1, "a setting of an activation")
+    q, a, b = cubic / scale**3, 2.0**-10, 1.2
+    for _ in range(60):
+        t = a / 2 + b / 2
+        later = math.tanh(t + q * t**3) * t * (1.0 + 3.0 * q * t * t) ** 2 < 1.0 + 6.0 * q * t * t
+        a, b = (t, b) if later else (a, t)
+
+    def slope(x: Array, _: int) -> Array:
+        u = scale * x
+        y = 2.0 * (u + q * u**3)
+        return 2.0 * _logistic(y) + 4.0 * u * (1.0 + 3.0 * q * u * u) * _bell(y)
+
+    most = float(slope(np.array(a / scale), 0)) * (1.0 + 2.0**-40)
+    turn = a / abs(scale)
+
+    def value(x: Array) -> Array:
+        return 2.0 * x * _logistic(2.0 * (scale * x + cubic * x**3))
+
+    return Curve(value, slope, (2.0 - most, most), (-turn, turn), max(3.0, most), most)
+
+
 def _erf_gate(scale: float) -> Curve:
     """x (1 + erf(scale x)) = 2 g(b x) / b with the GELU g, b = scale sqrt 2."""
 
@@ -357,7 +384,8 @@ LAWS: dict[str, Callable[[Setting], Curve]] = {
     "LogSigmoid": lambda a: Curve(lambda x: -_plus(-x), lambda x, _: _logistic(-x), (0.0, 1.0), tails=True),
     "Gelu": lambda a: Curve(lambda x: x * _normal(x), lambda x, _: _normal(x) + x * np.exp(-x * x / 2) / math.sqrt(2 * math.pi),
                             (-0.128905, 1.128905), (-math.sqrt(2.0), math.sqrt(2.0)), steepest=1.1289041452),
-    "GeluTanh": lambda a: _gelu_tanh(), "ErfGate": lambda a: _erf_gate(a("scale", 1.0)), "Silu": lambda a: _silu(a("beta", 1.0)),
+    "GeluTanh": lambda a: _gelu_tanh(), "TanhGate": lambda a: _tanh_gate(a("scale", 1.0), a("cubic", 0.0)),
+    "ErfGate": lambda a: _erf_gate(a("scale", 1.0)), "Silu": lambda a: _silu(a("beta", 1.0)),
     "Mish": lambda a: Curve(lambda x: x * _gate(x)[0], lambda x, _: _gate(x)[0] + x * _gate(x)[1], (-0.11253, 1.0885),
                             (-2.2563763963607931, 1.4905711794854285), steepest=1.0884981613),
     "Atan": lambda a: Curve(np.arctan, lambda x, _: 1.0 / (1.0 + x * x), (0.0, 1.0), (0.0,), tails=True),

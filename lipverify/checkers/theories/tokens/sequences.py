@@ -37,8 +37,8 @@ from lipverify.checkers.theories.tokens.products import RAW, Products
 from lipverify.errors import NotCovered
 
 _WITHIN = ("Relu", "Abs", "LeakyRelu", "PRelu", "Gelu", "GeluTanh", "Silu", "Mish", "Tanh", "Softsign", "Atan", "Asinh", "Sin",
-           "Tanhshrink", "HardSwish", "ErfGate")  # fmt: skip
-"""Laws with |f(x)| <= |x|; for LeakyRelu and PRelu times the largest slope, for x (1 + erf) times 2."""
+           "Tanhshrink", "HardSwish", "ErfGate", "TanhGate")  # fmt: skip
+"""Laws with |f(x)| <= |x|; for LeakyRelu and PRelu times the largest slope, for x (1 + erf) and x (1 + tanh) times 2."""
 _BOUNDED = ("Tanh", "Sigmoid", "Softsign", "Sin", "Cos", "Erf")
 """Laws with |f(x)| <= 1."""
 
@@ -253,7 +253,12 @@ class Sequences(Products):
         sets, slope, size, power = self._by_row(x)
         width = (sets >= 0).sum(1)
         if step.law in _WITHIN:
-            most = {"LeakyRelu": max(1.0, steepest), "PRelu": max(1.0, steepest), "ErfGate": 2.0}
+            most = {
+                "LeakyRelu": max(1.0, steepest),
+                "PRelu": max(1.0, steepest),
+                "ErfGate": 2.0,
+                "TanhGate": 2.0,
+            }
             size = times(most.get(step.law, 1.0), size)
         else:
             size = (

@@ -55,6 +55,8 @@ CASES: list[tuple[str, dict[str, float], Exact]] = [
     ("Gelu", {}, lambda x: x * mp.ncdf(x)),
     ("GeluTanh", {}, lambda x: x / 2 * (1 + mp.tanh(mp.sqrt(2 / mp.pi) * (x + mp.mpf("0.044715") * x**3)))),
     *(("ErfGate", {"scale": a}, lambda x, a=a: x * (1 + mp.erf(a * x))) for a in (math.sqrt(0.5), -2.0)),
+    *(("TanhGate", {"scale": a, "cubic": c}, lambda x, a=a, c=c: x * (1 + mp.tanh(a * x + c * x**3)))
+      for a, c in ((0.7978845834732056, 0.03567740613636141), (1.0, 0.0), (-2.0, -7.5), (0.5, 0.125))),
     *(("Silu", {"beta": b}, lambda x, b=b: x * logistic(b * x)) for b in (1.0, 1.702, -0.5, 0.0)),
     ("Mish", {}, lambda x: x * mp.tanh(mp.log1p(mp.exp(x)))),
     ("Softsign", {}, lambda x: x / (1 + abs(x))),
