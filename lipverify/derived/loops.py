@@ -70,7 +70,7 @@ def closed_loop(
     0.972
     """
     a, b = _matrix(dynamics, "dynamics"), _matrix(control, "control")
-    if by not in ("constant", "sector"):
+    if not isinstance(by, str) or by not in ("constant", "sector"):
         raise UsageError(f"a loop is shown stable by constant or by sector, not by {by!r}")
     if by == "sector" or isinstance(policy, tuple):
         return _by_sector(policy, a, b, radius, by, (gain, remainder, direction, analyzers))

@@ -18,6 +18,7 @@ from lipverify.ir.graph import Graph
 from lipverify.ir.interval import Interval
 from lipverify.ir.region import Ball
 from lipverify.ir.shown import Shown
+from lipverify.ir.taking import in_place
 from lipverify.loading.names import display
 from lipverify.propagation import bounds
 from lipverify.propagation.points import values
@@ -91,8 +92,10 @@ class Deviation(Shown):
             raise UsageError(
                 f"a deviation is measured in {', '.join(FORMULAS)} (pairs: 2 to {labels.MOST_CLASSES} outputs)"
             )
-        if self.x is not None and isinstance(self.region, InputBox):
-            self.region.demand(self.x)
+        if self.x is not None:
+            object.__setattr__(self, "x", in_place(self.x, "the points"))
+            if isinstance(self.region, InputBox):
+                self.region.demand(self.x)
 
     def __repr__(self) -> str:
         return f"Deviation({self.f!r}, {self.g!r}, {self.region!r}, {self.norm_out})"

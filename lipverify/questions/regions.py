@@ -63,7 +63,8 @@ class InputBox(Ball):
         if x.shape[1:] != shape or not x.ndim:
             raise UsageError(f"the points have the shape {list(x.shape)}; a batch of {list(shape)} is needed")
         low, high = (end.expand(shape) for end in self.box)
-        inside = (x.double() >= low) & (x.double() <= high)  # false for NaN
+        x = x.to(low.device)
+        inside = (x >= low) & (x <= high)  # false for NaN
         if not bool(inside.all()):
             index = int((~inside).flatten(1).any(1).nonzero()[0])
             entry = int((~inside[index]).flatten().nonzero()[0])

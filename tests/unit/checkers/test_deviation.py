@@ -322,7 +322,7 @@ def test_a_whole_box_serves_the_balls_that_it_cuts() -> None:
         region.update(kind="box", norm=None, radius_hex=None, centre=None)
     with pytest.raises(RefutedCertificate, match="value that is not shown"):
         verdict(Issued(document, found.issued.arrays))
-    bound = proved().upper[0]
+    bound = 4.0 * proved().upper[0]  # of the box in parts; in one piece it is less tight
     for step in document["proof"]["steps"]:
         if step["step"] == "value":
             step["limit"] = (-bound).hex()

@@ -138,7 +138,7 @@ def test_features_by_name(command: str, folder: Path) -> None:
     boxed = upper(folder, "--radius", "0.5", "--box", "age=-9:9,income=-9:9", command=command)
     for a, b, c, d, e in zip(whole, named, ordered, free, boxed, strict=True):
         assert b <= d * (1 + 1e-9) <= a * (1 + 2e-9)
-        assert b == pytest.approx(c)
+        assert b <= c * (1 + 1e-9)  # features that do not move at all are left out of derivatives
         assert e == pytest.approx(a)
 
 

@@ -84,7 +84,7 @@ def test_any_budget_gives_a_bound_and_keeps_to_it(norm: str, budget: float) -> N
 
 def test_control_c_on_the_command_line_writes_what_was_found(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    widths = [16, *[80] * 12, 4]
+    widths = [20, *[150] * 24, 5]  # searched for longer than an idle machine needs to send the signal
     constants = {
         f"w{k}": (rng.standard_normal((o, i)) * (2 / i) ** 0.5).astype(np.float32)
         for k, (i, o) in enumerate(itertools.pairwise(widths))
@@ -98,9 +98,9 @@ def test_control_c_on_the_command_line_writes_what_was_found(tmp_path: Path) -> 
             nodes.append(node("Relu", [end], [f"r{k}"]))
             last = f"r{k}"
     path = tmp_path / "deep.onnx"
-    onnx.save(model(nodes, ["N", 16], constants=constants), path)
+    onnx.save(model(nodes, ["N", 20], constants=constants), path)
     out = tmp_path / "report"
-    command = ["-m", "lipverify", "audit", path, "--analyzers", "product,lipsdp", "--budget", "40s"]
+    command = ["-m", "lipverify", "audit", path, "--analyzers", "product,lipsdp", "--budget", "100s"]
     with start(*command, "--out", out) as running:
         limit = time.monotonic() + 100
         while "lipsdp step" not in running.stderr():

@@ -245,7 +245,8 @@ def test_data_that_contradicts_itself() -> None:
     )
     assert "strings" in changed(lambda t: t.string_data.append(b"a"))
     assert "segments" in changed(lambda t: setattr(t.segment, "begin", 1))
-    assert "element type 16" in changed(lambda t: setattr(t, "data_type", 16))
+    assert "element type 17" in changed(lambda t: setattr(t, "data_type", 17))  # eight bits
+    assert "another size" in changed(lambda t: setattr(t, "data_type", 16))  # half as many bytes
     assert "different types" in changed(
         lambda t: (setattr(t, "data_type", 11), setattr(t, "raw_data", bytes(96)))
     )
