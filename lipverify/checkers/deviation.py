@@ -120,8 +120,10 @@ class Deviation:
             )
 
     def about(self, size: int) -> None:
-        """RefutedCertificate where labels or differences are those of more or fewer outputs."""
+        """RefutedCertificate where labels or differences are those of more or fewer outputs, or of a single number."""
         known = [] if self.labels is None else [label for label in self.labels if label is not None]
+        if size < 2 and (known or self.differences or self.norm == "pairs"):
+            raise RefutedCertificate("labels or differences of a single number, of which everything is true")
         if not all(label < size for label in known) or (self.differences and len(self.differences) != size):
             raise RefutedCertificate("labels or differences of other outputs")
 

@@ -506,6 +506,8 @@ def _carried(claim: Claim, facts: Sequence[Fact], regions: Sequence[Ball], outpu
                     f"its evidence proves {outward(above(c.limit))}, not {outward(upper)}"
                 )
     elif isinstance(claim, Radius):
+        if size < 2:
+            raise RefutedCertificate("labels of a single number, which is always its own largest entry")
         _count(facts, len(claim.labels) * (size - 1))
         left = iter(facts)
         for k, (label, radius) in enumerate(zip(claim.labels, claim.radius, strict=True)):

@@ -7,8 +7,8 @@ sums inside are so large that any other function would be allowed as well, or a 
 written in float64 and held against onnx's own evaluator, which decides: the claim is about real numbers, and deep networks differ
 in float32 by more than a model of their roundings says. What is not settled there is not covered.
 
-Where the file takes any number of samples, the first two go together: what one sample gives must not depend on others. A runtime
-that takes one alone is believed: the verdict speaks of one sample.
+Where the file takes any number of samples, two and three go together as well: what one sample gives must not depend on others. A
+runtime that takes one alone is believed: the verdict speaks of one sample.
 
 Half of the inputs are new in every verification, so that nobody can write a file for them: the verdict says with which seed.
 """
@@ -31,7 +31,7 @@ from lipverify.checkers.reader.runtimes import Answer, Asked, Broken, evaluated,
 from lipverify.checkers.reader.wire import parse_model
 from lipverify.errors import NotCovered
 
-_FACTOR, _FEW = 64.0, 4
+_FACTOR, _FEW, _BATCHES = 64.0, 4, (2, 3)
 _WORK = 1 << 27
 """Products of numbers that all inputs together may take, as long as one does not need more; a number that is compared is four."""
 _HELD = 1 << 22
@@ -114,22 +114,26 @@ class _Run(NamedTuple):
              failures: list[str]) -> tuple[str, int, float] | None:  # fmt: skip
         """The comparison with the first runtime that evaluates the file; None where none does."""
         sizes = [len(self.program.outputs[k].view.places) for k in self.outputs]
-        answer = self._asked(
-            Asked(data, self.name, self.shape, self.names, sizes, inputs, makes, self.several)
-        )
+        few = len(inputs)
+        batches = [[k % few for k in range(count)] for count in _BATCHES] if self.several else []
+        answer = self._asked(Asked(data, self.name, self.shape, self.names, sizes, inputs, makes, batches))
         failures += answer.failures
         if answer.evaluator is None:
             return None
         if answer.numbers is None:
-            more = " for two samples at once, or for one" if self.several else ""
+            more = " for several samples at once, or for one" if self.several else ""
             raise NotCovered(f"{answer.evaluator} makes an output of another size{more}")
-        return _compared(self.program, self.outputs, inputs, answer.numbers, answer.evaluator, _UNITS[kind])
+        which = np.array([*range(few), *(k for batch in batches for k in batch)])
+        found = _compared(
+            self.program, self.outputs, inputs, which, answer.numbers, _UNITS[kind], answer.evaluator
+        )
+        return answer.evaluator, *found
 
     def _asked(self, asked: Asked) -> Answer:
         if self.apart is None:
             return evaluated(asked)
         numbers = sum(s.size + (s.index.size if isinstance(s, Affine) else 0) for s in self.program.steps)
-        seconds = min(self.apart, _SECONDS + len(asked.inputs) * _work(self.program) / _PACE)
+        seconds = min(self.apart, _SECONDS + asked.samples * _work(self.program) / _PACE)
         memory = _MEMORY + _MEMORY_PER_NUMBER * (numbers + len(asked.data))
         try:
             return evaluated_apart(asked, seconds, memory)
@@ -205,16 +209,17 @@ class _Seen:
         return bool((idle | (self.allowed <= change)).all())
 
 
-def _compared(program: Program, outputs: Sequence[int], inputs: Array, found: Sequence[Array], evaluator: str,
-              unit: float) -> tuple[str, int, float]:  # fmt: skip
-    """A few inputs at once: of the others, extremes alone are kept."""
+def _compared(program: Program, outputs: Sequence[int], inputs: Array, which: Array, found: Sequence[Array], unit: float,
+              evaluator: str) -> tuple[int, float]:  # fmt: skip
+    """A few inputs at once: of the others, extremes alone are kept. which: the input of every row of `found`, each once first."""
     seen = [_Seen(numbers.shape[1]) for numbers in found]
     count, worst, rows = 0, 0.0, _at_once(program)
     for start in range(0, len(inputs), rows):
         results, deviations = evaluate_with_deviations(program, inputs[start : start + rows], unit)
-        known = np.ones(len(inputs[start : start + rows]), bool)
+        at = np.flatnonzero((which >= start) & (which < start + rows))
+        own, known = which[at] - start, np.ones(len(at), bool)
         for place, k in enumerate(outputs):
-            ours, spread, theirs = results[k], deviations[k], found[place][start : start + rows]
+            ours, spread, theirs = results[k][own], deviations[k][own], found[place][at]
             fine = np.isfinite(ours).all(1) & np.isfinite(theirs).all(1) & np.isfinite(spread).all(1)
             fine &= np.abs(ours).max(1, initial=0.0) < (3e4 if unit > 2.0**-12 else 1e37)
             known &= fine
@@ -223,7 +228,7 @@ def _compared(program: Program, outputs: Sequence[int], inputs: Array, found: Se
                 share = np.where(fine[:, None], np.abs(ours - theirs) / allowed, 0.0)
             seen[place].add(ours[fine], theirs[fine], allowed[fine])
             worst = max(worst, float(share.max(initial=0.0)))
-        count += int(known.sum())
+        count += int(known[at < len(inputs)].sum())
     if not worst <= 1.0:
         raise _Unsettled(f"{evaluator} computes another function than the checker read")
     if not all(one.telling(unit) for one in seen):
@@ -231,7 +236,7 @@ def _compared(program: Program, outputs: Sequence[int], inputs: Array, found: Se
     # A file that leaves its type but at 0 is compared at 0 alone, where most functions agree.
     if 2 * count < len(inputs):
         raise NotCovered(f"{evaluator} computes too few finite numbers to compare with")
-    return evaluator, count, worst
+    return count, worst
 
 
 def _inputs(program: Program, kind: np.dtype[Any], seed: Sequence[int]) -> Array:
@@ -244,7 +249,7 @@ def _inputs(program: Program, kind: np.dtype[Any], seed: Sequence[int]) -> Array
     charge(few * (2 * sum(sizes) + 12 * max(sizes)), 8 * count * work)
     charge(max((s.index.size for s in program.steps if isinstance(s, Affine)), default=0))
     # Of every output values and deviations and what is made of them to compare, the runtime's numbers, and their extremes.
-    charge((10 * few + count + 5) * shown)
+    charge((10 * few + count + sum(_BATCHES) + 5) * shown)
     rows = [make(rng, size) for make in _ROWS[:count]]
     return np.array(rows).astype(kind).astype(np.float64)
 

@@ -40,8 +40,8 @@ class Broken(Exception):
 class Asked(NamedTuple):
     """What a runtime is to evaluate: these outputs of these sizes, at inputs [count, size] of this shape each.
 
-    makes: names of runtimes (`RUNTIMES`), of which the first that evaluates the file decides. several: the first two inputs are
-    samples of one batch, where the runtime takes it.
+    makes: names of runtimes (`RUNTIMES`), of which the first that evaluates the file decides. batches: numbers of inputs that
+    are samples of one batch too, where the runtime takes it; what it gives of them stands behind the others.
     """
 
     data: bytes
@@ -51,11 +51,16 @@ class Asked(NamedTuple):
     sizes: Sequence[int]
     inputs: Array
     makes: Sequence[str]
-    several: bool = False
+    batches: Sequence[Sequence[int]] = ()
+
+    @property
+    def samples(self) -> int:
+        """Samples that are evaluated, alone and in batches."""
+        return len(self.inputs) + sum(map(len, self.batches))
 
 
 class Answer(NamedTuple):
-    """evaluator: name and version, None where no runtime evaluates the file; numbers: [count, size] float64 for each output.
+    """evaluator: name and version, None where no runtime evaluates the file; numbers: [`Asked.samples`, size] for each output.
 
     numbers are None where an output has another size. failures: of the runtimes that were tried before.
     """
@@ -85,17 +90,32 @@ def evaluated(asked: Asked) -> Answer:
 
 
 def _alone_or_together(run: Evaluator, asked: Asked) -> list[Sequence[Array]]:
-    """Every output for every input; one that is not made of two samples where there are two is given back whole."""
+    """Every output for every input, and then for every sample of every batch."""
     found = [run(x.reshape(asked.shape)) for x in asked.inputs]
-    if not asked.several:
-        return found
-    try:
-        both = run(asked.inputs[:2].reshape(2, *asked.shape[1:]))
-    except Exception:  # a runtime, or a file, that takes one sample alone
-        return found
-    whole = [np.asarray(output, np.float64).reshape(-1) for output in both]
-    halves = [np.split(output, 2) if len(output) % 2 == 0 else [output, output] for output in whole]
-    return [*([half[k] for half in halves] for k in (0, 1)), *found[2:]]
+    for batch in asked.batches:
+        try:
+            whole = run(asked.inputs[list(batch)].reshape(len(batch), *asked.shape[1:]))
+        except Exception:  # a runtime, or a file, that takes one sample alone
+            found += [found[k] for k in batch]
+            continue
+        parts = [
+            _samples(np.asarray(w), np.asarray(o), len(batch)) for w, o in zip(whole, found[0], strict=True)
+        ]
+        found += [[part[k] for part in parts] for k in range(len(batch))]
+    return found
+
+
+def _samples(whole: Array, one: Array, count: int) -> Sequence[Array]:
+    """What an output for `count` samples holds of each, by its sizes for one; the whole of it where they say nothing."""
+    longer = [k for k, (m, n) in enumerate(zip(whole.shape, one.shape, strict=False)) if m != n]
+    if whole.size == count * one.size and (whole.ndim != one.ndim or len(longer) == 1):
+        # Of sizes without an axis of the batch the first one is the slowest.
+        return (
+            np.split(whole, count, longer[0])
+            if whole.ndim == one.ndim
+            else np.split(whole.reshape(-1), count)
+        )
+    return [whole] * count
 
 
 def _says_that_it_is_no_model(error: Exception) -> bool:
@@ -118,10 +138,10 @@ def evaluated_apart(asked: Asked, seconds: float, memory: int) -> Answer:
     """
     command = [sys.executable or "", "-I", "-c", _START, __file__, *map(str, sys.path)]
     told = {"name": asked.name, "shape": asked.shape, "names": list(asked.names), "sizes": list(asked.sizes),
-            "count": len(asked.inputs), "several": asked.several, "makes": list(asked.makes), "memory": memory,
-            "seconds": max(1, math.ceil(seconds))}  # fmt: skip
+            "count": len(asked.inputs), "batches": [list(batch) for batch in asked.batches],
+            "makes": list(asked.makes), "memory": memory, "seconds": max(1, math.ceil(seconds))}  # fmt: skip
     parts = (json.dumps(told).encode() + b"\n", asked.inputs.astype("<f8").tobytes(), asked.data)
-    size = 8 * len(asked.inputs) * sum(asked.sizes)
+    size = 8 * asked.samples * sum(asked.sizes)
     try:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
                                    env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
@@ -162,9 +182,9 @@ def _answer(told: Mapping[str, Any], content: bytes, asked: Asked) -> Answer:
     failures = [str(failure)[:200] for failure in told["failures"]]
     if told["evaluator"] is None or not told["fits"]:
         return Answer(None if told["evaluator"] is None else str(told["evaluator"])[:80], None, failures)
-    if len(content) != 8 * len(asked.inputs) * sum(asked.sizes):
+    if len(content) != 8 * asked.samples * sum(asked.sizes):
         raise Broken("made another number of numbers")
-    ends = np.cumsum([0, *asked.sizes]) * len(asked.inputs)
+    ends = np.cumsum([0, *asked.sizes]) * asked.samples
     flat = np.frombuffer(content, "<f8")
     numbers = [flat[a:b].reshape(-1, n) for a, b, n in zip(ends, ends[1:], asked.sizes, strict=False)]
     return Answer(str(told["evaluator"])[:80], numbers, failures)
@@ -197,7 +217,7 @@ def _serve(source: BinaryIO, target: BinaryIO) -> None:
         told["sizes"],
         inputs,
         told["makes"],
-        told["several"],
+        told["batches"],
     )
     found = evaluated(asked)
     line = {"evaluator": found.evaluator, "fits": found.numbers is not None, "failures": list(found.failures)}

@@ -19,8 +19,8 @@ from lipverify.analyzers.protocol import Compute
 from lipverify.certificates import Issued
 from lipverify.certificates.format import claim_document
 from lipverify.checkers import Expectation
-from lipverify.checkers.claims import outward
-from lipverify.checkers.deviation import deviation_of
+from lipverify.checkers.claims import Balls, outward
+from lipverify.checkers.deviation import Deviation, deviation_of
 from lipverify.checkers.envelope import named_models
 from lipverify.errors import RefutedCertificate, UnreadableCertificate
 from lipverify.ir.graph import Graph, Node
@@ -340,3 +340,12 @@ def test_the_written_claim_is_read_again() -> None:
     ]
     claim = deviation_of(document["claim"], abouts)
     assert claim_document(claim, *abouts) == document["claim"]
+
+
+@pytest.mark.parametrize("more", [{"labels": (0,)}, {"differences": ((0.0,),)}, {"norm": "pairs"}])
+def test_labels_and_differences_of_a_single_number_say_nothing(more: Any) -> None:
+    """Whatever the number is, it is the largest of one, and every list of facts about pairs is empty."""
+    region = Balls("l2", 0.1, 1, "a digest", None)
+    claim = Deviation(**{"norm": "linf", "region": region, "upper": (1.0,)} | more)
+    with pytest.raises(RefutedCertificate, match="a single number"):
+        claim.about(1)

@@ -211,13 +211,17 @@ def test_a_larger_radius_or_another_label_has_no_proof(tmp_path: Path) -> None:
     text = files["c.json"].decode()
     claim = json.loads(text)["claim"]
 
-    def said(change: dict[str, Any]) -> bytes:
+    def said(change: dict[str, Any], margin: list[int] | None = None) -> bytes:
         document = json.loads(text)
         document["claim"] |= change
+        if margin is not None:  # a single number, about which no fact has to be named
+            document["models"][0]["margin"] = margin
+            document["proof"] |= {"steps": [], "claims": []}
         from lipverify.checkers.claims import About, Radius
 
         other, known = document["claim"], document["models"][0]
-        about = About(known["sha256"], known["graph_digest"], 0, known["output"]["name"], None)
+        pair = None if margin is None else (margin[0], margin[1])
+        about = About(known["sha256"], known["graph_digest"], 0, known["output"]["name"], pair)
         radius = Radius(
             other["norm"], other["centres"], other["box"], tuple(other["labels"]), tuple(other["radius"])
         )
@@ -236,6 +240,9 @@ def test_a_larger_radius_or_another_label_has_no_proof(tmp_path: Path) -> None:
         data = said(change)
         with pytest.raises(lv.RefutedCertificate):
             checkers.check(lambda data=data: data, files.__getitem__, lambda: model)
+    vacuous = written | {"labels": [0] * len(larger)}
+    with pytest.raises(lv.RefutedCertificate, match="a single number"):
+        checkers.check(lambda: said(vacuous, [0, 1]), files.__getitem__, lambda: model)
     assert (
         checkers.check(lambda: said({}), files.__getitem__, lambda: model).fields["labels"] == claim["labels"]
     )

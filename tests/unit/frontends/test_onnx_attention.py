@@ -21,6 +21,8 @@ from lipverify.interpreter import evaluate
 from lipverify.ir.certificate import Rigour
 from tests.onnx_models import agrees, by_onnxruntime, model, node, random
 
+pytestmark = pytest.mark.usefixtures("asked_again")
+
 BATCH, PLACES, WIDTH, HEADS = 1, 4, 12, 3
 SHAPE = (BATCH, PLACES, WIDTH)
 

@@ -12,6 +12,8 @@ from lipverify.frontends.onnx import extract_onnx
 from lipverify.interpreter import evaluate
 from tests.onnx_models import agrees, ints, model, node, random
 
+pytestmark = pytest.mark.usefixtures("asked_again")
+
 
 def kinds(graph: object) -> list[str]:
     return [n.op.kind() for n in graph.nodes[1:]]  # type: ignore[attr-defined]

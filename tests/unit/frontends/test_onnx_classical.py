@@ -16,6 +16,8 @@ from lipverify.errors import UnsupportedModel
 from lipverify.frontends.onnx import extract_onnx
 from tests.onnx_models import node, random
 
+pytestmark = pytest.mark.usefixtures("asked_again")
+
 ML = "ai.onnx.ml"
 
 

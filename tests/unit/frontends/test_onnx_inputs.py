@@ -19,6 +19,8 @@ from lipverify.frontends.onnx import extract_onnx
 from tests.command import lipverify as run
 from tests.onnx_models import agrees, model, node, random
 
+pytestmark = pytest.mark.usefixtures("asked_again")
+
 W = np.array([[1.0, 2.0], [3.0, 4.0], [0.0, 1.0]], np.float32)
 
 

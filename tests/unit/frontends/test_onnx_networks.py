@@ -17,6 +17,8 @@ from lipverify.frontends.onnx.call import Call
 from lipverify.interpreter import evaluate
 from tests.onnx_models import agrees, by_onnxruntime, ints, model, node, random
 
+pytestmark = pytest.mark.usefixtures("asked_again")
+
 
 def kinds(graph: object) -> list[str]:
     return [n.op.kind() for n in graph.nodes[1:]]  # type: ignore[attr-defined]

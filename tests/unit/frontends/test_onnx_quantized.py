@@ -16,6 +16,8 @@ from lipverify.errors import UnsupportedModel
 from lipverify.frontends.onnx import extract_onnx
 from tests.onnx_models import Array, agrees, by_onnxruntime, model, node, random
 
+pytestmark = pytest.mark.usefixtures("asked_again")
+
 S, Z = np.float32(0.05), np.uint8(113)
 
 
