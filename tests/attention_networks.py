@@ -13,7 +13,7 @@ from lipverify.ir.graph import Graph, Node
 from lipverify.ir.op import Constant, Input, Op
 
 
-class _Writer:
+class Writer:
     """Appends nodes; shapes are told by the caller."""
 
     def __init__(self, rng: np.random.Generator) -> None:
@@ -33,7 +33,7 @@ class _Writer:
 
 
 def attention(
-    w: _Writer, x: str, n: int, d: int, heads: int, scale: float, causal: bool, axis_first: bool, rotary: bool
+    w: Writer, x: str, n: int, d: int, heads: int, scale: float, causal: bool, axis_first: bool, rotary: bool
 ) -> str:
     """Multi-head self-attention on [n, d]; the softmax along the last axis, or along the first of transposed logits.
 
@@ -80,7 +80,7 @@ def attention(
     return w.linear(y, (n,), d, d, scale)
 
 
-def normalisation(w: _Writer, x: str, n: int, d: int, kind: str) -> str:
+def normalisation(w: Writer, x: str, n: int, d: int, kind: str) -> str:
     """LayerNorm or RMSNorm over the last axis, or nothing."""
     weight = w.tensor(d, scale=0.5) + 1.0
     if kind == "layer":
@@ -88,7 +88,7 @@ def normalisation(w: _Writer, x: str, n: int, d: int, kind: str) -> str:
     return w.add(ops.RMSNorm((d,), weight, 1e-5), (x,), (n, d)) if kind == "rms" else x
 
 
-def mlp(w: _Writer, x: str, n: int, d: int, kind: str, scale: float) -> str:
+def mlp(w: Writer, x: str, n: int, d: int, kind: str, scale: float) -> str:
     """Two layers with an activation, or with a gate: act(a) b."""
     hidden = 2 * d
     activations = {
@@ -108,7 +108,7 @@ def mlp(w: _Writer, x: str, n: int, d: int, kind: str, scale: float) -> str:
 def random_transformer(seed: int) -> tuple[Graph, Tensor]:
     """A transformer on [tokens, d] with every option drawn, and a centre [1, tokens, d]."""
     rng = np.random.default_rng(seed)
-    w = _Writer(rng)
+    w = Writer(rng)
     tokens, heads, size = int(rng.integers(2, 5)), int(rng.integers(1, 4)), int(rng.integers(1, 4))
     d, depth = heads * size, int(rng.integers(1, 3))
     norm = ["none", "layer", "rms"][int(rng.integers(3))] if d > 2 else "none"

@@ -18,7 +18,7 @@ from lipverify.checkers.kernel.program import Program
 from lipverify.checkers.reader import architecture
 from lipverify.errors import NotCovered, UnsupportedModel
 from lipverify.ir.graph import Graph, Node
-from lipverify.ir.op import Input, Op
+from lipverify.ir.op import Constant, Input, Op
 from lipverify.ops.activation import ROWS
 from lipverify.rules import Word, stated
 
@@ -51,6 +51,12 @@ def described(graph: Graph) -> Described:
     stored: dict[str, Array] = {}
     for node in graph.nodes:
         if isinstance(node.op, Input):
+            continue
+        if isinstance(node.op, Constant):
+            # No operator of the reader: a stored tensor under the name of the node, which others read.
+            stored[node.name] = _array(node.op.value[None])
+            tensors[node.name] = digest_of(stored[node.name])
+            arrays[tensors[node.name]] = stored[node.name]
             continue
         words = _words(node)
         for place, (op, operands, given) in enumerate(words):

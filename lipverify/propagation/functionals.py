@@ -23,6 +23,7 @@ from lipverify.ir.graph import Node
 from lipverify.ir.interval import Interval
 from lipverify.ir.norm import Norm
 from lipverify.ir.op import Constant, Input
+from lipverify.linalg.lengths import euclidean_norm
 from lipverify.linalg.rounding import UNIT_ROUNDOFF, gamma
 from lipverify.propagation.adjoint import adjoint, is_exact
 from lipverify.propagation.knowledge import Knowledge, is_affine
@@ -238,7 +239,7 @@ class Functionals:
         ball, box = self.known.ball, self.known.box
         if ball.norm is Norm.LINF:
             return self._over_box(a, size, box)
-        length = torch.linalg.vector_norm(a.flatten(1), dim=1)
+        length = euclidean_norm(a.flatten(1), dim=1)
         # The norm is off by gamma_(n+2) relative; the slack of `upper` is at least that of |a| |center|, not of the radius.
         length = length * (1.0 + 2.0 * gamma(a[0].numel() + 4 if len(a) else 4))
         value = self._dot(a, ball.center.to(a)) + ball.radius * length

@@ -1,9 +1,10 @@
-"""Writes mutants.json, forged.json, readers.json, networks.json, models.json, pairs.json and costs.json beside this file: how
-changed certificates and forged proofs fare, changed model files as the checker reads them against runtimes, random networks
-against witnesses, random ONNX models against samples, differences of random pairs against samples, what rigour costs.
+"""Writes mutants, forged, readers, networks, models, pairs, attention and costs (.json) beside this file: how changed
+certificates and forged proofs fare, changed model files as the checker reads them against runtimes, random
+networks against witnesses, random ONNX models against samples, differences of random pairs against samples, random networks of
+attention against Jacobians, what rigour costs.
 
     python reports/soundness/build.py [--mutants 2000] [--forged 20000] [--readers 100000] [--networks 10000] [--models 20000]
-        [--pairs 10000] [--processes 2] [--no-costs]
+        [--pairs 10000] [--attention 2000] [--processes 2] [--no-costs]
 
 Twenty thousand forged proofs take five minutes of one processor, a hundred thousand changed files ten, ten thousand networks
 half an hour, five thousand models as long; networks.json is written after every thousand, models.json after every hundred.
@@ -42,6 +43,7 @@ from lipverify.ir.norm import Norm  # noqa: E402
 from lipverify.ir.region import Query  # noqa: E402
 from tests.networks import chain  # noqa: E402
 from tests.soundness import certified, mutants, readers  # noqa: E402
+from tests.soundness.attention import Attended, attend  # noqa: E402
 from tests.soundness.forged import hunt  # noqa: E402
 from tests.soundness.held import Held, hold  # noqa: E402
 from tests.soundness.pairs import MISTAKES, Outcome, fuzz, noticed, rounding_noticed  # noqa: E402
@@ -128,7 +130,7 @@ def priced(model: str, graph: lv.Graph, name: str, query: Query) -> dict[str, An
     }
 
 
-Counted = TypeVar("Counted", Found, Held, Outcome)
+Counted = TypeVar("Counted", Attended, Found, Held, Outcome)
 
 
 def searched(
@@ -193,8 +195,12 @@ def main() -> None:
     options.add_argument("--networks", type=int, default=10_000, help="0: leave networks.json as it is")
     options.add_argument("--models", type=int, default=20_000, help="0: leave models.json as it is")
     options.add_argument("--pairs", type=int, default=10_000, help="0: leave pairs.json as it is")
+    options.add_argument("--attention", type=int, default=2000, help="0: leave attention.json as it is")
     options.add_argument(
-        "--processes", type=int, default=2, help="for networks.json, models.json and pairs.json"
+        "--processes",
+        type=int,
+        default=2,
+        help="for networks.json, models.json, pairs.json and attention.json",
     )
     options.add_argument("--no-costs", action="store_true", help="leave costs.json as it is")
     options.add_argument("--analyzers", default="product,lipsdp", help="for costs.json")
@@ -240,6 +246,17 @@ def main() -> None:
             _write("pairs", {"random_pairs": document, "planted_mistakes": mistakes})
             print(document["pairs"], "pairs,", len(document["wrong"]), "wrong", file=sys.stderr)
         bad += len(document["wrong"]) + list(mistakes.values()).count("not found")
+    if given.attention:
+        document = {"wrong": [], "errors": []}
+        for document in searched(attend, Attended(), given.attention, given.processes, 100):
+            _write("attention", {"random_networks_of_attention": document})
+            faults = len(document["wrong"]), len(document["errors"])
+            print(
+                document["networks"],
+                "networks of attention, {} wrong, {} errors".format(*faults),
+                file=sys.stderr,
+            )
+        bad += len(document["wrong"]) + len(document["errors"])
     if not given.no_costs:
         _write("costs", {"cost_of_rigour": costs(tuple(given.analyzers.split(",")))})
     sys.exit(1 if bad else 0)

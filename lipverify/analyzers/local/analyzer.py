@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from lipverify import ops
 from lipverify.analyzers.lipsdp.canonical import commuted
 from lipverify.analyzers.local.comparators import elementary
 from lipverify.analyzers.local.coupled import slope_lines
@@ -308,7 +309,7 @@ def _by_forms(analyzer: Local, graph: Graph, query: Query, compute: Compute) -> 
     product = _product(graph, query, compute) if analyzer.with_product else None
     evidence: Evidence
     try:
-        found = constants_by_forms(elementary(graph), query, compute)
+        found = constants_by_forms(elementary(graph, kept=(ops.MaskedSoftmax,)), query, compute)
         upper, evidence = found.upper, found.evidence
     except Undecided:
         if product is None:

@@ -25,7 +25,7 @@ MOST_TERMS = 25
 """Of a maximum that stays whole: pairs of terms are compared one by one."""
 
 
-def elementary(graph: Graph, whole: bool = False) -> Graph:
+def elementary(graph: Graph, whole: bool = False, kept: tuple[type[Op], ...] = ()) -> Graph:
     """The selected output with maxima, minima, pooling, sorting and reflections written out as affine maps and ReLUs, and
     norms and soft maxima as in `spelled`; other nodes stay as they are.
 
@@ -34,9 +34,10 @@ def elementary(graph: Graph, whole: bool = False) -> Graph:
     Args:
         whole: maxima and minima of few terms stay one operator, of gathered entries where they are over windows or axes; a
             ReLU that alone reads a maximum is one more term of it, 0.
+        kept: operators that the reader has rules for, and that stay as they are.
     """
     single = replace(graph, outputs=(graph.output.name,), output_index=0).pruned()
-    writer = _Writer({node.name for node in single.nodes})
+    writer = _Writer({node.name for node in single.nodes}, kept)
     for node in single.nodes:
         shapes = [single[name].shape for name in node.inputs]
         if whole and writer.keep(single, node):
@@ -46,9 +47,9 @@ def elementary(graph: Graph, whole: bool = False) -> Graph:
 
 
 class _Writer:
-    def __init__(self, taken: set[str]) -> None:
+    def __init__(self, taken: set[str], kept: tuple[type[Op], ...]) -> None:
         self.nodes: list[Node] = []
-        self.taken = taken
+        self.taken, self.kept = taken, kept
         self.source = ""
 
     def emit(self, op: Op, inputs: tuple[str, ...], shape: Shape, name: str | None = None) -> str:
@@ -119,7 +120,7 @@ class _Writer:
             self._sort(node)
         elif isinstance(op, ops.Householder):
             self._reflect(node)
-        elif not spelled(node, shapes, self.emit):
+        elif isinstance(op, self.kept) or not spelled(node, shapes, self.emit):
             self.nodes.append(node)
 
     def excess(self, p: str, q: str, shape: Shape) -> str:

@@ -20,6 +20,7 @@ from lipverify.analyzers.local.walk import Walk
 from lipverify.ir.graph import Graph, Node
 from lipverify.ir.interval import Interval
 from lipverify.ir.norm import Norm
+from lipverify.linalg.lengths import euclidean_norm, small
 from lipverify.linalg.rounding import UNIT_ROUNDOFF, gamma
 from lipverify.ops.planes import chord
 from lipverify.propagation import never
@@ -199,7 +200,7 @@ def row_norms(found: Gradients, dual: Norm, tier: Tier) -> Tensor:
             rest = (2.0 * w + 8.0 * UNIT_ROUNDOFF * largest.reshape(w.shape)).flatten(2).sum(2) * slack
             best = torch.minimum(best, _joint(found, kappa, tier) + rest)
         return _up(best)
-    best = torch.linalg.vector_norm(largest, dim=2) * slack
+    best = euclidean_norm(largest, dim=2) * slack
     if tier.joint:
         total = lower + upper
         # -l u, and what rounding l + u changes times the largest entry.
@@ -209,7 +210,9 @@ def row_norms(found: Gradients, dual: Norm, tier: Tier) -> Tensor:
             + rest.flatten(2).sum(2)
             + 4.0 * gamma(largest.shape[2] + 8) * (largest * largest).sum(2)
         )
-        best = torch.minimum(best, square.clamp(min=0.0).sqrt() * slack)
+        root = square.clamp(min=0.0).sqrt() * slack
+        # Squares of tiny numbers underflow.
+        best = torch.where(best < small(best), best, torch.minimum(best, root))
     return _up(best)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from lipverify.ir.interval import Interval
 from lipverify.ir.norm import Norm
 from lipverify.linalg.dense import operator_norm
+from lipverify.linalg.lengths import euclidean_norm
 from lipverify.linalg.rounding import UNIT_ROUNDOFF, gamma
 
 LARGEST_MATRIX = 1 << 24
@@ -25,7 +26,7 @@ def from_rows(rows: Tensor, norm_out: Norm) -> Tensor:
     slack = 1.0 + 4.0 * gamma(rows.shape[1] + 8)
     if norm_out is Norm.LINF:
         return rows.amax(1)
-    return _up(torch.linalg.vector_norm(rows, ord=norm_out.order, dim=1) * slack)
+    return _up((euclidean_norm(rows, 1) if norm_out is Norm.L2 else rows.sum(1)) * slack)
 
 
 def from_matrix(box: Interval, norm_in: Norm, norm_out: Norm) -> Tensor | None:
@@ -36,10 +37,11 @@ def from_matrix(box: Interval, norm_in: Norm, norm_out: Norm) -> Tensor | None:
     slack = 1.0 + 4.0 * gamma(sum(largest.shape[1:]) + 16)
     if norm_in is Norm.L1:
         # Columns: extreme points of the l1 ball.
-        return _up(torch.linalg.vector_norm(largest, ord=norm_out.order, dim=1).amax(1) * slack)
+        columns = {Norm.L1: largest.sum(1), Norm.LINF: largest.amax(1)}.get(norm_out)
+        return _up((euclidean_norm(largest, 1) if columns is None else columns).amax(1) * slack)
     if norm_out is Norm.L1:
         # | M x |_1 = (column sums)' x for x >= 0.
-        return _up(torch.linalg.vector_norm(largest.sum(1), dim=1) * slack)
+        return _up(euclidean_norm(largest.sum(1), 1) * slack)
     center = box.lower / 2 + box.upper / 2
     radius = torch.maximum(box.upper - center, center - box.lower)
     radius = torch.nextafter(radius, torch.full_like(radius, math.inf))

@@ -15,6 +15,7 @@ from torch import Tensor
 from lipverify import ops
 from lipverify.ir.graph import Node
 from lipverify.ir.interval import Interval
+from lipverify.linalg.lengths import euclidean_norm
 from lipverify.linalg.rounding import gamma
 from lipverify.propagation.forms.domain import FAR
 from lipverify.propagation.forms.symbols import Facts, Form
@@ -121,11 +122,9 @@ def _distance(sweep: Sweep, name: str, middle: Tensor, radius: Tensor, norms: Te
     """|z - middle|_2 along one axis at most: entry by entry, or by the mean value theorem around the middle of the ball."""
     width = middle.shape[axis]
     slack = FAR + 4.0 * gamma(width + 16)
-    start = torch.linalg.vector_norm(sweep.offset(name, middle), dim=axis) * slack
+    start = euclidean_norm(sweep.offset(name, middle), dim=axis) * slack
     reach = sweep.domain.reach.reshape(-1, *[1] * (start.ndim - 1))
-    return torch.minimum(
-        torch.linalg.vector_norm(radius, dim=axis) * slack, (start + reach * norms[:, 0]) * FAR
-    )
+    return torch.minimum(euclidean_norm(radius, dim=axis) * slack, (start + reach * norms[:, 0]) * FAR)
 
 
 def _averages(
@@ -159,7 +158,7 @@ def _averages(
         ],
         1,
     )
-    plain = torch.linalg.vector_norm(errors, dim=-1) * (FAR + 4.0 * gamma(errors.shape[-1] + 16))
+    plain = euclidean_norm(errors, dim=-1) * (FAR + 4.0 * gamma(errors.shape[-1] + 16))
     return errors, torch.minimum(groups * FAR, plain)
 
 
@@ -190,7 +189,7 @@ def _heads(
         )
         slack = FAR + 4.0 * gamma(width + 16)
         plain, start = (
-            torch.linalg.vector_norm(part.reshape(len(middle), -1, width), dim=2) * slack
+            euclidean_norm(part.reshape(len(middle), -1, width), dim=2) * slack
             for part in (radius, sweep.offset(name, middle))
         )
         slopes.append(norms)
@@ -199,8 +198,8 @@ def _heads(
             plain = torch.minimum(plain, (start + sweep.domain.reach[:, None] * norms) * FAR)
         far.append(plain)
     size = max(len(part[0]) for part in far)
-    value = torch.linalg.vector_norm(far[0] * far[1], dim=1)
-    slope = torch.linalg.vector_norm(far[0] * slopes[1] + far[1] * slopes[0], dim=1)
+    value = euclidean_norm(far[0] * far[1], dim=1)
+    slope = euclidean_norm(far[0] * slopes[1] + far[1] * slopes[0], dim=1)
     return torch.stack([value, slope], 1) * (FAR + 4.0 * gamma(size + 16))
 
 
@@ -211,7 +210,7 @@ def _gates(
     two = sweep.symbols.two
     assert two is not None
     size = sweep.domain.count, *node.shape
-    value = torch.linalg.vector_norm((radii[0] * radii[1]).expand(size).flatten(1), dim=1)
+    value = euclidean_norm((radii[0] * radii[1]).expand(size).flatten(1), dim=1)
     total = torch.zeros_like(value)
     for place, name in enumerate(node.inputs):
         form, weight = sweep.forms[name], radii[1 - place]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lipverify.ir.norm import Norm
 from lipverify.ir.region import Ball
+from lipverify.linalg.lengths import euclidean_norm
 from lipverify.linalg.rounding import gamma
 
 FAR = 1.0 + 2.0**-40
@@ -106,7 +107,7 @@ class Domain:
         """How far C't moves, and dual norms of its gradient: [count or 1, rows, columns] -> [count, 1 + kinds, columns]."""
         rough: Tensor | None = None
         if self.euclidean:
-            norm = torch.linalg.vector_norm(c, dim=1).expand(self.count, -1) * self.stretch
+            norm = euclidean_norm(c, dim=1).expand(self.count, -1) * self.stretch
             found = torch.stack([norm * self.reach[:, None], norm], 1)
         else:
             wide, half = c.abs(), self.half
@@ -138,5 +139,5 @@ def _measured(wide: Tensor, kind: Norm) -> Tensor:
     if kind is Norm.L1:
         return wide.sum(1)
     if kind is Norm.L2:
-        return torch.linalg.vector_norm(wide, dim=1)  # type: ignore[no-any-return]
+        return euclidean_norm(wide, dim=1)
     return wide.amax(1)

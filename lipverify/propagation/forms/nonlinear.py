@@ -16,6 +16,7 @@ from lipverify.errors import UnsupportedModel
 from lipverify.ir.graph import Node
 from lipverify.ir.interval import Interval
 from lipverify.ir.op import Constant, Input, Op
+from lipverify.linalg.lengths import euclidean_norm
 from lipverify.linalg.rounding import gamma
 from lipverify.ops.enclosure import Enclosure
 from lipverify.propagation.forms.bilinear import product, quotient
@@ -119,7 +120,7 @@ def _whole(sweep: Sweep, form: Form, slopes: Tensor, far: Tensor, error: Tensor)
         return None
     assert form.matrix is not None
     weight = far.flatten(1)
-    value = torch.linalg.vector_norm(error.flatten(1), dim=1) * (FAR + 4.0 * gamma(error[0].numel() + 16))
+    value = euclidean_norm(error.flatten(1), dim=1) * (FAR + 4.0 * gamma(error[0].numel() + 16))
     slope = sweep.symbols.spectral(
         form.matrix.flatten(2) * weight.unsqueeze(1),
         slopes[:, two].flatten(1) * weight * FAR,

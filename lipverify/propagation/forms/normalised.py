@@ -23,6 +23,7 @@ from torch import Tensor
 from lipverify import ops
 from lipverify.errors import UnsupportedModel
 from lipverify.ir.graph import Node
+from lipverify.linalg.lengths import euclidean_norm
 from lipverify.linalg.rounding import gamma
 from lipverify.ops.enclosure import Enclosure
 from lipverify.propagation.forms.domain import FAR
@@ -80,7 +81,7 @@ class _Token:
     def doubt(self) -> Tensor:
         """|T - J(middle)|_2 at most: [count, tokens]."""
         root = math.sqrt(self.n)
-        off = torch.linalg.vector_norm(self.f.upper - self.f.lower, dim=-1) * (FAR + 4.0 * gamma(self.n + 16))
+        off = euclidean_norm(self.f.upper - self.f.lower, dim=-1) * (FAR + 4.0 * gamma(self.n + 16))
         least = self.s.lower[..., 0]
         wide = (self.s.upper - self.s.lower)[..., 0]
         found: Tensor = (wide / (least * least) + off * (2.0 * root + off) / (self.n * least)) * FAR
@@ -132,7 +133,7 @@ def normalised(sweep: Sweep, node: Node) -> Form:
         token, errors[:, 0], lost, weight, _bias(op, z.centre), node.shape, shift
     )
     whole = _whole(sweep, z, facts, errors, steep * weight.abs().max() * FAR, groups, lost)
-    plain = torch.linalg.vector_norm(errors, dim=-1) * (FAR + 4.0 * gamma(n + 16))
+    plain = euclidean_norm(errors, dim=-1) * (FAR + 4.0 * gamma(n + 16))
     groups = torch.where(lost[:, None], plain, torch.minimum(groups, plain))
     assert form.matrix is not None
 
@@ -172,10 +173,8 @@ def _steepness(
     wide = FAR + 4.0 * gamma(n + 16)
     radius = torch.maximum(facts.upper - token.middle, token.middle - facts.lower)
     offset = torch.maximum((point.upper - token.middle).abs(), (token.middle - point.lower).abs()) * FAR
-    start = torch.linalg.vector_norm(offset, dim=-1)
-    rho = torch.minimum(
-        torch.linalg.vector_norm(radius, dim=-1), start + sweep.domain.reach[:, None] * norms[:, 0]
-    )
+    start = euclidean_norm(offset, dim=-1)
+    rho = torch.minimum(euclidean_norm(radius, dim=-1), start + sweep.domain.reach[:, None] * norms[:, 0])
     rho = rho * wide
     whole = token.y.square().sum((-1,)).lower[..., 0].clamp_min(0.0).sqrt() * (2.0 - FAR)
     # Also entry by entry, from the smallest |y_i| on the range.
@@ -234,7 +233,7 @@ def _deviation(token: _Token, radius: Tensor) -> Tensor:
         spread = torch.minimum(spread, (radius + away) * FAR)
     spread = spread.clamp_min(0.0)
     y = token.y + Enclosure(-spread, spread)
-    step = torch.linalg.vector_norm(radius, dim=-1, keepdim=True) * (FAR + 4.0 * gamma(n + 16))
+    step = euclidean_norm(radius, dim=-1).unsqueeze(-1) * (FAR + 4.0 * gamma(n + 16))
     size = token.y.square().sum((-1,)).sqrt()
     size = size + Enclosure(-step, step)
     by_norm = size.clipped(0.0, math.inf).square() / float(n)
@@ -374,8 +373,8 @@ def _whole(
         facts.slopes[:, two].flatten(1) * weight * FAR,
         z.slack[:, 1 + two].flatten(1) * weight * FAR,
     )
-    rest = torch.linalg.vector_norm(errors[:, 1 + two] * lost.to(errors).unsqueeze(-1), dim=(1, 2))
-    value = torch.linalg.vector_norm(groups[:, 0], dim=1)
-    plain = torch.linalg.vector_norm(errors[:, 0], dim=(1, 2))
+    rest = euclidean_norm(errors[:, 1 + two] * lost.to(errors).unsqueeze(-1), dim=(1, 2))
+    value = euclidean_norm(groups[:, 0], dim=1)
+    plain = euclidean_norm(errors[:, 0], dim=(1, 2))
     value = torch.where(lost.any(1), plain, torch.minimum(value, plain))
     return torch.stack([value, found + rest], 1) * (FAR + 4.0 * gamma(errors[0, 0].numel() + 16))

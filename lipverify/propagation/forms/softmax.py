@@ -24,6 +24,7 @@ from torch import Tensor
 
 from lipverify.ir.graph import Node
 from lipverify.ir.interval import Interval
+from lipverify.linalg.lengths import euclidean_norm
 from lipverify.linalg.rounding import gamma
 from lipverify.ops import MaskedSoftmax, Sigmoid, Softmax
 from lipverify.propagation.forms.domain import FAR
@@ -423,7 +424,7 @@ def _norms(
     assert centred.matrix is not None
     far = sweep.symbols.measure(centred.matrix) + centred.slack
     norms = sweep.symbols.token_norms(centred, far[:, 1:] * FAR, 1)
-    groups = torch.linalg.vector_norm(errors, dim=-1) * wide
+    groups = euclidean_norm(errors, dim=-1) * wide
     by_row = norms * spread.unsqueeze(1) * FAR
     groups[:, 1:] = torch.where(lost.unsqueeze(1), groups[:, 1:], torch.minimum(groups[:, 1:], by_row))
     two = sweep.symbols.two
@@ -436,6 +437,6 @@ def _norms(
         far[:, 1 + two].flatten(1) * weight * FAR,
         centred.slack[:, 1 + two].flatten(1) * weight * FAR,
     )
-    slope = slope + torch.linalg.vector_norm(rest, dim=1)
-    value = torch.linalg.vector_norm(errors[:, 0].flatten(1), dim=1)
+    slope = slope + euclidean_norm(rest, dim=1)
+    value = euclidean_norm(errors[:, 0].flatten(1), dim=1)
     return torch.stack([value, slope], 1) * (FAR + 4.0 * gamma(errors[:, 0, ..., 0].numel() * n + 16)), groups

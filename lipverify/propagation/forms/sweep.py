@@ -14,6 +14,7 @@ from lipverify.ir.graph import Graph, Node
 from lipverify.ir.interval import Interval
 from lipverify.ir.norm import Norm
 from lipverify.ir.op import Constant, Input
+from lipverify.linalg.lengths import euclidean_norm
 from lipverify.linalg.rounding import gamma
 from lipverify.propagation.forms.domain import FAR, Domain, Front
 from lipverify.propagation.forms.symbols import Facts, Form, Symbols, checked
@@ -24,12 +25,26 @@ from lipverify.rules import forward, interval, linear, magnitude
 
 COARSE = 2.0**-30
 """Of a node's gradients: slack beyond this share gets symbols of its own."""
+_UNDERFLOW = 2.0**-900
+"""What products of numbers that underflow may lack in a node, with room for factors of 2^100 and sums of as many terms."""
 _HUGE = 2.0**200
 """Factor that makes the constants of an affine map negligible: |A| x = (|A| (x t) + |b|) / t, rounded up."""
 _MOVES = (ops.Reshape, ops.Transpose, ops.Slice, ops.Gather, ops.Concat, ops.Expand)
 
 
 Refine = Callable[["Sweep", str, Facts], Interval]
+
+
+def _with_underflow(node: Node, form: Form) -> Form:
+    """Rounding is charged relatively; a product below the normal numbers may lose all of itself, and later factors restore it."""
+    if isinstance(node.op, (Input, Constant, *_MOVES)):
+        return form
+    slack = form.slack.clone()
+    if form.matrix is None:
+        slack[:, 0] += _UNDERFLOW
+    else:
+        slack += _UNDERFLOW
+    return replace(form, slack=slack)
 
 
 @dataclass
@@ -82,7 +97,7 @@ class Sweep:
             if self.expired():
                 raise Undecided(f"no time was left at {node.describe()}")
             try:
-                self.forms[node.name] = self._form(node)
+                self.forms[node.name] = _with_underflow(node, self._form(node))
             except UnsupportedModel as error:
                 raise type(error)(f"{node.describe()}: {error}") from None
             for name in node.inputs:
@@ -223,8 +238,8 @@ class Sweep:
         if domain.euclidean:
             basis, first = torch.linalg.qr(matrix)
             left = matrix - basis @ first
-            rest = torch.linalg.vector_norm(left, dim=0)
-            rest = rest + 2.0 * gamma(rows + 16) * torch.linalg.vector_norm(
+            rest = euclidean_norm(left, dim=0)
+            rest = rest + 2.0 * gamma(rows + 16) * euclidean_norm(
                 matrix.abs() + basis.abs() @ first.abs(), dim=0
             )
             rest = (rest * domain.stretch * FAR).reshape(form.centre.shape[1:])

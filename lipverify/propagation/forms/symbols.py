@@ -20,6 +20,7 @@ from lipverify.errors import InternalError, UnsupportedModel
 from lipverify.ir.interval import Interval
 from lipverify.ir.norm import Norm
 from lipverify.linalg.dense import gram_norm
+from lipverify.linalg.lengths import euclidean_norm, small
 from lipverify.linalg.rounding import gamma
 from lipverify.propagation.forms.domain import FAR, Domain
 
@@ -156,13 +157,11 @@ class Symbols:
         found = errors @ part.abs()
         two = self.two
         if two is not None and block.whole is not None:
-            length = torch.linalg.vector_norm(part, dim=1)
+            length = euclidean_norm(part, dim=1)
             found[:, 0] = torch.minimum(found[:, 0], length * block.whole[:, :1])
             found[:, 1 + two] = torch.minimum(found[:, 1 + two], length * block.whole[:, 1:])
         if block.groups is not None:
-            count = block.groups.bounds.shape[2]
-            length = part.new_zeros(len(part), count, part.shape[2])
-            length = length.index_add_(1, block.groups.place, part.square()).sqrt()
+            length = _by_group(part, block.groups.place, block.groups.bounds.shape[2])
             found = torch.minimum(found, block.groups.bounds @ length)
         return found
 
@@ -233,7 +232,7 @@ class Symbols:
             return None
         found = [errors] if groups is None else [errors, groups.reshape(*groups.shape[:2], -1)]
         bounds = [
-            torch.linalg.vector_norm(part[:, [0, 1 + two]], dim=2) * (FAR + 4.0 * gamma(part.shape[2] + 16))
+            euclidean_norm(part[:, [0, 1 + two]], dim=2) * (FAR + 4.0 * gamma(part.shape[2] + 16))
             for part in found
         ]
         if whole is not None:
@@ -272,7 +271,7 @@ class Symbols:
             matrix: [count or 1, rows, entries]; slopes, slack [count, entries]: of single gradients in l2.
         """
         length = FAR + 4.0 * gamma(matrix.shape[2] + 16)
-        crude: Tensor = torch.linalg.vector_norm(slopes, dim=1) * length
+        crude: Tensor = euclidean_norm(slopes, dim=1) * length
         used = (slopes > 0).any(0).nonzero().flatten()
         if len(used) == 0:
             return crude
@@ -281,14 +280,14 @@ class Symbols:
         total = largest(first).expand(self.domain.count) * self.domain.stretch
         if self.domain.front is not None:
             rough = torch.einsum("r,brc->bc", self.domain.front.columns, matrix[:, :rows].abs())
-            total = total + 2.0 * gamma(rows + 8) * torch.linalg.vector_norm(rough, dim=1)
+            total = total + 2.0 * gamma(rows + 8) * euclidean_norm(rough, dim=1)
         for block in self.blocks:
             if rows + block.start >= matrix.shape[1]:
                 break
             if block.whole is None:
                 return crude
             total = total + largest(matrix[:, rows + block.start : rows + block.end]) * block.whole[:, 1]
-        total = (total + torch.linalg.vector_norm(slack, dim=1) * length) * FAR
+        total = (total + euclidean_norm(slack, dim=1) * length) * FAR
         return torch.minimum(crude, total)
 
     def token_norms(self, form: Form, slopes: Tensor, axis: int) -> Tensor:
@@ -299,14 +298,14 @@ class Symbols:
         """
         width = form.centre.shape[axis + 1]
         length = FAR + 4.0 * gamma(width + 16)
-        entry: Tensor = torch.linalg.vector_norm(slopes, dim=axis + 2) * length
+        entry: Tensor = euclidean_norm(slopes, dim=axis + 2) * length
         if form.matrix is None:
             return entry
         matrix = form.matrix.movedim(axis + 2, 2)
         rest = matrix.shape[3:]
         matrix = matrix.flatten(3)  # [count or 1, rows, width, tokens]
         rows = self.domain.rows
-        slack = torch.linalg.vector_norm(form.slack[:, 1:], dim=axis + 2).flatten(2)
+        slack = euclidean_norm(form.slack[:, 1:], dim=axis + 2).flatten(2)
         found = []
         for place, kind in enumerate(self.domain.kinds):
             total = self._first_rows(matrix[:, :rows], kind) + slack[:, place]
@@ -327,9 +326,9 @@ class Symbols:
         domain, wide = self.domain, self.domain.lifted(first)
         rough = first.new_zeros(())
         if domain.front is not None:
-            width = torch.linalg.vector_norm(first, dim=2)
+            width = euclidean_norm(first, dim=2)
             rough = 2.0 * gamma(domain.rows + 8) * torch.einsum("r,brc->bc", domain.front.columns, width)
-        length = torch.linalg.vector_norm(wide, dim=2)  # [count or 1, inputs, tokens]
+        length = euclidean_norm(wide, dim=2)  # [count or 1, inputs, tokens]
         tokens = wide.movedim(3, 1)  # [count or 1, tokens, inputs, width]
         if kind is Norm.L2:
             found = largest(tokens) * domain.stretch
@@ -338,7 +337,7 @@ class Symbols:
         else:
             weight = length.sqrt().clamp_min(1e-150)
             scaled = tokens / weight.movedim(2, 1).unsqueeze(3)
-            weights = torch.linalg.vector_norm(weight, dim=1) * (FAR + 4.0 * gamma(weight.shape[1] + 16))
+            weights = euclidean_norm(weight, dim=1) * (FAR + 4.0 * gamma(weight.shape[1] + 16))
             found = largest(scaled) * weights * FAR
         return (found + rough).expand(domain.count, -1)
 
@@ -351,15 +350,22 @@ class Symbols:
         entries = torch.einsum("bk,bkwt->bwt", errors, part.abs())
         if block.groups is not None:
             bounds = block.groups.bounds[:, 1 + place]
-            length = part.new_zeros(len(part), bounds.shape[1], *part.shape[2:])
-            length = length.index_add_(1, block.groups.place, part.square()).sqrt()
+            length = _by_group(part, block.groups.place, bounds.shape[1])
             entries = torch.minimum(entries, torch.einsum("bg,bgwt->bwt", bounds, length))
-        entries = torch.linalg.vector_norm(entries, dim=1)
-        rows = torch.linalg.vector_norm(part, dim=2)
+        entries = euclidean_norm(entries, dim=1)
+        rows = euclidean_norm(part, dim=2)
         found = torch.minimum(entries, torch.einsum("bk,bkt->bt", errors, rows))
         if place == self.two and block.whole is not None:
             found = torch.minimum(found, largest(part.movedim(3, 1)) * block.whole[:, 1:])
         return found
+
+
+def _by_group(part: Tensor, place: Tensor, count: int) -> Tensor:
+    """l2 norms of the rows of each group: [count, symbols, ...] -> [count, groups, ...]; sums where squares underflow."""
+    none = part.new_zeros(len(part), count, *part.shape[2:])
+    length = none.index_add(1, place, part.square()).sqrt()
+    lost = length < small(part)
+    return torch.where(lost, none.index_add(1, place, part.abs()), length) if bool(lost.any()) else length
 
 
 def _groups(bounds: Tensor | None, keep: Tensor, shape: torch.Size) -> Groups | None:

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor, nn
 
 import lipverify as lv
+from lipverify import ops
 from lipverify.analyzers.local.analyzer import Local
 from lipverify.analyzers.protocol import Compute
-from lipverify.errors import Undecided
+from lipverify.errors import Undecided, UnsupportedModel
 from lipverify.interpreter import evaluate
-from lipverify.ir.graph import Graph
+from lipverify.ir.graph import Graph, Node
 from lipverify.ir.norm import Norm
+from lipverify.ir.op import Input, Op
 from lipverify.ir.region import Ball, Query
 
 TOKENS, WIDTH = 4, 8
@@ -74,6 +76,11 @@ def test_masks_of_torch(name: str) -> None:
     assert upper is not None
     witness = largest_gradient(graph, ball, Norm.LINF)
     assert witness <= float(upper) < 1.5 * witness
+    # A mask is no reason to write the softmax out: over wide boxes its sum would be a divisor that may be 0.
+    wide = Ball(ball.center, 0.1, "linf")
+    upper = Local(with_product=False).bound(graph, Query(Norm.LINF, Norm.LINF, wide), Compute()).upper
+    assert upper is not None
+    assert largest_gradient(graph, wide, Norm.LINF) <= float(upper) < 100.0
 
 
 def test_an_encoder_layer_has_local_bounds_and_radii() -> None:
@@ -111,3 +118,37 @@ def test_layer_norms_do_not_see_what_moves_all_entries_of_a_token() -> None:
         assert upper is not None
         witness = largest_gradient(graph, ball, norm)
         assert witness <= float(upper) < 3.0 * witness
+
+
+@pytest.mark.parametrize("behind", [None, ops.Softmax(0)])
+def test_norms_of_tiny_numbers_are_not_zero(behind: Op | None) -> None:
+    """relu(x 1e-170) 1e170 has the slope 1 where x > 0; the squares of its weights underflow."""
+    tiny = torch.eye(2, dtype=torch.float64) * 1e-170
+    nodes = [
+        Node("input", Input(), (), (2,)),
+        Node("small", ops.Linear(tiny, None), ("input",), (2,)),
+        Node("relu", ops.ReLU(), ("small",), (2,)),
+        Node("large", ops.Linear(torch.eye(2, dtype=torch.float64) * 1e170, None), ("relu",), (2,)),
+    ]
+    if behind is not None:
+        nodes.append(Node("behind", behind, ("large",), (2,)))
+    graph = Graph(tuple(nodes), (nodes[-1].name,))
+    for center in (-0.5, 0.5):
+        ball = Ball(torch.full((1, 2), center, dtype=torch.float64), 1.0, "l2")
+        upper = Local(with_product=False).bound(graph, Query(Norm.L2, Norm.L2, ball), Compute()).upper
+        assert upper is not None
+        assert float(upper) >= (1.0 if behind is None else 0.5) - 1e-9
+
+
+def test_products_that_underflow_are_charged() -> None:
+    """x 1e-330 is 0 in float64, and a later factor makes it x again: no bound, rather than 0."""
+    nodes = [Node("input", Input(), (), (2,))]
+    for factor in (1e-110, 1e-110, 1e-110, 1e110, 1e110, 1e110):
+        weight = torch.eye(2, dtype=torch.float64) * factor
+        nodes.append(Node(f"linear{len(nodes)}", ops.Linear(weight, None), (nodes[-1].name,), (2,)))
+        nodes.append(Node(f"relu{len(nodes)}", ops.ReLU(), (nodes[-1].name,), (2,)))
+    nodes.append(Node("softmax", ops.Softmax(0), (nodes[-1].name,), (2,)))
+    graph = Graph(tuple(nodes), ("softmax",))
+    ball = Ball(torch.tensor([[0.5, 0.7]], dtype=torch.float64), 0.1, "l2")
+    with pytest.raises(UnsupportedModel, match="largest float64"):
+        Local(with_product=False).bound(graph, Query(Norm.L2, Norm.L2, ball), Compute())

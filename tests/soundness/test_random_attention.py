@@ -1,0 +1,67 @@
+"""Random networks of attention: no bound lies below a witness, nothing breaks, every kind is drawn; mistakes are noticed."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lipverify.analyzers.local.analyzer import Local
+from lipverify.analyzers.tokens import Tokens
+from tests.soundness import attention_kinds as kinds
+from tests.soundness.attention import attend
+from tests.tiers import tier
+
+BLOCKS, COUNT = 4, tier(12, 2_000)
+
+
+@pytest.mark.parametrize("block", range(BLOCKS))
+def test_bounds_hold(block: int) -> None:
+    found = attend(range(block * COUNT // BLOCKS, (block + 1) * COUNT // BLOCKS))
+    assert found.wrong == []
+    assert found.errors == []
+    assert found.answers.total() >= COUNT // BLOCKS
+    assert found.compared.total() > 20 * COUNT // BLOCKS
+
+
+def test_every_choice_is_drawn() -> None:
+    """Three hundred networks, unread."""
+    seen = {word for seed in range(300) for word in kinds.drawn(np.random.default_rng((seed, 16))).words()}
+    assert seen >= {
+        f"{field.name}: {value}"
+        for field in dataclasses.fields(kinds.Kind)
+        for value in {
+            "mask": kinds.MASKS,
+            "rotation": kinds.ROTATIONS,
+            "norm": kinds.NORMS,
+            "place": kinds.PLACES,
+            "inner": kinds.INNER,
+            "layers": kinds.LAYERS,
+            "sums": kinds.SUMS,
+            "weights": kinds.WEIGHTS,
+            "end": kinds.ENDS,
+            "start": kinds.STARTS,
+            "eps": (1e-5, 1e-2, 1.0),
+        }.get(field.name, (True, False))
+    }
+
+
+@pytest.mark.parametrize("where", ["tokens", "local"])
+def test_a_bound_that_is_a_little_too_small_is_noticed(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Witnesses reach nine tenths of some bounds of every kind."""
+    kind: Any = Tokens if where == "tokens" else Local
+    right = kind.bound
+
+    def smaller(self: Any, *given: Any) -> Any:
+        found = right(self, *given)
+        assert isinstance(found.upper, torch.Tensor)
+        return dataclasses.replace(found, upper=0.9 * found.upper)
+
+    monkeypatch.setattr(kind, "bound", smaller)
+    for seed in range(40):
+        if attend([seed]).wrong:
+            return
+    pytest.fail("no witness contradicts it")
