@@ -19,11 +19,19 @@ Objective = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Climb:
-    """starts: points followed in each region; steps: of each; work: multiplications all of it may take, which cuts the starts."""
+    """starts: points followed in each region; steps: of each; work: multiplications all of it may take, which cuts the starts.
+
+    few: up to so many inputs, a region is also looked at in `scattered` points, and the `kept` best ones walk for `walks` steps:
+    the difference of two networks jumps at kinks, which gradients do not see.
+    """
 
     starts: int = 16
     steps: int = 40
     work: float = 4e9
+    few: int = 12
+    scattered: int = 16384
+    kept: int = 64
+    walks: int = 60
 
 
 def climb(
@@ -73,7 +81,58 @@ def climb(
             break
         x = region.project(x + pace * _direction(gradient.reshape(x.shape), region.norm))
         pace *= 0.9
+    if region.center[0].numel() <= settings.few and not compute.expired():
+        where = _scattered(objective, region, compute, cost, settings, torch.cat([x, where[None]]))
     return strictly_inside(where.cpu(), region)
+
+
+def _scattered(
+    objective: Objective, region: Ball, compute: Compute, cost: float, settings: Climb, x: Tensor
+) -> Tensor:
+    """The best inputs near many points of each region, [count, *input shape]. x [n, count, *input shape]: points besides."""
+    count, shape = x.shape[1], x.shape[2:]
+    rng = torch.Generator().manual_seed(compute.seed + 1)
+
+    def values(points: Tensor) -> Tensor:
+        with torch.no_grad():
+            found = objective(points.flatten(0, 1)).reshape(points.shape[:2])
+        return found.nan_to_num(nan=-torch.inf)
+
+    def noise(size: int) -> Tensor:
+        return torch.randn((size, count, *shape), generator=rng, dtype=torch.float64).to(x)
+
+    center = region.center.to(x)
+    fits = int(settings.work / (max(cost, 1.0) * count))
+    many = min(settings.scattered, fits // 2)
+    if many < settings.kept:
+        return x[-1]
+    uniform = 2.0 * torch.rand((many, count, *shape), generator=rng, dtype=torch.float64).to(x) - 1.0
+    # Some at ends in some of the axes, where what is monotone is largest; others where narrow regions may be hit.
+    ends = torch.rand(uniform.shape, generator=rng, dtype=torch.float64).to(x) < 1 / 3
+    uniform[::2] = torch.where(ends, uniform.sign(), uniform)[::2]
+    x = torch.cat([x[-1:], region.project(center + region.radius * uniform)])
+    # The best one of each group, not the best ones of all, which tend to be at one place.
+    every, kept = torch.arange(count, device=x.device), settings.kept
+    groups = list(zip(x.tensor_split(kept), values(x).tensor_split(kept), strict=True))
+    x = torch.stack([points[value.argmax(0), every] for points, value in groups])
+    value, pace = torch.stack([value.amax(0) for _, value in groups]), region.radius
+    for _ in range(min(settings.walks, (fits - many) // (10 * kept))):
+        if compute.expired():
+            break
+        rows = x.flatten(0, 1).detach().requires_grad_(True)
+        with torch.enable_grad():
+            (gradient,) = torch.autograd.grad(objective(rows).sum(), rows, materialize_grads=True)
+        uphill = _direction(gradient.reshape(x.shape), region.norm)
+        # Along some of the axes alone, so that what is at an end of the region stays there.
+        steps = [uphill, 0.1 * uphill, *(noise(kept) * (noise(kept) > 0) for _ in range(6))]
+        tried = torch.stack([region.project(x + pace * step) for step in steps])
+        better, which = values(tried.flatten(0, 1)).reshape(len(steps), kept, count).max(0)
+        index = which.reshape(1, kept, count, *[1] * len(shape)).expand(1, *x.shape)
+        moved = better > value
+        x = torch.where(moved.reshape(kept, count, *[1] * len(shape)), tried.gather(0, index)[0], x)
+        value = torch.where(moved, better, value)
+        pace *= 0.9
+    return x[value.argmax(0), every]
 
 
 def strictly_inside(x: Tensor, region: Ball) -> Tensor:

@@ -4,10 +4,11 @@ networks against witnesses, random ONNX models against samples, differences of r
 attention against Jacobians, what rigour costs.
 
     python reports/soundness/build.py [--mutants 2000] [--forged 20000] [--readers 100000] [--networks 10000] [--models 20000]
-        [--pairs 10000] [--attention 2000] [--processes 2] [--no-costs]
+        [--pairs 10000] [--first-pair 0] [--attention 2000] [--processes 2] [--no-costs]
 
 Twenty thousand forged proofs take five minutes of one processor, a hundred thousand changed files ten, ten thousand networks
-half an hour, five thousand models as long; networks.json is written after every thousand, models.json after every hundred.
+half an hour, five thousand models as long; networks.json is written after every thousand, models.json and pairs.json after
+every hundred. Pairs from a seed other than 0 are added to those of pairs.json, which has to end right before them.
 Networks of the model zoo always; third-party networks where the folder shared/checkpoints lies beside the checkout.
 """
 
@@ -22,6 +23,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import fields
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
@@ -134,11 +136,16 @@ Counted = TypeVar("Counted", Attended, Found, Held, Outcome)
 
 
 def searched(
-    question: Callable[[Iterable[int]], Counted], total: Counted, count: int, processes: int, step: int
+    question: Callable[[Iterable[int]], Counted],
+    total: Counted,
+    count: int,
+    processes: int,
+    step: int,
+    first: int = 0,
 ) -> Iterator[dict[str, Any]]:
-    """Random networks or models of the seeds 0, 1, ...: what was found so far, after every `step` and at the end."""
+    """Random networks or models of the seeds `first`, ...: what was found so far, after every `step` and at the end."""
     started = time.monotonic()
-    blocks = [range(start, min(start + 50, count)) for start in range(0, count, 50)]
+    blocks = [range(start, min(start + 50, first + count)) for start in range(first, first + count, 50)]
     # Networks this small gain nothing from threads, which only take the processor from each other.
     with ProcessPoolExecutor(
         processes, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
@@ -146,7 +153,24 @@ def searched(
         for done, found in enumerate(pool.map(question, blocks), start=1):
             total = total + found
             if done * 50 % step == 0 or done == len(blocks):
-                yield {**total.to_json(), "seconds": time.monotonic() - started}
+                seeds = [0, blocks[done - 1].stop - 1]
+                yield {**total.to_json(), "seeds": seeds, "seconds": time.monotonic() - started}
+
+
+def pairs_before(first: int) -> Outcome:
+    """What pairs.json says of the seeds 0 to `first` - 1.
+
+    Raises:
+        SystemExit: it is about others.
+    """
+    if first == 0:
+        return Outcome()
+    document = json.loads((Path(__file__).parent / "pairs.json").read_text())["random_pairs"]
+    if document.get("seeds") != [0, first - 1]:
+        raise SystemExit(
+            f"pairs.json is about the seeds {document.get('seeds')}; it has to end at {first - 1}"
+        )
+    return Outcome(**{f.name: document[f.name] for f in fields(Outcome)})
 
 
 def he_network(widths: tuple[int, ...]) -> lv.Graph:
@@ -196,6 +220,7 @@ def main() -> None:
     options.add_argument("--models", type=int, default=20_000, help="0: leave models.json as it is")
     options.add_argument("--pairs", type=int, default=10_000, help="0: leave pairs.json as it is")
     options.add_argument("--attention", type=int, default=2000, help="0: leave attention.json as it is")
+    options.add_argument("--first-pair", type=int, default=0, help="seed of the first pair of this run")
     options.add_argument(
         "--processes",
         type=int,
@@ -242,7 +267,9 @@ def main() -> None:
             "found" if rounding_noticed() else "not found"
         )
         document = {"wrong": []}
-        for document in searched(fuzz, Outcome(), given.pairs, given.processes, 100):
+        first, before = given.first_pair, pairs_before(given.first_pair)
+        for document in searched(fuzz, before, given.pairs, given.processes, 100, first):
+            del document["seconds"]  # of one run of several
             _write("pairs", {"random_pairs": document, "planted_mistakes": mistakes})
             print(document["pairs"], "pairs,", len(document["wrong"]), "wrong", file=sys.stderr)
         bad += len(document["wrong"]) + list(mistakes.values()).count("not found")
