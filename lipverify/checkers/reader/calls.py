@@ -42,14 +42,19 @@ class Call:
 
     def operand(self, place: int) -> Value | Stored | None:
         """An operand, None where it is left out."""
-        self._known = max(self._known, place + 1)
+        self.take(place)
         if place >= len(self.operands):
             return None
-        self._taken[place] = True
         found = self.operands[place]
         if isinstance(found, Missing):
             raise NotCovered(found.reason)
         return found
+
+    def take(self, place: int) -> None:
+        """Says that an operand has been looked at."""
+        self._known = max(self._known, place + 1)
+        if place < len(self.operands):
+            self._taken[place] = True
 
     def any(self, place: int) -> Value | Stored:
         found = self.operand(place)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from lipverify.checkers.kernel.arithmetic import held
 from lipverify.checkers.kernel.program import MOST_ROUNDINGS, Array
 from lipverify.checkers.reader.building import Builder, Operand, Stored, size_of, stored, weights
 from lipverify.checkers.reader.calls import Call
+from lipverify.checkers.reader.choices import compared, sign
 from lipverify.checkers.reader.refusals import need
 
 _LARGEST, _SLOW = 4096, 64
@@ -129,7 +131,10 @@ def _each(op: str, s: int, t: int) -> int:
 
 
 def _compared(p: Builder, c: Call) -> list[Operand]:
-    """Comparisons of stored integers."""
+    """Comparisons of stored integers, and the signs of computed tensors."""
+    found = compared(c)
+    if found is not None:
+        return [found]
     shape = np.broadcast_shapes(c.stored(0).shape, c.stored(1).shape)
     rules: dict[str, Callable[[int, int], bool]] = {
         "Equal": int.__eq__, "Less": int.__lt__, "Greater": int.__gt__, "LessOrEqual": int.__le__, "GreaterOrEqual": int.__ge__,
@@ -139,6 +144,9 @@ def _compared(p: Builder, c: Call) -> list[Operand]:
 
 
 def _negated(p: Builder, c: Call) -> list[Operand]:
+    by = sign(c, 0)
+    if by is not None:
+        return [replace(by, above=not by.above)]
     x = c.stored(0)
     need(x.dtype == np.dtype("?"), "a negation of numbers")
     p.charge(x.size)

@@ -24,6 +24,7 @@ from lipverify.checkers.reader.building import (
     stored,
 )
 from lipverify.checkers.reader.calls import Call, same_kind
+from lipverify.checkers.reader.choices import selected, sign
 from lipverify.checkers.reader.refusals import need
 
 Move = Callable[[Builder, Call, Array], Array]
@@ -227,7 +228,10 @@ def concat(p: Builder, c: Call) -> Results:
 
 
 def where(p: Builder, c: Call) -> Results:
-    """One of two tensors, by a stored condition."""
+    """One of two tensors, by a stored condition or by a sign."""
+    by = sign(c, 0)
+    if by is not None:
+        return [selected(p, by, c.any(1), c.any(2))]
     condition, a, b = c.stored(0), c.any(1), c.any(2)
     need(condition.dtype == np.dtype("?"), "a condition that is no truth value")
     full = np.broadcast_shapes(condition.shape, array_of(a).shape, array_of(b).shape)
@@ -368,8 +372,9 @@ def dropout(p: Builder, c: Call) -> Results:
 
 
 def cast(p: Builder, c: Call) -> Results:
-    """To a type that holds every number of the first exactly."""
-    x = c.any(0)
+    """To a type that holds every number of the first exactly. A sign becomes 1 and 0."""
+    by = sign(c, 0)
+    x = by.x if by is not None else c.any(0)
     target = c.integer("to", None) if c.op == "Cast" else 0
     if c.version >= 19:
         c.flag("saturate", 1)
@@ -384,6 +389,9 @@ def cast(p: Builder, c: Call) -> Results:
     }
     need(target in kinds or c.op == "CastLike", "a conversion that is not covered by the checker")
     kind = kinds[target] if c.op == "Cast" else c.any(1).kind
+    if by is not None:
+        need(kind == by.x.kind, "a comparison of computed numbers is not covered by the checker")
+        return [by]
     if isinstance(x, Stored) and x.kind in (BFLOAT16, INT4, UINT4):
         need(kind in FLOATS[1:], "a conversion that is not covered by the checker")
         p.charge(x.array.size)

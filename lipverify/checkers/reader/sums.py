@@ -23,6 +23,7 @@ from lipverify.checkers.reader.building import (
     weights,
 )
 from lipverify.checkers.reader.calls import Call, same_kind
+from lipverify.checkers.reader.choices import gated, sign
 from lipverify.checkers.reader.folding import fold, fold_integers
 from lipverify.checkers.reader.moves import Results, Run, array_of
 from lipverify.checkers.reader.recognition import extreme_of_difference, gate
@@ -30,7 +31,11 @@ from lipverify.checkers.reader.refusals import need
 
 
 def _arithmetic(p: Builder, c: Call) -> Results:
-    """Add, Sub, Mul, Div of two operands, Sum and Mean of several."""
+    """Add, Sub, Mul, Div of two operands, Sum and Mean of several; and a product with a sign, read as 1 or 0."""
+    for place in (0, 1) if c.op == "Mul" else ():
+        by = sign(c, place)
+        if by is not None:
+            return [gated(p, by, c.any(1 - place))]
     operands = c.all()
     need(c.op in ("Sum", "Mean") or len(operands) == 2, f"{c.op} of {len(operands)} operands")
     if all(isinstance(x, Stored) and x.kind.kind != "f" for x in operands):

@@ -75,6 +75,10 @@ class Nodes:
         self.notes: list[str] = []
         self.stored_dtype = torch.float32
         """The type of matrices of 0 and 1 that the builder makes."""
+        self.device = torch.device("cpu")
+        """Where stored tensors lie."""
+        self.reflections: dict[tuple[object, ...], Value] = {}
+        """Reflections already in the graph, for the other member of each pair."""
         self._nodes: list[Node] = []
         self._names: dict[str, int] = {}
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lipverify.errors import InvalidFile, UnsupportedModel
 from lipverify.frontends.builder import Masked, Operand, Value
+from lipverify.frontends.building.choices import ADVICE, Condition, Gated
 from lipverify.frontends.onnx.lowering import OnnxBuilder, Stored
 from lipverify.loading.names import display
 
@@ -19,6 +20,8 @@ _MAX_LIST = 1 << 16
 """Entries of a stored list of sizes, axes or pads."""
 
 Result = Value | Masked | Stored
+"""What a name of the file became, where it is a tensor of real numbers."""
+Named = Result | Condition | Gated
 """What a name of the file became."""
 
 
@@ -30,7 +33,7 @@ class Call:
     build: OnnxBuilder
     op: str
     version: int
-    inputs: tuple[Result | None, ...]
+    inputs: tuple[Named | None, ...]
     used: tuple[bool, ...]
     attributes: dict[str, Any] = field(default_factory=dict)
     names: tuple[str, ...] = ()
@@ -40,8 +43,24 @@ class Call:
         return self.attributes.get(name, default)
 
     def raw(self, position: int) -> Result | None:
-        """An input as it is; None where it is left out."""
-        return self.inputs[position] if position < len(self.inputs) else None
+        """An input as it is; None where it is left out.
+
+        Raises:
+            UnsupportedModel: it is a comparison of computed numbers.
+        """
+        found = self.inputs[position] if position < len(self.inputs) else None
+        if isinstance(found, (Condition, Gated)):
+            raise self.refuse(found.reason, ADVICE)
+        return found
+
+    def raws(self, start: int = 0) -> list[Result | None]:
+        """All inputs from one on, as they are. Raises as `raw`."""
+        return [self.raw(position) for position in range(start, len(self.inputs))]
+
+    def comparison(self, position: int) -> Condition | Gated | None:
+        """An input that is a comparison of computed numbers, or None."""
+        found = self.inputs[position] if position < len(self.inputs) else None
+        return found if isinstance(found, (Condition, Gated)) else None
 
     def operand(self, position: int) -> Operand:
         """An input that takes part in real arithmetic: a computed value or a stored tensor of finite numbers."""
@@ -161,7 +180,9 @@ class Call:
 
     def refuse(self, reason: str, remedy: str = "") -> UnsupportedModel:
         """The error to raise for a node that no rule covers."""
-        shapes: Any = [x for x in self.inputs if x is not None]
+        shapes: Any = [
+            x.value if isinstance(x, (Condition, Gated)) else x for x in self.inputs if x is not None
+        ]
         return self.build.refuse(reason, shapes, remedy)
 
     def invalid(self, what: str) -> InvalidFile:

@@ -67,7 +67,7 @@ def _loop(walk: Walk, call: Call, scope: Scope, node: Any) -> list[Result | None
         raise call.refuse(
             "how often it runs depends on computed numbers, so it is not continuous", "export it unrolled"
         )
-    state = [*call.inputs[2:]]
+    state = call.raws(2)
     if len(body.input) != 2 + len(state) or len(body.output) < 1 + len(state):
         raise call.invalid("its body does not fit its inputs")
     limit = MAX_ROUNDS + 1 if count is None else int(count.reshape(()).item())
@@ -125,8 +125,8 @@ def _scan(walk: Walk, call: Call, scope: Scope, node: Any) -> list[Result | None
     states = len(call.inputs) - count
     if states < 0 or len(body.input) != len(call.inputs) or len(body.output) < states or count < 1:
         raise call.invalid("its body does not fit its inputs")
-    state: list[Result | None] = list(call.inputs[:states])
-    sequences = list(call.inputs[states:])
+    state: list[Result | None] = call.raws()[:states]
+    sequences = call.raws(states)
     results = len(body.output) - states
     axes = _settings(call, "scan_input_axes", count)
     backward = _settings(call, "scan_input_directions", count)

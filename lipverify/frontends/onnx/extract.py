@@ -15,7 +15,7 @@ from lipverify.errors import InvalidFile, UnsupportedModel, UsageError
 from lipverify.frontends.builder import Masked, Value
 from lipverify.frontends.onnx import translators as _translators  # registers them
 from lipverify.frontends.onnx.agreement import Import, checked
-from lipverify.frontends.onnx.call import Result
+from lipverify.frontends.onnx.call import Named
 from lipverify.frontends.onnx.inputs import Constant, Layout, cut, fix_inputs, input_layout
 from lipverify.frontends.onnx.lowering import OnnxBuilder
 from lipverify.frontends.onnx.reading import chosen, joined, reading_of
@@ -265,7 +265,7 @@ def _lowered(
 ) -> Import:
     build = OnnxBuilder(layout.dtype, symbolic_batch=layout.symbolic)
     walk = Walk(build, versions)
-    entry: dict[str, Result | None] = {
+    entry: dict[str, Named | None] = {
         layout.name: build.input(layout.source_shape, layout.batch, layout.name)
     }
     scope = walk.run(model.graph, entry, names, held)

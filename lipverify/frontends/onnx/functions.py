@@ -33,7 +33,7 @@ def body(walk: Walk, call: Call, domain: str, node: Any, schema: Any) -> Any | N
         usable = [v for v in schema.context_dependent_function_opset_versions if v <= version]
         kinds = [
             type_proto(walk.types.known.get(name, 0), _shape(x)) if x is not None else b""
-            for name, x in zip(node.input, call.inputs, strict=True)
+            for name, x in zip(node.input, call.raws(), strict=True)
         ]
         if usable:
             data = schema.get_context_dependent_function_with_opset_version(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import heapq
 from collections import ChainMap
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -15,8 +15,9 @@ from onnx import AttributeProto, numpy_helper
 
 from lipverify.errors import InvalidFile
 from lipverify.frontends.builder import Masked, Value
+from lipverify.frontends.building.choices import ADVICE, COMPARES, Choice
 from lipverify.frontends.onnx import by_matrix, control_flow, functions
-from lipverify.frontends.onnx.call import Call, Result
+from lipverify.frontends.onnx.call import Call, Named, Result
 from lipverify.frontends.onnx.constants import Folder, folds, shape_of, size_of
 from lipverify.frontends.onnx.element_types import ElementTypes
 from lipverify.frontends.onnx.lowering import OnnxBuilder, Stored
@@ -25,7 +26,7 @@ from lipverify.frontends.onnx.versions import NEWEST
 from lipverify.loading.names import display
 from lipverify.loading.onnx_structure import names_read, needed_nodes
 
-Scope = MutableMapping[str, Result | None]
+Scope = MutableMapping[str, Named | None]
 
 MAX_STEPS = 400_000
 """Nodes looked at, those of unrolled loops and of the bodies of functions counted each time."""
@@ -45,8 +46,12 @@ class Walk:
 
     def run(
         self, graph: Any, outer: Scope, wanted: Iterable[str], held: Mapping[str, Stored] | None = None
-    ) -> Scope:
-        """What the graph's values became, as far as the wanted ones need them. held: its stored tensors beside the message."""
+    ) -> Mapping[str, Result | None]:
+        """What the graph's values became, as far as the wanted ones need them. held: its stored tensors beside the message.
+
+        Raises:
+            UnsupportedModel: a node that no rule covers; or a wanted value is a comparison of computed numbers.
+        """
         scope: Scope = ChainMap({}, _Initialisers(graph, held or {}), outer)  # type: ignore[arg-type]
         if isinstance(graph, onnx.GraphProto):
             self.types.declare(graph)
@@ -60,7 +65,11 @@ class Walk:
             for position, name in enumerate(node.output):
                 if name in read and position >= len(results):
                     raise self.build.refuse(f"its output {position} is not covered")
-        return scope
+        for name in wanted:
+            if isinstance(found := scope[name], Choice):
+                self.build.where, self.build.what = name, "output"
+                raise self.build.refuse(f"this output {found.reason}", (found.value,), ADVICE)
+        return cast(Mapping[str, Result | None], scope)
 
     def _locate(self, node: Any) -> None:
         self.steps[0] += 1
@@ -72,7 +81,7 @@ class Walk:
         if self.steps[0] > MAX_STEPS:
             raise self.build.refuse(f"more than {MAX_STEPS} nodes, loops and functions written out")
 
-    def _lower(self, node: Any, scope: Scope, read: set[str]) -> list[Result | None]:
+    def _lower(self, node: Any, scope: Scope, read: set[str]) -> Sequence[Named | None]:
         domain = "" if node.domain in STANDARD_DOMAINS else node.domain
         schema = check_schema(self.build, node, domain, self.versions) if domain in DEFINED_DOMAINS else None
         bound = {} if schema is None else self.types.check(node, schema, self.build.invalid)
@@ -81,6 +90,8 @@ class Walk:
         used = tuple(name in read for name in node.output)
         version = self.versions.get(domain, 0)
         call = Call(self.build, node.op_type, version, inputs, used, attributes, tuple(node.input))
+        if any(isinstance(x, Choice) for x in inputs) and (domain or node.op_type not in _TAKE_CHOICES):
+            raise call.refuse(COMPARES, ADVICE)
         self._refuse_wrapping(call, domain, node)
         results = self._results(call, domain, node, schema, scope)
         if schema is not None:
@@ -99,11 +110,17 @@ class Walk:
                     "computes with integers, which wrap around in the file's type", "dequantise first"
                 )
 
-    def _results(self, call: Call, domain: str, node: Any, schema: Any, scope: Scope) -> list[Result | None]:
+    def _results(
+        self, call: Call, domain: str, node: Any, schema: Any, scope: Scope
+    ) -> Sequence[Named | None]:
         if not domain and node.op_type in control_flow.OPERATORS:
             return control_flow.OPERATORS[node.op_type](self, call, scope, node)
         if not domain and node.op_type == "Constant":
             return [constant(call)]
+        if any(isinstance(x, Choice) for x in call.inputs):
+            translate = lower.find(node.domain, node.op_type)
+            assert translate is not None
+            return [translate(call)]
         first = call.raw(0)
         if not domain and node.op_type in ("Shape", "Size") and isinstance(first, (Value, Masked)):
             return [(shape_of if node.op_type == "Shape" else size_of)(call, first.source_shape)]
@@ -134,6 +151,8 @@ class Walk:
         return list(found) if isinstance(found, (list, tuple)) else [found]
 
 
+_TAKE_CHOICES = ("Where", "Not", "Cast", "Identity", "Mul", "Add")
+"""Operators that may take a comparison of computed numbers; whether it jumps there, they say themselves."""
 _INTEGERS = (2, 3, 4, 5, 6, 7, 12, 13, 21, 22)
 """Codes of integer types."""
 _OF_INTEGERS = (

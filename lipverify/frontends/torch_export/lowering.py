@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lipverify.frontends.builder import Builder, Masked, Operand, Value
+from lipverify.frontends.building.choices import Condition, Gated
 from lipverify.ir.op import Shape
 
-_COMPARES = "uses a comparison of computed numbers, which jumps"
 INFINITE = "computes with -infinity, which only a softmax takes, as a mask"
 
 
@@ -25,25 +25,6 @@ class Forbidden:
     """A result that must not be used, and why: indices of a maximum, comparisons."""
 
     reason: str
-
-
-@dataclass(frozen=True)
-class Condition:
-    """A comparison of a computed tensor with zero: `value` > 0, or `value` >= 0; only a reflection may use it."""
-
-    value: Value
-    positive: bool
-    """True where the comparison holds for positive values, false where it holds for negative ones."""
-    reason: ClassVar[str] = _COMPARES
-
-
-@dataclass(frozen=True)
-class Gated:
-    """A tensor times a comparison read as 0 or 1; only a sum of two opposite ones may use it."""
-
-    value: Operand
-    condition: Condition
-    reason: ClassVar[str] = _COMPARES
 
 
 class Lowerer(Builder):
@@ -60,8 +41,6 @@ class Lowerer(Builder):
         """The batch size as the exported program writes it."""
         self.expected: Any = None
         """What the exported program knows of the result of the node in work: a tensor without data, or several."""
-        self.reflections: dict[tuple[Any, ...], Value] = {}
-        """Reflections already in the graph, for the other member of each pair."""
 
     def counts_samples(self, size: Any) -> bool:
         """Whether a size in the exported program depends on the batch size."""

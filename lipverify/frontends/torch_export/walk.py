@@ -13,13 +13,12 @@ from torch import Tensor, fx
 
 from lipverify.errors import InternalError, UnsupportedModel
 from lipverify.frontends.builder import Masked, Value
+from lipverify.frontends.building.choices import Condition, Gated
 from lipverify.frontends.building.vanishing import may_vanish
 from lipverify.frontends.torch_export.lowering import (
     INFINITE,
     BatchSize,
-    Condition,
     Forbidden,
-    Gated,
     Lowerer,
 )
 from lipverify.frontends.torch_export.merged import Merged, batch_axis, lowered

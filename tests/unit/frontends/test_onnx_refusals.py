@@ -40,9 +40,9 @@ def test_comparisons_of_computed_numbers(op: str) -> None:
 
 
 def test_choices_by_computed_numbers() -> None:
-    nodes = [node("Greater", ["x", "zero"], ["c"]), node("Where", ["c", "x", "zero"], ["y"])]
+    nodes = [node("Greater", ["x", "one"], ["c"]), node("Where", ["c", "x", "one"], ["y"])]
     with pytest.raises(UnsupportedModel, match='Greater "c_node"'):
-        extract_onnx(model(nodes, ["N", 6], 13, {"zero": np.float32(0)}))
+        extract_onnx(model(nodes, ["N", 6], 13, {"one": np.float32(1)}))
 
 
 def test_steps_that_depend_on_the_input() -> None:

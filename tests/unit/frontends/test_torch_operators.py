@@ -344,6 +344,9 @@ def test_number_of_the_program_is_kept_exactly():
         (lambda m, x: torch.where(x > 0, x, 0.2 * x), "LeakyReLU"),
         (lambda m, x: torch.where(x >= 0, x, m.c * x), "PReLU"),
         (lambda m, x: (x < 0).float() * x, "Clip"),
+        (lambda m, x: torch.where(x > 0, x, 0.5 * (torch.exp(x) - 1)), "ELU"),
+        (lambda m, x: torch.where(x > 0, x, torch.exp(x) - 1), "ELU"),
+        (lambda m, x: x * (x > 0) + 0.2 * x * (x <= 0), "Clip"),
     ],
 )
 def test_relu_written_as_a_choice(function, kind):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lipverify import ops
 from lipverify.frontends.builder import Masked, Operand, Value
+from lipverify.frontends.building.choices import Condition, Gated, chosen, compared, gated, ungated
 from lipverify.frontends.onnx.call import Call
 from lipverify.frontends.onnx.lowering import Stored
 from lipverify.frontends.onnx.registry import lower
@@ -19,6 +20,9 @@ from lipverify.frontends.onnx.registry import lower
 
 @lower.register("Add")
 def _add(c: Call) -> Value | Masked:
+    first, second = c.comparison(0), c.comparison(1)
+    if isinstance(first, Gated) and isinstance(second, Gated):
+        return ungated(c.build, first, second)
     (x, kept), (y, also) = c.extended(0), c.extended(1)
     return c.build.masked(c.build.plus(x, y), kept, also)
 
@@ -30,8 +34,11 @@ def _sub(c: Call) -> Value | Masked:
 
 
 @lower.register("Mul")
-def _mul(c: Call) -> Value | Masked:
+def _mul(c: Call) -> Value | Masked | Gated:
     for position in (0, 1):
+        condition = c.comparison(position)
+        if isinstance(condition, Condition):
+            return gated(c.build, c.operand(1 - position), condition)
         found = c.raw(position)
         if isinstance(found, Masked):
             return c.build.masked(c.build.times(found.value, _positive(c, 1 - position)), found.kept)
@@ -166,15 +173,19 @@ def _powers(c: Call, x: Value, exponent: Tensor) -> Value:
 
 @lower.register("Where")
 def _where(c: Call) -> Value | Masked | Stored:
-    """A stored choice between two tensors: mask * x + (1 - mask) * y, exact because each term is a number or zero."""
+    """A stored choice between two tensors: mask * x + (1 - mask) * y, exact because each term is a number or zero. Or one by
+    the sign of a computed tensor that does not jump."""
     b = c.build
+    sign = c.comparison(0)
+    if isinstance(sign, Condition):
+        return chosen(b, sign, c.operand(1), c.operand(2))
     condition = c.raw(0)
     if not isinstance(condition, np.ndarray):
         raise c.refuse("chooses by computed numbers, which jumps", "use max, min or a fixed mask")
     if condition.dtype != np.bool_:
         raise c.invalid("its condition is not boolean")
     shapes = [
-        x.source_shape if isinstance(x, (Value, Masked)) else x.shape for x in c.inputs if x is not None
+        x.source_shape if isinstance(x, (Value, Masked)) else x.shape for x in c.raws() if x is not None
     ]
     shape = list(np.broadcast_shapes(*shapes))
     mask = torch.from_numpy(condition.copy())
@@ -183,3 +194,31 @@ def _where(c: Call) -> Value | Masked | Stored:
         if bool(everywhere) and not isinstance(kept, Masked):
             return b.expand(kept, shape) if isinstance(kept, Value) else np.broadcast_to(kept, shape)  # type: ignore[arg-type]
     return b.chosen(mask, c.extended(1), c.extended(2))
+
+
+def _compares(name: str, *, positive: bool) -> None:
+    @lower.register(name)
+    def translate(c: Call) -> Condition:
+        """The sign of a computed tensor; what may be chosen by it is up to who reads it."""
+        found = compared(c.operand(0), c.operand(1), positive)
+        if found is None:
+            raise c.refuse(
+                "jumps, so it is not continuous and has no Lipschitz constant",
+                "leave it out of the exported model",
+            )
+        return found
+
+
+for _name, _above in (("Greater", True), ("GreaterOrEqual", True), ("Less", False), ("LessOrEqual", False)):
+    _compares(_name, positive=_above)
+
+
+@lower.register("Not")
+def _not(c: Call) -> Condition:
+    """The opposite choice."""
+    condition = c.comparison(0)
+    if isinstance(condition, Condition):
+        return condition.opposite()
+    raise c.refuse(
+        "reads computed numbers as true or false, which jumps", "leave it out of the exported model"
+    )

@@ -28,8 +28,8 @@ _SEQUENCE = ("sequences of tensors are not covered", "export tensors alone")
 
 _REASONS: dict[str, tuple[str, str]] = {
     **dict.fromkeys(
-        ["Sign", "Floor", "Ceil", "Round", "Mod", "ArgMax", "ArgMin", "Hardmax", "OneHot", "NonZero", "Less", "LessOrEqual",
-         "Greater", "GreaterOrEqual", "Equal", "And", "Or", "Xor", "Not", "Unique", "NonMaxSuppression",
+        ["Sign", "Floor", "Ceil", "Round", "Mod", "ArgMax", "ArgMin", "Hardmax", "OneHot", "NonZero", "Equal", "And",
+         "Or", "Xor", "Unique", "NonMaxSuppression",
          "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "BitwiseNot"],
         _JUMPS,
     ),

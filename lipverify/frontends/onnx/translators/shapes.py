@@ -9,6 +9,7 @@ import torch
 
 from lipverify import ops
 from lipverify.frontends.builder import Masked, Value
+from lipverify.frontends.building.choices import Condition, Gated
 from lipverify.frontends.checking import as_numpy
 from lipverify.frontends.onnx import forms
 from lipverify.frontends.onnx.call import Call
@@ -19,7 +20,11 @@ _FLOATS: dict[int, torch.dtype] = {1: torch.float32, 10: torch.float16, 11: torc
 
 
 @lower.register("Identity")
-def _identity(c: Call) -> Value | Masked:
+def _identity(c: Call) -> Value | Masked | Condition | Gated:
+    return c.comparison(0) or _same(c)
+
+
+def _same(c: Call) -> Value | Masked:
     found = c.raw(0)
     return found if isinstance(found, Masked) else c.value()
 
@@ -30,11 +35,14 @@ def _dropout(c: Call) -> Value | Masked:
         raise c.refuse("drops entries at random", "export in evaluation mode")
     if any(c.used[1:]):
         raise c.refuse("uses the mask of a dropout", "export in evaluation mode")
-    return _identity(c)
+    return _same(c)
 
 
 @lower.register("Cast")
-def _cast(c: Call) -> Value | Masked:
+def _cast(c: Call) -> Value | Masked | Condition:
+    condition = c.comparison(0)
+    if isinstance(condition, Condition) and c.attribute("to") in _FLOATS:
+        return condition  # 1 where it holds, 0 elsewhere
     return _converted(c, _FLOATS.get(c.attribute("to")), f"ONNX element type {c.attribute('to')}")
 
 
@@ -65,7 +73,7 @@ def _converted(c: Call, dtype: torch.dtype | None, shown: str) -> Value | Masked
         c.build.notes.append(
             f"{c.build.where} converts computed numbers to {dtype}; in real numbers that changes nothing"
         )
-    return _identity(c)
+    return _same(c)
 
 
 @lower.register("Reshape")

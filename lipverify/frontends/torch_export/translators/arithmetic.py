@@ -8,9 +8,9 @@ from torch import Tensor
 
 from lipverify import ops
 from lipverify.frontends.builder import Masked, Operand, Value
-from lipverify.frontends.torch_export.lowering import INFINITE, Condition, Gated, Lowerer
+from lipverify.frontends.building.choices import Condition, Gated, gated, ungated
+from lipverify.frontends.torch_export.lowering import INFINITE, Lowerer
 from lipverify.frontends.torch_export.registry import lower
-from lipverify.frontends.torch_export.translators.choices import gated, ungated
 
 
 def scaled(b: Lowerer, x: Operand, factor: Any) -> Operand:
@@ -46,7 +46,7 @@ def _mul(b: Lowerer, x: Any, other: Any) -> Value | Gated:
     if isinstance(x, Condition):
         x, other = other, x
     if isinstance(other, Condition):
-        return gated(b, x, other)
+        return gated(b, b.operand(x), other)
     return b.times(b.operand(x), b.operand(other))
 
 
