@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -91,6 +92,7 @@ def root_above(value: Fraction) -> Fraction:
     return Fraction(root if root * root == scaled else root + 1) / Fraction(2) ** shift
 
 
+@lru_cache(maxsize=1 << 12)
 def gamma(count: int) -> float:
     """gamma_count, rounded up. Raises NotCovered: too many roundings."""
     if not 0 <= count < 1 << 40:

@@ -175,12 +175,8 @@ class Chain:
             if k not in parts:
                 continue
             own = min(kind, len(self.lines[k]) - 1)
-            a, line, reads, (size, off) = (
-                parts.pop(k),
-                self.lines[k][own],
-                self._reads[k],
-                self._charges[k][own],
-            )
+            a, line, reads = parts.pop(k), self.lines[k][own], self._reads[k]
+            size, off = self._charges[k][own]
             up, down = _sides(a, line.among)
             weight = np.abs(a) if line.among is None else up + 2.0 * np.abs(down)
             constant = constant + up @ line.over + down @ line.under

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import inspect
 import io
 import logging
@@ -27,7 +28,7 @@ from lipverify.frontends.torch_export import translators as _translators  # regi
 from lipverify.frontends.torch_export.lowering import INFINITE, Lowerer
 from lipverify.frontends.torch_export.merged import Merged
 from lipverify.frontends.torch_export.registry import lower
-from lipverify.frontends.torch_export.walk import Walk
+from lipverify.frontends.torch_export.walk import CHECKS_ONLY, Walk
 from lipverify.ir.graph import Graph, ImportCheck, Origin
 from lipverify.loading.names import display
 
@@ -42,6 +43,7 @@ _STATEFUL = {
     "scaled_dot_product_attention": "dropout_p", "native_batch_norm": "training", "lstm": "train", "gru": "train",
     "rnn_tanh": "train", "rnn_relu": "train",
 }  # fmt: skip
+_MADE_OF_NUMBERS = {"arange", "full", "ones", "scalar_tensor", "zeros"}
 
 
 def extract(module: nn.Module, example: Tensor, *, check: bool = True) -> Graph:
@@ -121,6 +123,21 @@ def _quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _listed_once() -> Iterator[None]:
+    """torch lists all its operators anew for each of its dozens of namespaces whenever it decomposes: once is enough."""
+    module: Any = torch._export.utils
+    lists = getattr(module, "_materialize_cpp_cia_ops", None)
+    if lists is None:
+        yield
+        return
+    module._materialize_cpp_cia_ops = functools.cache(lists)
+    try:
+        yield
+    finally:
+        module._materialize_cpp_cia_ops = lists
+
+
+@contextlib.contextmanager
 def _masks_as_given() -> Iterator[None]:
     """Encoders and decoders of torch look whether a mask is the causal one, to choose a faster kernel: a branch on stored
     numbers, which tracing cannot take. Without that hint they apply the mask itself, to the same result."""
@@ -172,27 +189,42 @@ def _decomposed(program: ExportedProgram) -> ExportedProgram:
     if _is_functional(program):
         # torch would go through its whole table of operators to change nothing: half of the time of an extraction.
         return program
-    with _quiet():
+    with _quiet(), _listed_once():
         whole: ExportedProgram = program.run_decompositions({})
         unknown = {
             node.target
             for node in whole.graph.nodes
-            if isinstance(node.target, torch._ops.OpOverload) and lower.find(node.target) is None
+            if isinstance(node.target, torch._ops.OpOverload) and not _is_taken(node)
         }
-        table = {op: rule for op, rule in torch.export.default_decompositions().items() if op in unknown}
-        if table:
-            whole = whole.run_decompositions(table)
+        if unknown:
+            table = {op: rule for op, rule in torch.export.default_decompositions().items() if op in unknown}
+            whole = whole.run_decompositions(table) if table else whole
         return whole
 
 
 def _is_functional(program: ExportedProgram) -> bool:
-    """Whether every operator has a translator, writes nothing, draws nothing and keeps no state, whatever its arguments: then the
+    """Whether every operator is taken whole, writes nothing, draws nothing and keeps no state, whatever its arguments: then the
     program is its own functional form."""
     return all(
         node.op in ("placeholder", "output")
-        or node.target is operator.getitem
-        or (node.op == "call_function" and _is_pure(node) and lower.find(node.target) is not None)
+        or (node.op == "call_function" and (_is_python(node.target) or (_is_pure(node) and _is_taken(node))))
         for node in program.graph.nodes
+    )
+
+
+def _is_python(target: Any) -> bool:
+    """Whether a call picks an entry or computes with sizes, which the walk does as Python does."""
+    return getattr(target, "__module__", None) == operator.getitem.__module__
+
+
+def _is_taken(node: Any) -> bool:
+    """Whether the walk takes one call of an operator of torch whole: by a translator, as a size, a check of sizes or types that
+    computes nothing, or as a stored tensor made of numbers alone."""
+    name = str(node.target)
+    return (
+        lower.find(node.target) is not None
+        or name.startswith(("aten.sym_size", *CHECKS_ONLY))
+        or name.removeprefix("aten.").partition(".")[0] in _MADE_OF_NUMBERS
     )
 
 
@@ -203,9 +235,9 @@ def _is_pure(node: Any) -> bool:
         return False
     name = target._schema.name.partition("::")[2]
     if name in _STATEFUL:
-        given = dict(zip((a.name for a in target._schema.arguments), node.args, strict=False)) | dict(
-            node.kwargs
-        )
+        expected = target._schema.arguments
+        given = {a.name: a.default_value for a in expected if a.has_default_value()}
+        given |= dict(zip((a.name for a in expected), node.args, strict=False)) | dict(node.kwargs)
         return given.get(_STATEFUL[name]) in (False, 0.0)
     return torch.Tag.nondeterministic_seeded not in target.tags
 

@@ -73,7 +73,7 @@ _TAKE_CONDITIONS = {
     "alias",
     "detach",
 }
-_CHECKS_ONLY = ("aten._assert", "aten.sym_constrain", "aten._functional_assert", "aten._functional_sym")
+CHECKS_ONLY = ("aten._assert", "aten.sym_constrain", "aten._functional_assert", "aten._functional_sym")
 
 
 class Walk:
@@ -107,7 +107,7 @@ class Walk:
 
     def _lower(self, node: fx.Node, owner: torch.nn.Module) -> Any:
         target = node.target
-        if str(target).startswith(_CHECKS_ONLY):
+        if str(target).startswith(CHECKS_ONLY):
             return None
         if isinstance(target, torch._ops.HigherOrderOperator):
             return self._higher_order(node, owner)

@@ -47,6 +47,26 @@ def test_operators_that_keep_state_or_draw_numbers_say_so_by_an_argument():
     assert not export._is_functional(program)
 
 
+def test_sizes_defaults_and_tensors_made_of_numbers_cost_no_decomposition(monkeypatch):
+    """Half of the time of a small extraction, and the same graph with it."""
+
+    class Net(nn.Module):
+        def forward(self, x):
+            queries = x.reshape(x.shape[0], x.shape[1] * x.shape[2] // 2, 2)
+            mixed = nn.functional.scaled_dot_product_attention(queries, queries, queries)
+            return (
+                nn.functional.rrelu(mixed).reshape(x.shape[0], -1)
+                + torch.ones(x.shape[0], 1)
+                + torch.arange(12.0)
+            )
+
+    module, example = Net().eval(), torch.zeros(3, 4, 3)
+    assert export._is_functional(export._exported(module, example))
+    graph = extract(module, example)
+    monkeypatch.setattr(export, "_is_functional", lambda program: False)
+    assert extract(module, example).digest == graph.digest
+
+
 def test_statistics_that_are_updated_are_seen_without_an_operator_that_writes():
     """`batch_norm` changes its statistics though its signature does not say so: it is always decomposed."""
     module = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2, momentum=0.5))
