@@ -7,6 +7,7 @@ Which operators are linear in which input is known from their definitions; that 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,19 @@ LINEAR_IN: dict[str, tuple[int, ...]] = {
     "PRelu": (1,), "DequantizeLinear": (1,),
 }  # fmt: skip
 """Operator -> inputs in which it is affine, each alone."""
+_AFFINE = (
+    "Conv",
+    "ConvTranspose",
+    "BatchNormalization",
+    "InstanceNormalization",
+    "GroupNormalization",
+    "LayerNormalization",
+)
+_ADDED = {
+    **{(op, place): 3 - place for op in _AFFINE for place in (1, 2)},
+    ("DeformConv", 0): 3, ("DeformConv", 1): 3, ("DeformConv", 3): 1, ("DeformConv", 4): 3,
+}  # fmt: skip
+"""Operator and the input that varies -> the stored input that is 0 in its linear part: a bias, or the weights beside a bias."""
 
 
 def applies(call: Call) -> bool:
@@ -60,12 +74,9 @@ def lowered(call: Call, node: Any) -> Value:
         raise call.refuse(
             f"is linear, and its matrix {offset.size} x {size} is too large", "use a smaller input"
         )
-    matrix = np.stack([run(unit) - offset for unit in np.eye(size)], axis=-1).reshape(offset.size, size)
-    probe = np.random.default_rng(0).standard_normal(size)
-    wanted, given = run(probe).reshape(-1), matrix @ probe + offset.reshape(-1)
-    scale = 1.0 + np.abs(wanted).max(initial=0.0)
-    if not bool(np.isfinite(matrix).all()) or float(np.abs(wanted - given).max(initial=0.0)) > 1e-4 * scale:
-        raise call.refuse("is not linear with these settings")
+    matrix = _linear_part(
+        call, _evaluator(call, node, place, x.source_shape, _ADDED.get((call.op, place))), size
+    )
     flat = b.view(x, (size,), None)
     # In the type of the model, as all that is computed from stored numbers alone.
     weight = torch.from_numpy(matrix).to(b.dtype)
@@ -78,24 +89,55 @@ def lowered(call: Call, node: Any) -> Value:
     return b.reshape(b.linear(flat, weight, shift), list(offset.shape))
 
 
-def _evaluator(call: Call, node: Any, place: int, shape: tuple[int, ...]) -> Any:
+def _linear_part(call: Call, run: Callable[[Stored], Stored], size: int) -> Stored:
+    """Its matrix [results, size], from the operator without what it adds: beside a large number a difference of two results
+    would lose the entries.
+
+    Raises:
+        UnsupportedModel: something is added to what the input changes all the same, or the operator is not linear.
+    """
+    rest = run(np.zeros(size)).reshape(-1)
+    matrix = np.stack([run(unit).reshape(-1) for unit in np.eye(size)], axis=-1) - rest[:, None]
+    moved = matrix.any(axis=1)
+    probe = np.random.default_rng(0).standard_normal(size)
+    wanted, given = run(probe).reshape(-1), matrix @ probe
+    gap = np.abs(wanted - given)[moved].max(initial=0.0)
+    still = bool((wanted == rest)[~moved].all()) and not rest[moved].any()
+    if (
+        not bool(np.isfinite(matrix).all())
+        or not still
+        or not gap <= 1e-4 * np.abs(wanted)[moved].max(initial=0.0)
+    ):
+        raise call.refuse("is not linear with these settings")
+    return matrix
+
+
+def _evaluator(
+    call: Call, node: Any, place: int, shape: tuple[int, ...], zero: int | None = None
+) -> Callable[[Stored], Stored]:
+    """The operator as a function of its input at `place`; zero: another stored input that is taken for 0."""
     from onnx.reference import ReferenceEvaluator
 
+    inputs, given = list(node.input), list(call.inputs)
+    if zero is not None and zero < len(inputs) and inputs[zero]:
+        node = onnx.NodeProto.FromString(node.SerializeToString())
+        inputs[zero] = node.input[zero] = "/".join(inputs)  # another operand may be the same tensor
+        given[zero] = np.zeros_like(call.array(zero, "stored operand"))
     info = onnx.helper.make_empty_tensor_value_info
-    names = list(dict.fromkeys(name for name in node.input if name))
+    names = list(dict.fromkeys(name for name in inputs if name))
     graph = onnx.helper.make_graph([node], "one", [info(n) for n in names], [info(node.output[0])])
     opset = onnx.helper.make_opsetid("", call.version)
     evaluator = ReferenceEvaluator(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=10))
     stored = {
         name: x.astype(np.float64) if x.dtype.kind == "f" else x
-        for name, x in zip(node.input, call.inputs, strict=True)
+        for name, x in zip(inputs, given, strict=True)
         if isinstance(x, np.ndarray)
     }
 
     def run(x: Stored) -> Stored:
         try:
             with np.errstate(all="ignore"):
-                found = evaluator.run(None, {**stored, node.input[place]: x.reshape(shape)})[0]
+                found = evaluator.run(None, {**stored, inputs[place]: x.reshape(shape)})[0]
         except Exception as error:
             text = str(error).strip().splitlines()
             raise call.refuse(
