@@ -42,7 +42,7 @@ def hexadecimal(value: Any) -> float:
         raise UnreadableCertificate("not a number in hexadecimal")
     try:
         found = float.fromhex(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise UnreadableCertificate("not a number in hexadecimal") from None
     if not math.isfinite(found) or found.hex() != value:
         raise UnreadableCertificate("not a finite number in hexadecimal, written as usual")

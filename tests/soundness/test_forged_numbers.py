@@ -9,11 +9,12 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from lipverify.checkers.kernel import Program, Subject, parse_steps, prove
 from lipverify.checkers.kernel.arithmetic import interpolated
-from lipverify.checkers.kernel.curves import Lines, curve
+from lipverify.checkers.kernel.curves import LAWS, Lines, curve
 from lipverify.checkers.kernel.gains import chain_gains, kernel_of
 from lipverify.checkers.kernel.program import Affine, Lattice, same
 from lipverify.checkers.kernel.ranges import Chain, Ranges
@@ -194,3 +195,43 @@ def test_the_offset_of_a_scale_of_64_bits_is_rounded() -> None:
         step = p.steps[-1]
         assert isinstance(step, Affine)
         assert step.rounded == rounded
+
+
+SMALL = 2.0**-358
+"""Whose third power is 2^-1074, the least number of float64."""
+
+
+def test_a_gate_whose_cubic_is_lost_near_0(tmp_path: Path) -> None:
+    """x (1 + tanh(s x + (a x)^3)): of a^3 / s^3 = 2/3 float64 makes 1/2, and 2.40 was proved for a slope of 2.43."""
+    s = float(np.nextafter(1.5000001 ** (1 / 3), 2.0)) * SMALL
+    nodes = [node("Mul", ["x", "a"], ["h"]), node("Mul", ["h", "h"], ["h2"]), node("Mul", ["h2", "h"], ["h3"]),
+             node("Mul", ["x", "s"], ["z"]), node("Add", ["z", "h3"], ["t"]), node("Tanh", ["t"], ["u"]),
+             node("Add", ["u", "one"], ["v"]), node("Mul", ["x", "v"], ["y"])]  # fmt: skip
+    given = [array(name, [value], np.float64) for name, value in (("a", SMALL), ("s", s), ("one", 1.0))]
+    model = read_model(
+        network(tmp_path / "m.onnx", nodes, given, [1, 1], [("y", None)], onnx.TensorProto.DOUBLE)
+    )
+    if model.program is None:
+        return
+    program = model.program.ending(0)
+    product = {
+        "step": "product",
+        "start": 0,
+        "end": len(program.steps) - 1,
+        "gains": [],
+        "norms": ["l2", "l2"],
+    }
+    steps = [product | {"limit": (2.4009).hex()}]
+    with pytest.raises((NotCovered, RefutedCertificate)):
+        prove(parse_steps(steps, {}, Subject(program, [])), Subject(program, []))
+
+
+@pytest.mark.parametrize("size", [1e-200, 1e200])
+@pytest.mark.parametrize("law", LAWS)
+def test_settings_near_the_ends_of_float64(law: str, size: float) -> None:
+    """gamma alpha = -1e-400 is no 0 for a Selu that falls; as little for any other product of settings."""
+    asked: dict[str, float] = {}
+    LAWS[law](lambda key, default: asked.setdefault(key, default))
+    for key in asked if law != "Clip" else ():
+        with pytest.raises(NotCovered, match="near the ends"):
+            curve(law, ((key, size),), None)

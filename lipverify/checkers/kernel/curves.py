@@ -287,12 +287,11 @@ def _tanh_gate(scale: float, cubic: float) -> Curve:
         return 2.0 * _logistic(y) + 4.0 * u * (1.0 + 3.0 * q * u * u) * _bell(y)
 
     most = float(slope(np.array(a / scale), 0)) * (1.0 + 2.0**-40)
-    turn = a / abs(scale)
 
     def value(x: Array) -> Array:
         return 2.0 * x * _logistic(2.0 * (scale * x + cubic * x**3))
 
-    return Curve(value, slope, (2.0 - most, most), (-turn, turn), max(3.0, most), most)
+    return Curve(value, slope, (2.0 - most, most), (-a / abs(scale), a / abs(scale)), max(3.0, most), most)
 
 
 def _erf_gate(scale: float) -> Curve:
@@ -417,7 +416,7 @@ def curve(law: str, settings: Sequence[tuple[str, float]], slopes: Array | None)
     """The curve of a scalar step.
 
     Raises:
-        NotCovered: no such law. UnreadableCertificate: settings that it does not have.
+        NotCovered: no such law, or settings near the ends of float64. UnreadableCertificate: settings that it does not have.
     """
     given, asked = dict(settings), set()
     if law == "PRelu" and slopes is not None and not given:
@@ -432,6 +431,11 @@ def curve(law: str, settings: Sequence[tuple[str, float]], slopes: Array | None)
         asked.add(key)
         value = given.get(key, float(np.float32(default)))
         need(not math.isnan(value) and (math.isfinite(value) or law == "Clip"), "a setting of an activation")
+        # Curves multiply settings, up to a third power: no product of them is lost, or beyond float64.
+        if value and law != "Clip" and not 2.0**-200 <= abs(value) <= 2.0**200:
+            raise NotCovered(
+                "settings of an activation near the ends of float64 are not covered by the checker"
+            )
         return value
 
     found = LAWS[law](setting)

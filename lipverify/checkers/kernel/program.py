@@ -293,15 +293,12 @@ def _shaped(step: Step, n: int, size: int) -> bool:
     if isinstance(step, Affine):
         index, kernel = step.index, step.kernel
         fits = index.ndim == kernel.ndim == 3 and kernel.shape[::2] == index.shape[::2] and _places(index, n)
-        fits = (
-            fits
-            and math.prod(kernel.shape[:2]) * index.shape[1] == size
-            and 0 <= step.rounded < MOST_ROUNDINGS
-        )
+        made = math.prod((*kernel.shape[:2], *index.shape[1:2]))
+        fits = fits and made == size and 0 <= step.rounded < MOST_ROUNDINGS
         return fits and _numbers(kernel, kernel.shape, True) and _numbers(step.offset, (size,))
     if isinstance(step, Scalar):
         told = all(type(v) is float for _, v in step.settings) and 0 <= step.rounded <= 1
-        return n == size and told and _numbers(step.slopes, (n,))
+        return n == size and told and _numbers(step.slopes, (n,), True)
     if isinstance(step, Implicit):
         stored = _numbers(step.recurrent, (size, size), True) and _numbers(step.inputs, (size, n), True)
         return stored and _numbers(step.bias, (size,))

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lipverify.checkers.kernel.program import Array
+from lipverify.checkers.reader.pickles import stored_tensors
 from lipverify.checkers.reader.refusals import need
 from lipverify.errors import NotCovered
 
@@ -28,8 +29,8 @@ class _Entry(NamedTuple):
     offset: int
 
 
-def parse_archive(data: bytes) -> tuple[dict[str, Array], list[bytes], str]:
-    """Tensors of an npz archive by name; or, of a torch archive, the bytes of its storages; and which of the two it is.
+def parse_archive(data: bytes) -> tuple[list[Array], str]:
+    """Tensors of an npz or a torch archive, and which of the two it is.
 
     Raises:
         NotCovered: another archive, or one that two readers could read as two.
@@ -44,15 +45,17 @@ def parse_archive(data: bytes) -> tuple[dict[str, Array], list[bytes], str]:
         content[entry.name] = body
     need(data[position : position + 4] == _CENTRAL, "an archive with bytes between its entries")
     if all(name.endswith(".npy") for name in content):
-        return {name[:-4]: _npy(body) for name, body in content.items()}, [], "npz"
+        return [_npy(body) for body in content.values()], "npz"
     folders = {name.split("/")[0] for name in content}
+    (folder, *others) = folders
     need(
-        len(folders) == 1 and any(name.endswith("/data.pkl") for name in content),
+        not others and f"{folder}/data.pkl" in content,
         "an archive of another kind than npz and torch",
     )
-    (folder,) = folders
     need(content.get(f"{folder}/byteorder", b"little") == b"little", "numbers with their large end first")
-    return {}, [body for name, body in content.items() if name.startswith(f"{folder}/data/")], "torch"
+    inside = f"{folder}/data/"
+    storages = {name[len(inside) :]: body for name, body in content.items() if name.startswith(inside)}
+    return stored_tensors(content[f"{folder}/data.pkl"], storages), "torch"
 
 
 def _directory(data: bytes) -> list[_Entry]:

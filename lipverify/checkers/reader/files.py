@@ -8,7 +8,7 @@ import math
 import os
 import stat
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ class Model:
     """What is known of a model without any certificate.
 
     binding: `file` (operators and weights are the file's), `weights` (a file of weights alone) or `graph` (a graph in memory).
-    tensors: what the file stores, by `digest_of`; blobs: sha256 of stored numbers whose type and shape the format keeps apart.
+    tensors: what the file stores, by `digest_of`.
     program: what the file computes; None for weights alone, and where `reason` says why it is not covered. refused: why single
     outputs are not. unused: names of stored tensors that no covered output rests on. data: the bytes that were read, of ONNX;
     size: how many there are. reading: how its inputs are read, where a claim says it and not the file. several: whether the file
@@ -60,7 +60,6 @@ class Model:
     binding: str
     format: str
     tensors: Mapping[str, Array] = field(default_factory=dict)
-    blobs: frozenset[str] = frozenset()
     program: Program | None = None
     reason: str = ""
     refused: Mapping[int, str] = field(default_factory=dict)
@@ -85,7 +84,7 @@ class Model:
 
     def holds(self, array: Array) -> bool:
         """Whether these numbers are stored in the file."""
-        return digest_of(array) in self.tensors or bytes_digest(array) in self.blobs
+        return digest_of(array) in self.tensors
 
 
 def _need(condition: object, message: str) -> None:
@@ -191,11 +190,6 @@ def digest_of(array: Array) -> str:
     ).hexdigest()
 
 
-def bytes_digest(array: Array) -> str:
-    """sha256 of the little-endian numbers alone."""
-    return hashlib.sha256(_little(array).tobytes()).hexdigest()
-
-
 def _little(array: Array) -> Array:
     return np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
 
@@ -220,20 +214,19 @@ def _model(name: str, sha256: str, data: bytes) -> Model:
             tensors = parse_safetensors(data)
         except UnreadableCertificate as error:
             return Model(name, sha256, "weights", "safetensors", reason=str(error))
-        return Model(name, sha256, "weights", "safetensors", _by_digest(tensors))
+        except Exception as error:
+            reason = f"it cannot be followed ({type(error).__name__})"
+            return Model(name, sha256, "weights", "safetensors", reason=reason)
+        return Model(name, sha256, "weights", "safetensors", _by_digest(tensors.values()))
     if data[:4] == b"PK\x03\x04" and not is_protobuf(data):
         try:
-            held, blobs, kind = parse_archive(data)
+            held, kind = parse_archive(data)
         except NotCovered as error:
             return Model(name, sha256, "weights", "zip", reason=str(error))
-        return Model(
-            name,
-            sha256,
-            "weights",
-            kind,
-            _by_digest(held),
-            frozenset(hashlib.sha256(b).hexdigest() for b in blobs),
-        )
+        except Exception as error:  # whatever a stranger's bytes lead to is one refusal
+            reason = f"it cannot be followed ({type(error).__name__})"
+            return Model(name, sha256, "weights", "zip", reason=reason)
+        return Model(name, sha256, "weights", kind, _by_digest(held))
     for start, what in _OTHERS.items():
         if data.startswith(start) and not is_protobuf(data):
             reason = f"{what} are not covered by the checker: save the weights as safetensors, or export ONNX"
@@ -256,7 +249,7 @@ def _read_in(name: str, sha256: str | None, data: bytes, reading: Reading | None
         sha256,
         "file",
         "onnx",
-        _by_digest(read.tensors),
+        _by_digest(read.tensors.values()),
         program=read.program,
         refused=read.refused,
         unused=unused,
@@ -266,5 +259,5 @@ def _read_in(name: str, sha256: str | None, data: bytes, reading: Reading | None
     )
 
 
-def _by_digest(tensors: Mapping[str, Array]) -> dict[str, Array]:
-    return {digest_of(a): a for a in tensors.values()}
+def _by_digest(tensors: Iterable[Array]) -> dict[str, Array]:
+    return {digest_of(a): a for a in tensors}

@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lipverify.checkers.kernel.account import charge
 from lipverify.checkers.reader.refusals import need
 from lipverify.errors import NotCovered
 
 MAX_FIELDS, MAX_MESSAGES, MAX_NODES = 2_000_000, 400_000, 50_000
+_LOOK, _TOP = 1 << 12, 1 << 16
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _FIXED = {"float": (_FIXED32, "<f4"), "double": (_FIXED64, "<f8")}
 _RANGES = {
@@ -123,6 +125,8 @@ class _Reader:
         data = self.data
         while position < stop:
             self.fields += 1
+            if self.fields % _LOOK == 0:
+                charge(0)  # whoever waits may have waited long enough
             if self.fields > MAX_FIELDS:
                 raise NotCovered(f"a file of more than {MAX_FIELDS} fields is not covered by the checker")
             tag = data[position]
@@ -224,10 +228,16 @@ def parse_model(data: bytes) -> Message:
 
 
 def is_protobuf(data: bytes) -> bool:
-    """Whether a lenient library could read the bytes as some message: then they are no file of weights."""
+    """Whether a lenient library could read the bytes as some message, or may: then they are no file of weights.
+
+    Behind more fields than any model has at its top the rest is not looked at: as a model the bytes are refused.
+    """
     reader, position, open_groups = _Reader(data), 0, 0
     try:
         while position < len(data):
+            reader.fields += 1
+            if reader.fields > _TOP:
+                return True
             tag, position = reader.varint(position, len(data))
             number, wire = tag >> 3, tag & 7
             if number == 0 or wire > 5:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,6 +24,7 @@ from lipverify.checkers import Expectation
 from lipverify.checkers.claims import Balls, outward
 from lipverify.checkers.deviation import Deviation, deviation_of
 from lipverify.checkers.envelope import named_models
+from lipverify.checkers.tables import hexadecimal
 from lipverify.errors import RefutedCertificate, UnreadableCertificate
 from lipverify.ir.graph import Graph, Node
 from lipverify.ir.norm import Norm
@@ -31,6 +33,7 @@ from lipverify.ir.region import Ball
 from lipverify.questions import deviation_proof
 from lipverify.questions.deviation_proof import Asked, Certified, certified
 from tests import networks
+from tests.onnx_models import model, node, random
 
 Document = dict[str, Any]
 BOX = lv.InputBox((3,), -1.0, 1.0)
@@ -354,3 +357,30 @@ def test_labels_and_differences_of_a_single_number_say_nothing(more: Any) -> Non
     claim = Deviation(**{"norm": "linf", "region": region, "upper": (1.0,)} | more)
     with pytest.raises(RefutedCertificate, match="a single number"):
         claim.about(1)
+
+
+def test_inputs_of_different_shapes_are_no_one_input(tmp_path: Path) -> None:
+    """[2, 3] and [3, 2] hold the same numbers in another order of axes: `deviate` refuses such a pair."""
+
+    def file(name: str, *sizes: int, seed: int = 0) -> Path:
+        nodes = [node("Flatten", ["x"], ["f"]), node("MatMul", ["f", "w"], ["y"])]
+        path = tmp_path / name
+        path.write_bytes(model(nodes, [1, *sizes], 13, {"w": random(6, 2, seed=seed)}).SerializeToString())
+        return path
+
+    one, two, turned = file("f.onnx", 2, 3), file("g.onnx", 2, 3, seed=1), file("h.onnx", 3, 2, seed=1)
+    found = proved(lv.load(one), lv.load(two), lv.InputBox((2, 3), -1.0, 1.0))
+    assert found.issued is not None
+    for name, data in found.issued.files("c.json").items():
+        (tmp_path / name).write_bytes(data)
+    checkers.verify_file(tmp_path / "c.json", [one, two])
+    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (two, turned)]
+    (tmp_path / "c.json").write_text((tmp_path / "c.json").read_text().replace(*digests))
+    with pytest.raises(RefutedCertificate, match="inputs of different shapes"):
+        checkers.verify_file(tmp_path / "c.json", [one, turned])
+
+
+def test_a_number_beyond_float64_is_unreadable() -> None:
+    """In one certificate of a folder it ended the answers for all others."""
+    with pytest.raises(UnreadableCertificate):
+        hexadecimal("0x1p+99999")
