@@ -72,6 +72,10 @@ def ask(
     if provable and not interruption.happened:
         proved = _proved(question, upper, found, fields, compute)
         fields |= proved.fields
+        if proved.points is not None and not compute.expired():
+            witness = _better(witness, proved.points, question)
+            lower = witness.value
+            _hold(lower, upper)
     checked = proved is not None and proved.upper is not None and len(proved.upper) == len(upper)
     if proved is not None and proved.upper is not None and checked:
         checked = bool((proved.upper <= upper * (1.0 + MOST) + NOTHING).all())
@@ -128,10 +132,28 @@ def _witness(question: Question, compute: Compute) -> tuple[Witness | None, Tens
             points = question.search(share)
             if points is None:
                 return None, None
-            value = question.formula.evaluate(question.at(points)).lower.clamp(min=0.0)
+            found = _at(question, points)
     except BudgetEnded:
         return None, None
-    return Witness(value=value.cpu(), points=points.cpu(), method=METHOD), value.cpu()
+    return found, found.value
+
+
+def _at(question: Question, points: Tensor) -> Witness:
+    """The points with the values that interval arithmetic proves there."""
+    value = question.formula.evaluate(question.at(points)).lower.clamp(min=0.0)
+    return Witness(value=value.cpu(), points=points.cpu(), method=METHOD)
+
+
+def _better(witness: Witness | None, points: Tensor, question: Question) -> Witness:
+    """Of two points of each region the one with the larger value."""
+    other = _at(question, points)
+    if witness is None:
+        return other
+    better = other.value > witness.value
+    chosen = torch.where(
+        better.reshape(-1, *[1] * (points.ndim - 1)), other.points, witness.points.to(other.points)
+    )
+    return replace(witness, value=torch.where(better, other.value, witness.value), points=chosen)
 
 
 def _met(first: Found, second: Found) -> Found:

@@ -24,6 +24,7 @@ from lipverify.propagation import bounds
 from lipverify.propagation.points import values
 from lipverify.questions import compared, labels
 from lipverify.questions.asking import ask
+from lipverify.questions.climb import strictly_inside
 from lipverify.questions.deviation_proof import Asked, certified
 from lipverify.questions.formula import Formula, fact, of
 from lipverify.questions.options import Options, option
@@ -202,7 +203,14 @@ class Deviation(Shown):
             shown = sum(label is not None for label in proved.labels) / len(self.region)
             more["kept"] = fields["kept"] | {"checked": shown}
         bounds_of = torch.tensor(proved.upper, dtype=torch.float64) if proved.issued is not None else None
-        return Proved(proved.issued, bounds_of, proved.reason, more)
+        return Proved(proved.issued, bounds_of, proved.reason, more, self._points(proved.far))
+
+    def _points(self, far: Mapping[int, Any]) -> Tensor | None:
+        """An input of every region [count, *input shape]: those of a search, elsewhere the centres."""
+        points = self.region.center.clone()
+        for k, x in far.items():
+            points[k] = torch.from_numpy(x).reshape(points.shape[1:])
+        return strictly_inside(points, self.region) if far else None
 
     @classmethod
     def asked(cls, options: DeviationOptions, graphs: Sequence[Graph], x: Tensor | None) -> Iterator[Self]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from fractions import Fraction
@@ -51,10 +51,12 @@ MOST_NUMBERS = 5 << 22
 """In the lines of two networks whose deviation is proved; a convolutional network of MNIST has 17 million."""
 MOST_OF_ALL = 1 << 27
 """In the lines of all regions that are proved without a budget."""
-PARTS = 512
-"""Parts of one region in a proof."""
-NEAR, GAIN = 1.25, 0.05
+PARTS, MORE = 512, 2048
+"""Parts of one region in a proof; and of one that is further than `FAR` times from the largest value seen."""
+NEAR, FAR, GAIN = 1.25, 1.9, 0.05
 """A proof is not cut further when it is so near to the largest value seen, or when twice as many parts gain no more than this."""
+LOOKED_AT = 32
+"""Random inputs of every part that are looked at, for the largest value seen."""
 
 
 @dataclass(frozen=True)
@@ -74,13 +76,17 @@ class Asked:
 
 @dataclass(frozen=True)
 class Certified:
-    """The certificate with what it proves, one number for each region; or why there is none."""
+    """The certificate with what it proves, one number for each region; or why there is none.
+
+    far: region -> the input [inputs] of the largest difference that was seen on the way; not trusted.
+    """
 
     issued: Issued | None
     upper: tuple[float, ...] = ()
     differences: tuple[tuple[float, ...], ...] | None = None
     labels: tuple[int | None, ...] | None = None
     reason: str | None = None
+    far: Mapping[int, np.ndarray[Any, Any]] = field(default_factory=dict)
 
 
 def certified(asked: Asked, compute: Compute) -> Certified:
@@ -117,7 +123,7 @@ def certified(asked: Asked, compute: Compute) -> Certified:
         return Certified(None, reason=f"a model file cannot be read again ({error.strerror})")
     except LipverifyError as error:
         return Certified(None, reason=str(error))
-    return Certified(issued, claim.upper, claim.differences, claim.labels, _less(claim, asked))
+    return Certified(issued, claim.upper, claim.differences, claim.labels, _less(claim, asked), proving.far)
 
 
 def _less(claim: Deviation, asked: Asked) -> str | None:
@@ -191,6 +197,7 @@ class _Proving:
     ) -> None:
         self.asked, self.writer, self.compute, self.region = asked, writer, compute, asked.region
         self.size = subjects[0].program.steps[-1].size
+        self.far: dict[int, np.ndarray[Any, Any]] = {}
         elements = writer.subject.elements
         count = sum(k <= elements.place[len(subjects[0].program.steps) - 1] for k in elements.layers)
         sizes = [_weight(s.program) for s in subjects]
@@ -282,13 +289,16 @@ class _Proving:
         Until the bound is what was found and near the largest value seen at an input, or time is over; the checker's bounds may
         be the better ones, so it goes on below what was found as long as twice as many parts are worth it.
         """
+        rng = np.random.default_rng(self.compute.seed)
         low, high = (end.copy() for end in self.writer.ends(whole.part.region or 0))
         root = _Node(whole, low, high)
         heap, count = [(-whole.bound, 0, root)], 0
         seen, stage, before = 0.0, 4, np.inf
-        most = PARTS if self.asked.parts is None else self.asked.parts
-        while count < most and not self.compute.expired():
+        most = (PARTS, MORE) if self.asked.parts is None else (self.asked.parts, self.asked.parts)
+        while not self.compute.expired():
             bound = -heap[0][0]
+            if count >= most[bound > FAR * seen]:
+                break
             if bound <= wanted and (
                 bound <= NEAR * seen or (count >= stage and bound > (1.0 - GAIN) * before)
             ):
@@ -296,8 +306,9 @@ class _Proving:
             if count >= stage:
                 stage, before = 2 * count, bound
             _, _, node = heapq.heappop(heap)
-            axis, here = self._axis(node)
-            seen = max(seen, here)
+            axis, here, x = self._axis(node, rng)
+            if here > seen:
+                seen, self.far[whole.part.centre] = here, x
             at = float(node.low[axis] / 2 + node.high[axis] / 2)
             if not node.low[axis] < at < node.high[axis]:
                 heapq.heappush(heap, (-node.leaf.bound, count, node))
@@ -312,16 +323,19 @@ class _Proving:
                 heapq.heappush(heap, (-bound, count, node.halves[-1]))
         return self._covered(root)
 
-    def _axis(self, node: _Node) -> tuple[int, float]:
-        """The input over whose width the first network changes most, and the largest difference seen here; not trusted."""
+    def _axis(self, node: _Node, rng: np.random.Generator) -> tuple[int, float, np.ndarray[Any, Any]]:
+        """The input over whose width the first network changes most; the largest difference seen here, and where. Not trusted."""
         centre, width = node.low / 2 + node.high / 2, node.high - node.low
-        points = np.concatenate([centre + np.diag(width / 2), centre - np.diag(width / 2), centre[None]])
+        cross = np.concatenate([centre + np.diag(width / 2), centre - np.diag(width / 2)])
+        inner = node.low + width * rng.random((LOOKED_AT, len(width)))
+        points = np.clip(np.concatenate([cross, centre[None], inner]), node.low, node.high)
         values = evaluate(self.writer.program, points)[-1]
-        first = values[:, : self.size]
-        moved = np.abs(first[: len(width)] - first[len(width) : -1]).max(1)
+        first, apart = values[:, : self.size], np.abs(values[:, 2 * self.size :]).max(1)
+        moved = np.abs(first[: len(width)] - first[len(width) : 2 * len(width)]).max(1)
         # A little for the width alone, so that every input has its turn.
         score = moved / max(moved.max(), 1e-300) + 0.05 * width / max(width.max(), 1e-300)
-        return int(score.argmax()), float(np.abs(values[:, 2 * self.size :]).max())
+        top = int(apart.argmax())
+        return int(score.argmax()), float(apart[top]), points[top]
 
     def _covered(self, node: _Node) -> tuple[float, list[int]]:
         if not node.halves:

@@ -47,13 +47,14 @@ class Found:
 class Proved:
     """What the independent checker proved again. upper [count]: its bounds; reason: why there is no certificate, or not of all.
 
-    fields: of the document, beside those of the question.
+    fields: of the document, beside those of the question. points: inputs that were come by on the way, as those of `search`.
     """
 
     issued: Issued | None = None
     upper: Tensor | None = None
     reason: str | None = None
     fields: Mapping[str, Any] = field(default_factory=dict)
+    points: Tensor | None = None
 
 
 class Question(Protocol):

@@ -38,9 +38,9 @@ class Splitting:
     remembered: numbers of ranges of nodes that parts keep for what they are cut into.
     """
 
-    batch: int = 64
+    batch: int = 16
     parts: int = 200_000
-    parts_without_budget: int = 1024
+    parts_without_budget: int = 256
     near: float = 1.02
     near_without_budget: float = 1.25
     gain: float = 0.05

@@ -47,7 +47,7 @@ def _covers(versions: str, opset: int) -> bool:
 
 _OF_INTEGERS = (
     "DequantizeLinear", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "MaxPool", "Cast",
-    "ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul",
+    "ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul", "com.microsoft.QGemm",
 )  # fmt: skip
 """What is the same for integers of a few bits as for the real numbers that they are."""
 OPERATORS: dict[str, tuple[str, Run]] = {

@@ -185,12 +185,7 @@ def _linear(p: Builder, c: Call) -> list[Operand]:
     need(told in _KINDS[:2] and zero.size == 1, "a zero point of another type")
     operands: list[Operand] = [x, weight]
     if image and c.operand(8) is not None:
-        array = c.stored(8)
-        need(
-            array.dtype == np.dtype("<i4") and bool((np.abs(array.astype(np.int64)) < 1 << 30).all()),
-            "a bias of other numbers",
-        )
-        operands.append(Stored(array.astype(np.float64), _REAL))
+        operands.append(Stored(_bias(c, 8), _REAL))
     y = conv(p, c.continued(operands))[0] if image else product(p, x, weight)
     axis = 1 if image else -1
     need(second.size in (1, y.shape[axis]), "scales of another size")
@@ -198,6 +193,41 @@ def _linear(p: Builder, c: Call) -> list[Operand]:
     form[axis] = second.size
     y = p.scaled(y, *multiplied(second.reshape(form), float(first.reshape(()))))
     return [_rounded(p, y, last.reshape(()), zero.astype(np.int64).reshape(()), told)]
+
+
+def _gemm(p: Builder, c: Call) -> list[Operand]:
+    """alpha s t ((A - a) (B - b) + C), s and t the scales of A and B, over the scale of the result, rounded; or as it is."""
+    need(not c.flag("transA", 0), "computed integers that are turned are not covered by the checker")
+    turned = c.flag("transB", 0)
+    x, weight = _whole(p, c, 0, 2), _matrix(p, c, 3, 5, 0 if turned else -1)
+    need(len(x.shape) == weight.array.ndim == 2, "a Gemm of tensors that are no matrices")
+    y = product(p, x, weight._replace(array=weight.array.T) if turned else weight)
+    if c.operand(6) is not None:
+        bias = _bias(c, 6)
+        need(np.broadcast_shapes(bias.shape, y.shape) == y.shape, "a bias of another size")
+        y = p.scaled(y, 1.0, 0, bias)
+    first, second = _factor(c, 1), _factor(c, 4)
+    need(first.size == 1, "several scales of computed numbers are not covered by the checker")
+    need(second.size in (1, y.shape[1]), "scales of another size")
+    y = p.scaled(y, *multiplied(second.reshape(1, -1), float(first.reshape(()))))
+    y = p.scaled(y, c.number("alpha", 1.0))
+    if c.operand(8) is None:
+        need(c.operand(7) is None, "a scale of the result without its zero point")
+        return [y._replace(kind=_REAL)]
+    last, zero, told = _factor(c, 7), c.stored(8), c.stored(8).dtype
+    need(last.size == 1, "several scales of computed numbers are not covered by the checker")
+    need(told in _KINDS[:2] and zero.size == 1, "a zero point of another type")
+    return [_rounded(p, y, last.reshape(()), zero.astype(np.int64).reshape(()), told)]
+
+
+def _bias(c: Call, place: int) -> Array:
+    """Integers that are added to a product, as real numbers."""
+    array = c.stored(place)
+    need(
+        array.dtype == np.dtype("<i4") and bool((np.abs(array.astype(np.int64)) < 1 << 30).all()),
+        "a bias of other numbers",
+    )
+    return array.astype(np.float64)
 
 
 def _factor(c: Call, place: int) -> Array:
@@ -214,5 +244,6 @@ QUANTISATION: dict[str, tuple[str, Callable[[Builder, Call], list[Operand]]]] = 
     "MatMulInteger": ("10", _multiplied),
     "QLinearConv": ("10", _linear),
     "QLinearMatMul": ("10 21", _linear),
+    "com.microsoft.QGemm": ("1", _gemm),
 }
 """Between real numbers and integers, and products of integers."""

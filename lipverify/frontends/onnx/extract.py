@@ -217,7 +217,7 @@ def _refuse_foreign(graph: Any) -> None:
             name = f"{display(node.domain, 40)}::{display(node.op_type, 40)}"
             where = node.name or next((name for name in node.output if name), "")
             # onnxruntime's quantiser writes these in one of its two formats; the other one is standard ONNX and read here.
-            quantised = node.domain == "com.microsoft" and node.op_type.startswith(("QLinear", "QGemm"))
+            quantised = node.domain == "com.microsoft" and node.op_type.startswith("QLinear")
             way = (
                 "quantise in onnxruntime's format QDQ"
                 if quantised

@@ -98,6 +98,8 @@ class Walk:
             self.types.record(node, schema, bound, results)
             if node.op_type == "QuantizeLinear":
                 self.types.known.setdefault(node.output[0], onnx.TensorProto.UINT8)
+        elif (domain, node.op_type) == ("com.microsoft", "QGemm") and len(node.input) > 8:
+            self.types.known[node.output[0]] = self.types.known.get(node.input[8], onnx.TensorProto.UINT8)
         return results
 
     def _refuse_wrapping(self, call: Call, domain: str, node: Any) -> None:

@@ -9,6 +9,8 @@ import lipverify as lv
 from lipverify import ops
 from lipverify.analyzers.protocol import Compute
 from lipverify.ir.graph import Graph
+from lipverify.questions.climb import Climb, climb, strictly_inside
+from lipverify.questions.deviation_proof import Asked, certified
 from lipverify.questions.splitting import Splitting, refined
 from tests import networks
 
@@ -50,6 +52,31 @@ def test_a_deviation_of_few_inputs_ends_near_its_witness(norm: str) -> None:
     assert 1.0 <= ratio < (1.4 if norm == "linf" else 20.0)
     values = [value for _, value in answer.trace]
     assert values == sorted(values, reverse=True)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_narrow_difference_is_found_where_no_gradient_leads_to_it(norm: str) -> None:
+    place = torch.tensor([0.337, -0.21], dtype=torch.float64)
+
+    def value(x: torch.Tensor) -> torch.Tensor:
+        return (1.0 - 40.0 * (x - place).abs().amax(1)).relu() + 0.1 * (x[:, 0] < 0)
+
+    region = lv.Ball(torch.zeros(2, 2), 1.0, norm)
+    found = climb(value, region, Compute(), 10.0, Climb())
+    assert bool((value(found) > 0.9).all())
+    assert bool((value(climb(value, region, Compute(), 10.0, Climb(few=1))) < 0.5).all())
+    assert bool(
+        (torch.linalg.vector_norm(found, ord=2.0 if norm == "l2" else float("inf"), dim=1) <= 1.0).all()
+    )
+
+
+def test_a_proof_tells_the_largest_difference_it_came_by() -> None:
+    f, g = (graph.to(dtype=torch.float64) for graph in (net(0), net(0, noise=0.02)))
+    region = lv.Ball(torch.zeros(1, 2, dtype=torch.float64), 1.0, "linf")
+    proved = certified(Asked(f, g, region, "linf", [1.0], parts=5), Compute())
+    x = strictly_inside(torch.from_numpy(proved.far[0])[None], region)
+    apart = float((lv.evaluate(f, x) - lv.evaluate(g, x)).abs().max())
+    assert proved.upper[0] / 8 < apart <= proved.upper[0]
 
 
 def test_a_budget_ends_it_and_a_point_is_not_cut() -> None:

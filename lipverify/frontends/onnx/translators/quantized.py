@@ -96,6 +96,36 @@ def _qlinear_matmul(c: Call) -> Value:
     return _requantised(c, _scaled(c, found, scales), 6)
 
 
+@lower.register("com.microsoft::QGemm")
+def _qgemm(c: Call) -> Value:
+    """alpha s_a s_b ((A - z_a)(B - z_b) + C), B turned where the flag says so; rounded where the result has a zero point."""
+    turned = c.flag("transB")
+    x = _centred(c, c.value(), _zero(c, 2))
+    weight = _weights(c, 3, 5, 0 if turned else -1)
+    if x.rank != 2 or weight.ndim != 2:
+        raise c.invalid("it multiplies what are no matrices")
+    if c.flag("transA"):
+        raise c.refuse("transposes computed numbers", "quantise the model without that transposition")
+    scales = c.stored(4, "scale of the weight").reshape(-1)
+    rows = torch.from_numpy(weight if turned else weight.T.copy())
+    bias = None if c.raw(6) is None else torch.from_numpy(_exact(c.array(6, "bias"))).reshape(-1)
+    for numbers, kind in ((scales, "scales"), (bias, "numbers to add")):
+        if numbers is not None and numbers.numel() not in (1, len(rows)):
+            raise c.invalid(f"{numbers.numel()} {kind} for {len(rows)} columns")
+    if bias is not None:
+        bias = bias.expand(len(rows)).contiguous()
+    found = c.build.linear(x, rows, bias)
+    found = _scaled(c, found, scales if scales.numel() > 1 else scales.reshape(()))
+    alpha = c.attribute("alpha", 1.0)
+    if alpha != 1.0:
+        found = c.build.times(found, torch.tensor(alpha, dtype=torch.float32))
+    if c.raw(8) is None:
+        if c.raw(7) is not None:
+            raise c.invalid("it has a scale of its result, and no zero point")
+        return found
+    return _requantised(c, found, 7)
+
+
 def _scaled(c: Call, x: Value, scales: torch.Tensor) -> Value:
     """Times the scales of the weight, then that of the input: two operators, because their product is no float32 number."""
     _scale(c, 1)
