@@ -198,7 +198,10 @@ class Reading:
             "ONNX files: other real inputs are given by --constant, zero, or free: all inputs vary, as one vector"
         ),
     ] = "given"
-    arch: Annotated[str | None, option("FILE.py:callable that builds the module for bare weights")] = None
+    arch: Annotated[
+        str | None,
+        option("FILE.py:callable that builds the module for bare weights, or FILE.json that describes them"),
+    ] = None
     trust_code: Annotated[bool, option("allow --arch to run that file")] = False
     input_shape: Annotated[
         tuple[int, ...] | None, option("shape of one sample, for example 3,32,32", parse_shape)

@@ -5,6 +5,7 @@ The public verbs are short compositions of them; arguments and results are those
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -61,7 +62,8 @@ def load(
 
     Args:
         model: a path, `zoo:<name>`, or a folder of the model zoo.
-        arch: `FILE.py:callable` for bare weights; runs that file, so `trust_code` must be true.
+        arch: `FILE.py:callable` for bare weights; runs that file, so `trust_code` must be true. Or `FILE.json`, which describes
+            weights of a transformer with enforced constants (docs/transformers.md) and runs nothing.
         input_shape: shape of one sample, without the batch axis; for bare weights and for ONNX inputs of open size.
         output: which output of the model, by position; of an ONNX file also by name.
         input: of an ONNX file whose output depends on several inputs, the name of the one that varies; or a tensor inside,
@@ -136,6 +138,8 @@ def _from_weights(path: Path, arch: str | None, trust_code: bool, input_shape: S
             "add --arch FILE.py:callable --trust-code (in Python arch=..., trust_code=True), or export ONNX"
         )
         raise UsageError(loading.sentence(path, "holds weights without an architecture", remedy))
+    if arch.endswith(".json"):
+        return _described(path, arch, input_shape)
     built = loading.load_weights(path, arch, trust_code)
     if input_shape is None:
         raise UsageError(
@@ -148,6 +152,35 @@ def _from_weights(path: Path, arch: str | None, trust_code: bool, input_shape: S
     return _with_origin(
         graph, format="state dict", path=str(path), sha256=built.weights.sha256, trusted_code=(trusted,)
     )
+
+
+def _described(path: Path, arch: str, input_shape: Sequence[int] | None) -> Graph:
+    """Weights of a transformer with enforced constants, and a description of what they do not say; runs no code."""
+    from lipverify.frontends.enforced import EnforcedTransformer, largest_row
+
+    described, weights = loading.read_enforced(arch), loading.read_state_dict(path)
+    found = loading.roles(described, weights.tensors)
+    width = found.blocks[0]["w"].shape[0]
+    if input_shape is None or len(input_shape) != 2 or input_shape[1] != width:
+        raise UsageError(
+            f"the model takes tokens of width {width}: give --input-shape N,{width} for N of them, in Python "
+            f"input_shape=(N, {width})"
+        )
+    module = EnforcedTransformer(described, found, input_shape[0])
+    graph = extract(module.eval(), torch.zeros(2, *input_shape, dtype=_dtype(module)))
+    notes = graph.origin.notes
+    if found.embed is not None:
+        most = largest_row(found.embed)
+        notes += (
+            f"rows of embed have a root mean square of at most {most:.6g}: --within {_up(most)} covers them",
+        )
+    return _with_origin(graph, format="state dict", path=str(path), sha256=weights.sha256, notes=notes)
+
+
+def _up(value: float) -> str:
+    """Six digits, rounded up."""
+    step = 10.0 ** (math.floor(math.log10(value)) - 5) if value > 0 else 1.0
+    return f"{math.ceil(value / step) * step:.6g}"
 
 
 def _dtype(module: Module) -> torch.dtype:

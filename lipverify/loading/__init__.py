@@ -17,6 +17,7 @@ the model's folder. Neither torch nor onnx is imported before a file needs it.
 from lipverify.loading.architecture import TrustedModule, load_weights
 from lipverify.loading.arguments import parse_box, parse_duration, parse_margin, parse_radius
 from lipverify.loading.data import Points, read_points
+from lipverify.loading.enforced import Enforced, Roles, read_enforced, roles
 from lipverify.loading.files import FileBytes, read_regular
 from lipverify.loading.formats import WEIGHTS, Format, detect
 from lipverify.loading.names import display, display_path, sentence
@@ -27,10 +28,12 @@ from lipverify.loading.state_dict import StateDict, read_state_dict
 
 __all__ = [
     "WEIGHTS",
+    "Enforced",
     "FileBytes",
     "Format",
     "OnnxFile",
     "Points",
+    "Roles",
     "StateDict",
     "TrustedModule",
     "detect",
@@ -42,12 +45,14 @@ __all__ = [
     "parse_margin",
     "parse_radius",
     "parse_safetensors",
+    "read_enforced",
     "read_npz",
     "read_onnx",
     "read_points",
     "read_regular",
     "read_safetensors",
     "read_state_dict",
+    "roles",
     "sentence",
     "write_safetensors",
 ]
