@@ -319,10 +319,10 @@ def _check(data: bytes, sidecar: Callable[[str], bytes], read: Callable[[], list
     read_in = [_program(found, k, model, beside) for k, model in enumerate(models)]
     ended = [_ending(about, model, p) for about, model, (p, _) in zip(abouts, models, read_in, strict=True)]
     claim = _claim(found.claim, abouts)
-    shapes = [_input_shapes(about, p) for about, p in zip(abouts, ended, strict=True)]
+    shapes = [_shapes(about, p) for about, p in zip(abouts, ended, strict=True)]
     if any(of != shapes[0] for of in shapes):
         raise RefutedCertificate(
-            "its models take inputs of different shapes, and it is about one input for both"
+            "its models take or give numbers of different shapes, and it is about one shape"
         )
     program = ended[0] if len(ended) == 1 else ended[0].beside(ended[1])
     centres, box = _centres(claim, beside, program.steps[0].size)
@@ -421,10 +421,12 @@ def _widths(about: About, program: Program) -> tuple[int, int]:
     return (program.shape or (1,))[-1], (last or (1,))[-1]
 
 
-def _input_shapes(about: About, program: Program) -> list[tuple[int, ...]]:
-    """Of one sample: of the input, or of each where there are several."""
+def _shapes(about: About, program: Program) -> list[tuple[int, ...]]:
+    """Of one sample: of the input, or of each where there are several; of the output without axes of size 1."""
     shapes = [program.shape] if about.reading is None else [shape for _, shape in about.reading.inputs]
-    return [shape[1:] if len(shape) > 1 and shape[0] == 1 else shape for shape in shapes]
+    given = [shape[1:] if len(shape) > 1 and shape[0] == 1 else shape for shape in shapes]
+    output = () if about.margin is not None else program.outputs[about.output].shape
+    return [*given, tuple(n for n in output if n != 1)]
 
 
 def _ending(about: About, model: Model, program: Program) -> Program:

@@ -149,9 +149,10 @@ def _prepared(f: Graph, g: Graph) -> tuple[Graph, Graph]:
     """Both in float64, with outputs of one shape."""
     if f.input_shape != g.input_shape:
         raise UsageError(different_inputs(f, g))
-    if f.output.size != g.output.size:
+    # Axes of size 1 aside: in what order numbers stand is the same then.
+    if [n for n in f.output_shape if n != 1] != [n for n in g.output_shape if n != 1]:
         raise UsageError(
-            f"the networks give outputs of different sizes, {list(f.output_shape)} and {list(g.output_shape)}; "
+            f"the networks give outputs of different shapes, {list(f.output_shape)} and {list(g.output_shape)}; "
             "they cannot be subtracted"
         )
     found = []

@@ -19,7 +19,13 @@ _KINDS: dict[str, Any] = {
     "ShortStorage": "<i2", "CharStorage": "i1", "ByteStorage": "u1", "BoolStorage": "?", "BFloat16Storage": ("V", 2),
 }  # fmt: skip
 _REBUILT = (("torch._utils", "_rebuild_tensor_v2"), ("torch._utils", "_rebuild_tensor"))
-_MOST, _LOOK, _AXES = 1 << 21, 1 << 12, 12
+_WORDS = (
+    "PROTO FRAME GLOBAL STACK_GLOBAL BINPUT LONG_BINPUT MEMOIZE BINGET LONG_BINGET EMPTY_DICT EMPTY_LIST EMPTY_TUPLE EMPTY_SET "
+    "MARK TUPLE TUPLE1 TUPLE2 TUPLE3 REDUCE BUILD NEWOBJ SETITEM SETITEMS APPEND APPENDS BINUNICODE SHORT_BINUNICODE BINUNICODE8 "
+    "BININT BININT1 BININT2 LONG1 LONG4 BINFLOAT BINBYTES SHORT_BINBYTES NONE NEWTRUE NEWFALSE BINPERSID STOP"
+)
+"""Opcodes that writers of archives use."""
+_MOST, _LOOK, _AXES, _TIMES = 1 << 21, 1 << 12, 12, 8
 _MARK, _OTHER = object(), object()
 
 
@@ -34,11 +40,19 @@ class _Storage(NamedTuple):
     size: int
 
 
+class _Given(NamedTuple):
+    """A tuple with a storage in it, or with such a tuple."""
+
+    values: tuple[Any, ...]
+
+
 def stored_tensors(pickle: bytes, storages: Mapping[str, bytes]) -> list[Array]:
-    """Every tensor with its type, sizes and numbers. storages: bytes by key.
+    """Every tensor that is made on the way, with its type, sizes and numbers. storages: bytes by key.
+
+    Nothing else is made of storages, and all of them are read: what a file holds beside these tensors is no number.
 
     Raises:
-        NotCovered: no pickle, or a tensor that reaches beyond its storage.
+        NotCovered: no pickle, a tensor that reaches beyond its storage, or numbers that are used in another way.
     """
     walk = _Walk(storages)
     try:
@@ -51,7 +65,8 @@ def stored_tensors(pickle: bytes, storages: Mapping[str, bytes]) -> list[Array]:
     except (ValueError, IndexError, KeyError, UnicodeError):
         raise NotCovered("a pickle that cannot be followed") from None
     need(end == len(pickle), "a pickle with bytes behind its end")
-    return walk.tensors
+    need(walk.kinds.keys() == storages.keys(), "a storage that no tensor reads")
+    return list(walk.tensors.values())
 
 
 class _Walk:
@@ -59,13 +74,16 @@ class _Walk:
 
     def __init__(self, storages: Mapping[str, bytes]) -> None:
         self.storages, self.stack, self.memo = storages, list[Any](), dict[int, Any]()
-        self.tensors: list[Array] = []
+        self.tensors: dict[tuple[Any, ...], Array] = {}
+        self.kinds: dict[str, str] = {}
+        self.room = _TIMES * sum(map(len, storages.values()))
 
     def step(self, opcode: pickletools.OpcodeInfo, argument: Any) -> None:
         name, stack = opcode.name, self.stack
-        if name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+        need(name in _WORDS.split(), f"a pickle with {name}")
+        if name in ("BINPUT", "LONG_BINPUT", "MEMOIZE"):
             self.memo[len(self.memo) if name == "MEMOIZE" else argument] = stack[-1]
-        elif name in ("GET", "BINGET", "LONG_BINGET"):
+        elif name in ("BINGET", "LONG_BINGET"):
             stack.append(self.memo[argument])
         elif name == "MARK":
             stack.append(_MARK)
@@ -91,55 +109,54 @@ class _Walk:
         if name in ("GLOBAL", "STACK_GLOBAL"):
             words = argument.split(" ", 1) if name == "GLOBAL" else taken
             return _Global(*words) if len(words) == 2 and all(type(w) is str for w in words) else _OTHER
+        held = any(isinstance(t, _Storage | _Given) for t in taken)
         if "TUPLE" in name:
-            return tuple(taken)
-        if name == "BINPERSID":
+            return _Given(tuple(taken)) if held else tuple(taken)
+        if name == "BINPERSID" and not held:
             return _storage(taken[0])
         if name == "REDUCE" and isinstance(taken[0], _Global) and taken[0] in _REBUILT:
             self._tensor(taken[1])
+            return _OTHER
+        need(not held and name != "BINPERSID", "numbers of an archive that are used in an unknown way")
         return _OTHER
 
     def _tensor(self, given: Any) -> None:
         """A view of a storage: which type, where it begins, sizes and strides, in numbers."""
-        if not isinstance(given, tuple) or len(given) < 4 or not isinstance(given[0], _Storage):
-            return
-        storage, start, sizes, strides = given[:4]
+        need(isinstance(given, _Given) and len(given.values) >= 4, "a tensor of an unknown form")
+        (storage, start, sizes, strides), more = given.values[:4], given.values[4:]
         whole = all(
             isinstance(t, tuple) and all(type(n) is int and n >= 0 for n in t) for t in (sizes, strides)
         )
-        need(
-            whole and len(sizes) == len(strides) <= _AXES and type(start) is int,
-            "a tensor of an invalid shape",
-        )
+        whole = whole and type(start) is int and isinstance(storage, _Storage)
+        need(whole and len(sizes) == len(strides) <= _AXES, "a tensor of an invalid shape")
+        need(not any(isinstance(t, _Storage | _Given) for t in more), "a tensor of an unknown form")
         body, dtype = self.storages.get(storage.key), np.dtype(_KINDS[storage.kind])
         need(body is not None and len(body) == storage.size * dtype.itemsize, "a storage of another size")
         assert body is not None
+        need(self.kinds.setdefault(storage.key, storage.kind) == storage.kind, "a storage of two types")
         size = math.prod(sizes)
         last = start + sum((n - 1) * s for n, s in zip(sizes, strides, strict=True))
         need(start >= 0 and (size == 0 or last < storage.size), "a tensor that reaches beyond its storage")
-        if (
-            size > storage.size
-        ):  # numbers that are repeated are none of the file's: much would be made of a few bytes
+        key = (storage.key, start, sizes, strides)
+        # Numbers that are repeated are none of the file's: much would be made of a few bytes.
+        if key in self.tensors or size > storage.size:
             return
-        charge(size)
+        self.room -= size * dtype.itemsize
+        need(self.room >= 0, "an archive of too many tensors in one storage")
         flat = np.frombuffer(body, dtype)[min(start, storage.size) :]
         steps = [s * dtype.itemsize for s in strides]
-        seen = (
-            np.lib.stride_tricks.as_strided(flat, sizes, steps, writeable=False)
-            if size
-            else np.empty(sizes, dtype)
+        lib = np.lib.stride_tricks
+        self.tensors[key] = (
+            lib.as_strided(flat, sizes, steps, writeable=False) if size else np.empty(sizes, dtype)
         )
-        self.tensors.append(np.ascontiguousarray(seen).reshape(sizes))
 
 
-def _storage(given: Any) -> Any:
-    """('storage', torch's class, key, place, count), where it is one of a known type."""
-    if not isinstance(given, tuple) or len(given) != 5 or given[0] != "storage":
-        return _OTHER
-    _, kind, key, _, count = given
-    named = isinstance(kind, _Global) and kind.module == "torch" and kind.name in _KINDS
-    return (
-        _Storage(kind.name, key, count)
-        if named and type(key) is str and type(count) is int and count >= 0
-        else _OTHER
+def _storage(given: Any) -> _Storage:
+    """('storage', torch's class, key, place, count), of a known type."""
+    need(
+        isinstance(given, tuple) and len(given) == 5 and given[0] == "storage", "a storage of an unknown form"
     )
+    _, kind, key, _, count = given
+    known = isinstance(kind, _Global) and kind.module == "torch" and kind.name in _KINDS
+    need(known and type(key) is str and type(count) is int and count >= 0, "a storage of an unknown type")
+    return _Storage(kind.name, key, count)

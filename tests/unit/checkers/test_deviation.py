@@ -33,7 +33,7 @@ from lipverify.ir.region import Ball
 from lipverify.questions import deviation_proof
 from lipverify.questions.deviation_proof import Asked, Certified, certified
 from tests import networks
-from tests.onnx_models import model, node, random
+from tests.onnx_models import ints, model, node, random
 
 Document = dict[str, Any]
 BOX = lv.InputBox((3,), -1.0, 1.0)
@@ -359,25 +359,34 @@ def test_labels_and_differences_of_a_single_number_say_nothing(more: Any) -> Non
         claim.about(1)
 
 
-def test_inputs_of_different_shapes_are_no_one_input(tmp_path: Path) -> None:
-    """[2, 3] and [3, 2] hold the same numbers in another order of axes: `deviate` refuses such a pair."""
+def test_numbers_in_different_shapes_are_not_compared(tmp_path: Path) -> None:
+    """[2, 3] and [3, 2] hold the same numbers in another order of axes: `deviate` refuses such inputs, and outputs."""
 
-    def file(name: str, *sizes: int, seed: int = 0) -> Path:
-        nodes = [node("Flatten", ["x"], ["f"]), node("MatMul", ["f", "w"], ["y"])]
+    def file(name: str, sizes: list[int], given: list[int], seed: int = 1) -> Path:
+        nodes = [
+            node("Flatten", ["x"], ["f"]),
+            node("MatMul", ["f", "w"], ["z"]),
+            node("Reshape", ["z", "s"], ["y"]),
+        ]
+        stored = {"w": random(6, 6, seed=seed), "s": ints(1, *given)}
         path = tmp_path / name
-        path.write_bytes(model(nodes, [1, *sizes], 13, {"w": random(6, 2, seed=seed)}).SerializeToString())
+        path.write_bytes(model(nodes, [1, *sizes], 13, stored).SerializeToString())
         return path
 
-    one, two, turned = file("f.onnx", 2, 3), file("g.onnx", 2, 3, seed=1), file("h.onnx", 3, 2, seed=1)
+    one, two = file("f.onnx", [2, 3], [2, 3], 0), file("g.onnx", [2, 3], [2, 1, 3])
     found = proved(lv.load(one), lv.load(two), lv.InputBox((2, 3), -1.0, 1.0))
     assert found.issued is not None
     for name, data in found.issued.files("c.json").items():
         (tmp_path / name).write_bytes(data)
+    text = (tmp_path / "c.json").read_text()
     checkers.verify_file(tmp_path / "c.json", [one, two])
-    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (two, turned)]
-    (tmp_path / "c.json").write_text((tmp_path / "c.json").read_text().replace(*digests))
-    with pytest.raises(RefutedCertificate, match="inputs of different shapes"):
-        checkers.verify_file(tmp_path / "c.json", [one, turned])
+    for turned in (file("h.onnx", [3, 2], [2, 3]), file("k.onnx", [2, 3], [3, 2])):
+        digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (two, turned)]
+        (tmp_path / "c.json").write_text(text.replace(*digests))
+        with pytest.raises(RefutedCertificate, match="of different shapes"):
+            checkers.verify_file(tmp_path / "c.json", [one, turned])
+        with pytest.raises(lv.UsageError, match="of different shapes"):
+            lv.deviation(lv.load(one), lv.load(turned), lv.InputBox((2, 3), -1.0, 1.0))
 
 
 def test_a_number_beyond_float64_is_unreadable() -> None:

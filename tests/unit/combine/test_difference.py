@@ -145,7 +145,7 @@ def test_a_softmax_behind_equal_and_behind_different_layers() -> None:
 def test_networks_that_cannot_be_compared() -> None:
     with pytest.raises(UsageError, match="inputs of different shapes"):
         difference(networks.chain([numbers(2, 3)]), networks.chain([numbers(2, 4)]))
-    with pytest.raises(UsageError, match="outputs of different sizes"):
+    with pytest.raises(UsageError, match="outputs of different shapes"):
         difference(networks.chain([numbers(2, 3)]), networks.chain([numbers(3, 3)]))
 
 

@@ -103,25 +103,72 @@ def test_a_checkpoint_tells_types_and_shapes() -> None:
         assert not found.holds(other)
 
 
-def tensor(count: int, start: int, sizes: Any, strides: Any) -> bytes:
-    """The archive of one tensor, by hand."""
+def name(words: str) -> bytes:
+    """A global in a pickle."""
+    return f"c{words}\n".replace(" ", "\n").encode()
+
+
+def values(*given: Any) -> bytes:
+    """A tuple in a pickle, of numbers, words and what is written already."""
+    written = {int: lambda n: b"J" + struct.pack("<i", n), str: lambda w: b"X" + struct.pack("<I", len(w)) + w.encode(),
+               bytes: bytes}  # fmt: skip
+    return b"(" + b"".join(written[type(value)](value) for value in given) + b"t"
+
+
+def storage(count: int = 12, key: str = "0", kind: str = "Float") -> bytes:
+    return values("storage", name(f"torch {kind}Storage"), key, "cpu", count) + b"Q"
+
+
+REBUILD = name("torch._utils _rebuild_tensor_v2")
+PLAIN = values(3, 4), values(4, 1)
+
+
+def rebuilt(held: bytes, start: int = 0, sizes: bytes = PLAIN[0], strides: bytes = PLAIN[1]) -> bytes:
+    return REBUILD + values(held, start, sizes, strides) + b"R"
+
+
+def written(words: bytes) -> bytes:
+    """The archive of one storage of 48 bytes, by hand."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
-        numbers = "".join(f"I{n}\n" for n in sizes), "".join(f"I{n}\n" for n in strides)
-        words = f"ctorch._utils\n_rebuild_tensor_v2\n((Vstorage\nctorch\nFloatStorage\nV0\nVcpu\nI{count}\ntQI{start}\n"
-        archive.writestr("x/data.pkl", f"{words}({numbers[0]}t({numbers[1]}ttR.")
+        archive.writestr("x/data.pkl", words + b".")
         archive.writestr("x/data/0", bytes(48))
     return buffer.getvalue()
 
 
-def test_checkpoints_whose_tensors_are_not_there() -> None:
-    assert len(model_of_bytes("weights", tensor(12, 0, [3, 4], [4, 1])).tensors) == 1
-    for data in (tensor(12, 1, [3, 4], [4, 1]), tensor(12, -1, [3], [1]), tensor(12, 0, [3, 4], [4, 2]),
-                 tensor(12, 0, [2], [10**30])):  # fmt: skip
-        refused(data, "beyond its storage")
-    refused(tensor(13, 0, [3], [1]), "a storage of another size")
-    refused(tensor(12, 0, [-1], [1]), "an invalid shape")
-    refused(tensor(12, 0, [3, 4], [1]), "an invalid shape")
+FROM_TYPE = name("torch._tensor _rebuild_from_type_v2") + values(REBUILD, values(storage(), 0, *PLAIN)) + b"R"
+PICKLES: dict[str, tuple[bytes, str]] = {
+    "behind the end": (rebuilt(storage(), 1), "beyond its storage"),
+    "ahead of it": (rebuilt(storage(), -1), "beyond its storage"),
+    "long strides": (rebuilt(storage(), 0, PLAIN[0], values(4, 2)), "beyond its storage"),
+    "another size": (rebuilt(storage(13)), "a storage of another size"),
+    "a negative size": (rebuilt(storage(), 0, values(-1), values(1)), "an invalid shape"),
+    "fewer strides": (rebuilt(storage(), 0, PLAIN[0], values(1)), "an invalid shape"),
+    "two types": (rebuilt(storage()) + rebuilt(storage(12, kind="Int")), "a storage of two types"),
+    "an unknown type": (rebuilt(storage(12, kind="QInt8")), "a storage of an unknown type"),
+    "another way to make a tensor": (rebuilt(storage()) + FROM_TYPE, "used in an unknown way"),
+    "a storage alone": (rebuilt(storage()) + b"]" + storage() + b"a", "used in an unknown way"),
+    "a storage in an object": (rebuilt(storage()) + values(storage()) + b"b", "used in an unknown way"),
+    "an operation that calls": (rebuilt(storage()) + b"(ios\nsystem\n", "a pickle with INST"),
+    "nothing reads it": (b"}", "a storage that no tensor reads"),
+    "more behind it": (rebuilt(storage()) + b".]", "bytes behind its end"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", PICKLES)
+def test_checkpoints_that_hold_more_than_their_tensors(what: str) -> None:
+    """What torch would make of them is another network than the one whose tensors are known."""
+    assert len(model_of_bytes("weights", written(rebuilt(storage()))).tensors) == 1
+    refused(written(PICKLES[what][0]), PICKLES[what][1])
+
+
+def test_one_storage_in_very_many_shapes() -> None:
+    views = b"".join(rebuilt(storage(), k) for k in (0,) * 100)
+    assert len(model_of_bytes("weights", written(views)).tensors) == 1
+    views = b"".join(
+        rebuilt(storage(), 0, values(n, m), values(m, 1)) for n in range(2, 12) for m in range(1, 1 + 12 // n)
+    )
+    refused(written(views + rebuilt(storage())), "too many tensors in one storage")
 
 
 def test_an_onnx_file_is_no_archive() -> None:
