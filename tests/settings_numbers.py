@@ -16,6 +16,7 @@ from torch import nn
 
 import lipverify as lv
 from lipverify.falsify import Search
+from lipverify.robustness import Attack, Plan
 
 SHAPE = (2, 6)
 
@@ -70,6 +71,7 @@ def numbers(file: str) -> dict[str, Any]:
         return [float(v).hex() for v in value.flatten().tolist()] if many else float(value).hex()
 
     quick = Search(seconds=0.05)
+    plan = Plan(lv.Norm.L2, "crown", looks=5, attack=Attack(4, 8, 3, 6))
     x = torch.tensor(points().tolist(), dtype=torch.float32, device="cpu")
     graph, read = lv.extract(network(), x), lv.load(file)
     ball = lv.Ball(x, 0.1, box=(-9, 9))
@@ -81,7 +83,7 @@ def numbers(file: str) -> dict[str, Any]:
         "upper": [said(row.upper) for row in rows],
         "rigour": [str(row.certificate.rigour) for row in rows if row.certificate is not None],
         "lower": [said(whole.lower.value), said(local.lower.value)],
-        "radius": said(lv.radii(graph, x[:1], method="crown").radius),
+        "radius": said(lv.radii(graph, x[:1], plan=plan).radius),
         "bounds": said(lv.bounds(graph, ball).output.upper),
         "monotone": [str(f.verdict) for f in lv.monotone(read, (0, 1), [0], output=0).findings],
         "deviation": said(lv.deviation(read, read, lv.InputBox((4,), -1, 1)).upper),

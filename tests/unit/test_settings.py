@@ -215,6 +215,7 @@ def test_no_docstrings_and_no_asserts(file: str, plain: dict[str, Any]) -> None:
     assert started(file, "-OO") == {**plain, "decimal point": "."}
 
 
+@long("starts Python once more")
 def test_a_folder_that_cannot_be_written_and_ascii_alone(file: str, plain: dict[str, Any]) -> None:
     """/proc takes no files, not even from root; there is no home and the terminal knows ASCII."""
     nowhere = {

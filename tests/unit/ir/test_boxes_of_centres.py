@@ -11,10 +11,12 @@ import torch
 import lipverify as lv
 from lipverify.analyzers import registry
 from lipverify.errors import UsageError
+from lipverify.falsify import Search
 from lipverify.loading.arguments import Entries, parse_limits, parse_radii
 from tests.command import lipverify
 from tests.onnx_models import model, node
 
+QUICK = Search(restarts=6, rounds=10)
 NAMES = "age,income,height,weight"
 STEPS = torch.tensor([0.2, 0.0, 0.1, 0.0], dtype=torch.float64)
 
@@ -59,8 +61,8 @@ def test_every_centre_has_the_answer_of_its_own_box(
     """Together and alone the bound is the same; the wider ball's is never smaller; witnesses keep the fixed entries."""
     if registry.resolve(analyzer).reject(graph, lv.Query(lv.Norm.parse(norm), lv.Norm.parse(norm), ball(x))):
         pytest.skip("asks another question")
-    together = lv.audit(graph, norm=norm, region=ball(x), analyzers=[analyzer])
-    whole = lv.audit(graph, norm=norm, region=lv.Ball(x, 0.2, "linf"), analyzers=[analyzer])
+    together = lv.audit(graph, norm=norm, region=ball(x), analyzers=[analyzer], search=QUICK)
+    whole = lv.audit(graph, norm=norm, region=lv.Ball(x, 0.2, "linf"), analyzers=[analyzer], search=QUICK)
     upper = together.rows[0].upper
     assert torch.is_tensor(upper)
     assert "box of its own" in str(together.rows[0].certificate.unchecked)
@@ -71,6 +73,7 @@ def test_every_centre_has_the_answer_of_its_own_box(
             norm=norm,
             region=lv.Ball(one, 0.2, "linf", (one[0] - STEPS, one[0] + STEPS)),
             analyzers=[analyzer],
+            search=QUICK,
         )
         assert float(alone.rows[0].upper[0]) == pytest.approx(float(upper[index]), rel=1e-6)
         assert str(alone.rows[0].certificate.rigour) == "checked"
