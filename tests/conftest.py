@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from lipverify.falsify import search
 from tests import clocks
 from tests.refused_models import asked_again as asked_again
 from tests.tiers import FULL
@@ -32,6 +33,13 @@ def _one_thread() -> None:
 @pytest.fixture(autouse=True)
 def _processor_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "monotonic", clocks.monotonic)
+
+
+@pytest.fixture
+def short_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that ask for audits but not how steep their witnesses are: searches end after few rounds that gain nothing."""
+    for name, value in (("SCOUTS", 4), ("STILL", 6), ("VAIN", 1)):
+        monkeypatch.setattr(search, name, value)
 
 
 @pytest.fixture

@@ -14,6 +14,8 @@ import lipverify as lv
 from lipverify.falsify import Search
 from lipverify.ir.shown import at_least, at_most
 
+pytestmark = pytest.mark.usefixtures("short_search")
+
 LINE, PAGE = 600, 6000
 
 
