@@ -16,7 +16,7 @@ from lipverify.checkers.kernel import Program, Subject, parse_steps, prove
 from lipverify.checkers.kernel.arithmetic import interpolated
 from lipverify.checkers.kernel.curves import LAWS, Lines, curve
 from lipverify.checkers.kernel.gains import chain_gains, kernel_of
-from lipverify.checkers.kernel.program import Affine, Lattice, same
+from lipverify.checkers.kernel.program import Affine, Implicit, Lattice, View, same
 from lipverify.checkers.kernel.ranges import Chain, Ranges
 from lipverify.checkers.kernel.signals import INPUT, Signal
 from lipverify.checkers.norms import Norm
@@ -24,6 +24,7 @@ from lipverify.checkers.reader import read_model
 from lipverify.checkers.reader.building import Builder, Stored, stored
 from lipverify.checkers.reader.calls import Call
 from lipverify.checkers.reader.operators import run
+from lipverify.checkers.theories.signs import bent
 from lipverify.checkers.theories.tokens import constant_of
 from lipverify.errors import NotCovered, RefutedCertificate, UnreadableCertificate
 from tests.soundness.test_forged import array, network, node
@@ -235,3 +236,24 @@ def test_settings_near_the_ends_of_float64(law: str, size: float) -> None:
     for key in asked if law != "Clip" else ():
         with pytest.raises(NotCovered, match="near the ends"):
             curve(law, ((key, size),), None)
+
+
+@pytest.mark.parametrize("op", ["Log", "Reciprocal", "Sqrt"])
+def test_nothing_times_a_number_that_may_not_be(op: str, tmp_path: Path) -> None:
+    """x + 0 sqrt(x) was convex everywhere; it has no value below 0."""
+    nodes = [node(op, ["x"], ["l"]), node("Mul", ["l", "z"], ["m"]), node("Add", ["x", "m"], ["y"])]
+    model = read_model(network(tmp_path / "m.onnx", nodes, [array("z", [[0.0]])], [1, 1], [("y", None)]))
+    assert model.program is not None
+    subject = Subject(model.program.ending(0), [])
+    for sign in (1, -1):
+        with pytest.raises(NotCovered, match="functions of positive numbers"):
+            prove(parse_steps([{"step": "convex", "row": 0, "sign": sign}], {}, subject), subject)
+
+
+def test_nothing_times_an_implicit_layer() -> None:
+    """Nobody has shown that it has a solution."""
+    w = Writing(1)
+    w.steps.append(Implicit(w.view(), 1, np.full((1, 1), 2.0), np.ones((1, 1)), None, "Relu"))
+    w.steps.append(Affine(View((1,), np.arange(1)), 1, np.zeros((1, 1, 1)), np.zeros((1, 1, 1), np.int64)))
+    with pytest.raises(NotCovered, match="implicit layers"):
+        bent(Program(tuple(w.steps)))

@@ -3,9 +3,9 @@
 Both compute the same outputs for the same inputs: 0, ones, small, large, negative and random numbers, single entries. They agree
 where every difference is below `_FACTOR` standard deviations of a computation in the type of the file (`evaluation`): on the
 scale of the sums inside, so that small weights hide no wrong operator. Inputs where either leaves that type say nothing. Where
-sums inside are so large that any other function would be allowed as well, or a file of float32 alone differs by more, the file is
-written in float64 and held against onnx's own evaluator, which decides: the claim is about real numbers, and deep networks differ
-in float32 by more than a model of their roundings says. What is not settled there is not covered.
+sums inside are so large that any other function would be allowed as well, or a file of float32 or float16 alone differs by more,
+it is written in float64 and held against onnx's own evaluator, which decides: the claim is about real numbers, and deep networks
+differ in float32 by more than a model of their roundings says. What is not settled there is not covered.
 
 Where the file takes any number of samples, two and three go together as well: what one sample gives must not depend on others. A
 runtime that takes one alone is believed: the verdict speaks of one sample.
@@ -90,7 +90,7 @@ def agree(data: bytes, program: Program, seed: int | None = None, apart: float |
             found = run.held(reduced, inputs[:_FEW], ("reference",), kind.name, failures)
             if found is not None:
                 return Agreement(*found, seed)
-        wide = _widened(reduced) if kind.name == "float32" else None
+        wide = _widened(reduced, kind.name)
         found = None if wide is None else run.held(wide, inputs[:_FEW], ("reference",), "float64", failures)
         if found is None:
             raise
@@ -141,13 +141,18 @@ class _Run(NamedTuple):
             raise NotCovered(f"a runtime that was to evaluate the file {error}") from None
 
 
-def _widened(data: bytes) -> bytes | None:
-    """A file of float32 alone, in float64; None where it holds another type of floats."""
+def _widened(data: bytes, kind: str) -> bytes | None:
+    """A file of float32 or float16 alone, in float64; None where it holds another type of floats."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
+    own = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16}.get(kind)
+    others = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE} - {own}
+    if own is None:
+        return None
+
     def wide(tensor: Any) -> None:
-        if tensor.data_type == TensorProto.FLOAT:
+        if tensor.data_type == own:
             values = numpy_helper.to_array(tensor).astype(np.float64)
             tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
 
@@ -161,6 +166,8 @@ def _widened(data: bytes) -> bytes | None:
     for node in graph.node:
         for attribute in node.attribute:
             if node.op_type == "Constant" and attribute.name in ("value_float", "value_floats"):
+                if own != TensorProto.FLOAT:
+                    return None
                 value = attribute.f if attribute.name == "value_float" else list(attribute.floats)
                 attribute.CopyFrom(
                     helper.make_attribute("value", numpy_helper.from_array(np.array(value, np.float64)))
@@ -168,16 +175,15 @@ def _widened(data: bytes) -> bytes | None:
             elif attribute.HasField("t") and scales.isdisjoint(node.output):
                 stored.append(attribute.t)
             elif node.op_type == "Cast" and attribute.name == "to":
-                if attribute.i in (TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16):
+                if attribute.i in {*others, TensorProto.BFLOAT16}:
                     return None
-                attribute.i = TensorProto.DOUBLE if attribute.i == TensorProto.FLOAT else attribute.i
-    others = (TensorProto.FLOAT16, TensorProto.DOUBLE)
+                attribute.i = TensorProto.DOUBLE if attribute.i == own else attribute.i
     if any(t.data_type in others for t in graph.initializer) or any(t.data_type in others for t in stored):
         return None
     for tensor in stored:
         wide(tensor)
     for value in (*graph.input, *graph.output):
-        if value.type.tensor_type.elem_type == TensorProto.FLOAT:
+        if value.type.tensor_type.elem_type == own:
             value.type.tensor_type.elem_type = TensorProto.DOUBLE
     return bytes(model.SerializeToString())
 

@@ -18,9 +18,20 @@ from lipverify.checkers.kernel.arithmetic import need
 from lipverify.checkers.kernel.curves import curve
 from lipverify.checkers.kernel.jacobians import explicit, gradients
 from lipverify.checkers.kernel.neurons import Differences
-from lipverify.checkers.kernel.program import Affine, Array, Constant, Input, Order, Program, Scalar, Step
+from lipverify.checkers.kernel.program import (
+    Affine,
+    Array,
+    Constant,
+    Implicit,
+    Input,
+    Order,
+    Program,
+    Scalar,
+    Step,
+)
 from lipverify.checkers.kernel.signals import INPUT, Signal, scaled
 from lipverify.checkers.kernel.theorems import Facts, Part, Stated, between, shown, theorem
+from lipverify.errors import NotCovered
 
 
 def bent(program: Program) -> tuple[Array, Array]:
@@ -33,6 +44,10 @@ def bent(program: Program) -> tuple[Array, Array]:
 
 
 def _step(step: Step, known: list[tuple[Array, Array]]) -> tuple[Array, Array]:
+    if isinstance(step, Implicit):
+        raise NotCovered(
+            "convexity of networks with implicit layers, which may have no value, is not covered by the checker"
+        )
     if isinstance(step, Input | Constant):
         return np.ones(step.size, bool), np.ones(step.size, bool)
     # Place -1 is the number 0: affine.
@@ -75,7 +90,11 @@ def _summed(step: Affine, convex: Array, concave: Array) -> Array:
 
 def _law(step: Scalar) -> tuple[Array, Array, Array, Array]:
     """Whether the function rises, falls, is convex, is concave, everywhere: [size] each, or one for all."""
-    curve(step.law, step.settings, step.slopes)  # the settings are the law's own
+    if curve(step.law, step.settings, step.slopes).positive:  # the settings are the law's own
+        # 0 times such a number is not 0 where there is none.
+        raise NotCovered(
+            "convexity of networks with functions of positive numbers alone is not covered by the checker"
+        )
     none, given = np.zeros((), bool), {"min": -np.inf, "max": np.inf, "beta": 1.0} | dict(step.settings)
     kinks = {"Relu": 0.0, "Abs": -1.0, "LeakyRelu": given.get("alpha", 0.01), "PRelu": step.slopes}
     if step.law in kinks:
