@@ -71,7 +71,7 @@ def browse(page: Path, *options: str) -> subprocess.CompletedProcess[str]:
         *options,
         page.as_uri(),
     ]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    return subprocess.run(command, capture_output=True, text=True, timeout=280, check=True)
 
 
 def probe(folder: Path, width: int, *options: str) -> list[dict[str, Any]]:

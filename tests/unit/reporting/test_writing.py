@@ -128,13 +128,13 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     with OutputFolder(place) as folder:
         with pytest.raises(UsageError, match="another run"), OutputFolder(place):
             pass
-        second = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        second = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
         assert second.returncode == 2
         assert "another run is writing to" in second.stdout
         write(folder)
     assert tree(place) == WRITTEN
     # The other process ends without unlocking; the system does it.
-    assert subprocess.run(command, capture_output=True, timeout=60, check=False).returncode == 0
+    assert subprocess.run(command, capture_output=True, timeout=280, check=False).returncode == 0
     with OutputFolder(place) as folder:
         write(folder)
     assert tree(place) == WRITTEN

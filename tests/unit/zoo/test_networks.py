@@ -14,6 +14,7 @@ import lipverify as lv
 from lipverify import zoo
 from lipverify.commands import claims
 from lipverify.zoo import network
+from tests.tiers import also
 
 EXPECTED = {
     "cancer-gelu",
@@ -118,7 +119,13 @@ def test_data_lies_in_the_input_box_and_points_are_classified_correctly(name: st
     assert torch.equal(module(points).argmax(dim=1), labels)
 
 
-@every_network
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in ("digits-deq", "digits-householder") else also(name, "loading exports them so")
+        for name in zoo.names()
+    ],
+)
 def test_networks_export_with_a_symbolic_batch(name: str) -> None:
     module, card = zoo.load_module(name)
     program = torch.export.export(
