@@ -324,6 +324,10 @@ def _check(data: bytes, sidecar: Callable[[str], bytes], read: Callable[[], list
         raise RefutedCertificate(
             "its models take or give numbers of different shapes, and it is about one shape"
         )
+    if len(shapes[0][-1]) > 1 and _of_labels(claim):
+        raise RefutedCertificate(
+            f"labels of an output of shape {list(shapes[0][-1])}, which holds several: the largest entry of all is none"
+        )
     program = ended[0] if len(ended) == 1 else ended[0].beside(ended[1])
     centres, box = _centres(claim, beside, program.steps[0].size)
     other = disappointed(expected, claim, abouts, box) if isinstance(claim, Deviation) else None
@@ -419,6 +423,13 @@ def _widths(about: About, program: Program) -> tuple[int, int]:
     """Of the tokens of input and output: the last axes; a margin is one number."""
     last = () if about.margin is not None else program.outputs[about.output].shape
     return (program.shape or (1,))[-1], (last or (1,))[-1]
+
+
+def _of_labels(claim: Claim) -> bool:
+    """Whether a claim says which entry of an output is the largest."""
+    if isinstance(claim, Deviation):
+        return claim.differences is not None or any(label is not None for label in claim.labels or ())
+    return isinstance(claim, Radius)
 
 
 def _shapes(about: About, program: Program) -> list[tuple[int, ...]]:

@@ -22,6 +22,11 @@ def renamed(graph: Graph, prefix: str, source: str) -> Graph:
     return replace(graph, nodes=nodes, outputs=tuple(name[output] for output in graph.outputs))
 
 
+def one_row(graph: Graph) -> bool:
+    """Whether the entries of the output stand along one axis, so that the largest of them is a label."""
+    return sum(n != 1 for n in graph.output_shape) == 1
+
+
 def different_inputs(first: Graph, second: Graph) -> str:
     """Why two networks cannot be joined."""
     few, more = sorted((first.input_shape, second.input_shape), key=len)

@@ -15,6 +15,7 @@ from lipverify.analyzers.protocol import Compute
 from lipverify.combine import Difference, difference
 from lipverify.errors import UsageError
 from lipverify.ir.graph import Graph
+from lipverify.ir.graphs import one_row
 from lipverify.ir.interval import Interval
 from lipverify.ir.region import Ball
 from lipverify.ir.shown import Shown
@@ -91,7 +92,7 @@ class Deviation(Shown):
             or (self.norm_out == "pairs" and not self._classes)
         ):
             raise UsageError(
-                f"a deviation is measured in {', '.join(FORMULAS)} (pairs: 2 to {labels.MOST_CLASSES} outputs)"
+                f"a deviation is measured in {', '.join(FORMULAS)} (pairs: 2 to {labels.MOST_CLASSES} outputs along one axis)"
             )
         if self.x is not None:
             object.__setattr__(self, "x", in_place(self.x, "the points"))
@@ -103,7 +104,7 @@ class Deviation(Shown):
 
     @property
     def _classes(self) -> bool:
-        return 2 <= self.f.output.size <= labels.MOST_CLASSES
+        return 2 <= self.f.output.size <= labels.MOST_CLASSES and one_row(self.f)
 
     @property
     def subjects(self) -> tuple[Subject, ...]:

@@ -8,6 +8,7 @@ from torch import Tensor
 from lipverify.errors import UnsupportedModel
 from lipverify.interpreter import evaluate
 from lipverify.ir.graph import Graph
+from lipverify.ir.graphs import one_row
 from lipverify.ir.interval import Interval
 from lipverify.ops import Linear, Reshape
 from lipverify.propagation.points import values
@@ -17,12 +18,17 @@ def classes(graph: Graph) -> int:
     """How many classes the network tells apart.
 
     Raises:
-        UnsupportedModel: fewer than two outputs; there is no label to keep.
+        UnsupportedModel: fewer than two outputs, there is no label to keep; or a label for each of several positions.
     """
     count = graph.output.size
     if count < 2:
         raise UnsupportedModel(
             f"a label needs at least two outputs; {graph.output.describe()} is a single number, choose another --output"
+        )
+    if not one_row(graph):
+        raise UnsupportedModel(
+            f"{graph.output.describe()} holds several labels, and a radius is about one; export one position of it as the "
+            "output, [classes]"
         )
     return count
 
