@@ -21,8 +21,9 @@ Objective = Callable[[Tensor], Tensor]
 class Climb:
     """starts: points followed in each region; steps: of each; work: multiplications all of it may take, which cuts the starts.
 
-    few: up to so many inputs, a region is also looked at in `scattered` points, and the `kept` best ones walk for `walks` steps:
-    the difference of two networks jumps at kinks, which gradients do not see.
+    scattered: points that a region is also looked at in; up to `few` inputs the `kept` best ones of these walk for `walks` steps.
+    The difference of two networks jumps at kinks and where integers are rounded, which gradients do not see. numbers: in all of
+    these points, which cuts them.
     """
 
     starts: int = 16
@@ -32,6 +33,7 @@ class Climb:
     scattered: int = 16384
     kept: int = 64
     walks: int = 60
+    numbers: int = 1 << 22
 
 
 def climb(
@@ -81,7 +83,7 @@ def climb(
             break
         x = region.project(x + pace * _direction(gradient.reshape(x.shape), region.norm))
         pace *= 0.9
-    if region.center[0].numel() <= settings.few and not compute.expired():
+    if not compute.expired():
         where = _scattered(objective, region, compute, cost, settings, torch.cat([x, where[None]]))
     return strictly_inside(where.cpu(), region)
 
@@ -103,7 +105,7 @@ def _scattered(
 
     center = region.center.to(x)
     fits = int(settings.work / (max(cost, 1.0) * count))
-    many = min(settings.scattered, fits // 2)
+    many = min(settings.scattered, fits // 2, settings.numbers // center.numel())
     if many < settings.kept:
         return x[-1]
     uniform = 2.0 * torch.rand((many, count, *shape), generator=rng, dtype=torch.float64).to(x) - 1.0
@@ -113,10 +115,16 @@ def _scattered(
     x = torch.cat([x[-1:], region.project(center + region.radius * uniform)])
     # The best one of each group, not the best ones of all, which tend to be at one place.
     every, kept = torch.arange(count, device=x.device), settings.kept
-    groups = list(zip(x.tensor_split(kept), values(x).tensor_split(kept), strict=True))
-    x = torch.stack([points[value.argmax(0), every] for points, value in groups])
-    value, pace = torch.stack([value.amax(0) for _, value in groups]), region.radius
-    for _ in range(min(settings.walks, (fits - many) // (10 * kept))):
+    best: list[tuple[Tensor, Tensor]] = []
+    for points in x.tensor_split(kept):
+        if best and compute.expired():
+            break
+        value = values(points)
+        best.append((points[value.argmax(0), every], value.amax(0)))
+    x, value = (torch.stack(found) for found in zip(*best, strict=True))
+    kept, pace = len(x), region.radius
+    walks = settings.walks if region.center[0].numel() <= settings.few else 0
+    for _ in range(min(walks, (fits - many) // (10 * kept))):
         if compute.expired():
             break
         rows = x.flatten(0, 1).detach().requires_grad_(True)

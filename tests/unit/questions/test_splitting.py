@@ -64,7 +64,7 @@ def test_a_narrow_difference_is_found_where_no_gradient_leads_to_it(norm: str) -
     region = lv.Ball(torch.zeros(2, 2), 1.0, norm)
     found = climb(value, region, Compute(), 10.0, Climb())
     assert bool((value(found) > 0.9).all())
-    assert bool((value(climb(value, region, Compute(), 10.0, Climb(few=1))) < 0.5).all())
+    assert bool((value(climb(value, region, Compute(), 10.0, Climb(scattered=0))) < 0.5).all())
     assert bool(
         (torch.linalg.vector_norm(found, ord=2.0 if norm == "l2" else float("inf"), dim=1) <= 1.0).all()
     )
