@@ -616,7 +616,11 @@ def _words(
     first, about = zip(
         *(_told(model, used) for model, used in zip(models, weights, strict=True)), strict=True
     )
-    how = "exact integers" if exact else "float64 with every rounding accounted for"
+    how = "float64 with every rounding accounted for"
+    if exact:
+        how = (
+            f"exact integers where matrices are shown to be definite, sums and slopes of activations in {how}"
+        )
     how += f", with theories beyond the core: {', '.join(theories)}" if theories else ""
     origin = about[0] if len(about) == 1 else f"the first {about[0]}, the second {about[1]}"
     rest = "not covered: execution in floating point, preprocessing outside the graph"

@@ -61,7 +61,9 @@ def verify(
             help="expect this number, or these, to stand for an input, and no other to be fixed that is not named",
         ),
     ] = [],  # noqa: B006
-    exact: Annotated[bool, typer.Option("--exact", help="integers alone, for networks small enough")] = False,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="matrices in integers alone, for networks small enough")
+    ] = False,
     seconds: Annotated[
         float, typer.Option(help="give a certificate up after so many processor seconds", min=0)
     ] = float("inf"),

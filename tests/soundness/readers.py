@@ -22,6 +22,7 @@ from lipverify.checkers.reader import model_of_bytes
 from lipverify.checkers.reader.onnx import input_of, only
 from tests.onnx_models import model, node, random
 from tests.soundness import models
+from tests.unit.checkers.reader import test_masks
 from tests.unit.frontends.test_onnx_operators import CASES
 
 Random = stdlib_random.Random
@@ -130,7 +131,8 @@ def seeds() -> list[Any]:
             shown_outputs = [name for name in case.outputs if name != "i"]
             nodes = [node(case.op, inputs, case.outputs, **case.attributes)]
             found.append(model(nodes, [1, *case.shape], opset, dict(case.constants), shown_outputs))
-    return [*found, *_networks(), *(random_model(seed) for seed in range(60))]
+    masks = [test_masks.source(nodes, stored) for nodes, stored, _ in test_masks.READ.values()]
+    return [*found, *_networks(), *masks, *(random_model(seed) for seed in range(60))]
 
 
 def random_model(seed: int) -> Any:

@@ -78,6 +78,8 @@ class Call:
         need(
             found.rounded == 0, f"{self.op} of stored numbers that are rounded is not covered by the checker"
         )
+        real = found.array.dtype.kind == "f"
+        need(not real or bool(np.isfinite(found.array).all()), f"{self.op} of a stored infinity")
         return found.array
 
     def reals(self, place: int, kind: np.dtype[Any]) -> Array:

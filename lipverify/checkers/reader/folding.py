@@ -14,8 +14,9 @@ from dataclasses import replace
 import numpy as np
 
 from lipverify.checkers.kernel.arithmetic import held
-from lipverify.checkers.kernel.program import MOST_ROUNDINGS, Array
-from lipverify.checkers.reader.building import Builder, Operand, Stored, size_of, stored, weights
+from lipverify.checkers.kernel.curves import curve
+from lipverify.checkers.kernel.program import MOST_ROUNDINGS, Array, Implicit, Scalar
+from lipverify.checkers.reader.building import FLOATS, Builder, Operand, Stored, size_of, stored, weights
 from lipverify.checkers.reader.calls import Call
 from lipverify.checkers.reader.choices import compared, sign
 from lipverify.checkers.reader.refusals import need
@@ -135,12 +136,50 @@ def _compared(p: Builder, c: Call) -> list[Operand]:
     found = compared(c)
     if found is not None:
         return [found]
-    shape = np.broadcast_shapes(c.stored(0).shape, c.stored(1).shape)
+    arrays = [c.stored(0), c.stored(1)]
+    shape = np.broadcast_shapes(*(a.shape for a in arrays))
+    if all(a.dtype.kind == "f" for a in arrays):
+        return [_compared_reals(p, c, shape)]
     rules: dict[str, Callable[[int, int], bool]] = {
         "Equal": int.__eq__, "Less": int.__lt__, "Greater": int.__gt__, "LessOrEqual": int.__le__, "GreaterOrEqual": int.__ge__,
     }  # fmt: skip
-    pairs = zip(*_pairs(p, [c.stored(0), c.stored(1)]), strict=True)
+    pairs = zip(*_pairs(p, arrays), strict=True)
     return [stored(np.array([rules[c.op](s, t) for s, t in pairs], bool).reshape(shape))]
+
+
+def _compared_reals(p: Builder, c: Call, shape: tuple[int, ...]) -> Stored:
+    """Of real numbers that their type holds: what is folded may have more digits than a runtime compares."""
+    p.charge(2 * size_of(shape))
+    a, b = c.any(0), c.any(1)
+    assert isinstance(a, Stored)
+    assert isinstance(b, Stored)
+    own = a.kind == b.kind and all(bool((x.array.astype(x.kind) == x.array).all()) for x in (a, b))
+    need(own, f"{c.op} of numbers of different types, or of more digits than their type has")
+    rules = {"Equal": np.equal, "Less": np.less, "Greater": np.greater, "LessOrEqual": np.less_equal,
+             "GreaterOrEqual": np.greater_equal}  # fmt: skip
+    return stored(np.asarray(rules[c.op](a.array, b.array), bool))
+
+
+def _no_number(p: Builder, c: Call) -> list[Operand]:
+    """IsNaN: of real numbers nothing is, where there are numbers for all inputs."""
+    x = c.any(0)
+    need(x.kind in FLOATS, "integers where real numbers are expected")
+    if isinstance(x, Stored):
+        weights(x)
+    else:
+        found, waiting = set(x.sources), list(x.sources)
+        p.charge(len(p.steps))
+        while waiting:
+            step = p.steps[waiting.pop()]
+            whole = not isinstance(step, Implicit)
+            whole = whole and not (
+                isinstance(step, Scalar) and curve(step.law, step.settings, step.slopes).positive
+            )
+            need(whole, "IsNaN of what may have no value is not covered by the checker")
+            waiting += [s for s in step.reads if s not in found]
+            found.update(step.reads)
+    p.charge(size_of(x.shape))
+    return [stored(np.zeros(x.shape, bool))]
 
 
 def _negated(p: Builder, c: Call) -> list[Operand]:
@@ -194,6 +233,7 @@ FOLDED: dict[str, tuple[str, Callable[[Builder, Call], list[Operand]]]] = {
     "Mod": ("10 13 28", _remainder),
     "Equal": ("7 11 13 19", _compared),
     "Not": ("1", _negated),
+    "IsNaN": ("9 13 20", _no_number),
     **dict.fromkeys(("And", "Or"), ("7", _joined)),
     "ConstantOfShape": ("9 20 21 23 24 25", _filled),
     "Range": ("11 27", _range),

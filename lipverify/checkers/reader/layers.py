@@ -12,7 +12,6 @@ from lipverify.checkers.kernel.program import (
     Implicit,
     Normalise,
     Softmax,
-    View,
 )
 from lipverify.checkers.reader.activations import SETTINGS
 from lipverify.checkers.reader.building import (
@@ -20,22 +19,20 @@ from lipverify.checkers.reader.building import (
     Value,
 )
 from lipverify.checkers.reader.calls import Call
+from lipverify.checkers.reader.masks import kept_softmax, lines_of, masked
 from lipverify.checkers.reader.moves import Results, Run, axis_of
 from lipverify.checkers.reader.refusals import need
 
 
 def _softmax(p: Builder, c: Call) -> Results:
     """Along an axis; before operator set 13 over all axes from one on."""
-    x = c.value(p, 0)
-    n, old = x.places.ndim, c.version < 13 and not c.words
-    axis = axis_of(c.integer("axis", 1 if old else -1), n)
-    index = (
-        p.positions(x).reshape(math.prod(x.shape[:axis]), -1)
-        if old
-        else np.moveaxis(p.positions(x), axis, -1)
-    )
-    p.charge(2 * index.size)
-    groups = np.ascontiguousarray(index).reshape(-1, index.shape[-1])
+    scores = masked(c, 0)
+    x = c.value(p, 0) if scores is None else scores.value
+    old = c.version < 13 and not c.words
+    axis = axis_of(c.integer("axis", 1 if old else -1), x.places.ndim)
+    groups = lines_of(p, x, axis, old)
+    if scores is not None:
+        return [kept_softmax(p, x, scores.kept, groups)]
     return [_in_place(p, x, Softmax(p.view(x), x.places.size, groups), groups)]
 
 
@@ -45,26 +42,12 @@ def _masked_softmax(p: Builder, c: Call) -> Results:
     axis = axis_of(c.integer("axis", -1), x.places.ndim)
     whole = kept.dtype == np.int64 and (1, *kept.shape) == x.shape and bool(((kept == 0) | (kept == 1)).all())
     need(whole and axis > 0, "a mask of another shape")
-    p.charge(6 * x.places.size)
-    index = np.moveaxis(p.positions(x), axis, -1).reshape(-1, x.shape[axis])
-    mask = np.moveaxis(kept[None] == 1, axis, -1).reshape(index.shape)
-    counts, shown, start = mask.sum(1), x.places.ravel(), 0
-    need(bool((counts > 0).all()), "a softmax over no entry")
-    sources: list[int] = []
-    places = np.full(x.places.size, -1)
-    # Lines of one length are one step.
-    for count in np.unique(counts):
-        own = index[counts == count][mask[counts == count]]
-        groups = np.arange(own.size).reshape(-1, count)
-        y = p.add(Softmax(View(x.sources, shown[own]), own.size, groups), [own.size], x.kind)
-        places[own] = start + y.places
-        sources.extend(y.sources)
-        start += own.size
-    return [Value(tuple(sources), places.reshape(x.shape), x.kind)]
+    return [kept_softmax(p, x, kept[None] == 1, lines_of(p, x, axis))]
 
 
 def _log_softmax(p: Builder, c: Call) -> Results:
-    """The logarithm of the softmax."""
+    """The logarithm of the softmax, of which none may be 0."""
+    c.any(0)
     (y,) = _softmax(p, c)
     assert isinstance(y, Value)
     return [p.scalar(y, "Log")]

@@ -25,6 +25,7 @@ from lipverify.checkers.reader.building import (
 )
 from lipverify.checkers.reader.calls import Call, same_kind
 from lipverify.checkers.reader.choices import selected, sign
+from lipverify.checkers.reader.masks import chosen, lost
 from lipverify.checkers.reader.refusals import need
 
 Move = Callable[[Builder, Call, Array], Array]
@@ -239,11 +240,13 @@ def where(p: Builder, c: Call) -> Results:
     if isinstance(a, Stored) and isinstance(b, Stored):
         need(a.kind == b.kind, "tensors of different types")
         return [Stored(np.where(condition, a.array, b.array), a.kind, max(a.rounded, b.rounded))]
+    if lost(a) or lost(b):
+        return [chosen(p, condition, a, b)]
     kind = same_kind([a, b], c.op)
     # A tensor of which nothing is chosen is not read at all.
-    chosen = np.broadcast_to(condition, full)
-    if bool(chosen.all()) or not bool(chosen.any()):
-        x = p.computed(a if chosen.flat[0] else b)
+    first_one = np.broadcast_to(condition, full)
+    if bool(first_one.all()) or not bool(first_one.any()):
+        x = p.computed(a if first_one.flat[0] else b)
         return [x._replace(places=np.broadcast_to(x.places, full))]
     sources, (first, second) = p.joined([p.computed(a), p.computed(b)])
     return [p.tidy(Value(sources, np.where(condition, first, second), kind))]

@@ -150,11 +150,11 @@ def _tensor(entry: Message) -> Array:
     need(filled in ([], ["raw_data"], [typed]), "a stored tensor with data of another type")
     need(filled or count == 0, "a stored tensor without data")
     if filled == [typed]:
-        return _finite(_listed(entry[typed], dtype, count).reshape(shape))
+        return _known(_listed(entry[typed], dtype, count).reshape(shape))
     raw = entry.get("raw_data", b"")
     need(len(raw) == count * dtype.itemsize, "a stored tensor of another size")
     need(form != "?" or not np.any(np.frombuffer(raw, "u1") > 1), "a truth value other than 0 and 1")
-    return _finite(np.frombuffer(raw, dtype, count).reshape(shape))
+    return _known(np.frombuffer(raw, dtype, count).reshape(shape))
 
 
 def _narrow(entry: Message, kind: np.dtype[Any], count: int) -> Array:
@@ -172,7 +172,7 @@ def _narrow(entry: Message, kind: np.dtype[Any], count: int) -> Array:
     found = np.empty(count, kind)
     (name,) = kind.names or ()
     if kind == BFLOAT16:
-        found[name] = _finite((bits.astype("<u4") << 16).view("<f4"))
+        found[name] = _known((bits.astype("<u4") << 16).view("<f4"))
         return found
     halves = np.stack([bits & 15, bits >> 4], 1).reshape(-1)
     need(count % 2 == 0 or not halves[-1:].any(), "a stored number behind the last one")
@@ -195,8 +195,10 @@ def _listed(numbers: Sequence[Any], dtype: np.dtype[Any], count: int) -> Array:
     return narrow.view(dtype) if dtype.kind == "f" else narrow
 
 
-def _finite(array: Array) -> Array:
-    need(array.dtype.kind != "f" or bool(np.isfinite(array).all()), "a stored tensor that is not finite")
+def _known(array: Array) -> Array:
+    """Numbers, and -infinity, which a mask ahead of a softmax has and nothing else reads."""
+    good = array.dtype.kind != "f" or bool((array < np.inf).all())
+    need(good, "a stored tensor that is not finite")
     return array
 
 
@@ -279,7 +281,7 @@ def _constant(node: _Node, version: int) -> Array:
         else type(value) is tuple and all(type(v) is kind for v in value),
         "a constant of another type",
     )
-    return _finite(np.array(value, dtype))
+    return _known(np.array(value, dtype))
 
 
 # -- names

@@ -25,6 +25,7 @@ from lipverify.checkers.reader.building import (
 from lipverify.checkers.reader.calls import Call, same_kind
 from lipverify.checkers.reader.choices import gated, sign
 from lipverify.checkers.reader.folding import fold, fold_integers
+from lipverify.checkers.reader.masks import added, lost
 from lipverify.checkers.reader.moves import Results, Run, array_of
 from lipverify.checkers.reader.recognition import extreme_of_difference, gate
 from lipverify.checkers.reader.refusals import need
@@ -42,6 +43,8 @@ def _arithmetic(p: Builder, c: Call) -> Results:
         return [fold_integers(p, c.op, [array_of(x) for x in operands])]
     same_kind(operands, c.op)
     old_shapes(c, operands)
+    if c.op == "Add" and any(lost(x) for x in operands):
+        return [added(p, operands)]
     size_of(np.broadcast_shapes(*(x.shape for x in operands)))
     kept = [x for x in operands if isinstance(x, Stored)]
     if len(kept) == len(operands):
