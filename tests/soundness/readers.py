@@ -23,6 +23,7 @@ from lipverify.checkers.reader.onnx import input_of, only
 from tests.onnx_models import model, node, random
 from tests.soundness import models
 from tests.unit.checkers.reader import test_masks
+from tests.unit.frontends import test_onnx_qgemm
 from tests.unit.frontends.test_onnx_operators import CASES
 
 Random = stdlib_random.Random
@@ -132,7 +133,8 @@ def seeds() -> list[Any]:
             nodes = [node(case.op, inputs, case.outputs, **case.attributes)]
             found.append(model(nodes, [1, *case.shape], opset, dict(case.constants), shown_outputs))
     masks = [test_masks.source(nodes, stored) for nodes, stored, _ in test_masks.READ.values()]
-    return [*found, *_networks(), *masks, *(random_model(seed) for seed in range(60))]
+    dense = [test_onnx_qgemm.gemm(**settings) for settings in test_onnx_qgemm.CASES]
+    return [*found, *_networks(), *masks, *dense, *(random_model(seed) for seed in range(60))]
 
 
 def random_model(seed: int) -> Any:

@@ -39,7 +39,7 @@ def test_every_operator_is_changed() -> None:
     for source in readers.seeds():
         data = source.SerializeToString()
         assert readers.difference(data, found) is None
-        seen |= {node.op_type for node in source.graph.node}
+        seen |= {".".join([*filter(None, [node.domain]), node.op_type]) for node in source.graph.node}
     assert found.compared > 600
     assert not operators.OPERATORS.keys() - seen
 
@@ -79,6 +79,8 @@ def test_versions_of_operators() -> None:
         if schema.domain == "" and not schema.deprecated:
             known.setdefault(schema.name, set()).add(schema.since_version)
     for op, (text, _) in operators.OPERATORS.items():
+        if "." in op:  # of onnxruntime, which has one version of each
+            continue
         listed = {int(v.lstrip("!")) for v in text.split()}
         assert listed <= known[op] | {10}, op
         assert {v for v in known[op] if v > min(listed)} <= listed, (op, known[op] - listed)
