@@ -51,8 +51,9 @@ MOST_NUMBERS = 5 << 22
 """In the lines of two networks whose deviation is proved; a convolutional network of MNIST has 17 million."""
 MOST_OF_ALL = 1 << 27
 """In the lines of all regions that are proved without a budget."""
-PARTS, MORE = 512, 2048
-"""Parts of one region in a proof; and of one that is further than `FAR` times from the largest value seen."""
+PARTS, MORE, ALONE = 512, 2048, 8
+"""Parts of one region in a proof; and where there are at most `ALONE` regions, of one that is further than `FAR` times from the
+largest value seen."""
 NEAR, FAR, GAIN = 1.25, 1.9, 0.05
 """A proof is not cut further when it is so near to the largest value seen, or when twice as many parts gain no more than this."""
 LOOKED_AT = 32
@@ -294,7 +295,9 @@ class _Proving:
         root = _Node(whole, low, high)
         heap, count = [(-whole.bound, 0, root)], 0
         seen, stage, before = 0.0, 4, np.inf
-        most = (PARTS, MORE) if self.asked.parts is None else (self.asked.parts, self.asked.parts)
+        most = PARTS, MORE if len(self.region) <= ALONE else PARTS
+        if self.asked.parts is not None:
+            most = self.asked.parts, self.asked.parts
         while not self.compute.expired():
             bound = -heap[0][0]
             if count >= most[bound > FAR * seen]:
