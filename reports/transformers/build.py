@@ -9,6 +9,7 @@ again only where `--only` names it, and then no other one is made.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import sys
 import time
@@ -111,6 +112,8 @@ def page(rows: dict[str, Row]) -> str:
         "and they jump."
     )
     missing = [name for name in transformers.NAMES if name not in rows]
+    if importlib.util.find_spec("auto_LiRPA") is None:
+        out.append("\nNot compared with CROWN of auto_LiRPA, which was not installed where this was made.")
     if missing:
         out.append(f"\nNot run: {', '.join(missing)}.")
     return "\n".join(out) + "\n"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import lipverify as lv
+from lipverify.certificates.tokens import unread
 from lipverify.errors import UnsupportedModel
 
 TOKENS, WIDTH = 3, 4
@@ -109,3 +110,21 @@ def test_an_encoder_looks_at_its_mask_without_a_branch() -> None:
     looks = torch.nn.modules.transformer._detect_is_causal_mask
     assert kinds(Encoder(ENDLESS))["MaskedSoftmax"] == 1
     assert torch.nn.modules.transformer._detect_is_causal_mask is looks
+
+
+def test_keys_and_values_that_a_layer_stores_beside_those_of_its_input() -> None:
+    """`add_bias_kv` is a class token of keys; the checker reads it too."""
+
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(WIDTH, 2, batch_first=True, add_bias_kv=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = self.attention(x, x, x, need_weights=False)[0]
+            return found
+
+    torch.manual_seed(0)
+    graph = lv.extract(Own().eval(), example=torch.rand(2, TOKENS, WIDTH))
+    assert any(node.shape[-1] == TOKENS + 1 for node in graph.nodes if node.op.kind() == "Softmax")
+    assert unread(graph) is None
