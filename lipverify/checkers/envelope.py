@@ -156,6 +156,19 @@ def named_models(path: Path) -> list[str | None]:
         return []
 
 
+def read_models(paths: Sequence[Path], seconds: float = math.inf) -> list[Model]:
+    """Files that several certificates are about, each read within what one check may take.
+
+    Raises:
+        UnreadableCertificate: no regular file, or one that is too large.
+    """
+    last, found = time.process_time() + seconds, []
+    for path in paths:
+        with np.errstate(all="ignore"), account.spending(account.Account(lambda: time.process_time() > last)):
+            found.append(read_model(path))
+    return found
+
+
 def check(certificate: Callable[[], bytes], sidecar: Callable[[str], bytes], model: Callable[[], Model | Sequence[Model]],
           exact: bool = False, expected: Expectation | None = None, seconds: float = math.inf,
           seed: int | None = None, apart: bool = False) -> Verdict:  # fmt: skip

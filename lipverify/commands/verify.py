@@ -183,12 +183,14 @@ def _report(
         raise Undecided(
             f"{display_path(folder)} holds no certificates, there is nothing to prove; give the folder of a report, its --out"
         )
-    models = {known.sha256: known for known in (checkers.read_model(file) for file in files)}
+    models = {known.sha256: known for known in checkers.read_models(files, seconds)}
     answers = []
     for path in found:
-        named = checkers.named_models(path) or [None]
-        # One of the models in any case: the checker itself says that it is another one's, or about more of them.
-        given = [models[digest] for digest in named if digest in models] or [next(iter(models.values()))]
+        # In the order in which they are given; one of them in any case: the checker itself says what is wrong.
+        named = sorted(
+            list(models).index(digest) for digest in checkers.named_models(path) if digest in models
+        )
+        given = [list(models.values())[k] for k in named or [0]]
         answers.append(_proved(path, given, expected, exact, seconds, seed))
     return answers
 

@@ -33,6 +33,7 @@ from lipverify.ir.region import Ball
 from lipverify.questions import deviation_proof
 from lipverify.questions.deviation_proof import Asked, Certified, certified
 from tests import networks
+from tests.command import lipverify as run
 from tests.onnx_models import ints, model, node, random
 
 Document = dict[str, Any]
@@ -380,6 +381,13 @@ def test_numbers_in_different_shapes_are_not_compared(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(data)
     text = (tmp_path / "c.json").read_text()
     checkers.verify_file(tmp_path / "c.json", [one, two])
+    folder = tmp_path / "all" / "certificates"
+    folder.mkdir(parents=True)
+    for path in (tmp_path / name for name in found.issued.files("c.json")):
+        (folder / path.name).write_bytes(path.read_bytes())
+    asked = ["--model", str(one), "--model", str(two)]
+    assert run("verify", str(folder.parent), *asked).returncode == 0
+    assert "other order" in run("verify", str(folder.parent), *asked[2:], *asked[:2]).stdout
     for turned in (file("h.onnx", [3, 2], [2, 3]), file("k.onnx", [2, 3], [3, 2])):
         digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (two, turned)]
         (tmp_path / "c.json").write_text(text.replace(*digests))

@@ -77,6 +77,8 @@ class Spread:
             product, absolute, own, scale = np.eye(channels, dtype=complex), np.eye(channels), 0, begin
             for tap in path:
                 phases, (out, inner, taps) = self.phases(tap.offsets, scale, begin), tap.weight.shape
+                if not taps:
+                    raise NotCovered("a convolution that reads padding alone is not covered by the checker")
                 frequencies = phases.size // taps
                 charge(4 * frequencies * out * inner, 8 * frequencies * out * inner * (taps + channels))
                 flat = tap.weight.reshape(-1, taps).T

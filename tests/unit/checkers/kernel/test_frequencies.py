@@ -201,6 +201,15 @@ def test_other_images_are_refused() -> None:
         feasible(program, (4, 5, 2), (6, 6))
 
 
+def test_a_convolution_of_padding_alone_is_refused() -> None:
+    """None of its taps reads a number: an error of division, where it is no convolution."""
+    w = Writing(3)
+    w.conv(np.ones((1, 1, 1, 1, 1)), (1, 3, 1), (1, 3), padding=((0, 0), (2, 0)))
+    w.scalar("Tanh")
+    with pytest.raises(NotCovered, match="padding alone"):
+        feasible(dense(w, 2), (1, 3, 1), (12, 12))
+
+
 def test_products_and_maxima_over_positions_are_not_covered() -> None:
     w = Writing(4)
     first = w.scalar("Tanh")
