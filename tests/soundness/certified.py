@@ -117,8 +117,8 @@ class Subject:
     issued: Issued
 
 
-def subjects(folder: Path, seed: int = 0) -> list[Subject]:
-    """Certificates that check, of both networks for the whole space, and of the second one for balls."""
+def subjects(folder: Path, seed: int = 0, leaves: int = 24) -> list[Subject]:
+    """Certificates that check, of both networks for the whole space, and of the second one for balls. leaves: of trees of parts."""
     found = []
     r = np.random.default_rng(seed)
     ball = lv.Ball(torch.tensor(r.standard_normal((3, 2, 6, 6))), 0.03, "linf", box=(-4, 4))
@@ -129,7 +129,7 @@ def subjects(folder: Path, seed: int = 0) -> list[Subject]:
         (convolutional_network, "l2", None, ["product", "lipsdp"]),
         (convolutional_network, "linf", ball, ["local", "lipsdp"]),
         (convolutional_network, "l2", round_, ["local", "local-sdp"]),
-        (kinked_network, "linf", small, [LocalBaB(leaves=24)]),
+        (kinked_network, "linf", small, [LocalBaB(leaves=leaves)]),
         (smooth_network, "l2", lv.Ball(small.center / 2, 0.3, "l2"), ["local", "lipsdp"]),
     ):
         path = build(folder / f"{build.__name__}.onnx", seed)

@@ -15,6 +15,8 @@ from lipverify.certificates.pending import UNPROVED, kept, restored
 from lipverify.errors import BudgetEnded, InvalidFile
 from tests.command import lipverify
 
+pytestmark = pytest.mark.usefixtures("short_search")
+
 MODEL = "zoo:wine-selu"
 
 
