@@ -118,7 +118,7 @@ class Subject:
 
 
 def subjects(folder: Path, seed: int = 0, leaves: int = 24) -> list[Subject]:
-    """Certificates that check, of both networks for the whole space, and of the second one for balls. leaves: of trees of parts."""
+    """Certificates that check, of both networks for the whole space, of the second one for balls; leaves: of trees of parts."""
     found = []
     r = np.random.default_rng(seed)
     ball = lv.Ball(torch.tensor(r.standard_normal((3, 2, 6, 6))), 0.03, "linf", box=(-4, 4))
