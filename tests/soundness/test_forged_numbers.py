@@ -257,3 +257,27 @@ def test_nothing_times_an_implicit_layer() -> None:
     w.steps.append(Affine(View((1,), np.arange(1)), 1, np.zeros((1, 1, 1)), np.zeros((1, 1, 1), np.int64)))
     with pytest.raises(NotCovered, match="implicit layers"):
         bent(Program(tuple(w.steps)))
+
+
+@pytest.mark.parametrize("kind", ["jacobian", "multipliers"])
+def test_a_window_of_one_entry_is_no_whole_image(kind: str, tmp_path: Path) -> None:
+    """maxpool(x; window 1, stride 2) + 1000 x_1 is 1001 x_1, of which 1.42 was proved."""
+    nodes = [node("MaxPool", ["x"], ["p"], kernel_shape=[1, 1], strides=[1, 2]), node("MatMul", ["x", "w"], ["q"]),
+             node("Add", ["p", "q"], ["y"])]  # fmt: skip
+    model = read_model(
+        network(tmp_path / "m.onnx", nodes, [array("w", [[1000.0], [0.0]])], [1, 1, 1, 2], [("y", None)])
+    )
+    assert model.program is not None
+    subject = Subject(model.program.ending(0), [])
+    more = {} if kind == "jacobian" else {"wider": None, "blocks": [], "weights": None}
+    step = {
+        "step": kind,
+        "start": 0,
+        "end": len(subject.program.steps) - 1,
+        "ranges": None,
+        "rows": [0, 1],
+        "norms": ["l2", "l2"],
+    }
+    prove(parse_steps([step | more | {"limit": (1001.001).hex()}], {}, subject), subject)
+    with pytest.raises(RefutedCertificate):
+        prove(parse_steps([step | more | {"limit": (1000.9).hex()}], {}, subject), subject)

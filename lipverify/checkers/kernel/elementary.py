@@ -145,13 +145,15 @@ class _Writer:
             y = self.put(replace(step, view=x))
             if isinstance(step, Affine):
                 y = self.blended(y)
-        if len(y.sources) > 1 or not np.array_equal(y.places, np.arange(step.size)):
+        # All of one step in order, no less of it: the step of the program stands for it from here on.
+        if len(y.sources) > 1 or not np.array_equal(y.places, np.arange(self.steps[y.sources[0]].size)):
             y = self.sum([1.0], y)
+        need(self.steps[y.sources[0]].size == step.size, "a step that another one does not stand for")
         self.place[number] = y.sources[0]
 
     def put(self, step: Step) -> View:
         charge(4 * step.size + (step.index.size + step.kernel.size if isinstance(step, Affine) else 0), STEP)
-        self.steps.append(step)
+        self.steps.append(step if isinstance(step, Largest) else steps.checked(step, self.steps))
         return View((len(self.steps) - 1,), np.arange(step.size))
 
     def joined(self, views: Sequence[View]) -> View:

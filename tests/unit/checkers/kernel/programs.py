@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from lipverify.checkers.kernel.elementary import Largest
 from lipverify.checkers.kernel.program import (
     Affine,
     Constant,
@@ -215,6 +216,8 @@ def results(steps: Sequence[Step], x: Array) -> list[Array]:
             u = u - (u.mean(-1, keepdims=True) if step.centred else 0)
             u = u / np.sqrt((u * u).mean(-1, keepdims=True) + step.epsilon)
             y = (step.weight * u + step.bias).reshape(len(x), -1)
+        elif isinstance(step, Largest):
+            y = v[:, :-1].reshape(len(x), -1, step.size).max(1)
         elif isinstance(step, Implicit):
             y = np.zeros((len(x), step.size))
             for _ in range(200):
