@@ -78,7 +78,8 @@ class _Draft:
         """The same numbers, in the new steps."""
         found = [self.place[s] for s in view.sources]
         sources = tuple(dict.fromkeys(new for new, _ in found))
-        if all(table is None for _, table in found):
+        # Two steps that became one are read at the places of that one.
+        if len(sources) == len(found) and all(table is None for _, table in found):
             return View(sources, view.places)
         starts = dict(
             zip(sources, np.cumsum([0, *(self.steps[s].size for s in sources)]).tolist(), strict=False)
