@@ -136,3 +136,39 @@ def random_transformer(seed: int) -> tuple[Graph, Tensor]:
     w.linear(x, (), d, 3)
     graph = Graph(tuple(w.nodes), (w.nodes[-1].name,))
     return graph, torch.tensor(rng.normal(size=(1, tokens, d)))
+
+
+def prenorm_patches(
+    seed: int, depth: int = 3, d: int = 16, tokens: int = 4, kind: str = "layer"
+) -> tuple[Graph, Tensor]:
+    """Pre-norm blocks with eps 1e-6 on embedded patches, and a centre [1, tokens, 4] with constant patches among its own.
+
+    Only a place tells the embeddings of equal patches apart; in every second network one token starts as a constant, where a
+    normalisation's slope is 1/sqrt eps.
+    """
+    rng = np.random.default_rng((seed, 1))
+    w = Writer(rng)
+    w.nodes.append(Node("input", Input(), (), (tokens, 4)))
+    places = w.tensor(tokens, d, scale=0.3)
+    embedding, x = 0.3 * w.tensor(d, 4), torch.tensor(rng.uniform(size=(1, tokens, 4)))
+    x[0, : tokens // 2] = 0.0
+    x[0, tokens // 2] = 0.7
+    if seed % 2:
+        places[0] = 0.25
+    y = w.add(ops.Linear(embedding, None), ("input",), (tokens, d))
+    y = w.add(ops.Scale(torch.ones((), dtype=torch.float64), places), (y,), (tokens, d))
+    normal = ops.LayerNorm if kind == "layer" else ops.RMSNorm
+    for _ in range(depth):
+        for part in range(2):
+            weight = 1.0 + w.tensor(d, scale=0.2)
+            op = normal((d,), weight, eps=1e-6) if kind == "rms" else normal((d,), weight, None, 1e-6)
+            z = w.add(op, (y,), (tokens, d))
+            z = (
+                attention(w, z, tokens, d, 2, 0.7, False, False, False)
+                if part == 0
+                else mlp(w, z, tokens, d, "gelu", 0.7)
+            )
+            y = w.add(ops.Add(), (y, z), (tokens, d))
+    y = w.add(ops.ReduceMean((0,), False), (y,), (d,))
+    w.linear(y, (), d, 3)
+    return Graph(tuple(w.nodes), (w.nodes[-1].name,)), x

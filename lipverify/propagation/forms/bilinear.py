@@ -19,6 +19,7 @@ from lipverify.linalg.lengths import euclidean_norm
 from lipverify.linalg.rounding import gamma
 from lipverify.propagation.forms.domain import FAR
 from lipverify.propagation.forms.symbols import Facts, Form
+from lipverify.propagation.forms.tokens import Tokens, token_norms
 from lipverify.propagation.strips import Strip
 
 if TYPE_CHECKING:
@@ -104,9 +105,9 @@ def _tokens(
     for name, known, middle, radius, axis in zip(names, facts, middles, radii, axes, strict=True):
         form = sweep.forms[name]
         place = form.centre.ndim - 1 + axis
-        norms = sweep.symbols.token_norms(form, known.slopes, place)
-        slopes.append(norms)
-        far.append(_distance(sweep, name, middle, radius, norms, axis))
+        found = token_norms(sweep.symbols, form, known.slopes, place)
+        slopes.append(found.norms)
+        far.append(_distance(sweep, name, middle, radius, found, axis))
     outer = [
         far[0].unsqueeze(-1) * far[1].unsqueeze(-2),
         *(
@@ -118,13 +119,15 @@ def _tokens(
     return torch.minimum(errors, torch.stack(outer, 1) * FAR)
 
 
-def _distance(sweep: Sweep, name: str, middle: Tensor, radius: Tensor, norms: Tensor, axis: int) -> Tensor:
-    """|z - middle|_2 along one axis at most: entry by entry, or by the mean value theorem around the middle of the ball."""
+def _distance(sweep: Sweep, name: str, middle: Tensor, radius: Tensor, found: Tokens, axis: int) -> Tensor:
+    """|z - middle|_2 along one axis at most: entry by entry, by the form, or by the mean value around the ball's middle."""
     width = middle.shape[axis]
     slack = FAR + 4.0 * gamma(width + 16)
     start = euclidean_norm(sweep.offset(name, middle), dim=axis) * slack
     reach = sweep.domain.reach.reshape(-1, *[1] * (start.ndim - 1))
-    return torch.minimum(euclidean_norm(radius, dim=axis) * slack, (start + reach * norms[:, 0]) * FAR)
+    by_mean = (start + reach * found.norms[:, 0]) * FAR
+    off = euclidean_norm(sweep.forms[name].centre - middle, dim=axis) * slack
+    return torch.stack([euclidean_norm(radius, dim=axis) * slack, by_mean, (off + found.far) * FAR]).amin(0)
 
 
 def _averages(
@@ -148,9 +151,9 @@ def _averages(
     ]
     errors = torch.minimum(errors, torch.stack(entries, 1) * FAR)
     form = sweep.forms[name]
-    norms = sweep.symbols.token_norms(form, values.slopes, form.centre.ndim - 2)  # [count, kinds, ..., keys]
-    length = _distance(sweep, name, middles[1], ry, norms, -1).amax(-1, keepdim=True)
-    steepest = norms.amax(-1, keepdim=True)
+    keys = token_norms(sweep.symbols, form, values.slopes, form.centre.ndim - 2)
+    length = _distance(sweep, name, middles[1], ry, keys, -1).amax(-1, keepdim=True)
+    steepest = keys.norms.amax(-1, keepdim=True)
     groups = torch.cat(
         [
             (moved * length).unsqueeze(1),

@@ -8,7 +8,11 @@ Proof: the second derivative in a unit direction u at angle t from y is, with a 
 that is cos t on the complement of y and u, and [[3 (1 - a^2) cos t, sin t], [sin t, cos t]] on them: its norm times a is at
 most 2/sqrt 3. Along the segment s^2 >= (v - t d)^2 + eps, and the integral of d/((v - t d)^2 + eps) over t in [0, 1] is
 atan(sqrt(eps) d/(eps + v (v - d)))/sqrt(eps).
-and entry by entry by interval arithmetic on boxes shrunk towards the middle, whose deviations grow with the box.
+Likewise for a direction w of length sqrt n with y'w/n >= a on all values and v = (P m)'w/n: by Cauchy and Schwarz
+|y|/sqrt n >= y'w/n, a number that the form bounds as one functional, in which errors of entries cancel; hence
+s >= sqrt(max(0, a)^2 + eps), and along the segment s^2 >= ((1 - t) v + t a)^2 + eps, with which the integral is at most
+d/(eps + v a) for v >= a > 0.
+And entry by entry by interval arithmetic on boxes shrunk towards the middle, whose deviations grow with the box.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ from lipverify.linalg.rounding import gamma
 from lipverify.ops.enclosure import Enclosure
 from lipverify.propagation.forms.domain import FAR
 from lipverify.propagation.forms.symbols import Facts, Form, checked
+from lipverify.propagation.forms.tokens import Tokens, token_norms
 from lipverify.propagation.strips import Strip
 
 if TYPE_CHECKING:
@@ -96,7 +101,7 @@ def normalised(sweep: Sweep, node: Node) -> Form:
     """
     op, name = node.op, node.inputs[0]
     assert isinstance(op, ops.LayerNorm | ops.RMSNorm)
-    known = sweep.ask(name)
+    asked = sweep.ask(name)
     sweep.fence(node)
     n = math.prod(op.shape)
     form, count = sweep.forms[name], sweep.domain.count
@@ -108,7 +113,7 @@ def normalised(sweep: Sweep, node: Node) -> Form:
         return part.reshape(*part.shape[:before], -1, n)
 
     z = Form(flat(form.centre, 1), flat(matrix, 2), flat(form.slack, 2), flat(form.size, 2))
-    facts = Facts(flat(known.lower, 1), flat(known.upper, 1), flat(known.slopes, 2))
+    facts = Facts(flat(asked.lower, 1), flat(asked.upper, 1), flat(asked.slopes, 2))
     point = Enclosure(flat(sweep.point[name].lower, 1), flat(sweep.point[name].upper, 1))
     shift = torch.zeros_like(facts.lower[..., :1])
     if isinstance(op, ops.LayerNorm):
@@ -116,9 +121,11 @@ def normalised(sweep: Sweep, node: Node) -> Form:
         z, facts, point = _without_mean(sweep, z, facts, point)
     token = _Token.of(op, facts.lower / 2 + facts.upper / 2)
     weight = z.centre.new_ones(n) if op.weight is None else op.weight.to(torch.float64).flatten()
-    norms = sweep.symbols.token_norms(z, facts.slopes, 1)
-    rho, slope, least, near = _steepness(sweep, token, facts, point, norms)
-    errors, groups, steep = _errors(sweep, token, facts, norms, rho, slope, (least, near))
+    known = token_norms(sweep.symbols, z, facts.slopes, 1)
+    norms = known.norms
+    along = _along(sweep, token, z, facts, point)
+    rho, slope, least, near = _steepness(sweep, token, z, facts, point, known, along)
+    errors, groups, steep = _errors(sweep, token, facts, norms, rho, slope, (least, near), along)
     caps = (norms / least.unsqueeze(1) * FAR).unsqueeze(-1)
     form = _reference(token, z, op, weight, n)
     errors = errors * weight.abs() * FAR
@@ -162,8 +169,43 @@ def _without_mean(sweep: Sweep, z: Form, facts: Facts, point: Enclosure) -> tupl
     return form, checked(found.meet(Facts(inside.lower, inside.upper, slopes)), "centred token"), at
 
 
+def _along(sweep: Sweep, token: _Token, z: Form, facts: Facts, point: Enclosure) -> tuple[Tensor, Tensor]:
+    """Lower bounds of y'w/n along the direction w of the middle: at P middle, and at all values. [count, tokens] each, >= 0."""
+    assert z.matrix is not None
+    n, wide = token.n, FAR + 4.0 * gamma(token.n + 16)
+    length = euclidean_norm(token.h, dim=-1)
+    # Any w serves; h / |h|, and 0, of which nothing follows, for a token whose middle is constant.
+    w = torch.where((length > 0).unsqueeze(-1), token.h / length.clamp_min(1e-300).unsqueeze(-1), 0.0)
+    size = torch.einsum("bkti,bti->bkt", z.size, w.abs()) * wide
+    form = Form(
+        (z.centre * w).sum(-1),
+        torch.einsum("brti,bti->brt", z.matrix.expand(len(w), *z.matrix.shape[1:]), w),
+        torch.einsum("bkti,bti->bkt", z.slack, w.abs()) * wide + 2.0 * gamma(n + 16) * size,
+        size,
+    )
+    given = Enclosure.of(w)
+
+    def times(part: Enclosure) -> Enclosure:
+        total = (part * given).sum((-1,))
+        return Enclosure(total.lower[..., 0], total.upper[..., 0])
+
+    found, _ = sweep.symbols.facts(form, times(point))
+    lower = torch.maximum(found.lower, times(Enclosure(facts.lower, facts.upper)).lower)
+    root = euclidean_norm(w, dim=-1) * wide * math.sqrt(n) * FAR
+    start, values = (
+        (low.clamp_min(0.0) / root.clamp_min(1e-300)) * (2.0 - FAR) for low in (times(token.y).lower, lower)
+    )
+    return start, values
+
+
 def _steepness(
-    sweep: Sweep, token: _Token, facts: Facts, point: Enclosure, norms: Tensor
+    sweep: Sweep,
+    token: _Token,
+    z: Form,
+    facts: Facts,
+    point: Enclosure,
+    known: Tokens,
+    along: tuple[Tensor, Tensor],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """How far a token is from its middle in l2, |J - T| on all of that, and the smallest deviations s: [count, tokens] each.
 
@@ -174,21 +216,30 @@ def _steepness(
     radius = torch.maximum(facts.upper - token.middle, token.middle - facts.lower)
     offset = torch.maximum((point.upper - token.middle).abs(), (token.middle - point.lower).abs()) * FAR
     start = euclidean_norm(offset, dim=-1)
-    rho = torch.minimum(euclidean_norm(radius, dim=-1), start + sweep.domain.reach[:, None] * norms[:, 0])
-    rho = rho * wide
+    ways = [
+        euclidean_norm(radius, dim=-1),
+        start + sweep.domain.reach[:, None] * known.norms[:, 0],
+        euclidean_norm(z.centre - token.middle, dim=-1) + known.far,
+    ]
+    rho = torch.stack(ways).amin(0) * wide
     whole = token.y.square().sum((-1,)).lower[..., 0].clamp_min(0.0).sqrt() * (2.0 - FAR)
     # Also entry by entry, from the smallest |y_i| on the range.
     nearest = torch.maximum(facts.lower, -facts.upper).clamp_min(0.0)
     entries = torch.linalg.vector_norm(nearest, dim=-1) * (2.0 - wide) / root * (2.0 - FAR)
     curved = (whole - rho).clamp_min(0.0) / root * (2.0 - FAR)
+    start, values = along
+    straight = torch.minimum(start, values)
     least, near = (
         ((low * low * (2.0 - FAR) + token.eps) * (2.0 - FAR)).sqrt() * (2.0 - FAR)
-        for low in (torch.maximum(curved, entries), curved)
+        for low in (torch.maximum(torch.maximum(curved, entries), values), torch.maximum(curved, straight))
     )
     if not bool((near > 0).all()):
         raise UnsupportedModel("without eps it divides by a number that may be zero on this ball")
-    slope = CURVATURE * rho / root / ((token.eps + whole / root * curved) * (2.0 - FAR)) * FAR
-    return rho, torch.where(curved > 0, slope, torch.full_like(slope, torch.inf)), least, near
+    slope = torch.full_like(rho, torch.inf)
+    for first, last in ((whole / root, curved), (start, straight)):
+        found = CURVATURE * rho / root / ((token.eps + first * last) * (2.0 - FAR)) * FAR
+        slope = torch.minimum(slope, found.masked_fill(last <= 0, torch.inf))
+    return rho, slope, least, near
 
 
 def _errors(
@@ -199,6 +250,7 @@ def _errors(
     rho: Tensor,
     slope: Tensor,
     smallest: tuple[Tensor, Tensor],
+    direct: tuple[Tensor, Tensor],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Before the weight, errors of entries [count, 1 + kinds, tokens, n], of tokens in l2 (without n), and |J - T|."""
     most, along = ((1.0 / low + 1.0 / token.s.lower[..., 0]) * FAR for low in smallest)
@@ -210,7 +262,12 @@ def _errors(
     errors = groups.unsqueeze(-1).expand(*groups.shape, token.n)
     if token.middle.numel() * token.n <= ENTRIES:
         radius = torch.maximum(facts.upper - token.middle, token.middle - facts.lower) * FAR
-        devs = [_deviation(token, radius * (k / sweep.shells)) for k in range(1, sweep.shells + 1)]
+        parts = [k / sweep.shells for k in range(1, sweep.shells + 1)]
+        start, values = direct[0], torch.minimum(*direct)
+        devs = [
+            _deviation(token, radius * part, (start + part * (values - start)) * (2.0 - FAR))
+            for part in parts
+        ]
         mean = torch.stack(devs).sum(0) / sweep.shells
         single = torch.cat(
             [
@@ -223,8 +280,11 @@ def _errors(
     return errors, groups, steep
 
 
-def _deviation(token: _Token, radius: Tensor) -> Tensor:
-    """sup |J - T| entry by entry on the box around the middle: [count, tokens, n, n], growing with the box."""
+def _deviation(token: _Token, radius: Tensor, least: Tensor) -> Tensor:
+    """sup |J - T| entry by entry on the box around the middle, where |y|/sqrt n >= least: [count, tokens, n, n].
+
+    It grows with the box and falls with `least`.
+    """
     n, root = token.n, math.sqrt(token.n)
     mean = radius.mean(-1, keepdim=True)
     spread = (radius * (1.0 - 2.0 / n) + mean if token.mean else radius) * (FAR + 4.0 * gamma(n + 16))
@@ -238,8 +298,10 @@ def _deviation(token: _Token, radius: Tensor) -> Tensor:
     size = size + Enclosure(-step, step)
     by_norm = size.clipped(0.0, math.inf).square() / float(n)
     by_entry = y.square().sum((-1,)) / float(n)
+    directly = (least * least * (2.0 - FAR)).unsqueeze(-1)
     variance = Enclosure(
-        torch.maximum(by_norm.lower, by_entry.lower), torch.minimum(by_norm.upper, by_entry.upper)
+        torch.maximum(torch.maximum(by_norm.lower, by_entry.lower), directly),
+        torch.minimum(by_norm.upper, by_entry.upper),
     )
     s = (variance + token.eps).sqrt()
     f = (y / s).clipped(-root * FAR, root * FAR)

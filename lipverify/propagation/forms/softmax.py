@@ -29,6 +29,7 @@ from lipverify.linalg.rounding import gamma
 from lipverify.ops import MaskedSoftmax, Sigmoid, Softmax
 from lipverify.propagation.forms.domain import FAR
 from lipverify.propagation.forms.symbols import Facts, Form, largest
+from lipverify.propagation.forms.tokens import token_norms
 from lipverify.propagation.strips import Strip
 from lipverify.rules import relax
 
@@ -423,7 +424,7 @@ def _norms(
     wide = FAR + 4.0 * gamma(n + 16)
     assert centred.matrix is not None
     far = sweep.symbols.measure(centred.matrix) + centred.slack
-    norms = sweep.symbols.token_norms(centred, far[:, 1:] * FAR, 1)
+    norms = token_norms(sweep.symbols, centred, far[:, 1:] * FAR, 1).norms
     groups = euclidean_norm(errors, dim=-1) * wide
     by_row = norms * spread.unsqueeze(1) * FAR
     groups[:, 1:] = torch.where(lost.unsqueeze(1), groups[:, 1:], torch.minimum(groups[:, 1:], by_row))

@@ -161,7 +161,7 @@ class Symbols:
             found[:, 0] = torch.minimum(found[:, 0], length * block.whole[:, :1])
             found[:, 1 + two] = torch.minimum(found[:, 1 + two], length * block.whole[:, 1:])
         if block.groups is not None:
-            length = _by_group(part, block.groups.place, block.groups.bounds.shape[2])
+            length = by_group(part, block.groups.place, block.groups.bounds.shape[2])
             found = torch.minimum(found, block.groups.bounds @ length)
         return found
 
@@ -290,77 +290,8 @@ class Symbols:
         total = (total + euclidean_norm(slack, dim=1) * length) * FAR
         return torch.minimum(crude, total)
 
-    def token_norms(self, form: Form, slopes: Tensor, axis: int) -> Tensor:
-        """sup |d(entries along one axis)/dx| from the norm of each kind to l2: [count, kinds, *shape without the axis].
 
-        Args:
-            slopes: [count, kinds, *shape], of single entries. axis: of the sample.
-        """
-        width = form.centre.shape[axis + 1]
-        length = FAR + 4.0 * gamma(width + 16)
-        entry: Tensor = euclidean_norm(slopes, dim=axis + 2) * length
-        if form.matrix is None:
-            return entry
-        matrix = form.matrix.movedim(axis + 2, 2)
-        rest = matrix.shape[3:]
-        matrix = matrix.flatten(3)  # [count or 1, rows, width, tokens]
-        rows = self.domain.rows
-        slack = euclidean_norm(form.slack[:, 1:], dim=axis + 2).flatten(2)
-        found = []
-        for place, kind in enumerate(self.domain.kinds):
-            total = self._first_rows(matrix[:, :rows], kind) + slack[:, place]
-            for block in self.blocks:
-                if rows + block.start >= matrix.shape[1]:
-                    break
-                part = matrix[:, rows + block.start : rows + block.end]
-                total = total + self._block_tokens(block, part, place)
-            found.append(total * (FAR + 4.0 * gamma(matrix.shape[1] * width + 16)))
-        together = torch.stack(found, 1)
-        return torch.minimum(entry, together.reshape(*together.shape[:2], *rest))
-
-    def _first_rows(self, first: Tensor, kind: Norm) -> Tensor:
-        """sup over |t| <= 1 of |C't|_2 for each token: first [count or 1, rows, width, tokens] -> [count, tokens].
-
-        l2: sigma(C); l1: the longest row; linf: |C't|^2 = |(C/w)' (w t)|^2 <= sigma(C/w)^2 sum w^2, for every w > 0.
-        """
-        domain, wide = self.domain, self.domain.lifted(first)
-        rough = first.new_zeros(())
-        if domain.front is not None:
-            width = euclidean_norm(first, dim=2)
-            rough = 2.0 * gamma(domain.rows + 8) * torch.einsum("r,brc->bc", domain.front.columns, width)
-        length = euclidean_norm(wide, dim=2)  # [count or 1, inputs, tokens]
-        tokens = wide.movedim(3, 1)  # [count or 1, tokens, inputs, width]
-        if kind is Norm.L2:
-            found = largest(tokens) * domain.stretch
-        elif kind is Norm.LINF:
-            found = length.amax(1) * FAR
-        else:
-            weight = length.sqrt().clamp_min(1e-150)
-            scaled = tokens / weight.movedim(2, 1).unsqueeze(3)
-            weights = euclidean_norm(weight, dim=1) * (FAR + 4.0 * gamma(weight.shape[1] + 16))
-            found = largest(scaled) * weights * FAR
-        return (found + rough).expand(domain.count, -1)
-
-    def _block_tokens(self, block: Block, part: Tensor, place: int) -> Tensor:
-        """The share of one block in `token_norms`: part [count, symbols, width, tokens] -> [count, tokens].
-
-        |sum_k B_k tau_k|: entry by entry; symbol by symbol, sum |B_k|_2 |tau_k|; or the whole block, sigma(B) times its norm.
-        """
-        errors = self.errors[:, 1 + place, block.start : block.end]
-        entries = torch.einsum("bk,bkwt->bwt", errors, part.abs())
-        if block.groups is not None:
-            bounds = block.groups.bounds[:, 1 + place]
-            length = _by_group(part, block.groups.place, bounds.shape[1])
-            entries = torch.minimum(entries, torch.einsum("bg,bgwt->bwt", bounds, length))
-        entries = euclidean_norm(entries, dim=1)
-        rows = euclidean_norm(part, dim=2)
-        found = torch.minimum(entries, torch.einsum("bk,bkt->bt", errors, rows))
-        if place == self.two and block.whole is not None:
-            found = torch.minimum(found, largest(part.movedim(3, 1)) * block.whole[:, 1:])
-        return found
-
-
-def _by_group(part: Tensor, place: Tensor, count: int) -> Tensor:
+def by_group(part: Tensor, place: Tensor, count: int) -> Tensor:
     """l2 norms of the rows of each group: [count, symbols, ...] -> [count, groups, ...]; sums where squares underflow."""
     none = part.new_zeros(len(part), count, *part.shape[2:])
     length = none.index_add(1, place, part.square()).sqrt()
@@ -375,13 +306,13 @@ def _groups(bounds: Tensor | None, keep: Tensor, shape: torch.Size) -> Groups | 
     return Groups(place, bounds.reshape(*bounds.shape[:2], -1))  # a sample may be one group
 
 
-def largest(matrix: Tensor) -> Tensor:
+def largest(matrix: Tensor, steps: int = GRAM_STEPS) -> Tensor:
     """Upper bounds of spectral norms [..., rows, columns] -> [...]; infinite where a number overflowed."""
     if not bool(matrix.isfinite().all()):
         return matrix.new_full(matrix.shape[:-2], torch.inf)
     if min(matrix.shape[-2:]) == 0:
         return matrix.new_zeros(matrix.shape[:-2])
-    return gram_norm(matrix, GRAM_STEPS)
+    return gram_norm(matrix, steps)
 
 
 def _up(value: Tensor, more: Tensor) -> Tensor:

@@ -1,0 +1,196 @@
+"""How far the entries of a token, and their gradients as one map to l2, reach together.
+
+Legend: for a token z of n entries, z - centre = C't + sum over symbols of M_k eta_k, an l2 norm of a sum of parts A_j xi_j in
+which |xi_j| <= 1: entries of t over a cube, or t over an l2 ball; symbols one by one, groups of them, or a whole block, where an
+l2 norm of their errors together is known. The gradients along a unit direction are such a sum as well. Three bounds of it:
+    entry by entry      the l2 norm of what `measure` says of each entry: for many parts up to sqrt n times too large
+    part by part        a sum of spectral norms
+    jointly             |sum A_j xi_j|^2 <= sigma([A_j / sqrt w_j])^2 * sum w_j  for every w > 0 (Cauchy and Schwarz);
+                        w_j = |A_j|, or above it: at most the sum over parts, and about it over sqrt n where directions differ
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lipverify.ir.norm import Norm
+from lipverify.linalg.lengths import euclidean_norm
+from lipverify.linalg.rounding import gamma
+from lipverify.propagation.forms.domain import FAR
+from lipverify.propagation.forms.symbols import GRAM_STEPS, Block, Form, Symbols, by_group, largest
+
+_TINY = 1e-150
+"""Weights are at least this: parts that are smaller count as much."""
+_LOST = 1e-290
+"""Above what underflows in a Gram matrix and when rows are scaled."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Facts of all tokens along one axis: norms [count, kinds, *shape without it], far [count, *shape without it].
+
+    norms: sup |d(entries)/dx| from the norm of each kind to l2; far: sup |entries - centre|_2.
+    """
+
+    norms: Tensor
+    far: Tensor
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Parts of the sum for every token: rows [count, rows, tokens] that scale rows of the matrix, and the sum of weights."""
+
+    scale: Tensor
+    weight: Tensor
+    """[count, tokens]."""
+
+
+def token_norms(symbols: Symbols, form: Form, slopes: Tensor, axis: int) -> Tokens:
+    """Of the entries along one axis of the sample; slopes [count, kinds, *shape]: of single entries."""
+    domain = symbols.domain
+    width = form.centre.shape[axis + 1]
+    entry: Tensor = euclidean_norm(slopes, dim=axis + 2) * (FAR + 4.0 * gamma(width + 16))
+    loose: Tensor = euclidean_norm(form.slack, dim=axis + 2) * (FAR + 4.0 * gamma(width + 16))
+    if form.matrix is None:
+        return Tokens(entry, loose[:, 0])
+    matrix = form.matrix.movedim(axis + 2, 2)
+    rest, matrix = matrix.shape[3:], matrix.flatten(3)  # [count or 1, rows, width, tokens]
+    first, later = matrix[:, : domain.rows], matrix[:, domain.rows :]
+    lifted = domain.lifted(first)
+    rough = first.new_zeros(())
+    if domain.front is not None:
+        lengths = euclidean_norm(first, dim=2)
+        rough = 2.0 * gamma(domain.rows + 8) * torch.einsum("r,brc->bc", domain.front.columns, lengths)
+    blocks = []
+    for block in symbols.blocks:
+        if block.start >= later.shape[1]:
+            break
+        part = later[:, block.start : block.end]
+        known = symbols.two is not None and block.whole is not None
+        spectral = _tall(part.movedim(3, 1)) if known else None
+        blocks.append((block, part, euclidean_norm(part, dim=2), spectral))
+    slack = loose.flatten(2)
+    wide = FAR + 4.0 * gamma(matrix.shape[1] * width + 16)
+    tokens = torch.cat([lifted, later], 1).movedim(3, 1)
+    alone = {kind: _first_rows(symbols, lifted, kind) for kind in domain.kinds}
+    found = []
+    for place in range(1 + len(domain.kinds)):
+        kind = domain.kinds[max(place - 1, 0)]
+        reach = domain.reach[:, None] if place == 0 else torch.ones_like(domain.reach[:, None])
+        start = alone[kind] * reach * FAR
+        more = (rough * reach).expand(domain.count, -1)
+        joint = [_inputs(symbols, lifted, kind, start, place == 0)]
+        joint += [_block(symbols, *some, place) for some in blocks]
+        scale = torch.cat([part.scale for part in joint], 1).movedim(2, 1).unsqueeze(3)
+        weight = torch.stack([part.weight for part in joint]).sum(0)
+        total = _tall(tokens * scale) * weight.sqrt()
+        if kind is Norm.LINF:
+            total = total + start
+        if place > 0:
+            total = torch.minimum(total, start + _separate(symbols, blocks, place, start))
+        found.append((total + more + slack[:, place]) * wide)
+    together = torch.stack(found, 1).nan_to_num(nan=torch.inf, posinf=torch.inf)
+    together = together.reshape(*together.shape[:2], *rest)
+    return Tokens(torch.minimum(entry, together[:, 1:]), together[:, 0])
+
+
+def _tall(matrix: Tensor) -> Tensor:
+    """Upper bounds of spectral norms of many rows, [..., rows, columns] -> [...], by one product; infinite at overflow.
+
+    |A|^2 <= |fl(A'A)| + gamma |A|_F^2, and |A|_F^2 is the trace, but for rounding.
+    """
+    gram = matrix.mT @ matrix
+    trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)
+    error = 4.0 * gamma(matrix.shape[-2] + matrix.shape[-1] + 16) * trace + _LOST
+    return ((largest(gram, GRAM_STEPS - 1) + error) * FAR).sqrt() * FAR
+
+
+def _first_rows(symbols: Symbols, lifted: Tensor, kind: Norm) -> Tensor:
+    """sup over |t| <= 1 of |C't|_2 for each token: lifted [count or 1, rows, width, tokens] -> [count, tokens].
+
+    l2: sigma(C); l1: the longest row; linf: jointly, |C't|^2 = |(C/w)' (w t)|^2 <= sigma(C/w)^2 sum w^2, for every w > 0.
+    """
+    domain = symbols.domain
+    length = euclidean_norm(lifted, dim=2)  # [count or 1, inputs, tokens]
+    tokens = lifted.movedim(3, 1)  # [count or 1, tokens, inputs, width]
+    if kind is Norm.L2:
+        found = _tall(tokens) * domain.stretch
+    elif kind is Norm.LINF:
+        found = length.amax(1) * FAR
+    else:
+        weight = length.sqrt().clamp_min(_TINY)
+        scaled = tokens / weight.movedim(2, 1).unsqueeze(3)
+        found = _tall(scaled) * euclidean_norm(weight, dim=1)
+    return (found * (FAR + 4.0 * gamma(length.shape[1] + 16))).expand(domain.count, -1)
+
+
+def _inputs(symbols: Symbols, lifted: Tensor, kind: Norm, alone: Tensor, values: bool) -> _Part:
+    """The part of the inputs, `alone` [count, tokens] long: over a cube every input is one of its own; none over an l1 ball."""
+    domain = symbols.domain
+    rows, count = lifted.shape[1], domain.count
+    if kind is Norm.LINF:
+        return _Part(alone.new_zeros(count, rows, alone.shape[1]), torch.zeros_like(alone))
+    if kind is Norm.L2:
+        reach = domain.reach[:, None] if values else 1.0
+        least = alone.clamp_min(_TINY)
+        scale = reach * domain.stretch / least.sqrt()
+        return _Part(scale.unsqueeze(1).expand(-1, rows, -1), least)
+    half = lifted.new_ones(count, rows)
+    if values:
+        half = domain.half if domain.front is None else domain.front.order(domain.half)
+    return _singly(half, euclidean_norm(lifted, dim=2))
+
+
+def _singly(size: Tensor, length: Tensor) -> _Part:
+    """Every row a part of its own: size [count, rows], length [count or 1, rows, tokens]."""
+    size = size.unsqueeze(2)
+    weight = (size * length).clamp_min(_TINY)
+    return _Part(size / weight.sqrt(), weight.sum(1))
+
+
+def _block(
+    symbols: Symbols, block: Block, part: Tensor, length: Tensor, spectral: Tensor | None, place: int
+) -> _Part:
+    """The symbols of one block, as singles, groups or all together, whichever weighs least, token by token."""
+    best = _singly(symbols.errors[:, place, block.start : block.end], length)
+    others = []
+    if block.groups is not None:
+        bounds, of = block.groups.bounds[:, place], block.groups.place
+        none = length.new_zeros(len(length), bounds.shape[1], length.shape[2])
+        # Sums of squares that underflow: their roots are above what is lost by then.
+        joint = (none.index_add(1, of, length.square()) + 1e-280).sqrt() * FAR
+        weight = (bounds.unsqueeze(2) * joint).clamp_min(_TINY)
+        others.append(_Part((bounds.unsqueeze(2) / weight.sqrt())[:, of], weight.sum(1)))
+    if spectral is not None and block.whole is not None and place in (0, 1 + (symbols.two or 0)):
+        whole = block.whole[:, min(place, 1)].unsqueeze(1)
+        weight = (whole * spectral).clamp_min(_TINY)
+        others.append(_Part((whole / weight.sqrt()).unsqueeze(1).expand(best.scale.shape), weight))
+    for other in others:
+        better = other.weight < best.weight
+        best = _Part(
+            torch.where(better.unsqueeze(1), other.scale, best.scale),
+            torch.where(better, other.weight, best.weight),
+        )
+    return best
+
+
+def _separate(
+    symbols: Symbols, blocks: list[tuple[Block, Tensor, Tensor, Tensor | None]], place: int, like: Tensor
+) -> Tensor:
+    """Sums over blocks of |sum_k B_k tau_k| entry by entry, or of sigma(B) times the norm of the whole block: [count, tokens]."""
+    total = torch.zeros_like(like)
+    for block, part, _, spectral in blocks:
+        errors = symbols.errors[:, place, block.start : block.end]
+        entries = torch.einsum("bk,bkwt->bwt", errors, part.abs())
+        if block.groups is not None:
+            bounds = block.groups.bounds[:, place]
+            length = by_group(part, block.groups.place, bounds.shape[1])
+            entries = torch.minimum(entries, torch.einsum("bg,bgwt->bwt", bounds, length))
+        found = euclidean_norm(entries, dim=1)
+        if spectral is not None and block.whole is not None and place == 1 + (symbols.two or 0):
+            found = torch.minimum(found, spectral * block.whole[:, 1:])
+        total = total + found
+    return total
