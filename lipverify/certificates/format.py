@@ -16,8 +16,9 @@ from lipverify import checkers
 from lipverify.checkers import About, Model, digest_of
 from lipverify.checkers.claims import Balls, Claim, Constant, Convex, Monotone, Radius, inward, outward
 from lipverify.checkers.deviation import Deviation
-from lipverify.checkers.envelope import BOX, ROLES, SCHEMA
+from lipverify.checkers.envelope import ROLES, SCHEMA
 from lipverify.checkers.norms import Tokens
+from lipverify.checkers.regions import BOX
 from lipverify.documents import NOT_COVERED, environment, model_document
 from lipverify.ir.graph import Graph
 from lipverify.ir.region import Ball, Bounded, Region

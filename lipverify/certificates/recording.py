@@ -12,8 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from lipverify.checkers.envelope import Ball as BallOf
-from lipverify.checkers.envelope import region_of
 from lipverify.checkers.evaluation import evaluate
 from lipverify.checkers.kernel import theorems
 from lipverify.checkers.kernel.arithmetic import above
@@ -22,6 +20,8 @@ from lipverify.checkers.kernel.program import Program
 from lipverify.checkers.kernel.proof import added, parse_step
 from lipverify.checkers.kernel.ranges import Condition, Empty
 from lipverify.checkers.kernel.theorems import Constant, Emptiness, Fact, Known
+from lipverify.checkers.regions import Ball as BallOf
+from lipverify.checkers.regions import region_of
 from lipverify.deadline import look
 from lipverify.errors import LipverifyError, NotCovered
 from lipverify.interpreter import evaluate_all

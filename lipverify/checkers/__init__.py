@@ -7,8 +7,9 @@ with `exact`), SHA-256, the interpreter. Not trusted: whatever produced the cert
 
 from lipverify.checkers.claims import About, Claim, Expectation
 from lipverify.checkers.deviation import Deviation
-from lipverify.checkers.envelope import Verdict, check, named_models, read_models, verify_file
+from lipverify.checkers.envelope import check, named_models, read_models, verify_file
 from lipverify.checkers.reader import Model, digest_of, model_of_bytes, read_model
+from lipverify.checkers.verdict import Verdict
 from lipverify.errors import NotCovered
 
 __all__ = ["About", "Claim", "Deviation", "Expectation", "Model", "NotCovered", "Verdict", "check", "digest_of", "model_of_bytes",

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from lipverify.checkers.closed_forms import RULES, bound
-from lipverify.checkers.envelope import Verdict, check
+from lipverify.checkers.envelope import check
 from lipverify.checkers.kernel.arithmetic import need
 from lipverify.checkers.reader import (
     MAX_CERTIFICATE,
@@ -31,6 +31,7 @@ from lipverify.checkers.reader import (
     read_model,
 )
 from lipverify.checkers.tables import fields, hexadecimal, integer, text
+from lipverify.checkers.verdict import Verdict
 from lipverify.errors import NotCovered, RefutedCertificate, Undecided, UnreadableCertificate
 
 SCHEMA = "lipverify.derivation/1"

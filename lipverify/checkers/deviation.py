@@ -11,6 +11,7 @@ from lipverify.checkers.claims import (
     MOST,
     About,
     Balls,
+    Claim,
     Expectation,
     entries_of,
     norm_of,
@@ -177,6 +178,10 @@ class Deviation:
                 raise RefutedCertificate("its evidence does not prove its table of differences")
         if not all(v > 0 for v in rest):
             raise RefutedCertificate("a fact it names is a value that is not above 0")
+
+
+AnyClaim = Claim | Deviation
+"""What a certificate may claim, of one model or of two."""
 
 
 def _holds(fact: AtLeast, rows: Rows, sign: int) -> bool:

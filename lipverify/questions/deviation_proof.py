@@ -32,12 +32,12 @@ from lipverify.certificates.writing import Condition, Part, Writer
 from lipverify.checkers import Deviation, digest_of
 from lipverify.checkers.claims import Balls
 from lipverify.checkers.deviation import Box
-from lipverify.checkers.envelope import BOX
 from lipverify.checkers.evaluation import evaluate
 from lipverify.checkers.kernel.arithmetic import above, root_above
 from lipverify.checkers.kernel.elementary import Elementary
 from lipverify.checkers.kernel.language import Rows
 from lipverify.checkers.kernel.program import Affine, Program, Scalar, same
+from lipverify.checkers.regions import BOX
 from lipverify.errors import BudgetEnded, LipverifyError, NotCovered
 from lipverify.ir.certificate import Rigour
 from lipverify.ir.graph import Graph

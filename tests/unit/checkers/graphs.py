@@ -10,11 +10,11 @@ import lipverify as lv
 from lipverify.certificates import described
 from lipverify.certificates.fitting import derivatives, neurons
 from lipverify.certificates.format import region_arrays
-from lipverify.checkers.envelope import Ball, region_of
 from lipverify.checkers.evaluation import evaluate
 from lipverify.checkers.kernel import Condition, Program, Region, Rows, Subject
 from lipverify.checkers.kernel.neurons import Differences
 from lipverify.checkers.kernel.ranges import Ranges
+from lipverify.checkers.regions import Ball, region_of
 from lipverify.ir.graph import Graph
 
 

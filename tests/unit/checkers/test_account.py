@@ -12,11 +12,11 @@ import pytest
 from typer.testing import CliRunner
 
 from lipverify import checkers
-from lipverify.checkers.envelope import Ball, region_of
 from lipverify.checkers.kernel import Region, Subject, account, parse_steps, prove
 from lipverify.checkers.kernel.account import Account, spending
 from lipverify.checkers.kernel.program import Affine, Lattice
 from lipverify.checkers.reader import architecture, building, read_bytes, read_model
+from lipverify.checkers.regions import Ball, region_of
 from lipverify.cli import app
 from lipverify.errors import NotCovered, UnreadableCertificate, UsageError
 from tests.soundness.forged import Case, cases
