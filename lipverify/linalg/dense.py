@@ -311,6 +311,25 @@ def threshold_bound(a: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(proved, bound, torch.zeros_like(bound)), proved
 
 
+def quadratic_bound(matrix: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
+    """Tries to prove x'G x <= threshold |x|^2 for all x: (bounds, proved), as `threshold_bound`, of which this is one half.
+
+    Statement: where `proved`, x'G x <= bound |x|^2. G = c I - R'R - E, symmetric or not, gives x'G x <= (c + |E|) |x|^2.
+    Source, and sound when: as `threshold_bound`. matrix: [..., n, n], real.
+    """
+    n = matrix.shape[-1]
+    level = threshold.expand(matrix.shape[:-2])
+    shifted = torch.diag_embed(level[..., None].expand(*level.shape, n)) - matrix
+    factor, info = torch.linalg.cholesky_ex(shifted, upper=True)
+    residual = _hermitian_norm(shifted - factor.mT @ factor)
+    # Rounding of the differences, on the diagonal and of the residual, and of the product.
+    most = matrix.diagonal(dim1=-2, dim2=-1).abs().amax(-1) + level
+    error = most * gamma(4) + _product_error(n, False) * _length(factor).square()
+    bound = inflate(level + inflate(residual + error, 8 * gamma(1)), 8 * gamma(1))
+    proved = (info == 0) & torch.isfinite(bound)
+    return torch.where(proved, bound, torch.zeros_like(bound)), proved
+
+
 def _hermitian_norm(a: Tensor) -> Tensor:
     """Upper bound of the l2 norm that is sharp for nearly diagonal matrices."""
     # What is off the diagonal is rounding, and the diagonal is real: no root for each entry.

@@ -19,7 +19,7 @@ from lipverify.linalg.lengths import euclidean_norm
 from lipverify.linalg.rounding import gamma
 from lipverify.propagation.forms.domain import FAR
 from lipverify.propagation.forms.symbols import Facts, Form
-from lipverify.propagation.forms.tokens import Tokens, token_norms
+from lipverify.propagation.forms.tokens import Tokens, joint_norm, token_norms
 from lipverify.propagation.strips import Strip
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ def _heads(
         rest = form.slack[:, 1 + two].reshape(len(middle), -1, width)
         norms = torch.stack(
             [
-                sweep.symbols.spectral(matrix[:, :, h], steep[:, h], rest[:, h])
+                joint_norm(sweep.symbols, matrix[:, :, h], steep[:, h], rest[:, h])
                 for h in range(matrix.shape[2])
             ],
             1,
@@ -221,7 +221,8 @@ def _gates(
         if form.centre.shape[1:] != node.shape:
             return None
         flat = weight.expand(size).flatten(1)
-        total = total + sweep.symbols.spectral(
+        total = total + joint_norm(
+            sweep.symbols,
             form.matrix.flatten(2) * flat.unsqueeze(1),
             facts[place].slopes[:, two].flatten(1) * flat * FAR,
             form.slack[:, 1 + two].flatten(1) * flat * FAR,

@@ -19,6 +19,7 @@ from lipverify.propagation.forms.domain import Domain
 from lipverify.propagation.forms.nonlinear import covers
 from lipverify.propagation.forms.sweep import Refine, Sweep
 from lipverify.propagation.forms.symbols import Facts
+from lipverify.propagation.forms.tokens import joint_norm
 from lipverify.propagation.knowledge import is_affine
 from lipverify.propagation.strips import Strip
 
@@ -227,8 +228,8 @@ def _swept(
         reference = domain.sizes(flat[:, : domain.rows])[:, 1 + asked]
         if sweep.symbols.two is not None:
             two = sweep.symbols.two
-            spectral = sweep.symbols.spectral(
-                flat, facts.slopes[:, two].reshape(size), form.slack[:, 1 + two].reshape(size)
+            spectral = joint_norm(
+                sweep.symbols, flat, facts.slopes[:, two].reshape(size), form.slack[:, 1 + two].reshape(size)
             )
     names = {node.name for node in original.nodes}
     return FormBounds(

@@ -24,6 +24,7 @@ from lipverify.propagation.forms.domain import FAR
 from lipverify.propagation.forms.normalised import normalised
 from lipverify.propagation.forms.softmax import softmax
 from lipverify.propagation.forms.symbols import Form
+from lipverify.propagation.forms.tokens import joint_norm
 from lipverify.propagation.knowledge import is_affine
 from lipverify.rules import interval, relax, slopes
 
@@ -121,7 +122,8 @@ def _whole(sweep: Sweep, form: Form, slopes: Tensor, far: Tensor, error: Tensor)
     assert form.matrix is not None
     weight = far.flatten(1)
     value = euclidean_norm(error.flatten(1), dim=1) * (FAR + 4.0 * gamma(error[0].numel() + 16))
-    slope = sweep.symbols.spectral(
+    slope = joint_norm(
+        sweep.symbols,
         form.matrix.flatten(2) * weight.unsqueeze(1),
         slopes[:, two].flatten(1) * weight * FAR,
         form.slack[:, 1 + two].flatten(1) * weight * FAR,

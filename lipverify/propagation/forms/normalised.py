@@ -32,7 +32,7 @@ from lipverify.linalg.rounding import gamma
 from lipverify.ops.enclosure import Enclosure
 from lipverify.propagation.forms.domain import FAR
 from lipverify.propagation.forms.symbols import Facts, Form, checked
-from lipverify.propagation.forms.tokens import Tokens, token_norms
+from lipverify.propagation.forms.tokens import Tokens, joint_norm, token_norms
 from lipverify.propagation.strips import Strip
 
 if TYPE_CHECKING:
@@ -430,7 +430,8 @@ def _whole(
         return None
     assert z.matrix is not None
     weight = steep.masked_fill(lost, 0.0).unsqueeze(-1).expand(z.centre.shape).flatten(1)
-    found = sweep.symbols.spectral(
+    found = joint_norm(
+        sweep.symbols,
         z.matrix.flatten(2) * weight.unsqueeze(1),
         facts.slopes[:, two].flatten(1) * weight * FAR,
         z.slack[:, 1 + two].flatten(1) * weight * FAR,

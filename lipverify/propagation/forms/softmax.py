@@ -29,7 +29,7 @@ from lipverify.linalg.rounding import gamma
 from lipverify.ops import MaskedSoftmax, Sigmoid, Softmax
 from lipverify.propagation.forms.domain import FAR
 from lipverify.propagation.forms.symbols import Facts, Form, largest
-from lipverify.propagation.forms.tokens import token_norms
+from lipverify.propagation.forms.tokens import joint_norm, token_norms
 from lipverify.propagation.strips import Strip
 from lipverify.rules import relax
 
@@ -433,7 +433,8 @@ def _norms(
         return None, groups
     rest = groups[:, 1 + two].masked_fill(~lost, 0.0)
     weight = spread.masked_fill(lost, 0.0).unsqueeze(-1).expand(errors[:, 0].shape).flatten(1)
-    slope = sweep.symbols.spectral(
+    slope = joint_norm(
+        sweep.symbols,
         centred.matrix.flatten(2) * weight.unsqueeze(1),
         far[:, 1 + two].flatten(1) * weight * FAR,
         centred.slack[:, 1 + two].flatten(1) * weight * FAR,

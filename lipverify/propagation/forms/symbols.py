@@ -262,34 +262,6 @@ class Symbols:
             for m in matrices
         ]
 
-    # -- norms of several entries together
-
-    def spectral(self, matrix: Tensor, slopes: Tensor, slack: Tensor) -> Tensor:
-        """Bounds of |dz/dx| from l2 to l2 for all entries together: [count]. l2 only.
-
-        Args:
-            matrix: [count or 1, rows, entries]; slopes, slack [count, entries]: of single gradients in l2.
-        """
-        length = FAR + 4.0 * gamma(matrix.shape[2] + 16)
-        crude: Tensor = euclidean_norm(slopes, dim=1) * length
-        used = (slopes > 0).any(0).nonzero().flatten()
-        if len(used) == 0:
-            return crude
-        matrix, rows = matrix[:, :, used], self.domain.rows
-        first = self.domain.lifted(matrix[:, :rows])
-        total = largest(first).expand(self.domain.count) * self.domain.stretch
-        if self.domain.front is not None:
-            rough = torch.einsum("r,brc->bc", self.domain.front.columns, matrix[:, :rows].abs())
-            total = total + 2.0 * gamma(rows + 8) * euclidean_norm(rough, dim=1)
-        for block in self.blocks:
-            if rows + block.start >= matrix.shape[1]:
-                break
-            if block.whole is None:
-                return crude
-            total = total + largest(matrix[:, rows + block.start : rows + block.end]) * block.whole[:, 1]
-        total = (total + euclidean_norm(slack, dim=1) * length) * FAR
-        return torch.minimum(crude, total)
-
 
 def by_group(part: Tensor, place: Tensor, count: int) -> Tensor:
     """l2 norms of the rows of each group: [count, symbols, ...] -> [count, groups, ...]; sums where squares underflow."""

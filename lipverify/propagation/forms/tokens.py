@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lipverify.ir.norm import Norm
+from lipverify.linalg.dense import quadratic_bound
 from lipverify.linalg.lengths import euclidean_norm
 from lipverify.linalg.rounding import gamma
 from lipverify.propagation.forms.domain import FAR
@@ -24,6 +25,10 @@ from lipverify.propagation.forms.symbols import GRAM_STEPS, Block, Form, Symbols
 
 _TINY = 1e-150
 """Weights are at least this: parts that are smaller count as much."""
+_SMALL = 2e-4
+"""Blocks of symbols below this share of what came before are measured roughly."""
+_FACTORED = 128
+"""Gram matrices of at least this side are bounded by a factorisation."""
 _LOST = 1e-290
 """Above what underflows in a Gram matrix and when rows are scaled."""
 
@@ -105,7 +110,82 @@ def _tall(matrix: Tensor) -> Tensor:
     gram = matrix.mT @ matrix
     trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)
     error = 4.0 * gamma(matrix.shape[-2] + matrix.shape[-1] + 16) * trace + _LOST
-    return ((largest(gram, GRAM_STEPS - 1) + error) * FAR).sqrt() * FAR
+    return ((_largest_eigenvalue(gram) + error) * FAR).sqrt() * FAR
+
+
+def _largest_eigenvalue(gram: Tensor) -> Tensor:
+    """Upper bounds of the quadratic forms of matrices that are symmetric but for rounding: [..., n, n] -> [...].
+
+    Of large ones a threshold above an estimate is proved, by one factorisation.
+    """
+    n = gram.shape[-1]
+    if n < _FACTORED or not bool(gram.isfinite().all()):
+        return largest(gram, GRAM_STEPS - 1)
+    estimate = _estimate(gram)
+    bound, proved = quadratic_bound(gram, estimate * 1.01)
+    proved &= (estimate > 1e-100) & (estimate < 1e100)
+    return bound if bool(proved.all()) else torch.where(proved, bound, largest(gram, GRAM_STEPS - 1))
+
+
+def joint_norm(symbols: Symbols, matrix: Tensor, slopes: Tensor, slack: Tensor) -> Tensor:
+    """Bounds of |dz/dx| from l2 to l2 for all entries together: [count]. l2 only.
+
+    Jointly, as one token; the weights are estimates of the spectral norms of blocks.
+
+    Args:
+        matrix: [count or 1, rows, entries]; slopes, slack [count, entries]: of single gradients in l2.
+    """
+    assert symbols.two is not None
+    domain, place = symbols.domain, 1 + symbols.two
+    length = FAR + 4.0 * gamma(matrix.shape[2] + 16)
+    crude: Tensor = euclidean_norm(slopes, dim=1) * length
+    used = (slopes > 0).any(0).nonzero().flatten()
+    if len(used) == 0 or not bool(matrix.isfinite().all()):
+        return crude
+    matrix, rows = matrix[:, :, used], domain.rows
+    first = domain.lifted(matrix[:, :rows])
+    own = _estimate(first).expand(domain.count)
+    extra = torch.zeros_like(crude)
+    if domain.front is not None:
+        rough = torch.einsum("r,brc->bc", domain.front.columns, matrix[:, :rows].abs())
+        extra = extra + 2.0 * gamma(rows + 8) * euclidean_norm(rough, dim=1)
+    found, weights, parts = [first], [], []
+    reach = (own * domain.stretch).clamp_min(_TINY)
+    parts.append((domain.stretch / reach.sqrt())[:, None].expand(-1, first.shape[1]))
+    weights.append(reach)
+    for block in symbols.blocks:
+        if rows + block.start >= matrix.shape[1]:
+            break
+        part = matrix[:, rows + block.start : rows + block.end]
+        sizes = euclidean_norm(part, dim=2)
+        joint = _block(symbols, block, part, sizes.unsqueeze(2), _estimate(part).unsqueeze(1), place)
+        # A block that hardly counts is added by itself.
+        weight = joint.weight[:, 0]
+        alone = (symbols.errors[:, place, block.start : block.end] * sizes).sum(1) * FAR
+        if block.whole is not None:
+            alone = torch.minimum(alone, euclidean_norm(sizes, dim=1) * block.whole[:, 1] * FAR)
+        if bool((alone < _SMALL * sum(weights)).all()):
+            extra = extra + alone
+            continue
+        found.append(part)
+        parts.append(joint.scale[:, :, 0])
+        weights.append(weight)
+    scaled = torch.cat(found, 1) * torch.cat(parts, 1).unsqueeze(2)
+    total = _tall(scaled) * torch.stack(weights).sum(0).sqrt()
+    wide = FAR + 4.0 * gamma(matrix.shape[1] * matrix.shape[2] + 16)
+    total = (total + extra + euclidean_norm(slack, dim=1) * length) * wide
+    return torch.minimum(crude, total.nan_to_num(nan=torch.inf, posinf=torch.inf))
+
+
+def _estimate(matrix: Tensor, steps: int = 5) -> Tensor:
+    """About the spectral norms [..., rows, columns] -> [...], by a few power iterations: no bound."""
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(matrix.shape[-1], 1, dtype=torch.float64, generator=generator).to(matrix)
+    vector = start.expand(*matrix.shape[:-2], -1, 1)
+    for _ in range(steps):
+        vector = matrix.mT @ (matrix @ vector)
+        vector = vector / vector.norm(dim=-2, keepdim=True).clamp_min(_TINY)
+    return (matrix @ vector).norm(dim=(-2, -1))
 
 
 def _first_rows(symbols: Symbols, lifted: Tensor, kind: Norm) -> Tensor:
