@@ -21,7 +21,7 @@ from lipverify.linalg.dense import quadratic_bound
 from lipverify.linalg.lengths import euclidean_norm
 from lipverify.linalg.rounding import gamma
 from lipverify.propagation.forms.domain import FAR
-from lipverify.propagation.forms.symbols import GRAM_STEPS, Block, Form, Symbols, by_group, largest
+from lipverify.propagation.forms.symbols import GRAM_STEPS, Block, Form, Symbols, largest
 
 _TINY = 1e-150
 """Weights are at least this: parts that are smaller count as much."""
@@ -75,8 +75,8 @@ def token_norms(symbols: Symbols, form: Form, slopes: Tensor, axis: int) -> Toke
             break
         part = later[:, block.start : block.end]
         known = symbols.two is not None and block.whole is not None
-        spectral = _tall(part.movedim(3, 1)) if known else None
-        blocks.append((block, part, euclidean_norm(part, dim=2), spectral))
+        about = _about(part.movedim(3, 1)) if known else None
+        blocks.append((block, part, euclidean_norm(part, dim=2), about))
     slack = loose.flatten(2)
     wide = FAR + 4.0 * gamma(matrix.shape[1] * width + 16)
     tokens = torch.cat([lifted, later], 1).movedim(3, 1)
@@ -94,8 +94,6 @@ def token_norms(symbols: Symbols, form: Form, slopes: Tensor, axis: int) -> Toke
         total = _tall(tokens * scale) * weight.sqrt()
         if kind is Norm.LINF:
             total = total + start
-        if place > 0:
-            total = torch.minimum(total, start + _separate(symbols, blocks, place, start))
         found.append((total + more + slack[:, place]) * wide)
     together = torch.stack(found, 1).nan_to_num(nan=torch.inf, posinf=torch.inf)
     together = together.reshape(*together.shape[:2], *rest)
@@ -185,7 +183,13 @@ def _estimate(matrix: Tensor, steps: int = 5) -> Tensor:
     for _ in range(steps):
         vector = matrix.mT @ (matrix @ vector)
         vector = vector / vector.norm(dim=-2, keepdim=True).clamp_min(_TINY)
-    return (matrix @ vector).norm(dim=(-2, -1))
+    found: Tensor = (matrix @ vector).norm(dim=(-2, -1))
+    return found
+
+
+def _about(matrix: Tensor) -> Tensor:
+    """As `_estimate`, of matrices with many more rows than columns."""
+    return _estimate(matrix.mT @ matrix).sqrt()
 
 
 def _first_rows(symbols: Symbols, lifted: Tensor, kind: Norm) -> Tensor:
@@ -232,7 +236,7 @@ def _singly(size: Tensor, length: Tensor) -> _Part:
 
 
 def _block(
-    symbols: Symbols, block: Block, part: Tensor, length: Tensor, spectral: Tensor | None, place: int
+    symbols: Symbols, block: Block, part: Tensor, length: Tensor, about: Tensor | None, place: int
 ) -> _Part:
     """The symbols of one block, as singles, groups or all together, whichever weighs least, token by token."""
     best = _singly(symbols.errors[:, place, block.start : block.end], length)
@@ -244,9 +248,9 @@ def _block(
         joint = (none.index_add(1, of, length.square()) + 1e-280).sqrt() * FAR
         weight = (bounds.unsqueeze(2) * joint).clamp_min(_TINY)
         others.append(_Part((bounds.unsqueeze(2) / weight.sqrt())[:, of], weight.sum(1)))
-    if spectral is not None and block.whole is not None and place in (0, 1 + (symbols.two or 0)):
+    if about is not None and block.whole is not None and place in (0, 1 + (symbols.two or 0)):
         whole = block.whole[:, min(place, 1)].unsqueeze(1)
-        weight = (whole * spectral).clamp_min(_TINY)
+        weight = (whole * about).clamp_min(_TINY)
         others.append(_Part((whole / weight.sqrt()).unsqueeze(1).expand(best.scale.shape), weight))
     for other in others:
         better = other.weight < best.weight
@@ -255,22 +259,3 @@ def _block(
             torch.where(better, other.weight, best.weight),
         )
     return best
-
-
-def _separate(
-    symbols: Symbols, blocks: list[tuple[Block, Tensor, Tensor, Tensor | None]], place: int, like: Tensor
-) -> Tensor:
-    """Sums over blocks of |sum_k B_k tau_k| entry by entry, or of sigma(B) times the norm of the whole block: [count, tokens]."""
-    total = torch.zeros_like(like)
-    for block, part, _, spectral in blocks:
-        errors = symbols.errors[:, place, block.start : block.end]
-        entries = torch.einsum("bk,bkwt->bwt", errors, part.abs())
-        if block.groups is not None:
-            bounds = block.groups.bounds[:, place]
-            length = by_group(part, block.groups.place, bounds.shape[1])
-            entries = torch.minimum(entries, torch.einsum("bg,bgwt->bwt", bounds, length))
-        found = euclidean_norm(entries, dim=1)
-        if spectral is not None and block.whole is not None and place == 1 + (symbols.two or 0):
-            found = torch.minimum(found, spectral * block.whole[:, 1:])
-        total = total + found
-    return total
