@@ -13,6 +13,7 @@ from lipverify.linalg.dense import (
     interpolation_bound,
     operator_norm,
     operator_norm_upper,
+    quadratic_bound,
     threshold_bound,
 )
 
@@ -181,3 +182,18 @@ def test_device_of_the_input_is_kept():
     assert found.is_cuda
     assert bool((found.cpu() >= singular(a) * (1 - REFERENCE)).all())
     assert bool((found.cpu() <= singular(a) * (1 + 1e-10)).all())
+
+
+def test_a_threshold_of_a_quadratic_form_is_proved_above_its_largest_value_only() -> None:
+    generator = torch.Generator().manual_seed(3)
+    a = torch.randn(3, 40, 12, generator=generator, dtype=torch.float64)
+    gram = a.mT @ a
+    top = torch.linalg.eigvalsh(gram)[..., -1]
+    bound, proved = quadratic_bound(gram, top * (1 + 1e-9))
+    assert bool(proved.all()) and bool((bound >= top).all()) and bool((bound <= top * (1 + 2e-9)).all())
+    # What is not symmetric counts by its symmetric half.
+    turn = torch.randn(12, 12, generator=generator, dtype=torch.float64)
+    bound, proved = quadratic_bound(gram + 1e-3 * (turn - turn.mT), top * (1 + 1e-9))
+    assert bool((bound[proved] >= top[proved] * (1 + 1e-9)).all())
+    below, claimed = quadratic_bound(gram, top * (1 - 1e-6))
+    assert not bool(claimed.any()) or bool((below >= top).all())
