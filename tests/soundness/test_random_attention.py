@@ -23,7 +23,7 @@ def test_bounds_hold(block: int) -> None:
     found = attend(range(block * COUNT // BLOCKS, (block + 1) * COUNT // BLOCKS))
     assert found.wrong == []
     assert found.errors == []
-    assert found.answers.total() >= COUNT // BLOCKS
+    assert 2 * found.answers.total() >= COUNT // BLOCKS  # others are refused, with their reason
     assert found.compared.total() > 20 * COUNT // BLOCKS
 
 
