@@ -39,7 +39,7 @@ A_CALL, A_MULTIPLICATION, A_VALUE = 3e-5, 0.05e-9, 2e-9
 """What a call of an operator, a multiplication and a value cost on one core, in seconds; within a factor of three."""
 PATIENCE = 12.0
 """A slower or busy machine may take this many times longer before its clock ends a search that has no deadline."""
-GAIN, STILL, SHARE, VAIN = 1e-3, 12, 0.4, 4
+GAIN, STILL, SHARE, VAIN = 1e-3, 20, 0.4, 4
 """A climb ends when this many of its rounds, and this share of them, have gained less than GAIN relatively; the search when so
 many climbs in a row were no higher."""
 

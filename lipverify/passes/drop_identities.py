@@ -22,6 +22,8 @@ def drop_identities(graph: Graph) -> Graph:
         below = graph[node.inputs[0]]
         if _is_identity(node, below):
             found[node.name] = below.name
+        elif (whole := _put_together(node, graph)) is not None:
+            found[node.name] = whole
         elif (merged := _merged(node, below, graph)) is not None:
             draft = Draft(graph, node)
             found[node.name] = draft.finish(draft.add(*merged))
@@ -53,6 +55,21 @@ def _is_identity(node: Node, below: Node) -> bool:
         case ops.ReLU():
             return isinstance(below.op, ops.ReLU)
     return False
+
+
+def _put_together(node: Node, graph: Graph) -> str | None:
+    """The tensor whose slices a concatenation puts together again, all of it in order; None: it is another concatenation."""
+    parts = [graph[name] for name in node.inputs]
+    if not isinstance(node.op, ops.Concat) or not all(isinstance(part.op, ops.Slice) for part in parts):
+        return None
+    source = graph[parts[0].inputs[0]]
+    axis, places = node.op.axis, list[int]()
+    for part in parts:
+        op = part.op
+        if not isinstance(op, ops.Slice) or op.axis != axis or part.inputs != (source.name,):
+            return None
+        places += range(op.start, op.stop, op.step)
+    return source.name if places == list(range(source.shape[axis])) else None
 
 
 def _every(values: Tensor | None, number: float) -> bool:

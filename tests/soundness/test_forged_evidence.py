@@ -101,6 +101,7 @@ BACKED = {
     "two gains of one step": "each of them is proved by itself, and the last one is taken",
     "a chain of other steps than affine ones": "ends in an error: other steps have no matrix",
     "another step than an implicit layer": "ends in an error: other steps have no recurrent matrix",
+    "a step that another one does not stand for": "a program decides it, evidence does not; test_elementary has the programs",
     "a gain that is not used": "what is proved does not matter less",
     "exact checking covers no ranges": "the proof holds in floating point all the same",
     "exact checking covers chains whose matrices are stored as they are": "as above",

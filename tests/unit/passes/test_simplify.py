@@ -250,3 +250,18 @@ def test_check_compares_samples_that_are_single_numbers(large: bool, monkeypatch
     assert check_agreement(before, before, "good_pass") == 0.0
     with pytest.raises(InternalError, match="bad_pass changed Sin"):
         check_agreement(before, replace(before, nodes=tuple(nodes)), "bad_pass")
+
+
+@pytest.mark.parametrize(
+    ("cuts", "left"),
+    [(((0, 2), (2, 6)), 0), (((2, 6), (0, 2)), 1), (((0, 2), (3, 6)), 1), (((0, 3), (2, 6)), 1)],
+)
+def test_slices_put_together_again_are_the_tensor(cuts: tuple[tuple[int, int], ...], left: int) -> None:
+    """All of it, in its order; anything else stays a concatenation."""
+    nodes = [Node("x", Input(), (), (6,))]
+    nodes += [Node(f"s{k}", ops.Slice(0, *cut), ("x",), (cut[1] - cut[0],)) for k, cut in enumerate(cuts)]
+    size = sum(b - a for a, b in cuts)
+    nodes.append(Node("y", ops.Concat(0), tuple(f"s{k}" for k in range(len(cuts))), (size,)))
+    nodes.append(Node("z", ops.Abs(), ("y",), (size,)))
+    found = simplify(Graph(tuple(nodes), ("z",)))
+    assert found.operators().get("Concat", 0) == left
