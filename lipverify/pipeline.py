@@ -5,7 +5,6 @@ The public verbs are short compositions of them; arguments and results are those
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -34,6 +33,7 @@ from lipverify.ir.certificate import Witness
 from lipverify.ir.graph import Graph
 from lipverify.ir.norm import Norm
 from lipverify.ir.region import Ball, Everywhere, Query, Region, misfit
+from lipverify.ir.shown import above, at_most
 from lipverify.ops import Linear, Reshape
 from lipverify.passes import simplify
 from lipverify.propagation.magnitudes import refuse_lost_products
@@ -172,15 +172,9 @@ def _described(path: Path, arch: str, input_shape: Sequence[int] | None) -> Grap
     if found.embed is not None:
         most = largest_row(found.embed)
         notes += (
-            f"rows of embed have a root mean square of at most {most:.6g}: --within {_up(most)} covers them",
+            f"rows of embed have a root mean square of {at_most(most)}: --within {above(most)} covers them",
         )
     return _with_origin(graph, format="state dict", path=str(path), sha256=weights.sha256, notes=notes)
-
-
-def _up(value: float) -> str:
-    """Six digits, rounded up."""
-    step = 10.0 ** (math.floor(math.log10(value)) - 5) if value > 0 else 1.0
-    return f"{math.ceil(value / step) * step:.6g}"
 
 
 def _dtype(module: Module) -> torch.dtype:

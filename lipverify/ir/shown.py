@@ -23,7 +23,12 @@ def sizes(shape: Sequence[int]) -> str:
 
 def at_most(value: float | Tensor | None) -> str:
     """`at most 9.73`: six digits, rounded up; of several bounds the smallest and the largest."""
-    return f"at most {_digits(value, ROUND_CEILING)}"
+    return f"at most {above(value)}"
+
+
+def above(value: float | Tensor | None) -> str:
+    """`9.73`: the number of `at_most`."""
+    return _digits(value, ROUND_CEILING)
 
 
 def at_least(value: float | Tensor | None) -> str:

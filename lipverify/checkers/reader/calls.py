@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from lipverify.checkers.reader.refusals import need, shown
 from lipverify.errors import NotCovered
 
 MAX_OPERANDS, _CALL = 10_000, 64
+Mark = TypeVar("Mark", bound=Missing)
 
 
 class Call:
@@ -55,6 +56,14 @@ class Call:
         self._known = max(self._known, place + 1)
         if place < len(self.operands):
             self._taken[place] = True
+
+    def marked(self, place: int, kind: type[Mark]) -> Mark | None:
+        """An operand that is `kind`, for operators that know what to do with it, taken; None: it is something else."""
+        found = self.operands[place] if place < len(self.operands) else None
+        if not isinstance(found, kind):
+            return None
+        self.take(place)
+        return found
 
     def any(self, place: int) -> Value | Stored:
         found = self.operand(place)

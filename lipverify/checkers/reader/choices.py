@@ -22,15 +22,6 @@ class Sign(Missing):
     above: bool
 
 
-def sign(c: Call, place: int) -> Sign | None:
-    """An operand that is the sign of a computed tensor, taken; None: it is something else."""
-    found = c.operands[place] if place < len(c.operands) else None
-    if not isinstance(found, Sign):
-        return None
-    c.take(place)
-    return found
-
-
 def compared(c: Call) -> Sign | None:
     """x > 0, 0 < x and the like, of a computed tensor and stored zeros; None: nothing is computed."""
     left, right = c.any(0), c.any(1)

@@ -18,7 +18,7 @@ from lipverify.checkers.kernel.curves import curve
 from lipverify.checkers.kernel.program import MOST_ROUNDINGS, Array, Implicit, Scalar
 from lipverify.checkers.reader.building import FLOATS, Builder, Operand, Stored, size_of, stored, weights
 from lipverify.checkers.reader.calls import Call
-from lipverify.checkers.reader.choices import compared, sign
+from lipverify.checkers.reader.choices import Sign, compared
 from lipverify.checkers.reader.refusals import need
 
 _LARGEST, _SLOW = 4096, 64
@@ -183,7 +183,7 @@ def _no_number(p: Builder, c: Call) -> list[Operand]:
 
 
 def _negated(p: Builder, c: Call) -> list[Operand]:
-    by = sign(c, 0)
+    by = c.marked(0, Sign)
     if by is not None:
         return [replace(by, above=not by.above)]
     x = c.stored(0)

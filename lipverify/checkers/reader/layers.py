@@ -19,14 +19,14 @@ from lipverify.checkers.reader.building import (
     Value,
 )
 from lipverify.checkers.reader.calls import Call
-from lipverify.checkers.reader.masks import kept_softmax, lines_of, masked
+from lipverify.checkers.reader.masks import Masked, kept_softmax, lines_of
 from lipverify.checkers.reader.moves import Results, Run, axis_of
 from lipverify.checkers.reader.refusals import need
 
 
 def _softmax(p: Builder, c: Call) -> Results:
     """Along an axis; before operator set 13 over all axes from one on."""
-    scores = masked(c, 0)
+    scores = c.marked(0, Masked)
     x = c.value(p, 0) if scores is None else scores.value
     old = c.version < 13 and not c.words
     axis = axis_of(c.integer("axis", 1 if old else -1), x.places.ndim)

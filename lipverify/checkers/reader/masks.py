@@ -10,7 +10,7 @@ import numpy as np
 
 from lipverify.checkers.kernel.program import Array, Softmax, View
 from lipverify.checkers.reader.building import Builder, Missing, Operand, Stored, Value, size_of, weights
-from lipverify.checkers.reader.calls import Call, same_kind
+from lipverify.checkers.reader.calls import same_kind
 from lipverify.checkers.reader.refusals import need
 
 _READ = "infinities ahead of anything but a softmax are not covered by the checker"
@@ -22,15 +22,6 @@ class Masked(Missing):
 
     value: Value
     kept: Array
-
-
-def masked(c: Call, place: int) -> Masked | None:
-    """An operand that is masked, taken; None: it is something else."""
-    found = c.operands[place] if place < len(c.operands) else None
-    if not isinstance(found, Masked):
-        return None
-    c.take(place)
-    return found
 
 
 def lost(x: Operand) -> bool:

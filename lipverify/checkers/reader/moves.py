@@ -24,7 +24,7 @@ from lipverify.checkers.reader.building import (
     stored,
 )
 from lipverify.checkers.reader.calls import Call, same_kind
-from lipverify.checkers.reader.choices import selected, sign
+from lipverify.checkers.reader.choices import Sign, selected
 from lipverify.checkers.reader.masks import chosen, lost
 from lipverify.checkers.reader.refusals import need
 
@@ -230,7 +230,7 @@ def concat(p: Builder, c: Call) -> Results:
 
 def where(p: Builder, c: Call) -> Results:
     """One of two tensors, by a stored condition or by a sign."""
-    by = sign(c, 0)
+    by = c.marked(0, Sign)
     if by is not None:
         return [selected(p, by, c.any(1), c.any(2))]
     condition, a, b = c.stored(0), c.any(1), c.any(2)
@@ -376,7 +376,7 @@ def dropout(p: Builder, c: Call) -> Results:
 
 def cast(p: Builder, c: Call) -> Results:
     """To a type that holds every number of the first exactly. A sign becomes 1 and 0."""
-    by = sign(c, 0)
+    by = c.marked(0, Sign)
     x = by.x if by is not None else c.any(0)
     target = c.integer("to", None) if c.op == "Cast" else 0
     if c.version >= 19:

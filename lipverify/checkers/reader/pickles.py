@@ -19,11 +19,12 @@ _KINDS: dict[str, Any] = {
     "ShortStorage": "<i2", "CharStorage": "i1", "ByteStorage": "u1", "BoolStorage": "?", "BFloat16Storage": ("V", 2),
 }  # fmt: skip
 _REBUILT = (("torch._utils", "_rebuild_tensor_v2"), ("torch._utils", "_rebuild_tensor"))
-_WORDS = (
+_OPCODES = (
     "PROTO FRAME GLOBAL STACK_GLOBAL BINPUT LONG_BINPUT MEMOIZE BINGET LONG_BINGET EMPTY_DICT EMPTY_LIST EMPTY_TUPLE EMPTY_SET "
     "MARK TUPLE TUPLE1 TUPLE2 TUPLE3 REDUCE BUILD NEWOBJ SETITEM SETITEMS APPEND APPENDS BINUNICODE SHORT_BINUNICODE BINUNICODE8 "
     "BININT BININT1 BININT2 LONG1 LONG4 BINFLOAT BINBYTES SHORT_BINBYTES NONE NEWTRUE NEWFALSE BINPERSID STOP"
 )
+_WORDS = frozenset(_OPCODES.split())
 """Opcodes that writers of archives use."""
 _MOST, _LOOK, _AXES, _TIMES = 1 << 21, 1 << 12, 12, 8
 _MARK, _OTHER = object(), object()
@@ -80,7 +81,7 @@ class _Walk:
 
     def step(self, opcode: pickletools.OpcodeInfo, argument: Any) -> None:
         name, stack = opcode.name, self.stack
-        need(name in _WORDS.split(), f"a pickle with {name}")
+        need(name in _WORDS, f"a pickle with {name}")
         if name in ("BINPUT", "LONG_BINPUT", "MEMOIZE"):
             self.memo[len(self.memo) if name == "MEMOIZE" else argument] = stack[-1]
         elif name in ("BINGET", "LONG_BINGET"):

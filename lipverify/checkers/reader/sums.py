@@ -23,7 +23,7 @@ from lipverify.checkers.reader.building import (
     weights,
 )
 from lipverify.checkers.reader.calls import Call, same_kind
-from lipverify.checkers.reader.choices import gated, sign
+from lipverify.checkers.reader.choices import Sign, gated
 from lipverify.checkers.reader.folding import fold, fold_integers
 from lipverify.checkers.reader.masks import added, lost
 from lipverify.checkers.reader.moves import Results, Run, array_of
@@ -34,7 +34,7 @@ from lipverify.checkers.reader.refusals import need
 def _arithmetic(p: Builder, c: Call) -> Results:
     """Add, Sub, Mul, Div of two operands, Sum and Mean of several; and a product with a sign, read as 1 or 0."""
     for place in (0, 1) if c.op == "Mul" else ():
-        by = sign(c, place)
+        by = c.marked(place, Sign)
         if by is not None:
             return [gated(p, by, c.any(1 - place))]
     operands = c.all()

@@ -55,14 +55,15 @@ def compared(x: Any, other: Any, positive: bool) -> Condition | None:
         x, other, positive = other, x, not positive
     if not isinstance(x, Value) or not isinstance(other, (Tensor, int, float)):
         return None
-    zeros = torch.as_tensor(other)
-    return Condition(x, positive) if _joins(zeros, x) and bool((zeros == 0).all()) else None
+    return Condition(x, positive) if _is_zero(other, x) else None
 
 
-def _joins(stored: Tensor, x: Value) -> bool:
-    """Whether a stored tensor broadcasts to the shape of x without making it larger."""
+def _is_zero(number: Any, x: Value) -> bool:
+    """Whether a stored tensor or number is 0, and broadcasts to the shape of x without making it larger."""
+    stored = torch.as_tensor(number)
     shape = x.source_shape[len(x.source_shape) - stored.ndim :] if stored.ndim <= x.rank else None
-    return shape is not None and all(own in (1, size) for own, size in zip(stored.shape, shape, strict=True))
+    joins = shape is not None and all(own in (1, size) for own, size in zip(stored.shape, shape, strict=True))
+    return joins and bool((stored == 0).all())
 
 
 def chosen(b: Builder, condition: Condition, on: Any, off: Any) -> Value:
@@ -86,9 +87,7 @@ def chosen(b: Builder, condition: Condition, on: Any, off: Any) -> Value:
         if slope is not None and not bool(slope.any()):
             return b.elementwise(ops.Clip(-math.inf, 0.0), below)
     if isinstance(on, Value) and isinstance(off, Value):
-        half = _mirrored_half(b, condition, on, off) or _mirrored_half(
-            b, Condition(condition.value, not condition.positive), off, on
-        )
+        half = _mirrored_half(b, condition, on, off) or _mirrored_half(b, condition.opposite(), off, on)
         if half is not None:
             return half
     raise b.refuse(
@@ -101,10 +100,7 @@ def chosen(b: Builder, condition: Condition, on: Any, off: Any) -> Value:
 def _multiple(b: Builder, x: Value, branch: Any) -> Tensor | None:
     """c where the branch is c x with stored c; None otherwise."""
     if not isinstance(branch, Value):
-        zeros = torch.as_tensor(branch)
-        return (
-            torch.zeros((), dtype=b.stored_dtype) if _joins(zeros, x) and bool((zeros == 0).all()) else None
-        )
+        return torch.zeros((), dtype=b.stored_dtype) if _is_zero(branch, x) else None
     node = b.node(branch.name)
     same = node.inputs == (x.name,) and branch.batch == x.batch
     if same and isinstance(node.op, ops.Scale) and node.op.shift is None:

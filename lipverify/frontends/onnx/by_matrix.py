@@ -74,9 +74,9 @@ def lowered(call: Call, node: Any) -> Value:
         raise call.refuse(
             f"is linear, and its matrix {offset.size} x {size} is too large", "use a smaller input"
         )
-    matrix = _linear_part(
-        call, _evaluator(call, node, place, x.source_shape, _ADDED.get((call.op, place))), size
-    )
+    added = _ADDED.get((call.op, place))
+    alone = run if added is None else _evaluator(call, node, place, x.source_shape, added)
+    matrix = _linear_part(call, alone, size)
     flat = b.view(x, (size,), None)
     # In the type of the model, as all that is computed from stored numbers alone.
     weight = torch.from_numpy(matrix).to(b.dtype)

@@ -48,7 +48,7 @@ class Call:
         Raises:
             UnsupportedModel: it is a comparison of computed numbers.
         """
-        found = self.inputs[position] if position < len(self.inputs) else None
+        found = self._at(position)
         if isinstance(found, (Condition, Gated)):
             raise self.refuse(found.reason, ADVICE)
         return found
@@ -59,8 +59,11 @@ class Call:
 
     def comparison(self, position: int) -> Condition | Gated | None:
         """An input that is a comparison of computed numbers, or None."""
-        found = self.inputs[position] if position < len(self.inputs) else None
+        found = self._at(position)
         return found if isinstance(found, (Condition, Gated)) else None
+
+    def _at(self, position: int) -> Named | None:
+        return self.inputs[position] if position < len(self.inputs) else None
 
     def operand(self, position: int) -> Operand:
         """An input that takes part in real arithmetic: a computed value or a stored tensor of finite numbers."""

@@ -90,8 +90,6 @@ class Walk:
         used = tuple(name in read for name in node.output)
         version = self.versions.get(domain, 0)
         call = Call(self.build, node.op_type, version, inputs, used, attributes, tuple(node.input))
-        if any(isinstance(x, Choice) for x in inputs) and (domain or node.op_type not in _TAKE_CHOICES):
-            raise call.refuse(COMPARES, ADVICE)
         self._refuse_wrapping(call, domain, node)
         results = self._results(call, domain, node, schema, scope)
         if schema is not None:
@@ -115,14 +113,16 @@ class Walk:
     def _results(
         self, call: Call, domain: str, node: Any, schema: Any, scope: Scope
     ) -> Sequence[Named | None]:
+        if any(isinstance(x, Choice) for x in call.inputs):
+            if domain or node.op_type not in _TAKE_CHOICES:
+                raise call.refuse(COMPARES, ADVICE)
+            translate = lower.find(node.domain, node.op_type)
+            assert translate is not None
+            return [translate(call)]
         if not domain and node.op_type in control_flow.OPERATORS:
             return control_flow.OPERATORS[node.op_type](self, call, scope, node)
         if not domain and node.op_type == "Constant":
             return [constant(call)]
-        if any(isinstance(x, Choice) for x in call.inputs):
-            translate = lower.find(node.domain, node.op_type)
-            assert translate is not None
-            return [translate(call)]
         first = call.raw(0)
         if not domain and node.op_type in ("Shape", "Size") and isinstance(first, (Value, Masked)):
             return [(shape_of if node.op_type == "Shape" else size_of)(call, first.source_shape)]

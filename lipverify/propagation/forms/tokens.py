@@ -21,7 +21,7 @@ from lipverify.linalg.dense import quadratic_bound
 from lipverify.linalg.lengths import euclidean_norm
 from lipverify.linalg.rounding import gamma
 from lipverify.propagation.forms.domain import FAR
-from lipverify.propagation.forms.symbols import GRAM_STEPS, Block, Form, Symbols, largest
+from lipverify.propagation.forms.symbols import GRAM_STEPS, Block, Form, Symbols, by_group, largest
 
 _TINY = 1e-150
 """Weights are at least this: parts that are smaller count as much."""
@@ -243,9 +243,7 @@ def _block(
     others = []
     if block.groups is not None:
         bounds, of = block.groups.bounds[:, place], block.groups.place
-        none = length.new_zeros(len(length), bounds.shape[1], length.shape[2])
-        # Sums of squares that underflow: their roots are above what is lost by then.
-        joint = (none.index_add(1, of, length.square()) + 1e-280).sqrt() * FAR
+        joint = by_group(length, of, bounds.shape[1]) * FAR
         weight = (bounds.unsqueeze(2) * joint).clamp_min(_TINY)
         others.append(_Part((bounds.unsqueeze(2) / weight.sqrt())[:, of], weight.sum(1)))
     if about is not None and block.whole is not None and place in (0, 1 + (symbols.two or 0)):
