@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -42,6 +43,11 @@ WRAPPERS = (
 )
 # Prefixes that torch.nn.DataParallel and torch.compile put before every name.
 _PREFIXES = ("module.", "_orig_mod.")
+
+# Entries that torch.save writes, in one folder.
+_WRITTEN = re.compile(
+    r"data\.pkl|data/[0-9]+|byteorder|version|\.data/serialization_id|\.format_version|\.storage_alignment"
+)
 
 _START = (
     "import sys; sys.path.append(sys.argv[1]); from lipverify.loading.checkpoint_child import main; main()"
@@ -133,7 +139,13 @@ def _wrapper(leaves: list[Leaf]) -> str | None:
 
 
 def _check_archive(file: FileBytes) -> None:
-    for member in members(file.data, file.path).values():
+    found = members(file.data, file.path).values()
+    folders = {member.name.partition("/")[0] for member in found}
+    for member in found:
+        if len(folders) > 1 or not _WRITTEN.fullmatch(member.name.partition("/")[2]):
+            # torch.load looks names up whatever their case: of data.pkl and DATA.PKL it may take either.
+            what = f'archive member "{display(member.name, 60)}" is none that torch writes'
+            raise UnsafeInput(sentence(file.path, what, "save it again with torch.save"))
         if member.method != STORED:
             # torch writes stored members; a compressed one makes torch.load allocate a thousand times its size.
             what = f'archive member "{display(member.name, 60)}" is compressed, which torch never writes'

@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from lipverify import loading
+from lipverify.checkers import model_of_bytes
 
 from .hostile import CHILD_SECONDS, Payload, archive, by_reader, npy, put, refused, small_model
 
@@ -270,3 +271,25 @@ def test_data_that_does_not_fit_the_model(tmp_path: Path) -> None:
     points.require((3,), 5)
     assert "[3]" in refused(2, points.require, (1, 3), 5)
     assert "label 4 at index 1" in refused(2, points.require, (3,), 4)
+
+
+@pytest.mark.parametrize(
+    "name", ["DATA.PKL", "data/0x", "Data/0", "BYTEORDER", "constants.pkl", "code/a.py", "../n/data.pkl"]
+)
+def test_an_archive_holds_what_torch_writes_alone(name: str, tmp_path: Path) -> None:
+    """torch.load takes DATA.PKL for data.pkl, and an archive with constants for a program: the checker proved other weights."""
+    weights = torch.stack([torch.eye(2), 100.0 * torch.eye(2)])
+    one, other = (entries({"w": weights[k]}) for k in (0, 1))
+    plain = {f"m/{inner}": body for inner, body in one.items()}
+    assert [t.shape for t in model_of_bytes("m.pt", archive(plain)).tensors.values()] == [(2, 2)]
+    data = archive({**plain, f"m/{name}": other["data.pkl"]})
+    assert not model_of_bytes("m.pt", data).tensors
+    refused(6, loading.read_state_dict, put(tmp_path / "m.pt", data))
+
+
+def entries(state: dict[str, torch.Tensor]) -> dict[str, bytes]:
+    """What torch.save puts into the folder of an archive."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    with zipfile.ZipFile(buffer) as found:
+        return {name.partition("/")[2]: found.read(name) for name in found.namelist()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import math
+import re
 import struct
 import zlib
 from typing import NamedTuple
@@ -18,6 +19,11 @@ from lipverify.errors import NotCovered
 MAX_ENTRIES, MAX_BYTES, MAX_INFLATED = 100_000, 4 << 30, 1 << 28
 _LOCAL, _CENTRAL, _END, _DATA = b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06", b"PK\x07\x08"
 _END64, _LOCATOR = b"PK\x06\x06", b"PK\x06\x07"
+_OF_TORCH = re.compile(
+    r"data\.pkl|data/[0-9]+|byteorder|version|\.data/serialization_id|\.format_version|\.storage_alignment"
+)
+"""What torch.save puts into the archive's one folder. torch.load finds names whatever their case, and takes files with others
+for programs: an archive with anything else may be another one for it."""
 
 
 class _Entry(NamedTuple):
@@ -51,6 +57,11 @@ def parse_archive(data: bytes) -> tuple[list[Array], str]:
     need(
         not others and f"{folder}/data.pkl" in content,
         "an archive of another kind than npz and torch",
+    )
+    inner = (name[len(folder) + 1 :] for name in content)
+    need(
+        all(_OF_TORCH.fullmatch(name) for name in inner),
+        "a torch archive with an entry that torch does not write",
     )
     need(content.get(f"{folder}/byteorder", b"little") == b"little", "numbers with their large end first")
     inside = f"{folder}/data/"
