@@ -26,7 +26,9 @@ _OPCODES = (
 )
 _WORDS = frozenset(_OPCODES.split())
 """Opcodes that writers of archives use."""
-_MOST, _LOOK, _AXES, _TIMES = 1 << 21, 1 << 12, 12, 8
+_MOST, _LOOK, _AXES, _TIMES, _LARGEST = 1 << 21, 1 << 12, 12, 8, 1 << 63
+_PARTS = 8
+"""Of what a tensor is made from: storage, start, sizes, strides, gradients, hooks, metadata."""
 _MARK, _OTHER = object(), object()
 
 
@@ -106,6 +108,11 @@ class _Walk:
         if name in ("NEWTRUE", "NEWFALSE", "NONE"):
             return _OTHER
         if type(argument) in (int, str) and name != "GLOBAL":
+            # Every use of a number takes the time of its digits, and an operation of three bytes uses twenty.
+            need(
+                type(argument) is str or abs(argument) < _LARGEST,
+                "a pickle with a number of more than 64 bits",
+            )
             return argument
         if name in ("GLOBAL", "STACK_GLOBAL"):
             words = argument.split(" ", 1) if name == "GLOBAL" else taken
@@ -123,13 +130,15 @@ class _Walk:
 
     def _tensor(self, given: Any) -> None:
         """A view of a storage: which type, where it begins, sizes and strides, in numbers."""
-        need(isinstance(given, _Given) and len(given.values) >= 4, "a tensor of an unknown form")
+        # One tuple may be used by every third byte: its length is looked at before its entries.
+        need(isinstance(given, _Given) and 4 <= len(given.values) <= _PARTS, "a tensor of an unknown form")
         (storage, start, sizes, strides), more = given.values[:4], given.values[4:]
         whole = all(
-            isinstance(t, tuple) and all(type(n) is int and n >= 0 for n in t) for t in (sizes, strides)
+            isinstance(t, tuple) and len(t) <= _AXES and all(type(n) is int and n >= 0 for n in t)
+            for t in (sizes, strides)
         )
         whole = whole and type(start) is int and isinstance(storage, _Storage)
-        need(whole and len(sizes) == len(strides) <= _AXES, "a tensor of an invalid shape")
+        need(whole and len(sizes) == len(strides), "a tensor of an invalid shape")
         need(not any(isinstance(t, _Storage | _Given) for t in more), "a tensor of an unknown form")
         body, dtype = self.storages.get(storage.key), np.dtype(_KINDS[storage.kind])
         need(body is not None and len(body) == storage.size * dtype.itemsize, "a storage of another size")

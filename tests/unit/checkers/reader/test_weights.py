@@ -151,6 +151,9 @@ PICKLES: dict[str, tuple[bytes, str]] = {
     "a storage in an object": (rebuilt(storage()) + values(storage()) + b"b", "used in an unknown way"),
     "an operation that calls": (rebuilt(storage()) + b"(ios\nsystem\n", "a pickle with INST"),
     "nothing reads it": (b"}", "a storage that no tensor reads"),
+    "a number of many bits": (b"\x8a\x09" + bytes(8) + b"\1" + rebuilt(storage()), "more than 64 bits"),
+    "a tensor of many parts": (REBUILD + values(storage(), 0, *PLAIN, *[0] * 9) + b"R", "of an unknown form"),
+    "a tensor of many axes": (rebuilt(storage(), 0, values(*[1] * 13), values(*[1] * 13)), "an invalid shape"),
     "more behind it": (rebuilt(storage()) + b".]", "bytes behind its end"),
 }  # fmt: skip
 
