@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from lipverify.falsify import search
-from tests import clocks
+from lipverify.loading import state_dict
+from tests import checkpoint_children, clocks
 from tests.refused_models import asked_again as asked_again
 from tests.tiers import FULL
 
@@ -33,6 +34,17 @@ def _one_thread() -> None:
 @pytest.fixture(autouse=True)
 def _processor_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "monotonic", clocks.monotonic)
+
+
+@pytest.fixture
+def system_child() -> None:
+    """For tests of the start itself: checkpoints are unpickled by a fresh interpreter, as users have it."""
+
+
+@pytest.fixture(autouse=True)
+def _forked_child(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "system_child" not in request.fixturenames:
+        monkeypatch.setattr(state_dict, "subprocess", checkpoint_children.SYSTEM)
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import pytest
 
 from lipverify.errors import UnsafeInput, UnsupportedModel
 from lipverify.loading import read_npz, read_onnx, read_safetensors, read_state_dict
-from tests.tiers import also
 
 FOLDER = Path(__file__).parents[4] / "shared" / "checkpoints"
 
@@ -32,11 +31,11 @@ def test_onnx(path: Path) -> None:
     [
         ("cifar-resnet20/resnet20-12fca82f.th", ("state_dict", "module."), 97, "layer3.2.bn2.running_var"),
         ("cifar-resnet2b/resnet2b.pth", ("state_dict",), 16, "layer1.0.conv1.weight"),
-        also(("kw-mnist-cnn/mnist.pth", (), 8, "0.weight"), "as the two above"),
-        also(("mnist-fc3-pth/mnist_fc_3layer.pth", (), 6, "fc1.weight"), "as the two above"),
-        also(("mnist-lenet-ckpt/ckpt_99.ckpt", ("net",), 10, "conv1.weight"), "as the two above"),
-        also(("mnist-nor-mlp/spectral_NOR_MLP_B.pth", (), 6, "1.weight"), "as the two above"),
-        also(("modadd-transformer/model_l8k1hzciux.pt", (), 12, "embed.W_E"), "as the two above"),
+        ("kw-mnist-cnn/mnist.pth", (), 8, "0.weight"),
+        ("mnist-fc3-pth/mnist_fc_3layer.pth", (), 6, "fc1.weight"),
+        ("mnist-lenet-ckpt/ckpt_99.ckpt", ("net",), 10, "conv1.weight"),
+        ("mnist-nor-mlp/spectral_NOR_MLP_B.pth", (), 6, "1.weight"),
+        ("modadd-transformer/model_l8k1hzciux.pt", (), 12, "embed.W_E"),
         ("titanic-sigmoid/titanic_model.pt", (), 6, "linear1.weight"),
         ("eclipse-npz/lyr2n80test1.npz", (), 2, "w1"),
     ],

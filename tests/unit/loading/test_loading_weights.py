@@ -68,7 +68,7 @@ def test_nothing_inside(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_checkpoint(zipped: bool, tmp_path: Path) -> None:
+def test_checkpoint(zipped: bool, tmp_path: Path, system_child: None) -> None:
     base = torch.arange(12.0).reshape(3, 4)
     tensors = {
         "transposed": base.t(),
@@ -124,7 +124,9 @@ def test_the_child_is_isolated_limited_and_ends(tmp_path: Path) -> None:
     assert done.stdout.splitlines() == ["[64, 0, 120, true]", "bounded"]
 
 
-def test_a_child_that_takes_too_long_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_child_that_takes_too_long_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, system_child: None
+) -> None:
     torch.save({"a": ONE}, tmp_path / "w.pt")
     started: list[subprocess.Popen[bytes]] = []
     popen = subprocess.Popen
