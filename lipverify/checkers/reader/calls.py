@@ -119,8 +119,14 @@ class Call:
         need(array.size <= 1 << 16, f"{self.op} with too many sizes")
         return [int(n) for n in array.reshape(-1)]
 
-    def continued(self, operands: Sequence[Operand]) -> Call:
-        """This call with other operands, in the middle of its translation: settings that are taken there are taken here."""
+    def continued(
+        self, operands: Sequence[Operand], op: str | None = None, version: int | None = None
+    ) -> Call:
+        """This call with other operands, in the middle of its translation: settings that are taken there are taken here.
+
+        op, version: of an operator that is called inside of this one.
+        """
+        self.op, self.version = op or self.op, self.version if version is None else version
         need(self._told <= self._known, f"{self.op} of too many operands")
         self.operands, self._told = list(operands), len(operands)
         self._taken, self._known = [False] * len(operands), 0

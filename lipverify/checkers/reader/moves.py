@@ -221,11 +221,24 @@ def concat(p: Builder, c: Call) -> Results:
         return [
             Stored(np.concatenate([v.array for v in kept], axis), kept[0].kind, max(v.rounded for v in kept))
         ]
-    kind = same_kind(values, c.op)
-    full = [p.computed(v) for v in values if array_of(v).size]
+    kind = values[0].kind if _whole(values) else same_kind(values, c.op)
+    full = [_numbers(p, v) for v in values if array_of(v).size]
     sources, places = p.joined(full)
     p.charge(sum(a.size for a in places))
     return [p.tidy(Value(sources, np.concatenate(places, axis), kind))]
+
+
+def _whole(values: Sequence[Value | Stored]) -> bool:
+    """Whether these are integers of one type, some of them computed: numbers that a runtime only moves."""
+    return len({v.kind for v in values}) == 1 and values[0].kind.kind in "iu"
+
+
+def _numbers(p: Builder, x: Value | Stored) -> Value:
+    """Computed numbers; stored ones, integers of a few bits too, as a constant."""
+    if isinstance(x, Value) or x.kind in FLOATS:
+        return p.computed(x)
+    need(x.array.dtype.kind in "iu" and x.array.dtype.itemsize <= 4, "integers beside computed numbers")
+    return p.computed(Stored(x.array.astype(np.float64), FLOATS[2]))
 
 
 def where(p: Builder, c: Call) -> Results:
@@ -317,9 +330,8 @@ def _filling(c: Call, x: Value | Stored) -> int | float:
     if c.operand(2) is None:
         return 0.0
     value, kind = c.stored(2), x.kind
-    need(
-        value.size == 1 and value.ndim <= 1 and value.dtype == kind, "a padding with another type of numbers"
-    )
+    same = c.any(2).kind == kind
+    need(value.size == 1 and value.ndim <= 1 and same, "a padding with another type of numbers")
     need(kind.kind in "iu" or bool(np.isfinite(value).all()), "a padding that is not finite")
     found: int | float = value.reshape(-1)[0].item()
     return found
@@ -327,8 +339,8 @@ def _filling(c: Call, x: Value | Stored) -> int | float:
 
 def _filled(p: Builder, x: Value, where: Array, fill: int | float) -> Value:
     """x, with `fill` where the padding is."""
-    need(x.kind in FLOATS, "a padding of integers")
-    constant = p.computed(stored(np.full(1, fill, x.kind)))
+    need(abs(fill) < 1 << 53 or x.kind in FLOATS, "a padding with a number that float64 does not hold")
+    constant = p.constant(Stored(np.full(1, float(fill)), FLOATS[2]))
     sources, (inner, place) = p.joined([x, constant])
     return Value(sources, np.where(where, place[0], inner), x.kind)
 

@@ -25,7 +25,7 @@ from lipverify.checkers.reader.building import (
 )
 from lipverify.checkers.reader.calls import Call
 from lipverify.checkers.reader.finishing import finished
-from lipverify.checkers.reader.operators import run
+from lipverify.checkers.reader.operators import OPERATORS, run
 from lipverify.checkers.reader.reading import Reading
 from lipverify.checkers.reader.recurrent import RECURRENT
 from lipverify.checkers.reader.refusals import need, shown
@@ -43,8 +43,8 @@ _NARROW = {16: BFLOAT16, 21: UINT4, 22: INT4}
 """Stored alone; no input and no computed number is of these types."""
 _DATA = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data")
 _STANDARD = ("", "ai.onnx")
-_CONTRIBUTED = (("com.microsoft", "QGemm"),)
-"""Operators of onnxruntime's own domain that are read, as it defines them."""
+_CONTRIBUTED = "com.microsoft"
+"""onnxruntime's own domain, of which some operators are read, as it defines them."""
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ def _known(array: Array) -> Array:
 def _node(entry: Message) -> _Node:
     op, domain = entry.get("op_type", ""), entry.get("domain", "")
     need("." not in op, f"an operator called {shown(op)}")
-    if (domain, op) in _CONTRIBUTED:
+    if f"{domain}.{op}" in OPERATORS and domain == _CONTRIBUTED:
         op = f"{domain}.{op}"
     else:
         need(domain in _STANDARD, f"operators of the domain {shown(domain)} are not covered by the checker")

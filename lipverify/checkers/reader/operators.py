@@ -7,6 +7,7 @@ from lipverify.checkers.reader.building import FLOATS, Builder, Value
 from lipverify.checkers.reader.calls import Call
 from lipverify.checkers.reader.folding import FOLDED
 from lipverify.checkers.reader.groups import GROUPS, SORTS
+from lipverify.checkers.reader.integers import INTEGERS
 from lipverify.checkers.reader.layers import IMPLICIT, LAYERS
 from lipverify.checkers.reader.matrices import MATRICES
 from lipverify.checkers.reader.moves import MOVES, Results, Run, moving, repeat
@@ -47,7 +48,8 @@ def _covers(versions: str, opset: int) -> bool:
 
 _OF_INTEGERS = (
     "DequantizeLinear", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "MaxPool", "Cast",
-    "ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul", "com.microsoft.QGemm",
+    "ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul", "com.microsoft.QGemm", "com.microsoft.DequantizeLinear",
+    "Concat", "Split", "Gather", "Expand", "Pad", "Resize", "Upsample", *INTEGERS,
 )  # fmt: skip
 """What is the same for integers of a few bits as for the real numbers that they are."""
 OPERATORS: dict[str, tuple[str, Run]] = {
@@ -55,6 +57,7 @@ OPERATORS: dict[str, tuple[str, Run]] = {
     **RESIZING,
     **FOLDED,
     **QUANTISATION,
+    **INTEGERS,
     **SUMS,
     **MATRICES,
     **CONVOLUTIONS,

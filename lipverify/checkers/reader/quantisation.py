@@ -27,8 +27,8 @@ from lipverify.checkers.reader.refusals import need
 from lipverify.checkers.reader.windows import conv
 
 Kind = np.dtype[Any]
-_REAL, _SUM = np.dtype("<f4"), np.dtype("<i4")
-_KINDS: tuple[Kind, ...] = tuple(np.dtype(name) for name in ("u1", "i1", "<u2", "<i2"))
+REAL, _SUM = np.dtype("<f4"), np.dtype("<i4")
+KINDS: tuple[Kind, ...] = tuple(np.dtype(name) for name in ("u1", "i1", "<u2", "<i2"))
 
 
 def _scales(c: Call, shape: tuple[int, ...]) -> tuple[Array, int, Array, Kind | None]:
@@ -42,7 +42,7 @@ def _scales(c: Call, shape: tuple[int, ...]) -> tuple[Array, int, Array, Kind | 
         need(c.integer("output_dtype", 0) == 0, "another type of results is not covered by the checker")
     values, rounded = weights(scale)
     need(bool((values > 0).all()), "scales that are not positive")
-    shift = np.zeros(values.shape, np.int64) if zero is None else _whole_numbers(c.stored(2))
+    shift = np.zeros(values.shape, np.int64) if zero is None else whole_numbers(c.stored(2))
     # One number for all may be written as [] or as [1], the scale one way and the zero point the other: exporters of biases do.
     need(
         max(values.ndim, shift.ndim) <= 1 and shift.size == values.size,
@@ -59,7 +59,7 @@ def _scales(c: Call, shape: tuple[int, ...]) -> tuple[Array, int, Array, Kind | 
     return values, rounded, shift, None if zero is None else c.stored(2).dtype
 
 
-def _whole_numbers(array: Array) -> Array:
+def whole_numbers(array: Array) -> Array:
     """Integers of a type that numpy has, or of four bits."""
     if array.dtype in (INT4, UINT4):
         array = array[(array.dtype.names or ())[0]]
@@ -75,7 +75,7 @@ def _dequantised(p: Builder, c: Call) -> list[Operand]:
     assert isinstance(scale, Stored)
     need(kind is None or kind == q.kind, "a zero point of another type")
     if isinstance(q, Value):
-        need(q.kind in _KINDS, "dequantisation of other numbers")
+        need(q.kind in KINDS, "dequantisation of other numbers")
         offset, more = multiplied(values, -shift)
         y = p.scaled(q, values, rounded + more, offset)
         return [y._replace(kind=scale.kind)]
@@ -85,7 +85,7 @@ def _dequantised(p: Builder, c: Call) -> list[Operand]:
         narrow or (array.dtype.kind in "iu" and array.dtype.itemsize <= 4), "dequantisation of other numbers"
     )
     p.charge(3 * array.size)
-    whole = _whole_numbers(array) - shift
+    whole = whole_numbers(array) - shift
     product, more = multiplied(values, whole)
     return [finite(product, scale, rounded + more)]
 
@@ -99,10 +99,12 @@ def _quantised(p: Builder, c: Call) -> list[Operand]:
     if c.version >= 23:
         need(c.integer("precision", 0) == 0, "another precision is not covered by the checker")
     told = np.dtype("u1") if kind is None else kind
-    need(told in _KINDS and x.kind in FLOATS, "quantisation of other numbers")
+    need(told in KINDS and x.kind in FLOATS, "quantisation of other numbers")
     need(c.any(1).kind == x.kind and rounded == 0, "quantisation by scales of another type")
     return [
-        _folded(p, x, values, shift, told) if isinstance(x, Stored) else _rounded(p, x, values, shift, told)
+        _folded(p, x, values, shift, told)
+        if isinstance(x, Stored)
+        else requantised(p, x, values, shift, told)
     ]
 
 
@@ -119,7 +121,7 @@ def _folded(p: Builder, x: Stored, values: Array, shift: Array, told: Kind) -> S
     return stored(np.clip(np.rint(steps).astype(np.int64) + shift, ends.min, ends.max).astype(told))
 
 
-def _rounded(p: Builder, x: Value, values: Array, shift: Array, told: Kind) -> Value:
+def requantised(p: Builder, x: Value, values: Array, shift: Array, told: Kind) -> Value:
     ends = np.iinfo(told)
     # With one zero point for all; where there are several each has ends of its own.
     need(bool((shift == shift.reshape(-1)[0]).all()), "several zero points are not covered by the checker")
@@ -131,24 +133,24 @@ def _rounded(p: Builder, x: Value, values: Array, shift: Array, told: Kind) -> V
     return back._replace(kind=told)
 
 
-def _whole(p: Builder, c: Call, place: int, zero: int) -> Value:
+def centred(p: Builder, c: Call, place: int, zero: int) -> Value:
     """Computed integers less their zero point, as real numbers."""
     q, shift = c.any(place), np.zeros((), np.int64)
     need(
-        isinstance(q, Value) and q.kind in _KINDS[:2],
+        isinstance(q, Value) and q.kind in KINDS[:2],
         "products of other numbers are not covered by the checker",
     )
     assert isinstance(q, Value)
     if c.operand(zero) is not None:
         need(c.stored(zero).dtype == q.kind and c.stored(zero).size == 1, "a zero point of another type")
         shift = c.stored(zero).astype(np.int64).reshape(())
-    return p.scaled(q, 1.0, 0, np.array(-float(shift)))._replace(kind=_REAL)
+    return p.scaled(q, 1.0, 0, np.array(-float(shift)))._replace(kind=REAL)
 
 
 def _matrix(p: Builder, c: Call, place: int, zero: int, axis: int) -> Stored:
     """Stored integers less their zero points, one or as many as there are along an axis, as real numbers."""
     q = c.stored(place)
-    need(q.dtype in _KINDS[:2] and q.ndim >= 2, "products of other numbers are not covered by the checker")
+    need(q.dtype in KINDS[:2] and q.ndim >= 2, "products of other numbers are not covered by the checker")
     p.charge(3 * q.size)
     whole = q.astype(np.int64)
     if c.operand(zero) is not None:
@@ -163,61 +165,72 @@ def _matrix(p: Builder, c: Call, place: int, zero: int, axis: int) -> Stored:
     need(
         bool((terms < 1 << 22).all()), "sums of integers that may wrap around are not covered by the checker"
     )
-    return Stored(whole.astype(np.float64), _REAL)
+    return Stored(whole.astype(np.float64), REAL)
 
 
 def _convolved(p: Builder, c: Call) -> list[Operand]:
-    x, weight = _whole(p, c, 0, 2), _matrix(p, c, 1, 3, 0)
+    x, weight = centred(p, c, 0, 2), _matrix(p, c, 1, 3, 0)
     return [conv(p, c.continued([x, weight]))[0]._replace(kind=_SUM)]
 
 
 def _multiplied(p: Builder, c: Call) -> list[Operand]:
-    return [product(p, _whole(p, c, 0, 2), _matrix(p, c, 1, 3, -1))._replace(kind=_SUM)]
+    return [product(p, centred(p, c, 0, 2), _matrix(p, c, 1, 3, -1))._replace(kind=_SUM)]
 
 
 def _linear(p: Builder, c: Call) -> list[Operand]:
     """Integers, their product with stored ones, over the scale of the result, rounded: QLinearConv and QLinearMatMul."""
     image = c.op == "QLinearConv"
-    x, weight = _whole(p, c, 0, 2), _matrix(p, c, 3, 5, 0 if image else -1)
-    first, second, last = (_factor(c, k) for k in (1, 4, 6))
+    x = centred(p, c, 0, 2)
+    computed = not image and isinstance(c.any(3), Value)
+    weight = _of_sum(x, centred(p, c, 3, 5)) if computed else _matrix(p, c, 3, 5, 0 if image else -1)
+    first, second, last = (factor(c, k) for k in (1, 4, 6))
     need(first.size == last.size == 1, "several scales of computed numbers are not covered by the checker")
     zero, told = c.stored(7), c.stored(7).dtype
-    need(told in _KINDS[:2] and zero.size == 1, "a zero point of another type")
+    need(told in KINDS[:2] and zero.size == 1, "a zero point of another type")
     operands: list[Operand] = [x, weight]
     if image and c.operand(8) is not None:
-        operands.append(Stored(_bias(c, 8), _REAL))
+        operands.append(Stored(_bias(c, 8), REAL))
     y = conv(p, c.continued(operands))[0] if image else product(p, x, weight)
     axis = 1 if image else -1
-    need(second.size in (1, y.shape[axis]), "scales of another size")
+    need(second.size == 1 or (not computed and second.size == y.shape[axis]), "scales of another size")
     form = [1] * len(y.shape)
     form[axis] = second.size
     y = p.scaled(y, *multiplied(second.reshape(form), float(first.reshape(()))))
-    return [_rounded(p, y, last.reshape(()), zero.astype(np.int64).reshape(()), told)]
+    return [requantised(p, y, last.reshape(()), zero.astype(np.int64).reshape(()), told)]
+
+
+def _of_sum(x: Value, y: Value) -> Value:
+    """y, if sums of products with it are integers of 31 bits."""
+    need(
+        y.places.ndim >= 2 and x.places.ndim >= 2 and x.shape[-1] < 1 << 14,
+        "sums of integers that may wrap around are not covered by the checker",
+    )
+    return y
 
 
 def _gemm(p: Builder, c: Call) -> list[Operand]:
     """alpha s t ((A - a) (B - b) + C), s and t the scales of A and B, over the scale of the result, rounded; or as it is."""
     need(not c.flag("transA", 0), "computed integers that are turned are not covered by the checker")
     turned = c.flag("transB", 0)
-    x, weight = _whole(p, c, 0, 2), _matrix(p, c, 3, 5, 0 if turned else -1)
+    x, weight = centred(p, c, 0, 2), _matrix(p, c, 3, 5, 0 if turned else -1)
     need(len(x.shape) == weight.array.ndim == 2, "a Gemm of tensors that are no matrices")
     y = product(p, x, weight._replace(array=weight.array.T) if turned else weight)
     if c.operand(6) is not None:
         bias = _bias(c, 6)
         need(np.broadcast_shapes(bias.shape, y.shape) == y.shape, "a bias of another size")
         y = p.scaled(y, 1.0, 0, bias)
-    first, second = _factor(c, 1), _factor(c, 4)
+    first, second = factor(c, 1), factor(c, 4)
     need(first.size == 1, "several scales of computed numbers are not covered by the checker")
     need(second.size in (1, y.shape[1]), "scales of another size")
     y = p.scaled(y, *multiplied(second.reshape(1, -1), float(first.reshape(()))))
     y = p.scaled(y, c.number("alpha", 1.0))
     if c.operand(8) is None:
         need(c.operand(7) is None, "a scale of the result without its zero point")
-        return [y._replace(kind=_REAL)]
-    last, zero, told = _factor(c, 7), c.stored(8), c.stored(8).dtype
+        return [y._replace(kind=REAL)]
+    last, zero, told = factor(c, 7), c.stored(8), c.stored(8).dtype
     need(last.size == 1, "several scales of computed numbers are not covered by the checker")
-    need(told in _KINDS[:2] and zero.size == 1, "a zero point of another type")
-    return [_rounded(p, y, last.reshape(()), zero.astype(np.int64).reshape(()), told)]
+    need(told in KINDS[:2] and zero.size == 1, "a zero point of another type")
+    return [requantised(p, y, last.reshape(()), zero.astype(np.int64).reshape(()), told)]
 
 
 def _bias(c: Call, place: int) -> Array:
@@ -230,9 +243,9 @@ def _bias(c: Call, place: int) -> Array:
     return array.astype(np.float64)
 
 
-def _factor(c: Call, place: int) -> Array:
+def factor(c: Call, place: int) -> Array:
     """Positive scales of float32, exactly."""
-    values = c.reals(place, _REAL)
+    values = c.reals(place, REAL)
     need(values.ndim <= 1 and bool((values > 0).all()), "scales that are not positive")
     return values
 
@@ -245,5 +258,8 @@ QUANTISATION: dict[str, tuple[str, Callable[[Builder, Call], list[Operand]]]] = 
     "QLinearConv": ("10", _linear),
     "QLinearMatMul": ("10 21", _linear),
     "com.microsoft.QGemm": ("1", _gemm),
+    # As in ONNX; quantisers write these for integers of 16 bits, which older operator sets lack.
+    "com.microsoft.DequantizeLinear": ("1", _dequantised),
+    "com.microsoft.QuantizeLinear": ("1", _quantised),
 }
 """Between real numbers and integers, and products of integers."""

@@ -96,14 +96,16 @@ class Walk:
             self.types.record(node, schema, bound, results)
             if node.op_type == "QuantizeLinear":
                 self.types.known.setdefault(node.output[0], onnx.TensorProto.UINT8)
-        elif (domain, node.op_type) == ("com.microsoft", "QGemm") and len(node.input) > 8:
-            self.types.known[node.output[0]] = self.types.known.get(node.input[8], onnx.TensorProto.UINT8)
+        elif domain == "com.microsoft" and len(node.input) > (place := _ZERO_POINTS.get(node.op_type, 99)):
+            self.types.known[node.output[0]] = self.types.known.get(node.input[place], onnx.TensorProto.UINT8)
         return results
 
     def _refuse_wrapping(self, call: Call, domain: str, node: Any) -> None:
         """Arithmetic of computed integers wraps around or rounds in the file's type; ours is that of real numbers."""
         if domain or node.op_type in _OF_INTEGERS:
             return
+        if node.op_type == "Resize" and call.attribute("mode", "nearest") == "nearest":
+            return  # copies
         for name, x in zip(node.input, call.inputs, strict=True):
             if isinstance(x, Value) and self.types.known.get(name) in _INTEGERS:
                 raise call.refuse(
@@ -157,9 +159,15 @@ _TAKE_CHOICES = ("Where", "Not", "Cast", "Identity", "Mul", "Add")
 """Operators that may take a comparison of computed numbers; whether it jumps there, they say themselves."""
 _INTEGERS = (2, 3, 4, 5, 6, 7, 12, 13, 21, 22)
 """Codes of integer types."""
+_ZERO_POINTS = {
+    "QGemm": 8, "QLinearAdd": 7, "QLinearMul": 7, "QLinearConcat": 1, "QuantizeLinear": 2,
+    **dict.fromkeys((f"QLinear{name}" for name in ("Sigmoid", "LeakyRelu", "AveragePool", "GlobalAveragePool", "Softmax")), 4),
+}  # fmt: skip
+"""Operators of onnxruntime -> which operand is the zero point of the result, whose type is that of the result."""
 _OF_INTEGERS = (
     "DequantizeLinear", "ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul", "Cast", "Identity", "Reshape",
     "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Gather", "Concat", "Split", "Expand", "MaxPool", "Shape", "Size",
+    "Pad",
 )  # fmt: skip
 """Operators that compute with integers as with real numbers, or only move them."""
 _MOVES = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Expand", "Slice", "Gather", "Flatten")

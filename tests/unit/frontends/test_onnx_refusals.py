@@ -131,8 +131,8 @@ def test_foreign_domains_and_a_foreign_relu() -> None:
         ("com.microsoft", "Inverse"): "export with standard ONNX operators alone",
         ("evil", "Relu"): "export with standard ONNX operators alone",
         ("evil", "QGemm"): "export with standard ONNX operators alone",
-        ("com.microsoft", "QLinearSigmoid"): "quantise in onnxruntime's format QDQ",
-        ("com.microsoft", "QLinearAdd"): "quantise in onnxruntime's format QDQ",
+        ("com.microsoft", "QLinearWhere"): "quantise in onnxruntime's format QDQ",
+        ("com.microsoft", "QLinearReduceMean"): "quantise in onnxruntime's format QDQ",
     }
     for (domain, op), way in ways.items():
         source = model(

@@ -28,7 +28,7 @@ _CODES = {0: "uint8", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 21: "uint4
 _FLOATING = "export the model with integers of 4, 8 or 16 bits"
 
 
-@lower.register("QuantizeLinear")
+@lower.register("QuantizeLinear", "com.microsoft::QuantizeLinear")
 def _quantize_linear(c: Call) -> Value:
     if c.attribute("block_size", 0):
         raise c.refuse("quantises computed numbers in blocks", "use one scale")
@@ -46,7 +46,7 @@ def _rounded(c: Call, x: Value, step: float, zero: int, low: int, high: int) -> 
     return c.build.elementwise(ops.Quantize(step, zero), held)
 
 
-@lower.register("DequantizeLinear")
+@lower.register("DequantizeLinear", "com.microsoft::DequantizeLinear")
 def _dequantize_linear(c: Call) -> Value:
     x, scale = c.value(), c.stored(1, "scale")
     if c.attribute("block_size", 0):
@@ -87,6 +87,11 @@ def _qlinear_conv(c: Call) -> Value:
 @lower.register("QLinearMatMul")
 def _qlinear_matmul(c: Call) -> Value:
     x = _centred(c, c.value(), _zero(c, 2))
+    other = c.raw(3)
+    if isinstance(other, Value):
+        found = product(replace(c, inputs=(x, _centred(c, other, _zero(c, 5)))))
+        _scale(c, 4)
+        return _requantised(c, _scaled(c, found, c.stored(4, "scale").reshape(())), 6)
     scales = c.stored(4, "scale of the weight")
     if scales.numel() == 1:
         scales = scales.reshape(())
@@ -126,6 +131,67 @@ def _qgemm(c: Call) -> Value:
     return _requantised(c, found, 7)
 
 
+def _register_between(name: str, operands: int) -> None:
+    """An operator of onnxruntime on integers: what they stand for goes through the operator of ONNX, and is rounded."""
+
+    @lower.register(f"com.microsoft::QLinear{name}")
+    def translate(c: Call) -> Value:
+        if c.flag("channels_last"):
+            raise c.refuse("holds its channels last", "quantise without channels_last")
+        between = lower.find("", name)
+        assert between is not None
+        version = int(c.attribute("opset", 13))  # of Softmax, which says which definition it means
+        inputs = tuple(_meant(c, 3 * k) for k in range(operands))
+        found = between(replace(c, op=name, version=version, inputs=inputs, names=()))
+        assert isinstance(found, Value)
+        return _requantised(c, found, 3 * operands)
+
+
+for _name, _operands in {
+    "Add": 2, "Mul": 2, "Sigmoid": 1, "LeakyRelu": 1, "AveragePool": 1, "GlobalAveragePool": 1, "Softmax": 1,
+}.items():  # fmt: skip
+    _register_between(_name, _operands)
+
+
+@lower.register("com.microsoft::QLinearConcat")
+def _qlinear_concat(c: Call) -> Value:
+    """Integers of the result's scale stay as they are; others are rounded to it, each operand by itself."""
+    if len(c.inputs) < 5 or len(c.inputs) % 3 != 2:
+        raise c.invalid(
+            f"it has {len(c.inputs)} inputs; two for the result and three for each operand belong there"
+        )
+    told = _scale(c, 0), _zero(c, 1), c.array(1, "zero point of the result").dtype
+    parts: list[Value | Stored] = []
+    for place in range(2, len(c.inputs), 3):
+        own = _scale(c, place + 1), _zero(c, place + 2), c.array(place + 2, "zero point").dtype
+        found = c.raw(place)
+        if own == told and isinstance(found, Value):
+            parts.append(found)
+        elif isinstance(found, Value):
+            meant = _meant(c, place)
+            assert isinstance(meant, Value)
+            parts.append(_requantised(c, meant, 0))
+        else:
+            raise c.refuse("joins stored integers to computed ones", "quantise in onnxruntime's format QDQ")
+    join = lower.find("", "Concat")
+    assert join is not None
+    joined = join(replace(c, op="Concat", inputs=tuple(parts), names=()))
+    assert isinstance(joined, Value)
+    return joined
+
+
+def _meant(c: Call, position: int) -> Value | Stored:
+    """The real numbers that integers stand for, which are followed by their scale and zero point."""
+    found, step, zero = c.raw(position), _scale(c, position + 1), _zero(c, position + 2)
+    if isinstance(found, Value):
+        return c.build.times(_centred(c, found, zero), c.stored(position + 1, "scale").reshape(()))
+    whole = c.array(position, "operand")
+    if whole.dtype.name not in INTEGERS:
+        raise c.invalid(f"its input {position} has the type {whole.dtype}")
+    # A short integer times a number of float32: exact in float64.
+    return np.asarray((whole.astype(np.int64) - zero) * step, np.float64)
+
+
 def _scaled(c: Call, x: Value, scales: torch.Tensor) -> Value:
     """Times the scales of the weight, then that of the input: two operators, because their product is no float32 number."""
     _scale(c, 1)
@@ -133,6 +199,8 @@ def _scaled(c: Call, x: Value, scales: torch.Tensor) -> Value:
 
 
 def _requantised(c: Call, x: Value, position: int) -> Value:
+    if c.raw(position + 1) is None:
+        raise c.refuse("has no zero point of its result", "write it, also where it is 0")
     kind = c.array(position + 1, "zero point of the result").dtype.name
     if kind not in INTEGERS:
         raise c.refuse(f"quantises to {kind}", _FLOATING)

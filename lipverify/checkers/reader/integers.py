@@ -1,0 +1,104 @@
+"""onnxruntime's operators on integers that stand for real numbers: these go through the operator of ONNX, and are rounded."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lipverify.checkers.kernel.program import Array
+from lipverify.checkers.reader.activations import ACTIVATIONS
+from lipverify.checkers.reader.building import Builder, Stored, Value
+from lipverify.checkers.reader.calls import Call
+from lipverify.checkers.reader.folding import multiplied
+from lipverify.checkers.reader.groups import GROUPS
+from lipverify.checkers.reader.layers import LAYERS
+from lipverify.checkers.reader.moves import Results, Run, axis_of, concat
+from lipverify.checkers.reader.quantisation import KINDS, REAL, centred, factor, requantised, whole_numbers
+from lipverify.checkers.reader.refusals import need
+from lipverify.checkers.reader.sums import SUMS
+
+_PREFIX = "com.microsoft.QLinear"
+_OPERANDS = {
+    "Add": 2, "Mul": 2, "Sigmoid": 1, "LeakyRelu": 1, "AveragePool": 1, "GlobalAveragePool": 1, "Softmax": 1,
+}  # fmt: skip
+"""Operator of ONNX -> how many operands, each of them followed by its scale and its zero point; then those of the result."""
+
+
+def _between(p: Builder, c: Call) -> Results:
+    """round(f(s (q - z) ...) / scale) + zero point."""
+    name = c.op.removeprefix(_PREFIX)
+    last = 3 * _OPERANDS[name]
+    if name.endswith("Pool"):
+        need(not c.flag("channels_last", 0), "channels that come last are not covered by the checker")
+    version = c.integer("opset", None) if name == "Softmax" else c.version
+    scale, zero = _result(c, last)
+    operands = [_meant(p, c, 3 * k) for k in range(_OPERANDS[name])]
+    need(
+        all(kind == zero.dtype for kind in (_kind(c, 3 * k) for k in range(_OPERANDS[name]))),
+        "a zero point of another type",
+    )
+    (_, run) = (ACTIVATIONS | GROUPS | LAYERS | SUMS)[name]
+    found = run(p, c.continued(operands, name, version))[0]
+    assert isinstance(found, Value)
+    return [requantised(p, found, scale, zero.astype(np.int64).reshape(()), zero.dtype)]
+
+
+def _joined(p: Builder, c: Call) -> Results:
+    """Operands of the scale and zero point of the result as they are, others rounded to it; side by side."""
+    count = len(c.operands)
+    need(count >= 5 and count % 3 == 2, "an operator of integers without all of its scales")
+    scale, zero = _result(c, 0)
+    parts: list[Value] = []
+    for place in range(2, count, 3):
+        x = _meant(p, c, place)
+        need(isinstance(x, Value), "stored integers beside computed ones are not covered by the checker")
+        need(_kind(c, place) == zero.dtype, "a zero point of another type")
+        q = c.any(place)
+        assert isinstance(q, Value)
+        same = _shift(c, place + 2, q.kind) == int(zero.reshape(())) and bool(
+            (factor(c, place + 1) == scale).all()
+        )
+        assert isinstance(x, Value)
+        parts.append(q if same else requantised(p, x, scale, zero.astype(np.int64).reshape(()), zero.dtype))
+    axis_of(0, parts[0].places.ndim)
+    return concat(p, c.continued(parts, "Concat"))
+
+
+def _result(c: Call, place: int) -> tuple[Array, Array]:
+    """Scale and zero point of the result."""
+    need(c.operand(place + 1) is not None, "a result without a zero point is not covered by the checker")
+    scale, zero = factor(c, place), c.stored(place + 1)
+    need(scale.size == zero.size == 1, "several scales of computed numbers are not covered by the checker")
+    need(zero.dtype in KINDS, "integers of another type")
+    return scale.reshape(()), zero
+
+
+def _kind(c: Call, place: int) -> np.dtype[np.generic]:
+    return c.any(place).kind
+
+
+def _shift(c: Call, place: int, kind: np.dtype[np.generic]) -> int:
+    """One zero point, 0 where it is left out."""
+    if c.operand(place) is None:
+        return 0
+    zero = c.stored(place)
+    need(zero.dtype == kind and zero.size == 1, "a zero point of another type")
+    return int(zero.reshape(()))
+
+
+def _meant(p: Builder, c: Call, place: int) -> Value | Stored:
+    """What integers stand for, which their scale and zero point follow."""
+    scale = factor(c, place + 1)
+    need(scale.size == 1, "several scales of computed numbers are not covered by the checker")
+    q = c.any(place)
+    if isinstance(q, Value):
+        return p.scaled(centred(p, c, place, place + 2), scale.reshape(()))
+    need(q.array.dtype in KINDS, "stored integers of another type")
+    p.charge(3 * q.array.size)
+    product, more = multiplied(scale.reshape(()), whole_numbers(q.array) - _shift(c, place + 2, q.kind))
+    return Stored(product, REAL, more)
+
+
+INTEGERS: dict[str, tuple[str, Run]] = {
+    **{_PREFIX + name: ("1", _between) for name in _OPERANDS},
+    f"{_PREFIX}Concat": ("1", _joined),
+}
