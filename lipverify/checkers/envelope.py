@@ -258,6 +258,10 @@ def _check(data: bytes, sidecar: Callable[[str], bytes], read: Callable[[], list
         raise RefutedCertificate(
             "its models take or give numbers of different shapes, and it is about one shape"
         )
+    if any(_orders(about) != _orders(abouts[0]) for about in abouts):
+        raise RefutedCertificate(
+            "its models take their inputs in another order or by other names, and it is about the same input for both"
+        )
     if len(shapes[0][-1]) > 1 and _of_labels(claim):
         raise RefutedCertificate(
             f"labels of an output of shape {list(shapes[0][-1])}, which holds several: the largest entry of all is none"
@@ -356,6 +360,12 @@ def _of_labels(claim: AnyClaim) -> bool:
     if isinstance(claim, Deviation):
         return claim.differences is not None or any(label is not None for label in claim.labels or ())
     return isinstance(claim, Radius)
+
+
+def _orders(about: About) -> tuple[str, ...]:
+    """Names of the inputs in the order in which they are one vector; none where there is one input alone."""
+    names = () if about.reading is None else tuple(name for name, _ in about.reading.inputs)
+    return names if len(names) > 1 else ()
 
 
 def _shapes(about: About, program: Program) -> list[tuple[int, ...]]:

@@ -30,7 +30,7 @@ from lipverify.combine.carry import (
 from lipverify.errors import UsageError
 from lipverify.interpreter import evaluate, evaluate_all
 from lipverify.ir.graph import Graph, Node
-from lipverify.ir.graphs import different_inputs, joined
+from lipverify.ir.graphs import joined, require_alike
 from lipverify.ir.op import Constant
 from lipverify.ops.change import Same, has_change
 
@@ -89,7 +89,7 @@ def minus(f: Graph, g: Graph) -> Graph:
     """x -> f(x) - g(x): two branches that meet in a subtraction. Parameters become float64.
 
     Raises:
-        UsageError: inputs or outputs of different shapes.
+        UsageError: inputs or outputs of different shapes, or by names that say they are others.
     """
     both = joined(*_prepared(f, g))
     first, second = both.outputs
@@ -109,7 +109,7 @@ def difference(f: Graph, g: Graph) -> Difference:
     differ the two branches are subtracted.
 
     Raises:
-        UsageError: inputs or outputs of different shapes.
+        UsageError: inputs or outputs of different shapes, or by names that say they are others.
     """
     f, g = _prepared(f, g)
     turned = _weight(f) < _weight(g)
@@ -147,8 +147,7 @@ def _weight(graph: Graph) -> tuple[float, str]:
 
 def _prepared(f: Graph, g: Graph) -> tuple[Graph, Graph]:
     """Both in float64, with outputs of one shape."""
-    if f.input_shape != g.input_shape:
-        raise UsageError(different_inputs(f, g))
+    require_alike(f, g)
     # Axes of size 1 aside: in what order numbers stand is the same then.
     if [n for n in f.output_shape if n != 1] != [n for n in g.output_shape if n != 1]:
         raise UsageError(

@@ -11,6 +11,8 @@ from lipverify.commands.shell import Outcome
 from lipverify.commands.start import Start, points_of
 from lipverify.errors import InternalError, LipverifyError, Refuted, UsageError
 from lipverify.failures import failure_words
+from lipverify.ir.graph import Graph
+from lipverify.ir.graphs import require_alike
 from lipverify.ir.norm import Norm
 from lipverify.reporting.radii_compared import print_radii_compared, render_radii_compared
 from lipverify.robustness.comparison import comparison_document
@@ -44,12 +46,13 @@ def work(options: CompareOptions, start: Start) -> Outcome:
     found: dict[str, Radii] = {}
     left_out: dict[str, LipverifyError] = {}
     codes = [0]
+    graphs: list[Graph] = []
     names = short_names(options.models)
     for place, (name, model) in enumerate(names.items()):
         # Models share what is left evenly; reading them counts.
         seconds = None if end is None else max(end - time.monotonic(), 0.0) / (len(names) - place)
         try:
-            found[name] = _radii(options, plan, start, model, JOURNAL.format(place), seconds)
+            found[name] = _radii(options, plan, start, model, graphs, JOURNAL.format(place), seconds)
             codes.append(found[name].exit_code())
         except LipverifyError as error:
             left_out[name] = error
@@ -70,13 +73,17 @@ def _radii(
     plan: Plan,
     start: Start,
     model: str,
+    graphs: list[Graph],
     journal: str,
     seconds: float | None,
 ) -> Radii:
-    """Radii of one model; goes on with its journal."""
+    """Radii of one model, which is put to the `graphs` that went before, on the same points; goes on with its journal."""
     started = time.monotonic()
     start.progress.start(f"reading {model}")
     graph = load(model, options)
+    for one in graphs[:1]:
+        require_alike(one, graph)
+    graphs.append(graph)
     points = points_of(options, graph, start.progress)
     assert points is not None
     points.require_labels(graph)

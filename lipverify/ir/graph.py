@@ -78,6 +78,8 @@ class Origin:
     """The two entries of that output whose difference it computes."""
     reading: Reading | None = None
     """How it reads the inputs of the model file, where the file alone does not say it."""
+    outputs: tuple[str, ...] = ()
+    """Names of all outputs of the model file, in its order."""
 
 
 @dataclass(frozen=True)

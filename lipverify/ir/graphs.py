@@ -7,6 +7,7 @@ from dataclasses import replace
 from lipverify.errors import UsageError
 from lipverify.ir.graph import Graph, Node
 from lipverify.ir.op import Input
+from lipverify.loading.names import display
 
 INPUT = "x"
 """The name of the one input of a joined graph; every other name there has a prefix with a dot."""
@@ -37,14 +38,50 @@ def different_inputs(first: Graph, second: Graph) -> str:
     return said
 
 
+def require_alike(first: Graph, second: Graph) -> None:
+    """Two functions are compared on one input, and in what is the same output for both.
+
+    Several inputs are one vector, in the order of their file: a file that lists them in another order takes other numbers for
+    each of them. Names tell that, and which output is which, where both files have several.
+
+    Raises:
+        UsageError: inputs of different shapes, or several of other names or in another order; outputs whose names say that each
+            stands at another place in the other file.
+    """
+    if first.input_shape != second.input_shape:
+        raise UsageError(different_inputs(first, second))
+    read = [graph.origin.reading for graph in (first, second)]
+    names = [() if one is None else tuple(name for name, _ in one.inputs) for one in read]
+    if names[0] != names[1] and max(map(len, names)) > 1:
+        listed = " and ".join(", ".join(display(n, 30) for n in of) or "one input" for of in names)
+        raise UsageError(
+            f"the networks take their inputs in another order or by other names: {listed}; list them alike in both files, or "
+            "let one vary and fix the others, --input NAME --constant OTHER=VALUE"
+        )
+    ours, theirs = (_output_name(graph) for graph in (first, second))
+    if ours != theirs and (ours in second.origin.outputs or theirs in first.origin.outputs):
+        raise UsageError(
+            f"the output of the first network is {display(str(ours), 40)}, that of the second {display(str(theirs), 40)}, and "
+            "names stand at other places in the other file; say which by its name, --output NAME (Python: output=)"
+        )
+
+
+def _output_name(graph: Graph) -> str | None:
+    """Of the output that the graph computes, in its file; None where the file has no names."""
+    place = graph.output_index if len(graph.outputs) > 1 else graph.origin.output
+    if isinstance(place, str):
+        return place
+    names = graph.origin.outputs
+    return names[place] if place < len(names) else None
+
+
 def joined(first: Graph, second: Graph, prefixes: tuple[str, str] = ("f.", "g.")) -> Graph:
     """Both networks on one input; the outputs are the selected one of each.
 
     Raises:
-        UsageError: they take inputs of different shapes.
+        UsageError: as `require_alike`.
     """
-    if first.input_shape != second.input_shape:
-        raise UsageError(different_inputs(first, second))
+    require_alike(first, second)
     parts = [
         renamed(graph, prefix, INPUT).pruned()
         for graph, prefix in zip((first, second), prefixes, strict=True)

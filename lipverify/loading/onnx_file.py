@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 class OnnxFile:
     """A checked model with all weights inside, but for those that are `held` beside it.
 
-    `sha256` is that of the file, `external_files` holds name and SHA-256 of every file beside it that was used, `inputs` are
-    those of the whole file, whatever the model was pruned to.
+    `sha256` is that of the file, `external_files` holds name and SHA-256 of every file beside it that was used, `inputs` and
+    names of `outputs` are those of the whole file, whatever the model was pruned to.
     """
 
     model: onnx.ModelProto
@@ -32,6 +32,7 @@ class OnnxFile:
     sha256: str
     external_files: tuple[tuple[str, str], ...]
     inputs: tuple[onnx.ValueInfoProto, ...]
+    outputs: tuple[str, ...]
     held: Held = field(default_factory=dict, repr=False)
 
 
@@ -57,8 +58,9 @@ def read_onnx(
     model = _parse(message, path)
     del message
     external = ExternalData(path)
+    outputs = tuple(value.name for value in model.graph.output)
     inputs, held = checked(model, path, external, output, taken, prune_to_output=prune_to_output)
-    return OnnxFile(model, name, digest, tuple(sorted(external.files.items())), tuple(inputs), held)
+    return OnnxFile(model, name, digest, tuple(sorted(external.files.items())), tuple(inputs), outputs, held)
 
 
 def checked(

@@ -143,7 +143,7 @@ def _read(
         return *_policed(source, output), {}
     file = read_onnx(Path(source), output, prune_to_output=True, hold=True)
     notes = tuple(f"external data {display(name)} (sha256 {digest})" for name, digest in file.external_files)
-    origin = Origin(format="onnx", path=file.path, sha256=file.sha256, notes=notes)
+    origin = Origin(format="onnx", path=file.path, sha256=file.sha256, notes=notes, outputs=file.outputs)
     return file.model, origin, list(file.inputs), file.held
 
 
@@ -163,8 +163,9 @@ def _policed(model: onnx.ModelProto, output: int | str | None) -> tuple[Any, Ori
     named = [pair for scope in (copy.graph, *copy.functions) for pair in tensors(scope)]
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL for _, tensor in named):
         raise UsageError(f"{_MEMORY} has external data; load it with its data, or give the path of the file")
+    outputs = tuple(value.name for value in copy.graph.output)
     inputs, _ = held_to_policy(copy, Path(_MEMORY), ExternalData(Path(_MEMORY)), output, prune_to_output=True)
-    return copy, Origin(format="onnx"), inputs
+    return copy, Origin(format="onnx", outputs=outputs), inputs
 
 
 def _current(model: Any) -> tuple[Any, tuple[str, ...]]:
