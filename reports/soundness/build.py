@@ -4,11 +4,12 @@ networks against witnesses, random ONNX models against samples, differences of r
 attention against Jacobians, what rigour costs.
 
     python reports/soundness/build.py [--mutants 2000] [--forged 20000] [--readers 100000] [--networks 10000] [--models 20000]
-        [--pairs 10000] [--first-pair 0] [--attention 2000] [--processes 2] [--no-costs]
+        [--pairs 10000] [--first-pair 0] [--attention 2000] [--first-attention 0] [--processes 2] [--no-costs]
 
 Twenty thousand forged proofs take five minutes of one processor, a hundred thousand changed files ten, ten thousand networks
-half an hour, five thousand models as long; networks.json is written after every thousand, models.json and pairs.json after
-every hundred. Pairs from a seed other than 0 are added to those of pairs.json, which has to end right before them.
+half an hour, five thousand models as long, two thousand networks of attention too; networks.json is written after every thousand,
+models.json, pairs.json and attention.json after every hundred. Pairs, or networks of attention, from a seed other than 0 are
+added to those of their file, which has to end right before them.
 Networks of the model zoo always; third-party networks where the folder shared/checkpoints lies beside the checkout.
 """
 
@@ -23,7 +24,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import fields
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
@@ -133,6 +133,7 @@ def priced(model: str, graph: lv.Graph, name: str, query: Query) -> dict[str, An
 
 
 Counted = TypeVar("Counted", Attended, Found, Held, Outcome)
+Resumed = TypeVar("Resumed", Attended, Outcome)
 
 
 def searched(
@@ -157,20 +158,20 @@ def searched(
                 yield {**total.to_json(), "seeds": seeds, "seconds": time.monotonic() - started}
 
 
-def pairs_before(first: int) -> Outcome:
-    """What pairs.json says of the seeds 0 to `first` - 1.
+def before(name: str, key: str, kind: type[Resumed], first: int) -> Resumed:
+    """What a file says of the seeds 0 to `first` - 1.
 
     Raises:
         SystemExit: it is about others.
     """
     if first == 0:
-        return Outcome()
-    document = json.loads((Path(__file__).parent / "pairs.json").read_text())["random_pairs"]
+        return kind()
+    document = json.loads((Path(__file__).parent / f"{name}.json").read_text())[key]
     if document.get("seeds") != [0, first - 1]:
         raise SystemExit(
-            f"pairs.json is about the seeds {document.get('seeds')}; it has to end at {first - 1}"
+            f"{name}.json is about the seeds {document.get('seeds')}; it has to end at {first - 1}"
         )
-    return Outcome(**{f.name: document[f.name] for f in fields(Outcome)})
+    return kind.from_json(document)
 
 
 def he_network(widths: tuple[int, ...]) -> lv.Graph:
@@ -222,6 +223,9 @@ def main() -> None:
     options.add_argument("--attention", type=int, default=2000, help="0: leave attention.json as it is")
     options.add_argument("--first-pair", type=int, default=0, help="seed of the first pair of this run")
     options.add_argument(
+        "--first-attention", type=int, default=0, help="seed of the first network of attention of this run"
+    )
+    options.add_argument(
         "--processes",
         type=int,
         default=2,
@@ -267,15 +271,19 @@ def main() -> None:
             "found" if rounding_noticed() else "not found"
         )
         document = {"wrong": []}
-        first, before = given.first_pair, pairs_before(given.first_pair)
-        for document in searched(fuzz, before, given.pairs, given.processes, 100, first):
+        first = given.first_pair
+        start = before("pairs", "random_pairs", Outcome, first)
+        for document in searched(fuzz, start, given.pairs, given.processes, 100, first):
             del document["seconds"]  # of one run of several
             _write("pairs", {"random_pairs": document, "planted_mistakes": mistakes})
             print(document["pairs"], "pairs,", len(document["wrong"]), "wrong", file=sys.stderr)
         bad += len(document["wrong"]) + list(mistakes.values()).count("not found")
     if given.attention:
         document = {"wrong": [], "errors": []}
-        for document in searched(attend, Attended(), given.attention, given.processes, 100):
+        first = given.first_attention
+        known = before("attention", "random_networks_of_attention", Attended, first)
+        for document in searched(attend, known, given.attention, given.processes, 100, first):
+            del document["seconds"]  # of one run of several
             _write("attention", {"random_networks_of_attention": document})
             faults = len(document["wrong"]), len(document["errors"])
             print(

@@ -72,7 +72,6 @@ class Attended:
     def to_json(self) -> dict[str, Any]:
         return {
             "networks": self.networks,
-            "seeds": f"0 to {self.networks - 1}",
             "answers": dict(self.answers.most_common()),
             "refused": dict(self.refused.most_common()),
             "checked": dict(self.checked.most_common()),
@@ -83,6 +82,20 @@ class Attended:
             "errors": self.errors,
             "processor_seconds": round(self.processor_seconds, 1),
         }
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> Attended:
+        """What `to_json` wrote."""
+        counts = {name: Counter(document[name]) for name in ("answers", "refused", "checked", "kinds")}
+        return cls(
+            networks=document["networks"],
+            compared=Counter(document["numbers_held_against_witnesses"]),
+            tightest=document["largest_witness_over_bound"],
+            wrong=document["wrong"],
+            errors=document["errors"],
+            processor_seconds=document["processor_seconds"],
+            **counts,
+        )
 
 
 def attend(seeds: Iterable[int]) -> Attended:

@@ -52,6 +52,11 @@ class Outcome:
     def to_json(self) -> dict[str, Any]:
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> Outcome:
+        """What `to_json` wrote."""
+        return cls(**{f.name: document[f.name] for f in fields(cls)})
+
 
 def changed(op: Op, rng: np.random.Generator, noise: float) -> Op:
     """The operator with every stored tensor of floating point moved a little; variances stay positive."""

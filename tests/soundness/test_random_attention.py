@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from lipverify.analyzers.local.analyzer import Local
 from lipverify.analyzers.tokens import Tokens
 from tests.soundness import attention_kinds as kinds
-from tests.soundness.attention import attend
+from tests.soundness.attention import Attended, attend
 from tests.tiers import tier
 
 BLOCKS, COUNT = 4, tier(12, 2_000)
@@ -25,6 +26,13 @@ def test_bounds_hold(block: int) -> None:
     assert found.errors == []
     assert 2 * found.answers.total() >= COUNT // BLOCKS  # others are refused, with their reason
     assert found.compared.total() > 20 * COUNT // BLOCKS
+
+
+def test_a_run_goes_on_from_what_was_written() -> None:
+    first, second = attend([3]), attend([4])
+    written = json.loads(json.dumps(first.to_json()))
+    assert Attended.from_json(written).to_json() == written
+    assert (Attended.from_json(written) + second).kinds == (first + second).kinds
 
 
 def test_every_choice_is_drawn() -> None:
