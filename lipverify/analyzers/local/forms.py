@@ -17,6 +17,7 @@ from lipverify.ir.region import Ball, Query
 from lipverify.propagation import Bounds, bounds
 from lipverify.propagation.forms import FormBounds, affordable, form_bounds
 from lipverify.propagation.forms.bounds import joined
+from lipverify.propagation.linear import tells_more
 
 LOOSE = 2.0
 """Bounds above this many times the reference network's norm are worth ranges by linear bounds, and another sweep."""
@@ -68,21 +69,25 @@ def constants_by_forms(written: Graph, query: Query, compute: Compute) -> ByForm
 def tightened(graph: Graph, ball: Ball, norm_in: Norm, compute: Compute) -> FormBounds:
     """Forms, and where they are loose, forms inside ranges by linear bounds that the first ones helped to find."""
 
-    def swept(keys: str, within: Bounds | None = None) -> FormBounds:
+    def swept(keys: str, within: Bounds | None = None, before: FormBounds | None = None) -> FormBounds:
         device, expired = compute.device, compute.expired
-        return form_bounds(graph, ball, norm_in, device=device, within=within, expired=expired, keys=keys)
+        return form_bounds(
+            graph, ball, norm_in, device=device, within=within, expired=expired, keys=keys, before=before
+        )
 
-    found = swept("kept")
+    found, ranges = swept("kept"), None
     if not bool((found.rows.amax(1) > LOOSE * found.reference.amax(1)).any()):
         return found
     try:
-        if _linear_work(graph) > LINEAR_WORK:
-            return found.meet(swept("centred"))
-        ranges = bounds(graph, ball, device=compute.device, expired=compute.expired)
-        if ranges.forms is not None and norm_in is ball.norm:
-            found = found.meet(ranges.forms)
-            return found.meet(swept("centred", ranges))
-        return found.meet(swept("both", ranges))
+        if _linear_work(graph) <= LINEAR_WORK and tells_more(
+            graph, ball, found, compute.device, compute.expired
+        ):
+            ranges = bounds(graph, ball, device=compute.device, expired=compute.expired)
+            if ranges.forms is not None and norm_in is ball.norm:
+                found = found.meet(ranges.forms)
+            else:
+                found = found.meet(swept("kept", ranges))
+        return swept("centred", ranges, found)
     except (Undecided, UnsupportedModel):
         return found
 

@@ -17,7 +17,7 @@ from lipverify.ir.region import Ball, misfit
 from lipverify.propagation.forms.centring import centred
 from lipverify.propagation.forms.domain import Domain
 from lipverify.propagation.forms.nonlinear import covers
-from lipverify.propagation.forms.sweep import Refine, Sweep
+from lipverify.propagation.forms.sweep import Looser, Refine, Sweep
 from lipverify.propagation.forms.symbols import Facts
 from lipverify.propagation.forms.tokens import joint_norm
 from lipverify.propagation.knowledge import is_affine
@@ -71,6 +71,19 @@ class FormBounds:
             self.notes + other.notes,
         )
 
+    def part(self, some: slice) -> FormBounds:
+        """Those of some of the balls."""
+        return FormBounds(
+            Interval(self.output.lower[some], self.output.upper[some]),
+            self.rows[some],
+            self.reference[some],
+            None if self.spectral is None else self.spectral[some],
+            {n: Facts(f.lower[some], f.upper[some], f.slopes[some]) for n, f in self.ranges.items()},
+            self.symbols,
+            {name: strip.map(lambda fact: fact[some]) for name, strip in self.strips.items()},
+            self.notes,
+        )
+
 
 def _narrower(first: Strip | None, second: Strip) -> Strip:
     return second if first is None or second.width() < first.width() else first
@@ -110,6 +123,7 @@ def form_bounds(
     expired: Callable[[], bool] = lambda: False,
     keys: str = "both",
     refine: Refine | None = None,
+    before: FormBounds | None = None,
 ) -> FormBounds:
     """Bounds over every ball by affine forms of values and gradients with shared symbols.
 
@@ -124,6 +138,7 @@ def form_bounds(
         expired: asked at every node.
         keys: `kept`, `centred`, or `both` for the second one where the first is loose.
         refine: tighter ranges of the nodes of the graph as it is, where all balls fit into one chunk (`affordable`).
+        before: with `centred`, bounds over the same balls; the result is inside them, and the sweep ends where it is looser.
 
     Raises:
         UnsupportedModel: a node without a form, not bounded over a ball, or too large; it is named. Undecided: no time.
@@ -144,7 +159,8 @@ def form_bounds(
                 name: _facts(Interval(box.lower[rows], box.upper[rows]), part, norm_in)
                 for name, box in (within or {}).items()
             }
-            parts.append(_both(exact, part, norm_in, device, boxes, expired, keys, refine))
+            first = None if before is None else before.part(rows)
+            parts.append(_both(exact, part, norm_in, device, boxes, expired, keys, refine, first))
     return joined(parts)
 
 
@@ -157,21 +173,30 @@ def _both(
     expired: Callable[[], bool],
     keys: str,
     refine: Refine | None,
+    first: FormBounds | None,
 ) -> FormBounds:
     """A sweep over the graph as it is, and, where that is loose, one with keys centred that knows the facts of the first."""
     other = None if keys == "kept" else centred(graph)
-    if keys == "centred" and other is not None:
-        return _swept(other.to(device=device), graph, ball, norm_in, device, known, expired)
-    first = _swept(graph, graph, ball, norm_in, device, known, expired, refine)
-    if other is None or not bool((first.rows.amax(1) > LOOSE * first.reference.amax(1)).any()):
+    if first is None:
+        if keys == "centred" and other is not None:
+            return _swept(other.to(device=device), graph, ball, norm_in, device, known, expired)
+        first = _swept(graph, graph, ball, norm_in, device, known, expired, refine)
+        loose = bool((first.rows.amax(1) > LOOSE * first.reference.amax(1)).any())
+        other = other if loose else None
+    if other is None:
         return first
     more = dict(known)
     for name, facts in first.ranges.items():
         more[name] = facts.meet(more[name]) if name in more else facts
     try:
-        return first.meet(_swept(other.to(device=device), graph, ball, norm_in, device, more, expired))
+        second = _swept(
+            other.to(device=device), graph, ball, norm_in, device, more, expired, rival=first.ranges
+        )
+    except Looser:
+        return first
     except Undecided:
-        return replace(first, notes=("the budget ended before keys were centred",))
+        return replace(first, notes=(*first.notes, "the budget ended before keys were centred"))
+    return first.meet(second)
 
 
 def joined(parts: list[FormBounds]) -> FormBounds:
@@ -212,10 +237,11 @@ def _swept(
     known: Mapping[str, Facts],
     expired: Callable[[], bool],
     refine: Refine | None = None,
+    rival: Mapping[str, Facts] | None = None,
 ) -> FormBounds:
-    """One sweep and what it says about the output. known: facts about nodes of the original graph."""
+    """One sweep and what it says about the output. known, rival: facts about nodes of the original graph."""
     domain = Domain.of(ball, norm_in, device)
-    sweep = Sweep.start(graph, domain, memory_of(device), known, expired, refine)
+    sweep = Sweep.start(graph, domain, memory_of(device), known, expired, refine, rival)
     form = sweep.run()
     output = graph.output
     facts = sweep.ask(output.name)

@@ -369,6 +369,8 @@ def _strip(
 
     def through(r: Tensor, part: Tensor) -> Tensor:
         rows = _moved(part, axis, last, 1).reshape(len(part), -1, n)
+        if len(r) == 1:  # one ball: a product of matrices for each row of logits
+            return back((rows.transpose(0, 1) @ r[0].mT).transpose(0, 1))
         return back((r @ rows.unsqueeze(-1)).squeeze(-1))
 
     sweep.strips[node.name] = Strip(
