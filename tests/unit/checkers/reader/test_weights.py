@@ -84,14 +84,15 @@ def test_a_checkpoint_tells_types_and_shapes() -> None:
         "turned": whole.t(),
         "half": whole[0].half(),
         "count": torch.tensor(7),
+        "learned": torch.nn.Parameter(2.0 * whole),
     }
     buffer = io.BytesIO()
     torch.save({"state": kept, "p": torch.nn.Parameter(-whole), "wide": torch.ones(1).expand(99)}, buffer)
     found = model_of_bytes("weights", buffer.getvalue())
     assert not found.reason
     for tensor in (*kept.values(), -whole):
-        assert found.holds(tensor.numpy())
-    assert len(found.tensors) == 6
+        assert found.holds(tensor.detach().numpy())
+    assert len(found.tensors) == 7
     a = whole.numpy()
     for other in (
         a.reshape(4, 3),
@@ -115,8 +116,8 @@ def values(*given: Any) -> bytes:
     return b"(" + b"".join(written[type(value)](value) for value in given) + b"t"
 
 
-def storage(count: int = 12, key: str = "0", kind: str = "Float") -> bytes:
-    return values("storage", name(f"torch {kind}Storage"), key, "cpu", count) + b"Q"
+def storage(count: int = 12, key: str = "0", kind: str = "Float", place: str = "cpu") -> bytes:
+    return values("storage", name(f"torch {kind}Storage"), key, place, count) + b"Q"
 
 
 REBUILD = name("torch._utils _rebuild_tensor_v2")
@@ -151,6 +152,20 @@ PICKLES: dict[str, tuple[bytes, str]] = {
     "a storage in an object": (rebuilt(storage()) + values(storage()) + b"b", "used in an unknown way"),
     "an operation that calls": (rebuilt(storage()) + b"(ios\nsystem\n", "a pickle with INST"),
     "nothing reads it": (b"}", "a storage that no tensor reads"),
+    "a bit beside the numbers": (
+        REBUILD + values(storage(), 0, *PLAIN, 0, 0)[:-1] + b"}X\x03\x00\x00\x00neg\x88stR", "of an unknown form"),
+    "a tensor of another type": (
+        name("torch._utils _rebuild_device_tensor_from_cpu_tensor") + values(rebuilt(storage()), name("torch bool"), "cpu", 0)
+        + b"R", "used in an unknown way"),
+    "an entry of a tensor": (rebuilt(storage()) + values(0)[1:-1] + values(1)[1:-1] + b"s", "another thing than a table"),
+    "a tensor with a state": (rebuilt(storage()) + b"}b", "used in an unknown way"),
+    "a state with a tensor": (b"}" + rebuilt(storage()) + b"b", "used in an unknown way"),
+    "a table with words of its own": (b"]" + rebuilt(storage()) + b"a" + b"}}" + values("keys", 1)[1:-1] + b"sb",
+                                        "changes what it has made"),
+    "a state in pairs": (b"]" + rebuilt(storage()) + b"a" + b"}]" + values("keys", 1) + b"ab", "changes what it has made"),
+    "a function of nothing": (rebuilt(storage()) + name("torch set_default_dtype") + b")R", "used in an unknown way"),
+    "an object": (rebuilt(storage()) + name("torch.nn Linear") + b")\x81", "a pickle with NEWOBJ"),
+    "a storage without numbers": (rebuilt(storage(place="meta")), "without numbers"),
     "a number of many bits": (b"\x8a\x09" + bytes(8) + b"\1" + rebuilt(storage()), "more than 64 bits"),
     "a tensor of many parts": (REBUILD + values(storage(), 0, *PLAIN, *[0] * 9) + b"R", "of an unknown form"),
     "a tensor of many axes": (rebuilt(storage(), 0, values(*[1] * 13), values(*[1] * 13)), "an invalid shape"),
