@@ -402,9 +402,10 @@ RULES: dict[str, Rule] = {
         {"neighbours": "count", "loss": "constant", "reach": "size", "heads": "constants", "offsets": "sizes",
          "tails": "constants", "factors": "sizes"},
         "upper",
-        "the sum of per-sample gradients changes by at most {value} (l2) when {neighbours} (1: a sample comes or goes, 2: one is "
-        "replaced), for inputs of norm at most {reach}, a loss of constant {loss}, what comes ahead of the layers of constants "
-        "{heads} and values {offsets} at 0, what comes behind them of constants {tails}, and factors {factors} of the layers",
+        "the sum of per-sample gradients in the tensors of these layers, each used there alone or with the factor of all its "
+        "uses, changes by at most {value} (l2) when {neighbours} (1: a sample comes or goes, 2: one is replaced), for inputs of "
+        "norm at most {reach}, a loss of constant {loss}, what comes ahead of the layers of constants {heads} and values "
+        "{offsets} at 0, what comes behind them of constants {tails}, and factors {factors} of the layers",
         _sensitivity,
     ),
     "game": Rule(

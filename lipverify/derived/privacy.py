@@ -48,6 +48,7 @@ def sensitivity(
     loss: str | float = "cross-entropy",
     *,
     neighbours: str = "add-or-remove",
+    frozen: Sequence[str] = (),
     analyzers: Sequence[str] = ("product",),
 ) -> Sensitivity:
     """How far the sum of per-sample gradients moves when one sample comes, goes, or is replaced.
@@ -59,16 +60,20 @@ def sensitivity(
         convolution, sqrt of the number of places for its bias.
     Source: chain rule; each of the kernel's offsets pairs one window of the input with the gradient (Cauchy and Schwarz).
         Bethune et al. 2024 (arXiv 2305.16202); their factor of a convolution is an average, this one is an upper bound.
-    Sound when: parameters are used once. Useful for networks whose layers are 1-Lipschitz; for others the figure is far above
+        Where one tensor is used k times its gradient is the sum of k terms, whose square is at most k times the sum of squares:
+        tensors of the same numbers, in whatever order, count as one.
+    Sound when: gradients are taken in the weights of the graph; those behind a parametrisation (spectral norm) are others.
+        Useful for networks whose layers are 1-Lipschitz; for others the figure is far above
         usual clipping norms.
 
     Args:
         loss: a name of `LOSSES`, or its constant. neighbours: add-or-remove, or replace-one, which doubles.
+        frozen: names of nodes whose stored numbers are not trained (`graph.summary()` lists them).
         analyzers: for heads and tails.
 
     Raises:
-        UsageError: an unknown loss or relation. UnsupportedModel: a network without parameters, or in which something passes by
-        a layer with parameters (residual blocks).
+        UsageError: an unknown loss, relation or node. UnsupportedModel: a network without parameters, in which something passes
+        by a layer with parameters (residual blocks), or with stored numbers that are no layer's and not said to be frozen.
     """
     if isinstance(loss, str) and loss not in LOSSES:
         raise UsageError(f"{loss!r} is no loss: {', '.join(LOSSES)}, or its constant as a number")
@@ -77,13 +82,15 @@ def sensitivity(
         raise UsageError(f"{neighbours!r}: {' or '.join(relations)}")
     constant = LOSSES[loss] if isinstance(loss, str) else float(loss)
     graph = graph.to(dtype=torch.float64).pruned()
+    _refuse_others(graph, frozen)
     heads: list[Known] = []
     offsets: list[float] = []
     tails: list[Known] = []
     factors: list[float] = []
     names: list[str] = []
+    tensors: list[torch.Tensor] = []
     for place, node in enumerate(graph.nodes):
-        if not isinstance(node.op, ops.Linear | ops.Conv):
+        if not isinstance(node.op, ops.Linear | ops.Conv) or node.name in frozen:
             continue
         _alone(graph, place)
         tail: Known = 1.0 if node is graph.output else audited(_behind(graph, place), analyzers)
@@ -93,22 +100,22 @@ def sensitivity(
             ahead = Graph(graph.nodes, (node.inputs[0],)).pruned()
             head, offset = audited(ahead, analyzers), _at_zero(ahead)
         weight, bias = _factors(node)
-        for name, h, o, factor in (
-            (f"{node.name} weight", head, offset, weight),
-            (f"{node.name} bias", 0.0, 1.0, bias),
+        for name, values_, h, o, factor in (
+            (f"{node.name} weight", node.op.weight, head, offset, weight),
+            (f"{node.name} bias", node.op.bias, 0.0, 1.0, bias),
         ):
-            if factor:
+            if factor and values_ is not None:
                 names.append(name)
+                tensors.append(values_)
                 heads.append(h)
                 offsets.append(o)
                 tails.append(tail)
                 factors.append(factor)
     if not names:
         raise UnsupportedModel("no Linear or Conv in this network: nothing has a gradient")
-    rows = [
-        (heads[i : i + 1], offsets[i : i + 1], tails[i : i + 1], factors[i : i + 1])
-        for i in range(len(names))
-    ]
+    uses = _uses(tensors)
+    factors = [_above(f, len(of)) for f, of in zip(factors, uses, strict=True)]
+    rows = [tuple([part[i] for i in of] for part in (heads, offsets, tails, factors)) for of in uses]
     found = [
         derive(
             "sensitivity",
@@ -184,6 +191,32 @@ def _factors(node: Node) -> tuple[float, float]:
         return 1.0, 0.0 if op.bias is None else _root(rows)
     assert isinstance(op, ops.Conv)
     return _root(math.prod(op.weight.shape[2:])), 0.0 if op.bias is None else _root(math.prod(node.shape[1:]))
+
+
+def _refuse_others(graph: Graph, frozen: Sequence[str]) -> None:
+    """Stored numbers that are no weight of a layer may be parameters, whose gradients nothing here bounds."""
+    known = {node.name for node in graph.nodes}
+    for name in frozen:
+        if name not in known:
+            raise UsageError(f"there is no node {name!r}, which should be frozen")
+    for node in graph.nodes:
+        stored = any(isinstance(v, torch.Tensor) and v.is_floating_point() for v in vars(node.op).values())
+        if stored and not isinstance(node.op, ops.Linear | ops.Conv) and node.name not in frozen:
+            raise UnsupportedModel(
+                f"{node.describe()} holds numbers that may be parameters, and gradients are bounded in those of Linear and Conv "
+                f"alone; if they are not trained, say frozen=({node.name!r},)"
+            )
+
+
+def _uses(tensors: Sequence[torch.Tensor]) -> list[list[int]]:
+    """For every tensor the places of all that hold the same numbers, in whatever order: one that is used again, or transposed."""
+    sorted_ = [t.double().flatten().sort().values for t in tensors]
+    return [[j for j, b in enumerate(sorted_) if len(a) == len(b) and torch.equal(a, b)] for a in sorted_]
+
+
+def _above(factor: float, count: int) -> float:
+    """sqrt(count) times the factor, rounded up."""
+    return factor if count == 1 else float(np.nextafter(factor * _root(count), math.inf))
 
 
 def _root(count: int) -> float:

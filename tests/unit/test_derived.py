@@ -431,6 +431,45 @@ def test_no_gradient_of_a_sample_is_above_its_sensitivity() -> None:
         assert 0.0 < size <= found.layers[label].upper, label
 
 
+class Tied(torch.nn.Module):
+    """One layer four times, or its transpose."""
+
+    def __init__(self, turned: bool) -> None:
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.eye(2).flip(0) if turned else torch.eye(2))
+        self.turned = turned
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for k in range(4):
+            x = torch.nn.functional.linear(x, self.w.T if self.turned and k % 2 else self.w)
+        return x
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_tensor_that_is_used_again_has_one_gradient(turned: bool) -> None:
+    """Four uses counted as four tensors: 2 for 4."""
+    net = Tied(turned)
+    x = torch.tensor([[1.0, 0.0]])
+    found = derived.sensitivity(lv.extract(net.eval(), x), 1.0, 1.0)
+    y = net(x)
+    (y @ (y / y.norm()).detach().T).sum().backward()
+    assert net.w.grad is not None
+    assert 4.0 - 1e-5 <= float(net.w.grad.norm()) <= found.upper <= 4.001
+    assert all(one.upper >= 4.0 - 1e-5 for one in found.layers.values())
+
+
+def test_numbers_that_may_be_parameters_are_refused_or_frozen() -> None:
+    """A PReLU behind a layer counted as no parameter: 1 for 1.22."""
+    net = torch.nn.Sequential(torch.nn.Linear(2, 2, bias=False), torch.nn.PReLU(2))
+    graph = lv.extract(net.eval(), torch.zeros(1, 2))
+    name = graph.output.name
+    with pytest.raises(UnsupportedModel, match=f"frozen=\\('{name}',\\)"):
+        derived.sensitivity(graph, 1.0)
+    assert derived.sensitivity(graph, 1.0, frozen=[name]).layers.keys() == {f"{graph.nodes[1].name} weight"}
+    with pytest.raises(UsageError, match="no node"):
+        derived.sensitivity(graph, 1.0, frozen=["z"])
+
+
 def test_sensitivities_refuse_what_passes_by() -> None:
     x = Node("x", Input(), (), (3,))
     skip = Graph(

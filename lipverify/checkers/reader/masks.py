@@ -24,9 +24,12 @@ class Masked(Missing):
     kept: Array
 
 
-def lost(x: Operand) -> bool:
+def lost(p: Builder, x: Operand) -> bool:
     """Whether stored numbers hold -infinity."""
-    return isinstance(x, Stored) and x.array.dtype.kind == "f" and bool(np.isneginf(x.array).any())
+    if not isinstance(x, Stored) or x.array.dtype.kind != "f":
+        return False
+    p.charge(x.array.size)
+    return bool(np.isneginf(x.array).any())
 
 
 def added(p: Builder, operands: Sequence[Value | Stored]) -> Masked:

@@ -123,9 +123,11 @@ def cut(p: Builder, c: Call, x: Array) -> Array:
     steps = [1] * len(starts) if steps is None else steps
     need(len(starts) == len(ends) == len(axes) == len(steps) and len(set(axes)) == len(axes), "a slice")
     need(all(a < x.ndim for a in axes) and all(steps), "a slice")
+    kept = [slice(None)] * x.ndim
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
-        x = np.take(x, np.arange(*_range(start, end, step, x.shape[axis])), axis)
-    return x
+        first, last, step = _range(start, end, step, x.shape[axis])
+        kept[axis] = slice(first, None if last < 0 else last, step)
+    return x[tuple(kept)]  # a view: a small part of a large tensor costs nothing more
 
 
 def _range(start: int, end: int, step: int, size: int) -> tuple[int, int, int]:
@@ -253,7 +255,7 @@ def where(p: Builder, c: Call) -> Results:
     if isinstance(a, Stored) and isinstance(b, Stored):
         need(a.kind == b.kind, "tensors of different types")
         return [Stored(np.where(condition, a.array, b.array), a.kind, max(a.rounded, b.rounded))]
-    if lost(a) or lost(b):
+    if lost(p, a) or lost(p, b):
         return [chosen(p, condition, a, b)]
     kind = same_kind([a, b], c.op)
     # A tensor of which nothing is chosen is not read at all.

@@ -48,6 +48,7 @@ def resize(p: Builder, c: Call) -> Results:
         shape_after[axis] = number if sizes is not None else math.floor(array.shape[axis] * number)
     need(min(shape_after) >= 1, "a resizing to nothing")
     p.charge(2 * size_of(shape_after))
+    kept = [np.arange(n) for n in array.shape]
     for axis, number in zip(axes, told, strict=True):
         n, m = array.shape[axis], shape_after[axis]
         scale = Fraction(m, n) if sizes is not None else Fraction(number)
@@ -55,8 +56,9 @@ def resize(p: Builder, c: Call) -> Results:
             old is False or scale.denominator == 1,
             "a resizing by parts of an entry is not covered by the checker",
         )
-        array = np.take(array, _nearest(p, n, m, scale, place, rounding), axis)
-    return [like(p, x, array)]
+        kept[axis] = _nearest(p, n, m, scale, place, rounding)
+    # All axes at once: on the way from one axis to the next there may be more numbers than at either end.
+    return [like(p, x, array[np.ix_(*kept)])]
 
 
 def _scales(c: Call, place: int) -> list[float] | None:

@@ -43,7 +43,7 @@ def _arithmetic(p: Builder, c: Call) -> Results:
         return [fold_integers(p, c.op, [array_of(x) for x in operands])]
     same_kind(operands, c.op)
     old_shapes(c, operands)
-    if c.op == "Add" and any(lost(x) for x in operands):
+    if c.op == "Add" and any(lost(p, x) for x in operands):
         return [added(p, operands)]
     size_of(np.broadcast_shapes(*(x.shape for x in operands)))
     kept = [x for x in operands if isinstance(x, Stored)]

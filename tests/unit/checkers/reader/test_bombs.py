@@ -8,6 +8,7 @@ import resource
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -206,6 +207,26 @@ def test_what_is_large_but_fits() -> None:
         found = model_of_bytes("m.onnx", model(nodes, [1, 6], 13).SerializeToString())
     assert found.program is not None
     assert len(found.program.steps) == 10_001
+
+
+def test_what_is_on_the_way_to_a_small_result_is_small() -> None:
+    """Resize of [1, n] to [m, 1] made [m, n] numbers; each Slice copied all of what it cuts from."""
+    from lipverify.checkers.reader import model_of_bytes
+
+    n = 1 << 14
+    narrow = model([node("Resize", ["x", "", "", "s"], ["y"], coordinate_transformation_mode="asymmetric", nearest_mode="floor")],
+                   [1, 1, 1, n], 13, {"s": ints(1, 1, n, 1)})  # fmt: skip
+    cuts = [node("Slice", ["c", "s", "e", "a"], [f"c{k}"]) for k in range(40)]
+    whole = node("Concat", ["x", *(f"c{k}" for k in range(40))], ["y"], axis=0)
+    small = model([node("ConstantOfShape", ["h"], ["c"]), *cuts, whole],
+                  [1, 2], 13, {"h": ints(1 << 19, 2), "s": ints(0, 0), "e": ints(1 << 30, 1), "a": ints(1, 0)})  # fmt: skip
+    for source, most in ((narrow, 64 << 20), (small, 24 << 20)):
+        tracemalloc.start()
+        found = model_of_bytes("m.onnx", source.SerializeToString())
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert found.program is not None, found.reason
+        assert peak < most
 
 
 @pytest.mark.parametrize(
