@@ -19,12 +19,15 @@ from lipverify.checkers.kernel.arithmetic import TINY, Array, gamma
 from lipverify.checkers.kernel.curves import Lines, secant
 from lipverify.checkers.kernel.neurons import Differences
 from lipverify.checkers.kernel.ranges import Chain, Ranges
-from lipverify.checkers.kernel.signals import INPUT, ONE, Signal, scaled, total
+from lipverify.checkers.kernel.signals import INPUT, ONE, Signal, scaled, totals
 from lipverify.errors import NotCovered
+
+_AT_ONCE = 1 << 16
+"""Numbers of gradients that are made together, as long as one does not need more."""
 
 
 class Gradient(NamedTuple):
-    """low <= J'g <= high for one row g, with the chain and the signal they come from."""
+    """low <= J'g <= high for one row g, with the chain and the signal they come from; of `_many`, [rows, entries]."""
 
     low: Array
     high: Array
@@ -46,17 +49,17 @@ def jacobian_limit(
         the input. At kinks s_i does not matter: where v_i is one the gradient of v_i is 0 almost everywhere (Evans, Gariepy,
         Measure Theory and Fine Properties of Functions, section 4.2). Elsewhere s_i = phi'(v_i): a chain behind that of values.
     """
-    rows, ends = [], []
+    rows, ends = [np.zeros(0)], []
     # Sums of sizes take entries one by one and together: the middle of all slopes adds nothing.
-    for g in gradients(found, ranges, output, norms != ("linf", "linf"), free):
+    for g in _many(found, ranges, output, norms != ("linf", "linf"), free):
         ends.append((g.low, g.high))
-        most = np.maximum(np.abs(g.low), np.abs(g.high)).max(initial=0.0)
+        most = np.maximum(np.abs(g.low), np.abs(g.high)).max(1, initial=0.0)
         rows.append(most if norms[0] == "l1" else _summed(g, norms[0] == "l2"))
-    by_row, grown = np.array(rows), 1.0 + gamma(16)
+    by_row, grown = np.concatenate(rows), 1.0 + gamma(16)
     if norms[1] == "linf":
         return float(by_row.max(initial=0.0))
     best = _length(by_row, norms[1])
-    first, last = (np.array(end) for end in zip(*ends, strict=True))
+    first, last = (np.concatenate(end) for end in zip(*ends, strict=True))
     entries = np.maximum(np.abs(first), np.abs(last))
     if norms[0] == "l1":
         best = min(best, max(_length(column, norms[1]) for column in entries.T))
@@ -83,17 +86,18 @@ def _norm(matrix: Array) -> float:
     return float(guess) if proved else float(arith.interpolated(np.abs(matrix)))
 
 
-def _summed(g: Gradient, squared: bool) -> float:
-    """The sum of |J_j| or the root of that of J_j^2: entry by entry, and by the chords of these functions as one functional."""
+def _summed(g: Gradient, squared: bool) -> Array:
+    """Of every row the sum of |J_j| or the root of that of J_j^2: entry by entry, and by the chords of these functions as one
+    functional."""
     low, high = g.low, g.high
     ends = [(v * v if squared else np.abs(v)) for v in (low, high)]
     slope = (ends[1] - ends[0]) / np.where(high > low, high - low, 1.0)
     rest = np.maximum(ends[0] - slope * low, ends[1] - slope * high)
     rest = rest + 2.0**-50 * (ends[0] + ends[1] + np.abs(slope) * (np.abs(low) + np.abs(high))) + TINY
-    extra = float(rest.sum()) + float(arith.sums(rest)) * 2.0 * gamma(len(rest) + 8)
-    joint = max(0.0, float(g.chain.largest(total(slope, g.signal))[0]) + extra) * (1.0 + 2.0**-50)
-    best = min(float(arith.sums(np.maximum(*ends))), joint)
-    return float(np.sqrt(best) * (1.0 + gamma(8))) if squared else best
+    extra = rest.sum(1) + arith.sums(rest, 1) * (2.0 * gamma(rest.shape[1] + 8))
+    joint = np.maximum(0.0, g.chain.largest(totals(slope, g.signal)) + extra) * (1.0 + 2.0**-50)
+    best = np.minimum(arith.sums(np.maximum(*ends), 1), joint)
+    return np.asarray(np.sqrt(best) * (1.0 + gamma(8)) if squared else best)
 
 
 def moving(ranges: Ranges | None, start: int) -> Array | None:
@@ -107,6 +111,30 @@ def moving(ranges: Ranges | None, start: int) -> Array | None:
         return None
     free = np.flatnonzero(region.low < region.high)
     return free if 0 < len(free) < len(region.low) else None
+
+
+def _many(
+    found: Differences, ranges: Ranges | None, output: Signal, middle: bool, free: Array | None
+) -> Iterator[Gradient]:
+    """`gradients`, many rows at once where no neuron is between them: then they are known numbers, and nothing is walked."""
+    if found.blocks:
+        for g in gradients(found, ranges, output, middle, free):
+            yield g._replace(low=g.low[None], high=g.high[None])
+        return
+    explicit(found)
+    at = np.arange(found.inputs) if free is None else free
+    step = max(1, _AT_ONCE // max(1, len(at)))
+    for first in range(0, output.height, step):
+        rows = slice(first, min(first + step, output.height))
+        count = rows.stop - first
+        charge(2 * count * found.inputs)
+        entries, terms = np.zeros((count, len(at))), np.zeros((count, len(at)))
+        if INPUT in output.parts:
+            entries, terms = output.parts[INPUT][rows][:, at], output.size(INPUT)[rows][:, at]
+        parts, sizes = {ONE: entries.reshape(-1, 1)}, {ONE: terms.reshape(-1, 1)}
+        one, chain = Signal(parts, sizes, output.rounds, False, output.growth), Chain()
+        low, high = (end.reshape(count, len(at)) for end in chain.ranges(one))
+        yield Gradient(low, high, chain, one)
 
 
 def gradients(

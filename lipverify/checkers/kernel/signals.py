@@ -120,6 +120,11 @@ def total(factor: Array, x: Signal) -> Signal:
     return mapped(factor[None, None], np.arange(len(factor))[None, None], x)
 
 
+def totals(factor: Array, x: Signal) -> Signal:
+    """The rows factor [rows, size] @ x, each of as many rows of x of its own: those of x are one row after another."""
+    return mapped(factor[:, None], np.arange(factor.size).reshape(len(factor), 1, -1), x)
+
+
 def added(first: Signal, second: Signal) -> Signal:
     """The sum, with one rounding more where sources are in both; without ends."""
     common = first.parts.keys() & second.parts.keys()
