@@ -6,6 +6,7 @@ import hashlib
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -323,7 +324,7 @@ def _program(
         if model.program is None:
             raise NotCovered(f"the model's file: {model.reason}")
         unused = list(model.unused)
-        stored = None if model.binding == "graph" else {"stored": len(model.tensors), "unused": unused}
+        stored = None if model.binding == "graph" else {"stored": model.stored, "unused": unused}
         return model.program, stored
     if stated is None:
         raise NotCovered("the file holds weights alone, and the certificate states no architecture")
@@ -331,7 +332,7 @@ def _program(
         raise NotCovered(f"the model's file: {model.reason or 'it stores nothing'}")
     stored_here: dict[str, Array] = {}
     known: dict[str, tuple[Array, bool]] = {}
-    own: set[str] = set()
+    own: Counter[str] = Counter()
     brought: set[str] = set()
     for name, digest in tensors.items():
         if digest not in known:
@@ -342,10 +343,14 @@ def _program(
         stored_here[name] = known[digest][0]
     program = architecture(stated, stored_here)
     for name in tensors_read(stated):
-        (own if known[tensors[name]][1] else brought).add(tensors[name])
+        digest = tensors[name]
+        if not known[digest][1]:
+            brought.add(digest)
+        elif own[digest] < model.copies[digest]:
+            own[digest] += 1
     if not own:
         raise RefutedCertificate("nothing of the model's file takes part in what it is about")
-    return program, {"stored": len(model.tensors), "used": len(own & model.tensors.keys()), "brought": len(brought),
+    return program, {"stored": model.stored, "used": own.total(), "brought": len(brought),
                      "architecture": "stated by the certificate"}  # fmt: skip
 
 

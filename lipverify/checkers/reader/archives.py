@@ -35,8 +35,8 @@ class _Entry(NamedTuple):
     offset: int
 
 
-def parse_archive(data: bytes) -> tuple[list[Array], str]:
-    """Tensors of an npz or a torch archive, and which of the two it is.
+def parse_archive(data: bytes) -> tuple[list[Array], int, str]:
+    """Tensors of an npz or a torch archive, how many more it has whose numbers are repeated ones, and which of the two it is.
 
     Raises:
         NotCovered: another archive, or one that two readers could read as two.
@@ -51,7 +51,7 @@ def parse_archive(data: bytes) -> tuple[list[Array], str]:
         content[entry.name] = body
     need(data[position : position + 4] == _CENTRAL, "an archive with bytes between its entries")
     if all(name.endswith(".npy") for name in content):
-        return [_npy(body) for body in content.values()], "npz"
+        return [_npy(body) for body in content.values()], 0, "npz"
     folders = {name.split("/")[0] for name in content}
     (folder, *others) = folders
     need(
@@ -66,7 +66,7 @@ def parse_archive(data: bytes) -> tuple[list[Array], str]:
     need(content.get(f"{folder}/byteorder", b"little") == b"little", "numbers with their large end first")
     inside = f"{folder}/data/"
     storages = {name[len(inside) :]: body for name, body in content.items() if name.startswith(inside)}
-    return stored_tensors(content[f"{folder}/data.pkl"], storages), "torch"
+    return *stored_tensors(content[f"{folder}/data.pkl"], storages), "torch"
 
 
 def _directory(data: bytes) -> list[_Entry]:

@@ -8,7 +8,8 @@ import math
 import os
 import stat
 import struct
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,8 @@ class Model:
     """What is known of a model without any certificate.
 
     binding: `file` (operators and weights are the file's), `weights` (a file of weights alone) or `graph` (a graph in memory).
-    tensors: what the file stores, by `digest_of`.
+    tensors: what the file stores, by `digest_of`. stored: how many tensors it has, by name or place; copies: of a file of
+    weights, how many of each digest.
     program: what the file computes; None for weights alone, and where `reason` says why it is not covered. refused: why single
     outputs are not. unused: names of stored tensors that no covered output rests on. data: the bytes that were read, of ONNX;
     size: how many there are. reading: how its inputs are read, where a claim says it and not the file. several: whether the file
@@ -60,6 +62,8 @@ class Model:
     binding: str
     format: str
     tensors: Mapping[str, Array] = field(default_factory=dict)
+    stored: int = 0
+    copies: Mapping[str, int] = field(default_factory=dict)
     program: Program | None = None
     reason: str = ""
     refused: Mapping[int, str] = field(default_factory=dict)
@@ -217,16 +221,16 @@ def _model(name: str, sha256: str, data: bytes) -> Model:
         except Exception as error:
             reason = f"it cannot be followed ({type(error).__name__})"
             return Model(name, sha256, "weights", "safetensors", reason=reason)
-        return Model(name, sha256, "weights", "safetensors", _by_digest(tensors.values()))
+        return _of_weights(name, sha256, "safetensors", list(tensors.values()), 0)
     if data[:4] == b"PK\x03\x04" and not is_protobuf(data):
         try:
-            held, kind = parse_archive(data)
+            held, repeated, kind = parse_archive(data)
         except NotCovered as error:
             return Model(name, sha256, "weights", "zip", reason=str(error))
         except Exception as error:  # whatever a stranger's bytes lead to is one refusal
             reason = f"it cannot be followed ({type(error).__name__})"
             return Model(name, sha256, "weights", "zip", reason=reason)
-        return Model(name, sha256, "weights", kind, _by_digest(held))
+        return _of_weights(name, sha256, kind, held, repeated)
     for start, what in _OTHERS.items():
         if data.startswith(start) and not is_protobuf(data):
             reason = f"{what} are not covered by the checker: save the weights as safetensors, or export ONNX"
@@ -250,6 +254,7 @@ def _read_in(name: str, sha256: str | None, data: bytes, reading: Reading | None
         "file",
         "onnx",
         _by_digest(read.tensors.values()),
+        stored=len(read.tensors),
         program=read.program,
         refused=read.refused,
         unused=unused,
@@ -257,6 +262,11 @@ def _read_in(name: str, sha256: str | None, data: bytes, reading: Reading | None
         reading=reading,
         several=read.several,
     )
+
+
+def _of_weights(name: str, sha256: str, kind: str, held: Sequence[Array], repeated: int) -> Model:
+    copies = Counter(digest_of(array) for array in held)
+    return Model(name, sha256, "weights", kind, _by_digest(held), stored=len(held) + repeated, copies=copies)
 
 
 def _by_digest(tensors: Iterable[Array]) -> dict[str, Array]:

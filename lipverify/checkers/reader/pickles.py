@@ -63,8 +63,9 @@ class _Table:
         self.keys: set[Any] = set()
 
 
-def stored_tensors(pickle: bytes, storages: Mapping[str, bytes]) -> list[Array]:
-    """Every tensor that is made on the way, with its type, sizes and numbers. storages: bytes by key.
+def stored_tensors(pickle: bytes, storages: Mapping[str, bytes]) -> tuple[list[Array], int]:
+    """Every tensor that is made on the way, with its type, sizes and numbers, and how many more repeat numbers of a storage.
+    storages: bytes by key.
 
     Nothing else is made of storages, and all of them are read: what a file holds beside these tensors is no number. A tensor
     becomes a parameter at most, or an entry of tables: nothing is called with one, put into one, or given as a state.
@@ -84,7 +85,7 @@ def stored_tensors(pickle: bytes, storages: Mapping[str, bytes]) -> list[Array]:
         raise NotCovered("a pickle that cannot be followed") from None
     need(end == len(pickle), "a pickle with bytes behind its end")
     need(walk.kinds.keys() == storages.keys(), "a storage that no tensor reads")
-    return list(walk.tensors.values())
+    return list(walk.tensors.values()), len(walk.repeated)
 
 
 class _Walk:
@@ -94,6 +95,7 @@ class _Walk:
     def __init__(self, storages: Mapping[str, bytes]) -> None:
         self.storages, self.stack, self.memo = storages, list[Any](), dict[int, Any]()
         self.tensors: dict[tuple[Any, ...], Array] = {}
+        self.repeated: set[tuple[Any, ...]] = set()
         self.kinds: dict[str, str] = {}
         self.room = _TIMES * sum(map(len, storages.values()))
 
@@ -194,6 +196,8 @@ class _Walk:
         need(start >= 0 and (size == 0 or last < storage.size), "a tensor that reaches beyond its storage")
         key = (storage.key, start, sizes, strides)
         # Numbers that are repeated are none of the file's: much would be made of a few bytes.
+        if size > storage.size:
+            self.repeated.add(key)
         if key in self.tensors or size > storage.size:
             return
         self.room -= size * dtype.itemsize
