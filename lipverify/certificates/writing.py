@@ -59,12 +59,14 @@ class Writer(Record):
             return self.ranges(part)
         return self.once(("largest", part.region), lambda: self.add("largest", region=part.region))
 
-    def carried(self, part: Part, pairs: Mapping[int, int]) -> int:
-        """The same, with the results of layers written as those of others plus a change."""
+    def carried(self, part: Part, pairs: Mapping[int, tuple[int, Sequence[int] | None]]) -> int:
+        """The same, with the results of layers written as those of others, or of some of their neurons, plus a change."""
         conditions = [
             [c.layer, c.entry, c.at.hex(), "above" if c.above else "below"] for c in part.conditions
         ]
-        written = [list(pair) for pair in pairs.items()]
+        written = [
+            [layer, base, *([] if kept is None else [list(kept)])] for layer, (base, kept) in pairs.items()
+        ]
         return self.add("carried", region=part.region, conditions=conditions, pairs=written)
 
     def at_least(self, ranges: int, rows: Rows, sign: int) -> tuple[int, float]:

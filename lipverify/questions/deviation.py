@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lipverify.analyzers.protocol import Compute
 from lipverify.combine import Difference, difference
+from lipverify.combine.survivors import Grown, grown
 from lipverify.errors import UsageError
 from lipverify.ir.graph import Graph
 from lipverify.ir.graphs import one_row
@@ -21,6 +22,7 @@ from lipverify.ir.region import Ball
 from lipverify.ir.shown import Shown
 from lipverify.ir.taking import in_place
 from lipverify.loading.names import display
+from lipverify.loading.survivors import read_survivors
 from lipverify.propagation import bounds
 from lipverify.propagation.points import values
 from lipverify.questions import compared, labels
@@ -57,6 +59,14 @@ class DeviationOptions(Options):
 
     norm_out: Annotated[str, option("linf, l2, or pairs: differences of two outputs")] = "linf"
     fail_on_change: Annotated[bool, option("exit 3 if a label is shown to change")] = False
+    survivors: Annotated[
+        Mapping[str, Any] | None,
+        option(
+            "JSON file for a copy with fewer channels: layer of the original -> its channels that are left",
+            read_survivors,
+            metavar="MAP",
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +80,10 @@ class Deviation(Shown):
     Sound when: as `lipverify.bounds`; the carried graph is exact over the reals; the interpreter holds it against both networks.
 
     Raises:
-        UsageError: networks of different inputs or outputs, another word for `norm_out`, points of another shape.
+        UsageError: networks of different inputs or outputs, another word for `norm_out`, points of another shape; `survivors`
+            that do not fit (`combine.survivors`).
+
+    survivors: where g has fewer channels, layer of f -> its channels that g has; layers are paired by them then.
     """
 
     name: ClassVar[str] = "deviation"
@@ -80,6 +93,7 @@ class Deviation(Shown):
     region: Ball
     norm_out: str = "linf"
     x: Tensor | None = None
+    survivors: Mapping[str, Sequence[int]] | None = None
 
     def __post_init__(self) -> None:
         if not (isinstance(self.f, Graph) and isinstance(self.g, Graph) and isinstance(self.region, Ball)):
@@ -94,6 +108,8 @@ class Deviation(Shown):
             raise UsageError(
                 f"a deviation is measured in {', '.join(FORMULAS)} (pairs: 2 to {labels.MOST_CLASSES} outputs along one axis)"
             )
+        if self.survivors is not None:
+            _ = self.grown
         if self.x is not None:
             object.__setattr__(self, "x", in_place(self.x, "the points"))
             if isinstance(self.region, InputBox):
@@ -128,8 +144,13 @@ class Deviation(Shown):
         return f"outputs of {names} differ by at most {upper} {MEANS[self.norm_out]}, {region_words(self.region)}"
 
     @cached_property
+    def grown(self) -> Grown:
+        """The copy in the shape of the original."""
+        return Grown(self.g) if self.survivors is None else grown(self.f, self.g, self.survivors)
+
+    @cached_property
     def carried(self) -> Difference:
-        return difference(self.f, self.g)
+        return difference(self.f, self.grown.graph)
 
     @cached_property
     def graph(self) -> Graph:
@@ -193,6 +214,7 @@ class Deviation(Shown):
             upper.tolist(),
             self.single and self._classes,
             [label if keep else None for label, keep in zip(wanted, kept, strict=True)] if kept else None,
+            kept=self.grown.kept,
         )
         proved = certified(asked, compute)
         more: dict[str, Any] = {}
@@ -216,8 +238,10 @@ class Deviation(Shown):
     @classmethod
     def asked(cls, options: DeviationOptions, graphs: Sequence[Graph], x: Tensor | None) -> Iterator[Self]:
         region = asked_region(graphs[0], x, options.radius, options.ball, options.box)
+        if options.survivors is not None and len(graphs) > 2:
+            raise UsageError("--survivors is about one copy: give two models")
         for other in graphs[1:]:
-            yield cls(graphs[0], other, region, options.norm_out, x)
+            yield cls(graphs[0], other, region, options.norm_out, x, options.survivors)
 
     @staticmethod
     def sections(document: Mapping[str, Any]) -> Sequence[Section]:
@@ -229,9 +253,16 @@ class Deviation(Shown):
 
 
 def deviation(
-    f: Graph, g: Graph, region: Ball, *, norm_out: str = "linf", x: Tensor | None = None, **settings: Any
+    f: Graph,
+    g: Graph,
+    region: Ball,
+    *,
+    norm_out: str = "linf",
+    x: Tensor | None = None,
+    survivors: Mapping[str, Sequence[int]] | None = None,
+    **settings: Any,
 ) -> Answer:
     """The answer to `Deviation`; settings as in `ask`. In balls the labels are asked about their centres."""
     if x is None and not isinstance(region, InputBox):
         x = region.center
-    return ask(Deviation(f, g, region, norm_out, x), **settings)
+    return ask(Deviation(f, g, region, norm_out, x, survivors), **settings)

@@ -9,7 +9,6 @@ import heapq
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import SequenceMatcher
 from fractions import Fraction
 from itertools import pairwise
 from typing import Any
@@ -34,16 +33,18 @@ from lipverify.checkers.claims import Balls
 from lipverify.checkers.deviation import Box
 from lipverify.checkers.evaluation import evaluate
 from lipverify.checkers.kernel.arithmetic import above, root_above
-from lipverify.checkers.kernel.elementary import Elementary
 from lipverify.checkers.kernel.language import Rows
-from lipverify.checkers.kernel.program import Affine, Program, Scalar, same
+from lipverify.checkers.kernel.program import same
 from lipverify.checkers.regions import BOX
+from lipverify.combine.survivors import Kept
 from lipverify.errors import BudgetEnded, LipverifyError, NotCovered
 from lipverify.ir.certificate import Rigour
 from lipverify.ir.graph import Graph
 from lipverify.ir.norm import Norm
+from lipverify.ir.op import Shape
 from lipverify.ir.region import Ball
 from lipverify.loading.safetensors import write_safetensors
+from lipverify.questions.pairing import counterparts, some_of_them, weight
 from lipverify.questions.regions import InputBox
 from lipverify.questions.splitting import MOST_INPUTS
 
@@ -63,7 +64,8 @@ LOOKED_AT = 32
 @dataclass(frozen=True)
 class Asked:
     """What is to be proved. wanted [count]: the bounds that were found; labels: of balls that are said to keep one, else None;
-    differences: whether those of two outputs are wanted too; parts: into how many one region may be cut."""
+    differences: whether those of two outputs are wanted too; parts: into how many one region may be cut; kept: of a copy with
+    fewer channels, as `combine.survivors.Grown`."""
 
     f: Graph
     g: Graph
@@ -73,6 +75,7 @@ class Asked:
     differences: bool = False
     labels: Sequence[int | None] | None = None
     parts: int | None = None
+    kept: Sequence[tuple[Shape, Kept]] = ()
 
 
 @dataclass(frozen=True)
@@ -201,12 +204,14 @@ class _Proving:
         self.far: dict[int, np.ndarray[Any, Any]] = {}
         elements = writer.subject.elements
         count = sum(k <= elements.place[len(subjects[0].program.steps) - 1] for k in elements.layers)
-        sizes = [_weight(s.program) for s in subjects]
+        sizes = [weight(s.program) for s in subjects]
         # A change passes through the weights of the network that is written by the other: the smaller ones.
-        self.pairs = {
-            (second if sizes[1] <= sizes[0] else first): (first if sizes[1] <= sizes[0] else second)
+        self.pairs: dict[int, tuple[int, Sequence[int] | None]] = {
+            (second if sizes[1] <= sizes[0] else first): (first if sizes[1] <= sizes[0] else second, None)
             for first, second in counterparts(elements, count)
         }
+        if asked.kept:
+            self.pairs = some_of_them(elements, count, asked.kept)
 
     def numbers(self) -> int:
         """About how many numbers the lines of one layer over the one before are, in all."""
@@ -372,21 +377,3 @@ class _Proving:
                     return None, []
                 facts.append(number)
         return label, facts
-
-
-def _weight(program: Program) -> float:
-    return sum(float(np.abs(s.kernel).sum()) for s in program.steps if isinstance(s, Affine))
-
-
-def counterparts(p: Elementary, count: int) -> list[tuple[int, int]]:
-    """Layers of the first network, of which there are `count`, with those of the second that are likely to do the same."""
-    steps = [p.steps[k] for k in p.layers]
-    kinds = [f"{s.law} {s.size}" if isinstance(s, Scalar) else f"{k}" for k, s in enumerate(steps)]
-    sizes = [str(s.size) for s in steps]
-    best: list[tuple[int, int]] = []
-    for names in (kinds, sizes):
-        match = SequenceMatcher(None, names[:count], names[count:], autojunk=False)
-        found = [(b.a + i, count + b.b + i) for b in match.get_matching_blocks() for i in range(b.size)]
-        found = [pair for pair in found if all(isinstance(steps[k], Scalar) for k in pair)]
-        best = found if len(found) > len(best) else best
-    return best

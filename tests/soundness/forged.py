@@ -399,6 +399,10 @@ def pair_of_networks() -> Case:
     case.value(whole, [4, 6], 1)
     case.value(whole, [4, 5, 5], -1)
     case.value(case.add("carried", region=0, conditions=[], pairs=[[0, 2], [1, 3]]), [4, 6], -1)
+    some = case.add(
+        "carried", region=0, conditions=[], pairs=[[2, 0, [6, 0, 0, 3, 4, 5, 1]], [3, 0, [0, 1, 2, 3, 4, 5]]]
+    )
+    case.value(some, [4, 6], 1)
     sides = []
     for side in ("above", "below"):
         part = case.add("carried", region=0, conditions=[[-1, 0, (0.1).hex(), side]], pairs=pairs)

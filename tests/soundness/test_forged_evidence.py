@@ -110,6 +110,7 @@ BACKED = {
     "a number is not hexadecimal": "ends in an error: nothing else is text of a number",
     "a pair of layers": "whatever the pairs are, a change is the difference of what they give; or ends in an error",
     "a pair of layers that are no scalar functions of as many numbers": "ends in an error: they do not fit together",
+    "a list of neurons": "ends in an error: no neurons, or no list, fit no layer",
     "a sign": "other signs make weaker statements, or end in an error",
     "rows": "no rows, or the difference of a row with itself, say nothing",
     "an array with other numbers": "`multipliers_hold` looks at all of them again",

@@ -27,7 +27,7 @@ from lipverify.checkers.reader import agreement, digest_of, finishing, read_mode
 from lipverify.checkers.reader.agreement import agree
 from lipverify.checkers.reader.building import Builder, stored
 from lipverify.checkers.reader.folding import fold
-from lipverify.checkers.theories.carried import Carried
+from lipverify.checkers.theories.carried import Base, Carried
 from lipverify.errors import NotCovered, RefutedCertificate, UnreadableCertificate
 from tests.soundness.test_forged import SIZE, array, certificate, forged, harmless, network, node
 from tests.unit.checkers.kernel.programs import Writing, ball
@@ -361,7 +361,7 @@ def test_gates_of_a_scale_that_is_rounded_equal_no_others(law: str, tmp_path: Pa
         for k, place in enumerate(subject.elements.layers)
         if isinstance(subject.elements.steps[place], Scalar)
     ]
-    known = Carried(subject.elements, subject.regions[0], (), {layers[1]: layers[0]})
+    known = Carried(subject.elements, subject.regions[0], (), {layers[1]: Base(layers[0])})
     low, high = known.chain.ranges(known.carried)
     assert (high[-2:] > 0).all()
     assert (low[-2:] < 0).all()

@@ -5,27 +5,42 @@ Source: differential analysis, ReluDiff (ICSE 2020, arXiv 2001.03662), NeuroDiff
 
 Which layers are paired needs no trust: w = psi(b) - phi(a) is what a new block stands for, whatever a and b are, and psi(b) is
 written as phi(a) + w from there on. What both networks have in common cancels where linear functions of these are subtracted.
+A layer may be written by some neurons of another, in any order: a then are these.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
 from lipverify.checkers.kernel import language as is_
+from lipverify.checkers.kernel.account import charge
 from lipverify.checkers.kernel.arithmetic import TINY, Array, need
 from lipverify.checkers.kernel.curves import Curve, Lines, curve, secant
 from lipverify.checkers.kernel.elementary import Elementary, behind
 from lipverify.checkers.kernel.neurons import Slopes, follow
-from lipverify.checkers.kernel.program import Scalar, Step, same
+from lipverify.checkers.kernel.program import MAX_SIZE, Scalar, Step, same
 from lipverify.checkers.kernel.ranges import Condition, Empty, Ranges, Region
 from lipverify.checkers.kernel.signals import Signal, added, sprouted, stacked
 from lipverify.checkers.kernel.theorems import Emptiness, Facts, Known, Part, known_over, theorem
 from lipverify.errors import NotCovered
 
 _NEAR = 2.0**-49
+
+
+class Base(NamedTuple):
+    """What a layer is written by: all neurons of another, or these."""
+
+    layer: int
+    kept: Array | None = None
+
+    def rows(self, x: Signal) -> Signal:
+        return x if self.kept is None else x.rows(self.kept)
+
+    def entries(self, x: Slopes) -> Slopes:
+        return x if self.kept is None else (x[0][self.kept], x[1][self.kept])
 
 
 class Carried(Ranges):
@@ -35,16 +50,20 @@ class Carried(Ranges):
     """
 
     def __init__(
-        self, p: Elementary, region: Region, conditions: Sequence[Condition], pairs: Mapping[int, int]
+        self, p: Elementary, region: Region, conditions: Sequence[Condition], pairs: Mapping[int, Base]
     ) -> None:
-        self._pairs = pairs
+        self._pairs, self._bases = pairs, {base.layer for base in pairs.values()}
         self._reads: dict[int, tuple[Signal, Slopes]] = {}
         self._results: dict[int, Signal] = {}
         self._forms: dict[int, tuple[Array, Array, int]] = {}
         super().__init__(p, region, conditions)
         steps = {k: step for k, n in enumerate(p.layers) if isinstance(step := p.steps[n], Scalar)}
-        for pair in pairs.items():
-            fits = all(k in steps for k in pair) and len({steps[k].size for k in pair}) == 1
+        for layer, base in pairs.items():
+            pair = layer, base.layer
+            fits = all(k in steps for k in pair)
+            fits = fits and steps[layer].size == (
+                steps[base.layer].size if base.kept is None else len(base.kept)
+            )
             need(fits, "a pair of layers that are no scalar functions of as many numbers")
             one, other = (p.layers[k] for k in pair)
             need(one not in behind(p.steps, other), "a layer that is written by what is computed from it")
@@ -62,11 +81,11 @@ class Carried(Ranges):
     def _layer(self, k: int, step: Step, v: Signal) -> Signal:
         y = super()._layer(k, step, v)
         within = self.within.get(k, (np.full(1, -np.inf), np.full(1, np.inf)))
-        if k in self._pairs or k in self._pairs.values():
+        if k in self._pairs or k in self._bases:
             self._reads[k] = v, within
         if not isinstance(step, Scalar) or not np.isfinite(within).all():
             self._forms.pop(k, None)
-        if k in self._pairs.values() or k not in self._forms:
+        if k in self._bases or k not in self._forms:
             self._results[k] = y._replace(ends=None)
         return y
 
@@ -86,15 +105,17 @@ class Carried(Ranges):
         factor, free, key = self._forms[k]
         return sprouted(key, v, factor, free)
 
-    def _changed(self, k: int, base: int, v: Signal) -> Signal:
+    def _changed(self, k: int, base: Base, v: Signal) -> Signal:
         """psi(b) = phi(a) + w."""
-        (b, within_b), (a, within_a), h = self._reads[k], self._reads[base], self._results[base]
+        (b, within_b), (a, within_a) = self._reads[k], self._reads[base.layer]
+        a, within_a, h = base.rows(a), base.entries(within_a), base.rows(self._results[base.layer])
         e = _minus(v, a)
         low, high = self._least_of(e, _minus(b, a), within_a, within_b)
-        both = self._steps[base], self._steps[k]
-        phi, psi = (curve(s.law, s.settings, s.slopes) for s in both)
-        one, other = ((s.law, s.settings, s.slopes) for s in both)
-        alike = same(one, other) and not any(s.rounded for s in both)
+        first, second = self._steps[base.layer], self._steps[k]
+        slopes = first.slopes if first.slopes is None or base.kept is None else first.slopes[base.kept]
+        one, other = (first.law, first.settings, slopes), (second.law, second.settings, second.slopes)
+        phi, psi = curve(*one), curve(*other)
+        alike = same(one, other) and not (first.rounded or second.rounded)
         steep = _quotients(phi, within_a, within_b) if alike else None
         factor, free = np.zeros(len(low)), np.arange(len(low))
         if steep is not None and phi.kinks:
@@ -177,19 +198,26 @@ def _lines(
     return Lines(under, least, over, largest, low, high), (reads[0], reads[1])
 
 
-def _pairs(scope: is_.Scope, value: Any) -> dict[int, int]:
-    """[[layer, the one it is written by, which it is no part of]...]."""
+def _pairs(scope: is_.Scope, value: Any) -> dict[int, Base]:
+    """[[layer, the one it is written by, which it is no part of], or with a list of the neurons of that one...]."""
     need(isinstance(value, list), "a list")
     found = {}
+    elements = scope.subject.elements
     for pair in value:
-        need(isinstance(pair, list) and len(pair) == 2, "a pair of layers")
-        one, other = (scope.integer(k, 0, len(scope.subject.elements.layers)) for k in pair)
+        need(isinstance(pair, list) and len(pair) in (2, 3), "a pair of layers")
+        one, other = (scope.integer(k, 0, len(elements.layers)) for k in pair[:2])
         need(one != other and one not in found, "a pair of layers")
-        found[one] = other
+        kept = None
+        if len(pair) == 3:
+            size = elements.size(other)
+            need(isinstance(pair[2], list) and 0 < len(pair[2]) <= MAX_SIZE, "a list of neurons")
+            charge(len(pair[2]))
+            kept = np.array([scope.integer(k, 0, size) for k in pair[2]], np.int64)
+        found[one] = Base(other, kept)
     return found
 
 
-Pairs = Annotated[dict[int, int], _pairs]
+Pairs = Annotated[dict[int, Base], _pairs]
 
 
 @theorem

@@ -13,7 +13,7 @@ from lipverify.checkers.kernel.curves import Lines
 from lipverify.checkers.kernel.program import Affine, Scalar
 from lipverify.checkers.kernel.ranges import Ranges
 from lipverify.checkers.theories import carried as carried_of
-from lipverify.checkers.theories.carried import Carried
+from lipverify.checkers.theories.carried import Base, Carried
 from lipverify.errors import NotCovered, UnreadableCertificate
 from tests.unit.checkers.kernel.programs import Array, Writing, ball, evaluate, mlp, points
 
@@ -63,17 +63,24 @@ def drawn(rng: np.random.Generator) -> tuple[Program, Program]:
     return first, near(first, rng, float(10 ** rng.uniform(-9, 0)), other)
 
 
-def pairs_of(subject: Subject, rng: np.random.Generator) -> dict[int, int]:
-    """Counterparts, in either direction; or any layers of one size that are not computed from it, of the same network too."""
+def pairs_of(subject: Subject, rng: np.random.Generator) -> dict[int, Base]:
+    """Counterparts, in either direction; or layers that are not computed from it, of the same network too, and any neurons of
+    them where the sizes differ, and sometimes where not."""
     elements = subject.elements
     count = len(elements.layers) // 2
     way = rng.integers(4)
     if way < 2:
-        return {(k + count * (way == 0)): (k + count * (way == 1)) for k in range(count)}
+        return {(k + count * (way == 0)): Base(k + count * (way == 1)) for k in range(count)}
     sizes = [elements.size(k) for k in range(2 * count)]
     free = [(k, j) for k in range(2 * count) for j in range(2 * count) if j < k or j // count > k // count]
-    same = {k: [j for i, j in free if i == k and sizes[j] == sizes[k]] for k in range(2 * count)}
-    return {k: int(rng.choice(others)) for k, others in same.items() if others and rng.random() < 0.8}
+    others = {k: [j for i, j in free if i == k] for k in range(2 * count)}
+    found = {}
+    for k, known in others.items():
+        if known and rng.random() < 0.8:
+            j = int(rng.choice(known))
+            some = sizes[j] != sizes[k] or rng.random() < 0.5
+            found[k] = Base(j, rng.integers(0, sizes[j], sizes[k]) if some else None)
+    return found
 
 
 def region_of(rng: np.random.Generator) -> Region:
@@ -112,7 +119,7 @@ def test_carried_differences_are_far_smaller_and_those_of_one_network_next_to_no
     region = ball(np.zeros(3), 2.0)
     for size, wanted in ((1e-3, 0.02), (0.0, 1e-9)):
         subject = Subject(f.beside(near(f, rng, size)))
-        found = Carried(subject.elements, region, (), {3 + k: k for k in range(3)})
+        found = Carried(subject.elements, region, (), {3 + k: Base(k) for k in range(3)})
         alone, carried = (
             max(np.abs(end).max() for end in found.chain.ranges(form.rows(range(4, 6))))
             for form in found.outputs
@@ -125,7 +132,7 @@ def test_forms_of_one_network_alone_are_what_they_were() -> None:
     f = mlp(np.random.default_rng(6), (3, 8, 2))
     subject = Subject(f.beside(f))
     region = ball(np.zeros(3), 0.5)
-    found = Carried(subject.elements, region, (), {1: 0})
+    found = Carried(subject.elements, region, (), {1: Base(0)})
     plain = Ranges(subject.elements, region, ())
     for one, other in zip(found.chain.ranges(found.output), plain.chain.ranges(plain.output), strict=True):
         assert np.allclose(one, other, rtol=1e-12, atol=1e-12)
@@ -135,7 +142,7 @@ def test_pairs_of_different_sizes_or_of_products_are_refused() -> None:
     f = mlp(np.random.default_rng(7), (3, 8, 6, 2))
     subject = Subject(f.beside(f))
     with pytest.raises(UnreadableCertificate, match="as many numbers"):
-        Carried(subject.elements, ball(np.zeros(3), 0.5), (), {1: 0})
+        Carried(subject.elements, ball(np.zeros(3), 0.5), (), {1: Base(0)})
 
 
 CHAIN = Writing(2)
@@ -183,7 +190,9 @@ def test_layers_written_by_others_hold(pairs: dict[int, int]) -> None:
     rng, f, region = np.random.default_rng(0), CHAIN.program(), ball(np.full(2, 0.25), 1.0)
     subject = Subject(f.beside(f))
     y = evaluate(subject.program.steps, points(rng, region, 300))
-    low, high = (found := Carried(subject.elements, region, (), pairs)).chain.ranges(found.carried)
+    low, high = (
+        found := Carried(subject.elements, region, (), {k: Base(j) for k, j in pairs.items()})
+    ).chain.ranges(found.carried)
     assert (low - 1e-12 <= y).all()
     assert (y <= high + 1e-12).all()
 

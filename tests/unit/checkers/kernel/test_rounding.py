@@ -14,7 +14,7 @@ from lipverify.checkers.kernel.curves import Curve, curve
 from lipverify.checkers.kernel.neurons import differences
 from lipverify.checkers.kernel.program import Affine, Scalar
 from lipverify.checkers.kernel.ranges import Ranges
-from lipverify.checkers.theories.carried import Carried
+from lipverify.checkers.theories.carried import Base, Carried
 from lipverify.errors import NotCovered, UnreadableCertificate
 from tests.unit.checkers.kernel.programs import Writing, ball, mlp, points
 
@@ -91,7 +91,7 @@ def test_differences_to_a_quantised_copy_are_held(seed: int) -> None:
     subject, region = Subject(f.beside(g)), ball(rng.uniform(-1, 1, 3), 10 ** rng.uniform(-2, 0))
     scalar = [subject.elements.steps[k] for k in subject.elements.layers]
     second = [k for k, s in enumerate(scalar) if k >= 2 and isinstance(s, Scalar) and s.law == "Relu"]
-    found = Carried(subject.elements, region, (), dict(zip(second, (0, 1), strict=True)))
+    found = Carried(subject.elements, region, (), dict(zip(second, (Base(0), Base(1)), strict=True)))
     y = evaluate(subject.program, points(rng, region, 400))[-1]
     for form in found.outputs:
         low, high = found.chain.ranges(form)

@@ -1,0 +1,27 @@
+"""Channels were cut away: paired by those that are left, the copy is bounded more tightly than side by side."""
+
+import torch
+from torch import nn
+
+import lipverify as lv
+
+torch.manual_seed(0)
+net = nn.Sequential(nn.Linear(8, 24), nn.ReLU(), nn.Linear(24, 3)).eval()
+# The ten hidden neurons that matter most, in any order.
+kept = (net[0].weight.norm(dim=1) * net[2].weight.norm(dim=0)).topk(10).indices
+small = nn.Sequential(nn.Linear(8, 10), nn.ReLU(), nn.Linear(10, 3)).eval()
+with torch.no_grad():
+    small[0].weight.copy_(net[0].weight[kept])
+    small[0].bias.copy_(net[0].bias[kept])
+    small[2].weight.copy_(net[2].weight[:, kept])
+    small[2].bias.copy_(net[2].bias)
+
+f, g = (lv.extract(module, torch.zeros(2, 8)) for module in (net, small))
+box = lv.InputBox((8,), 0.0, 1.0)
+apart = lv.deviation(f, g, box)
+paired = lv.deviation(f, g, box, survivors={"0": kept.tolist()})
+print(
+    f"side by side they differ by at most {apart.upper:.4f}, paired by at most {paired.upper:.4f} ({paired.rigour})"
+)
+print(f"at one input they differ by {paired.lower:.4f}")
+assert paired.lower <= paired.upper <= apart.upper
