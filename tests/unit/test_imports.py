@@ -37,7 +37,7 @@ LAYERS: dict[str, str] = {
     "frontends": "errors ir rules ops interpreter loading",
     "nn": "errors ir rules ops frontends",
     "passes": "errors ir rules ops interpreter loading",
-    "combine": "errors ir rules ops interpreter",
+    "combine": "errors ir rules ops interpreter loading",
     "propagation": "errors ir rules ops linalg",
     "execution": "errors ir rules ops checkers propagation",
     "certificates": "errors version ir rules ops linalg interpreter loading zoo checkers documents",
