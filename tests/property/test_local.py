@@ -23,7 +23,7 @@ from lipverify.propagation import bounds
 from tests.networks import chain, random_graph, tensor
 from tests.tiers import FULL, also, tier
 
-COUNT = tier(20, 2000)
+COUNT = tier(12, 2000)
 PAIRS = [(p, q) for p in Norm for q in Norm]
 
 
@@ -102,9 +102,17 @@ def small_network(op: ops.Op, rng: np.random.Generator) -> tuple[Graph, torch.Te
 
 
 @pytest.mark.parametrize("name", list(BATCHED))
-@pytest.mark.parametrize("norm", [Norm.LINF, Norm.L2], ids=str)
 @pytest.mark.parametrize(
-    "op", [ops.ReLU(), also(ops.Tanh(), "a third of the time"), ops.GroupSort(2)], ids=str
+    ("op", "norm"),
+    [
+        (ops.ReLU(), Norm.LINF),
+        (ops.ReLU(), Norm.L2),
+        (ops.GroupSort(2), Norm.LINF),
+        also((ops.GroupSort(2), Norm.L2), "a quarter of the time"),
+        also((ops.Tanh(), Norm.LINF), "a third of the time"),
+        also((ops.Tanh(), Norm.L2), "a third of the time"),
+    ],
+    ids=str,
 )
 def test_a_batch_of_64_equals_64_single_runs(
     op: ops.Op, norm: Norm, name: str, rng: np.random.Generator
@@ -142,7 +150,7 @@ def test_ranges_of_a_batch_of_64_are_those_of_64_single_runs(
                 assert float((one[0] - many[index]).abs().max()) <= 1e-12 * largest
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(tier(3, 6)))
 def test_a_smaller_radius_is_never_looser(seed: int) -> None:
     rng = np.random.default_rng(seed)
     op = (ops.ReLU(), ops.Tanh(), ops.GroupSort(2))[seed % 3]

@@ -19,7 +19,7 @@ from lipverify.rules import linear
 from tests.networks import chain, random_graph, tensor
 from tests.tiers import tier
 
-COUNT = tier(30, 3000)
+COUNT = tier(20, 3000)
 PAIRS = [(p, q) for p in Norm for q in Norm]
 
 

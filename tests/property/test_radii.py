@@ -20,7 +20,7 @@ from lipverify.robustness.pairs import differences, predict
 from tests.networks import chain, random_graph, tensor
 from tests.tiers import tier
 
-COUNT = tier(4, 300)
+COUNT = tier(2, 300)
 
 
 @pytest.mark.parametrize("seed", range(COUNT))
@@ -59,7 +59,7 @@ def test_a_larger_network_constant_gives_smaller_radii(rng: np.random.Generator)
     assert torch.allclose(scaled * 4, radius, rtol=1e-3)
 
 
-RELU = tier(4, 200)
+RELU = tier(2, 200)
 
 
 @pytest.mark.parametrize("seed", range(RELU))

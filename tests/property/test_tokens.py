@@ -12,7 +12,7 @@ from lipverify.propagation.points import slopes_below
 from tests.tiers import tier
 from tests.token_networks import Block, Enforced, Shape
 
-COUNT = tier(5, 2_000)
+COUNT = tier(3, 2_000)
 
 
 def random_network(seed: int) -> tuple[nn.Module, int, int]:

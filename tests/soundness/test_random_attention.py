@@ -16,7 +16,7 @@ from tests.soundness import attention_kinds as kinds
 from tests.soundness.attention import Attended, attend
 from tests.tiers import tier
 
-BLOCKS, COUNT = 4, tier(12, 2_000)
+BLOCKS, COUNT = 2, tier(8, 2_000)
 
 
 @pytest.mark.parametrize("block", range(BLOCKS))

@@ -20,7 +20,7 @@ from tests.soundness.large import pretended
 from tests.soundness.search import search
 from tests.tiers import FULL, tier
 
-BLOCKS, COUNT = 4, tier(20, 2000)
+BLOCKS, COUNT = 4, tier(12, 2000)
 
 
 @pytest.mark.parametrize("block", range(BLOCKS))

@@ -19,6 +19,9 @@ from tests.faults import Fault, left, operations, run
 from tests.onnx_models import model, node
 from tests.tiers import FULL, also
 
+# A run and the one that goes on after it are forks of this process: their searches are as short.
+pytestmark = pytest.mark.usefixtures("short_search")
+
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -66,7 +66,7 @@ def test_every_centre_has_the_answer_of_its_own_box(
     upper = together.rows[0].upper
     assert torch.is_tensor(upper)
     assert "box of its own" in str(together.rows[0].certificate.unchecked)
-    for index in range(3):
+    for index in (0, 2):
         one = x[index : index + 1]
         alone = lv.audit(
             graph,
@@ -133,7 +133,7 @@ def upper(folder: Path, *rest: str, command: str = "audit") -> list[float]:
 
 
 @pytest.mark.parametrize("command", ["audit", "deviate"])
-def test_features_by_name(command: str, folder: Path) -> None:
+def test_features_by_name(command: str, folder: Path, short_search: None) -> None:
     whole = upper(folder, "--radius", "0.5", command=command)
     named = upper(folder, "--radius", "age=0.5,height=0.25", command=command)
     ordered = upper(folder, "--radius", "0.5,1e-300,0.25,1e-300", command=command)

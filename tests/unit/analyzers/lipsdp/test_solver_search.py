@@ -17,6 +17,7 @@ from lipverify.analyzers.lipsdp.system import BlockSystem
 from lipverify.analyzers.protocol import Compute
 from lipverify.errors import UnsupportedModel, UsageError
 from tests.clocks import within
+from tests.tiers import tier
 from tests.unit.analyzers.lipsdp.systems import (
     bordered,
     chain,
@@ -103,7 +104,7 @@ def test_anchors_of_the_cone_solvers(system, expected):
         assert not semidefinite(bordered(system, d, rho * (1 - 1e-6)))
 
 
-@pytest.mark.parametrize("seed", range(200))
+@pytest.mark.parametrize("seed", range(tier(100, 200)))
 def test_bounds_of_random_systems_are_above_samples_and_ordered(seed):
     system = random_system(seed)
     first, best = fast(system, Compute()), solve(system, Compute(), Settings(tol=1e-3))
