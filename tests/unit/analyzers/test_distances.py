@@ -1,0 +1,167 @@
+"""L2 attention: recognised however it is spelled, bounded above every Jacobian, and refused where it has no constant."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lipverify as lv
+from lipverify.analyzers.distances import distances, lambert
+from lipverify.analyzers.product import Product
+from lipverify.analyzers.protocol import Compute
+from lipverify.ir.norm import Norm
+from lipverify.ir.region import Query
+from lipverify.rules import Unbounded
+
+TOKENS, WIDTH, HEADS = 4, 8, 2
+HEAD = WIDTH // HEADS
+
+
+def subtracted(q: Tensor, k: Tensor) -> Tensor:
+    return ((q.unsqueeze(-2) - k.unsqueeze(-3)) ** 2).sum(-1)
+
+
+def multiplied(q: Tensor, k: Tensor) -> Tensor:
+    d = q.unsqueeze(-2) - k.unsqueeze(-3)
+    return (d * d).sum(-1)
+
+
+def expanded(q: Tensor, k: Tensor) -> Tensor:
+    return (q * q).sum(-1, keepdim=True) + (k * k).sum(-1).unsqueeze(-2) - 2 * q @ k.mT
+
+
+def of_norms(q: Tensor, k: Tensor) -> Tensor:
+    return q.norm(dim=-1, keepdim=True) ** 2 + k.norm(dim=-1).unsqueeze(-2) ** 2 - 2 * (q @ k.mT)
+
+
+def of_keys(q: Tensor, k: Tensor) -> Tensor:
+    """A softmax does not see the squares of the queries."""
+    return k.pow(2).sum(-1, keepdim=True).mT - 2 * (q @ k.mT)
+
+
+SPELLINGS = (subtracted, multiplied, expanded, of_norms, of_keys)
+
+
+class Attention(nn.Module):
+    """x [batch, tokens, WIDTH]."""
+
+    def __init__(self, distance: Callable[[Tensor, Tensor], Tensor], kind: str = "tied") -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.distance, self.kind = distance, kind
+        self.q, self.k, self.v = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH), nn.Linear(HEAD, HEAD)
+        self.free = nn.Linear(WIDTH, WIDTH)
+        if kind == "copied":
+            self.k.load_state_dict(self.q.state_dict())
+
+    def heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (HEADS, HEAD)).transpose(1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = self.heads(self.q(x))
+        k = self.heads(self.k(x)) if self.kind in ("untied", "copied") else q
+        z = -self.distance(q, k) / math.sqrt(HEAD)
+        if self.kind == "causal":
+            z = z.masked_fill(torch.ones(TOKENS, TOKENS, dtype=torch.bool).triu(1), -torch.inf)
+        if self.kind == "own key masked":
+            z = z.masked_fill(torch.eye(TOKENS, dtype=torch.bool), -torch.inf)
+        values = self.heads(self.free(x)) if self.kind == "free values" else self.v(q)
+        return (z.softmax(-1) @ values).transpose(1, 2).flatten(2)
+
+
+def read(network: nn.Module) -> lv.Graph:
+    return lv.extract(network.eval(), torch.zeros(1, TOKENS, WIDTH))
+
+
+def steepest(network: nn.Module, norm: Norm) -> float:
+    """The largest norm of Jacobians at tokens that are close to each other and far apart."""
+    network, generator = network.double(), torch.Generator().manual_seed(0)
+    found = []
+    for size in (0.1, 0.3, 1.0, 3.0, 10.0):
+        x = size * torch.randn(1, TOKENS, WIDTH, generator=generator, dtype=torch.float64)
+        j = torch.autograd.functional.jacobian(network, x)
+        matrix = j.reshape(TOKENS * WIDTH, -1)
+        found.append(
+            float(matrix.abs().sum(1).max() if norm is Norm.LINF else torch.linalg.matrix_norm(matrix, 2))
+        )
+    return max(found)
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_spellings_are_one_attention(spelling: Callable[[Tensor, Tensor], Tensor]) -> None:
+    network = Attention(spelling)
+    found, reason = distances(read(network))
+    (one,) = found.values()
+    assert reason is None
+    assert (one.heads, one.tokens, one.keys, one.width, one.uses) == (HEADS, TOKENS, TOKENS, HEAD, 1)
+    assert float(one.values) == pytest.approx(
+        float(torch.linalg.matrix_norm(network.v.weight.detach().double(), 2))
+    )
+
+
+@pytest.mark.parametrize("kind", ["tied", "copied", "causal"])
+@pytest.mark.parametrize("norm", [Norm.L2, Norm.LINF])
+def test_bounds_are_above_jacobians(kind: str, norm: Norm) -> None:
+    network = Attention(expanded, kind)
+    bound = Product().bound(read(network), Query(norm, norm), Compute()).upper
+    assert isinstance(bound, Tensor)
+    assert steepest(network, norm) <= float(bound) < 60
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("untied", r'Softmax "softmax" \[2, 4, 4\]: distances between different maps'),
+        ("own key masked", r"MaskedSoftmax .*own key is masked"),
+        ("free values", r"MatMul .*no matrix times the vectors"),
+    ],
+)
+def test_what_has_no_constant_is_named(kind: str, reason: str) -> None:
+    with pytest.raises(Unbounded, match=reason):
+        Product().bound(read(Attention(expanded, kind)), Query(), Compute())
+
+
+class PerHead(nn.Module):
+    """As Kim, Papamakarios, Mnih 2021 write it: a matrix for every head, and its transpose in front of the values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.w = nn.Parameter(torch.randn(HEADS, WIDTH, HEAD) / WIDTH**0.5)
+        self.v = nn.Parameter(torch.randn(HEADS, WIDTH, HEAD) / WIDTH**0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = x.unsqueeze(1) @ self.w
+        p = (-subtracted(q, q) / math.sqrt(HEAD)).softmax(-1)
+        return (p @ (q @ self.w.mT @ self.v)).transpose(1, 2).flatten(2)
+
+
+def test_a_matrix_for_every_head() -> None:
+    network = PerHead()
+    graph = read(network)
+    (one,) = distances(graph)[0].values()
+    norms = torch.linalg.matrix_norm(network.w.double(), 2) * torch.linalg.matrix_norm(network.v.double(), 2)
+    assert float(one.values) == pytest.approx(float(norms.max()))
+    upper = Product().bound(graph, Query(), Compute()).upper
+    assert isinstance(upper, Tensor)
+    assert steepest(network, Norm.L2) <= float(upper)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 16, 196, 4096])
+def test_the_lemma_is_attained(count: int) -> None:
+    """Keys all at the squared distance 1 + W have the mean W; no others exceed it."""
+    w = lambert(count)
+    assert w * math.exp(w + 1) >= count
+    b = 1 + w
+    assert count * b * math.exp(-b) / (1 + count * math.exp(-b)) == pytest.approx(w, rel=1e-9)
+    far = torch.rand(200, count, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 3 * b
+    mean = (far * (-far).exp()).sum(1) / (1 + (-far).exp().sum(1))
+    assert float(mean.max()) <= w
+
+
+def test_one_token_attends_to_itself() -> None:
+    assert lambert(0) == 0.0
