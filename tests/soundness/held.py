@@ -437,7 +437,10 @@ def _jacobians(exact: Graph, x: Tensor) -> Tensor:
 
 def _quotients(exact: Graph, x: Tensor, y: Tensor, query: Query) -> Tensor:
     change = (lv.evaluate(exact, x) - lv.evaluate(exact, y)).flatten(1)
-    above = torch.linalg.vector_norm(change, ord=query.norm_out.order, dim=1)
+    # In units of the largest entry, whose square may be no number; an infinite one is a slope above all.
+    unit = change.abs().amax(1, keepdim=True).clamp_min(1e-300) if change.shape[1] else change.new_ones(1, 1)
+    change = torch.where(unit < torch.inf, change / unit, torch.ones_like(change))
+    above = torch.linalg.vector_norm(change, ord=query.norm_out.order, dim=1) * unit[:, 0]
     below = torch.linalg.vector_norm((x - y).flatten(1), ord=query.norm_in.order, dim=1)
     return torch.where(below > 1e-9, above / below.clamp_min(1e-9), torch.zeros_like(below)).nan_to_num(0.0)
 
