@@ -18,7 +18,6 @@ one of these fails there is no constant: distant keys at equal distances from a 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -27,6 +26,7 @@ from torch import Tensor
 
 from lipverify import ops
 from lipverify.analyzers.affine_runs import RunGain
+from lipverify.analyzers.lengths import by_vectors
 from lipverify.analyzers.places import Reader, Sum
 from lipverify.ir.graph import Graph, Node
 from lipverify.ir.norm import Norm
@@ -58,14 +58,7 @@ class Distances:
         w = Upper.of(lambert(self.keys - 1))
         token = self.values * (Upper.one() + w * 4.0)
         rows, width = self.heads * self.tokens, self.size // (self.heads * self.tokens)
-        # A token in l2 is at most root(width) times its largest entry; a result has `rows` tokens of `width` entries.
-        before = Upper.of(self.width).sqrt() if norm_in is Norm.LINF else Upper.one()
-        behind = {
-            Norm.LINF: Upper.one(),
-            Norm.L2: Upper.of(rows).sqrt(),
-            Norm.L1: Upper.of(rows) * Upper.of(width).sqrt(),
-        }
-        found = token * before * behind[norm_out]
+        found = by_vectors(token, rows, self.width, width, norm_in, norm_out)
         if norm_in is not Norm.LINF:
             whole = self.values * Upper.of(self.uses).sqrt()
             whole = whole * (w * 2.0 + Upper.of(self.tokens).sqrt() * (Upper.one() + w * 2.0))
@@ -100,18 +93,6 @@ def distances(graph: Graph) -> tuple[dict[str, Distances], str | None]:
             if one is not None:
                 found[node.name] = one
     return found, reason
-
-
-def read_by(graph: Graph, found: Mapping[str, Distances]) -> set[str]:
-    """The nodes that count where every average is a function of its source alone."""
-    wanted = [graph.output.name, *graph.outputs]
-    seen: set[str] = set()
-    while wanted:
-        name = wanted.pop()
-        if name not in seen:
-            seen.add(name)
-            wanted += [found[name].source] if name in found else graph[name].inputs
-    return seen
 
 
 def _attention(graph: Graph, node: Node) -> Distances | None:

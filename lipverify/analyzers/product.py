@@ -8,7 +8,8 @@ from typing import ClassVar
 
 from lipverify import ops
 from lipverify.analyzers.affine_runs import Run, RunGain, rough_gain, run_gain, runs
-from lipverify.analyzers.distances import Distances, distances, read_by
+from lipverify.analyzers.distances import Distances, distances
+from lipverify.analyzers.lengths import UnitVectors, unit_vectors
 from lipverify.analyzers.protocol import Compute, certificate
 from lipverify.analyzers.sizes import Sizes, has_products
 from lipverify.deadline import within
@@ -26,6 +27,10 @@ Reach = dict[Norm, Upper]
 """Certified constants from the input (in the query's input norm) to one node, for each norm at the node."""
 
 
+Known = Distances | UnitVectors
+"""A node whose constant from a node further in front is known: what lies between them counts where others read it."""
+
+
 @dataclass(frozen=True)
 class Product:
     """Product of layer gains along paths, joined where paths meet; runs of affine layers are one layer.
@@ -36,7 +41,8 @@ class Product:
     Source: Szegedy et al. 2014 (arXiv 1312.6199), section 4.3; at merges the triangle inequality, or the joint gain of the
     merging operator where that is smaller (concatenation in l2: root of the sum of squares).
     Products of two computed values: where both are bounded over all inputs (`analyzers.sizes`), as in attention on normalised
-    tokens. Attention by squared distances of tokens: as Kim, Papamakarios, Mnih 2021 (`analyzers.distances`).
+    tokens. Attention by squared distances of tokens: as Kim, Papamakarios, Mnih 2021 (`analyzers.distances`). Vectors over
+    their own length (`analyzers.lengths`).
     Sound when: every operator has a gain rule for the queried norms.
     Proof: lipverify/analyzers/product.py:advance
     """
@@ -55,23 +61,21 @@ class Product:
         reason = self.reject(graph, query)
         if reason:
             raise UnsupportedModel(reason)
-        compared, reason = distances(graph)
+        averages, reason = distances(graph)
         try:
-            return self._bound(graph, query, compute, compared)
+            return self._bound(graph, query, compute, {**unit_vectors(graph), **averages})
         except UnsupportedModel:
             if reason is not None:
                 raise Unbounded(reason) from None
             raise
 
-    def _bound(
-        self, graph: Graph, query: Query, compute: Compute, compared: Mapping[str, Distances]
-    ) -> Certificate:
+    def _bound(self, graph: Graph, query: Query, compute: Compute, known: Mapping[str, Known]) -> Certificate:
         # In l1 and linf a detour through another norm is often far tighter (sqrt(n) times the l2 product); in l2 hardly ever.
         norms = (Norm.L2,) if query.norm_in is query.norm_out is Norm.L2 else tuple(Norm)
         reach: dict[str, Reach] = {}
         steps = []
         sizes = Sizes.everywhere(graph) if has_products(graph) else None
-        counts = read_by(graph, compared) if compared else None
+        counts = _read_by(graph, known) if known else None
         rough = False
         for run in runs(graph):
             if counts is not None and run.last.name not in counts:
@@ -82,11 +86,11 @@ class Product:
                 if not rough:
                     try:
                         with within(compute.deadline):
-                            step = advance(run, reach, query, norms, sizes, compared=compared)
+                            step = advance(run, reach, query, norms, sizes, known=known)
                     except BudgetEnded:
                         rough = True
                 if rough:
-                    step = advance(run, reach, query, norms, sizes, rough_gain, compared)
+                    step = advance(run, reach, query, norms, sizes, rough_gain, known)
             except OverflowError:
                 raise UnsupportedModel(
                     f"the norm of {run.first.describe()} exceeds the largest float64"
@@ -97,6 +101,18 @@ class Product:
         return certificate(self, graph, query, found, Gains(tuple(steps)))
 
 
+def _read_by(graph: Graph, known: Mapping[str, Known]) -> set[str]:
+    """The nodes that count where every known one is a function of its source alone."""
+    wanted = [graph.output.name, *graph.outputs]
+    seen: set[str] = set()
+    while wanted:
+        name = wanted.pop()
+        if name not in seen:
+            seen.add(name)
+            wanted += [known[name].source] if name in known else graph[name].inputs
+    return seen
+
+
 def advance(
     run: Run,
     reach: dict[str, Reach],
@@ -104,11 +120,11 @@ def advance(
     norms: tuple[Norm, ...],
     sizes: Sizes | None = None,
     gain_of_run: Callable[[Run, Norm, Norm], RunGain] = run_gain,
-    compared: Mapping[str, Distances] | None = None,
+    known: Mapping[str, Known] | None = None,
 ) -> Step | None:
     """Constants at the end of a run from those at its inputs.
 
-    sizes: of values, for products of two computed ones; compared: products that are averages by distances of tokens.
+    sizes: of values, for products of two computed ones; known: nodes with constants from nodes further in front.
     """
     name, norm_out = run.last.name, query.norm_out
     if isinstance(run.first.op, Input):
@@ -118,15 +134,15 @@ def advance(
     if isinstance(run.first.op, Constant):
         reach[name] = {norm: Upper.zero() for norm in norms}
         return None
-    average = (compared or {}).get(run.first.name)
-    inputs = [reach[source] for source in ([average.source] if average else run.first.inputs)]
+    whole = (known or {}).get(run.first.name)
+    inputs = [reach[source] for source in ([whole.source] if whole else run.first.inputs)]
     chosen: dict[Norm, RunGain] = {}
     reach[name] = {}
     for after in norms:
         totals: list[tuple[Upper, RunGain]] = []
         for before in norms:
-            if average is not None:
-                found = average.gain(before, after)
+            if whole is not None:
+                found = whole.gain(before, after)
             elif sizes is not None and isinstance(run.first.op, ops.Mul | ops.MatMul):
                 found = sizes.product(run.first, before, after)
             else:

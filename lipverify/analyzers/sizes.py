@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lipverify import ops
 from lipverify.analyzers.affine_runs import RunGain
+from lipverify.analyzers.lengths import unit_vectors
 from lipverify.errors import UnsupportedModel
 from lipverify.ir.graph import Graph, Node
 from lipverify.ir.interval import Interval
@@ -44,9 +45,10 @@ class Sizes:
         Statement: |z(x)|_p <= of[z][p] for every input x. An operator with a constant g is bounded by |f(0)| + g |x|; softmax,
         normalisation and saturating activations are bounded by themselves.
         """
-        found = cls(graph, {})
+        found, units = cls(graph, {}), unit_vectors(graph)
         for node in graph.nodes:
-            found.of[node.name] = found._size(node)
+            own = units[node.name].sizes() if node.name in units else found._size(node)
+            found.of[node.name] = own
         return found
 
     def _size(self, node: Node) -> Size:

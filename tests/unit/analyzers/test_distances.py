@@ -145,7 +145,7 @@ def test_a_matrix_for_every_head() -> None:
     graph = read(network)
     (one,) = distances(graph)[0].values()
     norms = torch.linalg.matrix_norm(network.w.double(), 2) * torch.linalg.matrix_norm(network.v.double(), 2)
-    assert float(one.values) == pytest.approx(float(norms.max()))
+    assert float(one.values) == pytest.approx(float(norms.detach().max()))
     upper = Product().bound(graph, Query(), Compute()).upper
     assert isinstance(upper, Tensor)
     assert steepest(network, Norm.L2) <= float(upper)

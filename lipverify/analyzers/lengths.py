@@ -1,0 +1,149 @@
+"""Vectors over their own length, as cosine attention writes them: F.normalize, x / (|x| + eps), x / sqrt(|x|^2 + eps).
+
+Statement: each of x / max(|x|, e), x / (|x| + e) and, with e = sqrt(eps), x / sqrt(|x|^2 + eps) has length at most 1 and the
+constant 1/e from l2 to l2.
+Proof: the first is the projection on the ball of radius e, over e. The others are x g(r), r = |x|, with g falling and r g rising;
+the Jacobian is g along what is orthogonal to x and (r g)' = g + r g' <= g along x, and g(r) <= g(0) = 1/e. x / |x| jumps at 0.
+Without this the quotient of two computed values has no constant, although its divisor is bounded from below.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from lipverify import ops
+from lipverify.analyzers.affine_runs import RunGain
+from lipverify.ir.graph import Graph, Node
+from lipverify.ir.norm import Norm
+from lipverify.linalg.rounding import Upper
+from lipverify.ops.embedding import embedding
+from lipverify.rules import forward
+
+_COPIES = (ops.Reshape, ops.Transpose, ops.Expand)
+
+
+@dataclass(frozen=True)
+class UnitVectors:
+    """node: the quotient or product; source: the vectors; count of them, of `width` entries each; slope: 1/e."""
+
+    node: str
+    source: str
+    count: int
+    width: int
+    slope: Upper
+
+    def gain(self, norm_in: Norm, norm_out: Norm) -> RunGain:
+        """From the vectors to the result."""
+        found = by_vectors(self.slope, self.count, self.width, self.width, norm_in, norm_out)
+        size = self.count * self.width
+        whole = embedding(size, norm_in, Norm.L2) * self.slope * embedding(size, Norm.L2, norm_out)
+        return RunGain((min(found, whole),), note="vectors over their own length")
+
+    def sizes(self) -> dict[Norm, Upper]:
+        """Of the result over all inputs."""
+        return {Norm.L2: Upper.of(self.count).sqrt(), Norm.LINF: Upper.one()}
+
+
+def by_vectors(
+    slope: Upper, count: int, width_in: int, width_out: int, norm_in: Norm, norm_out: Norm
+) -> Upper:
+    """From one norm of all entries to another, where each of `count` vectors changes in l2 by at most `slope` times the largest
+    l2 change of a vector that is read."""
+    before = Upper.of(width_in).sqrt() if norm_in is Norm.LINF else Upper.one()
+    behind = {
+        Norm.LINF: Upper.one(),
+        Norm.L2: Upper.of(count).sqrt(),
+        Norm.L1: Upper.of(count) * Upper.of(width_out).sqrt(),
+    }
+    return slope * before * behind[norm_out]
+
+
+def unit_vectors(graph: Graph) -> dict[str, UnitVectors]:
+    """Every node that is a vector over its own length, bounded from below."""
+    found = {}
+    for node in graph.nodes:
+        if isinstance(node.op, ops.Div | ops.Mul):
+            for place in (0, 1) if isinstance(node.op, ops.Mul) else (0,):
+                one = _divided(graph, node, node.inputs[place], node.inputs[1 - place])
+                if one is not None:
+                    found[node.name] = one
+    return found
+
+
+def _divided(graph: Graph, node: Node, source: str, length: str) -> UnitVectors | None:
+    copies, inverse = [], isinstance(node.op, ops.Mul)
+    core = graph[length]
+    while isinstance(core.op, _COPIES) or (inverse and isinstance(core.op, ops.Reciprocal)):
+        if isinstance(core.op, ops.Reciprocal):
+            inverse = False
+        else:
+            copies.append(core)
+        core = graph[core.inputs[0]]
+    if inverse:
+        return None
+    known = _bounded(graph, core)
+    if known is None or graph[known[0].inputs[0]].name != source or graph[source].shape != node.shape:
+        return None
+    total, slope = known
+    # Every entry is divided by the length of the vector that it belongs to.
+    ids = torch.arange(math.prod(core.shape), dtype=torch.float64).reshape(1, *core.shape)
+    for copy in reversed(copies):
+        ids = forward(copy.op, ids)
+    kept = tuple(1 if axis in total.axes else size for axis, size in enumerate(node.shape))
+    own = torch.arange(math.prod(kept), dtype=torch.float64).reshape(1, *kept).expand(1, *node.shape)
+    if ids.shape != own.shape or not torch.equal(ids, own):
+        return None
+    width = math.prod(node.shape[axis] for axis in total.axes)
+    return UnitVectors(node.name, source, node.size // max(width, 1), width, slope)
+
+
+@dataclass(frozen=True)
+class _Sum:
+    """A sum of squares over axes of a node's entries."""
+
+    inputs: tuple[str, ...]
+    axes: tuple[int, ...]
+
+
+def _bounded(graph: Graph, core: Node) -> tuple[_Sum, Upper] | None:
+    """Lengths |x| bounded from below by e, as in the statement: the sum of squares, and 1/e; None for anything else."""
+    root = isinstance(core.op, ops.Sqrt)
+    inner = graph[core.inputs[0]] if root else core
+    least = _least(inner)
+    if least is None or not 0.0 < least < math.inf:
+        return None
+    under = graph[inner.inputs[0]]
+    axes = _squares(graph, under) if root else _norm(graph, under)
+    if axes is None:
+        return None
+    bound = Upper.of(1) * Upper.of(1.0 / least * (1.0 + 2.0**-50))
+    return axes, bound.sqrt() if root else bound
+
+
+def _least(node: Node) -> float | None:
+    """e of max(z, e) or z + e for one number e."""
+    op = node.op
+    if isinstance(op, ops.Clip) and op.high == math.inf:
+        return op.low
+    if isinstance(op, ops.Scale) and op.scale is None and op.shift is not None and op.shift.numel() == 1:
+        return float(op.shift)
+    return None
+
+
+def _norm(graph: Graph, node: Node) -> _Sum | None:
+    if isinstance(node.op, ops.ReduceNorm) and node.op.order == 2:
+        return _Sum(node.inputs, node.op.axes)
+    return _squares(graph, graph[node.inputs[0]]) if isinstance(node.op, ops.Sqrt) else None
+
+
+def _squares(graph: Graph, node: Node) -> _Sum | None:
+    if not isinstance(node.op, ops.ReduceSum):
+        return None
+    square = graph[node.inputs[0]]
+    twice = isinstance(square.op, ops.Mul) and square.inputs[0] == square.inputs[1]
+    if twice or (isinstance(square.op, ops.Power) and square.op.exponent == 2.0):
+        return _Sum(square.inputs[:1], node.op.axes)
+    return None
