@@ -277,6 +277,7 @@ _QUICK: dict[str, _Quick] = {
     "Mul": lambda call, a, b: a * b,
     "Div": _divide,
     "DequantizeLinear": _dequantize,
+    "Mean": lambda call, *xs: sum(xs[1:], xs[0]) / len(xs),
     "Neg": lambda call, x: -x,
     "Sqrt": lambda call, x: np.sqrt(x),
     "Equal": lambda call, a, b: a == b,

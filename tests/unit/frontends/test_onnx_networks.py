@@ -42,6 +42,16 @@ def test_a_flatten_spelled_with_shape_gather_concat_disappears() -> None:
     assert graph.origin.notes == ()  # moving whole numbers about is no arithmetic on weights
 
 
+@pytest.mark.parametrize("op", ["Add", "Sub", "Mul", "Div", "Pow", "PRelu", "Max", "Min", "Sum", "Mean"])
+def test_stored_operands_widen_one_another(op: str) -> None:
+    """Each of two has an axis of 1 that the other one widens: onnx adds means up in place, which such shapes do not allow."""
+    wide = (3, 4, 2) if op == "PRelu" else (3, 1, 2)  # slopes widen nothing
+    stored = {"a": np.abs(random(*wide)) + 0.5, "b": random(1, 4, 1, seed=1)}
+    several = ["a", "b", "a"] if op in ("Max", "Min", "Sum", "Mean") else ["a", "b"]
+    nodes = [node(op, several, ["c"]), node("Add", ["x", "c"], ["y"])]
+    assert kinds(agrees(model(nodes, ["N", 3, 4, 2], 17, stored), reader=by_onnxruntime)) == ["Scale"]
+
+
 def test_left_overs_of_exporters_are_folded() -> None:
     """Expand(ConstantOfShape), Where(Equal), Range and Cast on sizes."""
     nodes = [
