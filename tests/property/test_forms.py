@@ -227,6 +227,8 @@ MISTAKES = {
     ),
     "a shrunk first block": (sweep.Domain, "sizes", lambda self, c: 0.7 * _SIZES(self, c)),
 }
+FIRST = {"half the bulge of a softmax": 7, "rows of probabilities": 2, "slopes of activations": 7}
+"""Networks that notice mistakes soon; 5 notices most others."""
 _LINE, _STEEP, _SECANT = nonlinear._line, normalised._steepness, softmax._secant
 _SINGLY = tokens._singly
 _BLOCK, _SIZES = symbols.Symbols._block, sweep.Domain.sizes
@@ -236,7 +238,7 @@ _BLOCK, _SIZES = symbols.Symbols._block, sweep.Domain.sizes
 def test_a_planted_mistake_is_noticed(mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
     where, name, change = MISTAKES[mistake]
     monkeypatch.setattr(where, name, change)
-    for seed in (5, 7, 0, 1, 2, *range(60)):  # those that notice most mistakes first
+    for seed in (FIRST.get(mistake, 5), 5, 7, *range(60)):
         try:
             noticed = bool(wrong(seed, 20))
         except InternalError:  # two ranges of one node do not meet
