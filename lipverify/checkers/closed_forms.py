@@ -366,15 +366,15 @@ RULES: dict[str, Rule] = {
     "grid": Rule(
         {"directions": "count", "norm": "count", "constant": "size", "pitch": "size"},
         "upper",
-        "margins above {value} at all points of a grid of pitch {pitch} in {directions} directions leave no other label between "
-        "them, if margins have the constant {constant} in the norm {norm} (0: largest entry)",
+        "margins above {value} at all points of a grid of pitch {pitch} along {directions} entries of the input leave no "
+        "other label between them, if margins have the constant {constant} in the norm {norm} (0: largest entry)",
         _grid,
     ),
     "grid-network": Rule(
         {"directions": "count", "constant": "constant", "pitch": "size"},
         "upper",
-        "margins above {value} at all points of a grid of pitch {pitch} in {directions} directions leave no other label between "
-        "them, if the network has the constant {constant} (l2), so that differences of two outputs have sqrt 2 times as much",
+        "margins above {value} at all points of a grid of pitch {pitch} along {directions} entries of the input leave no "
+        "other label between them, if the network has the constant {constant} (l2), so that differences of two outputs have sqrt 2 times as much",
         _network_grid,
     ),
     "recurrent-last": Rule(

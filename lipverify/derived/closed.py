@@ -83,7 +83,7 @@ def generator_tail(generator: Known, distance: float) -> Derived:
 def grid_margin(constant: Known, pitch: float, directions: int, *, norm: str = "l2") -> Derived:
     """Which margin at the points of a grid decides everything between them.
 
-    Statement: where every point of a grid of this pitch in `directions` directions has a margin above upper =
+    Statement: where every point of a grid of this pitch along `directions` entries of the input has a margin above upper =
         L pitch directions^(1/p) / 2, no point between has another label; L the constant of margins. A point below it decides
         nothing.
     Source: every point is within half a diagonal of a grid point (Wicker, Huang, Kwiatkowska 2018).
