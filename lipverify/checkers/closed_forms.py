@@ -374,7 +374,8 @@ RULES: dict[str, Rule] = {
         {"directions": "count", "constant": "constant", "pitch": "size"},
         "upper",
         "margins above {value} at all points of a grid of pitch {pitch} along {directions} entries of the input leave no "
-        "other label between them, if the network has the constant {constant} (l2), so that differences of two outputs have sqrt 2 times as much",
+        "other label between them, if the network has the constant {constant} (l2), so that differences of two outputs have "
+        "sqrt 2 times as much",
         _network_grid,
     ),
     "recurrent-last": Rule(
