@@ -9,7 +9,7 @@ attention against Jacobians, what rigour costs.
 Twenty thousand forged proofs take five minutes of one processor, a hundred thousand changed files ten, ten thousand networks
 half an hour, six thousand models as long, two thousand networks of attention too; networks.json is written after every thousand,
 models.json, pairs.json and attention.json after every hundred. Pairs, or networks of attention, from a seed other than 0 are
-added to those of their file, which has to end right before them. `--again` asks the models anew of which models.json says a fault.
+added to those of their file, which ends right before them. `--again` asks the models anew of which models.json tells a fault.
 Networks of the model zoo always; third-party networks where the folder shared/checkpoints lies beside the checkout.
 """
 
