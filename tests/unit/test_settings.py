@@ -151,19 +151,24 @@ def seeded() -> Iterator[None]:
         torch.set_rng_state(state)
 
 
+def together(*settings: Any) -> Any:
+    """Several that have nothing to do with each other, at once: none may change a number, so neither may all of them."""
+
+    @contextmanager
+    def all_of_them() -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            for setting in settings:
+                stack.enter_context(setting())
+            yield
+
+    all_of_them.__name__ = " and ".join(setting.__name__ for setting in settings)
+    return all_of_them
+
+
 SETTINGS = (
-    *(
-        default_dtype,
-        default_device,
-        inference,
-        no_grad,
-        autocast,
-        deterministic,
-        threads,
-        short_products,
-        flushed,
-    ),
-    *(raising, few_decimals, seeded),
+    *(default_dtype, default_device, inference, no_grad, autocast, flushed),
+    together(deterministic, threads, short_products),
+    together(raising, few_decimals, seeded),
 )
 
 
