@@ -36,7 +36,7 @@ from lipverify.ir.region import Ball, Everywhere, Query, Region, misfit
 from lipverify.ir.shown import above, at_most
 from lipverify.ops import Linear, Reshape
 from lipverify.passes import simplify
-from lipverify.propagation.magnitudes import refuse_lost_products
+from lipverify.propagation.magnitudes import out_of_range, refuse_lost_products
 from lipverify.results import Audit, Lower, Row
 
 if TYPE_CHECKING:
@@ -435,7 +435,7 @@ def _answer(method: Analyzer, graph: Graph, query: Query, compute: Compute, wall
             reason = str(error)
         elif memory.failed(error):
             reason = memory.words(error)
-        else:
+        elif (reason := out_of_range(graph)) is None:
             reason, failed = failure_words(error), True
     return Row(
         *(method, time.monotonic() - started, certificate, reason, undecided),

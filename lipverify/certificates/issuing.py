@@ -30,7 +30,7 @@ from lipverify.certificates.pending import UNPROVED, kept
 from lipverify.certificates.stages import too_small
 from lipverify.certificates.writing import NOTHING, Writer
 from lipverify.checkers import About, Expectation, Model, NotCovered
-from lipverify.checkers.claims import Claim, Constant
+from lipverify.checkers.claims import MOST_RADIUS, Claim, Constant
 from lipverify.checkers.evaluation import evaluate
 from lipverify.checkers.kernel.program import Program
 from lipverify.checkers.reader import FIXED_KINDS, Reading, digest_of, stating
@@ -252,6 +252,8 @@ def _issued(
         raise NotCovered(
             "each centre has a box of its own; the checker knows one box for all (give one point to have a proof)"
         )
+    if isinstance(query.region, Ball) and query.region.radius >= MOST_RADIUS:
+        raise NotCovered(f"balls of a radius above {MOST_RADIUS:.3g} are not covered by the checker")
     if not callable(getattr(evidence, "proof", None)):
         kind = type(evidence).__name__
         raise NotCovered(f"evidence of the kind {kind} brings no proof that the checker reads")

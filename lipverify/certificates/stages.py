@@ -55,6 +55,11 @@ def _stretched(operators: list[object], shape: tuple[int, ...]) -> float:
         v = (v / length).requires_grad_(True)
         with torch.enable_grad():
             y = image(v)
-        best = max(best, float(y.detach().norm()) / float(v.detach().norm()))
-        (v,) = torch.autograd.grad(y, v, y.detach())
+        # In units of the largest entry, whose square may be no number.
+        size = float(y.detach().abs().amax()) if y.numel() else 0.0
+        if not 0.0 < size < float("inf"):
+            break
+        turned = y.detach() / size
+        best = max(best, float(turned.norm()) * size / float(v.detach().norm()))
+        (v,) = torch.autograd.grad(y, v, turned)
     return best

@@ -22,8 +22,8 @@ from lipverify.checkers.tables import fields, hexadecimal, integer, text, texts
 from lipverify.errors import RefutedCertificate, UnreadableCertificate
 
 NORMS = ("l1", "l2", "linf")
-MOST = 1 << 20
-"""Numbers that one certificate may claim."""
+MOST, MOST_RADIUS = 1 << 20, 2.0**100
+"""Numbers that one certificate may claim; above every radius of a ball."""
 
 
 def outward(value: float) -> str:
@@ -315,7 +315,7 @@ def region_of_claim(table: Any) -> Balls | None:
     radius = hexadecimal(table["radius_hex"])
     if table["kind"] != "ball" or type(table["radius"]) is not float or table["radius"] != radius:
         raise UnreadableCertificate("a region of an unknown kind, or a radius written in two ways")
-    if not 0.0 <= radius < 2.0**100 or math.copysign(1.0, radius) < 0:
+    if not 0.0 <= radius < MOST_RADIUS or math.copysign(1.0, radius) < 0:
         raise UnreadableCertificate("a radius that is none")
     count, box = integer(table["count"], 1, MOST), table["box"]
     return Balls(norm_of(table["norm"], ("l2", "linf")), radius, count, text(table["centres"]),

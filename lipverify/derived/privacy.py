@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,9 +61,10 @@ def sensitivity(
         convolution, sqrt of the number of places for its bias.
     Source: chain rule; each of the kernel's offsets pairs one window of the input with the gradient (Cauchy and Schwarz).
         Bethune et al. 2024 (arXiv 2305.16202); their factor of a convolution is an average, this one is an upper bound.
-        Where one tensor is used k times its gradient is the sum of k terms, whose square is at most k times the sum of squares:
-        tensors of the same numbers, in whatever order, count as one.
-    Sound when: gradients are taken in the weights of the graph; those behind a parametrisation (spectral norm) are others.
+        Where one tensor is used k times its gradient is the sum of k terms, whose square is at most k times the sum of squares.
+    Sound when: tensors of the graph are parameters of their own. Two that hold the same numbers, in any order, with other signs
+        or in part, count as uses of one; what a graph does not show (a multiple, a parametrisation such as a spectral norm, a
+        batch normalisation that was folded) is yours to know.
         Useful for networks whose layers are 1-Lipschitz; for others the figure is far above
         usual clipping norms.
 
@@ -209,9 +211,32 @@ def _refuse_others(graph: Graph, frozen: Sequence[str]) -> None:
 
 
 def _uses(tensors: Sequence[torch.Tensor]) -> list[list[int]]:
-    """For every tensor the places of all that hold the same numbers, in whatever order: one that is used again, or transposed."""
-    sorted_ = [t.double().flatten().sort().values for t in tensors]
-    return [[j for j, b in enumerate(sorted_) if len(a) == len(b) and torch.equal(a, b)] for a in sorted_]
+    """For every tensor the places of all that may be uses of one parameter: chains of tensors that are `_related`.
+
+    To count too many as one is sound, and costs the root of their number.
+    """
+    sizes = [np.sort(np.abs(t.double().flatten().numpy())) for t in tensors]
+    group = list(range(len(tensors)))
+    for j, b in enumerate(sizes):
+        for i, a in enumerate(sizes[:j]):
+            if group[i] != group[j] and _related(a, b):
+                group = [group[j] if g == group[i] else g for g in group]
+    return [[j for j, h in enumerate(group) if h == g] for g in group]
+
+
+def _related(a: Any, b: Any) -> bool:
+    """Whether the sizes of entries of one, sorted, are among those of the other: in any order, with any signs, up to rounding."""
+    few, many = sorted((a[a > 0], b[b > 0]), key=len)
+    if not len(few):
+        return len(a) == len(b) and not len(many)
+    places = np.searchsorted(many, few * (1.0 - _SAME))
+    return bool(
+        (places < len(many)).all() and (many[np.minimum(places, len(many) - 1)] <= few * (1.0 + _SAME)).all()
+    )
+
+
+_SAME = 1e-6
+"""What rounding in float32 may change, relatively."""
 
 
 def _above(factor: float, count: int) -> float:

@@ -14,6 +14,10 @@ from lipverify.ir.norm import Norm
 from lipverify.ir.op import Op
 from lipverify.rules import gain, linear
 
+RESCALE = "scale neighbouring layers against each other, and export again"
+_THEM = f"what this method makes of them; {RESCALE}"
+SQUARED = 500.0
+"""Bits. Squares of numbers beyond 2^512 on either side are no numbers of float64."""
 RANGE = 900.0
 """Bits. Float64 has 1022 below 1: what is lost below them, times 2^900, is below 2^-100."""
 
@@ -30,23 +34,47 @@ def refuse_lost_products(graph: Graph) -> None:
     Raises:
         UnsupportedModel: neither holds; the layers are named.
     """
+    small, low = _smallest(graph)
+    if small >= -RANGE:
+        return
+    large, high = _largest(graph)
+    if large > RANGE:
+        raise UnsupportedModel(
+            f"products of stored numbers fall to 2^{small:.0f} up to {low.describe()} and grow to 2^{large:.0f} up to "
+            f"{high.describe()}: float64 would lose the small ones before the large ones make up for them; {RESCALE}"
+        )
+
+
+def out_of_range(graph: Graph) -> str | None:
+    """Where products of stored numbers, or their squares, leave float64, in words: a method that computes with them may have no
+    answer. None: nowhere.
+    """
+    large, high = _largest(graph)
+    if large > SQUARED:
+        return f"products of stored numbers grow to 2^{large:.0f} up to {high.describe()}: float64 does not hold {_THEM}"
+    small, low = _smallest(graph)
+    if small < -SQUARED:
+        return f"products of stored numbers fall to 2^{small:.0f} up to {low.describe()}: float64 does not hold {_THEM}"
+    return None
+
+
+def _smallest(graph: Graph) -> tuple[float, Node]:
+    """Bits of the smallest product of stored numbers along a part of a path, and where it ends."""
     small: dict[str, float] = {}
-    large: dict[str, float] = {}
     for node in graph.nodes:
         before = min((small[name] for name in node.inputs), default=0.0)
         small[node.name] = min(before + least_bits(node.op), 0.0)
     low = min(small, key=lambda name: small[name])
-    if small[low] >= -RANGE:
-        return
+    return small[low], graph[low]
+
+
+def _largest(graph: Graph) -> tuple[float, Node]:
+    """Bits of the largest gain of a part of a path, and where it ends."""
+    large: dict[str, float] = {}
     for node in graph.nodes:
         large[node.name] = max([0.0, *(large[name] + _gain(node, graph[name]) for name in node.inputs)])
     high = max(large, key=lambda name: large[name])
-    if large[high] > RANGE:
-        raise UnsupportedModel(
-            f"products of stored numbers fall to 2^{small[low]:.0f} up to {graph[low].describe()} and grow to "
-            f"2^{large[high]:.0f} up to {graph[high].describe()}: float64 would lose the small ones before the large ones make "
-            "up for them; scale neighbouring layers against each other, and export again"
-        )
+    return large[high], graph[high]
 
 
 def least_bits(op: Op) -> float:

@@ -156,7 +156,14 @@ def _prepared(system: Couplings, values: list[Tensor], powers: list[int]) -> _Pr
     if not bool((joined.amax() < _WIDEST) & (joined.amin() > 1.0 / _WIDEST)):
         return None
     output_exponent = max((exponents[k] for k in system.V), default=0)
-    system = scaled(system, exponents, output_exponent)
+    largest = _output_size(system, exponents)
+    far = largest - output_exponent > _FAR
+    system = scaled(system, exponents, largest if far else output_exponent)
+    if far:
+        # Squares of the outputs' entries would overflow in the neurons' unit; in their own nothing may be lost below.
+        output_exponent, ends = largest, [*system.V.values(), *([] if system.V0 is None else [system.V0])]
+        if any(bool(((m != 0) & (m.abs() < 2.0**-_LOST)).any()) for m in ends):
+            return None
     system = replace(
         system,
         U={k: m / units[k][:, None] for k, m in system.U.items()},
@@ -165,6 +172,18 @@ def _prepared(system: Couplings, values: list[Tensor], powers: list[int]) -> _Pr
     )
     middles = torch.cat([torch.full_like(u, e - p) for u, e, p in zip(units, exponents, powers, strict=True)])
     return _Prepared(system, _mantissas(d, joined, middles), output_exponent)
+
+
+def _output_size(system: Couplings, exponents: Sequence[int]) -> int:
+    """The power of two next to the largest entry of what gives outputs, neurons in their own units."""
+    sizes = [(float(m.abs().amax()), exponents[k]) for k, m in system.V.items() if m.numel()]
+    if system.V0 is not None and system.V0.numel():
+        sizes.append((float(system.V0.abs().amax()), 0))
+    return max((math.frexp(size)[1] + e for size, e in sizes if 0.0 < size < math.inf), default=0)
+
+
+_FAR, _LOST = 200, 1000
+"""Powers of two: beyond the first outputs are measured in a unit of their own; below the second a scaling may not be exact."""
 
 
 def _mantissas(d: Tensor, units: Tensor, middles: Tensor) -> Tensor:
@@ -219,9 +238,8 @@ def _evidence(system: Couplings, d: Tensor, weighted: bool) -> _Evidence | None:
         if not bool(torch.isfinite(border).all()):
             return None
         stacked = torch.cat([*direct, border], 1)
-        # Any unit serves; this one keeps the defect comparable to the margin.
-        size = float(torch.linalg.matrix_norm(stacked))
-        exponent = round(math.log2(size)) if 0.0 < size < math.inf else 0
+        # Any unit serves; this one keeps the defect comparable to the margin. Squares of large entries would overflow.
+        exponent = _exponent(stacked)
         need = _dominance(system, factor, border, shift, exponent)
         # Comparisons with NaN are false, so that a NaN never passes.
         if bool((shift >= need.neurons).all()) and bool(torch.isfinite(need.outputs).all()):
@@ -229,6 +247,16 @@ def _evidence(system: Couplings, d: Tensor, weighted: bool) -> _Evidence | None:
             return _Evidence(stacked, Upper.of(defect).scale(2 * exponent))
         shift = torch.maximum(shift, 2.0 * need.neurons)
     return None
+
+
+def _exponent(matrix: Tensor) -> int:
+    """The power of two next to the Frobenius norm, as far as float64 has it and its inverse; 0 of an empty or infinite matrix."""
+    largest = float(matrix.abs().amax()) if matrix.numel() else 0.0
+    if not 0.0 < largest < math.inf:
+        return 0
+    power = math.frexp(largest)[1]
+    size = float(torch.linalg.matrix_norm(times_power(matrix, -power)))
+    return min(max(power + round(math.log2(size)), -1000), 1000)
 
 
 def _norm(matrix: Tensor) -> Upper:

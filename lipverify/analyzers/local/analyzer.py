@@ -29,6 +29,7 @@ from lipverify.ir.region import Ball, Query
 from lipverify.memory import share
 from lipverify.propagation import Bounds, bounds, refuses_ranges
 from lipverify.propagation.forms import refuses_forms
+from lipverify.propagation.magnitudes import RESCALE
 from lipverify.propagation.precision import PRECISIONS, own_products
 
 if TYPE_CHECKING:
@@ -284,7 +285,9 @@ def _certificate(
         better = product < upper
         upper = torch.minimum(upper, product)
     if not bool(upper.isfinite().all()):
-        raise UnsupportedModel("the bound of some centre exceeds the largest float64")
+        raise UnsupportedModel(
+            f"the bound of some centre exceeds the largest float64; take a smaller radius, or {RESCALE}"
+        )
     certificate = Certificate(
         upper=upper,
         query=query,
@@ -318,7 +321,9 @@ def _by_forms(analyzer: Local, graph: Graph, query: Query, compute: Compute) -> 
     if product is not None:
         upper = torch.minimum(upper, product)
     if not bool(upper.isfinite().all()):
-        raise UnsupportedModel("the bound of some centre exceeds the largest float64; take a smaller radius")
+        raise UnsupportedModel(
+            f"the bound of some centre exceeds the largest float64; take a smaller radius, or {RESCALE}"
+        )
     return Certificate(
         upper=upper,
         query=query,

@@ -46,7 +46,7 @@ def fold(p: Builder, op: str, operands: Sequence[Stored]) -> Stored | None:
     exact = m == n == 0 and not bool(((a - (total - back)) + (b - back)).any())
     if exact:
         return finite(total, operands[0], 0)
-    same = bool((np.broadcast_to(a, total.shape) * b >= 0).all())
+    same = bool((np.sign(a) * np.sign(b) >= 0).all())  # a product of the numbers themselves may underflow
     return finite(total, operands[0], max(m, n) + 1) if same else None
 
 

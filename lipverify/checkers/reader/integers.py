@@ -30,6 +30,8 @@ def _between(p: Builder, c: Call) -> Results:
     if name.endswith("Pool"):
         need(not c.flag("channels_last", 0), "channels that come last are not covered by the checker")
     version = c.integer("opset", None) if name == "Softmax" else c.version
+    # What is left out is the last axis for this operator, whatever its operator set says; for ONNX's it may be the second.
+    need(name != "Softmax" or c.has("axis"), "a softmax of integers without an axis")
     scale, zero = _result(c, last)
     operands = [_meant(p, c, 3 * k) for k in range(_OPERANDS[name])]
     need(

@@ -140,6 +140,8 @@ def _register_between(name: str, operands: int) -> None:
             raise c.refuse("holds its channels last", "quantise without channels_last")
         between = lower.find("", name)
         assert between is not None
+        if name == "Softmax" and c.attribute("axis") is None:
+            raise c.refuse("says no axis, and readers disagree which one is meant", "write its axis down")
         version = int(c.attribute("opset", 13))  # of Softmax, which says which definition it means
         inputs = tuple(_meant(c, 3 * k) for k in range(operands))
         found = between(replace(c, op=name, version=version, inputs=inputs, names=()))

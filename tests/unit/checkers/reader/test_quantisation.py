@@ -239,3 +239,35 @@ def test_a_quantised_file_has_a_certificate_of_its_deviation(
         assert lv.verify(found.issued, [f, other]).upper == found.upper[0]
     # One rounds to steps of .05, the other saturates at .255.
     assert bounds[0] < 0.5 < bounds[1]
+
+
+@pytest.mark.parametrize("opset", [11, 13])
+def test_a_softmax_of_integers_says_its_axis(opset: int, tmp_path: Path) -> None:
+    """onnxruntime takes the last axis where none is given; the reader took that of the operator set: 0.001 for 100."""
+
+    def model(**axis: int) -> bytes:
+        nodes = [
+            helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+            helper.make_node(
+                "QLinearSoftmax",
+                ["q", "s", "z", "t", "z"],
+                ["p"],
+                domain="com.microsoft",
+                opset=opset,
+                **axis,
+            ),
+            helper.make_node("DequantizeLinear", ["p", "t", "z"], ["y"]),
+        ]
+        ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 3, 1]) for n in "xy"]
+        stored = {"s": np.float32(0.05), "z": np.uint8(0), "t": np.float32(1 / 256)}
+        tensors = [numpy_helper.from_array(np.asarray(a), n) for n, a in stored.items()]
+        sets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+        graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], tensors)
+        return bytes(helper.make_model(graph, opset_imports=sets, ir_version=8).SerializeToString())
+
+    assert read_onnx(model(axis=1)).program is not None
+    with pytest.raises(NotCovered, match="without an axis"):
+        read_onnx(model())
+    (tmp_path / "m.onnx").write_bytes(model())
+    with pytest.raises(lv.UnsupportedModel, match="says no axis"):
+        lv.load(tmp_path / "m.onnx")
