@@ -117,7 +117,7 @@ def scaled(factor: Array, x: Signal) -> Signal:
 
 def total(factor: Array, x: Signal) -> Signal:
     """The row factor [size] @ x."""
-    return mapped(factor[None, None], np.arange(len(factor))[None, None], x)
+    return totals(factor[None], x)
 
 
 def totals(factor: Array, x: Signal) -> Signal:
