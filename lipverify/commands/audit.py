@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from lipverify.commands import convex, monotone
 from lipverify.commands.shell import Outcome, Verb
 from lipverify.errors import Refuted, Undecided, UnsupportedModel, UsageError
+from lipverify.ir.certificate import Rigour
 from lipverify.ir.norm import Norm
 from lipverify.loading.arguments import Entries, parse_radii
 from lipverify.options import (
@@ -267,10 +268,14 @@ def _with_solver(names: tuple[str, ...], solver: str | None) -> tuple[str, ...]:
 
 
 def _claimed(document: dict[str, Any], claimed: float, stored: bool) -> Refuted | None:
-    """What bounds and witness say of a claimed constant, in the document; a refutation where the witness exceeds it."""
+    """What bounds and witness say of a claimed constant, in the document; a refutation where the witness exceeds it.
+
+    A solver's status proves nothing: bounds that rest on it leave the question open.
+    """
     found = document["lower"]["value"]
     lower = max(found) if isinstance(found, list) else found
-    uppers = [row.get("upper") for row in document["results"]]
+    sound = {str(Rigour.REAL), str(Rigour.CHECKED)}
+    uppers = [row.get("upper") for row in document["results"] if row.get("rigour") in sound]
     proved = any(u is not None and (max(u) if isinstance(u, list) else u) <= claimed for u in uppers)
     refuted = lower is not None and lower > claimed
     verdict = "refuted" if refuted else "proved" if proved else "open"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 import lipverify as lv
 from lipverify import checkers
+from lipverify.commands.audit import _claimed
 from tests.command import lipverify
 from tests.unit.analyzers.test_tokens import OnlyAttention, heads_of_one
 
@@ -75,6 +77,16 @@ def test_what_is_expected_of_tokens_is_about_tokens_of_the_model() -> None:
     for other in ("token-l2/6", "token-rms", "l2"):
         with pytest.raises(lv.RefutedCertificate, match="than expected"):
             lv.verify(row.certificate, graph, expected=checkers.Expectation(norm_in=other))
+
+
+@pytest.mark.parametrize(
+    ("rigour", "verdict"),
+    [("checked", "proved"), ("real", "proved"), ("solver", "open"), ("estimate", "open")],
+)
+def test_a_solver_proves_no_claimed_constant(rigour: str, verdict: str) -> None:
+    document: dict[str, Any] = {"lower": {"value": 0.5}, "results": [{"upper": 1.0, "rigour": rigour}, {}]}
+    assert _claimed(document, 1.0, False) is None
+    assert document["claimed"]["verdict"] == verdict
 
 
 def test_options_of_tokens_belong_together(model: Path) -> None:
