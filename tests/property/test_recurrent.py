@@ -43,16 +43,21 @@ class Layer(nn.Module):
         }
         if kind == "RNN":
             settings["nonlinearity"] = str(draw.choice(["tanh", "relu"]))
+        if kind == "LSTM" and hidden > 1 and draw.random() < 0.4:
+            settings["proj_size"] = int(draw.integers(1, hidden))
         self.layer = getattr(nn, kind)(self.inputs, hidden, layers, **settings)
         self.kind, self.state, self.part = (
             kind,
             str(draw.choice(["zero", "given", "free"])),
             int(draw.integers(3)),
         )
-        self.shape = (layers * ways, hidden)
-        stored = torch.tensor(draw.standard_normal((2, layers * ways, 1, hidden)) / 2, dtype=torch.float32)
-        self.register_buffer("stored", stored)
-        self.width = self.steps * self.inputs + (2 * layers * ways * hidden if self.state == "free" else 0)
+        # Of the state and of the memory, which a projected state is smaller than.
+        self.shapes = [(layers * ways, int(settings.get("proj_size", hidden))), (layers * ways, hidden)]
+        for name, (count, size) in zip(("state_", "memory"), self.shapes, strict=True):
+            numbers = draw.standard_normal((count, 1, size)) / 2
+            self.register_buffer(name, torch.tensor(numbers, dtype=torch.float32))
+        self.sizes = [count * size for count, size in self.shapes]
+        self.width = self.steps * self.inputs + (sum(self.sizes) if self.state == "free" else 0)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [batch, width]: the sequence, then the states where they are free."""
@@ -60,10 +65,13 @@ class Layer(nn.Module):
         rows = x[:, :count].reshape(-1, self.steps, self.inputs)
         first = None
         if self.state == "given":
-            first = tuple(s.expand(self.shape[0], x.shape[0], self.shape[1]) for s in self.stored)
+            first = tuple(s.expand(-1, x.shape[0], -1) for s in (self.state_, self.memory))
         elif self.state == "free":
-            flat = x[:, count:].reshape(-1, 2, *self.shape)
-            first = tuple(flat.permute(1, 2, 0, 3).unbind(0))
+            parts = x[:, count:].split(self.sizes, 1)
+            first = tuple(
+                part.reshape(-1, *shape).transpose(0, 1)
+                for part, shape in zip(parts, self.shapes, strict=True)
+            )
         if first is not None and self.kind != "LSTM":
             first = first[0]
         states, last = self.layer(rows, first)
@@ -118,7 +126,8 @@ def recurrent(draw: np.random.Generator, kind: str) -> onnx.ModelProto:
     if draw.integers(2):
         tensors["B"], given[3] = random(ways, 2 * gates * hidden), "B"
     if draw.integers(2):
-        tensors["lengths"], given[4] = np.array([steps], np.int32), "lengths"
+        read = int(draw.integers(1, steps + 1))
+        tensors["lengths"], given[4] = np.array([read], np.int32), "lengths"
     if draw.integers(2):
         tensors["h"], given[5] = random(*state), "h"
     settings: dict[str, object] = {"hidden_size": hidden, "direction": direction}

@@ -28,6 +28,7 @@ from lipverify.checkers.kernel.program import Affine, Array, Program
 from lipverify.checkers.reader.onnx import input_of, only
 from lipverify.checkers.reader.reading import Reading, fed
 from lipverify.checkers.reader.runtimes import Answer, Asked, Broken, evaluated, evaluated_apart
+from lipverify.checkers.reader.subgraphs import all_nodes
 from lipverify.checkers.reader.wire import parse_model
 from lipverify.errors import NotCovered
 
@@ -86,7 +87,7 @@ def agree(data: bytes, program: Program, seed: int | None = None, apart: float |
         found = run.held(reduced, inputs, ("onnxruntime", "reference"), kind.name, failures)
     except _Unsettled:
         # Kernels of some processors hold pairs of products of 8 bits in 16 bits, and cut them: onnx's own evaluator decides.
-        if any(node["op_type"] in _INTEGERS for node in parse_model(data)["graph"]["node"]):
+        if any(node["op_type"] in _INTEGERS for node in all_nodes(parse_model(data)["graph"])):
             found = run.held(reduced, inputs[:_FEW], ("reference",), kind.name, failures)
             if found is not None:
                 return Agreement(*found, seed)
@@ -142,7 +143,7 @@ class _Run(NamedTuple):
 
 
 def _widened(data: bytes, kind: str) -> bytes | None:
-    """A file of float32 or float16 alone, in float64; None where it holds another type of floats."""
+    """A file of float32 or float16 alone, without subgraphs, in float64; None where it holds another type of floats."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
@@ -158,6 +159,8 @@ def _widened(data: bytes, kind: str) -> bytes | None:
 
     model = onnx.ModelProto.FromString(data)
     graph = model.graph
+    if any(attribute.HasField("g") for node in graph.node for attribute in node.attribute):
+        return None
     scales = {
         name for node in graph.node if node.op_type in ("Resize", "Upsample") for name in node.input[1:]
     }

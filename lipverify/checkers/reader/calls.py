@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,6 +20,22 @@ from lipverify.errors import NotCovered
 
 MAX_OPERANDS, _CALL = 10_000, 64
 Mark = TypeVar("Mark", bound=Missing)
+
+
+@dataclass(frozen=True)
+class Body:
+    """A subgraph. nodes: in the order in which they are computed; seen: names around it that it reads; own: all others.
+
+    told: element type and axes of an input (-1 where unknown), where the file says them.
+    """
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    nodes: tuple[Any, ...]
+    tensors: Mapping[str, Stored]
+    told: Mapping[str, tuple[np.dtype[Any], Sequence[int] | None]]
+    seen: frozenset[str]
+    own: frozenset[str]
 
 
 class Call:
@@ -186,6 +203,12 @@ class Call:
         found = self._take(name, tuple(default), (tuple,))
         need(all(type(t) is str for t in found), f"the setting {name} of {self.op} is no list of words")
         return list(found)
+
+    def body(self, name: str) -> Body:
+        """A subgraph as a setting."""
+        found = self._take(name, None, (Body,))
+        assert isinstance(found, Body)
+        return found
 
     def array(self, name: str, default: Array) -> Array:
         """A tensor as a setting."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,12 +24,13 @@ from lipverify.checkers.reader.building import (
     TooLarge,
     stored,
 )
-from lipverify.checkers.reader.calls import Call
+from lipverify.checkers.reader.calls import Body, Call
 from lipverify.checkers.reader.finishing import finished
 from lipverify.checkers.reader.operators import OPERATORS, run
 from lipverify.checkers.reader.reading import Reading
 from lipverify.checkers.reader.recurrent import RECURRENT
 from lipverify.checkers.reader.refusals import need, shown
+from lipverify.checkers.reader.subgraphs import SUBGRAPHS, written_out
 from lipverify.checkers.reader.wire import Message, parse_model
 from lipverify.errors import NotCovered, UnreadableCertificate
 
@@ -66,6 +68,14 @@ class _Node:
     outputs: tuple[str, ...]
     given: Mapping[str, Any]
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Its inputs, and what its bodies see of the graph around them."""
+        bodies = [found for found in self.given.values() if isinstance(found, Body)]
+        return (
+            (*self.inputs, *sorted(set().union(*(body.seen for body in bodies)))) if bodies else self.inputs
+        )
+
 
 def read_onnx(data: bytes, reading: Reading | None = None) -> Read:
     """The program of a file, its inputs read as a claim says where the file alone does not.
@@ -85,15 +95,18 @@ def read_onnx(data: bytes, reading: Reading | None = None) -> Read:
         name = entry.get("name", "")
         need(name and name not in tensors, f"the name {shown(name)} has two meanings")
         tensors[name] = _tensor(entry)
-    nodes = [_node(entry) for entry in graph["node"]]
+    nodes = [_node(entry, version) for entry in graph["node"]]
     given = _given(graph["input"], tensors, reading)
     tensors |= given.fixed
     outputs = _outputs(graph["output"])
     writers = _writers(nodes, {*given.shapes, *given.silent, *tensors})
+    for body in (found for node in nodes for found in node.given.values() if isinstance(found, Body)):
+        hidden = body.own & {*given.shapes, *given.silent, *tensors, *writers}
+        need(not hidden, f"the name {shown(min(hidden, default=''))} has two meanings")
     for node in nodes:
         if node.op == "Constant":
-            need(not node.inputs and len(node.outputs) == 1 and node.outputs[0], "a constant with operands")
-            tensors[node.outputs[0]] = _constant(node, version)
+            name, array = _named(node, version)
+            tensors[name] = array
     builder = Builder(given.shape, given.kind, len(data))
     values: dict[str, Operand] = {n: stored(a) for n, a in tensors.items()}
     values |= dict.fromkeys(given.silent, Missing("an input of which the claim says nothing")) | given.parts(
@@ -205,7 +218,7 @@ def _known(array: Array) -> Array:
 # -- operators
 
 
-def _node(entry: Message) -> _Node:
+def _node(entry: Message, version: int) -> _Node:
     op, domain = entry.get("op_type", ""), entry.get("domain", "")
     need("." not in op, f"an operator called {shown(op)}")
     if f"{domain}.{op}" in OPERATORS and domain == _CONTRIBUTED:
@@ -217,9 +230,42 @@ def _node(entry: Message) -> _Node:
     for attribute in entry["attribute"]:
         name = attribute.get("name", "")
         need(name and name not in given, f"the setting {shown(name)} of {shown(op)} occurs twice")
-        given[name] = _attribute(attribute, op)
+        given[name] = _body(attribute, op, version) if "g" in attribute else _attribute(attribute, op)
     need(entry["output"], f"{shown(op)} without results")
     return _Node(op, tuple(entry["input"]), tuple(entry["output"]), given)
+
+
+def _body(entry: Message, op: str, version: int) -> Body:
+    """A subgraph: stored tensors and operators as those of the graph around it, and the names that it only reads."""
+    need(entry.get("type") == 5 and not entry.keys() - {"name", "type", "g", "doc_string"},
+         f"a setting of {shown(op)} with values of another type")  # fmt: skip
+    need(op in SUBGRAPHS, f"a subgraph of {shown(op)} is not covered by the checker")
+    graph = entry["g"]
+    inputs, outputs = ([value.get("name", "") for value in graph[side]] for side in ("input", "output"))
+    need(
+        all(inputs) and all(outputs) and len(set(outputs)) == len(outputs),
+        "a subgraph with values without names",
+    )
+    tensors: dict[str, Array] = {}
+    nodes = [_node(inner, version) for inner in graph["node"]]
+    named = [(tensor.get("name", ""), _tensor(tensor)) for tensor in graph["initializer"]]
+    named += [_named(node, version) for node in nodes if node.op == "Constant"]
+    for name, array in named:
+        need(name and name not in tensors, f"the name {shown(name)} has two meanings")
+        tensors[name] = array
+    own = [
+        *inputs,
+        *tensors,
+        *(name for node in nodes if node.op != "Constant" for name in node.outputs if name),
+    ]
+    need(len(set(own)) == len(own), "a name in a subgraph has two meanings")
+    need(set(outputs) <= set(own), "a subgraph with a result that it does not compute")
+    seen = {name for node in nodes for name in node.inputs if name} - set(own)
+    writers = {name: k for k, node in enumerate(nodes) for name in node.outputs if name}
+    order = [nodes[k] for k in _order(nodes, writers) if nodes[k].op != "Constant"]
+    told = {value["name"]: _type(value) for value in graph["input"] if "type" in value}
+    return Body(tuple(inputs), tuple(outputs), tuple(order), {n: stored(a) for n, a in tensors.items()}, told,
+                frozenset(seen), frozenset(own))  # fmt: skip
 
 
 _ATTRIBUTES = {
@@ -259,6 +305,12 @@ def _attribute(entry: Message, op: str) -> Any:
     if field == "floats":
         return tuple(float(n) for part in value for n in np.atleast_1d(part))
     return tuple(value) if field == "ints" else value
+
+
+def _named(node: _Node, version: int) -> tuple[str, Array]:
+    """Name and numbers of a Constant."""
+    need(not node.inputs and len(node.outputs) == 1 and node.outputs[0], "a constant with operands")
+    return node.outputs[0], _constant(node, version)
 
 
 def _constant(node: _Node, version: int) -> Array:
@@ -404,7 +456,7 @@ def _writers(nodes: Sequence[_Node], given: set[str]) -> dict[str, int]:
             if name:
                 writers[name] = k
     for node in nodes:
-        for name in node.inputs:
+        for name in node.reads:
             need(
                 not name or name in given or name in writers,
                 f"{shown(node.op)} reads {shown(name)}, which nothing writes",
@@ -417,7 +469,7 @@ def _order(nodes: Sequence[_Node], writers: Mapping[str, int]) -> list[int]:
     readers: list[list[int]] = [[] for _ in nodes]
     waiting_for = []
     for k, node in enumerate(nodes):
-        before = {writers[n] for n in node.inputs if n in writers}
+        before = {writers[n] for n in node.reads if n in writers}
         waiting_for.append(len(before))
         for b in before:
             readers[b].append(k)
@@ -434,7 +486,7 @@ def _order(nodes: Sequence[_Node], writers: Mapping[str, int]) -> list[int]:
 
 
 def _in_order(nodes: Sequence[_Node], writers: Mapping[str, int]) -> bool:
-    return all(writers.get(name, -1) < k for k, node in enumerate(nodes) for name in node.inputs)
+    return all(writers.get(name, -1) < k for k, node in enumerate(nodes) for name in node.reads)
 
 
 def _behind(outputs: Sequence[str], nodes: Sequence[_Node], writers: Mapping[str, int]) -> set[str]:
@@ -442,7 +494,7 @@ def _behind(outputs: Sequence[str], nodes: Sequence[_Node], writers: Mapping[str
     found, waiting = set(outputs), list(outputs)
     while waiting:
         k = writers.get(waiting.pop())
-        for name in () if k is None else nodes[k].inputs:
+        for name in () if k is None else nodes[k].reads:
             if name and name not in found:
                 found.add(name)
                 waiting.append(name)
@@ -454,7 +506,11 @@ def _translate(node: _Node, values: dict[str, Operand], builder: Builder, versio
     operands = [values[name] if name else None for name in node.inputs]
     results: Sequence[Operand]
     try:
-        results = run(builder, Call(builder, node.op, version, operands, node.given, len(node.outputs)))
+        call = Call(builder, node.op, version, operands, node.given, len(node.outputs))
+        if node.op in SUBGRAPHS:
+            results = written_out(builder, call, partial(_round, values, builder, version))
+        else:
+            results = run(builder, call)
     except TooLarge:
         raise
     except NotCovered as error:
@@ -466,8 +522,19 @@ def _translate(node: _Node, values: dict[str, Operand], builder: Builder, versio
         if name:
             values[name] = result
         else:
-            left_out = isinstance(result, Missing) or node.op in RECURRENT  # whose results are all optional
+            # Results of a layer, and of a body, are all optional.
+            left_out = isinstance(result, Missing) or node.op in RECURRENT or node.op in SUBGRAPHS
             need(left_out, f"a result of {shown(node.op)} without a name")
+
+
+def _round(
+    around: Mapping[str, Operand], builder: Builder, version: int, body: Body, given: Mapping[str, Operand]
+) -> list[Operand]:
+    """The outputs of a body, which reads what it is given and names around it."""
+    values: dict[str, Operand] = {name: around[name] for name in body.seen} | {**body.tensors, **given}
+    for node in body.nodes:
+        _translate(node, values, builder, version)
+    return [values[name] for name in body.outputs]
 
 
 def _output(builder: Builder, name: str, x: Operand, told: np.dtype[Any] | None) -> Output:
@@ -491,7 +558,7 @@ def input_of(data: bytes) -> tuple[str, tuple[int, ...], np.dtype[Any], bool]:
 def only(data: bytes, outputs: Sequence[str]) -> bytes:
     """The file with these outputs alone and the operators behind them: a runtime runs what the reader has measured, no more."""
     graph = parse_model(data)["graph"]
-    nodes = [_node(entry) for entry in graph["node"]]
+    nodes = [_node(entry, NEWEST) for entry in graph["node"]]
     writers = {name: k for k, node in enumerate(nodes) for name in node.outputs if name}
     needed = {writers[name] for name in _behind(outputs, nodes, writers) if name in writers}
     if len(needed) == len(nodes) and len(outputs) == len(graph["output"]):

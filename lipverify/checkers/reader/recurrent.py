@@ -58,11 +58,10 @@ def _recurrent(p: Builder, c: Call) -> Results:
     backward = {"forward": [False], "reverse": [True], "bidirectional": [False, True]}.get(direction)
     need(backward is not None, f"{c.op} in an unknown direction")
     assert backward is not None
-    if c.operand(4) is not None:
-        need(all(n == len(places) for n in c.integers_at(4, True)), "sequences of unequal lengths")
+    length = _length(c, len(places), places.shape[1])
     cells = _cells(c, len(backward), x)
     starts = [c.operand(k) for k in ((5, 6) if c.op == "LSTM" else (5,))]
-    rows = [x.showing(row) for row in places]
+    rows = [x.showing(row) for row in places[:length]]
     outputs: list[list[Value]] = []
     ends: list[list[Value]] = []
     for d, (cell, turned) in enumerate(zip(cells, backward, strict=True)):
@@ -72,11 +71,22 @@ def _recurrent(p: Builder, c: Call) -> Results:
             state = list(_STEPS[c.op](p, cell, row, *state))
             assert state[0] is not None
             found.append(state[0])
-        outputs.append(found[::-1] if turned else found)
+        rest = [found[0].showing(np.full(found[0].shape, -1))] * (len(places) - length)  # a place of -1 is 0
+        outputs.append([*(found[::-1] if turned else found), *rest])
         ends.append([s for s in state if s is not None])
     axis = 1 if batched else 0
     whole = _stacked(p, [_stacked(p, list(each), axis) for each in zip(*outputs, strict=True)], axis)
     return [whole, *(_stacked(p, list(each), axis) for each in zip(*ends, strict=True))]
+
+
+def _length(c: Call, steps: int, samples: int) -> int:
+    """How many steps are read: all, or the one length that is stored for every sample. The states behind it are 0."""
+    if c.operand(4) is None:
+        return steps
+    lengths = c.integers_at(4, True)
+    need(len(lengths) == samples and len(set(lengths)) == 1, "sequences of unequal lengths")
+    need(0 < lengths[0] <= steps, "a sequence longer than its input, or empty")
+    return lengths[0]
 
 
 def _cells(c: Call, ways: int, x: Value) -> list[_Cell]:

@@ -26,6 +26,10 @@ _RANGES = {
     "uint64": (0, 2**64),
 }
 
+_PLAIN = (
+    "1 name string, 2 f float, 3 i int64, 4 s bytes, 5 t Tensor, 7 floats *float, 8 ints *int64, 9 strings *bytes, "
+    "13 doc_string string, 20 type enum"
+)
 # Message: "number name type" of every field that is read; * repeated. What is refused with a reason of its own is in _REFUSED.
 _FIELDS = {
     "Model": "1 ir_version int64, 2 producer_name string, 3 producer_version string, 4 domain string, 5 model_version int64, "
@@ -36,8 +40,13 @@ _FIELDS = {
     "12 output *ValueInfo, 13 value_info *ValueInfo, 16 metadata_props *Entry",
     "Node": "1 input *string, 2 output *string, 3 name string, 4 op_type string, 5 attribute *Attribute, "
     "6 doc_string string, 7 domain string, 8 overload string, 9 metadata_props *Entry",
-    "Attribute": "1 name string, 2 f float, 3 i int64, 4 s bytes, 5 t Tensor, 7 floats *float, 8 ints *int64, 9 strings *bytes, "
-    "13 doc_string string, 20 type enum",
+    "Attribute": f"{_PLAIN}, 6 g Body",
+    # A body of If, Loop or Scan, whose own operators have none.
+    "Body": "1 node *Inner, 2 name string, 5 initializer *Tensor, 10 doc_string string, 11 input *ValueInfo, "
+    "12 output *ValueInfo, 13 value_info *ValueInfo, 16 metadata_props *Entry",
+    "Inner": "1 input *string, 2 output *string, 3 name string, 4 op_type string, 5 attribute *Plain, "
+    "6 doc_string string, 7 domain string, 8 overload string, 9 metadata_props *Entry",
+    "Plain": _PLAIN,
     "Tensor": "1 dims *int64, 2 data_type int32, 4 float_data *float, 5 int32_data *int32, 7 int64_data *int64, 8 name string, "
     "9 raw_data bytes, 10 double_data *double, 11 uint64_data *uint64, 12 doc_string string, 14 data_location enum, "
     "16 metadata_props *Entry",
@@ -54,8 +63,13 @@ _REFUSED = {
     ("Graph", 14): "quantisation annotations are",
     ("Graph", 15): "sparse initialisers are",
     ("Node", 10): "configurations of devices are",
-    ("Attribute", 6): "subgraphs are",
     ("Attribute", 10): "lists of tensors are",
+    ("Plain", 6): "subgraphs in subgraphs are",
+    ("Plain", 10): "lists of tensors are",
+    ("Plain", 11): "subgraphs are",
+    ("Inner", 10): "configurations of devices are",
+    ("Body", 14): "quantisation annotations are",
+    ("Body", 15): "sparse initialisers are",
     ("Attribute", 11): "subgraphs are",
     ("Attribute", 14): "types as attributes are",
     ("Attribute", 15): "types as attributes are",
@@ -153,7 +167,7 @@ class _Reader:
         need(end <= stop, "a field reaches past the end of what holds it")
         if field.kind in _SCHEMA:
             self.messages += 1
-            self.nodes += field.kind == "Node"
+            self.nodes += field.kind in ("Node", "Inner")
             need(
                 self.messages <= MAX_MESSAGES,
                 "a file of more than 400000 messages is not covered by the checker",

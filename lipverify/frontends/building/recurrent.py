@@ -24,6 +24,7 @@ class Cell:
     """One layer in one direction. activations: for the gates, for the new values, for the state that LSTM puts out.
 
     before: GRU adds the state's bias before the reset gate multiplies; peephole: LSTM's weights of input, output, forget gate.
+    projection: [state, hidden], by which an LSTM makes its state smaller than its memory; R is then [gates * hidden, state].
     """
 
     kind: str
@@ -34,6 +35,7 @@ class Cell:
     activations: tuple[Op, ...]
     before: bool = True
     peephole: tuple[Tensor, Tensor, Tensor] | None = None
+    projection: Tensor | None = None
 
 
 def unrolled(
@@ -41,7 +43,7 @@ def unrolled(
 ) -> tuple[list[Value], Value, Value | None]:
     """The states after every step, in the order of the steps, and the last state (and memory of an LSTM).
 
-    x: one value [batch, features] for each step; state, memory: [batch, hidden].
+    x: one value [batch, features] for each step; state, memory: [batch, hidden], a projected state [batch, state].
     """
     step = {"RNN": _rnn, "GRU": _gru, "LSTM": _lstm}[cell.kind]
     outputs: list[Value | None] = [None] * len(x)
@@ -109,7 +111,7 @@ def _gru(b: Builder, cell: Cell, x: Value, h: Operand, c: Operand | None) -> tup
 
 def _lstm(b: Builder, cell: Cell, x: Value, h: Operand, c: Operand | None) -> tuple[Operand, Operand | None]:
     assert c is not None
-    size = cell.recurrent.shape[1]
+    size = cell.recurrent.shape[0] // 4
     total = _plus(b, _inputs(b, cell, x), _of_state(b, cell.recurrent, cell.recurrent_bias, h))
     parts = [_part(b, total, gate, size) for gate in range(4)]
 
@@ -131,7 +133,8 @@ def _lstm(b: Builder, cell: Cell, x: Value, h: Operand, c: Operand | None) -> tu
     f = act(0, seen(1, 2, c))
     memory = _plus(b, b.times(f, c), b.times(i, act(1, parts[2])))
     o = act(0, seen(3, 1, memory))
-    return b.times(o, b.elementwise(cell.activations[2], memory)), memory
+    shown = b.times(o, b.elementwise(cell.activations[2], memory))
+    return shown if cell.projection is None else b.linear(shown, cell.projection), memory
 
 
 Step = Callable[[Builder, Cell, Value, Operand, Operand | None], tuple[Operand, Operand | None]]

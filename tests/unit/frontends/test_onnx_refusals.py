@@ -102,8 +102,8 @@ def test_recurrent_layers(op: str) -> None:
         activations=unknown,
     )
     refused(op, "written out for 2000 steps", shape=(2000, 1, 6), constants=constants)
-    lengths = {**constants, "n": np.array([2], np.int32)}
-    refused(op, "unequal lengths", shape=(3, 1, 6), constants=lengths, inputs=("x", "w", "r", "", "n"))
+    lengths = {**constants, "n": np.array([2, 3], np.int32)}
+    refused(op, "unequal lengths", shape=(3, 2, 6), constants=lengths, inputs=("x", "w", "r", "", "n"))
 
 
 @pytest.mark.parametrize(

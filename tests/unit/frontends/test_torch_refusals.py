@@ -155,12 +155,6 @@ def test_refused_in_one_sentence(name):
     assert "\n" not in str(caught.value)
 
 
-def test_recurrent_layers_with_projections_are_refused():
-    layer = nn.LSTM(4, 3, batch_first=True, proj_size=2)
-    with pytest.raises(UnsupportedModel, match="projection of their state are not covered"):
-        extract(Function(lambda x: layer(x)[0]).eval(), torch.zeros(2, 5, 4))
-
-
 def test_jumping_shrinkage_is_refused_whatever_stands_beside_it():
     for beside in (nn.Identity(), nn.BatchNorm1d(4), nn.Dropout()):
         with pytest.raises(UnsupportedModel, match=r"hardshrink .*jumps by 0\.5"):

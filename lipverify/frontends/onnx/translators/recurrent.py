@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -39,22 +40,23 @@ def _recurrent(c: Call) -> list[Any]:
     steps, samples = x.source_shape[time], x.source_shape[batch]
     if steps > MAX_STEPS:
         raise c.refuse(f"is written out for {steps} steps", f"use at most {MAX_STEPS}")
-    if c.raw(4) is not None and any(n != steps for n in c.ints(4, "sequence lengths") or []):
-        raise c.refuse("sequences of unequal lengths are not covered", "export one length")
+    length = _length(c, steps, samples)
     direction = c.choice("direction", "forward", "forward", "reverse", "bidirectional")
     ways = {"forward": [False], "reverse": [True], "bidirectional": [False, True]}[direction]
     cells = [_cell(c, d, len(ways)) for d in range(len(ways))]
     hidden = cells[0].recurrent.shape[1]
-    rows = [b.squeeze(b.free(b.slice(x, time, t, t + 1), time), [time]) for t in range(steps)]
-    outputs, states, memories = [], [], []
+    rows = [b.squeeze(b.free(b.slice(x, time, t, t + 1), time), [time]) for t in range(length)]
+    outputs: list[list[Operand]] = []
+    states: list[Operand] = []
+    memories: list[Operand] = []
     for d, (cell, backward) in enumerate(zip(cells, ways, strict=True)):
         size = (len(ways), samples, hidden)
         h = _start(c, 5, d, size, batched)
         memory = _start(c, 6, d, size, batched) if c.op == "LSTM" else None
         ys, last, kept = unrolled(b, rows, cell, h, memory, backward)
-        outputs.append(ys)
+        outputs.append([*ys, *[torch.zeros(samples, hidden, dtype=b.dtype)] * (steps - length)])
         states.append(last)
-        memories.append(kept)
+        memories += [] if kept is None else [kept]
     result: list[Any] = [
         _sequence(c, outputs, batched) if c.used[0] else None,
         _stack(c, states, 1 if batched else 0) if len(c.used) > 1 and c.used[1] else None,
@@ -62,6 +64,18 @@ def _recurrent(c: Call) -> list[Any]:
     if c.op == "LSTM":
         result.append(_stack(c, memories, 1 if batched else 0) if len(c.used) > 2 and c.used[2] else None)
     return result[: max(len(c.used), 1)]
+
+
+def _length(c: Call, steps: int, samples: int) -> int:
+    """How many of the steps are read: all, or the one stored length of every sample. States after it are 0 in the results."""
+    if c.raw(4) is None:
+        return steps
+    lengths = c.ints(4, "sequence lengths") or []
+    if len(lengths) != samples or not all(0 < n <= steps for n in lengths):
+        raise c.invalid(f"its sequence lengths {lengths[:8]} do not fit {samples} samples of {steps} steps")
+    if len(set(lengths)) != 1:
+        raise c.refuse("sequences of unequal lengths are not covered", "export one length")
+    return int(lengths[0])
 
 
 def _start(c: Call, position: int, direction: int, size: tuple[int, int, int], batched: bool) -> Operand:
@@ -79,15 +93,18 @@ def _start(c: Call, position: int, direction: int, size: tuple[int, int, int], b
     return found.select(axis, direction)
 
 
-def _sequence(c: Call, outputs: list[list[Value]], batched: bool) -> Value:
+def _sequence(c: Call, outputs: list[list[Operand]], batched: bool) -> Operand:
     """[steps, directions, batch, hidden], or [batch, steps, directions, hidden]."""
     steps = [_stack(c, [ys[t] for ys in outputs], 1 if batched else 0) for t in range(len(outputs[0]))]
     return _stack(c, steps, 1 if batched else 0)
 
 
-def _stack(c: Call, values: list[Any], axis: int) -> Value:
+def _stack(c: Call, values: Sequence[Operand], axis: int) -> Operand:
+    """Along a new axis; a tensor where all of them are."""
     b = c.build
-    return b.concat([b.unsqueeze(v, [axis]) for v in values], axis)
+    parts = [b.unsqueeze(v, [axis]) if isinstance(v, Value) else v.unsqueeze(axis) for v in values]
+    tensors = [v for v in parts if not isinstance(v, Value)]
+    return torch.cat(tensors, axis) if len(tensors) == len(parts) else b.concat(parts, axis)
 
 
 def _cell(c: Call, direction: int, directions: int) -> Cell:

@@ -19,11 +19,13 @@ _GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
 
 
 def _cell(b: Lowerer, kind: str, parameters: Sequence[Any], activation: Op) -> Cell:
-    weight, recurrent, *biases = (b.stored(p, "weight") for p in parameters)
+    weight, recurrent, *rest = (b.stored(p, "weight") for p in parameters)
+    # Of an odd number of tensors the last one makes the state of an LSTM smaller: LSTM(..., proj_size=).
+    biases, projection = (rest[:-1], rest[-1]) if len(rest) % 2 else (rest, None)
     zero = torch.zeros(weight.shape[0], dtype=weight.dtype)
     first, second = biases if biases else (zero, zero)
     acts = (activation,) if kind == "RNN" else (ops.Sigmoid(), ops.Tanh(), ops.Tanh())
-    return Cell(kind, weight, recurrent, first, second, acts)
+    return Cell(kind, weight, recurrent, first, second, acts, projection=projection)
 
 
 def _layers(
@@ -48,8 +50,7 @@ def _layers(
     steps, each = v.source_shape[time], 4 if has_biases else 2
     if steps > MAX_STEPS:
         raise b.refuse(f"is written out for {steps} steps", (v,), f"use at most {MAX_STEPS}")
-    if len(parameters) != each * layers * (1 + bidirectional):
-        raise b.refuse("layers with a projection of their state are not covered", (v,), "use proj_size = 0")
+    each += kind == "LSTM" and len(parameters) == (each + 1) * layers * (1 + bool(bidirectional))
     rows = [b.squeeze(b.slice(v, time, t, t + 1), [time]) for t in range(steps)]
     ends: list[Value] = []
     memories: list[Value] = []

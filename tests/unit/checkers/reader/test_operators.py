@@ -217,7 +217,7 @@ REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
     "a tensor without data": (lambda m: m.graph.initializer.add(name="w", data_type=1, dims=[2]), "without data"),
     "a tensor without a name": (lambda m: m.graph.initializer.add(data_type=1), "two meanings"),
     "a tensor that is the input": (lambda m: m.graph.initializer.add(name="x", data_type=1, dims=[0]), "with 0 inputs"),
-    "a subgraph": (lambda m: given(m).add(name="b", type=5).g.SetInParent(), "subgraphs"),
+    "a subgraph": (lambda m: given(m).add(name="b", type=5).g.SetInParent(), "a subgraph of 'LeakyRelu'"),
 }  # fmt: skip
 
 
