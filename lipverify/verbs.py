@@ -230,6 +230,12 @@ def _known(given: Any) -> Any:
 def _policy(given: Any) -> Any:
     if isinstance(given, nn.Module):
         raise UsageError("policy is a torch module: give lv.extract(policy, example)")
+    if isinstance(given, tuple) and len(given) == 2:
+        low, high = (
+            numbers(one, f"the {side} end of a sector").numpy()
+            for one, side in zip(given, ("lower", "upper"), strict=True)
+        )
+        return low, high
     return (
         taking.model(given, None, "policy") if isinstance(given, Graph | str | os.PathLike) else _known(given)
     )

@@ -107,6 +107,7 @@ def _stability(
 
 
 def _q(steps: int, reward: Fraction, dynamics: Fraction, discount: Fraction) -> Fraction:
+    need(discount <= 1, "a discount above 1")
     factor = dynamics * discount
     if steps == 0:
         need(factor < 1, "discount times dynamics is not below 1: no constant over endless time")
@@ -115,6 +116,11 @@ def _q(steps: int, reward: Fraction, dynamics: Fraction, discount: Fraction) -> 
     for _ in range(steps):
         total = _kept(1 + factor * total)
     return reward * total
+
+
+def _value(discount: Fraction, constant: Fraction, distance: Fraction) -> Fraction:
+    need(discount <= 1, "a discount above 1")
+    return discount * constant * distance
 
 
 def _grid(directions: int, norm: int, constant: Fraction, pitch: Fraction) -> Fraction:
@@ -218,6 +224,10 @@ def _step(
         for j in range(len(rows))
     ]
     need(max(squares) > 0, "gradients that never change leave every step safe")
+    need(
+        max(squares) >= margin**2,
+        "a margin above how fast the pseudo-gradient changes: the numbers contradict each other",
+    )
     return 2 * margin / max(squares)
 
 
@@ -347,7 +357,7 @@ RULES: dict[str, Rule] = {
         "upper",
         "backing up the value function with the wrong transition changes it by at most {value}, for discount {discount}, a value "
         "function of constant {constant} and transitions at Wasserstein distance {distance}",
-        lambda discount, constant, distance: discount * constant * distance,
+        _value,
     ),
     "critic": Rule(
         {"constant": "constant", "gap": "size"},

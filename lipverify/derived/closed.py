@@ -98,7 +98,7 @@ def grid_margin(constant: Known, pitch: float, directions: int, *, norm: str = "
     >>> round(grid_margin(1., .1, 2).upper, 7)
     0.0707107
     """
-    if norm not in _NORMS:
+    if not isinstance(norm, str) or norm not in _NORMS:
         raise UsageError(f"{norm!r} is no norm: l1, l2 or linf")
     if isinstance(constant, int | float):
         return derive("grid", directions=directions, norm=_NORMS[norm], constant=constant, pitch=pitch)
@@ -125,6 +125,7 @@ def critic_distance(critic: Graph, first: Tensor, second: Tensor, constant: Know
     """
     if critic.output.size != 1:
         raise UsageError(f"a critic has one output, this one {critic.output.size}")
+    first, second = torch.as_tensor(first), torch.as_tensor(second)
     for samples in (first, second):
         if tuple(samples.shape[1:]) != critic.input_shape or not len(samples):
             raise UsageError(

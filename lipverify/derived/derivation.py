@@ -162,7 +162,7 @@ def derive(rule: str, details: Mapping[str, Any] | None = None, **given: Any) ->
         raise UsageError(f"{rule}: {error}") from None
     for label, certificate in certificates.items():
         needs_region(rule, found.numbers, certificate, label)
-    value = closed_forms.bound(rule, exact)
+    value = closed_forms.bound(rule, exact) + 0.0  # never -0.0
     rigour = min((c.rigour for c in certificates.values()), default=Rigour.CHECKED)
     return Derived(rule, numbers, value, rigour, found.statement(value), certificates, graphs, details or {})
 
@@ -191,6 +191,8 @@ def _listed(found: Any) -> list[Any]:
 
 def _hex(found: Any, name: str) -> str:
     try:
+        if isinstance(found, str | bytes | bool):
+            raise TypeError
         value = float(found)
     except (TypeError, ValueError):
         raise UsageError(f"{name} is a number, not {found!r}") from None

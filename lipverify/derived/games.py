@@ -86,6 +86,9 @@ def game_step(margin: Derived, own: Sequence[Known], couplings: Sequence[Sequenc
     """
     if margin.rule != "game" or margin.lower <= 0.0:
         raise UsageError("no step is safe without a margin above 0 (lipverify.game)")
+    count = len(margin.details["weights"])
+    if not len(own) == len(couplings) == count or any(len(row) != count for row in couplings):
+        raise UsageError(f"{count} players have {count} own constants and {count} rows of {count} couplings")
     table = [[own[i] if i == j else c for j, c in enumerate(row)] for i, row in enumerate(couplings)]
     weights = np.array(margin.details["weights"])
     size = np.array([[number(c) for c in row] for row in table])

@@ -78,8 +78,8 @@ def closed_loop(
     n, m = b.shape
     if a.shape != (n, n) or k.shape != (m, n):
         raise UsageError(f"dynamics {a.shape}, control {b.shape} and gain {k.shape} do not fit")
-    if radius is not None and not 0.0 <= radius < math.inf:
-        raise UsageError(f"a radius is a finite number >= 0, not {radius!r}")
+    if radius is not None and not 0.0 < radius < math.inf:
+        raise UsageError(f"a radius is a finite number above 0, not {radius!r}")
     constant = _shifted(policy, k, radius, analyzers) if isinstance(policy, Graph) else policy
     if isinstance(constant, Audit) and (constant.graph.input_shape, constant.graph.output_shape) != (
         (n,),
@@ -152,11 +152,16 @@ def disturbed(rate: float, policy: Known, disturbance: float, *, amplification: 
 def largest_constant(dynamics: ArrayLike, control: ArrayLike, digits: int = 9) -> float:
     """The largest constant of a policy for which `closed_loop` shows the loop stable, up to a relative 10^-digits, from below.
 
+    Raises:
+        UsageError: matrices that are none; digits other than 1 to 15.
+
     That is 1 / |(zI - A)^-1 B|, the largest over the unit circle (bounded real lemma); 0 where the plant alone is not stable.
 
     >>> round(largest_constant([[.9, .1], [0., .8]], [[0.], [1.]]), 6)
     0.141421
     """
+    if isinstance(digits, bool) or not isinstance(digits, int) or not 1 <= digits <= 15:
+        raise UsageError(f"digits are a whole number from 1 to 15, not {digits!r}")
     a, b = _matrix(dynamics, "dynamics"), _matrix(control, "control")
     return _largest(_Plant(a, b, np.zeros(b.shape[::-1])), digits)
 

@@ -26,6 +26,11 @@ LOSSES = {
 """Constants of losses in the logits (l2); tempered ones, loss(t f) / t, have the same."""
 
 
+MOST_STEPS = 10**12
+STRONGEST = 1e6
+"""Of sqrt(steps) / multiplier: up to there the rounding of an epsilon (about its square) is far below what is added to it."""
+
+
 @dataclass(frozen=True)
 class Sensitivity:
     """total: of all parameters together; layers: of each tensor, by the name of its node and `weight` or `bias`."""
@@ -150,12 +155,19 @@ def epsilon(multiplier: float, steps: int, delta: float, *, rate: float = 1.0) -
     >>> round(epsilon(1.0, 1, 1e-5), 4)
     4.3772
     """
-    if not (multiplier > 0.0 and steps > 0 and 0.0 < delta < 1.0 and 0.0 < rate <= 1.0):
+    if isinstance(steps, bool) or not isinstance(steps, int) or not 0 < steps <= MOST_STEPS:
+        raise UsageError(f"steps are a whole number from 1 to {MOST_STEPS}, not {steps!r}")
+    if not (0.0 < multiplier < math.inf and 0.0 < delta < 1.0 and 0.0 < rate <= 1.0):
         raise UsageError(
-            "a positive multiplier, at least one step, delta between 0 and 1, a rate above 0 and at most 1"
+            "a positive multiplier, delta between 0 and 1, a rate above 0 and at most 1, all of them finite"
+        )
+    size = math.sqrt(steps) / multiplier
+    if not size <= STRONGEST:
+        raise UsageError(
+            f"so little noise says nothing: sqrt(steps) over the multiplier is above {STRONGEST:g}"
         )
     if rate == 1.0:
-        return _normal(math.sqrt(steps) / multiplier, delta)
+        return _normal(max(size, 1e-9), delta)
     try:
         from dp_accounting import dp_event
         from dp_accounting.rdp import RdpAccountant
@@ -170,19 +182,28 @@ def epsilon(multiplier: float, steps: int, delta: float, *, rate: float = 1.0) -
 
 def _normal(size: float, delta: float) -> float:
     from scipy.optimize import brentq
-    from scipy.stats import norm
+    from scipy.special import log_ndtr
 
     def beyond(e: float) -> float:
-        first, second = norm.cdf(-e / size + size / 2.0), norm.logcdf(-e / size - size / 2.0)
-        return float(first - math.exp(e + second)) - delta
+        """log of what is beyond e, less that of delta. In logarithms: probabilities near the ends of float64 are not rounded."""
+        first, second = (float(log_ndtr(-e / size + sign * size / 2.0)) for sign in (1.0, -1.0))
+        less = e + second - first
+        return first + math.log(-math.expm1(less)) - math.log(delta) if less < 0.0 else -math.inf
 
     if beyond(0.0) <= 0.0:
         return 0.0
     high = 1.0
     while beyond(high) > 0.0:
         high *= 2.0
+    low = high / 2.0 if high > 1.0 else 0.0
+    while beyond(high) == -math.inf:  # what is left is below the rounding of the difference
+        middle = (low + high) / 2.0
+        low, high = (middle, high) if beyond(middle) > 0.0 else (low, middle)
+        if high - low <= 1e-12:
+            break
     # The root, and what its tolerance may have taken.
-    return float(brentq(beyond, 0.0, high, xtol=1e-12)) + 1e-9
+    root = high if beyond(high) == -math.inf else float(brentq(beyond, low, high, xtol=1e-12))
+    return root * (1.0 + 1e-12) + 1e-9
 
 
 def _factors(node: Node) -> tuple[float, float]:

@@ -519,6 +519,53 @@ def test_epsilon_of_all_samples() -> None:
     )
 
 
+def test_epsilons_are_not_below_the_curve() -> None:
+    """Probabilities near the ends of float64 were rounded: 38.18 was printed for 38.67."""
+    from mpmath import mp
+
+    with mp.workdps(60):
+        for size, delta in ((1.0, 1e-320), (1.0, 1e-16), (1000.0, 1e-5), (1e-6, 1e-12), (1e6, 1e-9)):
+            e, m = mp.mpf(derived.epsilon(1.0 / size, 1, delta)), mp.mpf(1) / (mp.mpf(1.0 / size))
+            assert mp.ncdf(-e / m + m / 2) - mp.exp(e) * mp.ncdf(-e / m - m / 2) <= delta
+            assert size < 1e-3 or e < 1.001 * m * m / 2 + 40 * m
+    for given in (
+        (1.0, math.inf, 1e-5),
+        (1e-300, 1, 1e-5),
+        (math.inf, 1, 1e-5),
+        (1.0, 2.5, 1e-5),
+        (1.0, 10**400, 1e-5),
+        (1.0, 1, math.nan),
+    ):
+        with pytest.raises(UsageError):
+            derived.epsilon(*given)
+
+
+@pytest.mark.parametrize(
+    ("ask", "said"),
+    [
+        (lambda g: derived.game_step(g, [0.1, 0.1], [[0, 0.01], [0.01, 0]]), "contradict each other"),
+        (lambda g: derived.game_step(g, [1.0], [[0, 0.1], [0.1, 0]]), "2 players have 2 own constants"),
+        (lambda g: derived.q_constant(1.0, 0.1, 2.0), "a discount above 1"),
+        (lambda g: derived.value_error(5.0, 1.0, 1.0), "a discount above 1"),
+        (lambda g: derived.largest_constant(*PLANT, digits=400), "digits are a whole number"),
+        (lambda g: derived.closed_loop(0.1, *PLANT, radius=0.0), "a radius is a finite number above 0"),
+        (lambda g: derived.grid_margin(1.0, 0.1, 2, norm=[]), "is no norm"),  # type: ignore[arg-type]
+        (lambda g: derived.recurrent("1", 1.0, 5), "is a number, not '1'"),  # type: ignore[arg-type]
+    ],
+)
+def test_numbers_without_a_meaning_are_refused(ask: Any, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        ask(derived.game([1.0, 1.0], [[0.0, 0.1], [0.1, 0.0]]))
+
+
+def test_the_command_of_loops_takes_a_sector() -> None:
+    """lv.closed_loop refused the two matrices that its page names."""
+    found = lv.closed_loop(([[-0.1]], [[0.1]]), [[0.5]], [[1.0]], radius=1.0, by="sector")
+    assert 0.6 <= found.upper < 0.601
+    with pytest.raises(Undecided, match="no quadratic form"):
+        lv.closed_loop(([[-0.1]], [[0.1]]), [[1.5]], [[1.0]], radius=1.0, by="sector")
+
+
 # -- documents
 
 
