@@ -20,6 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from lipverify.checkers.evaluation import evaluate_with_deviations
 from lipverify.checkers.reader import model_of_bytes
 from lipverify.checkers.reader.onnx import input_of, only
+from tests import control_flow_files
 from tests.onnx_models import model, node, random
 from tests.soundness import models
 from tests.unit.checkers.reader import test_masks
@@ -134,7 +135,8 @@ def seeds() -> list[Any]:
             found.append(model(nodes, [1, *case.shape], opset, dict(case.constants), shown_outputs))
     masks = [test_masks.source(nodes, stored) for nodes, stored, _ in test_masks.READ.values()]
     dense = [test_onnx_qgemm.gemm(**settings) for settings in test_onnx_qgemm.CASES]
-    return [*found, *_networks(), *masks, *dense, *(random_model(seed) for seed in range(60))]
+    bodies = control_flow_files.files()
+    return [*found, *_networks(), *masks, *dense, *bodies, *(random_model(seed) for seed in range(60))]
 
 
 def random_model(seed: int) -> Any:
@@ -578,6 +580,19 @@ _CHANGES: dict[str, Callable[[Random, Any], None]] = {
 }  # fmt: skip
 
 
+def _changed(rng: Random, m: Any, change: Callable[[Random, Any], None]) -> None:
+    """A change of the graph, or, where it has bodies, of one of them half of the time."""
+    bodies = [a.g for n in m.graph.node for a in n.attribute if a.HasField("g") and a.g.input and a.g.node]
+    if not bodies or rng.random() < 0.5:
+        change(rng, m)
+        return
+    body, inner = rng.choice(bodies), onnx.ModelProto()
+    inner.CopyFrom(m)
+    inner.graph.CopyFrom(body)
+    change(rng, inner)
+    body.CopyFrom(inner.graph)
+
+
 def mutant(seed: int, begin: list[bytes]) -> tuple[str, bytes]:
     """What was changed, and the bytes."""
     rng = Random(seed)
@@ -590,7 +605,7 @@ def mutant(seed: int, begin: list[bytes]) -> tuple[str, bytes]:
     m = onnx.ModelProto.FromString(data)
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         try:
-            _CHANGES[kind](rng, m)
+            _changed(rng, m, _CHANGES[kind])
         except (ValueError, TypeError, OverflowError):
             continue  # a change that the library itself does not let through
         kind = rng.choice(list(_CHANGES)) if rng.random() < 0.5 else kind
