@@ -77,7 +77,9 @@ def _scales(c: Call, place: int) -> list[float] | None:
 def _nearest(p: Builder, n: int, m: int, scale: Fraction, place: str, rounding: str) -> Array:
     """Which of n entries each of m entries is: exactly, and refused where float32 may round to another one.
 
-    Scales that are whole numbers, or parts of one, are exact in every runtime.
+    Scales that are whole numbers, or one over a power of 2, are exact in every runtime. One over another number is not: of 7
+    entries resized to 1, half_pixel, entry 3 is meant, and float32(1/7) leads to 2.9999998. Runtimes divide by the rounded scale
+    or multiply by its inverse; where both come to the exact answer it is read.
     """
     rules: dict[str, Callable[[int], Fraction]] = {
         "asymmetric": lambda k: k / scale,
@@ -87,16 +89,27 @@ def _nearest(p: Builder, n: int, m: int, scale: Fraction, place: str, rounding: 
     }
     need(place in rules and rounding in _ROUNDING, "a resizing of this mode is not covered by the checker")
     p.charge(_SLOW * m)
-    exact = 1 in (scale.numerator, scale.denominator) and place != "align_corners"
+    part = 1 in (scale.numerator, scale.denominator) and place != "align_corners"
+    exact = part and (scale.denominator & (scale.denominator - 1)) == 0
     found = []
     for k in range(m):
         at = rules[place](k)
-        chosen = {
-            min(max(_ROUNDING[rounding](at + d), 0), n - 1) for d in ((0,) if exact else (0, _SHY, -_SHY))
-        }
+        near = (
+            [at] if exact else [at, *_in_float32(k, m, scale, place)] if part else [at, at + _SHY, at - _SHY]
+        )
+        chosen = {min(max(_ROUNDING[rounding](x), 0), n - 1) for x in near}
         need(len(chosen) == 1, "a resizing that hangs on a rounding is not covered by the checker")
         found.append(chosen.pop())
     return np.array(found, np.int64)
+
+
+def _in_float32(k: int, m: int, scale: Fraction, place: str) -> list[Fraction]:
+    """Where runtimes look for entry k in float32: over the rounded scale, and times its rounded inverse."""
+    half = np.float32(0 if place == "asymmetric" or (place == "pytorch_half_pixel" and m == 1) else 0.5)
+    at = np.float32(k) + half
+    over = at / np.float32(float(scale)) - half
+    times = at * np.float32(float(1 / scale)) - half
+    return [Fraction(float(over)), Fraction(float(times))]
 
 
 _SLOW = 1000

@@ -346,3 +346,28 @@ def test_a_single_number_is_no_matrix(place: int) -> None:
     file = model([node("MatMul", inputs, ["y"])], ["N", 3], constants={"w": np.array(2.0, np.float32)})
     with pytest.raises(InvalidFile, match='MatMul "y_node": a matrix product with a single number'):
         extract_onnx(file)
+
+
+WIDE: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    *((op, {}, {"kernel_shape": [3, 5], "strides": [1, 3], "ceil_mode": ceil})
+      for op in ("AveragePool", "MaxPool", "LpPool") for ceil in (0, 1)),
+    *((op, {}, {"kernel_shape": [3, 3], "dilations": [1, 2], "strides": [1, 3]})
+      for op in ("AveragePool", "MaxPool", "LpPool")),
+    ("Conv", {"w": random(1, 1, 3, 5)}, {}), ("Conv", {"w": random(1, 1, 3, 3)}, {"dilations": [1, 2]}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("op", "constants", "settings"), WIDE)
+def test_windows_larger_than_images(op: str, constants: Any, settings: Any) -> None:
+    refused(op, "a window of 5 entries over an axis of 4", shape=(1, 1, 7, 4), opset=19, constants=constants,
+            error=InvalidFile, **settings)  # fmt: skip
+
+
+def test_transposed_convolutions_that_cut_more_than_there_is() -> None:
+    weight = {"w": random(1, 1, 3, 3)}
+    refused(
+        "ConvTranspose", "cuts", shape=(1, 1, 2, 2), constants=weight, error=InvalidFile, pads=[3, 3, 3, 3]
+    )
+    refused(
+        "ConvTranspose", "cuts", shape=(1, 1, 2, 2), constants=weight, error=InvalidFile, output_shape=[-1, 4]
+    )

@@ -152,6 +152,8 @@ def _conv_transpose(c: Call) -> Value:
         wanted = [size * s for size, s in zip(sizes, stride, strict=True)]
     if wanted is not None:
         pads = _cut(c, full, wanted, behind=mode != "SAME_UPPER")
+    if any(n < sum(pair) for n, pair in zip(full, pads, strict=True)):
+        raise c.invalid(f"cuts {[list(pair) for pair in pads]} of an output {full}")
     groups = _groups(c, weight.shape[0])
     op = ops.ConvTranspose(
         weight, _bias(c, weight.shape[1] * groups), stride, tuple(pads), added, dilation, groups

@@ -163,7 +163,13 @@ def _resized(c: Call, scales: list[Any] | None, sizes: list[int] | None, kind: _
             continue
         places = [_source(o, size, length, scale, kind, axis) for o in range(length)]
         if kind.mode == "nearest" and not kind.regions:
-            maps[axis] = [min(max(_ROUND[kind.rounding](place), 0), size - 1) for place in places]
+            maps[axis] = [_nearest(place, size, kind) for place in places]
+            for o, nearest in enumerate(maps[axis]):
+                if any(_nearest(x, size, kind) != nearest for x in _in_float32(o, size, length, scale, kind)):
+                    raise c.refuse(
+                        f"entry {o} of axis {axis}, resized from {size} to {length}, hangs on how a reader rounds",
+                        "choose another nearest_mode or coordinate_transformation_mode, or a scale that is a whole number",
+                    )
         elif length * size > 1 << 22:
             raise c.refuse(
                 f"blends an axis of size {size} into {length}, which is too large", "use mode nearest"
@@ -196,6 +202,35 @@ def _source(o: int, size: int, length: int, scale: Fraction, kind: _Kind, axis: 
     }[kind.place]())  # fmt: skip
 
 
+def _nearest(place: Fraction, size: int, kind: _Kind) -> int:
+    return min(max(_ROUND[kind.rounding](place), 0), size - 1)
+
+
+def _in_float32(o: int, size: int, length: int, scale: Fraction, kind: _Kind) -> list[Fraction]:
+    """`_source` as readers compute it: over the scale rounded to float32, and times its rounded inverse.
+
+    ONNX says nothing of float32, and every runtime computes in it: of 7 entries resized to 1 by half_pixel, 3 is meant, and
+    onnxruntime looks at 2.9999998.
+    """
+    f32, half = np.float32, np.float32(0.5)
+    if kind.place == "align_corners":
+        if length == 1:
+            return []
+        at = f32(o) * f32(size - 1)
+        found = [at / f32(length - 1), f32(o) * (f32(size - 1) / f32(length - 1))]
+        return [Fraction(float(x)) for x in found]
+    if kind.place == "pytorch_half_pixel" and length == 1:
+        return []
+    before = f32(0) if kind.place == "asymmetric" else half
+    after = f32(0) if kind.place in ("asymmetric", "tf_half_pixel_for_nn") else half
+    start = f32(0)
+    if kind.place == "half_pixel_symmetric":
+        start = f32(size / 2) * (f32(1) - f32(length) / (f32(float(scale)) * f32(size)))
+    at = f32(o) + before
+    over, times = at / f32(float(scale)), at * f32(float(1 / scale))
+    return [Fraction(float(start + x - after)) for x in (over, times)]
+
+
 def _blended(
     c: Call, places: list[Fraction], size: int, scale: Fraction, kind: _Kind
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -208,7 +243,7 @@ def _blended(
             shift[row] = kind.outside
             continue
         if kind.mode == "nearest":
-            matrix[row, min(max(_ROUND[kind.rounding](place), 0), size - 1)] = 1.0
+            matrix[row, _nearest(place, size, kind)] = 1.0
             continue
         reach = (2 if kind.mode == "cubic" else 1) / stretch
         first, last = math.floor(place - reach), math.ceil(place + reach)

@@ -47,6 +47,9 @@ def window(call: Call, kernel: Sequence[int], sizes: Sequence[int]) -> Window:
                 total = max((-(-size // s) - 1) * s + d * (k - 1) + 1 - size, 0)
                 small, large = total // 2, total - total // 2
                 pads.append((small, large) if mode == "SAME_UPPER" else (large, small))
+    for size, pair, k, d in zip(sizes, pads, kernel, dilation, strict=True):
+        if size + sum(pair) < (span := d * (k - 1) + 1):
+            raise call.invalid(f"a window of {span} entries over an axis of {size}, padded by {list(pair)}")
     return Window(tuple(kernel), stride, dilation, tuple(pads), mode != "NOTSET")
 
 
