@@ -24,7 +24,7 @@ from tests import control_flow_files
 from tests.onnx_models import model, node, random
 from tests.soundness import models
 from tests.unit.checkers.reader import test_masks
-from tests.unit.frontends import test_onnx_qgemm
+from tests.unit.frontends import test_onnx_qgemm, test_onnx_qlinear
 from tests.unit.frontends.test_onnx_operators import CASES
 
 Random = stdlib_random.Random
@@ -135,6 +135,7 @@ def seeds() -> list[Any]:
             found.append(model(nodes, [1, *case.shape], opset, dict(case.constants), shown_outputs))
     masks = [test_masks.source(nodes, stored) for nodes, stored, _ in test_masks.READ.values()]
     dense = [test_onnx_qgemm.gemm(**settings) for settings in test_onnx_qgemm.CASES]
+    dense += [test_onnx_qlinear.chain(**settings) for settings in test_onnx_qlinear.CASES]
     bodies = control_flow_files.files()
     return [*found, *_networks(), *masks, *dense, *bodies, *(random_model(seed) for seed in range(60))]
 
@@ -153,6 +154,7 @@ def _networks() -> Iterator[Any]:
     rounded = [("QuantizeLinear", "x s z", "q"), ("DequantizeLinear", "q s z", "y")]
     yield _network(rounded, [1, 6], {"s": np.float32(0.043), "z": np.uint8(101)})
     yield from _integers()
+    yield _rounded_for_microsoft()
     erf = [
         ("Div", "x r", "a"),
         ("Erf", "a", "e"),
@@ -280,6 +282,15 @@ def _networks() -> Iterator[Any]:
         {"token": random(1, 1, 3), "floor": random(3, 3), "one": random(3)},
         Concat={"axis": 1},
     )
+
+
+def _rounded_for_microsoft() -> Any:
+    """Both operators of rounding as onnxruntime's own operator set has them, a scale for each row."""
+    scales = {"s": np.array([0.05, 0.1], np.float32), "z": np.array([7, 3], np.uint8)}
+    named: dict[str, Any] = {"domain": "com.microsoft", "axis": 1}
+    nodes = [node("QuantizeLinear", ["x", "s", "z"], ["q"], **named),
+             node("DequantizeLinear", ["q", "s", "z"], ["y"], **named)]  # fmt: skip
+    return model(nodes, [1, 2, 3], constants=scales, opset_imports=test_onnx_qlinear.IMPORTS)
 
 
 def _integers() -> Iterator[Any]:
