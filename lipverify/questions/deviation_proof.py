@@ -34,7 +34,7 @@ from lipverify.checkers.deviation import Box
 from lipverify.checkers.evaluation import evaluate
 from lipverify.checkers.kernel.arithmetic import above, root_above
 from lipverify.checkers.kernel.language import Rows
-from lipverify.checkers.kernel.program import same
+from lipverify.checkers.kernel.program import Scalar, same
 from lipverify.checkers.regions import BOX
 from lipverify.combine.survivors import Kept
 from lipverify.errors import BudgetEnded, LipverifyError, NotCovered
@@ -332,16 +332,31 @@ class _Proving:
         return self._covered(root)
 
     def _axis(self, node: _Node, rng: np.random.Generator) -> tuple[int, float, np.ndarray[Any, Any]]:
-        """The input over whose width the first network changes most; the largest difference seen here, and where. Not trusted."""
+        """The input whose halving decides most neurons; the largest difference seen here, and where. Not trusted.
+
+        A neuron that is on at some inputs of the part and off at others is where linear bounds lose: it has one vote, shared
+        among the inputs as their widths move it. Where there is none, the input that moves the first network most.
+        """
         centre, width = node.low / 2 + node.high / 2, node.high - node.low
+        count = len(width)
         cross = np.concatenate([centre + np.diag(width / 2), centre - np.diag(width / 2)])
-        inner = node.low + width * rng.random((LOOKED_AT, len(width)))
+        inner = node.low + width * rng.random((LOOKED_AT, count))
         points = np.clip(np.concatenate([cross, centre[None], inner]), node.low, node.high)
-        values = evaluate(self.writer.program, points)[-1]
-        first, apart = values[:, : self.size], np.abs(values[:, 2 * self.size :]).max(1)
-        moved = np.abs(first[: len(width)] - first[len(width) : 2 * len(width)]).max(1)
+        values = evaluate(self.writer.program, points)
+        score = np.zeros(count)
+        for step in self.writer.program.steps:
+            if isinstance(step, Scalar):
+                held = [*(values[k] for k in step.view.sources), np.zeros((len(points), 1))]
+                read = np.concatenate(held, 1)[:, step.view.places]
+                open_ones = read[:, (read.min(0) < 0) & (read.max(0) > 0)]
+                moved = np.abs(open_ones[:count] - open_ones[count : 2 * count])
+                score += (moved / np.maximum(moved.sum(0), 1e-300)).sum(1)
+        if not score.any():
+            first = values[-1][:, : self.size]
+            score = np.abs(first[:count] - first[count : 2 * count]).max(1)
         # A little for the width alone, so that every input has its turn.
-        score = moved / max(moved.max(), 1e-300) + 0.05 * width / max(width.max(), 1e-300)
+        score = score / max(score.max(), 1e-300) + 0.05 * width / max(width.max(), 1e-300)
+        apart = np.abs(values[-1][:, 2 * self.size :]).max(1)
         top = int(apart.argmax())
         return int(score.argmax()), float(apart[top]), points[top]
 

@@ -44,7 +44,13 @@ Row = dict[str, Any]
 
 
 def row(answer: Answer, started: float) -> Row:
-    """What a table says of an answer."""
+    """What a table says of an answer.
+
+    Raises:
+        lv.LipverifyError: the budget ended before there was a bound.
+    """
+    if answer.upper is None or answer.lower is None:
+        raise lv.UsageError("the budget ended before there was a bound")
     upper, lower = (torch.atleast_1d(torch.as_tensor(v)) for v in (answer.upper, answer.lower))
     document = answer.to_json()
     kept = {

@@ -11,8 +11,16 @@ from lipverify.checkers.reader.calls import Call
 from lipverify.checkers.reader.folding import multiplied
 from lipverify.checkers.reader.groups import GROUPS
 from lipverify.checkers.reader.layers import LAYERS
-from lipverify.checkers.reader.moves import Results, Run, axis_of, concat
-from lipverify.checkers.reader.quantisation import KINDS, REAL, centred, factor, requantised, whole_numbers
+from lipverify.checkers.reader.moves import Results, Run, concat
+from lipverify.checkers.reader.quantisation import (
+    KINDS,
+    REAL,
+    centred,
+    factor,
+    folded,
+    requantised,
+    whole_numbers,
+)
 from lipverify.checkers.reader.refusals import need
 from lipverify.checkers.reader.sums import SUMS
 
@@ -49,19 +57,19 @@ def _joined(p: Builder, c: Call) -> Results:
     count = len(c.operands)
     need(count >= 5 and count % 3 == 2, "an operator of integers without all of its scales")
     scale, zero = _result(c, 0)
-    parts: list[Value] = []
+    parts: list[Value | Stored] = []
     for place in range(2, count, 3):
-        x = _meant(p, c, place)
-        need(isinstance(x, Value), "stored integers beside computed ones are not covered by the checker")
+        x, q = _meant(p, c, place), c.any(place)
         need(_kind(c, place) == zero.dtype, "a zero point of another type")
-        q = c.any(place)
-        assert isinstance(q, Value)
-        same = _shift(c, place + 2, q.kind) == int(zero.reshape(())) and bool(
-            (factor(c, place + 1) == scale).all()
-        )
-        assert isinstance(x, Value)
-        parts.append(q if same else requantised(p, x, scale, zero.astype(np.int64).reshape(()), zero.dtype))
-    axis_of(0, parts[0].places.ndim)
+        shift = zero.astype(np.int64).reshape(())
+        same = _shift(c, place + 2, q.kind) == int(shift) and bool((factor(c, place + 1) == scale).all())
+        if same:
+            parts.append(q)
+        elif isinstance(x, Stored):
+            parts.append(folded(p, x, scale, shift, zero.dtype))
+        else:
+            parts.append(requantised(p, x, scale, shift, zero.dtype))
+    need(any(isinstance(part, Value) for part in parts), "an operator of stored integers alone")
     return concat(p, c.continued(parts, "Concat"))
 
 

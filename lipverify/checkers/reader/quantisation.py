@@ -102,13 +102,11 @@ def _quantised(p: Builder, c: Call) -> list[Operand]:
     need(told in KINDS and x.kind in FLOATS, "quantisation of other numbers")
     need(c.any(1).kind == x.kind and rounded == 0, "quantisation by scales of another type")
     return [
-        _folded(p, x, values, shift, told)
-        if isinstance(x, Stored)
-        else requantised(p, x, values, shift, told)
+        folded(p, x, values, shift, told) if isinstance(x, Stored) else requantised(p, x, values, shift, told)
     ]
 
 
-def _folded(p: Builder, x: Stored, values: Array, shift: Array, told: Kind) -> Stored:
+def folded(p: Builder, x: Stored, values: Array, shift: Array, told: Kind) -> Stored:
     """Stored numbers as integers; refused near a tie, where it is a matter of a runtime's rounding which one is next."""
     array, rounded = weights(x)
     need(rounded == 0, "quantisation of stored numbers that are rounded is not covered by the checker")

@@ -167,19 +167,25 @@ def _qlinear_concat(c: Call) -> Value:
     for place in range(2, len(c.inputs), 3):
         own = _scale(c, place + 1), _zero(c, place + 2), c.array(place + 2, "zero point").dtype
         found = c.raw(place)
-        if own == told and isinstance(found, Value):
-            parts.append(found)
-        elif isinstance(found, Value):
-            meant = _meant(c, place)
-            assert isinstance(meant, Value)
+        meant = _meant(c, place)
+        if own == told:
+            parts.append(found if isinstance(found, Value) else c.array(place, "operand"))
+        elif isinstance(meant, Value):
             parts.append(_requantised(c, meant, 0))
         else:
-            raise c.refuse("joins stored integers to computed ones", "quantise in onnxruntime's format QDQ")
+            parts.append(_stored_integers(c, meant / told[0], told[1], told[2].name))
     join = lower.find("", "Concat")
     assert join is not None
     joined = join(replace(c, op="Concat", inputs=tuple(parts), names=()))
     assert isinstance(joined, Value)
     return joined
+
+
+def _stored_integers(c: Call, steps: Stored, zero: int, kind: str) -> Stored:
+    """Stored numbers of steps as integers; refused near a tie, where it is a matter of a runtime's rounding which one is next."""
+    if bool((np.abs(steps - np.floor(steps) - 0.5) <= 1e-6 * (1.0 + np.abs(steps))).any()):
+        raise c.refuse("rounds stored numbers half-way between two integers", "round them in the file")
+    return np.asarray(np.clip(np.rint(steps) + zero, *INTEGERS[kind]), kind)
 
 
 def _meant(c: Call, position: int) -> Value | Stored:
