@@ -61,6 +61,10 @@ def grown(f: Graph, g: Graph, survivors: Map) -> Grown:
         UsageError: the networks are not of one structure, the map names no layer, channels that are not there or too many, or
             what was cut away would be read.
     """
+    if not isinstance(survivors, Mapping):
+        raise UsageError(
+            "survivors are a mapping: the name of a layer -> a list of its channels that are left"
+        )
     f, g = f.to(dtype=torch.float64).pruned(), g.to(dtype=torch.float64).pruned()
     work = _Growing(f, g, {name: channels_of(name, channels) for name, channels in survivors.items()})
     nodes = tuple(work.node(m) for m in f.nodes)

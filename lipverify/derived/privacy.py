@@ -218,9 +218,11 @@ def _factors(node: Node) -> tuple[float, float]:
 
 def _refuse_others(graph: Graph, frozen: Sequence[str]) -> None:
     """Stored numbers that are no weight of a layer may be parameters, whose gradients nothing here bounds."""
+    if not isinstance(frozen, (list, tuple, set, frozenset)):
+        raise UsageError("frozen is a list of names of nodes")
     known = {node.name for node in graph.nodes}
     for name in frozen:
-        if name not in known:
+        if not isinstance(name, str) or name not in known:
             raise UsageError(f"there is no node {name!r}, which should be frozen")
     for node in graph.nodes:
         stored = any(isinstance(v, torch.Tensor) and v.is_floating_point() for v in vars(node.op).values())
