@@ -8,11 +8,12 @@ import pytest
 
 from lipverify.checkers.evaluation import evaluate, shown
 from lipverify.checkers.reader import model_of_bytes, operators
-from tests.soundness import readers
+from tests.soundness import drawn, readers
 from tests.tiers import long, tier
 
 PARTS = tier(2, 100)
 EACH = tier(120, 1000)
+DRAWN = tier(100, 5000)
 
 pytest.importorskip("onnxruntime")
 
@@ -42,6 +43,26 @@ def test_every_operator_is_changed() -> None:
         seen |= {".".join([*filter(None, [node.domain]), node.op_type]) for node in source.graph.node}
     assert found.compared > 600
     assert not operators.OPERATORS.keys() - seen
+
+
+@pytest.mark.parametrize("family", drawn.FAMILIES)
+def test_settings_drawn_at_random(family: str) -> None:
+    """Every operator with settings, in every operator set: what is read is what runs. The agreement takes no part."""
+    found = readers.Found()
+    for seed in range(DRAWN):
+        reason = readers.difference(drawn.drawn(family, seed), found, seed)
+        assert reason is None, f"seed {seed}: {reason}"
+    assert found.compared > DRAWN // 10
+
+
+def test_every_operator_is_drawn_or_excused() -> None:
+    claimed = {op for family in drawn.FAMILIES for op in family.split()}
+    assert claimed.isdisjoint(drawn.EXCUSES)
+    assert claimed | drawn.EXCUSES.keys() == operators.OPERATORS.keys()
+    for family in drawn.FAMILIES:
+        made = [onnx.ModelProto.FromString(drawn.drawn(family, seed)) for seed in range(200)]
+        names = {".".join([*filter(None, [n.domain]), n.op_type]) for m in made for n in m.graph.node}
+        assert set(family.split()) <= names, family
 
 
 WRONG = {
