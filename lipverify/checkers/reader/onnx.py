@@ -13,11 +13,7 @@ import numpy as np
 from lipverify.checkers.kernel.account import charge
 from lipverify.checkers.kernel.program import Array, Output, Program, View
 from lipverify.checkers.reader.building import (
-    BFLOAT16,
     FLOATS,
-    INT4,
-    MAX_AXES,
-    UINT4,
     Builder,
     Missing,
     Operand,
@@ -31,19 +27,12 @@ from lipverify.checkers.reader.reading import Reading
 from lipverify.checkers.reader.recurrent import RECURRENT
 from lipverify.checkers.reader.refusals import need, shown
 from lipverify.checkers.reader.subgraphs import SUBGRAPHS, written_out
+from lipverify.checkers.reader.tensors import KINDS, known, tensor
 from lipverify.checkers.reader.wire import Message, parse_model
 from lipverify.errors import NotCovered, UnreadableCertificate
 
 OLDEST, NEWEST = 7, 28
 """Operator sets that are read."""
-_KINDS = {
-    1: ("<f4", "float_data"), 2: ("u1", "int32_data"), 3: ("i1", "int32_data"), 4: ("<u2", "int32_data"),
-    5: ("<i2", "int32_data"), 6: ("<i4", "int32_data"), 7: ("<i8", "int64_data"), 9: ("?", "int32_data"),
-    10: ("<f2", "int32_data"), 11: ("<f8", "double_data"), 12: ("<u4", "uint64_data"), 13: ("<u8", "uint64_data"),
-}  # fmt: skip
-_NARROW = {16: BFLOAT16, 21: UINT4, 22: INT4}
-"""Stored alone; no input and no computed number is of these types."""
-_DATA = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data")
 _STANDARD = ("", "ai.onnx")
 _CONTRIBUTED = "com.microsoft"
 """onnxruntime's own domain, of which some operators are read, as it defines them."""
@@ -94,7 +83,7 @@ def read_onnx(data: bytes, reading: Reading | None = None) -> Read:
     for entry in graph["initializer"]:
         name = entry.get("name", "")
         need(name and name not in tensors, f"the name {shown(name)} has two meanings")
-        tensors[name] = _tensor(entry)
+        tensors[name] = tensor(entry)
     nodes = [_node(entry, version) for entry in graph["node"]]
     given = _given(graph["input"], tensors, reading)
     tensors |= given.fixed
@@ -146,75 +135,6 @@ def _version(imports: Sequence[Message]) -> int:
     return int(version)
 
 
-# -- tensors
-
-
-def _tensor(entry: Message) -> Array:
-    """A stored tensor: numbers of one known type, as many as its shape says, in one place."""
-    need(entry.get("data_location", 0) == 0, "external data is not covered by the checker")
-    shape, kind = entry["dims"], entry.get("data_type", 0)
-    need(len(shape) <= MAX_AXES and all(n >= 0 for n in shape), "a stored tensor of an invalid shape")
-    if kind in _NARROW:
-        return _narrow(entry, _NARROW[kind], math.prod(shape)).reshape(shape)
-    need(kind in _KINDS, f"element type {kind} is not covered by the checker")
-    form, typed = _KINDS[kind]
-    dtype, count = np.dtype(form), math.prod(shape)
-    filled = [name for name in _DATA if name in entry and len(entry[name])]
-    need(filled in ([], ["raw_data"], [typed]), "a stored tensor with data of another type")
-    need(filled or count == 0, "a stored tensor without data")
-    if filled == [typed]:
-        return _known(_listed(entry[typed], dtype, count).reshape(shape))
-    raw = entry.get("raw_data", b"")
-    need(len(raw) == count * dtype.itemsize, "a stored tensor of another size")
-    need(form != "?" or not np.any(np.frombuffer(raw, "u1") > 1), "a truth value other than 0 and 1")
-    return _known(np.frombuffer(raw, dtype, count).reshape(shape))
-
-
-def _narrow(entry: Message, kind: np.dtype[Any], count: int) -> Array:
-    """Numbers of 16 bits that are the upper half of a float32, or two of 4 bits in a byte, the lower half first."""
-    filled = [name for name in _DATA if name in entry and len(entry[name])]
-    need(filled in ([], ["raw_data"], ["int32_data"]), "a stored tensor with data of another type")
-    size = np.dtype("<u2") if kind == BFLOAT16 else np.dtype("u1")
-    words = count if kind == BFLOAT16 else (count + 1) // 2
-    if filled == ["int32_data"]:
-        bits = _listed(entry["int32_data"], size, words)
-    else:
-        raw = entry.get("raw_data", b"")
-        need(len(raw) == words * size.itemsize, "a stored tensor of another size")
-        bits = np.frombuffer(raw, size, words)
-    found = np.empty(count, kind)
-    (name,) = kind.names or ()
-    if kind == BFLOAT16:
-        found[name] = _known((bits.astype("<u4") << 16).view("<f4"))
-        return found
-    halves = np.stack([bits & 15, bits >> 4], 1).reshape(-1)
-    need(count % 2 == 0 or not halves[-1:].any(), "a stored number behind the last one")
-    halves = halves[:count].astype("i1")
-    found[name] = halves if kind == UINT4 else halves - 16 * (halves > 7).astype("i1")
-    return found
-
-
-def _listed(numbers: Sequence[Any], dtype: np.dtype[Any], count: int) -> Array:
-    """Numbers of a typed field, every one within the type of the tensor."""
-    if dtype.kind == "f" and dtype.itemsize > 2:
-        flat: Array = np.concatenate([np.atleast_1d(np.asarray(n, dtype)) for n in numbers])
-        need(len(flat) == count, "a stored tensor of another size")
-        return flat
-    need(len(numbers) == count, "a stored tensor of another size")
-    wide = np.array(numbers, np.uint64 if dtype.kind == "u" and dtype.itemsize == 8 else np.int64)
-    bits = np.dtype("<u2") if dtype.kind == "f" else dtype
-    narrow = wide.astype(bits)
-    need(bool((narrow == wide).all()), "a stored number that its type cannot hold")
-    return narrow.view(dtype) if dtype.kind == "f" else narrow
-
-
-def _known(array: Array) -> Array:
-    """Numbers, and -infinity, which a mask ahead of a softmax has and nothing else reads."""
-    good = array.dtype.kind != "f" or bool((array < np.inf).all())
-    need(good, "a stored tensor that is not finite")
-    return array
-
-
 # -- operators
 
 
@@ -248,7 +168,7 @@ def _body(entry: Message, op: str, version: int) -> Body:
     )
     tensors: dict[str, Array] = {}
     nodes = [_node(inner, version) for inner in graph["node"]]
-    named = [(tensor.get("name", ""), _tensor(tensor)) for tensor in graph["initializer"]]
+    named = [(stated.get("name", ""), tensor(stated)) for stated in graph["initializer"]]
     named += [_named(node, version) for node in nodes if node.op == "Constant"]
     for name, array in named:
         need(name and name not in tensors, f"the name {shown(name)} has two meanings")
@@ -295,7 +215,7 @@ def _attribute(entry: Message, op: str) -> Any:
     value = entry.get(field, default)
     if field == "t":
         need(value is not None, f"a setting of {shown(op)} without its tensor")
-        return _tensor(value)
+        return tensor(value)
     if field in ("s", "strings"):
         try:
             found = tuple(text.decode("utf-8", "strict") for text in ([value] if field == "s" else value))
@@ -333,7 +253,7 @@ def _constant(node: _Node, version: int) -> Array:
         else type(value) is tuple and all(type(v) is kind for v in value),
         "a constant of another type",
     )
-    return _known(np.array(value, dtype))
+    return known(np.array(value, dtype))
 
 
 # -- names
@@ -423,19 +343,19 @@ def _fits(told: tuple[np.dtype[Any], list[int] | None], array: Array, words: str
 
 def _type(entry: Message) -> tuple[np.dtype[Any], list[int] | None]:
     """Element type and axes (-1 where a name stands) of a value; None: no shape is given."""
-    tensor = entry.get("type", {}).get("tensor_type")
-    need(tensor is not None, f"{shown(entry.get('name', ''))} is no tensor")
-    kind = tensor.get("elem_type", 0)
-    need(kind in _KINDS, f"element type {kind} is not covered by the checker")
-    if "shape" not in tensor:
-        return np.dtype(_KINDS[kind][0]), None
+    told = entry.get("type", {}).get("tensor_type")
+    need(told is not None, f"{shown(entry.get('name', ''))} is no tensor")
+    kind = told.get("elem_type", 0)
+    need(kind in KINDS, f"element type {kind} is not covered by the checker")
+    if "shape" not in told:
+        return np.dtype(KINDS[kind][0]), None
     dims = []
-    for axis in tensor["shape"]["dim"]:
+    for axis in told["shape"]["dim"]:
         need(not ("dim_value" in axis and "dim_param" in axis), "an axis with two sizes")
         dims.append(axis.get("dim_value", -1))
         need(dims[-1] >= 1 or "dim_value" not in axis or dims[-1] == 0, "an axis of a negative size")
     # Some exporters write an unknown size as 0.
-    return np.dtype(_KINDS[kind][0]), [n or -1 for n in dims]
+    return np.dtype(KINDS[kind][0]), [n or -1 for n in dims]
 
 
 def _outputs(entries: Sequence[Message]) -> list[tuple[str, np.dtype[Any] | None]]:
@@ -551,7 +471,7 @@ def _output(builder: Builder, name: str, x: Operand, told: np.dtype[Any] | None)
 def input_of(data: bytes) -> tuple[str, tuple[int, ...], np.dtype[Any], bool]:
     """Name, shape for one sample and type of the one input of a file that was read; whether its first axis is open."""
     graph = parse_model(data)["graph"]
-    given = _given(graph["input"], {entry["name"]: _tensor(entry) for entry in graph["initializer"]}, None)
+    given = _given(graph["input"], {entry["name"]: tensor(entry) for entry in graph["initializer"]}, None)
     return next(iter(given.shapes)), given.shape, given.kind, given.several
 
 
