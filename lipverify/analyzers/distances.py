@@ -196,20 +196,15 @@ def _compared(scores: Sum, sign: int) -> tuple[Tensor, Tensor] | None:
             if not _constant(a, -2):
                 return None
             squares, key = squares + c, a[..., 0, :]
-        elif _constant(a, -1) and _constant(b, -2):
-            dots, key = dots + c, b[..., 0, :]
-            query = a[..., 0]
-            if queries is not None and not torch.equal(queries, query):
-                return None
-            queries = query
-        elif _constant(b, -1) and _constant(a, -2):
-            dots, key = dots + c, a[..., 0, :]
-            query = b[..., 0]
-            if queries is not None and not torch.equal(queries, query):
-                return None
-            queries = query
         else:
-            return None
+            # Of a product of two entries either may be the query's.
+            of_row, of_key = (a, b) if _constant(a, -1) and _constant(b, -2) else (b, a)
+            if not (_constant(of_row, -1) and _constant(of_key, -2)):
+                return None
+            dots, key, query = dots + c, of_key[..., 0, :], of_row[..., 0]
+            if queries is not None and not torch.equal(queries, query):
+                return None
+            queries = query
         found.append(key)
     if queries is None or not all(torch.equal(key, found[0]) for key in found):
         return None

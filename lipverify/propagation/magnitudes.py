@@ -15,6 +15,7 @@ from lipverify.ir.op import Op
 from lipverify.rules import gain, linear
 
 RESCALE = "scale neighbouring layers against each other, and export again"
+SMALLER = f"take a smaller radius, or {RESCALE}"
 _THEM = f"what this method makes of them; {RESCALE}"
 SQUARED = 500.0
 """Bits. Squares of numbers beyond 2^512 on either side are no numbers of float64."""

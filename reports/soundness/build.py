@@ -176,16 +176,20 @@ def before(name: str, key: str, kind: type[Resumed], first: int) -> Resumed:
 
 def asked_again(document: dict[str, Any]) -> dict[str, Any]:
     """models.json after a mend: its faults are those that the models they were found on show today, the others are `mended`."""
-    said = {kind: document[kind] for kind in ("wrong", "errors")}
-    seeds = sorted({int(words.split()[1]) for kind in said.values() for words in kind})
-    today = hold(seeds)
-    left = {int(words.split()[1]) for words in (*today.wrong, *today.errors)}
-    mended = [words for kind in said.values() for words in kind if int(words.split()[1]) not in left]
+    before = [words for kind in ("wrong", "errors") for words in document[kind]]
+    today = hold(sorted(set(map(_seed, before))))
+    left = set(map(_seed, (*today.wrong, *today.errors)))
+    mended = [words for words in before if _seed(words) not in left]
     return document | {
         "wrong": today.wrong,
         "errors": today.errors,
         "mended": document.get("mended", []) + mended,
     }
+
+
+def _seed(words: str) -> int:
+    """Of a sentence of `Held`, which begins with it."""
+    return int(words.split()[1])
 
 
 def he_network(widths: tuple[int, ...]) -> lv.Graph:

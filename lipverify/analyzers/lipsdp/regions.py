@@ -30,7 +30,7 @@ from lipverify.ir.interval import Interval
 from lipverify.ir.norm import Norm
 from lipverify.ir.region import Ball, Query
 from lipverify.propagation import bounds
-from lipverify.propagation.magnitudes import RESCALE
+from lipverify.propagation.magnitudes import SMALLER
 
 Method = Callable[[Any, Compute], Answer]
 Together = Callable[[Sequence[Couplings], Compute], list[Answer]]
@@ -143,9 +143,7 @@ def over_region(
     uppers = [answer.upper for answer in answers]
     finite = [value for value in uppers if value is not None]
     if len(finite) < len(uppers) and ball is not None:
-        raise UnsupportedModel(
-            f"a bound of some centre exceeds the largest float64; take a smaller radius, or {RESCALE}"
-        )
+        raise UnsupportedModel(f"a bound of some centre exceeds the largest float64; {SMALLER}")
     upper = torch.tensor(finite if ball is not None else finite[0], dtype=torch.float64) if finite else None
     return Certificate(
         upper=upper,

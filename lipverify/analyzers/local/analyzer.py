@@ -29,7 +29,7 @@ from lipverify.ir.region import Ball, Query
 from lipverify.memory import share
 from lipverify.propagation import Bounds, bounds, refuses_ranges
 from lipverify.propagation.forms import refuses_forms
-from lipverify.propagation.magnitudes import RESCALE
+from lipverify.propagation.magnitudes import SMALLER
 from lipverify.propagation.precision import PRECISIONS, own_products
 
 if TYPE_CHECKING:
@@ -284,10 +284,7 @@ def _certificate(
     if product is not None:
         better = product < upper
         upper = torch.minimum(upper, product)
-    if not bool(upper.isfinite().all()):
-        raise UnsupportedModel(
-            f"the bound of some centre exceeds the largest float64; take a smaller radius, or {RESCALE}"
-        )
+    _require_finite(upper)
     certificate = Certificate(
         upper=upper,
         query=query,
@@ -307,6 +304,11 @@ def _certificate(
     return certificate
 
 
+def _require_finite(upper: Tensor) -> None:
+    if not bool(upper.isfinite().all()):
+        raise UnsupportedModel(f"the bound of some centre exceeds the largest float64; {SMALLER}")
+
+
 def _by_forms(analyzer: Local, graph: Graph, query: Query, compute: Compute) -> Certificate:
     """Bounds by affine forms, or the global product where that is smaller or the time did not last."""
     product = _product(graph, query, compute) if analyzer.with_product else None
@@ -320,10 +322,7 @@ def _by_forms(analyzer: Local, graph: Graph, query: Query, compute: Compute) -> 
         upper, evidence = product, FormRows(0, notes=(ENDED,))
     if product is not None:
         upper = torch.minimum(upper, product)
-    if not bool(upper.isfinite().all()):
-        raise UnsupportedModel(
-            f"the bound of some centre exceeds the largest float64; take a smaller radius, or {RESCALE}"
-        )
+    _require_finite(upper)
     return Certificate(
         upper=upper,
         query=query,

@@ -20,6 +20,7 @@ from lipverify.checkers.reader.quantisation import (
     folded,
     requantised,
     whole_numbers,
+    zero_point,
 )
 from lipverify.checkers.reader.refusals import need
 from lipverify.checkers.reader.sums import SUMS
@@ -43,7 +44,7 @@ def _between(p: Builder, c: Call) -> Results:
     scale, zero = _result(c, last)
     operands = [_meant(p, c, 3 * k) for k in range(_OPERANDS[name])]
     need(
-        all(kind == zero.dtype for kind in (_kind(c, 3 * k) for k in range(_OPERANDS[name]))),
+        all(c.any(3 * k).kind == zero.dtype for k in range(_OPERANDS[name])),
         "a zero point of another type",
     )
     (_, run) = (ACTIVATIONS | GROUPS | LAYERS | SUMS)[name]
@@ -60,9 +61,9 @@ def _joined(p: Builder, c: Call) -> Results:
     parts: list[Value | Stored] = []
     for place in range(2, count, 3):
         x, q = _meant(p, c, place), c.any(place)
-        need(_kind(c, place) == zero.dtype, "a zero point of another type")
+        need(q.kind == zero.dtype, "a zero point of another type")
         shift = zero.astype(np.int64).reshape(())
-        same = _shift(c, place + 2, q.kind) == int(shift) and bool((factor(c, place + 1) == scale).all())
+        same = zero_point(c, place + 2, q.kind) == int(shift) and bool((factor(c, place + 1) == scale).all())
         if same:
             parts.append(q)
         elif isinstance(x, Stored):
@@ -82,19 +83,6 @@ def _result(c: Call, place: int) -> tuple[Array, Array]:
     return scale.reshape(()), zero
 
 
-def _kind(c: Call, place: int) -> np.dtype[np.generic]:
-    return c.any(place).kind
-
-
-def _shift(c: Call, place: int, kind: np.dtype[np.generic]) -> int:
-    """One zero point, 0 where it is left out."""
-    if c.operand(place) is None:
-        return 0
-    zero = c.stored(place)
-    need(zero.dtype == kind and zero.size == 1, "a zero point of another type")
-    return int(zero.reshape(()))
-
-
 def _meant(p: Builder, c: Call, place: int) -> Value | Stored:
     """What integers stand for, which their scale and zero point follow."""
     scale = factor(c, place + 1)
@@ -104,7 +92,7 @@ def _meant(p: Builder, c: Call, place: int) -> Value | Stored:
         return p.scaled(centred(p, c, place, place + 2), scale.reshape(()))
     need(q.array.dtype in KINDS, "stored integers of another type")
     p.charge(3 * q.array.size)
-    product, more = multiplied(scale.reshape(()), whole_numbers(q.array) - _shift(c, place + 2, q.kind))
+    product, more = multiplied(scale.reshape(()), whole_numbers(q.array) - zero_point(c, place + 2, q.kind))
     return Stored(product, REAL, more)
 
 

@@ -133,16 +133,22 @@ def requantised(p: Builder, x: Value, values: Array, shift: Array, told: Kind) -
 
 def centred(p: Builder, c: Call, place: int, zero: int) -> Value:
     """Computed integers less their zero point, as real numbers."""
-    q, shift = c.any(place), np.zeros((), np.int64)
+    q = c.any(place)
     need(
         isinstance(q, Value) and q.kind in KINDS[:2],
         "products of other numbers are not covered by the checker",
     )
     assert isinstance(q, Value)
-    if c.operand(zero) is not None:
-        need(c.stored(zero).dtype == q.kind and c.stored(zero).size == 1, "a zero point of another type")
-        shift = c.stored(zero).astype(np.int64).reshape(())
-    return p.scaled(q, 1.0, 0, np.array(-float(shift)))._replace(kind=REAL)
+    return p.scaled(q, 1.0, 0, np.array(-float(zero_point(c, zero, q.kind))))._replace(kind=REAL)
+
+
+def zero_point(c: Call, place: int, kind: np.dtype[Any]) -> int:
+    """One zero point of integers of this type, 0 where it is left out."""
+    if c.operand(place) is None:
+        return 0
+    zero = c.stored(place)
+    need(zero.dtype == kind and zero.size == 1, "a zero point of another type")
+    return int(zero.reshape(()))
 
 
 def _matrix(p: Builder, c: Call, place: int, zero: int, axis: int) -> Stored:

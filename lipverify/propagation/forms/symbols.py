@@ -23,7 +23,7 @@ from lipverify.linalg.dense import gram_norm
 from lipverify.linalg.lengths import euclidean_norm, small
 from lipverify.linalg.rounding import gamma
 from lipverify.propagation.forms.domain import FAR, Domain
-from lipverify.propagation.magnitudes import RESCALE
+from lipverify.propagation.magnitudes import SMALLER
 
 GRAM_STEPS = 7
 """Squarings of a Gram matrix: bounds of spectral norms within a few per cent for matrices of rank 50."""
@@ -202,9 +202,7 @@ class Symbols:
         """
         assert form.matrix is not None
         if not bool(errors.isfinite().all()):
-            raise UnsupportedModel(
-                f"its values over this ball are above the largest float64; take a smaller radius, or {RESCALE}"
-            )
+            raise UnsupportedModel(f"its values over this ball are above the largest float64; {SMALLER}")
         shape = form.centre.shape[1:]
         flat = errors.flatten(2)
         keep = (flat > 0).any(1).any(0).nonzero().flatten()
