@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import product
+from typing import Any
 
 from lipverify.checkers.kernel.arithmetic import above, below, need, root_above, trimmed
 
@@ -143,6 +144,12 @@ def _critic(constant: Fraction, gap: Fraction) -> Fraction:
     return gap / constant
 
 
+def _slope(constant: Fraction, gap: Fraction, distance: Fraction) -> Fraction:
+    need(distance > 0, "two points that are one")
+    need(gap <= constant * distance, "a slope above the constant: the numbers contradict each other")
+    return gap / distance
+
+
 def _last(steps: int, inputs: Fraction, states: Fraction) -> Fraction:
     total = Fraction(0)
     for _ in range(steps):
@@ -208,19 +215,18 @@ def _game(curvature: Sequence[Fraction], shifted: Sequence[Fraction], couplings:
     )  # fmt: skip
 
 
-def _step(
-    margin: Fraction, couplings: Sequence[Fraction], weights: Sequence[Fraction], vector: Sequence[Fraction]
-) -> Fraction:
-    """2 margin / beta^2 with beta^2 <= max (N'Nu)_i / u_i for N_ij = (w_i / w_j)^1/2 L_ij >= 0 and u = W^1/2 v > 0."""
-    rows = _players(couplings, weights, vector)
-    need(
-        all(w > 0 for w in weights) and all(v > 0 for v in vector),
-        "weights and entries of the vector are positive",
-    )
-    moved = [sum((c * v for c, v in zip(row, vector, strict=True)), Fraction(0)) for row in rows]
+def _step(curvature: Sequence[Fraction], shifted: Sequence[Fraction], couplings: Sequence[Fraction],
+          weights: Sequence[Fraction], vector: Sequence[Fraction], spread: Sequence[Fraction]) -> Fraction:  # fmt: skip
+    """2 margin / beta^2, the margin that of `_game`: beta^2 <= max (N'Nu)_i / u_i for N_ij = (w_i / w_j)^1/2 L_ij >= 0 and
+    u = W^1/2 v > 0, v the numbers `spread`."""
+    margin = _game(curvature, shifted, couplings, weights, vector)
+    need(margin > 0, "no step is safe without a margin above 0")
+    rows = _players(couplings, weights, spread)
+    need(all(v > 0 for v in spread), "weights and entries of the vector are positive")
+    moved = [sum((c * v for c, v in zip(row, spread, strict=True)), Fraction(0)) for row in rows]
     squares = [
         sum((row[j] * w * t for row, w, t in zip(rows, weights, moved, strict=True)), Fraction(0))
-        / (weights[j] * vector[j])
+        / (weights[j] * spread[j])
         for j in range(len(rows))
     ]
     need(max(squares) > 0, "gradients that never change leave every step safe")
@@ -329,6 +335,10 @@ def _sector(rate: Fraction, dynamics: Matrix, control: Matrix, low: Matrix, high
     return rate
 
 
+def _network_sector(constant: Fraction, **given: Any) -> Fraction:
+    return _sector(**given)
+
+
 def _disturbed(
     rate: Fraction, amplification: Fraction, constant: Fraction, disturbance: Fraction
 ) -> Fraction:
@@ -365,6 +375,13 @@ RULES: dict[str, Rule] = {
         "the Wasserstein distance of the two sets is at least {value}: the critic has the constant {constant} and its means "
         "differ by at least {gap}",
         _critic,
+    ),
+    "slope": Rule(
+        {"constant": "constant", "gap": "size", "distance": "size"},
+        "lower",
+        "the network has no constant below {value} (l2), and one of {constant}: at two points at most {distance} apart its "
+        "values are at least {gap} apart",
+        _slope,
     ),
     "generator": Rule(
         {"constant": "constant", "distance": "size"},
@@ -428,11 +445,12 @@ RULES: dict[str, Rule] = {
         _game,
     ),
     "game-step": Rule(
-        {"margin": "size", "couplings": "constants", "weights": "sizes", "vector": "sizes"},
+        {"curvature": "numbers", "shifted": "constants", "couplings": "constants", "weights": "sizes", "vector": "sizes",
+         "spread": "sizes"},
         "lower",
-        "every step below {value} of Euler's or of the classical Runge-Kutta method brings any two strategies together, if the "
-        "pseudo-gradient has the margin {margin} in the inner product of the weights {weights}, and gradients have the constants "
-        "{couplings} (row by row, the own variables included)",
+        "every step below {value} of Euler's or of the classical Runge-Kutta method brings any two strategies together in the "
+        "inner product of the weights {weights}, if {curvature} x less the gradient of each player has the constants {shifted} "
+        "in the player's own variables, and gradients have the constants {couplings} (row by row, the own variables included)",
         _step,
     ),
     "loop": Rule(
@@ -470,6 +488,15 @@ RULES: dict[str, Rule] = {
         "the norm of P, if p(0) = 0 and the derivatives of p lie between {low} and {high} where all entries are at most "
         "{radius} in size, with A {dynamics}, B {control}, P {shape}",
         _sector,
+    ),
+    "loop-sector-network": Rule(
+        {"constant": "constant", "rate": "size", "dynamics": "matrix", "control": "matrix", "low": "matrix", "high": "matrix",
+         "shape": "matrix", "level": "size", "radius": "size"},
+        "upper",
+        "runs of x+ = A x + B p(x) that start where x'Px <= {level} stay there and come to 0 by the factor {value} a step, in "
+        "the norm of P, if p(0) = 0, for the network p that has the constant {constant} (l2) and derivatives between {low} and "
+        "{high} where all entries are at most {radius} in size, with A {dynamics}, B {control}, P {shape}",
+        _network_sector,
     ),
     "disturbed": Rule(
         {"rate": "size", "amplification": "size", "constant": "constant", "disturbance": "size"},

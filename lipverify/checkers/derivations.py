@@ -1,7 +1,8 @@
 """Documents of what follows from certified constants: read, typed, proved again.
 
 A derivation names its rule (`closed_forms`) and the numbers that go in. A number is stated (an assumption, repeated in the
-sentence) or is the constant of a certificate, which is proved again here.
+sentence), the constant of a certificate, which is proved again here, or a number of that certificate's network (`quantities`),
+which is computed anew.
 """
 
 from __future__ import annotations
@@ -20,13 +21,16 @@ import numpy as np
 
 from lipverify.checkers.closed_forms import RULES, bound
 from lipverify.checkers.envelope import check
+from lipverify.checkers.kernel import account
 from lipverify.checkers.kernel.arithmetic import need
+from lipverify.checkers.quantities import POINTS, QUANTITIES, Quantity, Samples, carries
 from lipverify.checkers.reader import (
     MAX_CERTIFICATE,
     MAX_MODEL,
     Model,
     digest_of,
     parse_json,
+    parse_safetensors,
     read_bytes,
     read_model,
 )
@@ -45,14 +49,16 @@ CERTIFICATES = 64
 """That one derivation may name, each with time and memory of its own."""
 FAR = 2**100
 """Numbers other than 0 are at most that large, and not nearer to 0 than its inverse, so that rationals stay short."""
-NEAR = ("loop-near", "loop-remainder")
+NEAR = ("loop-near", "loop-remainder", "loop-sector-network")
 """Rules whose constant has to hold near 0 alone."""
 Numbers = Mapping[str, Any]
+Place = tuple[str, int | None]
+File = tuple[str, str]
 
 
 @dataclass(frozen=True)
 class Proved:
-    """What was proved of a derivation. stated: constants, or lists of them, of which not all came with a certificate.
+    """What was proved of a derivation. stated: constants and numbers of networks, or lists of them, of which not all were proved.
 
     certificates: what each says.
     """
@@ -74,11 +80,16 @@ class Proved:
 
 @dataclass(frozen=True)
 class Derivation:
-    """A rule with its numbers, read and typed. certificates: of which constant, (name, row of a list) -> (file, digest)."""
+    """A rule with its numbers, read and typed; places are (name, row of a list).
+
+    certificates: of which constant, place -> (file, digest). computed: which numbers are those of the network of a certificate,
+    place -> file and digest of the points, or None.
+    """
 
     rule: str
     numbers: Numbers
-    certificates: Mapping[tuple[str, int | None], tuple[str, str]]
+    certificates: Mapping[Place, File]
+    computed: Mapping[Place, File | None]
 
     def value(self) -> Fraction:
         """The value the rule gives for these numbers.
@@ -105,32 +116,69 @@ def parse(document: Any) -> tuple[Derivation, float]:
     need(text(table["rule"]) in RULES, "no rule of this name")
     rule = RULES[table["rule"]]
     given = fields(table["numbers"], " ".join(rule.takes))
-    numbers: dict[str, Any] = {}
-    certificates: dict[tuple[str, int | None], tuple[str, str]] = {}
-    for name, kind in rule.takes.items():
-        numbers[name] = _typed(given[name], kind, name, certificates)
-    return Derivation(table["rule"], numbers, certificates), hexadecimal(table["value_hex"])
+    reading = _Reading(QUANTITIES.get(table["rule"], {}), {}, {})
+    numbers = {name: reading.typed(given[name], kind, name) for name, kind in rule.takes.items()}
+    found = Derivation(table["rule"], numbers, reading.certificates, reading.computed)
+    return found, hexadecimal(table["value_hex"])
 
 
-def _typed(
-    found: Any, kind: str, name: str, certificates: dict[tuple[str, int | None], tuple[str, str]]
-) -> Any:
-    if kind == "count":
-        return integer(found, 0, MOST)
-    if kind == "number":
-        return _rational(found)
-    if kind == "size":
+@dataclass(frozen=True)
+class _Reading:
+    """What the numbers of a document turn out to be: see `Derivation`."""
+
+    quantities: Mapping[str, Quantity]
+    certificates: dict[Place, File]
+    computed: dict[Place, File | None]
+
+    def typed(self, found: Any, kind: str, name: str) -> Any:
+        if kind == "count":
+            return integer(found, 0, MOST)
+        if kind == "constant":
+            return self._constant(found, (name, None))
+        if kind in ("number", "size", "matrix"):
+            found = self._number(found, (name, None))
+        if kind == "number":
+            return _rational(found)
+        if kind == "size":
+            return _size(found)
+        need(isinstance(found, list) and 0 < len(found) <= LONGEST, f"{name} is no list")
+        if kind == "constants":
+            return [self._constant(one, (name, place)) for place, one in enumerate(found)]
+        if kind == "matrix":
+            need(len(found) <= WIDEST and all(isinstance(row, list) and 0 < len(row) <= WIDEST for row in found)
+                 and len({len(row) for row in found}) == 1, f"{name} is no matrix")  # fmt: skip
+            return [[_rational(x) for x in row] for row in found]
+        rows = [self._number(one, (name, place)) for place, one in enumerate(found)]
+        return [_rational(x) if kind == "numbers" else _size(x) for x in rows]
+
+    def _number(self, found: Any, where: Place) -> Any:
+        if not isinstance(found, dict):
+            return found
+        need(where[0] in self.quantities, f"{where[0]} is no number of a network")
+        table = fields(found, "computed samples")
+        need(
+            (table["samples"] is not None) == self.quantities[where[0]].sampled,
+            "points that are missing, or not asked for",
+        )
+        self.computed[where] = None
+        if table["samples"] is not None:
+            samples = fields(table["samples"], "name sha256")
+            self.computed[where] = _beside(samples["name"]), text(samples["sha256"], 64)
+        return table["computed"]
+
+    def _constant(self, found: Any, where: Place) -> Fraction:
+        if isinstance(found, dict):
+            table = fields(found, "upper_hex certificate sha256")
+            self.certificates[where] = _beside(table["certificate"]), text(table["sha256"], 64)
+            found = table["upper_hex"]
         return _size(found)
-    if kind == "constant":
-        return _constant(found, (name, None), certificates)
-    need(isinstance(found, list) and 0 < len(found) <= LONGEST, f"{name} is no list")
-    if kind == "constants":
-        return [_constant(one, (name, place), certificates) for place, one in enumerate(found)]
-    if kind == "matrix":
-        need(len(found) <= WIDEST and all(isinstance(row, list) and 0 < len(row) <= WIDEST for row in found)
-             and len({len(row) for row in found}) == 1, f"{name} is no matrix")  # fmt: skip
-        return [[_rational(x) for x in row] for row in found]
-    return [_rational(x) if kind == "numbers" else _size(x) for x in found]
+
+
+def _beside(name: Any) -> str:
+    """The name of a file in the same folder."""
+    found = text(name)
+    need("/" not in found and "\\" not in found and found not in (".", ".."), "a file that lies elsewhere")
+    return found
 
 
 def _size(found: Any) -> Fraction:
@@ -143,21 +191,6 @@ def _rational(found: Any) -> Fraction:
     value = Fraction(hexadecimal(found))
     need(value == 0 or 1 <= abs(value) * FAR <= FAR * FAR, "a number near the ends of float64")
     return value
-
-
-def _constant(
-    found: Any, where: tuple[str, int | None], certificates: dict[tuple[str, int | None], tuple[str, str]]
-) -> Fraction:
-    if isinstance(found, dict):
-        table = fields(found, "upper_hex certificate sha256")
-        name = text(table["certificate"])
-        need(
-            "/" not in name and "\\" not in name and name not in (".", ".."),
-            "a certificate that lies elsewhere",
-        )
-        certificates[where] = (name, text(table["sha256"], 64))
-        found = table["upper_hex"]
-    return _size(found)
 
 
 def verify_derivation(
@@ -203,7 +236,7 @@ def _verified(
     rule = RULES[derivation.rule]
     known = [model if isinstance(model, Model) else read_model(model) for model in models]
     need(len(set(derivation.certificates.values())) <= CERTIFICATES, "too many certificates")
-    proved: dict[tuple[str, str], Verdict] = {}
+    proved: dict[File, Verdict] = {}
     uses = []
     for (name, place), named in derivation.certificates.items():
         number = derivation.numbers[name] if place is None else derivation.numbers[name][place]
@@ -218,29 +251,72 @@ def _verified(
         if (max(upper) if isinstance(upper, list) else upper) > number:
             raise RefutedCertificate(f"{named[0]} proves {upper}, more than {name} says")
         uses.append({"number": name, "place": place, "certificate": named[0], "claim": verdict.claim})
+    if exact and derivation.computed:
+        raise NotCovered("exact checking covers no numbers of networks beside their constants")
+    for where in derivation.computed:
+        _recomputed(derivation, where, proved, path.parent, last)
     value = derivation.value()
     if value > Fraction(claimed) if rule.side == "upper" else value < Fraction(claimed):
         raise RefutedCertificate(f"the rule gives {bound(derivation.rule, value)!r}, not {claimed!r}")
     if at_most is not None and (rule.side != "upper" or not claimed <= at_most):
         raise RefutedCertificate(f"the derivation proves {claimed!r}, not at most {at_most!r}")
-    stated = tuple(
-        name
-        for name, kind in rule.takes.items()
-        if (kind == "constant" and (name, None) not in derivation.certificates)
-        or (
-            kind == "constants"
-            and any((name, k) not in derivation.certificates for k in range(len(derivation.numbers[name])))
-        )
-    )
     return Proved(
         derivation.statement(claimed),
         derivation.rule,
         rule.side,
         claimed,
-        stated,
+        _stated(derivation),
         uses,
         time.monotonic() - started,
     )
+
+
+def _stated(derivation: Derivation) -> tuple[str, ...]:
+    """Constants and numbers of networks that are not, or not all, proved."""
+    quantities = QUANTITIES.get(derivation.rule, {})
+    found = []
+    for name, kind in RULES[derivation.rule].takes.items():
+        if kind not in ("constant", "constants") and name not in quantities:
+            continue
+        known = derivation.computed if name in quantities else derivation.certificates
+        many = kind in ("constants", "sizes")
+        places: list[int | None] = list(range(len(derivation.numbers[name]))) if many else [None]
+        if any((name, place) not in known for place in places):
+            found.append(name)
+    return tuple(found)
+
+
+def _recomputed(
+    derivation: Derivation, where: Place, proved: Mapping[File, Verdict], folder: Path, last: float
+) -> None:
+    """That a number is one of the network of a certificate."""
+    name, place = where
+    quantity = QUANTITIES[derivation.rule][name]
+    need((quantity.of, place) in derivation.certificates, f"{name} is of a network without a certificate")
+    (program,) = proved[derivation.certificates[quantity.of, place]].programs
+    written = derivation.numbers[name] if place is None else derivation.numbers[name][place]
+    spent = account.Account(lambda: time.process_time() > last)
+    spent.read(sum(step.size for step in program.steps))
+    with np.errstate(all="ignore"), account.spending(spent):
+        samples = None
+        if (file := derivation.computed[where]) is not None:
+            samples = _samples(folder / file[0], file[1], program.steps[0].size)
+        found = quantity.value(program, derivation.numbers, samples)
+    if not carries(quantity, found, written):
+        raise RefutedCertificate(f"{name} of the network is not shown to be what is written")
+
+
+def _samples(path: Path, digest: str, size: int) -> Samples:
+    """Two sets of points [count, size]."""
+    data = read_bytes(path, MAX_CERTIFICATE)
+    account.read(len(data))
+    need(hashlib.sha256(data).hexdigest() == digest, f"{path.name} is another file than the derivation names")
+    arrays = parse_safetensors(data)
+    need(arrays.keys() == {"first", "second"}, "other points than two sets")
+    for array in arrays.values():
+        need(array.dtype == np.float64 and array.ndim == 2 and array.shape[1] == size and 0 < len(array) <= POINTS
+             and bool((np.abs(array) <= float(FAR)).all()), "points of another kind or size than the network's")  # fmt: skip
+    return arrays["first"], arrays["second"]
 
 
 def _certified(
@@ -266,7 +342,7 @@ def _fits(derivation: Derivation, verdict: Verdict, file: str) -> None:
     need(verdict.model["margin"] is None, f"{file} is about a difference of two outputs")
     need((found["norm_in"], found["norm_out"]) == ("l2", "l2"), f"{file} is not in l2")
     if derivation.rule.startswith("loop"):
-        sizes = len(derivation.numbers["dynamics"]), len(derivation.numbers["gain"])
+        sizes = len(derivation.numbers["dynamics"]), len(derivation.numbers["control"][0])
         need(verdict.sizes == (sizes,), f"{file} is about a function of other sizes than the loop's policy")
     fits_region(derivation.rule, derivation.numbers, found["region"], file)
 

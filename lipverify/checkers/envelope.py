@@ -9,8 +9,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -216,8 +217,20 @@ def _about(table: Any, role: str) -> About:
     return About(sha256, digest, place, name, margin, reading)
 
 
-def _check(data: bytes, sidecar: Callable[[str], bytes], read: Callable[[], list[Model]], exact: bool,
-           expected: Expectation, started: float, agreed: Callable[[Model, Program], Agreement]) -> Verdict:  # fmt: skip
+class _Bound(NamedTuple):
+    """A certificate and the models it names. read_in: what each computes, and what of its file takes part; ended: the programs
+    that end with what the claim is about."""
+
+    found: _Envelope
+    beside: Mapping[str, Array]
+    models: list[Model]
+    read_in: list[tuple[Program, dict[str, Any] | None]]
+    ended: list[Program]
+
+
+def _bound(
+    data: bytes, sidecar: Callable[[str], bytes], read: Callable[[], list[Model]], expected: Expectation
+) -> _Bound:
     account.read(len(data), letters=True)
     found = _envelope(data)
     beside: Mapping[str, Array] = {}
@@ -253,6 +266,24 @@ def _check(data: bytes, sidecar: Callable[[str], bytes], read: Callable[[], list
             raise RefutedCertificate(f"it proves something else than expected: {reason}")
     read_in = [_program(found, k, model, beside) for k, model in enumerate(models)]
     ended = [_ending(about, model, p) for about, model, (p, _) in zip(abouts, models, read_in, strict=True)]
+    return _Bound(found, beside, models, read_in, ended)
+
+
+def programs_of(
+    certificate: bytes, sidecar: Callable[[str], bytes], models: Sequence[Model]
+) -> list[Program]:
+    """What a certificate is about, for the models that it names; nothing is proved.
+
+    Raises:
+        UnreadableCertificate, OtherModel, NotCovered, Undecided: as `check`.
+    """
+    return _bound(certificate, sidecar, partial(list, models), Expectation()).ended
+
+
+def _check(data: bytes, sidecar: Callable[[str], bytes], read: Callable[[], list[Model]], exact: bool,
+           expected: Expectation, started: float, agreed: Callable[[Model, Program], Agreement]) -> Verdict:  # fmt: skip
+    found, beside, models, read_in, ended = _bound(data, sidecar, read, expected)
+    abouts = found.abouts
     claim = _claim(found.claim, abouts)
     shapes = [_shapes(about, p) for about, p in zip(abouts, ended, strict=True)]
     if any(of != shapes[0] for of in shapes):
@@ -288,7 +319,7 @@ def _check(data: bytes, sidecar: Callable[[str], bytes], read: Callable[[], list
     shown = [{**shown_of(about, model, used), "agreement": agreed} for about, model, used, agreed in each]
     said = words(claim.statement(*abouts), models, weights, exact, theories)
     sizes = tuple((p.steps[0].size, p.steps[-1].size) for p in ended)
-    return Verdict(said, claim.to_json(), shown, time.monotonic() - started, sizes, theories)
+    return Verdict(said, claim.to_json(), shown, time.monotonic() - started, sizes, theories, tuple(ended))
 
 
 def _claim(table: Any, abouts: Sequence[About]) -> AnyClaim:

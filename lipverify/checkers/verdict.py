@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lipverify.checkers.claims import About
+from lipverify.checkers.kernel.program import Program
 from lipverify.checkers.reader import Model
 
 
@@ -24,6 +25,8 @@ class Verdict:
     """How many numbers each function reads and gives."""
     theories: tuple[str, ...] = ()
     """What the proof rests on beside the core of the kernel (docs/proof-format.md)."""
+    programs: tuple[Program, ...] = field(default=(), repr=False, compare=False)
+    """What the claim is about, of each model, as it was read."""
 
     @property
     def model(self) -> Mapping[str, Any]:

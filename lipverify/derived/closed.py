@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from lipverify.checkers.kernel.arithmetic import above, below, root_above
+from lipverify.derived.computed import OfNetwork
 from lipverify.derived.derivation import Derived, Known, derive, number
 from lipverify.errors import UsageError
 from lipverify.ir.graph import Graph
@@ -114,40 +119,91 @@ def critic_distance(critic: Graph, first: Tensor, second: Tensor, constant: Know
 
     Statement: the Wasserstein-1 distance (l2) of the two empirical sets is at least lower = |mean g(first) - mean g(second)| / L,
         L the certified constant of the critic; a gradient penalty certifies nothing. Scaling the critic changes nothing.
-    Source: Kantorovich and Rubinstein's duality. The means are evaluated with every rounding accounted for; the checker takes
-        their difference as stated.
+    Source: Kantorovich and Rubinstein's duality. The means are evaluated with every rounding accounted for, by the checker
+        where the constant is certified; the points are written beside the document.
 
     Args:
         first, second: [count, *input shape].
 
     Raises:
-        UsageError: the critic has more than one output, or samples of another shape.
+        UsageError: the critic has more than one output; samples of another shape; a certificate of another network.
     """
     if critic.output.size != 1:
         raise UsageError(f"a critic has one output, this one {critic.output.size}")
-    first, second = torch.as_tensor(first), torch.as_tensor(second)
-    for samples in (first, second):
-        if tuple(samples.shape[1:]) != critic.input_shape or not len(samples):
-            raise UsageError(
-                f"samples are [count, {', '.join(map(str, critic.input_shape))}], not {list(samples.shape)}"
-            )
-    one, other = (_mean(values(critic, samples.to(torch.float64))) for samples in (first, second))
-    gap = max(one[0] - other[1], other[0] - one[1], 0.0)
-    gap = float(np.nextafter(gap, 0.0))
-    return derive("critic", {"means": [one, other]}, constant=constant, gap=gap)
+    first, second = _points(critic, first), _points(critic, second)
+    gap = OfNetwork(lambda: _gap(critic, first, second), (first, second), critic)
+    return derive("critic", constant=constant, gap=gap)
 
 
-def _mean(found: Interval) -> tuple[float, float]:
-    """Both ends of the mean of numbers in ranges [count, 1], rounded outward."""
-    from fractions import Fraction
+def neighbour_slope(network: Graph, points: Tensor, constant: Known, *, neighbours: int = 8) -> Derived:
+    """How steep a network is at least, by the steepest edge of a graph of nearest neighbours.
 
-    count = len(found.lower)
-    ends = (
-        sum((Fraction(v) for v in end.flatten().tolist()), Fraction(0)) / count
+    Statement: no constant of the network (l2) is below lower = |f(x) - f(y)| / |x - y|, for the two points of that edge; beside
+        the certified constant it says how far that can be above the truth. On data it is a slope along the manifold of the data.
+    Source: definition. Values are evaluated with every rounding accounted for.
+
+    Args:
+        points: [count, *input shape], two and more. constant: certified, or a number. neighbours: of every point.
+
+    Raises:
+        UsageError: fewer than two points that differ, or points of another shape.
+    """
+    points = _points(network, points)
+    if isinstance(neighbours, bool) or not isinstance(neighbours, int) or neighbours < 1:
+        raise UsageError(f"neighbours are a whole number from 1, not {neighbours!r}")
+    flat = points.flatten(1)
+    found = values(network, points).center.flatten(1)
+    best, edge = -1.0, (0, 0)
+    for i in range(len(flat)):
+        apart = (flat - flat[i]).norm(dim=1)
+        apart[apart == 0.0] = math.inf  # the point itself, and copies of it
+        near, at = apart.topk(min(neighbours, len(flat)), largest=False)
+        slopes = (found[at] - found[i]).norm(dim=1) / near
+        if float(slopes.max()) > best and math.isfinite(float(near[slopes.argmax()])):
+            best, edge = float(slopes.max()), (i, int(at[slopes.argmax()]))
+    if best < 0.0:
+        raise UsageError("a slope is between two points that differ")
+    first, second = (points[k][None] for k in edge)
+    gap = OfNetwork(lambda: _gap(network, first, second), (first, second), network)
+    far = OfNetwork(lambda: _root_above(flat[edge[0]], flat[edge[1]]), (first, second), network)
+    return derive("slope", {"points": list(edge)}, constant=constant, gap=gap, distance=far)
+
+
+def _points(network: Graph, points: Tensor) -> Tensor:
+    """Points of the network's input, in float64."""
+    points = torch.as_tensor(points)
+    if tuple(points.shape[1:]) != network.input_shape or not len(points) or points.is_complex():
+        raise UsageError(
+            f"points are [count, {', '.join(map(str, network.input_shape))}], not {list(points.shape)}"
+        )
+    points = points.to(torch.float64)
+    if not bool(torch.isfinite(points).all()):
+        raise UsageError("points are finite numbers")
+    return points
+
+
+def _root_above(x: Tensor, y: Tensor) -> float:
+    square = sum(
+        ((Fraction(a) - Fraction(b)) ** 2 for a, b in zip(x.tolist(), y.tolist(), strict=True)), Fraction(0)
+    )
+    return above(root_above(square))
+
+
+def _gap(network: Graph, first: Tensor, second: Tensor) -> float:
+    """|mean f(first) - mean f(second)|_2 from below."""
+    one, other = (_mean(values(network, samples)) for samples in (first, second))
+    apart = [max(a - d, c - b, Fraction(0)) for a, b, c, d in zip(*one, *other, strict=True)]
+    square = sum((x * x for x in apart), Fraction(0))
+    return below(square / root_above(square)) if square else 0.0
+
+
+def _mean(found: Interval) -> tuple[list[Fraction], list[Fraction]]:
+    """Both ends of the mean of numbers in ranges [count, *shape], one for every entry."""
+    low, high = (
+        [sum(map(Fraction, column), Fraction(0)) / len(end) for column in end.flatten(1).T.tolist()]
         for end in (found.lower, found.upper)
     )
-    low, high = (float(end) for end in ends)
-    return float(np.nextafter(low, -np.inf)), float(np.nextafter(high, np.inf))
+    return low, high
 
 
 def recurrent(inputs: Known, states: Known, steps: int, *, of: str = "last") -> Derived:

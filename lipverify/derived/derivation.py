@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from lipverify.certificates.format import balls_of
 from lipverify.checkers import closed_forms, derivations
 from lipverify.checkers.closed_forms import RULES
 from lipverify.checkers.derivations import Proved
+from lipverify.checkers.quantities import QUANTITIES
+from lipverify.derived.computed import Networks
 from lipverify.documents import environment
 from lipverify.errors import UnreadableCertificate, UsageError
 from lipverify.ir.certificate import Certificate, Rigour
@@ -34,8 +37,8 @@ TOOL = {"name": "lipverify", "version": __version__}
 class Derived:
     """A number that a rule of docs/derived.md gives. Exactly one of `upper` and `lower` is there, by the rule.
 
-    rigour: the least of the certificates that went in; `checked` means that `verify` proves the whole of it again, up to the
-    numbers that were stated.
+    rigour: the least of the certificates that went in, and `real` where a number of a network has no certificate that carries it;
+    `checked` means that `verify` proves the whole of it again, up to the numbers that were stated.
     """
 
     rule: str
@@ -50,6 +53,10 @@ class Derived:
     """The networks that certificates from audits are about."""
     details: Mapping[str, Any] = field(default_factory=dict)
     """What the function found besides, for people."""
+    computed: tuple[str, ...] = ()
+    """Numbers of certified networks, named as certificates are."""
+    samples: bytes | None = field(default=None, repr=False)
+    """The points that those are about, as a safetensors file."""
 
     @property
     def upper(self) -> float:
@@ -91,14 +98,15 @@ class Derived:
             file = f"{stem}-{label}.json"
             written = certificate.issued.files(file)
             files.update(written)
-            digest = hashlib.sha256(written[file]).hexdigest()
-            where, _, place = label.partition("-")
-            if place:
-                row = list(numbers[where])
-                row[int(place)] = {"upper_hex": row[int(place)], "certificate": file, "sha256": digest}
-                numbers[where] = row
-            else:
-                numbers[where] = {"upper_hex": numbers[where], "certificate": file, "sha256": digest}
+            told = {"certificate": file, "sha256": hashlib.sha256(written[file]).hexdigest()}
+            _told(numbers, label, "upper_hex", told)
+        samples = None
+        if self.samples is not None:
+            file = f"{stem}-samples.safetensors"
+            files[file] = self.samples
+            samples = {"name": file, "sha256": hashlib.sha256(self.samples).hexdigest()}
+        for label in self.computed:
+            _told(numbers, label, "computed", {"samples": samples})
         document = {
             "schema": derivations.SCHEMA,
             "rule": self.rule,
@@ -139,20 +147,54 @@ class Derived:
         return framed(self.to_html())
 
 
+def _told(numbers: dict[str, Any], label: str, name: str, told: Mapping[str, Any]) -> None:
+    """Writes where the number under a label is from, beside it."""
+    where, _, place = label.partition("-")
+    if place:
+        numbers[where] = list(numbers[where])
+        numbers[where][int(place)] = {name: numbers[where][int(place)], **told}
+    else:
+        numbers[where] = {name: numbers[where], **told}
+
+
 def derive(rule: str, details: Mapping[str, Any] | None = None, **given: Any) -> Derived:
     """The value of a rule for these numbers, as the checker computes it.
 
     Args:
-        given: counts as int, numbers as float (or Fraction that is a float64), constants as `Known`, lists and matrices of them.
+        given: counts as int, numbers as float (or Fraction that is a float64), constants as `Known`, lists and matrices of them;
+            numbers of networks as `OfNetwork`.
 
     Raises:
-        UsageError: a number that the rule does not take; what is missing is named. A constant that holds in balls only.
+        UsageError: a number that the rule does not take; what is missing is named. A constant that holds in balls only, or
+        that is of another network.
     """
     numbers: dict[str, Any] = {}
     certificates: dict[str, Certificate] = {}
     graphs: dict[str, Graph] = {}
+    networks = QUANTITIES.get(rule, {})
     for name, kind in RULES[rule].takes.items():
-        numbers[name] = _written(given[name], kind, name, certificates, graphs)
+        if name not in networks:
+            numbers[name] = _written(given[name], kind, name, certificates, graphs)
+    found = Networks(rule, given, certificates, graphs)
+    for name in networks:
+        number_of = partial(found.number, name)
+        value = given[name]
+        many = RULES[rule].takes[name] == "sizes"
+        given[name] = (
+            [number_of(one, place) for place, one in enumerate(value)] if many else number_of(value, None)
+        )
+        numbers[name] = _written(given[name], RULES[rule].takes[name], name, certificates, graphs)
+    return _evaluated(rule, numbers, certificates, graphs, details or {}, found)
+
+
+def _evaluated(
+    rule: str,
+    numbers: dict[str, Any],
+    certificates: dict[str, Certificate],
+    graphs: dict[str, Graph],
+    details: Mapping[str, Any],
+    networks: Networks,
+) -> Derived:
     document = {"schema": derivations.SCHEMA, "rule": rule, "numbers": numbers, "value": 0.0, "value_hex": (0.0).hex(),
                 "statement": "", "tool": TOOL, "created": "", "environment": {}}  # fmt: skip
     try:
@@ -164,7 +206,9 @@ def derive(rule: str, details: Mapping[str, Any] | None = None, **given: Any) ->
         needs_region(rule, found.numbers, certificate, label)
     value = closed_forms.bound(rule, exact) + 0.0  # never -0.0
     rigour = min((c.rigour for c in certificates.values()), default=Rigour.CHECKED)
-    return Derived(rule, numbers, value, rigour, found.statement(value), certificates, graphs, details or {})
+    rigour = min(rigour, Rigour.REAL) if networks.otherwise else rigour
+    return Derived(rule, numbers, value, rigour, found.statement(value), certificates, graphs, details,
+                   tuple(networks.computed), networks.samples)  # fmt: skip
 
 
 def _written(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -79,7 +80,8 @@ def game_step(margin: Derived, own: Sequence[Known], couplings: Sequence[Sequenc
         contractivity has radius 1 as Euler's has, Dahlquist and Jeltsch 1979.
 
     Args:
-        margin: what `game` gave. own: for every player how fast the own gradient changes with the own variables.
+        margin: what `game` gave; it is proved again, with these couplings. own: for every player how fast the own gradient
+            changes with the own variables.
 
     Raises:
         UsageError: the margin is not above 0.
@@ -95,7 +97,21 @@ def game_step(margin: Derived, own: Sequence[Known], couplings: Sequence[Sequenc
     scaled = np.sqrt(weights)[:, None] * size / np.sqrt(weights)[None, :]
     vector = _positive(np.linalg.svd(scaled)[2][0]) / np.sqrt(weights)
     flat = [c for row in table for c in row]
-    return derive("game-step", margin=margin.lower, couplings=flat, weights=weights, vector=vector)
+    shifted = [
+        margin.certificates.get(f"shifted-{k}", float.fromhex(c))
+        for k, c in enumerate(margin.numbers["shifted"])
+    ]
+    curvature, near = ([float.fromhex(x) for x in margin.numbers[name]] for name in ("curvature", "vector"))
+    found = derive(
+        "game-step",
+        curvature=curvature,
+        shifted=shifted,
+        couplings=flat,
+        weights=weights,
+        vector=near,
+        spread=vector,
+    )
+    return replace(found, graphs={**margin.graphs, **found.graphs})
 
 
 def game_band(

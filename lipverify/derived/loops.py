@@ -15,7 +15,7 @@ from lipverify.checkers import derivations
 from lipverify.combine.difference import minus
 from lipverify.derived.derivation import Derived, Known, certificate_of, derive, needs_region, number
 from lipverify.derived.networks import audited, linear
-from lipverify.derived.sectors import closed_by_sector, sector
+from lipverify.derived.sectors import certified_sector, closed_by_sector, sector
 from lipverify.errors import Undecided, UsageError
 from lipverify.ir.certificate import Certificate
 from lipverify.ir.graph import Graph
@@ -58,7 +58,8 @@ def closed_loop(
         direction: D [n, k], where it acts; all entries if None.
         by: `constant`, as above, or `sector`: the derivatives of p lie between two matrices in the box of `radius`, and one form
             falls at every corner between them. Narrower than a constant where derivatives are known to have signs. The policy is
-            then the network (ranges of its derivatives are those of `local`, which the rule takes as stated), or the matrices.
+            then the network, or the matrices. Of a network the checker computes the ranges of derivatives anew (`checked`); where
+            it does not cover it, those of `local` go in, as numbers that nobody checks (`real`).
         analyzers: for p - K; `product` and `lipsdp` everywhere, `local` near 0 if None.
 
     Raises:
@@ -228,6 +229,10 @@ def _by_sector(
         )
     if isinstance(policy, Graph):
         _rests(policy)
+        known = certified_sector(policy, radius)
+        if known is not None:
+            found, low, high = known
+            return closed_by_sector(a, b, low, high, radius, found)
         low, high = sector(policy, radius)
     elif isinstance(policy, tuple) and len(policy) == 2:
         low, high = _matrix(policy[0], "the lower end"), _matrix(policy[1], "the upper end")

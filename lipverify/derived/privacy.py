@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
 from lipverify import ops
+from lipverify.derived.computed import OfNetwork
 from lipverify.derived.derivation import Derived, Known, derive
 from lipverify.derived.networks import audited
 from lipverify.errors import UnsupportedModel, UsageError
@@ -91,7 +93,7 @@ def sensitivity(
     graph = graph.to(dtype=torch.float64).pruned()
     _refuse_others(graph, frozen)
     heads: list[Known] = []
-    offsets: list[float] = []
+    offsets: list[float | OfNetwork] = []
     tails: list[Known] = []
     factors: list[float] = []
     names: list[str] = []
@@ -102,10 +104,10 @@ def sensitivity(
         _alone(graph, place)
         tail: Known = 1.0 if node is graph.output else audited(_behind(graph, place), analyzers)
         head: Known = 1.0
-        offset = 0.0
+        offset: float | OfNetwork = 0.0
         if node.inputs[0] != graph.input.name:
             ahead = Graph(graph.nodes, (node.inputs[0],)).pruned()
-            head, offset = audited(ahead, analyzers), _at_zero(ahead)
+            head, offset = audited(ahead, analyzers), OfNetwork(partial(_at_zero, ahead))
         weight, bias = _factors(node)
         for name, values_, h, o, factor in (
             (f"{node.name} weight", node.op.weight, head, offset, weight),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,15 @@ from numpy.typing import NDArray
 
 from lipverify.analyzers.local.entries import entry_ranges
 from lipverify.checkers.closed_forms import FREE
-from lipverify.derived.derivation import Derived, derive
-from lipverify.errors import Undecided, UsageError
+from lipverify.checkers.quantities import slopes
+from lipverify.derived.computed import OfNetwork, program_of, rounded
+from lipverify.derived.derivation import Derived, certificate_of, derive
+from lipverify.derived.networks import audited
+from lipverify.errors import NotCovered, Undecided, UnreadableCertificate, UsageError
 from lipverify.ir.graph import Graph
 from lipverify.ir.norm import Norm
 from lipverify.ir.region import Ball
+from lipverify.results import Audit
 
 Array = NDArray[np.float64]
 
@@ -34,8 +39,32 @@ def sector(policy: Graph, radius: float) -> tuple[Array, Array]:
     return found.lower[0].cpu().numpy(), found.upper[0].cpu().numpy()
 
 
-def closed_by_sector(dynamics: Array, control: Array, low: Array, high: Array, radius: float) -> Derived:
-    """x+ = A x + B p(x) with the derivatives of p between `low` and `high` in the box. Raises Undecided: no shape was found."""
+def certified_sector(policy: Graph, radius: float) -> tuple[Audit, Array, Array] | None:
+    """A policy's audit in the box, and the ends of its derivatives there as the checker has them; None where it has none."""
+    ball = Ball(torch.zeros(1, *policy.input_shape, dtype=torch.float64), radius, Norm.LINF)
+    try:
+        found = audited(policy, ("product", "local"), ball)
+        program = program_of(certificate_of(found), found.graph)
+        ends = None if program is None else slopes(program, Fraction(radius))
+    except (NotCovered, Undecided, UnreadableCertificate, UsageError):
+        return None
+    if ends is None:
+        return None
+    low, high = (
+        np.array([[rounded(Fraction(x), side) for x in row] for row in end.tolist()])
+        for end, side in zip(ends, ("lower", "upper"), strict=True)
+    )
+    return found, low, high
+
+
+def closed_by_sector(
+    dynamics: Array, control: Array, low: Array, high: Array, radius: float, policy: Audit | None = None
+) -> Derived:
+    """x+ = A x + B p(x) with the derivatives of p between `low` and `high` in the box. policy: the audit of the network p.
+
+    Raises:
+        Undecided: no shape was found.
+    """
     n, m = control.shape
     if dynamics.shape != (n, n) or not low.shape == high.shape == (m, n):
         raise UsageError(
@@ -64,6 +93,17 @@ def closed_by_sector(dynamics: Array, control: Array, low: Array, high: Array, r
         "shape": shape,
     }
     details = {"shape": shape.tolist(), "level": level, "low": low.tolist(), "high": high.tolist()}
+    if policy is not None:
+        given["low"], given["high"] = OfNetwork(lambda: low), OfNetwork(lambda: high)
+        return derive(
+            "loop-sector-network",
+            details,
+            **given,
+            constant=policy,
+            rate=rate,
+            level=level,
+            radius=float(radius),
+        )
     return derive("loop-sector", details, **given, rate=rate, level=level, radius=radius)
 
 

@@ -34,6 +34,8 @@ def _rows(name: str, found: object, claims: dict[str, str]) -> list[Row]:
 
 
 def _row(title: str, label: str, found: object, claims: dict[str, str]) -> Row:
+    if isinstance(found, dict) and "computed" in found:
+        return display(title), _text(found["computed"]), "computed by the checker, of the certified network"
     if isinstance(found, dict):
         return display(title), _text(found["upper_hex"]), display(claims.get(label, "certified"), 600)
     return display(title), _text(found), "stated"

@@ -724,7 +724,7 @@ def test_lists_that_are_certified_in_part_are_stated(tmp_path: Path) -> None:
     given = {"curvature": [1.0, 1.0], "shifted": [0.0, 0.0], "weights": [1.0, 1.0], "vector": [1.0, 1.0]}
     found = derive("game", **given, couplings=[0.0, network, 0.5, 0.0])
     assert derived.verify_derived(found).stated == ("shifted", "couplings")
-    whole = derive("critic", constant=network, gap=1.0)
+    whole = derive("generator", constant=network, distance=1.0)
     assert derived.verify_derived(whole).stated == ()
 
 

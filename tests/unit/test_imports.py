@@ -53,8 +53,8 @@ LAYERS: dict[str, str] = {
     "questions": "errors options loading checkers ir ops linalg interpreter propagation combine certificates analyzers falsify "
     "documents reporting",
     "convexity": "errors ir rules ops interpreter propagation checkers certificates documents reporting monotonicity",
-    "derived": "analyzers errors version checkers ir ops interpreter propagation combine certificates falsify results documents "
-    "reporting pipeline",
+    "derived": "analyzers errors version loading checkers ir ops interpreter "
+    "propagation combine certificates falsify results documents reporting pipeline",
     "taking": "errors settings loading ir pipeline comparison",
     "verbs": "errors settings loading checkers ir interpreter propagation execution certificates analyzers falsify pipeline "
     "results monotonicity robustness comparison convexity questions derived taking",
