@@ -71,9 +71,7 @@ def product(sweep: Sweep, node: Node) -> Form:
         parts.append(mul(xc.unsqueeze(1), y.matrix))
     if x.matrix is not None:
         parts.append(mul(x.matrix, yc.unsqueeze(1)))
-    matrices = sweep.symbols.same_rows(*parts)
-    matrix = matrices[0] + matrices[1] if len(matrices) == 2 else matrices[0]
-    return sweep.symbols.fresh(Form(centre, matrix, slack, size), errors, whole, groups)
+    return sweep.symbols.fresh(Form(centre, sweep.symbols.sum(parts), slack, size), errors, whole, groups)
 
 
 def _strip(xc: Tensor, yc: Tensor, half: Tensor, dot: bool) -> Strip:
@@ -223,9 +221,10 @@ def _gates(
         flat = weight.expand(size).flatten(1)
         total = total + joint_norm(
             sweep.symbols,
-            form.matrix.flatten(2) * flat.unsqueeze(1),
-            facts[place].slopes[:, two].flatten(1) * flat * FAR,
-            form.slack[:, 1 + two].flatten(1) * flat * FAR,
+            form.matrix.flatten(2),
+            facts[place].slopes[:, two].flatten(1),
+            form.slack[:, 1 + two].flatten(1),
+            flat,
         )
     return torch.stack([value, total], 1) * (FAR + 4.0 * gamma(node.size + 16))
 

@@ -124,8 +124,9 @@ def _whole(sweep: Sweep, form: Form, slopes: Tensor, far: Tensor, error: Tensor)
     value = euclidean_norm(error.flatten(1), dim=1) * (FAR + 4.0 * gamma(error[0].numel() + 16))
     slope = joint_norm(
         sweep.symbols,
-        form.matrix.flatten(2) * weight.unsqueeze(1),
-        slopes[:, two].flatten(1) * weight * FAR,
-        form.slack[:, 1 + two].flatten(1) * weight * FAR,
+        form.matrix.flatten(2),
+        slopes[:, two].flatten(1),
+        form.slack[:, 1 + two].flatten(1),
+        weight,
     )
     return torch.stack([value, slope * FAR], 1)

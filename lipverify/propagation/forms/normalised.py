@@ -432,9 +432,10 @@ def _whole(
     weight = steep.masked_fill(lost, 0.0).unsqueeze(-1).expand(z.centre.shape).flatten(1)
     found = joint_norm(
         sweep.symbols,
-        z.matrix.flatten(2) * weight.unsqueeze(1),
-        facts.slopes[:, two].flatten(1) * weight * FAR,
-        z.slack[:, 1 + two].flatten(1) * weight * FAR,
+        z.matrix.flatten(2),
+        facts.slopes[:, two].flatten(1),
+        z.slack[:, 1 + two].flatten(1),
+        weight,
     )
     rest = euclidean_norm(errors[:, 1 + two] * lost.to(errors).unsqueeze(-1), dim=(1, 2))
     value = euclidean_norm(groups[:, 0], dim=1)

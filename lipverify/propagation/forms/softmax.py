@@ -437,9 +437,10 @@ def _norms(
     weight = spread.masked_fill(lost, 0.0).unsqueeze(-1).expand(errors[:, 0].shape).flatten(1)
     slope = joint_norm(
         sweep.symbols,
-        centred.matrix.flatten(2) * weight.unsqueeze(1),
-        far[:, 1 + two].flatten(1) * weight * FAR,
-        centred.slack[:, 1 + two].flatten(1) * weight * FAR,
+        centred.matrix.flatten(2),
+        far[:, 1 + two].flatten(1),
+        centred.slack[:, 1 + two].flatten(1),
+        weight,
     )
     slope = slope + euclidean_norm(rest, dim=1)
     value = euclidean_norm(errors[:, 0].flatten(1), dim=1)

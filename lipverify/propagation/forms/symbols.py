@@ -208,13 +208,10 @@ class Symbols:
         keep = (flat > 0).any(1).any(0).nonzero().flatten()
         total, rows = self.errors.shape[2], self.domain.rows
         old = form.matrix
-        missing = rows + total - old.shape[1]
         self._afford(rows + total + len(keep), form.centre[0].numel())
-        new = old.new_zeros(self.domain.count, missing + len(keep), flat.shape[2])
-        new[:, missing + torch.arange(len(keep), device=keep.device), keep] = 1.0
-        matrix = torch.cat(
-            [old.expand(self.domain.count, *old.shape[1:]), new.reshape(*new.shape[:2], *shape)], 1
-        )
+        matrix = old.new_zeros(self.domain.count, rows + total + len(keep), *shape)
+        matrix[:, : old.shape[1]] = old
+        matrix.flatten(2)[:, rows + total + torch.arange(len(keep), device=keep.device), keep] = 1.0
         if len(keep):
             found = flat[:, :, keep]
             self.blocks.append(
@@ -260,6 +257,15 @@ class Symbols:
             else torch.cat([m, m.new_zeros(len(m), most - m.shape[1], *m.shape[2:])], 1)
             for m in matrices
         ]
+
+    def sum(self, matrices: list[Tensor]) -> Tensor:
+        """Of one or two matrices that nobody else holds, the rows that one lacks are 0; they must not be read afterwards."""
+        longer, *others = sorted(matrices, key=lambda m: -m.shape[1])
+        for other in others:
+            if len(other) > len(longer):
+                longer = longer.expand(len(other), *longer.shape[1:]).clone()
+            longer[:, : other.shape[1]] += other
+        return longer
 
 
 def by_group(part: Tensor, place: Tensor, count: int) -> Tensor:

@@ -29,6 +29,8 @@ _SMALL = 2e-4
 """Blocks of symbols below this share of what came before are measured roughly."""
 _FACTORED = 128
 """Gram matrices of at least this side are bounded by a factorisation."""
+_WIDE = 256
+"""Gram matrices of at least this side are made of blocks, of which those below the diagonal are not computed."""
 _LOST = 1e-290
 """Above what underflows in a Gram matrix and when rows are scaled."""
 
@@ -62,24 +64,26 @@ def token_norms(symbols: Symbols, form: Form, slopes: Tensor, axis: int) -> Toke
     if form.matrix is None:
         return Tokens(entry, loose[:, 0])
     matrix = form.matrix.movedim(axis + 2, 2)
-    rest, matrix = matrix.shape[3:], matrix.flatten(3)  # [count or 1, rows, width, tokens]
-    first, later = matrix[:, : domain.rows], matrix[:, domain.rows :]
-    lifted = domain.lifted(first)
-    rough = first.new_zeros(())
+    rest = matrix.shape[3:]
+    # [count or 1, tokens, rows, width], so that the rows of a block are one piece of memory for every token.
+    matrix = matrix.flatten(3).permute(0, 3, 1, 2).contiguous()
+    first, later = matrix[:, :, : domain.rows], matrix[:, :, domain.rows :]
+    lifted, rough = first, first.new_zeros(())
     if domain.front is not None:
-        lengths = euclidean_norm(first, dim=2)
+        by_row = first.permute(0, 2, 3, 1)
+        lifted = domain.lifted(by_row).permute(0, 3, 1, 2)
+        lengths = euclidean_norm(by_row, dim=2)
         rough = 2.0 * gamma(domain.rows + 8) * torch.einsum("r,brc->bc", domain.front.columns, lengths)
     blocks = []
     for block in symbols.blocks:
-        if block.start >= later.shape[1]:
+        if block.start >= later.shape[2]:
             break
-        part = later[:, block.start : block.end]
+        part = later[:, :, block.start : block.end]
         known = symbols.two is not None and block.whole is not None
-        about = _about(part.movedim(3, 1)) if known else None
-        blocks.append((block, part, euclidean_norm(part, dim=2), about))
+        about = _about(part) if known else None
+        blocks.append((block, part, euclidean_norm(part, dim=3).mT, about))
     slack = loose.flatten(2)
-    wide = FAR + 4.0 * gamma(matrix.shape[1] * width + 16)
-    tokens = torch.cat([lifted, later], 1).movedim(3, 1)
+    wide = FAR + 4.0 * gamma(matrix.shape[2] * width + 16)
     alone = {kind: _first_rows(symbols, lifted, kind) for kind in domain.kinds}
     found = []
     for place in range(1 + len(domain.kinds)):
@@ -87,11 +91,13 @@ def token_norms(symbols: Symbols, form: Form, slopes: Tensor, axis: int) -> Toke
         reach = domain.reach[:, None] if place == 0 else torch.ones_like(domain.reach[:, None])
         start = alone[kind] * reach * FAR
         more = (rough * reach).expand(domain.count, -1)
-        joint = [_inputs(symbols, lifted, kind, start, place == 0)]
-        joint += [_block(symbols, *some, place) for some in blocks]
-        scale = torch.cat([part.scale for part in joint], 1).movedim(2, 1).unsqueeze(3)
-        weight = torch.stack([part.weight for part in joint]).sum(0)
-        total = _tall(tokens * scale) * weight.sqrt()
+        shares = [(lifted, _inputs(symbols, lifted, kind, start, place == 0))]
+        for block, part, length, about in blocks:
+            shares.append((part, _block(symbols, block, length, about, place)))
+        gram = _Gram()
+        for part, share in shares:
+            gram.add(part * share.scale.mT.unsqueeze(3))
+        total = gram.norm() * torch.stack([share.weight for _, share in shares]).sum(0).sqrt()
         if kind is Norm.LINF:
             total = total + start
         found.append((total + more + slack[:, place]) * wide)
@@ -100,15 +106,49 @@ def token_norms(symbols: Symbols, form: Form, slopes: Tensor, axis: int) -> Toke
     return Tokens(torch.minimum(entry, together[:, 1:]), together[:, 0])
 
 
-def _tall(matrix: Tensor) -> Tensor:
-    """Upper bounds of spectral norms of many rows, [..., rows, columns] -> [...], by one product; infinite at overflow.
+class _Gram:
+    """A'A of a tall matrix A [..., rows, columns] whose rows come in parts, none of which is kept."""
 
-    |A|^2 <= |fl(A'A)| + gamma |A|_F^2, and |A|_F^2 is the trace, but for rounding.
-    """
-    gram = matrix.mT @ matrix
-    trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)
-    error = 4.0 * gamma(matrix.shape[-2] + matrix.shape[-1] + 16) * trace + _LOST
-    return ((_largest_eigenvalue(gram) + error) * FAR).sqrt() * FAR
+    def __init__(self) -> None:
+        self.rows = 0
+        self.total: Tensor | None = None
+
+    def add(self, part: Tensor) -> None:
+        """More rows, [..., some, columns]."""
+        self.rows += part.shape[-2]
+        found = _squared(part)
+        self.total = found if self.total is None else self.total.add_(found)
+
+    def norm(self) -> Tensor:
+        """Upper bounds of the spectral norms of A, [...]; infinite at overflow.
+
+        |A|^2 <= |fl(A'A)| + gamma |A|_F^2, and |A|_F^2 is the trace, but for rounding.
+        """
+        assert self.total is not None
+        trace = self.total.diagonal(dim1=-2, dim2=-1).sum(-1)
+        error = 4.0 * gamma(self.rows + self.total.shape[-1] + 16) * trace + _LOST
+        return ((_largest_eigenvalue(self.total) + error) * FAR).sqrt() * FAR
+
+
+def _squared(matrix: Tensor) -> Tensor:
+    """A'A; of wide ones the blocks above the diagonal only, which are those below it turned."""
+    n = matrix.shape[-1]
+    if n < _WIDE:
+        return matrix.mT @ matrix
+    found = matrix.new_empty(*matrix.shape[:-2], n, n)
+    step = -(-n // 4)
+    for start in range(0, n, step):
+        rows = matrix[..., start : start + step].mT @ matrix[..., start:]
+        found[..., start : start + step, start:] = rows
+        found[..., start + step :, start : start + step] = rows[..., step:].mT
+    return found
+
+
+def _tall(matrix: Tensor) -> Tensor:
+    """Upper bounds of spectral norms of many rows, [..., rows, columns] -> [...], by one product; infinite at overflow."""
+    gram = _Gram()
+    gram.add(matrix)
+    return gram.norm()
 
 
 def _largest_eigenvalue(gram: Tensor) -> Tensor:
@@ -119,57 +159,73 @@ def _largest_eigenvalue(gram: Tensor) -> Tensor:
     n = gram.shape[-1]
     if n < _FACTORED or not bool(gram.isfinite().all()):
         return largest(gram, GRAM_STEPS - 1)
-    estimate = _estimate(gram)
-    bound, proved = quadratic_bound(gram, estimate * 1.01)
-    proved &= (estimate > 1e-100) & (estimate < 1e100)
-    return bound if bool(proved.all()) else torch.where(proved, bound, largest(gram, GRAM_STEPS - 1))
+    for steps, above in (
+        (5, 1.01),
+        (40, 1.002),
+    ):  # as a rule few are enough, and many still cost less than another way
+        estimate = _estimate(gram, steps)
+        bound, proved = quadratic_bound(gram, estimate * above)
+        proved &= (estimate > 1e-100) & (estimate < 1e100)
+        if bool(proved.all()):
+            return bound
+    return torch.where(proved, bound, largest(gram, GRAM_STEPS - 1))
 
 
-def joint_norm(symbols: Symbols, matrix: Tensor, slopes: Tensor, slack: Tensor) -> Tensor:
-    """Bounds of |dz/dx| from l2 to l2 for all entries together: [count]. l2 only.
+def joint_norm(
+    symbols: Symbols, matrix: Tensor, slopes: Tensor, slack: Tensor, weight: Tensor | None = None
+) -> Tensor:
+    """Bounds of |diag(weight) dz/dx| from l2 to l2 for all entries together: [count]. l2 only.
 
-    Jointly, as one token; the weights are estimates of the spectral norms of blocks.
+    Jointly, as one token; the weights are estimates of the spectral norms of blocks. Overflow leaves the bound entry by entry.
 
     Args:
-        matrix: [count or 1, rows, entries]; slopes, slack [count, entries]: of single gradients in l2.
+        matrix: [count or 1, rows, entries]; slopes, slack [count, entries]: of single gradients in l2, none of them weighed.
+        weight: [count, entries], >= 0.
     """
     assert symbols.two is not None
     domain, place = symbols.domain, 1 + symbols.two
     length = FAR + 4.0 * gamma(matrix.shape[2] + 16)
+    if weight is not None:
+        slopes, slack = slopes * weight * FAR, slack * weight * FAR
     crude: Tensor = euclidean_norm(slopes, dim=1) * length
     used = (slopes > 0).any(0).nonzero().flatten()
-    if len(used) == 0 or not bool(matrix.isfinite().all()):
+    if len(used) == 0:
         return crude
-    matrix, rows = matrix[:, :, used], domain.rows
-    first = domain.lifted(matrix[:, :rows])
-    own = _estimate(first).expand(domain.count)
+    if len(used) < matrix.shape[2]:
+        matrix = matrix[:, :, used]
+        weight = weight if weight is None else weight[:, used]
+    rows = domain.rows
+
+    def weighed(start: int, end: int) -> Tensor:
+        part = matrix[:, start:end]
+        return part if weight is None else part * weight.unsqueeze(1)
+
+    first = weighed(0, rows)
     extra = torch.zeros_like(crude)
     if domain.front is not None:
-        rough = torch.einsum("r,brc->bc", domain.front.columns, matrix[:, :rows].abs())
+        rough = torch.einsum("r,brc->bc", domain.front.columns, first.abs())
         extra = extra + 2.0 * gamma(rows + 8) * euclidean_norm(rough, dim=1)
-    found, weights, parts = [first], [], []
-    reach = (own * domain.stretch).clamp_min(_TINY)
-    parts.append((domain.stretch / reach.sqrt())[:, None].expand(-1, first.shape[1]))
-    weights.append(reach)
+        first = domain.lifted(first)
+    reach = (_estimate(first).expand(domain.count) * domain.stretch).clamp_min(_TINY)
+    gram, weights = _Gram(), reach
+    gram.add(first * (domain.stretch / reach.sqrt())[:, None, None])
     for block in symbols.blocks:
         if rows + block.start >= matrix.shape[1]:
             break
-        part = matrix[:, rows + block.start : rows + block.end]
+        part = weighed(rows + block.start, rows + block.end)
         sizes = euclidean_norm(part, dim=2)
-        joint = _block(symbols, block, part, sizes.unsqueeze(2), _estimate(part).unsqueeze(1), place)
         # A block that hardly counts is added by itself.
-        weight = joint.weight[:, 0]
         alone = (symbols.errors[:, place, block.start : block.end] * sizes).sum(1) * FAR
         if block.whole is not None:
             alone = torch.minimum(alone, euclidean_norm(sizes, dim=1) * block.whole[:, 1] * FAR)
-        if bool((alone < _SMALL * sum(weights)).all()):
+        if bool((alone < _SMALL * weights).all()):
             extra = extra + alone
             continue
-        found.append(part)
-        parts.append(joint.scale[:, :, 0])
-        weights.append(weight)
-    scaled = torch.cat(found, 1) * torch.cat(parts, 1).unsqueeze(2)
-    total = _tall(scaled) * torch.stack(weights).sum(0).sqrt()
+        about = None if block.whole is None else _estimate(part).unsqueeze(1)
+        joint = _block(symbols, block, sizes.unsqueeze(2), about, place)
+        gram.add(part * joint.scale)
+        weights = weights + joint.weight[:, 0]
+    total = gram.norm() * weights.sqrt()
     wide = FAR + 4.0 * gamma(matrix.shape[1] * matrix.shape[2] + 16)
     total = (total + extra + euclidean_norm(slack, dim=1) * length) * wide
     return torch.minimum(crude, total.nan_to_num(nan=torch.inf, posinf=torch.inf))
@@ -193,28 +249,26 @@ def _about(matrix: Tensor) -> Tensor:
 
 
 def _first_rows(symbols: Symbols, lifted: Tensor, kind: Norm) -> Tensor:
-    """sup over |t| <= 1 of |C't|_2 for each token: lifted [count or 1, rows, width, tokens] -> [count, tokens].
+    """sup over |t| <= 1 of |C't|_2 for each token: lifted [count or 1, tokens, rows, width] -> [count, tokens].
 
     l2: sigma(C); l1: the longest row; linf: jointly, |C't|^2 = |(C/w)' (w t)|^2 <= sigma(C/w)^2 sum w^2, for every w > 0.
     """
     domain = symbols.domain
-    length = euclidean_norm(lifted, dim=2)  # [count or 1, inputs, tokens]
-    tokens = lifted.movedim(3, 1)  # [count or 1, tokens, inputs, width]
+    length = euclidean_norm(lifted, dim=3)  # [count or 1, tokens, inputs]
     if kind is Norm.L2:
-        found = _tall(tokens) * domain.stretch
+        found = _tall(lifted) * domain.stretch
     elif kind is Norm.LINF:
-        found = length.amax(1) * FAR
+        found = length.amax(2) * FAR
     else:
         weight = length.sqrt().clamp_min(_TINY)
-        scaled = tokens / weight.movedim(2, 1).unsqueeze(3)
-        found = _tall(scaled) * euclidean_norm(weight, dim=1)
-    return (found * (FAR + 4.0 * gamma(length.shape[1] + 16))).expand(domain.count, -1)
+        found = _tall(lifted / weight.unsqueeze(3)) * euclidean_norm(weight, dim=2)
+    return (found * (FAR + 4.0 * gamma(length.shape[2] + 16))).expand(domain.count, -1)
 
 
 def _inputs(symbols: Symbols, lifted: Tensor, kind: Norm, alone: Tensor, values: bool) -> _Part:
     """The part of the inputs, `alone` [count, tokens] long: over a cube every input is one of its own; none over an l1 ball."""
     domain = symbols.domain
-    rows, count = lifted.shape[1], domain.count
+    rows, count = lifted.shape[2], domain.count
     if kind is Norm.LINF:
         return _Part(alone.new_zeros(count, rows, alone.shape[1]), torch.zeros_like(alone))
     if kind is Norm.L2:
@@ -225,7 +279,7 @@ def _inputs(symbols: Symbols, lifted: Tensor, kind: Norm, alone: Tensor, values:
     half = lifted.new_ones(count, rows)
     if values:
         half = domain.half if domain.front is None else domain.front.order(domain.half)
-    return _singly(half, euclidean_norm(lifted, dim=2))
+    return _singly(half, euclidean_norm(lifted, dim=3).mT)
 
 
 def _singly(size: Tensor, length: Tensor) -> _Part:
@@ -235,10 +289,11 @@ def _singly(size: Tensor, length: Tensor) -> _Part:
     return _Part(size / weight.sqrt(), weight.sum(1))
 
 
-def _block(
-    symbols: Symbols, block: Block, part: Tensor, length: Tensor, about: Tensor | None, place: int
-) -> _Part:
-    """The symbols of one block, as singles, groups or all together, whichever weighs least, token by token."""
+def _block(symbols: Symbols, block: Block, length: Tensor, about: Tensor | None, place: int) -> _Part:
+    """The symbols of one block, as singles, groups or all together, whichever weighs least, token by token.
+
+    length [count or 1, symbols, tokens]: of their rows; about [count or 1, tokens]: the spectral norm of all of them, roughly.
+    """
     best = _singly(symbols.errors[:, place, block.start : block.end], length)
     others = []
     if block.groups is not None:
