@@ -98,6 +98,7 @@ def files_changed(count: int) -> dict[str, Any]:
         "made": found.made,
         "read": found.accepted,
         "compared": found.compared,
+        "overflows": found.overflows,
         "different": found.wrong,
         "kinds": dict(found.kinds.most_common()),
         "not_run": dict(found.unable.most_common()),
