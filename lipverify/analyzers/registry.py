@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from importlib.metadata import entry_points
 
 from lipverify.analyzers.protocol import Analyzer
@@ -51,7 +52,7 @@ def resolve(wanted: str | Analyzer) -> Analyzer:
         return wanted
     if wanted in BUILT_IN:
         module, _, attribute = BUILT_IN[wanted].partition(":")
-        return _made(wanted, getattr(__import__(module, fromlist=[attribute]), attribute))
+        return _made(wanted, getattr(import_module(module), attribute))
     for entry in entry_points(group=GROUP):
         if entry.name == wanted:
             return _made(wanted, entry.load())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -39,6 +39,8 @@ class Issued:
 
     document: dict[str, Any]
     arrays: bytes | None = None
+    said: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
+    """The checker's sentences, one for each time that it has accepted exactly this in this process."""
 
     def files(self, name: str) -> dict[str, bytes]:
         """File contents by name; `name` ends in .json, the arrays lie beside it."""
@@ -65,9 +67,11 @@ class Issued:
     ) -> checkers.Verdict:
         """The checker's verdict on exactly the bytes that `files` gives."""
         files = self.files("certificate.json")
-        return checkers.check(
+        found = checkers.check(
             lambda: files["certificate.json"], files.__getitem__, lambda: model, exact, expected
         )
+        self.said.append(found.claim)
+        return found
 
 
 # -- regions

@@ -9,37 +9,41 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
-from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from lipverify.errors import InvalidFile
+from lipverify.errors import InternalError, InvalidFile
+from lipverify.ir.certificate import Gains, Step
 from lipverify.ir.norm import Norm
 from lipverify.ir.region import Ball, Everywhere, Query
+from lipverify.linalg.rounding import Upper
 
-_PLACES = {
-    "Gains": "lipverify.ir.certificate",
-    "Step": "lipverify.ir.certificate",
-    "Multipliers": "lipverify.analyzers.lipsdp.evidence",
-    "Proof": "lipverify.analyzers.lipsdp.evidence",
-    "Proofs": "lipverify.analyzers.lipsdp.evidence",
-    "Part": "lipverify.analyzers.lipsdp.evidence",
-    "Parts": "lipverify.analyzers.lipsdp.evidence",
-    "JacobianRows": "lipverify.analyzers.local.analyzer",
-    "Smaller": "lipverify.analyzers.local.sdp",
-    "Trees": "lipverify.analyzers.local.bab",
-    "Leaf": "lipverify.analyzers.local.frontier",
-    "Split": "lipverify.analyzers.local.parts",
-    "Upper": "lipverify.linalg.rounding",
-}
-"""The kinds of evidence that are kept, and where they are defined; no other name is looked up."""
+KEPT: dict[str, type[Any]] = {kind.__name__: kind for kind in (Gains, Step, Upper)}
+"""The kinds of evidence that are kept, by name; no other name is looked up. Analyzers add theirs with `keepable`."""
 _DEEP = 64
 UNPROVED = (
     "the budget ended before the checker had proved it; `lipverify prove` goes on with the folder of --out"
 )
 """Why a bound whose evidence is kept has no proof yet."""
+
+
+Kind = TypeVar("Kind", bound=type[Any])
+
+
+def keepable(kind: Kind) -> Kind:
+    """A decorator of dataclasses: evidence that is kept where the budget leaves no time for its proof.
+
+    Raises:
+        InternalError: another class has that name.
+    """
+    known = KEPT.setdefault(kind.__name__, kind)
+    if known is not kind:
+        raise InternalError(
+            f"two kinds of evidence are called {kind.__name__!r}, in {known.__module__} and {kind.__module__}"
+        )
+    return kind
 
 
 def kept(evidence: Any, query: Query) -> dict[str, Any] | None:
@@ -51,7 +55,7 @@ def kept(evidence: Any, query: Query) -> dict[str, Any] | None:
 
 
 def restored(document: Any) -> tuple[Any, Query]:
-    """What `kept` wrote.
+    """What `kept` wrote, of kinds whose analyzer is loaded.
 
     Raises:
         InvalidFile: it is damaged, or names something else than evidence.
@@ -86,7 +90,7 @@ def _written(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_written(each) for each in value]
     kind = type(value).__name__
-    if dataclasses.is_dataclass(value) and _PLACES.get(kind) == type(value).__module__:
+    if dataclasses.is_dataclass(value) and KEPT.get(kind) is type(value):
         return {
             "kind": kind,
             "fields": {f.name: _written(getattr(value, f.name)) for f in dataclasses.fields(value)},
@@ -114,7 +118,7 @@ def _read(value: Any, depth: int) -> Any:
     if "tensor" in value:
         return _tensor(value)
     kind = value["kind"]
-    made = getattr(import_module(_PLACES[kind]), kind)
+    made = KEPT[kind]
     given = value["fields"]
     if set(given) != {f.name for f in dataclasses.fields(made)}:
         raise ValueError("other fields")

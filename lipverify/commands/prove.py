@@ -149,6 +149,8 @@ def _proved(
     from lipverify.deadline import look, within
     from lipverify.ir.certificate import Certificate, Rigour
 
+    # Loads the analyzer, with the kinds of its evidence.
+    method = registry.resolve(str(row["analyzer"]))
     evidence, query = restored(written["proof"]["kept"])
     if any(asked.get(key) != value for key, value in query.to_json().items()):
         raise InvalidFile("the kept evidence is about another question than the report")
@@ -164,7 +166,6 @@ def _proved(
             graph_digest=graph.digest,
             assumptions=tuple(map(str, row["assumptions"])),
         )
-        method = registry.resolve(str(row["analyzer"]))
         with within(end):
             look()
             found = issue(bound, graph, query, method, float(row["seconds"]))

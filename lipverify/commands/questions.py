@@ -51,7 +51,14 @@ def resolve(verb: str) -> Any:
         return getattr(import_module(module), attribute)
     for entry in entry_points(group=GROUP):
         if entry.name == verb:
-            return entry.load()
+            try:
+                return entry.load()
+            except Exception as error:
+                package = "" if entry.dist is None else f" of the package {display(entry.dist.name, 60)}"
+                raise UsageError(
+                    f"the question {display(verb, 40)}{package} cannot be imported ({type(error).__name__}: "
+                    f"{display(str(error), 200)}); update or uninstall that package"
+                ) from error
     raise UsageError(f"there is no question {verb!r}; choose from {', '.join(verbs())}")
 
 
@@ -145,9 +152,9 @@ def _asked(question: Any, options: Options, start: Start) -> Outcome:
     files = {}
     if start.folder is not None:
         files = {name: answer.witness_file() for name, answer in zip(names, answers, strict=True)}
-        for answer, name in zip(answers, proofs, strict=True):
-            if answer.issued is not None:
-                files |= {f"{CERTIFICATES}/{n}": data for n, data in answer.issued.files(name).items()}
+        for answer, proof in zip(answers, proofs, strict=True):
+            for name, issued in answer.certificates(proof.removesuffix(".json")).items():
+                files |= {f"{CERTIFICATES}/{n}": data for n, data in issued.files(name).items()}
     stopped = any(answer.interrupted for answer in answers)
     failure = None if stopped else _gates(question, options, answers, documents)
     return Outcome(

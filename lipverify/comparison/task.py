@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import lipverify
 from lipverify import pipeline
 from lipverify.analyzers.protocol import Analyzer, Compute
 from lipverify.documents import slug
@@ -24,6 +23,7 @@ from lipverify.failures import failure_words
 from lipverify.falsify import Box, Search, falsify
 from lipverify.ir.graph import Graph
 from lipverify.ir.region import Ball, Query
+from lipverify.version import __version__
 
 ANSWER_WITH = ("numpy", "scipy", "cvxpy", "scs", "clarabel", "auto_LiRPA")
 """Packages whose version, or absence, may change an answer or a refusal."""
@@ -161,8 +161,8 @@ def tensor_digest(value: Any) -> str:
 def code_digest() -> str:
     """sha256 over the sources of this package and the versions it computes with: another program is another answer."""
     versions = [f"{name} {_version(name)}" for name in ANSWER_WITH]
-    digest = hashlib.sha256(" ".join([lipverify.__version__, torch.__version__, *versions]).encode())
-    root = Path(lipverify.__file__).parent
+    digest = hashlib.sha256(" ".join([__version__, torch.__version__, *versions]).encode())
+    root = Path(pipeline.__file__).parent
     for path in sorted(root.rglob("*.py")):
         if path.parent == root / "reporting":
             continue  # shows answers and decides none

@@ -13,9 +13,11 @@ from lipverify.analyzers.protocol import Compute, Report, keeping_best, silent
 from lipverify.certificates.issuing import MOST
 from lipverify.certificates.writing import NOTHING
 from lipverify.deadline import within
-from lipverify.errors import BudgetEnded, Refuted, Undecided
+from lipverify.errors import BudgetEnded, InternalError, LipverifyError, Refuted, Undecided
 from lipverify.ir.certificate import Witness
 from lipverify.ir.interval import Interval
+from lipverify.questions.carrying import carried
+from lipverify.questions.formula import Facts
 from lipverify.questions.question import Answer, Found, Proved, Question
 
 METHOD = "gradient-ascent"
@@ -53,6 +55,7 @@ def ask(
     aim = replace(compute, deadline=_part(deadline, REFINED if provable else 1.0))
     with keeping_best(until=owed) as interruption:
         for more in question.facts(aim):
+            _ranges(question, more.facts)
             found = more if found is None else _met(found, more)
             best = float(question.formula.evaluate(found.facts).upper.max())
             if not trace or best < trace[-1][1]:
@@ -64,7 +67,7 @@ def ask(
         raise Undecided("not run: the budget ended before there was a bound; give a larger --budget")
     if found is None:
         raise Undecided("interrupted before there was a bound")
-    upper = question.formula.evaluate(found.facts).upper
+    upper = _number(question, question.formula.evaluate(found.facts).upper)
     _hold(lower, upper)
     with within(owed):
         fields = dict(question.findings(found, aim))
@@ -110,9 +113,52 @@ def _proved(question: Any, upper: Tensor, found: Found, fields: dict[str, Any], 
         with within(compute.deadline):
             aim = replace(compute, deadline=_part(compute.deadline, 0.5))
             proved: Proved = question.prove(upper, found, fields, aim)
-            return proved
+            if proved.issued is None and not proved.constants:
+                return replace(
+                    proved, upper=None, reason=proved.reason or "the question gives no certificate"
+                )
+            return replace(proved, upper=carried(question, proved, len(upper)))
     except BudgetEnded:
         return Proved(reason="the budget ended before the checker had proved it; give a larger --budget")
+    except LipverifyError as error:
+        return Proved(reason=f"its certificate does not carry the answer: {error}")
+
+
+def _ranges(question: Question, facts: Facts) -> None:
+    """Facts are what a question computes: each is a range of numbers, the same regions in all of them.
+
+    Raises:
+        InternalError: one of them is not.
+    """
+    counts = set()
+    for name, box in facts.items():
+        ends = (box.lower, box.upper)
+        if any(end.ndim < 2 or end.shape != box.lower.shape or end.numel() == 0 for end in ends):
+            raise InternalError(
+                f"{question.name}: the fact {name!r} is no range [count, entries]: {[list(end.shape) for end in ends]}"
+            )
+        if not bool((box.lower <= box.upper).all()):
+            raise InternalError(
+                f"{question.name}: the lower end of the fact {name!r} is above its upper end, or no number"
+            )
+        counts.add(len(box.lower))
+    if len(counts) > 1 or (question.single and counts - {1}):
+        raise InternalError(f"{question.name}: facts about {sorted(counts)} regions in one answer")
+
+
+def _number(question: Question, upper: Tensor) -> Tensor:
+    """The bounds [count], which are numbers.
+
+    Raises:
+        InternalError: the formula does not give one number a region. Undecided: no float64 holds it.
+    """
+    if upper.ndim != 1 or bool(upper.isnan().any()):
+        raise InternalError(
+            f"{question.name}: the formula gives no number for each region: {question.formula}"
+        )
+    if bool(upper.isinf().any()):
+        raise Undecided("the bound lies beyond float64; ask about a smaller region")
+    return upper
 
 
 def _hold(lower: Tensor | None, upper: Tensor) -> None:
@@ -140,7 +186,8 @@ def _witness(question: Question, compute: Compute) -> tuple[Witness | None, Tens
 
 def _at(question: Question, points: Tensor) -> Witness:
     """The points with the values that interval arithmetic proves there."""
-    value = question.formula.evaluate(question.at(points)).lower.clamp(min=0.0)
+    # A value that is no number shows nothing.
+    value = question.formula.evaluate(question.at(points)).lower.nan_to_num(0.0, 0.0, 0.0).clamp(min=0.0)
     return Witness(value=value.cpu(), points=points.cpu(), method=METHOD)
 
 

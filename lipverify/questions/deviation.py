@@ -225,8 +225,8 @@ class Deviation(Shown):
         elif proved.labels is not None:
             shown = sum(label is not None for label in proved.labels) / len(self.region)
             more["kept"] = fields["kept"] | {"checked": shown}
-        bounds_of = torch.tensor(proved.upper, dtype=torch.float64) if proved.issued is not None else None
-        return Proved(proved.issued, bounds_of, proved.reason, more, self._points(proved.far))
+        points = self._points(proved.far)
+        return Proved(proved.issued, reason=proved.reason, fields=more, points=points)
 
     def _points(self, far: Mapping[int, Any]) -> Tensor | None:
         """An input of every region [count, *input shape]: those of a search, elsewhere the centres."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from lipverify.analyzers.protocol import Compute, docstring_field
 from lipverify.certificates import Issued
 from lipverify.documents import envelope, model_document
+from lipverify.errors import UsageError
 from lipverify.ir.certificate import Rigour, Witness
 from lipverify.ir.graph import Graph
 from lipverify.ir.interval import Interval
@@ -36,17 +37,30 @@ class Subject:
 
 @dataclass(frozen=True)
 class Found:
-    """Facts that the formula needs, proved: name -> range [count, entries]. more: what the question itself wants to keep."""
+    """Facts that the formula needs, proved: name -> range [count, entries]. more: what the question itself wants to keep.
+
+    rigour: `real` at most, since only the checker makes anything `checked`; an estimate is no fact.
+    """
 
     facts: Mapping[str, Interval]
     rigour: Rigour = Rigour.REAL
     more: Any = None
 
+    def __post_init__(self) -> None:
+        if self.rigour not in (Rigour.REAL, Rigour.SOLVER):
+            raise UsageError(
+                f"facts of a question are real or solver, not {self.rigour}: `checked` comes of `prove`, estimates are no facts"
+            )
+
 
 @dataclass(frozen=True)
 class Proved:
-    """What the independent checker proved again. upper [count]: its bounds; reason: why there is no certificate, or not of all.
+    """What the independent checker proved again. reason: why there is no certificate, or not of all.
 
+    issued: a certificate of the question's own claim, about its networks in their order: the claim's kind is the question's name.
+    constants: fact -> certificate of a Lipschitz constant of one of the networks that the fact is not above; the shell evaluates
+    the formula on the constants that the checker proved. Exactly one of the two makes an answer `checked` (`questions.carrying`).
+    upper [count]: bounds that they carry; the shell writes it, whatever a question says.
     fields: of the document, beside those of the question. points: inputs that were come by on the way, as those of `search`.
     """
 
@@ -55,12 +69,13 @@ class Proved:
     reason: str | None = None
     fields: Mapping[str, Any] = field(default_factory=dict)
     points: Tensor | None = None
+    constants: Mapping[str, Issued] = field(default_factory=dict)
 
 
 class Question(Protocol):
     """What is asked of one network or several. The docstring has `Statement:`, `Source:` and `Sound when:`, as analyzers have.
 
-    A question whose claim the checker knows also has `prove(upper, found, fields, compute) -> Proved`.
+    A question whose claim, or whose facts, the checker can prove also has `prove(upper, found, fields, compute) -> Proved`.
 
     single: whether there is one region, whose bound is a number; else the bounds are a list, one for each region.
     """
@@ -153,8 +168,16 @@ class Answer(Result):
 
     @property
     def issued(self) -> Issued | None:
-        """The certificate, where the checker has proved one."""
+        """The certificate of the claim, where the checker has proved one."""
         return None if self.proved is None else self.proved.issued
+
+    def certificates(self, stem: str | None = None) -> dict[str, Issued]:
+        """File name -> certificate: of the claim `<stem>.json`, of a constant that it rests on `<stem>-<fact>.json`."""
+        if self.proved is None:
+            return {}
+        stem = self.question.name if stem is None else stem
+        found = {f"{stem}-{name}.json": issued for name, issued in self.proved.constants.items()}
+        return found if self.issued is None else {f"{stem}.json": self.issued} | found
 
     @property
     def largest(self) -> float:
@@ -181,7 +204,7 @@ class Answer(Result):
         return render_answers([document], [self.question.sections(document)])
 
     def to_json(self, witness: str = WITNESS, certificate: str | None = None) -> dict[str, Any]:
-        """The document of `--json`. witness: the name of the file with the points; certificate: of that of the proof."""
+        """The document of `--json`. witness: the name of the file with the points; certificate: of that of the proof, `.json`."""
         from lipverify.reporting.format import Magnitude, upper_text
 
         question = self.question
@@ -200,8 +223,9 @@ class Answer(Result):
             lower=lower,
             rigour=str(self.rigour),
             formula=str(question.formula),
-            needs=[self._need(name) for name in question.formula.facts()],
+            needs=[self._need(name, certificate) for name in question.formula.facts()],
             certificate=None if self.issued is None else certificate,
+            proved=[issued.document["claim"]["statement"] for issued in self.certificates().values()],
             unchecked=UNCHECKED if self.proved is None else None if self.checked else self.proved.reason,
             **dict(self.fields),
             trace=[list(moment) for moment in self.trace],
@@ -211,14 +235,16 @@ class Answer(Result):
             sound_when=docstring_field(question, "Sound when"),
         )
 
-    def _need(self, name: str) -> dict[str, Any]:
+    def _need(self, name: str, certificate: str | None) -> dict[str, Any]:
         box = self.found.facts[name]
+        own = self.proved is not None and name in self.proved.constants
+        file = f"{certificate.removesuffix('.json')}-{name}.json" if own and certificate is not None else None
         if self.question.single:
             ends: dict[str, Any] = {"lower": box.lower[0].tolist(), "upper": box.upper[0].tolist()}
         else:
             size = torch.maximum(box.upper, -box.lower).flatten(1).amax(1)
             ends = {"upper": size.tolist(), "entries": int(box.lower[0].numel())}
-        return {"name": name, **ends, "rigour": str(self.rigour), "certificate": None}
+        return {"name": name, **ends, "rigour": str(self.rigour), "certificate": file}
 
     def witness_file(self) -> bytes:
         """An .npz with `points` and their `value`, and the question's own arrays; numbers as float64."""

@@ -133,7 +133,9 @@ def _facts(document: Document) -> list[tuple[str, str]]:
         ("Source", document["source"]),
         ("Sound when", document["sound_when"]),
     ]
-    rows.append(("Certificate", document["unchecked"] or document["certificate"]))
+    files = [document["certificate"], *(need["certificate"] for need in document["needs"])]
+    rows.append(("Certificate", document["unchecked"] or ", ".join(file for file in files if file)))
+    rows += [("The checker states", sentence) for sentence in document.get("proved", ())]
     trace = ", ".join(
         f"{upper_text(Magnitude(v))} after {seconds_text(t)}" for t, v in document["trace"][-6:]
     )

@@ -56,8 +56,8 @@ class OutputFolder:
         force: also write into a folder that holds something else. Nothing that we did not write is ever removed.
 
     Raises:
-        UsageError: the path is no folder, is a symbolic link, holds something else, or another run is writing to it.
-        LipverifyError: the disk refuses; names the folder.
+        UsageError: the path is no folder, is a symbolic link, holds something else, cannot be opened or made, or another run is
+            writing to it. LipverifyError: the disk refuses while it is written to; names the folder.
     """
 
     def __init__(self, path: str | os.PathLike[str], force: bool = False) -> None:
@@ -74,10 +74,15 @@ class OutputFolder:
 
     def __enter__(self) -> OutputFolder:
         try:
-            with self._disk():
-                self._open()
-                self._lock = self._locked()
-                self._accept()
+            self._open()
+            self._lock = self._locked()
+            self._accept()
+        except OSError as error:
+            self._close()
+            reason = error.strerror or type(error).__name__
+            raise UsageError(
+                f"cannot write to {display_path(self.path)}: {reason}; give a folder in which you may write"
+            ) from error
         except BaseException:
             self._close()
             raise

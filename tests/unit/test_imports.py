@@ -49,7 +49,7 @@ LAYERS: dict[str, str] = {
     "monotonicity": "errors ir ops interpreter propagation checkers certificates analyzers documents reporting",
     "robustness": "errors units loading ir ops linalg interpreter propagation certificates analyzers falsify failures "
     "documents reporting pipeline",
-    "comparison": "errors units loading ir analyzers falsify failures documents reporting pipeline robustness",
+    "comparison": "errors version units loading ir analyzers falsify failures documents reporting pipeline robustness",
     "questions": "errors options loading checkers ir ops linalg interpreter propagation combine certificates analyzers falsify "
     "documents reporting",
     "convexity": "errors ir rules ops interpreter propagation checkers certificates documents reporting monotonicity",
@@ -64,25 +64,37 @@ LAYERS: dict[str, str] = {
 """From the ground up: a room, and the rooms below it that it may import."""
 
 
-def imported(path: Path) -> set[str]:
-    """The parts of lipverify that a file names in its imports, wherever they stand."""
+def imported(tree: ast.AST) -> set[str]:
+    """The parts of lipverify that a file names in its imports, wherever they stand; the package itself as `lipverify`, an
+    import relative to the file, which is not our way, as it stands there."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree):
         names = []
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names = (
-                [node.module] if node.module != "lipverify" else [f"lipverify.{a.name}" for a in node.names]
-            )
+        if isinstance(node, ast.ImportFrom):
+            module = "." * node.level + (node.module or "")
+            names = [module] if module != "lipverify" else [f"lipverify.{a.name}" for a in node.names]
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
-        found |= {name.split(".")[1] for name in names if name.startswith("lipverify.")}
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
+            # The name may be computed, of texts that stand in the file: each of them counts.
+            texts = [
+                n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)
+            ]
+            names = [text for text in texts if re.fullmatch(r"lipverify\.\w[\w.:]*", text)]
+        for name in names:
+            if name.startswith("."):
+                found.add(name)
+            elif name.split(".")[0] == "lipverify":
+                found.add(name.split(".")[1] if "." in name else name)
     return found
 
 
+def parsed(path: Path) -> ast.AST:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def test_every_room_stands_on_rooms_below_it() -> None:
-    rooms = {
-        path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
-    }
+    rooms = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or any(path.rglob("*.py"))}
     assert rooms - set(FACE) == set(LAYERS)
     page = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
     assert not [name for name in LAYERS if f"`{name}/`" not in page and f"`{name}.py`" not in page]
@@ -101,30 +113,124 @@ def files_of(part: str) -> list[Path]:
 def test_imports_point_one_way(part: str) -> None:
     assert files_of(part)
     for path in files_of(part):
-        beyond = imported(path) - set(LAYERS[part].split()) - LEAVES - {part}
+        beyond = imported(parsed(path)) - set(LAYERS[part].split()) - LEAVES - {part}
         assert not beyond, f"{path.relative_to(PACKAGE)} imports {beyond}"
 
 
-def private(path: Path) -> set[str]:
-    """Names with an underscore in front that a file takes from another package: imported, or looked up in an imported module."""
-    own, found, bound = path.relative_to(PACKAGE).parts[0], set(), set()
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+def private(tree: ast.AST, own: str) -> set[str]:
+    """Names with an underscore in front that a file of the room `own` takes from another: imported, or looked up in what it
+    imports, however deep."""
+    found, bound = set(), set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lipverify"):
-            if (node.module or "").split(".")[1:2] == [own.removesuffix(".py")]:
+            if (node.module or "").split(".")[1:2] == [own]:
                 continue
             bound |= {alias.asname or alias.name for alias in node.names}
             names = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
-            found |= {name for name in names if name.startswith("_") and name != "__version__"}
+            found |= {name for name in names if re.match("_[^_]", name)}
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                parts = alias.name.split(".")
+                if parts[0] == "lipverify" and parts[1:2] != [own]:
+                    bound.add(alias.asname or "lipverify")
+                    found |= {part for part in parts if re.match("_[^_]", part)}
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in bound:
-            found |= {node.attr} if re.match("_[^_]", node.attr) else set()
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value).split(".")[0] in bound:
+            found |= {node.attr} if re.match("_[^_]", node.attr) and _names_alone(node.value) else set()
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "getattr" and len(node.args) > 1:
+            of, name = node.args[0], node.args[1]
+            hidden = isinstance(name, ast.Constant) and re.match("_[^_]", str(name.value))
+            if hidden and _names_alone(of) and ast.unparse(of).split(".")[0] in bound:
+                found.add(str(name.value))
     return found
+
+
+def _names_alone(node: ast.expr) -> bool:
+    """Whether an expression is a name, or one looked up in another: no call between."""
+    return isinstance(node, ast.Name) or (isinstance(node, ast.Attribute) and _names_alone(node.value))
 
 
 def test_nothing_private_crosses_packages() -> None:
     for path in PACKAGE.rglob("*.py"):
-        assert not private(path), f"{path.relative_to(PACKAGE)} takes {private(path)}"
+        room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        assert not private(parsed(path), room), (
+            f"{path.relative_to(PACKAGE)} takes {private(parsed(path), room)}"
+        )
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from lipverify.cli import main",
+        "def f():\n    import lipverify.cli",
+        "import lipverify",
+        "import lipverify as lv",
+        "from lipverify import audit",
+        "from ..commands import shell",
+        "from . import somewhere",
+        "import importlib\nimportlib.import_module('lipverify.commands.shell')",
+        "from importlib import import_module\nPLACES = {'a': 'lipverify.commands.shell:Verb'}\nimport_module(PLACES[name])",
+    ],
+)
+def test_every_way_to_import_is_seen(source: str) -> None:
+    assert imported(ast.parse(source)) - set(LAYERS["ir"].split()) - LEAVES - {"ir"}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from lipverify.ops.scalar import _hidden",
+        "from lipverify.ops import _hidden as shown",
+        "from lipverify.ops._hidden import shown",
+        "from lipverify import ops\nops._hidden()",
+        "from lipverify import ops\nops.scalar._hidden()",
+        "import lipverify.ops.scalar\nlipverify.ops.scalar._hidden",
+        "import lipverify.ops.scalar as s\ns._hidden",
+        "import lipverify.ops._hidden",
+        "from lipverify import ops\ngetattr(ops, '_hidden')",
+    ],
+)
+def test_every_way_to_take_a_private_name_is_seen(source: str) -> None:
+    assert private(ast.parse(source), "ir")
+    assert not private(ast.parse(source.replace("_hidden", "shown")), "ir")
+
+
+def circles(needs: dict[str, set[str]]) -> list[str]:
+    """Files that import each other while they are loaded: what is left when files that need nothing left are taken away."""
+    left = dict(needs)
+    while ready := {name for name, others in left.items() if not others & set(left) - {name}}:
+        left = {name: others for name, others in left.items() if name not in ready}
+    return sorted(left)
+
+
+def needed(path: Path, known: set[str]) -> set[str]:
+    """The files of lipverify that a file imports while it is loaded: not in functions, and not for types alone."""
+    found, open_ = set(), list(ast.parse(path.read_text(encoding="utf-8")).body)
+    while open_:
+        node = open_.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            open_ += node.orelse
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module:
+            below = {f"{node.module}.{alias.name}" for alias in node.names} & known
+            found |= below or {node.module}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        open_ += [
+            child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt | ast.excepthandler)
+        ]
+    return found & known
+
+
+def test_no_circle_of_files() -> None:
+    files = {
+        ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in PACKAGE.rglob("*.py")
+    }
+    assert not circles({name: needed(path, set(files)) for name, path in files.items()})
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}, "e": set()}) == ["a", "b", "c", "d"]
 
 
 @pytest.mark.parametrize(

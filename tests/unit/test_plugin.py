@@ -63,7 +63,7 @@ try:
     main()
 except SystemExit as end:
     assert not end.code, end.code
-sys.argv = ["lipverify", "verify", str(out / "certificates" / "movement.json"), "--model", "zoo:digits-relu-mlp"]
+sys.argv = ["lipverify", "verify", str(out / "certificates" / "movement-constant.json"), "--model", "zoo:digits-relu-mlp"]
 try:
     main()
 except SystemExit as end:
@@ -147,8 +147,10 @@ def test_the_question_has_a_command_and_a_certificate(tmp_path: Path) -> None:
     assert found["unchecked"] is None
     assert 0.5 * found["steepest"] <= found["upper"]
     assert (out / "report.html").read_text(encoding="utf-8").count("moves by at most")
-    certificate = json.loads((out / found["certificate"]).read_text(encoding="utf-8"))
+    (need,) = found["needs"]
+    certificate = json.loads((out / need["certificate"]).read_text(encoding="utf-8"))
     assert 0.5 * certificate["claim"]["upper"] <= found["upper"]
+    assert found["proved"] == [certificate["claim"]["statement"]]
     assert "for all inputs x, y" in verified, verified
 
 

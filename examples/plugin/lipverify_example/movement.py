@@ -82,11 +82,11 @@ class Movement:
         return {"analyzer": found.more.analyzer, "steepest": self.audit.lower.value}
 
     def prove(self, upper: Tensor, found: Found, fields: Mapping[str, Any], compute: Compute) -> Proved:
-        """The certificate of the constant: the claim is that constant times the distance, rounded up."""
+        """The certificate of the constant: the shell evaluates the formula on what the checker proved."""
         certificate = found.more.certificate
         if certificate.rigour is not Rigour.CHECKED:
             return Proved(reason=certificate.unchecked)
-        return Proved(certificate.issued, upper)
+        return Proved(constants={"constant": certificate.issued})
 
     @classmethod
     def asked(cls, options: MovementOptions, graphs: Sequence[Graph], x: Tensor | None) -> Iterator[Self]:

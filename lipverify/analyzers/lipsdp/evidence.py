@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from lipverify.certificates.pending import keepable
 from lipverify.ir.certificate import Evidence
 from lipverify.ir.norm import Norm
 from lipverify.linalg.rounding import Upper
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from lipverify.certificates import writing
 
 
+@keepable
 @dataclass(frozen=True)
 class Multipliers:
     """Evidence of a LipSDP bound: for every centre (one for the whole space) the diagonal D of every block.
@@ -46,6 +48,7 @@ class Multipliers:
         return prove_multipliers(self, writer, part)
 
 
+@keepable
 @dataclass(frozen=True)
 class Proof:
     """One set of multipliers and what it proves: |y_i(x) - y_i(x')| <= upper |x - x'| for each listed output i.
@@ -82,6 +85,7 @@ class Proof:
         return found
 
 
+@keepable
 @dataclass(frozen=True)
 class Proofs:
     """Evidence of a bound in other norms than l2 to l2: for every centre proofs whose outputs together are all outputs."""
@@ -107,6 +111,7 @@ class Proofs:
         return prove_outputs(self, writer, part)
 
 
+@keepable
 @dataclass(frozen=True)
 class Part:
     """A piece of a network between two values that every path crosses, and the bound of this piece alone."""
@@ -132,6 +137,7 @@ class Part:
         }
 
 
+@keepable
 @dataclass(frozen=True)
 class Parts:
     """Evidence of a bound that is the product over pieces of the network, from the input to the output."""

@@ -20,6 +20,7 @@ from lipverify.analyzers.local.jacobian import Tier, jacobian_ranges, of_rows, r
 from lipverify.analyzers.local.norms import from_matrix, from_rows
 from lipverify.analyzers.product import Product
 from lipverify.analyzers.protocol import Compute
+from lipverify.certificates.pending import keepable
 from lipverify.errors import Undecided, UnsupportedModel
 from lipverify.ir.certificate import Certificate, Evidence, Rigour
 from lipverify.ir.graph import Graph
@@ -40,6 +41,7 @@ MEMORY = 1 << 30
 """Bytes for the gradients of one chunk of centres and output rows."""
 
 
+@keepable
 @dataclass(frozen=True)
 class JacobianRows:
     """Evidence of a local bound: what bounded each centre, and how many unknown slopes there were."""

@@ -15,6 +15,7 @@ from lipverify.analyzers.local.frontier import Leaf
 from lipverify.analyzers.local.sdp import LocalSDP
 from lipverify.analyzers.local.tree import Limits, Tree, single_rows
 from lipverify.analyzers.protocol import Compute, Interruption, keeping_best
+from lipverify.certificates.pending import keepable
 from lipverify.errors import UnsupportedModel
 from lipverify.ir.certificate import Certificate, Evidence
 from lipverify.ir.graph import Graph
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from lipverify.certificates import writing
 
 
+@keepable
 @dataclass(frozen=True)
 class Trees:
     """Evidence of a bound by parts: the leaves of each centre cover its ball, and each has a bound for some rows.

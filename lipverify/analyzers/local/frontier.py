@@ -10,12 +10,14 @@ from typing import Any
 
 from lipverify.analyzers.lipsdp.evidence import Proof
 from lipverify.analyzers.local.parts import Split, Splits
+from lipverify.certificates.pending import keepable
 
 Group = tuple[int, int]
 """First and last + 1 of the output rows that a tree is for."""
 _Heap = list[tuple[float, int, "Leaf"]]
 
 
+@keepable
 @dataclass(frozen=True)
 class Leaf:
     """A part of the ball and what is proved there for some output rows.

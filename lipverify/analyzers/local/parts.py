@@ -14,6 +14,7 @@ from fractions import Fraction
 import torch
 
 from lipverify import ops
+from lipverify.certificates.pending import keepable
 from lipverify.ir.graph import Graph, Node
 from lipverify.ir.interval import Interval
 from lipverify.propagation.knowledge import is_affine
@@ -24,6 +25,7 @@ KINKED = (ops.ReLU, ops.LeakyReLU, ops.PReLU, ops.Abs)
 _NEAR_ZERO = 1e-300
 
 
+@keepable
 @dataclass(frozen=True)
 class Split:
     """Inputs for which one entry (row-major) of a node's value is on one side of a threshold, or on it."""

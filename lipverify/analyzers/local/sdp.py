@@ -15,6 +15,7 @@ from lipverify.analyzers.lipsdp.solver import Settings
 from lipverify.analyzers.lipsdp.system import Couplings
 from lipverify.analyzers.local.analyzer import first_bound, rejects_gradients
 from lipverify.analyzers.protocol import Compute, Interruption, keeping_best
+from lipverify.certificates.pending import keepable
 from lipverify.errors import UnsupportedModel
 from lipverify.ir.certificate import Certificate, Evidence
 from lipverify.ir.graph import Graph
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from lipverify.certificates import writing
 
 
+@keepable
 @dataclass(frozen=True)
 class Smaller:
     """Evidence of two methods, or of the first alone, and for each centre which of them gave the bound."""

@@ -189,6 +189,7 @@ def _decomposed(program: ExportedProgram) -> ExportedProgram:
     if _is_functional(program):
         # torch would go through its whole table of operators to change nothing: half of the time of an extraction.
         return program
+    _settle_slopes(program)
     with _quiet(), _listed_once():
         whole: ExportedProgram = program.run_decompositions({})
         unknown = {
@@ -200,6 +201,21 @@ def _decomposed(program: ExportedProgram) -> ExportedProgram:
             table = {op: rule for op, rule in torch.export.default_decompositions().items() if op in unknown}
             whole = whole.run_decompositions(table) if table else whole
         return whole
+
+
+def _settle_slopes(program: ExportedProgram) -> None:
+    """RReLU in place, in evaluation mode, becomes the leaky ReLU that it is: torch's functional form of it asks for random
+    numbers even where it does not use them, and would be refused for that."""
+    for node in program.graph.nodes:
+        if node.target is torch.ops.aten.rrelu_.default:
+            given = dict(zip(("x", "lower", "upper", "training"), node.args, strict=False)) | node.kwargs
+            if not given.get("training", False):
+                slope = (given.get("lower", 0.125) + given.get("upper", 1 / 3)) / 2
+                node.target, node.args, node.kwargs = (
+                    torch.ops.aten.leaky_relu_.default,
+                    (node.args[0], slope),
+                    {},
+                )
 
 
 def _is_functional(program: ExportedProgram) -> bool:

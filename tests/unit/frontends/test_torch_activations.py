@@ -30,6 +30,15 @@ def test_what_stands_beside_an_activation_changes_nothing(name: str) -> None:
     assert len(kinds) == 1
 
 
+@pytest.mark.parametrize("of", [nn.RReLU, nn.Hardtanh, nn.ReLU6, nn.Threshold])
+def test_in_place_is_the_same_function(of: type[nn.Module]) -> None:
+    numbers = {"RReLU": (0.1, 0.5), "Hardtanh": (-0.5, 0.25), "Threshold": (0.5, 0.5)}.get(of.__name__, ())
+    nets = [nn.Sequential(nn.Linear(4, 3), of(*numbers, inplace=there)).eval() for there in (False, True)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    first, second = (extract(net, torch.randn(2, 4)) for net in nets)
+    assert first.digest == second.digest
+
+
 class Of(nn.Module):
     def __init__(self, function: Any) -> None:
         super().__init__()

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
 import pytest
+import torch
 from torch import Tensor
 
 import lipverify as lv
 from lipverify.analyzers.protocol import Compute
+from lipverify.certificates import Issued
 from lipverify.commands import questions
-from lipverify.errors import Refuted, Undecided
+from lipverify.errors import InternalError, Refuted, Undecided
 from lipverify.ir.graph import Graph
 from lipverify.ir.interval import Interval
 from lipverify.propagation import bounds, interval_ranges
 from lipverify.questions.formula import Formula, fact, number, of
 from lipverify.questions.options import Options, option
-from lipverify.questions.question import Found, Subject
+from lipverify.questions.question import Found, Proved, Subject
 from lipverify.reporting.sections import Section, Table
 from tests.command import lipverify
 
@@ -170,3 +173,128 @@ def test_answers_show_themselves() -> None:
     answer = lv.ask(Largest(net(), lv.InputBox((64,), 0.0, 1.0)))
     assert "iframe" in answer._repr_html_()
     assert answer.rigour is lv.Rigour.REAL
+
+
+# -- what makes an answer `checked`
+
+
+@pytest.fixture(scope="module")
+def constants() -> dict[str, Issued]:
+    """Certificates of constants of two networks."""
+    found = {}
+    for key, path in (("own", F), ("other", "zoo:digits-tanh-mlp")):
+        certificate = lv.audit(lv.load(path), analyzers=["product"], budget=5).certificates["product"]
+        assert isinstance(certificate.issued, Issued)
+        found[key] = certificate.issued
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class Scaled(Largest):
+    """A constant times a number.
+
+    Statement: |f(x) - f(y)|_2 <= upper for x, y at distance `times`.
+    Source: definition.
+    Sound when: the constant is one.
+    """
+
+    name: ClassVar[str] = "scaled"
+    proved: Proved = field(default_factory=Proved)
+
+    @property
+    def formula(self) -> Formula:
+        return of("largest", of("product", fact("constant"), number(self.times)))
+
+    def facts(self, compute: Compute) -> Iterator[Found]:
+        ends = torch.tensor([[0.0], [1e6]], dtype=torch.float64)
+        yield Found({"constant": Interval(ends[:1], ends[1:])})
+
+    def search(self, compute: Compute) -> Any:
+        return None
+
+    def prove(self, upper: Tensor, found: Found, fields: Mapping[str, Any], compute: Compute) -> Proved:
+        return self.proved
+
+
+def scaled(proved: Proved, times: float = 0.5) -> dict[str, Any]:
+    return lv.ask(Scaled(net(), lv.InputBox((64,), 0.0, 1.0), times, proved=proved)).to_json(
+        certificate="c/s.json"
+    )
+
+
+def test_the_bound_of_a_checked_answer_is_the_formula_of_what_the_checker_proved(
+    constants: dict[str, Issued],
+) -> None:
+    claimed = constants["own"].document["claim"]
+    # The question's own number, here far too small, is not asked for.
+    found = scaled(Proved(upper=torch.tensor([1e-3]), constants={"constant": constants["own"]}))
+    assert found["rigour"] == "checked"
+    assert 0.5 * claimed["upper"] <= found["upper"] <= 0.5 * claimed["upper"] * (1 + 1e-12)
+    assert found["proved"] == [claimed["statement"]]
+    assert found["certificate"] is None
+    assert found["needs"][0]["certificate"] == "c/s-constant.json"
+    assert found["unchecked"] is None
+
+
+def test_a_certificate_is_proved_before_it_counts(constants: dict[str, Issued]) -> None:
+    own = constants["own"]
+    unseen = Issued(own.document, own.arrays)
+    assert not unseen.said
+    assert scaled(Proved(constants={"constant": unseen}))["rigour"] == "checked"
+    assert unseen.said
+    forged = json.loads(json.dumps(own.document))
+    forged["claim"] |= {"upper": 0.1, "upper_hex": (0.1).hex(), "upper_decimal": "0.100000001"}
+    found = scaled(Proved(constants={"constant": Issued(forged, own.arrays)}))
+    assert found["rigour"] == "real"
+    assert "does not carry" in found["unchecked"]
+
+
+def test_certificates_of_something_else_leave_an_answer_real(constants: dict[str, Issued]) -> None:
+    own, other = constants["own"], constants["other"]
+    for proved, reason in (
+        (Proved(own, torch.tensor([1e-3])), "claims a constant, which is not what the question claims"),
+        (Proved(constants={"constant": other}), "other networks"),
+        (Proved(other), "other networks"),
+        (Proved(constants={"konstant": own}), "'constant' has no certificate"),
+        (Proved(upper=torch.tensor([1e-3])), "gives no certificate"),
+    ):
+        found = scaled(proved)
+        assert found["rigour"] == "real", reason
+        assert reason in found["unchecked"]
+        assert found["proved"] == []
+        assert found["upper"] == pytest.approx(5e5)
+
+
+@pytest.mark.parametrize("rigour", [lv.Rigour.CHECKED, lv.Rigour.ESTIMATE])
+def test_facts_are_neither_checked_nor_estimates(rigour: lv.Rigour) -> None:
+    with pytest.raises(lv.UsageError, match="real or solver"):
+        Found({}, rigour)
+
+
+@pytest.mark.parametrize(
+    ("lower", "upper", "reason"),
+    [
+        ([1.0], [2.0], "no range"),
+        ([[0.0], [1.0]], [[1.0], [2.0]], "regions"),
+        ([[]], [[]], "no range"),
+    ],
+)
+def test_facts_are_ranges(lower: list[Any], upper: list[Any], reason: str) -> None:
+    class Odd(Scaled):
+        def facts(self, compute: Compute) -> Iterator[Found]:
+            yield Found({"constant": Interval(torch.tensor(lower).double(), torch.tensor(upper).double())})
+
+    with pytest.raises(InternalError, match=reason):
+        lv.ask(Odd(net(), lv.InputBox((64,), 0.0, 1.0)))
+
+
+def test_a_bound_beyond_float64_is_no_answer() -> None:
+    with pytest.raises(Undecided, match="beyond float64"):
+        lv.ask(Scaled(net(), lv.InputBox((64,), 0.0, 1.0), 1e308))
+
+
+def test_a_question_that_cannot_be_imported_names_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = EntryPoint("broken", "lipverify_nowhere:Nothing", questions.GROUP)
+    monkeypatch.setattr(questions, "entry_points", lambda group: [entry])
+    with pytest.raises(lv.UsageError, match=r"broken.*cannot be imported.*lipverify_nowhere"):
+        questions.resolve("broken")

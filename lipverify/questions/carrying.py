@@ -1,0 +1,77 @@
+"""What certificates say of an answer: whether they carry it, and which bound the checker's own numbers give."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lipverify.certificates import Issued, verify
+from lipverify.errors import RefutedCertificate
+from lipverify.ir.graph import Graph
+from lipverify.ir.interval import Interval
+from lipverify.questions.question import Proved, Question
+
+
+def carried(question: Question, proved: Proved, count: int) -> Tensor:
+    """The bounds [count] that the certificates of an answer carry: numbers that the checker proved, never the question's word.
+
+    A certificate of the claim itself says its bounds. Certificates of constants bound facts, and the formula makes the bounds of
+    them: that the claim follows from the formula is what the question states.
+
+    Raises:
+        RefutedCertificate: they do not carry it, with the reason. LipverifyError: the checker does not accept one of them.
+    """
+    graphs = [subject.graph for subject in question.subjects]
+    if proved.issued is not None:
+        claim = _accepted(proved.issued, graphs)
+        if claim["kind"] != question.name:
+            raise RefutedCertificate(
+                f"the certificate claims a {claim['kind']}, which is not what the question claims; a constant belongs "
+                "to the fact that it bounds (`Proved.constants`)"
+            )
+        return _numbers(claim)
+    facts = {}
+    for name in question.formula.facts():
+        if name not in proved.constants:
+            raise RefutedCertificate(f"the fact {name!r} has no certificate")
+        upper = _constant(name, proved.constants[name], graphs, count)
+        facts[name] = Interval(torch.zeros_like(upper), upper)
+    return question.formula.evaluate(facts).upper
+
+
+def _constant(name: str, issued: Issued, graphs: list[Graph], count: int) -> Tensor:
+    """The constant [count, 1] of one of the networks; a fact that it bounds lies between 0 and it."""
+    about = [graph for graph in graphs if [graph.digest] == _digests(issued)]
+    claim = _accepted(issued, about[:1])
+    if claim["kind"] != "constant":
+        raise RefutedCertificate(
+            f"the certificate of the fact {name!r} claims a {claim['kind']}, not a constant"
+        )
+    found = _numbers(claim)
+    if len(found) not in (1, count):
+        raise RefutedCertificate(
+            f"the certificate of the fact {name!r} is about {len(found)} regions, the answer about {count}"
+        )
+    return found.repeat(count // len(found)).unsqueeze(1)
+
+
+def _accepted(issued: Issued, graphs: list[Graph]) -> Mapping[str, Any]:
+    """The claim of a certificate about exactly these networks, which the checker has accepted, or accepts now."""
+    if not graphs or [graph.digest for graph in graphs] != _digests(issued):
+        raise RefutedCertificate("the certificate is about other networks than the question")
+    if not issued.said:
+        verify(issued, graphs)
+    claim: Mapping[str, Any] = issued.document["claim"]
+    return claim
+
+
+def _digests(issued: Issued) -> list[str | None]:
+    return [model["graph_digest"] for model in issued.document["models"]]
+
+
+def _numbers(claim: Mapping[str, Any]) -> Tensor:
+    upper = claim["upper"]
+    return torch.tensor(upper if isinstance(upper, list) else [upper], dtype=torch.float64)
