@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lipverify.checkers.kernel.program import Array
-from lipverify.checkers.reader.building import Builder, Stored, Value
+from lipverify.checkers.kernel.arithmetic import times
+from lipverify.checkers.kernel.program import Array, Constant
+from lipverify.checkers.reader.building import Builder, Stored, Value, weights
 from lipverify.checkers.reader.calls import Call
 from lipverify.checkers.reader.matrices import product, shifted
 from lipverify.checkers.reader.moves import Results, Run
@@ -125,13 +126,14 @@ def _cells(c: Call, ways: int, x: Value) -> list[_Cell]:
 def _start(
     p: Builder, found: Value | Stored | None, way: int, batched: bool, shape: tuple[int, ...], x: Value
 ) -> Value | None:
-    """The state before the first step, [samples, hidden]; None for zeros."""
+    """The state before the first step, [samples, hidden]; None for zeros, stored ones too."""
     if found is None:
         return None
+    zeros = isinstance(found, Stored) and not found.array.any()
     state = p.computed(found)
     places = np.moveaxis(state.places, 1, 0) if batched and state.places.ndim == 3 else state.places
     need(places.shape == shape and state.kind == x.kind, "a state of another size or type")
-    return state.showing(places[way])
+    return None if zeros else state.showing(places[way])
 
 
 def _stacked(p: Builder, values: list[Value], axis: int) -> Value:
@@ -153,6 +155,35 @@ def _added(p: Builder, own: Value, state: Value | None, bias: Array) -> Value:
     return p.scaled(own, 1.0, 0, bias) if state is None else combined(p, "Add", [own, state])
 
 
+def _numbers(p: Builder, x: Value) -> Array | None:
+    """A state that is stored, exactly: [samples, hidden]; None for a computed one."""
+    steps = [p.steps[s] for s in x.sources]
+    found = [step.values for step in steps if isinstance(step, Constant)]
+    return np.concatenate([*found, [0.0]])[x.places] if len(found) == len(steps) else None
+
+
+def _times(p: Builder, gate: Value, state: Value) -> Value:
+    """A gate times a state; by a stored one it is a scaling, and no product of two functions of the input."""
+    known = _numbers(p, state)
+    return combined(p, "Mul", [gate, state]) if known is None else p.scaled(gate, known)
+
+
+def _reset(p: Builder, gate: Value, weight: Stored, bias: Array, h: Value) -> Value:
+    """gate * (W h + b), entry by entry; of a stored h the sum of gate * W_j h_j, whose factors are rounded once."""
+    known = _numbers(p, h)
+    if known is None:
+        return combined(p, "Mul", [gate, _linear(p, weight, bias, h)])
+    array, rounded = weights(weight)
+    n, hidden = array.shape
+    p.charge(len(known) * n * (hidden + 1))
+    terms = times(array[None], known[:, None, :])
+    terms = np.concatenate([terms, np.broadcast_to(bias[None, :, None], (len(known), n, 1))], 2)
+    groups = np.broadcast_to(np.arange(gate.places.size)[:, None], (gate.places.size, hidden + 1))
+    return p.summed(
+        gate, np.ascontiguousarray(groups), gate.shape, terms.reshape(-1, hidden + 1), rounded + 1
+    )
+
+
 def _gate(x: Value, gate: int, hidden: int) -> Value:
     return x.showing(x.places[:, gate * hidden : (gate + 1) * hidden])
 
@@ -167,21 +198,22 @@ def _gru(p: Builder, cell: _Cell, x: Value, h: Value | None) -> tuple[Value]:
     """n + z (h - n)."""
     n, own = cell.hidden, _linear(p, cell.weight, cell.bias, x)
     gates, (weight, bias) = _of_state(p, *cell.rows(0, 2), h), cell.rows(2, 3)
-    z, r = (
+    # The reset gate first: diagonals of a proof are of the neurons in the order of this module's layers and of the importer's.
+    r, z = (
         p.scalar(
             _added(
                 p, _gate(own, k, n), None if gates is None else _gate(gates, k, n), cell.rows(k, k + 1)[1]
             ),
             cell.laws[0],
         )
-        for k in (0, 1)
+        for k in (1, 0)
     )
     if h is None:
         inner = p.scaled(r, bias) if cell.before else None
     elif cell.before:
-        inner = combined(p, "Mul", [r, _linear(p, weight, bias, h)])
+        inner = _reset(p, r, weight, bias, h)
     else:
-        inner = _linear(p, weight, bias, combined(p, "Mul", [r, h]))
+        inner = _linear(p, weight, bias, _times(p, r, h))
     new = p.scalar(_added(p, _gate(own, 2, n), inner, bias), cell.laws[1])
     apart = p.scaled(new, -1.0) if h is None else combined(p, "Sub", [h, new])
     return (combined(p, "Add", [new, combined(p, "Mul", [z, apart])]),)
@@ -197,9 +229,10 @@ def _lstm(p: Builder, cell: _Cell, x: Value, h: Value | None, memory: Value | No
             found = combined(p, "Add", [found, p.scaled(seen, cell.peephole[k])])
         return p.scalar(found, cell.laws[0])
 
-    kept = combined(p, "Mul", [gate(0, memory), p.scalar(_gate(total, 3, n), cell.laws[1])])
-    if memory is not None:
-        kept = combined(p, "Add", [combined(p, "Mul", [gate(2, memory), memory]), kept])
+    first = gate(0, memory)
+    left = None if memory is None else _times(p, gate(2, memory), memory)
+    kept = combined(p, "Mul", [first, p.scalar(_gate(total, 3, n), cell.laws[1])])
+    kept = kept if left is None else combined(p, "Add", [left, kept])
     return combined(p, "Mul", [gate(1, kept), p.scalar(kept, cell.laws[2])]), kept
 
 

@@ -68,6 +68,11 @@ def _of_state(b: Builder, weight: Tensor, bias: Tensor, h: Operand) -> Operand:
     return torch.nn.functional.linear(h, weight, bias)
 
 
+def _nothing(state: Operand) -> bool:
+    """Whether a state is stored zeros: a gate that multiplies it does nothing, and is none of the network's neurons."""
+    return not isinstance(state, Value) and not bool(state.any())
+
+
 def _part(b: Builder, x: Operand, gate: int, size: int) -> Operand:
     if isinstance(x, Value):
         return b.slice(x, x.rank - 1, gate * size, (gate + 1) * size)
@@ -101,9 +106,11 @@ def _gru(b: Builder, cell: Cell, x: Value, h: Operand, c: Operand | None) -> tup
         for i in range(2)
     )
     weight, bias = cell.recurrent[2 * size :], cell.recurrent_bias[2 * size :]
-    inner = (
-        b.times(r, _of_state(b, weight, bias, h)) if cell.before else b.linear(b.times(r, h), weight, bias)
-    )
+    if cell.before or _nothing(h):
+        inner = _of_state(b, weight, bias, h)
+        inner = b.times(r, inner) if cell.before else inner
+    else:
+        inner = b.linear(b.times(r, h), weight, bias)
     new = _activated(b, cell, 1, _plus(b, _part(b, own, 2, size), inner))
     # (1 - z) n + z h, with z once: it is known to lie between n and h then (propagation/everywhere.py).
     return _plus(b, new, b.times(z, b.minus(h, new))), None
@@ -130,8 +137,8 @@ def _lstm(b: Builder, cell: Cell, x: Value, h: Operand, c: Operand | None) -> tu
         return _activated(b, cell, which, value)
 
     i = act(0, seen(0, 0, c))
-    f = act(0, seen(1, 2, c))
-    memory = _plus(b, b.times(f, c), b.times(i, act(1, parts[2])))
+    left = [] if _nothing(c) else [b.times(act(0, seen(1, 2, c)), c)]
+    memory = _plus(b, *left, b.times(i, act(1, parts[2])))
     o = act(0, seen(3, 1, memory))
     shown = b.times(o, b.elementwise(cell.activations[2], memory))
     return shown if cell.projection is None else b.linear(shown, cell.projection), memory
