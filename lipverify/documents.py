@@ -35,6 +35,8 @@ def model_document(graph: Graph) -> dict[str, Any]:
         "notes": list(origin.notes),
         "trusted_code": list(origin.trusted_code),
     }
+    if origin.beside:
+        found["beside"] = [{"name": name, "sha256": digest} for name, digest in origin.beside]
     if origin.reading is not None:
         found["reading"] = origin.reading.to_json()
     check = origin.import_check

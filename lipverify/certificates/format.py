@@ -237,6 +237,7 @@ def _model(graph: Graph, about: About, role: str) -> dict[str, Any]:
         "output": {"index": about.output, "name": about.output_name},
         "margin": None if about.margin is None else list(about.margin),
         **({} if about.reading is None else {"reading": about.reading.to_json()}),
+        **({"beside": [{"name": n, "sha256": s} for n, s in about.beside]} if about.beside else {}),
     }
 
 

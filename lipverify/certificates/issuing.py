@@ -105,7 +105,7 @@ def subject_of(graph: Graph) -> Subject:
     if origin.path is None or origin.sha256 is None:
         model = model_of(graph)
     else:
-        model = _read(str(model_path(origin.path)), origin.sha256).read_as(reading_of(graph))
+        model = _read(str(model_path(origin.path)), origin.sha256, origin.beside).read_as(reading_of(graph))
         known = described(_base(graph)) if model.binding == "weights" else None
         output = origin.output if known is None else 0
     program = model.program if known is None else known.program
@@ -119,7 +119,8 @@ def subject_of(graph: Graph) -> Subject:
     if not output < len(program.outputs):
         raise NotCovered("the checker's own reader does not find this output in the file")
     margin = origin.margin
-    about = About(model.sha256, graph.digest, output, program.outputs[output].name, margin, model.reading)
+    name = program.outputs[output].name
+    about = About(model.sha256, graph.digest, output, name, margin, model.reading, model.beside)
     ended = program.ending(output, margin)
     _same_function(graph, ended)
     return Subject(model, about, ended, known)
@@ -140,9 +141,9 @@ def reading_of(graph: Graph) -> Reading | None:
 
 
 @lru_cache(maxsize=2)
-def _read(path: str, sha256: str) -> Model:
+def _read(path: str, sha256: str, beside: tuple[tuple[str, str], ...]) -> Model:
     model = checkers.read_model(Path(path))
-    if model.sha256 != sha256:
+    if model.sha256 != sha256 or (not model.reason and model.beside != beside):
         raise NotCovered("the model file has changed since it was read")
     return model
 
@@ -381,7 +382,7 @@ def unproved(certificate: Certificate, graph: Graph, query: Query, analyzer: Nam
         reading = reading_of(graph)
     except NotCovered:  # it proves nothing: its words alone lack what stands for an input
         reading = None
-    about = About(origin.sha256, graph.digest, output, None, origin.margin, reading)
+    about = About(origin.sha256, graph.digest, output, None, origin.margin, reading, origin.beside)
     norms, region = _norms(query, graph), query.region
     if certificate.upper is None:
         claim: dict[str, Any] = {"kind": "constant", "norm_in": norms[0], "norm_out": norms[1], "region": region.to_json(),
@@ -461,7 +462,7 @@ def bound_model(graph: Graph) -> Model:
     if origin.path is None or origin.sha256 is None:
         return model_of(graph)
     try:
-        return _read(str(model_path(origin.path)), origin.sha256)
+        return _read(str(model_path(origin.path)), origin.sha256, origin.beside)
     except OSError as error:
         raise UnreadableCertificate(
             f"the graph's model file cannot be read again ({error.strerror})"

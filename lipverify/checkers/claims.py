@@ -41,7 +41,7 @@ class About:
     """What a claim is about: one output of one model, or the difference of two of its entries.
 
     sha256: of the model's file; digest: of the graph, which only a graph in memory is held against; reading: of the file's
-    inputs, where it does not say itself what goes in.
+    inputs, where it does not say itself what goes in; beside: name and sha256 of each file that holds tensors of it.
     """
 
     sha256: str | None
@@ -50,6 +50,7 @@ class About:
     output_name: str | None
     margin: tuple[int, int] | None
     reading: Reading | None = None
+    beside: tuple[tuple[str, str], ...] = ()
 
     def words(self, letter: str = "f") -> str:
         """`f: entry 3 minus entry 5 of output 0 ('y') of the model file with sha256 ...`."""
@@ -59,6 +60,9 @@ class About:
             f"the graph with digest {self.digest}"
             if self.sha256 is None
             else f"the file with sha256 {self.sha256}"
+        )
+        file += "".join(
+            f", its tensors in {name[:80]!a} with sha256 {digest}" for name, digest in self.beside
         )
         inputs = "" if self.reading is None else self.reading.words()
         return f"{letter} the real-valued function of {entries}output {self.output}{name} of {file}{inputs}"

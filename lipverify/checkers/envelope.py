@@ -60,6 +60,8 @@ FIELDS = {
     "proof": "steps claims",
     "sidecar": "name sha256",
 }
+MAX_FILES = 1000
+"""Beside one model."""
 ROLES = {1: ("model",), 2: ("original", "changed")}
 
 
@@ -85,10 +87,10 @@ def verify_file(path: Path, model: Path | Model | Sequence[Path | Model], exact:
                  exact, expected, seconds, seed, apart=True)  # fmt: skip
 
 
-def named_models(path: Path) -> list[str | None]:
-    """The digests of the model files that a certificate names; none where nothing can be read."""
+def named_models(path: Path) -> list[tuple[str | None, tuple[tuple[str, str], ...]]]:
+    """Of the model files that a certificate names the digests, and the files beside them; none where nothing can be read."""
     try:
-        return [about.sha256 for about in _envelope(read_bytes(path, MAX_CERTIFICATE)).abouts]
+        return [(about.sha256, about.beside) for about in _envelope(read_bytes(path, MAX_CERTIFICATE)).abouts]
     except Exception:  # the check itself says why
         return []
 
@@ -201,10 +203,11 @@ def _envelope(data: bytes) -> _Envelope:
 
 
 def _about(table: Any, role: str) -> About:
-    # Only files whose inputs have to be told have this field.
-    told = isinstance(table, dict) and "reading" in table
-    fields(table, FIELDS["model"] + " reading" * told)
+    # Only files whose inputs have to be told, and files with others beside them, have these fields.
+    told, beside = (isinstance(table, dict) and name in table for name in ("reading", "beside"))
+    fields(table, FIELDS["model"] + " reading" * told + " beside" * beside)
     reading = reading_of(table["reading"]) if told else None
+    files = _files(table["beside"]) if beside else ()
     output, margin = fields(table["output"], FIELDS["output"]), table["margin"]
     if margin is not None:
         if not isinstance(margin, list) or len(margin) != 2:
@@ -214,7 +217,14 @@ def _about(table: Any, role: str) -> About:
     if table["role"] != role:
         raise UnreadableCertificate("the role of its model")
     place, name = integer(output["index"], 0, 1 << 20), text(output["name"], 4096)
-    return About(sha256, digest, place, name, margin, reading)
+    return About(sha256, digest, place, name, margin, reading, files)
+
+
+def _files(table: Any) -> tuple[tuple[str, str], ...]:
+    if not isinstance(table, list) or not 0 < len(table) <= MAX_FILES:
+        raise UnreadableCertificate("files beside its model")
+    entries = [fields(entry, FIELDS["sidecar"]) for entry in table]
+    return tuple((text(entry["name"], 4096), text(entry["sha256"])) for entry in entries)
 
 
 class _Bound(NamedTuple):
@@ -252,6 +262,12 @@ def _bound(
         raise OtherModel(
             "it is for these models in the other order" if turned else "it is for another model file"
         )
+    for about, model in zip(abouts, models, strict=True):
+        if about.beside != model.beside:
+            why = f": {model.reason}" if model.reason else ""
+            raise OtherModel(
+                f"what lies beside the model file and holds tensors of it is something else{why}"
+            )
     for about, model, digest in zip(abouts, models, expected.digests or [None] * len(models), strict=True):
         for known in (model.digest, digest):
             if known is not None and about.digest != known:

@@ -63,9 +63,11 @@ class Verdict:
 def shown_of(about: About, model: Model, weights: Mapping[str, Any] | None) -> dict[str, Any]:
     # The digest of a graph is the certificate's word where there is a file: what is shown is known.
     digest = about.digest if model.binding == "graph" else None
+    files = [{"name": name[:80], "sha256": sha256} for name, sha256 in model.beside]
+    beside = {"beside": files} if files else {}
     return {"name": model.name[:80], "sha256": model.sha256, "graph_digest": digest, "margin": about.margin,
             "output": {"index": about.output, "name": about.output_name}, "binding": model.binding,
-            **({} if about.reading is None else {"reading": about.reading.to_json()}), "weights": weights}  # fmt: skip
+            **({} if about.reading is None else {"reading": about.reading.to_json()}), **beside, "weights": weights}  # fmt: skip
 
 
 def words(

@@ -69,9 +69,10 @@ def _names(options: AuditOptions, points: Points | None) -> Sequence[str] | None
 
 
 def _region(options: AuditOptions, points: Points | None, radius: float | None, box: Box | None) -> Region:
-    """A box for all inputs alike, balls around points, or the smallest box around the points."""
+    """A box for all inputs alike, which holds the points if there are any, balls around these, or the smallest box of them."""
     from lipverify.ir.norm import Norm
     from lipverify.ir.region import Ball
+    from lipverify.questions.regions import InputBox
 
     if points is None:
         if box is None:
@@ -83,5 +84,6 @@ def _region(options: AuditOptions, points: Points | None, radius: float | None, 
     if radius is not None:
         return Ball(x, radius, Norm.LINF, box)
     if box is not None:
-        raise UsageError("--data without --radius means the range of the data; --box is another region")
+        InputBox(x.shape[1:], *box).demand(x)
+        return box
     return x.amin(0), x.amax(0)

@@ -183,13 +183,11 @@ def _report(
         raise Undecided(
             f"{display_path(folder)} holds no certificates, there is nothing to prove; give the folder of a report, its --out"
         )
-    models = {known.sha256: known for known in checkers.read_models(files, seconds)}
+    models = {(known.sha256, known.beside): known for known in checkers.read_models(files, seconds)}
     answers = []
     for path in found:
         # In the order in which they are given; one of them in any case: the checker itself says what is wrong.
-        named = sorted(
-            list(models).index(digest) for digest in checkers.named_models(path) if digest in models
-        )
+        named = sorted(list(models).index(named) for named in checkers.named_models(path) if named in models)
         given = [list(models.values())[k] for k in named or [0]]
         answers.append(_proved(path, given, expected, exact, seconds, seed))
     return answers

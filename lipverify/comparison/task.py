@@ -61,7 +61,7 @@ class Task:
             "code": code_digest(),
             "graph": self.graph.digest,
             "names": hashlib.sha256(names.encode("utf-8", "surrogatepass")).hexdigest(),
-            "model": self.graph.origin.sha256,
+            "model": [self.graph.origin.sha256, *map(list, self.graph.origin.beside)],
             "query": self.query.to_json(),
             "method": "lower bound" if self.method is None else repr(self.method),
             "method_code": None if self.method is None else _method_code(type(self.method).__module__),

@@ -80,6 +80,8 @@ class Origin:
     """How it reads the inputs of the model file, where the file alone does not say it."""
     outputs: tuple[str, ...] = ()
     """Names of all outputs of the model file, in its order."""
+    beside: tuple[tuple[str, str], ...] = ()
+    """Name and SHA-256 of every file beside the model file that holds tensors of it."""
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ class InputBox(Ball):
             )
             raise UsageError(
                 f"point {index} lies outside the box (entry {entry} is {value:g}, the box has {ends[0]:g} to {ends[1]:g}), "
-                "where nothing is proved about its label; give a box that holds every point, or balls around them "
+                "where nothing is proved; give a box that holds every point, or balls around them "
                 "(--radius, lv.Ball)"
             )
 

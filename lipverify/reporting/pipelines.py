@@ -65,7 +65,7 @@ def worst(best: Mapping[str, Any] | None) -> float:
 
 
 def statement(document: Document, certificates: Mapping[str, Mapping[str, bytes]]) -> dict[str, Any]:
-    """An in-toto statement (version 1) that attaches the audit to the sha256 of the model file.
+    """An in-toto statement (version 1) that attaches the audit to the sha256 of the model file and of the files beside it.
 
     Args:
         certificates: the files of every certificate by name, by analyzer; they are named by their digests.
@@ -91,7 +91,13 @@ def statement(document: Document, certificates: Mapping[str, Mapping[str, bytes]
         rows.append(kept)
     return {
         "_type": "https://in-toto.io/Statement/v1",
-        "subject": [{"name": Path(model["path"]).name, "digest": {"sha256": model["sha256"]}}],
+        "subject": [
+            {"name": name, "digest": {"sha256": digest}}
+            for name, digest in (
+                (Path(model["path"]).name, model["sha256"]),
+                *((file["name"], file["sha256"]) for file in model.get("beside", ())),
+            )
+        ],
         "predicateType": PREDICATE,
         "predicate": {
             "tool": document["tool"],

@@ -18,6 +18,7 @@ import numpy as np
 
 from lipverify.checkers.kernel.program import Array, Program
 from lipverify.checkers.reader.archives import parse_archive
+from lipverify.checkers.reader.beside import joined
 from lipverify.checkers.reader.onnx import read_onnx
 from lipverify.checkers.reader.reading import Reading
 from lipverify.checkers.reader.wire import is_protobuf
@@ -53,7 +54,8 @@ class Model:
     weights, how many of each digest.
     program: what the file computes; None for weights alone, and where `reason` says why it is not covered. refused: why single
     outputs are not. unused: names of stored tensors that no covered output rests on. data: the bytes that were read, of ONNX;
-    size: how many there are. reading: how its inputs are read, where a claim says it and not the file. several: whether the file
+    beside: name and sha256 of each file beside it that holds tensors of it, which `data` holds in their place; size: how many
+    bytes there are in all files. reading: how its inputs are read, where a claim says it and not the file. several: whether it
     takes any number of samples at once; all is about one.
     """
 
@@ -70,6 +72,7 @@ class Model:
     unused: tuple[str, ...] = ()
     digest: str | None = None
     data: bytes | None = field(default=None, repr=False)
+    beside: tuple[tuple[str, str], ...] = ()
     size: int = 0
     several: bool = False
     reading: Reading | None = None
@@ -84,7 +87,8 @@ class Model:
             return self
         _need(self.format == "onnx" and self.data is not None, "inputs of a model that is no ONNX file")
         assert self.data is not None
-        return replace(_read_in(self.name, self.sha256, self.data, reading), size=self.size)
+        read = _read_in(self.name, self.sha256, self.data, reading)
+        return replace(read, beside=self.beside, size=self.size)
 
     def holds(self, array: Array) -> bool:
         """Whether these numbers are stored in the file."""
@@ -199,20 +203,28 @@ def _little(array: Array) -> Array:
 
 
 def read_model(path: Path) -> Model:
-    """A model file. What is not covered makes a model without a program, or without tensors, and with a reason.
+    """A model file, and what an ONNX file names beside it.
+
+    What is not covered makes a model without a program, or without tensors, and with a reason.
 
     Raises:
         UnreadableCertificate: no regular file, or one that is too large.
     """
-    return model_of_bytes(path.name, read_bytes(path, MAX_MODEL))
+    data = read_bytes(path, MAX_MODEL)
+    return _model(path.name, hashlib.sha256(data).hexdigest(), data, path.parent)
 
 
 def model_of_bytes(name: str, data: bytes) -> Model:
     """`read_model`, of bytes: all that there is to read."""
-    return replace(_model(name, hashlib.sha256(data).hexdigest(), data), size=len(data))
+    return _model(name, hashlib.sha256(data).hexdigest(), data, None)
 
 
-def _model(name: str, sha256: str, data: bytes) -> Model:
+def _model(name: str, sha256: str, data: bytes, folder: Path | None) -> Model:
+    found = _of_a_kind(name, sha256, data, folder)
+    return found if found.size else replace(found, size=len(data))
+
+
+def _of_a_kind(name: str, sha256: str, data: bytes, folder: Path | None) -> Model:
     if data[8:9] == b"{" and not is_protobuf(data):
         try:
             tensors = parse_safetensors(data)
@@ -235,7 +247,14 @@ def _model(name: str, sha256: str, data: bytes) -> Model:
         if data.startswith(start) and not is_protobuf(data):
             reason = f"{what} are not covered by the checker: save the weights as safetensors, or export ONNX"
             return Model(name, sha256, "weights", "other", reason=reason)
-    return _read_in(name, sha256, data, None)
+    if folder is None:
+        return _read_in(name, sha256, data, None)
+    try:
+        whole = joined(data, folder)
+    except NotCovered as error:
+        return Model(name, sha256, "file", "onnx", reason=str(error), data=data)
+    read = _read_in(name, sha256, whole.data, None)
+    return replace(read, beside=whole.files, size=len(data) + whole.size)
 
 
 def _read_in(name: str, sha256: str | None, data: bytes, reading: Reading | None) -> Model:

@@ -7,6 +7,7 @@ occurs once.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -239,6 +240,64 @@ def parse_model(data: bytes) -> Message:
         NotCovered: a byte that belongs to no listed field, a field twice, or more fields than the limits.
     """
     return _Reader(data).message("Model", 0, len(data))
+
+
+class Span(NamedTuple):
+    """One field in the bytes of a message: where its tag begins, its value, and where it ends."""
+
+    number: int
+    wire: int
+    first: int
+    value: int
+    end: int
+
+    def is_message(self, number: int) -> bool:
+        """Whether it is this field, as bytes or a message."""
+        return self.number == number and self.wire == _BYTES
+
+
+def spans(data: bytes, position: int, stop: int) -> Iterator[Span]:
+    """The fields between two places, one level deep, whatever they mean.
+
+    Raises:
+        NotCovered: bytes that are no fields.
+    """
+    reader = _Reader(data)
+    while position < stop:
+        first = position
+        tag, position = reader.varint(position, stop)
+        value, wire = position, tag & 7
+        if wire == _VARINT:
+            _, position = reader.varint(position, stop)
+        elif wire == _BYTES:
+            length, value = reader.varint(position, stop)
+            position = value + length
+        else:
+            need(wire in (_FIXED64, _FIXED32), "a field of an unknown wire type")
+            position += 8 if wire == _FIXED64 else 4
+        need(position <= stop, "a field reaches past the end of what holds it")
+        yield Span(tag >> 3, wire, first, value, position)
+
+
+def entry_of(data: bytes, span: Span) -> tuple[str, str]:
+    """Key and value of a field that is an entry.
+
+    Raises:
+        NotCovered: it is none.
+    """
+    found = _Reader(data).message("Entry", span.value, span.end)
+    return found.get("key", ""), found.get("value", "")
+
+
+def encoded(number: int, pieces: Sequence[bytes | memoryview]) -> list[bytes | memoryview]:
+    """A field of bytes, or a message, that the pieces make one after the other; numbers in their shortest form."""
+    head = bytearray()
+    for value in (number << 3 | _BYTES, sum(map(len, pieces))):
+        while value >= 0x80:
+            head.append(value & 0x7F | 0x80)
+            value >>= 7
+        head.append(value)
+    return [bytes(head), *pieces]
 
 
 def is_protobuf(data: bytes) -> bool:

@@ -143,7 +143,9 @@ def _read(
         return *_policed(source, output), {}
     file = read_onnx(Path(source), output, prune_to_output=True, hold=True)
     notes = tuple(f"external data {display(name)} (sha256 {digest})" for name, digest in file.external_files)
-    origin = Origin(format="onnx", path=file.path, sha256=file.sha256, notes=notes, outputs=file.outputs)
+    origin = Origin(
+        "onnx", file.path, file.sha256, notes=notes, outputs=file.outputs, beside=file.external_files
+    )
     return file.model, origin, list(file.inputs), file.held
 
 

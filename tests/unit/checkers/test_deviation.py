@@ -163,7 +163,7 @@ def test_files_are_bound_by_their_digests_and_their_order(tmp_path: Path) -> Non
     assert found.issued is not None
     path = tmp_path / "c.json"
     found.issued.save(path)
-    assert named_models(path) == [f.origin.sha256, g.origin.sha256]
+    assert named_models(path) == [(f.origin.sha256, ()), (g.origin.sha256, ())]
     said = lv.verify(path, ["zoo:digits-relu-mlp", "zoo:digits-int8"])
     assert said.upper == found.upper[0] < 1.76
     assert [model["binding"] for model in said.to_json()["models"]] == ["weights", "weights"]

@@ -238,6 +238,11 @@ def test_command_line(tmp_path: Path, run) -> None:  # type: ignore[no-untyped-d
     (tmp_path / "people.csv").write_text("age,b,c,d\n0,0,0,0\n1,1,1,1\n", encoding="utf-8")
     code, text = run(*model[:-1], "--monotone", "age", "--data", str(tmp_path / "people.csv"), "--json")
     assert (code, json.loads(text)["features"][0]["name"]) == (0, "age")
+    # With a box, which is the region then, the table gives the names; all its points must lie in it.
+    question = ("--monotone", "age", "--data", str(tmp_path / "people.csv"), "--json")
+    code, text = run(*model, *question)
+    assert (code, json.loads(text)["features"][0]["name"]) == (0, "age")
+    assert run(*model[:-1], "--box=-1,0.5", *question)[0] == 2
 
 
 def test_undecided_ends_with_4(run) -> None:  # type: ignore[no-untyped-def]

@@ -57,15 +57,21 @@ def external() -> Any:
     return tensor
 
 
-@pytest.mark.parametrize("place", ["constant", "initialiser", "constant without a path"])
-def test_external_data_is_not_read(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("place", ["constant", "body", "constant without a path"])
+def test_external_data_of_operators_is_not_read(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "w.bin").write_bytes(SMALL.tobytes())
     monkeypatch.chdir(tmp_path)
     source, tensor = product(), external()
     if place.endswith("path"):
         del tensor.external_data[:]
-    if place == "initialiser":
-        source.graph.initializer.append(tensor)
+    if place == "body":
+        inner = helper.make_graph([], "inner", [], [helper.make_tensor_value_info("W", 1, [3, 3])], [tensor])
+        source.graph.node.insert(
+            0, helper.make_node("If", ["yes"], ["W"], then_branch=inner, else_branch=inner)
+        )
+        source.graph.initializer.append(numpy_helper.from_array(np.array(True), "yes"))
     else:
         source.graph.node.insert(0, helper.make_node("Constant", [], ["W"], value=tensor))
     refused(source, tmp_path, "external data is not covered by the checker")
