@@ -111,8 +111,9 @@ _SETTINGS = (
 
 @dataclass
 class Found:
-    """How a run went. wrong: seed of the mutant, and what differed; overflows: files some of whose values are beyond the type that
-    they are computed in, which is what a bound over real numbers leaves out: rows without a number there are not compared."""
+    """How a run went. wrong: seed of the mutant, and what differed; overflows: files some of whose values are beyond the type
+    that they are computed in, which a bound over real numbers leaves out: rows without a number there are not compared.
+    """
 
     made: int = 0
     accepted: int = 0
@@ -692,7 +693,9 @@ def difference(data: bytes, found: Found, seed: int = 0) -> str | None:
 def _within(program: Program, x: Any, limit: float) -> Any:
     """Of which inputs [batch, n] all results are below `limit`: [batch]. Others may be no numbers in the type of the file."""
     with np.errstate(all="ignore"):
-        return np.all([(np.abs(values) < limit).all(1) for values in evaluate(program, x.astype(np.float64))], axis=0)
+        return np.all(
+            [(np.abs(values) < limit).all(1) for values in evaluate(program, x.astype(np.float64))], axis=0
+        )
 
 
 def run(count: int, first: int = 0, until: float = float("inf")) -> Found:
