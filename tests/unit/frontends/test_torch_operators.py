@@ -207,6 +207,8 @@ POOLING = {
     "deviation": (lambda m, x: x.std(1, keepdim=True), (4,)),
     "norm": (lambda m, x: x.norm(dim=(1, 2)), (4, 3)),
     "l1 norm": (lambda m, x: x.norm(p=1, dim=-1, keepdim=True), (4, 3)),
+    "pairwise distance": (lambda m, x: F.pairwise_distance(x, torch.ones(4)), (4,)),
+    "pairwise distance in l1": (lambda m, x: F.pairwise_distance(x, 2 * x, p=1.0, keepdim=True), (4,)),
     "max norm": (lambda m, x: torch.linalg.vector_norm(x, math.inf, dim=1), (4,)),
     "normalise": (lambda m, x: F.normalize(x), (4,)),
     "max dim": (lambda m, x: x.max(dim=1)[0], (2, 5)),

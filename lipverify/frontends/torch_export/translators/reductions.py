@@ -86,6 +86,12 @@ def _vector_norm(
     return b.reduce(ops.ReduceSum if ord == 1 else ops.ReduceMax, b.elementwise(ops.Abs(), x), axes, keepdim)
 
 
+@lower.register("aten.norm.ScalarOpt_dim")
+def _norm(b: Lowerer, x: Value, p: float | None, dim: Any, keepdim: bool = False) -> Value:
+    """As `pairwise_distance` traces; no order means 2."""
+    return _vector_norm(b, x, 2 if p is None else p, dim, keepdim)
+
+
 @lower.register("aten.cumsum")
 def _cumsum(b: Lowerer, x: Value, dim: int, *, dtype: Any = None) -> Value:
     if dtype is not None:
