@@ -34,6 +34,7 @@ from lipverify.checkers.claims import MOST_RADIUS, Claim, Constant
 from lipverify.checkers.evaluation import evaluate
 from lipverify.checkers.kernel.program import Program
 from lipverify.checkers.reader import FIXED_KINDS, Reading, digest_of, stating
+from lipverify.deadline import look
 from lipverify.errors import (
     InternalError,
     LipverifyError,
@@ -98,6 +99,7 @@ def subject_of(graph: Graph) -> Subject:
 
     Raises:
         NotCovered: the checker does not read the model, or reads something else in it. OSError: the file is gone.
+        BudgetEnded: after the end of the block around it.
     """
     origin = graph.origin
     known: Described | None = None
@@ -110,6 +112,7 @@ def subject_of(graph: Graph) -> Subject:
         output = origin.output if known is None else 0
     program = model.program if known is None else known.program
     if program is None:
+        look()
         raise NotCovered(f"the checker does not read the model's file: {model.reason}")
     if isinstance(output, str):
         names = [out.name for out in program.outputs]
@@ -143,6 +146,8 @@ def reading_of(graph: Graph) -> Reading | None:
 @lru_cache(maxsize=2)
 def _read(path: str, sha256: str, beside: tuple[tuple[str, str], ...]) -> Model:
     model = checkers.read_model(Path(path))
+    # What a budget cut off says nothing about the file, and is not remembered of it.
+    look()
     if model.sha256 != sha256 or (not model.reason and model.beside != beside):
         raise NotCovered("the model file has changed since it was read")
     return model

@@ -34,6 +34,7 @@ from lipverify.ir.graphs import joined, require_alike
 from lipverify.ir.op import Constant
 from lipverify.ops.change import Same, has_change
 
+_WEIGHTS = ops.Linear, ops.Conv, ops.ConvTranspose
 LISTED = 8
 """Places where the structures differ that are named."""
 
@@ -197,12 +198,11 @@ class _Rewriting:
         shapes = [tuple(self.both[name].shape for name in node.inputs) for node in (m, n)]
         if m.inputs and alike(m.op, n.op, (shapes[0], shapes[1])):
             return _Plan("alike", tuple(zip(m.inputs, self._order(m, n), strict=True)))
-        if self._saturates(n) and self._nature(first) == self._nature(n.inputs[0]):
+        if self._saturates(n) and self._like(first, n.inputs[0]):
             return _Plan("second saturates", ((first, n.inputs[0]),))
-        if self._saturates(m) and self._nature(m.inputs[0]) == self._nature(second):
+        if self._saturates(m) and self._like(m.inputs[0], second):
             return _Plan("first saturates", ((m.inputs[0], second),))
-        scalar = all(has_change(node.op) and len(node.inputs) == 1 for node in (m, n))
-        if scalar and (self._saturates(m) or self._saturates(n)):
+        if self._scalar(m, n):
             return _Plan("scalar", ((m.inputs[0], n.inputs[0]),))
         one, other = self._run(first), self._run(second)
         cuts = [
@@ -215,7 +215,7 @@ class _Rewriting:
             p, q = one[i:], other[j:]
             ends = p[0][1] if p else first, q[0][1] if q else second
             same = self.both[ends[0]].shape == self.both[ends[1]].shape
-            if same and self._nature(ends[0]) == self._nature(ends[1]):
+            if same and (self._like(*ends) or self._replaced(*ends)):
                 return _Plan("run", (ends,), p, q)
         return _Plan("apart")
 
@@ -233,14 +233,33 @@ class _Rewriting:
         readers = (self.both[name].op for name in self.both.consumers[node.name])
         return isinstance(node.op, ops.Clip) and any(isinstance(op, ops.Quantize) for op in readers)
 
-    def _nature(self, name: str) -> tuple[str, int]:
+    def _scalar(self, m: Node, n: Node) -> bool:
+        """Whether both are scalar operators of one argument, one of them a saturation."""
+        scalar = all(has_change(node.op) and len(node.inputs) == 1 for node in (m, n))
+        return scalar and (self._saturates(m) or self._saturates(n))
+
+    def _replaced(self, first: str, second: str) -> bool:
+        """Whether one is a saturation in the place of the other's activation: a least integer that stands for 0 is a ReLU too."""
+        m, n = self.both[first], self.both[second]
+        least = [node.op.low for node in (m, n) if self._saturates(node) and isinstance(node.op, ops.Clip)]
+        return 0.0 in least and self._scalar(m, n) and self._like(m.inputs[0], n.inputs[0])
+
+    def _like(self, first: str, second: str) -> bool:
+        """Whether two values are likely to be counterparts; a wrong pair is valid, and loose."""
+        return bool(self._natures(first) & self._natures(second))
+
+    def _natures(self, name: str) -> set[tuple[str, int]]:
         """What a value is, whatever affine spelling, rounding and saturation lie between: the operator it comes from, and through
-        how many layers with weights. Values of one nature are likely to be counterparts; a wrong pair is valid, and loose."""
-        weights = 0
+        how many layers with weights. Of a saturation at 0 behind weights or a sum, that it is a ReLU, too."""
+        weights, found = 0, set[tuple[str, int]]()
         while isinstance(self.both[name].op, RUNS) or self._saturates(self.both[name]):
-            weights += isinstance(self.both[name].op, ops.Linear | ops.Conv | ops.ConvTranspose)
-            (name,) = self.both[name].inputs
-        return self.both[name].op.kind(), weights
+            node = self.both[name]
+            weights += isinstance(node.op, _WEIGHTS)
+            (name,) = node.inputs
+            behind = isinstance(self.both[name].op, (*_WEIGHTS, *RUNS, ops.Add, ops.Sub))
+            if behind and not found and isinstance(node.op, ops.Clip) and node.op.low == 0.0:
+                found.add((ops.ReLU.kind(), weights))
+        return found | {(self.both[name].op.kind(), weights)}
 
     def _order(self, m: Node, n: Node) -> tuple[str, ...]:
         """The inputs of n in the order that suits m: a sum may be written either way."""

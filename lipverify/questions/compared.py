@@ -15,7 +15,7 @@ from lipverify.combine import Difference
 from lipverify.errors import BudgetEnded
 from lipverify.falsify import multiplications
 from lipverify.interpreter import evaluate
-from lipverify.ir.graph import Graph
+from lipverify.ir.graph import Graph, Node
 from lipverify.ir.interval import Interval
 from lipverify.ir.region import Ball
 from lipverify.loading.names import display
@@ -63,7 +63,7 @@ def findings(
     """
     fields: dict[str, Any] = {"apart": list(carried.apart)}
     size = carried.graph[carried.first].size
-    pairs = labels.table(found.facts["pairs"], size) if found.facts["pairs"].lower.numel() else None
+    pairs = labels.table(found.facts["pairs"], size) if "pairs" in found.facts else None
     if pairs is not None:
         fields["pairs"] = pairs.upper.amax(0).tolist()
     if data is not None and pairs is not None:
@@ -107,18 +107,39 @@ def _kept(
 
 
 def _saturation(carried: Difference, ranges: Bounds) -> list[dict[str, Any]]:
-    """For every quantiser what comes in over the region, and what its integers represent."""
+    """For every quantiser what comes in over the region, and what its integers represent; other: what a ReLU or Clip of the other
+    network gives there, whose place it takes. What both cut off is no loss: a least integer that stands for 0 is a ReLU too.
+    """
+    graph = carried.graph
+    partners = {
+        pair[k]: pair[1 - k] for pair in ((m.first, m.second) for m in carried.layers) for k in (0, 1)
+    }
     rows = []
-    for node in carried.graph.nodes:
-        readers = (carried.graph[name].op for name in carried.graph.consumers[node.name])
-        if not isinstance(node.op, ops.Clip) or not any(isinstance(op, ops.Quantize) for op in readers):
+    for node in graph.nodes:
+        if (
+            node.name[:2] not in ("f.", "g.")
+            or not isinstance(node.op, ops.Clip)
+            or not _quantised(graph, node)
+        ):
             continue
-        box = ranges[node.inputs[0]]
-        reach = [float(box.lower.min()), float(box.upper.max())]
-        if node.name[:2] in ("f.", "g.") and all(map(math.isfinite, reach)):
-            name = node.source or node.name[2:]
-            rows.append({"node": name, "range": reach, "represents": [node.op.low, node.op.high]})
+        row: dict[str, Any] = {"node": node.source or node.name[2:], "range": _reach(ranges[node.inputs[0]])}
+        row["represents"] = [node.op.low, node.op.high]
+        other = graph[partners.get(node.name, node.name)]
+        if isinstance(other.op, ops.ReLU | ops.Clip) and not _quantised(graph, other):
+            row["other"] = _reach(ranges[other.name])
+        if all(math.isfinite(end) for key in ("range", "other") for end in row.get(key, ())):
+            rows.append(row)
     return rows
+
+
+def _quantised(graph: Graph, node: Node) -> bool:
+    """Whether it limits what is rounded behind it to what integers represent."""
+    readers = (graph[name].op for name in graph.consumers[node.name])
+    return isinstance(node.op, ops.Clip) and any(isinstance(op, ops.Quantize) for op in readers)
+
+
+def _reach(box: Interval) -> list[float]:
+    return [float(box.lower.min()), float(box.upper.max())]
 
 
 def _layers(carried: Difference, ranges: Bounds) -> list[dict[str, Any]]:
@@ -181,7 +202,7 @@ def _spectra(carried: Difference) -> list[dict[str, Any]]:
 def sections(document: Mapping[str, Any]) -> Sequence[Section]:
     """Labels with their picture, layers, differences of outputs, singular values, places where the structures differ."""
     found: list[Section] = []
-    beyond = [row for row in document.get("saturation", ()) if _beyond(row)]
+    beyond = [row for row in document.get("saturation", ()) if saturates(row)]
     if beyond:
         text = "Over the region values may lie outside what the integers represent, and are cut off there without a word."
         head = ("Quantiser", "Values at most", "Represents")
@@ -254,11 +275,13 @@ def _label_sections(kept: Mapping[str, Any]) -> list[Section]:
     ]
 
 
-def _beyond(row: Mapping[str, Any]) -> bool:
-    """Whether a value may lie more than the smallest step of 8 bits outside what is represented."""
+def saturates(row: Mapping[str, Any]) -> bool:
+    """Whether a value may lie more than the smallest step of 8 bits outside what is represented, beyond what a ReLU or Clip of
+    the other network leaves there."""
     (low, high), (first, last) = row["range"], row["represents"]
+    least, most = row.get("other", (-math.inf, math.inf))
     room = (last - first) / 255
-    return bool(low < first - room or high > last + room)
+    return bool(max(low, least) < first - room or min(high, most) > last + room)
 
 
 def _ends(pair: Sequence[float]) -> str:

@@ -188,7 +188,7 @@ class Deviation(Shown):
             torch.zeros_like(end.cpu()) if self.carried.zero else end.cpu() for end in (box.lower, box.upper)
         ]
         size = self.f.output.size
-        parts = {"difference": slice(0, size), "pairs": slice(size, None)}
+        parts = {"difference": slice(0, size)} | ({"pairs": slice(size, None)} if self._classes else {})
         return {name: Interval(ends[0][:, part], ends[1][:, part]) for name, part in parts.items()}
 
     def search(self, compute: Compute) -> Tensor:

@@ -14,7 +14,13 @@ from onnx import helper, numpy_helper
 
 import lipverify as lv
 from lipverify import ops, zoo
+from lipverify.certificates.issuing import subject_of
+from lipverify.combine import difference
+from lipverify.deadline import within
 from lipverify.errors import BudgetEnded, UsageError
+from lipverify.frontends.builder import Builder
+from lipverify.ir.certificate import Rigour
+from lipverify.ir.graph import Origin
 from lipverify.questions.deviation import Deviation
 from lipverify.reporting.sections import Bars
 from tests import networks
@@ -239,3 +245,61 @@ def test_points_outside_the_box_of_a_command_are_refused(data: Path) -> None:
     done = lipverify("compare", F, INT8, "--deviate", "--data", data, "--box", "0,0.5")
     assert done.returncode == 2
     assert "point 0 lies outside the box" in done.stderr
+
+
+def _of_integers(weights: list[torch.Tensor], step: float, zero: int, last: bool = False) -> lv.Graph:
+    """Layers of one number; between them integers of 8 bits in place of ReLUs. last: signed ones behind all, too."""
+    b = Builder(symbolic_batch=True)
+    x = b.linear(b.input((1, 1), 0), weights[0])
+    for weight in weights[1:]:
+        for op in _integers(step, zero):
+            x = b.elementwise(op, x)
+        x = b.linear(x, weight)
+    for op in _integers(step, 128) if last else ():
+        x = b.elementwise(op, x)
+    return b.graph([x], Origin())
+
+
+def _integers(step: float, zero: int) -> tuple[ops.Clip, ops.Quantize, ops.Scale]:
+    scale = ops.Scale(torch.tensor(step), torch.tensor(-zero * step))
+    return ops.Clip(-zero * step, (255 - zero) * step), ops.Quantize(step, zero), scale
+
+
+def test_integers_in_the_place_of_relus_are_paired_with_them() -> None:
+    weights = [torch.tensor([[w]]) for w in (2.0, -1.5, 1.0)]
+    f = networks.chain(weights, ops.ReLU())
+    for pair in ((f, g := _of_integers(weights, 1 / 64, 0, last=True)), (g, f)):
+        assert difference(*pair).apart == ()
+    # Three roundings of half a step each, times what is behind them: 1.5, 1 and 1; side by side the bound is above 1.
+    assert lv.deviation(f, g, lv.InputBox((1,), -0.9, 0.9)).upper <= 1.01 * 3.5 / 128
+
+
+@pytest.mark.parametrize(
+    ("step", "zero", "told"),
+    [(1 / 64, 0, False), (1 / 256, 0, True), (1 / 64, 128, False), (1 / 512, 128, True)],
+)
+def test_integers_that_stand_for_a_relu_are_no_saturation(step: float, zero: int, told: bool) -> None:
+    weights = [torch.tensor([[2.0]]), torch.tensor([[1.0]])]
+    f = networks.chain(weights, ops.ReLU())
+    answer = lv.deviation(f, _of_integers(weights, step, zero), lv.InputBox((1,), -0.9, 0.9))
+    (row,) = answer.fields["saturation"]
+    assert row["range"][0] <= -1.8 < 1.8 <= row["range"][1]
+    assert ("are cut off there without a word" in answer.to_html()) is told
+
+
+def test_a_file_that_the_budget_left_unread_is_read_with_more_time(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    paths = []
+    for name in ("f", "g"):
+        nodes = [helper.make_node("Gemm", ["x", "w"], ["y"])]
+        w = numpy_helper.from_array(rng.standard_normal((3, 2)).astype(np.float32), "w")
+        ends = [helper.make_tensor_value_info(k, 1, ["n", n]) for k, n in (("x", 3), ("y", 2))]
+        graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], [w])
+        onnx.save(
+            helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), tmp_path / f"{name}.onnx"
+        )
+        paths.append(lv.load(tmp_path / f"{name}.onnx"))
+    for graph in paths:
+        with pytest.raises(BudgetEnded), within(0.0):
+            subject_of(graph)
+    assert lv.deviation(*paths, lv.InputBox((3,), 0.0, 1.0)).rigour is Rigour.CHECKED
