@@ -171,7 +171,10 @@ def neighbour_slope(network: Graph, points: Tensor, constant: Known, *, neighbou
 
 def _points(network: Graph, points: Tensor) -> Tensor:
     """Points of the network's input, in float64."""
-    points = torch.as_tensor(points)
+    try:
+        points = torch.as_tensor(points)
+    except (TypeError, ValueError, RuntimeError):
+        raise UsageError("points are an array of numbers") from None
     if tuple(points.shape[1:]) != network.input_shape or not len(points) or points.is_complex():
         raise UsageError(
             f"points are [count, {', '.join(map(str, network.input_shape))}], not {list(points.shape)}"

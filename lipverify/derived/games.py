@@ -59,6 +59,8 @@ def game(
     if not pairs or any(len(row) != len(pairs) for row in table) or len(table) != len(pairs):
         raise UsageError(f"{len(pairs)} players have {len(pairs)} rows of {len(pairs)} couplings")
     mu = np.array([shift - number(constant) for shift, constant in pairs])
+    if not bool(np.isfinite(mu).all()):
+        raise UsageError("curvatures are finite numbers")
     between = np.array(
         [[0.0 if i == j else number(c) for j, c in enumerate(row)] for i, row in enumerate(table)]
     )

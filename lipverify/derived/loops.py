@@ -100,6 +100,11 @@ def closed_loop(
         raise UsageError(f"a constant is not negative, and {upper!r} is")
     found = _fastest(plant, upper)
     allowed = _largest(plant)
+    if found is None and allowed == 0.0:
+        raise Undecided(
+            f"the plant with this gain does not settle by itself (its largest eigenvalue has the size {plant.radius:.6g}): no "
+            "constant of policy less gain shows the loop stable; another gain may"
+        )
     if found is None:
         raise Undecided(
             f"policy less gain has a constant of at most {upper:.6g}, and this loop is shown stable up to {allowed:.6g}"

@@ -46,7 +46,17 @@ class Sensitivity:
         return self.total.upper
 
     def noise(self, multiplier: float) -> float:
-        """Standard deviation of normal noise on the summed gradient, for a noise multiplier."""
+        """Standard deviation of normal noise on the summed gradient, for a noise multiplier.
+
+        Raises:
+            UsageError: a multiplier that is no finite number above 0.
+        """
+        if (
+            isinstance(multiplier, bool)
+            or not isinstance(multiplier, int | float)
+            or not 0.0 < multiplier < math.inf
+        ):
+            raise UsageError(f"a noise multiplier is a finite number above 0, not {multiplier!r}")
         return multiplier * self.upper
 
 

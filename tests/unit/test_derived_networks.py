@@ -20,7 +20,7 @@ from lipverify.certificates import model_of
 from lipverify.checkers import closed_forms, derivations, quantities
 from lipverify.checkers.reader import Model
 from lipverify.derived.networks import audited
-from lipverify.errors import RefutedCertificate, UnreadableCertificate, UsageError
+from lipverify.errors import RefutedCertificate, Undecided, UnreadableCertificate, UsageError
 from lipverify.interpreter import evaluate
 from lipverify.ir.certificate import Rigour
 from lipverify.ir.graph import Graph
@@ -218,6 +218,19 @@ def test_the_steepest_edge() -> None:
             derived.neighbour_slope(graph, wrong, 3.0)
     with pytest.raises(UsageError, match="contradict"):
         derived.neighbour_slope(graph, at, 2.0)
+
+
+def test_what_has_no_meaning_is_refused_in_words() -> None:
+    graph = random(2, 4, 1)
+    with pytest.raises(UsageError, match="finite numbers"):
+        derived.game([math.nan, 1.0], [[0.0, 1.0], [1.0, 0.0]])
+    with pytest.raises(UsageError, match="array of numbers"):
+        derived.neighbour_slope(graph, "points", 1.0)  # type: ignore[arg-type]
+    with pytest.raises(Undecided, match="does not settle by itself"):
+        derived.closed_loop(0.1, [[1.2, 0.0], [0.0, 0.5]], [[0.0], [1.0]])
+    for wrong in (math.nan, -1.0, 0.0, math.inf, True):
+        with pytest.raises(UsageError, match="noise multiplier"):
+            derived.sensitivity(graph, 1.0).noise(wrong)
 
 
 def test_safe_steps_rest_on_the_certificates_of_the_game() -> None:

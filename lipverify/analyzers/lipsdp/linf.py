@@ -18,11 +18,11 @@ from lipverify.analyzers.lipsdp.bound import (
 from lipverify.analyzers.lipsdp.factor import Factor, Pencil
 from lipverify.analyzers.lipsdp.newton import Record, search
 from lipverify.analyzers.lipsdp.reduction import Multipliers, Reduced, live_neurons, restricted
-from lipverify.analyzers.lipsdp.solver import Settings, require_memory, tuning_of
+from lipverify.analyzers.lipsdp.solver import UNCERTIFIED, Settings, require_memory, tuning_of
 from lipverify.analyzers.lipsdp.start import scalar_start
 from lipverify.analyzers.lipsdp.system import BlockSystem, one_output
 from lipverify.analyzers.protocol import Compute, keeping_best
-from lipverify.errors import InternalError, UsageError
+from lipverify.errors import InternalError, Undecided, UsageError
 from lipverify.linalg.eigen import eigvalsh
 from lipverify.linalg.rounding import Upper
 
@@ -222,7 +222,7 @@ def _certify(reduced: Reduced, start: Tensor, record: Record) -> tuple[Upper, Mu
         proved = certified_weighted(reduced.original, parts, exponents)
         if proved is not None:
             return proved * _price(parts[0], exponents[0]).sqrt(), parts, exponents
-    raise InternalError("no multipliers of the search could be certified")
+    raise Undecided(UNCERTIFIED)
 
 
 def _price(weights: Tensor, exponent: int) -> Upper:

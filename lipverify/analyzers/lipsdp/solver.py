@@ -21,11 +21,15 @@ from lipverify.analyzers.lipsdp.start import SHARES, scalar_start
 from lipverify.analyzers.lipsdp.system import Couplings
 from lipverify.analyzers.protocol import Compute
 from lipverify.deadline import within
-from lipverify.errors import BudgetEnded, InternalError, UnsupportedModel, UsageError
+from lipverify.errors import BudgetEnded, InternalError, Undecided, UnsupportedModel, UsageError
 from lipverify.linalg.dense import operator_norm_upper
 from lipverify.linalg.eigen import eigvalsh
 from lipverify.linalg.rounding import Upper
 
+UNCERTIFIED = (
+    "no multipliers of the search could be proved in float64, nor could those in closed form: constants of this network over all "
+    "inputs are that far apart from layer to layer. Ask for balls (--radius), or for product"
+)
 # Shares of the closed-form multipliers that repair borderline ones, tried in this order.
 _REPAIRS = (0.0, 1e-11, 1e-9, 1e-7, 1e-5, 1e-3, 1e-1, 1.0)
 _DEEP = 24
@@ -347,7 +351,7 @@ class Run:
             if goal is None or best[0] <= goal or share >= 1e-5:
                 break
         if best is None:
-            raise InternalError("no multipliers of the search could be certified")
+            raise Undecided(UNCERTIFIED)
         upper, multipliers, exponents = best
         return self._solution(multipliers, exponents, upper, record, "; ".join(self.notes))
 

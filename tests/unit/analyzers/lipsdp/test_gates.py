@@ -7,10 +7,13 @@ import torch
 from torch import Tensor, nn
 
 import lipverify as lv
+from lipverify import ops
 from lipverify.analyzers.lipsdp.analyzer import LipSDP, LipSDPFast
 from lipverify.analyzers.lipsdp.canonical import canonical_form
+from lipverify.falsify import Search
 from lipverify.interpreter import evaluate_all
 from lipverify.propagation import bounds, everywhere
+from tests.networks import chain
 from tests.tiers import also
 
 
@@ -90,3 +93,17 @@ def test_a_free_state_has_no_bound_everywhere_and_one_around_points() -> None:
     (row,) = lv.audit(graph, region=ball, analyzers=["local-sdp"]).rows
     assert row.certificate is not None
     assert str(row.certificate.rigour) == "checked"
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_multipliers_that_cannot_be_proved_are_refused_in_words(
+    norm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of two LSTM layers, whose constants are too far apart for float64: it was an internal error."""
+    monkeypatch.setattr("lipverify.analyzers.lipsdp.solver.certified_upper", lambda *_: None)
+    monkeypatch.setattr("lipverify.analyzers.lipsdp.linf.certified_weighted", lambda *_: None)
+    graph = chain([torch.ones(3, 2, dtype=torch.float64), torch.ones(2, 3, dtype=torch.float64)], ops.Tanh())
+    (row,) = lv.audit(graph, norm=norm, analyzers=["lipsdp"], search=Search(seconds=0.01)).rows
+    assert row.refused is not None
+    assert "--radius" in row.refused
+    assert not row.failed
