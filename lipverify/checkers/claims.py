@@ -436,7 +436,15 @@ class Expectation:
     def other_box(self, box: tuple[Any, Any] | None) -> str | None:
         """How the input box of a claim differs from the expected one; None if it does not."""
         if self.box is None:
-            return None
+            # Balls that a narrow box cuts down are no balls of that radius, whatever they are called.
+            narrow = (
+                box is not None and self.radius is not None and bool((box[1] - box[0] < self.radius).any())
+            )
+            return (
+                "an input box narrower than the radius cuts its balls: say which with --box"
+                if narrow
+                else None
+            )
         if box is None:
             return "no input box cuts its region"
         alike = all(bool((end == wanted).all()) for end, wanted in zip(box, self.box, strict=True))

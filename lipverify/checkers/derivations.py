@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from lipverify.checkers.closed_forms import RULES, bound
-from lipverify.checkers.envelope import check
+from lipverify.checkers.envelope import check, read_models
 from lipverify.checkers.kernel import account
 from lipverify.checkers.kernel.arithmetic import need
 from lipverify.checkers.quantities import POINTS, QUANTITIES, Quantity, Samples, carries
@@ -32,7 +32,6 @@ from lipverify.checkers.reader import (
     parse_json,
     parse_safetensors,
     read_bytes,
-    read_model,
 )
 from lipverify.checkers.tables import fields, hexadecimal, integer, text
 from lipverify.checkers.verdict import Verdict
@@ -99,10 +98,24 @@ class Derivation:
         """
         return RULES[self.rule].value(**self.numbers)
 
-    def statement(self, value: float) -> str:
-        """What is proved, as a sentence."""
+    def statement(self, value: float, points: str | None = None) -> str:
+        """What is proved, as a sentence. points: the digest of the file of points that numbers are computed at."""
         shown = {name: _shown(found) for name, found in self.numbers.items()}
-        return RULES[self.rule].statement.format(value=repr(value), **shown)
+        said = RULES[self.rule].statement.format(value=repr(value), **shown)
+        return said if points is None else f"{said}, for the points in the file with sha256 {points}"
+
+    def points(self) -> str | None:
+        """The digest of the file of points that numbers are computed at; None where there is none.
+
+        Raises:
+            UnreadableCertificate: numbers of different points, or one of points and one that is stated: they belong together.
+        """
+        files = {file for file in self.computed.values() if file is not None}
+        need(len(files) <= 1, "numbers at different points")
+        sampled = {name for name, q in QUANTITIES.get(self.rule, {}).items() if q.sampled}
+        told = {name for name, _ in self.computed} & sampled
+        need(told in (set(), sampled), "numbers at points beside numbers that are stated")
+        return next(iter(files))[1] if files else None
 
 
 def parse(document: Any) -> tuple[Derivation, float]:
@@ -231,10 +244,11 @@ def _verified(
     derivation, claimed = parse(document)
     if type(document["value"]) is not float or document["value"] != claimed:
         raise RefutedCertificate("its numbers contradict each other")
-    if document["statement"] != derivation.statement(claimed):
+    said = derivation.statement(claimed, derivation.points())
+    if document["statement"] != said:
         raise RefutedCertificate("its statement is not the one its numbers make")
     rule = RULES[derivation.rule]
-    known = [model if isinstance(model, Model) else read_model(model) for model in models]
+    known = _read(models, last)
     need(len(set(derivation.certificates.values())) <= CERTIFICATES, "too many certificates")
     proved: dict[File, Verdict] = {}
     uses = []
@@ -261,7 +275,7 @@ def _verified(
     if at_most is not None and (rule.side != "upper" or not claimed <= at_most):
         raise RefutedCertificate(f"the derivation proves {claimed!r}, not at most {at_most!r}")
     return Proved(
-        derivation.statement(claimed),
+        said,
         derivation.rule,
         rule.side,
         claimed,
@@ -269,6 +283,15 @@ def _verified(
         uses,
         time.monotonic() - started,
     )
+
+
+def _read(models: Sequence[Path | Model], last: float) -> list[Model]:
+    """Each read within what one check may take, and all of them before `last`."""
+    found = []
+    for model in models:
+        left = last - time.process_time()
+        found += [model] if isinstance(model, Model) else read_models([model], left)
+    return found
 
 
 def _stated(derivation: Derivation) -> tuple[str, ...]:

@@ -95,7 +95,7 @@ def verify(
         fixed=_fixed(fixed) or None,
     )
     if not os.path.isdir(certificate):  # False for a name too long to exist, too
-        if _schema(certificate).startswith("lipverify.derivation/"):
+        if (_schema(certificate) or "").startswith("lipverify.derivation/"):
             _derivation(certificate, [_file(name) for name in model], expected, exact, seconds, seed, as_json)
             return
         answer = _proved(certificate, [_file(name) for name in model], expected, exact, seconds, seed)
@@ -183,14 +183,42 @@ def _report(
         raise Undecided(
             f"{display_path(folder)} holds no certificates, there is nothing to prove; give the folder of a report, its --out"
         )
-    models = {(known.sha256, known.beside): known for known in checkers.read_models(files, seconds)}
-    answers = []
+    read = checkers.read_models(files, seconds)
+    models = {(known.sha256, known.beside): known for known in read}
+    answers, met = [], set()
     for path in found:
+        if (_schema(path) or "").startswith("lipverify.derivation/"):
+            answers.append(_followed(path, list(models.values()), expected, exact, seconds, seed))
+            continue
         # In the order in which they are given; one of them in any case: the checker itself says what is wrong.
         named = sorted(list(models).index(named) for named in checkers.named_models(path) if named in models)
         given = [list(models.values())[k] for k in named or [0]]
+        met |= {(known.sha256, known.beside) for known in given} if named else set()
         answers.append(_proved(path, given, expected, exact, seconds, seed))
+    for file, known in zip(files, read, strict=True):
+        if (known.sha256, known.beside) not in met:
+            name = display_path(file)
+            reason = f"no certificate of {display_path(folder)} is about it"
+            document = {"schema": SCHEMA, "valid": False, "reason": reason}
+            answers.append(_Answer(name, document, Undecided(reason)))
     return answers
+
+
+def _followed(
+    path: Path, models: Sequence[Model], expected: Expectation, exact: bool, seconds: float, seed: int | None
+) -> _Answer:
+    """What became of a derivation in a folder."""
+    from lipverify.checkers import Expectation
+    from lipverify.checkers.derivations import verify_derivation
+
+    name = display_path(path)
+    try:
+        if expected != Expectation(at_most=expected.at_most):
+            raise Refuted("it is a derivation, of which only --at-most can be expected")
+        found = verify_derivation(path, models, expected.at_most, exact, seconds, seed)
+        return _Answer(name, found.to_json())
+    except (Refuted, Undecided, UnreadableCertificate) as error:
+        return _Answer(name, {"schema": SCHEMA, "valid": False, "reason": str(error)}, error)
 
 
 def _derivation(
@@ -226,22 +254,23 @@ def _derivation(
             )
 
 
-def _schema(path: Path) -> str:
-    """The schema that a file says it has; empty where it is none of ours."""
+def _schema(path: Path) -> str | None:
+    """The schema that a file says it has; empty where it says none, None where it cannot be read."""
     from lipverify.checkers.reader import MAX_CERTIFICATE, read_bytes
 
     try:
         document = json.loads(read_bytes(path, MAX_CERTIFICATE))
     except (LipverifyError, OSError, ValueError, RecursionError):
-        return ""
+        return None
     return str(document.get("schema")) if isinstance(document, dict) else ""
 
 
 def _is_certificate(path: Path) -> bool:
-    """Whether a file of a report is meant as a certificate; damaged ones are, so that they are not passed over."""
+    """Whether a file of a report is meant as a certificate or a derivation; damaged ones are: they are not passed over."""
     if path.parent.name == "certificates":
         return True
-    return _schema(path).startswith("lipverify.certificate/")
+    schema = _schema(path)
+    return schema is None or schema.startswith(("lipverify.certificate/", "lipverify.derivation/"))
 
 
 def _file(model: str) -> Path:

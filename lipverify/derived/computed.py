@@ -66,6 +66,8 @@ class Networks:
         end = "" if place is None else f"-{place}"
         program = self._program(quantity.of + end, found.graph)
         points = None if found.samples is None else (_flat(found.samples[0]), _flat(found.samples[1]))
+        if points is not None and self.otherwise:
+            program = None  # numbers of the same points go together
         try:
             value = None if program is None else quantity.value(program, self._numbers, points)
         except (NotCovered, UnreadableCertificate):
@@ -77,6 +79,8 @@ class Networks:
                 self.samples = write_safetensors({"first": first, "second": second})
             return rounded(value, quantity.side)
         self.otherwise = True
+        if points is not None:
+            self.computed, self.samples = [], None
         return found.otherwise()
 
     def _program(self, label: str, graph: Graph | None) -> Program | None:

@@ -207,7 +207,8 @@ def _evaluated(
     value = closed_forms.bound(rule, exact) + 0.0  # never -0.0
     rigour = min((c.rigour for c in certificates.values()), default=Rigour.CHECKED)
     rigour = min(rigour, Rigour.REAL) if networks.otherwise else rigour
-    return Derived(rule, numbers, value, rigour, found.statement(value), certificates, graphs, details,
+    points = None if networks.samples is None else hashlib.sha256(networks.samples).hexdigest()
+    return Derived(rule, numbers, value, rigour, found.statement(value, points), certificates, graphs, details,
                    tuple(networks.computed), networks.samples)  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from lipverify.errors import RefutedCertificate, Undecided, UnreadableCertificat
 from lipverify.interpreter import evaluate
 from lipverify.ir.certificate import Rigour
 from lipverify.ir.graph import Graph
+from lipverify.loading.safetensors import write_safetensors
 from tests.networks import chain, tensor
 
 pytestmark = pytest.mark.usefixtures("short_search")
@@ -123,7 +125,7 @@ def test_a_number_beyond_the_networks_own_is_refuted(
     table = {**document, "statement": ""}
     read, _ = derivations.parse(table)
     value = closed_forms.bound(found.rule, read.value())
-    document |= {"value": value, "value_hex": value.hex(), "statement": read.statement(value)}
+    document |= {"value": value, "value_hex": value.hex(), "statement": read.statement(value, read.points())}
     (tmp_path / "forged.json").write_text(json.dumps(document))
     with pytest.raises(RefutedCertificate, match=f"{name} of the network is not shown"):
         derived.verify_derived(tmp_path / "forged.json", list(found.graphs.values()))
@@ -139,6 +141,34 @@ def test_other_points_are_other_files(
     data = beside.read_bytes()
     beside.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     with pytest.raises(UnreadableCertificate, match="another file"):
+        derived.verify_derived(tmp_path / "a.json", list(found.graphs.values()))
+
+
+def pointed(folder: Path, name: str, first: Any, second: Any) -> dict[str, Any]:
+    """A file of points, as a number names it."""
+    data = write_safetensors({"first": torch.tensor(first).double(), "second": torch.tensor(second).double()})
+    (folder / name).write_bytes(data)
+    return {"name": name, "sha256": hashlib.sha256(data).hexdigest()}
+
+
+@pytest.mark.parametrize("change", ["two files", "stated"])
+def test_numbers_of_points_belong_together(
+    change: str, made: Callable[[str], derived.Derived], tmp_path: Path
+) -> None:
+    """A gap of points far apart over the distance of two near ones: "no constant below 999.5" of one of 0.5."""
+    found = made("slope")
+    found.save(tmp_path / "a.json")
+    document = json.loads((tmp_path / "a.json").read_text())
+    assert document["statement"].endswith(document["numbers"]["gap"]["samples"]["sha256"])
+    far = pointed(tmp_path, "far.safetensors", [[9.0, 9, 9]], [[-9.0, -9, -9]])
+    distance = document["numbers"]["distance"]
+    if change == "two files":
+        document["numbers"]["gap"]["samples"] = far
+    else:
+        document["numbers"]["distance"] = distance["computed"]
+    document["statement"] = derivations.parse({**document, "statement": ""})[0].statement(document["value"])
+    (tmp_path / "a.json").write_text(json.dumps(document))
+    with pytest.raises(UnreadableCertificate, match=r"different points|beside numbers that are stated"):
         derived.verify_derived(tmp_path / "a.json", list(found.graphs.values()))
 
 

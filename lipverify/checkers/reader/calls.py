@@ -155,6 +155,10 @@ class Call:
     def has(self, name: str) -> bool:
         return name in self._given
 
+    def sees(self, name: str) -> Any:
+        """A setting that somebody else takes; None where it is left out."""
+        return self._given.get(name)
+
     def _take(self, name: str, default: Any, kinds: tuple[type, ...]) -> Any:
         if name not in self._given:
             need(default is not None, f"{self.op} lacks the setting {name}")

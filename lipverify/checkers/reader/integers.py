@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from lipverify.checkers.kernel.program import Array
@@ -11,7 +13,7 @@ from lipverify.checkers.reader.calls import Call
 from lipverify.checkers.reader.folding import multiplied
 from lipverify.checkers.reader.groups import GROUPS
 from lipverify.checkers.reader.layers import LAYERS
-from lipverify.checkers.reader.moves import Results, Run, concat
+from lipverify.checkers.reader.moves import Results, Run, axis_of, concat
 from lipverify.checkers.reader.quantisation import (
     KINDS,
     REAL,
@@ -43,6 +45,15 @@ def _between(p: Builder, c: Call) -> Results:
     need(name != "Softmax" or c.has("axis"), "a softmax of integers without an axis")
     scale, zero = _result(c, last)
     operands = [_meant(p, c, 3 * k) for k in range(_OPERANDS[name])]
+    if name == "Softmax":
+        # onnxruntime gives other numbers than 1 where every group is one entry.
+        axis, shape = c.sees("axis"), operands[0].shape
+        need(type(axis) is int, "an axis of another type")
+        axis = axis_of(axis, len(shape))
+        need(
+            math.prod(shape[axis:] if version < 13 else shape[axis : axis + 1]) > 1,
+            "a softmax of integers over one entry is not covered by the checker",
+        )
     need(
         all(c.any(3 * k).kind == zero.dtype for k in range(_OPERANDS[name])),
         "a zero point of another type",

@@ -21,13 +21,14 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 Evaluator = Callable[[Array], Sequence[Array]]
 _ERF = np.frompyfunc(math.erf, 1, 1)
-_UNABLE = (
-    "NOT_IMPLEMENTED",
-    "Unsupported model IR version",
-    "is under development",
-    "not registered",
-    "No op registered",
-)
+_UNABLE = {
+    "NOT_IMPLEMENTED": "NOT_IMPLEMENTED",
+    "Unsupported model IR version": "Unsupported",
+    "is under development": "development",
+    "not registered": "registered",
+    "No op registered": "registered",
+}
+"""What runtimes say of what they do not have yet -> the word of it that must not stand in the file, which they quote."""
 _LINE, _WAIT = 1 << 16, 10
 """Bytes of the line of JSON at most; how many times the seconds of processor time a process may be waited for."""
 _START = "import runpy, sys; path = sys.argv[1]; sys.path[:] = sys.argv[2:]; runpy.run_path(path, run_name='__main__')"
@@ -79,7 +80,7 @@ def evaluated(asked: Asked) -> Answer:
             found = _alone_or_together(run, asked)
         except Exception as error:  # a runtime that cannot run the file
             failures.append(f"{make}: {type(error).__name__}")
-            if _says_that_it_is_no_model(error):
+            if _says_that_it_is_no_model(error, asked.data):
                 break
             continue
         flat = [[np.asarray(output, np.float64).reshape(-1) for output in outputs] for outputs in found]
@@ -118,10 +119,14 @@ def _samples(whole: Array, one: Array, count: int) -> Sequence[Array]:
     return [whole] * count
 
 
-def _says_that_it_is_no_model(error: Exception) -> bool:
-    """Whether a runtime refuses the file itself, and not a type, an operator set or a version that it does not have yet."""
+def _says_that_it_is_no_model(error: Exception, data: bytes) -> bool:
+    """Whether a runtime refuses the file itself, and not a type, an operator set or a version that it does not have yet.
+
+    Names of the file are parts of what it says: no word of theirs chooses who is asked.
+    """
     text = str(error)
-    return not isinstance(error, ImportError) and not any(word in text for word in _UNABLE)
+    unable = any(said in text and word.encode() not in data for said, word in _UNABLE.items())
+    return not isinstance(error, ImportError) and not unable
 
 
 # -- a process of its own

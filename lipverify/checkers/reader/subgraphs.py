@@ -96,6 +96,11 @@ def _loop(p: Builder, c: Call, once: Round) -> list[Operand]:
         )
         assert isinstance(after, Stored)
         go_on, state = bool(after.array.reshape(())), found[: len(state)]
+        # By ONNX's text it goes on, runtimes end: what the last round says is alike for all.
+        need(
+            go_on or c.operand(1) is not None or rounds + 1 == limit,
+            "Loop without a condition that ends by one is not covered by the checker",
+        )
         _stays(c, first, state)
         for rows, row in zip(collected, found[len(state) :], strict=True):
             rows.append(row)

@@ -72,7 +72,7 @@ def _loop(walk: Walk, call: Call, scope: Scope, node: Any) -> list[Result | None
         raise call.invalid("its body does not fit its inputs")
     limit = MAX_ROUNDS + 1 if count is None else int(count.reshape(()).item())
     collected: list[list[Result]] = [[] for _ in body.output[1 + len(state) :]]
-    rounds = 0
+    rounds, told = 0, go_on is not None
     while rounds < limit and (go_on is None or bool(np.asarray(go_on).reshape(()).item())):
         if rounds >= MAX_ROUNDS:
             raise call.refuse(f"runs more than {MAX_ROUNDS} times", "export a smaller model")
@@ -86,6 +86,11 @@ def _loop(walk: Walk, call: Call, scope: Scope, node: Any) -> list[Result | None
                 "how often it runs depends on computed numbers, so it is not continuous", "export it unrolled"
             )
         go_on = after
+        if not told and rounds + 1 < limit and not bool(np.asarray(after).reshape(()).item()):
+            raise call.refuse(
+                "has no condition and ends by one, where readers disagree whether it does",
+                "give it the condition True",
+            )
         for rows, row in zip(collected, found[1 + len(state) :], strict=True):
             assert row is not None
             rows.append(row)

@@ -107,6 +107,16 @@ def test_another_claim_than_expected_is_refused(field: str, other: Any, ball: tu
         checkers.verify_file(path, net, expected=Expectation(**{**GOOD, field: other}))
 
 
+def test_a_narrow_box_makes_no_ball_of_a_radius() -> None:
+    """A ball of radius 100 that a box of width 0.002 cuts: who asks for the radius has to name the box."""
+    at = np.zeros(2)
+    assert Expectation(radius=1.0).other_box((at - 0.5, at + 0.5)) is None
+    for ends in ((at - 0.001, at + 0.001), (np.array([-9.0, 0.0]), np.array([9.0, 0.5]))):
+        assert "narrower than the radius" in str(Expectation(radius=1.0).other_box(ends))
+        assert Expectation(norm_in="l2").other_box(ends) is None
+    assert Expectation(radius=1.0, box=(-0.001, 0.001)).other_box((at - 0.001, at + 0.001)) is None
+
+
 def test_a_whole_space_is_no_ball(tmp_path: Path) -> None:
     net = dense_network(tmp_path / "net.onnx", 0)
     lv.audit(lv.load(net), search=QUICK).certificates["product"].save(tmp_path / "c.json")
@@ -162,6 +172,23 @@ def test_a_report_is_verified_as_a_whole(tmp_path: Path) -> None:
     assert lipverify("verify", out, "--model", net).returncode == 7
     # A claim that is another one than expected outweighs what is unreadable.
     assert lipverify("verify", out, "--model", net, "--norm", "linf").returncode == 3
+
+
+def test_a_folder_answers_for_all_that_was_asked(tmp_path: Path) -> None:
+    """Certificates that are cut off, and models that none is about, are no part of a "valid"."""
+    net, other = (dense_network(tmp_path / f"{k}.onnx", k) for k in range(2))
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    lv.audit(lv.load(net), analyzers=["product"], search=QUICK).certificates["product"].save(
+        folder / "a.json"
+    )
+    (folder / "b.json").write_text((folder / "a.json").read_text()[:-40])
+    (folder / "c.json").write_text('{"schema": "lipverify.derivation/1"}')
+    (folder / "d.json").write_text('{"schema": "another"}')
+    done = lipverify("verify", folder, "--model", net, "--model", other, "--json")
+    told = {Path(c["certificate"]).name: c["exit_code"] for c in json.loads(done.stdout)["certificates"]}
+    assert told == {"a.json": 0, "b.json": 7, "c.json": 7, "1.onnx": 4}
+    assert done.returncode == 7
 
 
 def test_a_certificate_that_says_itself_that_it_is_not_proved(tmp_path: Path) -> None:

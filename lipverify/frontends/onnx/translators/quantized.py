@@ -7,6 +7,7 @@ is covered by how `ops.Quantize` treats ties.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -144,9 +145,21 @@ def _register_between(name: str, operands: int) -> None:
             raise c.refuse("says no axis, and readers disagree which one is meant", "write its axis down")
         version = int(c.attribute("opset", 13))  # of Softmax, which says which definition it means
         inputs = tuple(_meant(c, 3 * k) for k in range(operands))
+        if name == "Softmax" and _over_one(c, version):
+            raise c.refuse(
+                "is over one entry, where onnxruntime gives other numbers than 1",
+                "store its result, 1, in its place",
+            )
         found = between(replace(c, op=name, version=version, inputs=inputs, names=()))
         assert isinstance(found, Value)
         return _requantised(c, found, 3 * operands)
+
+
+def _over_one(c: Call, version: int) -> bool:
+    """Whether every group of a softmax is one entry: along its axis, or before operator set 13 from it on."""
+    shape = c.value().source_shape
+    axis = forms.normalised(c, c.attribute("axis"), len(shape))
+    return math.prod(shape[axis:] if version < 13 else shape[axis : axis + 1]) == 1
 
 
 for _name, _operands in {

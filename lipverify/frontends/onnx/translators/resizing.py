@@ -146,6 +146,15 @@ def _resized(c: Call, scales: list[Any] | None, sizes: list[int] | None, kind: _
             length = math.floor(extent * np.float32(float(scales[axis])))  # readers multiply in float32
             if sizes is not None:
                 length = sizes[axis]
+            elif not kind.regions and length != math.floor(size * scale):
+                raise c.refuse(
+                    f"readers disagree to which size {size} is scaled by {float(scale)}", "give sizes"
+                )
+            if not kind.regions and length == size > 1 and scale != 1:
+                raise c.refuse(
+                    f"readers disagree what a scale of {float(scale):g} does that keeps the size {size}",
+                    "give sizes",
+                )
         else:
             assert sizes is not None
             length, scale = sizes[axis], Fraction(sizes[axis], size)

@@ -336,3 +336,15 @@ def test_rows_that_nothing_reads_are_dropped(reads: str, rows: int) -> None:
     assert step.kernel.shape[1] == rows
     assert step.lattice is None or step.lattice.weight.shape[1] == rows
     assert agree(data, program).share < 0.5
+
+
+@pytest.mark.parametrize("name", ["n", "not registered", "NOT_IMPLEMENTED", "Unsupported model IR version"])
+def test_words_of_a_file_do_not_choose_the_runtime(name: str) -> None:
+    """onnxruntime calls it an invalid model, and quotes the name: onnx's evaluator is not asked instead."""
+    nodes = [node("TopK", ["x", "k"], ["t", ""], axis=-1), node("Mul", ["t", "h"], ["y"])]
+    nodes[0].name = name
+    data = model(nodes, [1, 3], 17, {"k": ints(2), "h": np.float32(0.5)}).SerializeToString()
+    with pytest.raises(
+        NotCovered, match=r"no runtime that is installed evaluates the file \(onnxruntime: [A-Za-z]*\)"
+    ):
+        agree(data, program_of(data), 0)

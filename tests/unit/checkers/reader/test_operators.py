@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx import helper
+from onnx import TensorProto, helper
 
 from lipverify.checkers.evaluation import evaluate, shown
 from lipverify.checkers.kernel.program import Affine, Constant, Order, Product, Program, Scalar
@@ -373,3 +373,16 @@ def test_remainders_of_stored_integers_are_those_of_a_runtime(value: int, diviso
     nodes = graph("Mod n d -> m", "Cast m -> f", "Mul x f -> y", Cast={"to": 1})
     program = program_of(nodes, stored, (1, 3))
     assert evaluate(program, np.ones((1, 3)))[-1].tolist() == [[float(value % divisor)] * 3]
+
+
+@pytest.mark.parametrize(("kind", "number"), [("BFLOAT16", 1.001), ("INT4", 16.0), ("UINT4", 16.0)])
+def test_stored_numbers_are_not_rounded_to_narrow_types(kind: str, number: float) -> None:
+    """CastLike kept what the wider type of numpy holds: onnxruntime makes 1 of 1.001, and 0 of 16."""
+    nodes = [
+        node("CastLike", ["k", "b"], ["q"]),
+        node("Cast", ["q"], ["e"], to=1),
+        node("Mul", ["x", "e"], ["y"]),
+    ]
+    source = model(nodes, [1, 1], 21, {"k": np.array([number], np.float32)})
+    source.graph.initializer.append(helper.make_tensor("b", getattr(TensorProto, kind), [1], [0]))
+    assert "a conversion to a type that rounds" in (read(source).reason or "")

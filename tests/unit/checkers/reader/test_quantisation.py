@@ -241,33 +241,48 @@ def test_a_quantised_file_has_a_certificate_of_its_deviation(
     assert bounds[0] < 0.5 < bounds[1]
 
 
+def softmax_of_integers(opset: int, shape: list[int], **axis: int) -> bytes:
+    settings = axis | {"domain": "com.microsoft", "opset": opset}
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        helper.make_node("QLinearSoftmax", ["q", "s", "z", "t", "z"], ["p"], **settings),
+        helper.make_node("DequantizeLinear", ["p", "t", "z"], ["y"]),
+    ]
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n in "xy"]
+    stored = {"s": np.float32(0.05), "z": np.uint8(0), "t": np.float32(1 / 256)}
+    tensors = [numpy_helper.from_array(np.asarray(a), n) for n, a in stored.items()]
+    sets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], tensors)
+    return bytes(helper.make_model(graph, opset_imports=sets, ir_version=8).SerializeToString())
+
+
 @pytest.mark.parametrize("opset", [11, 13])
 def test_a_softmax_of_integers_says_its_axis(opset: int, tmp_path: Path) -> None:
     """onnxruntime takes the last axis where none is given; the reader took that of the operator set: 0.001 for 100."""
-
-    def model(**axis: int) -> bytes:
-        nodes = [
-            helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
-            helper.make_node(
-                "QLinearSoftmax",
-                ["q", "s", "z", "t", "z"],
-                ["p"],
-                domain="com.microsoft",
-                opset=opset,
-                **axis,
-            ),
-            helper.make_node("DequantizeLinear", ["p", "t", "z"], ["y"]),
-        ]
-        ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 3, 1]) for n in "xy"]
-        stored = {"s": np.float32(0.05), "z": np.uint8(0), "t": np.float32(1 / 256)}
-        tensors = [numpy_helper.from_array(np.asarray(a), n) for n, a in stored.items()]
-        sets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
-        graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], tensors)
-        return bytes(helper.make_model(graph, opset_imports=sets, ir_version=8).SerializeToString())
-
-    assert read_onnx(model(axis=1)).program is not None
+    assert read_onnx(softmax_of_integers(opset, [1, 3, 1], axis=1)).program is not None
     with pytest.raises(NotCovered, match="without an axis"):
-        read_onnx(model())
-    (tmp_path / "m.onnx").write_bytes(model())
+        read_onnx(softmax_of_integers(opset, [1, 3, 1]))
+    (tmp_path / "m.onnx").write_bytes(softmax_of_integers(opset, [1, 3, 1]))
     with pytest.raises(lv.UnsupportedModel, match="says no axis"):
         lv.load(tmp_path / "m.onnx")
+
+
+ALONE = [(13, [1, 3, 1], 2), (13, [1, 3, 1], -1), (13, [1, 1, 2], 1), (11, [1, 3, 1], 2), (7, [1, 1, 1], 1)]
+
+
+@pytest.mark.parametrize(("opset", "shape", "axis"), ALONE, ids=str)
+def test_a_softmax_of_integers_over_one_entry(
+    opset: int, shape: list[int], axis: int, tmp_path: Path
+) -> None:
+    """It is 1, and onnxruntime's is 0, or -0.5, or 1.02."""
+    data = softmax_of_integers(opset, shape, axis=axis)
+    with pytest.raises(NotCovered, match="over one entry"):
+        read_onnx(data)
+    (tmp_path / "m.onnx").write_bytes(data)
+    with pytest.raises(lv.UnsupportedModel, match="is over one entry"):
+        lv.load(tmp_path / "m.onnx")
+
+
+def test_a_softmax_of_integers_over_several_axes() -> None:
+    """Before operator set 13 all axes from one on make a group, which one of length 1 may begin."""
+    assert read_onnx(softmax_of_integers(11, [1, 1, 2], axis=1)).program is not None

@@ -71,3 +71,24 @@ def test_common_parts_are_read(n: int, m: int) -> None:
     source = resized(n, [m], "asymmetric", "floor", alone=True)
     assert model_of_bytes("m.onnx", source.SerializeToString()).program is not None
     extract_onnx(source)
+
+
+ONE_STEP = float(np.float32(5 / 3))
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    ("n", "scale", "why"),
+    [
+        (3, ONE_STEP, "size hangs on a rounding"),
+        (6, 1.1, "keeps the size"),
+        (6, 1.0 + 2.0**-20, "keeps the size"),
+    ],
+)
+def test_sizes_that_runtimes_see_otherwise(place: str, n: int, scale: float, why: str) -> None:
+    """onnxruntime makes 5 of 3 entries where the exact product is 4.99999988, and copies 6 entries scaled by 1.1 as they are."""
+    step = node("Resize", ["x", "", "s"], ["y"], mode="nearest", coordinate_transformation_mode=place)
+    source = model([step], [1, 1, n], 19, {"s": np.array([1, 1, scale], np.float32)})
+    assert why in (model_of_bytes("m.onnx", source.SerializeToString()).reason or "")
+    with pytest.raises(UnsupportedModel, match="readers disagree"):
+        extract_onnx(source)

@@ -14,7 +14,8 @@ from onnx import helper, numpy_helper
 import lipverify as lv
 from lipverify.checkers.evaluation import evaluate, shown
 from lipverify.checkers.reader import model_of_bytes
-from tests.control_flow_files import FLOAT, INPUTS, STEPS, N, files, info, loop
+from lipverify.frontends.onnx import extract_onnx
+from tests.control_flow_files import BOOL, FLOAT, INPUTS, INT, STEPS, N, files, info, loop
 
 
 @pytest.mark.parametrize(
@@ -105,3 +106,33 @@ def test_what_has_another_meaning_is_refused(what: str) -> None:
     assert read.program is None
     assert reason in read.reason
     assert model_of_bytes("m.onnx", loop().SerializeToString()).program is not None
+
+
+def unconditional(rounds: int, conditions: list[bool]) -> onnx.ModelProto:
+    """Twice x in every round, for so many rounds; no condition goes in, and these come out."""
+    nodes = [N("Gather", ["on", "i"], ["go"], axis=0), N("Add", ["a", "a"], ["b"])]
+    inputs = [info("i", INT, []), info("going", BOOL, []), info("a", FLOAT, [1, 1])]
+    stored = [numpy_helper.from_array(np.array(conditions), "on")]
+    body = helper.make_graph(nodes, "b", inputs, [info("go", BOOL, []), info("b", FLOAT, [1, 1])], stored)
+    graph = helper.make_graph(
+        [N("Loop", ["count", "", "x"], ["y"], body=body)], "g", [info("x", FLOAT, [1, 1])],
+        [info("y", FLOAT, [1, 1])], [numpy_helper.from_array(np.array(rounds), "count")],
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def test_a_loop_without_a_condition_goes_on() -> None:
+    """ONNX's text ignores a condition where none goes in, runtimes end: only what the last round says is alike for all."""
+    data = unconditional(3, [True, True, False]).SerializeToString()
+    read = model_of_bytes("m.onnx", data)
+    assert read.program is not None, read.reason
+    runtime = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    assert (
+        runtime.run(None, {"x": np.ones((1, 1), np.float32)})[0]
+        == evaluate(read.program, np.ones((1, 1)))[-1]
+        == 8
+    )
+    early = unconditional(3, [True, False, True])
+    assert "without a condition" in (model_of_bytes("m.onnx", early.SerializeToString()).reason or "")
+    with pytest.raises(lv.UnsupportedModel, match="readers disagree whether it does"):
+        extract_onnx(early)
