@@ -23,6 +23,7 @@ from lipverify.checkers.kernel import account
 from lipverify.checkers.kernel.language import Subject
 from lipverify.checkers.kernel.program import Array, Program, same
 from lipverify.checkers.kernel.proof import parse_steps, prove, rested_on
+from lipverify.checkers.kernel.ranges import Region
 from lipverify.checkers.kernel.theorems import Fact
 from lipverify.checkers.reader import (
     MAX_CERTIFICATE,
@@ -126,12 +127,13 @@ def check(certificate: Callable[[], bytes], sidecar: Callable[[str], bytes], mod
                 exact,
                 expected or Expectation(),
                 started,
-                lambda model, program: agree(
+                lambda model, program, regions: agree(
                     model.data or b"",
                     program,
                     seed,
                     last - time.process_time() if apart else None,
                     model.reading,
+                    regions,
                 ),
             )
     except (RefutedCertificate, UnreadableCertificate, Undecided):
@@ -297,7 +299,8 @@ def programs_of(
 
 
 def _check(data: bytes, sidecar: Callable[[str], bytes], read: Callable[[], list[Model]], exact: bool,
-           expected: Expectation, started: float, agreed: Callable[[Model, Program], Agreement]) -> Verdict:  # fmt: skip
+           expected: Expectation, started: float,
+           agreed: Callable[[Model, Program, Sequence[Region]], Agreement]) -> Verdict:  # fmt: skip
     found, beside, models, read_in, ended = _bound(data, sidecar, read, expected)
     abouts = found.abouts
     claim = _claim(found.claim, abouts)
@@ -321,9 +324,9 @@ def _check(data: bytes, sidecar: Callable[[str], bytes], read: Callable[[], list
     reason = other if isinstance(claim, Deviation) else expected.disappointed(claim, abouts[0], box, widths)
     if reason is not None:
         raise RefutedCertificate(f"it proves something else than expected: {reason}")
-    agreements = [agreed(model, whole)._asdict() if model.binding == "file" else None
-                  for model, (whole, _) in zip(models, read_in, strict=True)]  # fmt: skip
     regions = [region_of(ball, centres, box) for ball in found.regions]
+    agreements = [agreed(model, whole, regions)._asdict() if model.binding == "file" else None
+                  for model, (whole, _) in zip(models, read_in, strict=True)]  # fmt: skip
     facts, theories = _facts(found.proof, Subject(program, regions, exact), beside)
     if isinstance(claim, Deviation):
         claim.about(ended[0].steps[-1].size)

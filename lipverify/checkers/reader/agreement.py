@@ -10,7 +10,11 @@ differ in float32 by more than a model of their roundings says. What is not sett
 Where the file takes any number of samples, two and three go together as well: what one sample gives must not depend on others. A
 runtime that takes one alone is believed: the verdict speaks of one sample.
 
-Half of the inputs are new in every verification, so that nobody can write a file for them: the verdict says with which seed.
+Further inputs are of large sizes, lie in the regions of the claim, and where gates of the program open (`openings`): what is 0 at
+all others is compared there. Where they leave the type of the file they say nothing.
+
+Half of the first inputs are new in every verification, so that nobody can write a file for them: the verdict says with
+which seed.
 """
 
 from __future__ import annotations
@@ -25,16 +29,20 @@ import numpy as np
 from lipverify.checkers.evaluation import evaluate_with_deviations
 from lipverify.checkers.kernel.account import charge
 from lipverify.checkers.kernel.program import Affine, Array, Program
+from lipverify.checkers.kernel.ranges import Region
 from lipverify.checkers.reader.onnx import input_of, only
+from lipverify.checkers.reader.openings import openings, work_of
 from lipverify.checkers.reader.reading import Reading, fed
 from lipverify.checkers.reader.runtimes import Answer, Asked, Broken, evaluated, evaluated_apart
 from lipverify.checkers.reader.subgraphs import all_nodes
 from lipverify.checkers.reader.wire import parse_model
 from lipverify.errors import NotCovered
 
-_FACTOR, _FEW, _BATCHES = 64.0, 4, (2, 3)
+_FACTOR, _FEW, _MOST, _BATCHES = 64.0, 4, 8, (2, 3)
 _WORK = 1 << 27
 """Products of numbers that all inputs together may take, as long as one does not need more; a number that is compared is four."""
+_OPEN = 128
+"""Inputs at gates and in regions at most."""
 _HELD = 1 << 22
 """Numbers of steps and outputs that are evaluated at once, as long as one input does not need more."""
 _UNITS = {"float16": 2.0**-11, "float32": 2.0**-24, "float64": 2.0**-52}
@@ -60,17 +68,21 @@ class Agreement(NamedTuple):
 
 
 class _Unsettled(NotCovered):
-    """Rounding in the type of the file may be all that differs."""
+    """Rounding in the type of the file may be all that differs. rows: of inputs where it is more than was allowed."""
+
+    def __init__(self, message: str, rows: Sequence[int] = ()) -> None:
+        super().__init__(message)
+        self.rows = list(rows)
 
 
 def agree(data: bytes, program: Program, seed: int | None = None, apart: float | None = None,
-          reading: Reading | None = None) -> Agreement:  # fmt: skip
+          reading: Reading | None = None, regions: Sequence[Region] = ()) -> Agreement:  # fmt: skip
     """Holds the program that was read from the bytes of an ONNX file against a runtime.
 
     Args:
         seed: of the inputs that are new; None: one that nobody knows before. apart: the runtime gets a process of its own, and at
             most so many seconds of processor time; None: it runs in this one. reading: how the inputs were read, where not by the
-            file alone.
+            file alone. regions: of a claim, where inputs are taken too.
 
     Raises:
         NotCovered: they disagree, nothing installed can evaluate the file, or the runtime's process did not answer.
@@ -80,19 +92,26 @@ def agree(data: bytes, program: Program, seed: int | None = None, apart: float |
     reduced = only(data, [program.outputs[k].name for k in outputs])
     reduced = reduced if reading is None else fed(reduced, reading)
     name, shape, kind, several = input_of(reduced)
-    inputs = _inputs(program, kind, [seed, *hashlib.sha256(data).digest()])
-    run = _Run(program, outputs, name, shape, [program.outputs[k].name for k in outputs], apart, several)
+    rng = np.random.default_rng([seed, *hashlib.sha256(data).digest()])
+    inputs = _inputs(program, kind, rng)
+    run = _Run(
+        program, outputs, name, shape, [program.outputs[k].name for k in outputs], apart, several, len(inputs)
+    )
+    # The last ones may leave the type: what they say of others is enough.
+    inputs = np.append(inputs, _more(program, kind, inputs, rng, regions), axis=0)
     failures: list[str] = []
     try:
         found = run.held(reduced, inputs, ("onnxruntime", "reference"), kind.name, failures)
-    except _Unsettled:
+    except _Unsettled as error:
+        inputs = np.append(inputs[: min(_FEW, run.ordinary)], inputs[error.rows], axis=0)
+        run = run._replace(ordinary=min(_FEW, run.ordinary))
         # Kernels of some processors hold pairs of products of 8 bits in 16 bits, and cut them: onnx's own evaluator decides.
         if any(node["op_type"] in _INTEGERS for node in all_nodes(parse_model(data)["graph"])):
-            found = run.held(reduced, inputs[:_FEW], ("reference",), kind.name, failures)
+            found = run.held(reduced, inputs, ("reference",), kind.name, failures)
             if found is not None:
                 return Agreement(*found, seed)
         wide = _widened(reduced, kind.name)
-        found = None if wide is None else run.held(wide, inputs[:_FEW], ("reference",), "float64", failures)
+        found = None if wide is None else run.held(wide, inputs, ("reference",), "float64", failures)
         if found is None:
             raise
     if found is None:
@@ -110,13 +129,15 @@ class _Run(NamedTuple):
     names: Sequence[str]
     apart: float | None
     several: bool
+    ordinary: int
+    """How many inputs come first that have to be finite, and to tell."""
 
     def held(self, data: bytes, inputs: Array, makes: Sequence[str], kind: str,
              failures: list[str]) -> tuple[str, int, float] | None:  # fmt: skip
         """The comparison with the first runtime that evaluates the file; None where none does."""
         sizes = [len(self.program.outputs[k].view.places) for k in self.outputs]
         few = len(inputs)
-        batches = [[k % few for k in range(count)] for count in _BATCHES] if self.several else []
+        batches = [[k % self.ordinary for k in range(count)] for count in _BATCHES] if self.several else []
         answer = self._asked(Asked(data, self.name, self.shape, self.names, sizes, inputs, makes, batches))
         failures += answer.failures
         if answer.evaluator is None:
@@ -126,7 +147,14 @@ class _Run(NamedTuple):
             raise NotCovered(f"{answer.evaluator} makes an output of another size{more}")
         which = np.array([*range(few), *(k for batch in batches for k in batch)])
         found = _compared(
-            self.program, self.outputs, inputs, which, answer.numbers, _UNITS[kind], answer.evaluator
+            self.program,
+            self.outputs,
+            inputs,
+            which,
+            answer.numbers,
+            _UNITS[kind],
+            answer.evaluator,
+            self.ordinary,
         )
         return answer.evaluator, *found
 
@@ -134,7 +162,7 @@ class _Run(NamedTuple):
         if self.apart is None:
             return evaluated(asked)
         numbers = sum(s.size + (s.index.size if isinstance(s, Affine) else 0) for s in self.program.steps)
-        seconds = min(self.apart, _SECONDS + asked.samples * _work(self.program) / _PACE)
+        seconds = min(self.apart, _SECONDS + asked.samples * work_of(self.program) / _PACE)
         memory = _MEMORY + _MEMORY_PER_NUMBER * (numbers + len(asked.data))
         try:
             return evaluated_apart(asked, seconds, memory)
@@ -219,10 +247,11 @@ class _Seen:
 
 
 def _compared(program: Program, outputs: Sequence[int], inputs: Array, which: Array, found: Sequence[Array], unit: float,
-              evaluator: str) -> tuple[int, float]:  # fmt: skip
+              evaluator: str, ordinary: int) -> tuple[int, float]:  # fmt: skip
     """A few inputs at once: of the others, extremes alone are kept. which: the input of every row of `found`, each once first."""
     seen = [_Seen(numbers.shape[1]) for numbers in found]
-    count, worst, rows = 0, 0.0, _at_once(program)
+    count, rows, shares = 0, _at_once(program), np.zeros(len(inputs))
+    finite = np.zeros(len(inputs), bool)
     for start in range(0, len(inputs), rows):
         results, deviations = evaluate_with_deviations(program, inputs[start : start + rows], unit)
         at = np.flatnonzero((which >= start) & (which < start + rows))
@@ -234,24 +263,46 @@ def _compared(program: Program, outputs: Sequence[int], inputs: Array, which: Ar
             known &= fine
             with np.errstate(all="ignore"):
                 allowed = _FACTOR * spread + unit * np.abs(ours) + 2.0**-120
-                share = np.where(fine[:, None], np.abs(ours - theirs) / allowed, 0.0)
-            seen[place].add(ours[fine], theirs[fine], allowed[fine])
-            worst = max(worst, float(share.max(initial=0.0)))
-        count += int(known[at < len(inputs)].sum())
+                # At a gate, far out, sums may cancel: an entry that is all rounding is no function to compare.
+                known_well = allowed <= np.maximum(np.abs(ours), np.abs(theirs)) / 4.0
+                told = fine[:, None] & (known_well | (which[at] < ordinary)[:, None])
+                share = np.where(told, np.abs(ours - theirs) / allowed, 0.0)
+            telling = fine & (which[at] < ordinary)
+            seen[place].add(ours[telling], theirs[telling], allowed[telling])
+            np.maximum.at(shares, which[at], share.max(1, initial=0.0))
+        finite[which[at[at < len(inputs)]]] = known[at < len(inputs)]
+    count, worst = int(finite.sum()), float(shares.max(initial=0.0))
     if not worst <= 1.0:
-        raise _Unsettled(f"{evaluator} computes another function than the checker read")
+        far = ordinary + np.argsort(-shares[ordinary:], kind="stable")[:_MOST]
+        raise _Unsettled(
+            f"{evaluator} computes another function than the checker read",
+            [k for k in far if shares[k] > 1.0],
+        )
     if not all(one.telling(unit) for one in seen):
         raise _Unsettled(f"sums inside hide in the type of the file what {evaluator} and the checker compute")
     # A file that leaves its type but at 0 is compared at 0 alone, where most functions agree.
-    if 2 * count < len(inputs):
+    if 2 * int(finite[:ordinary].sum()) < ordinary:
         raise NotCovered(f"{evaluator} computes too few finite numbers to compare with")
     return count, worst
 
 
-def _inputs(program: Program, kind: np.dtype[Any], seed: Sequence[int]) -> Array:
+def _more(
+    program: Program, kind: np.dtype[Any], known: Array, rng: np.random.Generator, regions: Sequence[Region]
+) -> Array:
+    """[count, inputs]: where gates open, of large sizes, in regions; those that the type holds, as many as the work allows."""
+    work, shown = work_of(program), _shown(program)
+    most = min(_OPEN, _WORK // max(work + 4 * shown, 1))
+    rows = openings(program, known, rng, _WORK // 8, regions)[:most]
+    charge(rows.size + len(rows) * shown, 8 * len(rows) * work)
+    with np.errstate(over="ignore"):
+        rows = rows.astype(kind).astype(np.float64)
+    return np.asarray(rows[np.isfinite(rows).all(1)])
+
+
+def _inputs(program: Program, kind: np.dtype[Any], rng: np.random.Generator) -> Array:
     """[count, inputs], representable in the type of the file: fewer where one costs much."""
-    size, rng = program.steps[0].size, np.random.default_rng(seed)
-    work, shown = _work(program), _shown(program)
+    size = program.steps[0].size
+    work, shown = work_of(program), _shown(program)
     count = max(2, min(len(_ROWS), _WORK // max(work + 4 * shown, 1)))
     # Values and deviations of all steps, what is made of them at the largest one, and what it gathers.
     few, sizes = min(count, _at_once(program)), [s.size for s in program.steps]
@@ -261,11 +312,6 @@ def _inputs(program: Program, kind: np.dtype[Any], seed: Sequence[int]) -> Array
     charge((10 * few + count + sum(_BATCHES) + 5) * shown)
     rows = [make(rng, size) for make in _ROWS[:count]]
     return np.array(rows).astype(kind).astype(np.float64)
-
-
-def _work(program: Program) -> int:
-    """Products of numbers that one input takes."""
-    return sum(s.index.size * s.kernel.shape[1] if isinstance(s, Affine) else s.size for s in program.steps)
 
 
 def _shown(program: Program) -> int:

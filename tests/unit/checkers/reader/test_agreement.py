@@ -14,6 +14,7 @@ from onnx import numpy_helper
 
 from lipverify.checkers.evaluation import evaluate, shown
 from lipverify.checkers.kernel.program import Affine, Program, Scalar
+from lipverify.checkers.kernel.ranges import Region
 from lipverify.checkers.reader import agreement, model_of_bytes, read_model, runtimes
 from lipverify.checkers.reader.agreement import agree
 from lipverify.errors import NotCovered
@@ -192,7 +193,10 @@ def test_inputs_that_nobody_knows_before() -> None:
     assert first.seed != second.seed
     assert agree(data, program_of(data), first.seed) == first
     kind, program = np.dtype("<f4"), program_of(data)
-    rows = [agreement._inputs(program, kind, seed) for seed in ([1, 2], [1, 2], [1, 3], [2, 2])]
+    rows = [
+        agreement._inputs(program, kind, np.random.default_rng(seed))
+        for seed in ([1, 2], [1, 2], [1, 3], [2, 2])
+    ]
     np.testing.assert_array_equal(rows[0], rows[1])
     assert not np.array_equal(rows[0], rows[2])
     assert not np.array_equal(rows[0], rows[3])
@@ -348,3 +352,77 @@ def test_words_of_a_file_do_not_choose_the_runtime(name: str) -> None:
         NotCovered, match=r"no runtime that is installed evaluates the file \(onnxruntime: [A-Za-z]*\)"
     ):
         agree(data, program_of(data), 0)
+
+
+FAR = np.float32(2.0**20)
+
+
+def bump(*at: float) -> tuple[list[Any], dict[str, Any]]:
+    """Of the first entry: a triangle between the first and the last of three places, 0 outside."""
+    nodes = [
+        node("Gather", ["x", "i"], ["z"], axis=1),
+        node("Sub", ["z", "a"], ["d"]),
+        node("Relu", ["d"], ["e"]),
+        node("MatMul", ["e", "v"], ["h"]),
+    ]
+    return nodes, {"a": np.array(at), "v": np.array([[1.0], [-2.0], [1.0]]), "i": np.zeros(3, np.int64)}
+
+
+SUB, RELU = node("Sub", ["g", "a"], ["d"]), node("Relu", ["d"], ["h"])
+SCALED = [node("Mul", ["x", "w"], ["f"]), node("Relu", ["f"], ["e"]), node("Mul", ["e", "w"], ["g"])]
+TURNED = np.array([[1.0, -1, 0], [-1, 2, 1], [0, -3, -1]])
+BEHIND = {
+    "a threshold": ([node("Identity", ["x"], ["g"]), SUB, RELU], {"a": np.full(3, FAR)}),
+    "a threshold below": ([node("Neg", ["x"], ["g"]), SUB, RELU], {"a": np.full(3, FAR)}),
+    "sums of several signs": (
+        [node("MatMul", ["x", "w"], ["g"]), SUB, RELU],
+        {"w": TURNED, "a": np.full(3, FAR)},
+    ),
+    "small weights": ([*SCALED, SUB, RELU], {"w": np.full(3, 1e-6), "a": np.full(3, 4096.0)}),
+    "a maximum": ([node("Max", ["x", "a"], ["g"]), node("Sub", ["g", "a"], ["h"])], {"a": np.full(3, FAR)}),
+    "a clip": (
+        [node("Clip", ["x", "a", "b"], ["g"]), node("Sub", ["g", "a"], ["h"])],
+        {"a": FAR, "b": 2 * FAR},
+    ),
+    "a far triangle": bump(FAR, FAR + 1024, FAR + 2048),
+    "a narrow triangle": bump(100.0, 100.125, 100.25),
+}
+
+
+@pytest.mark.parametrize("gate", BEHIND)
+def test_a_wrong_reading_behind_a_gate_is_seen(gate: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last layer is read as another one, and what it reads is 0 at all inputs of ordinary sizes."""
+    nodes, stored = BEHIND[gate]
+    stored = {k: v if v.dtype == np.int64 else v.astype(np.float32) for k, v in stored.items()}
+    nodes = [*nodes, node("Mul", ["h", "k"], ["y"])]
+    data = bytes(model(nodes, [1, 3], 13, {**stored, "k": np.float32(3.0)}).SerializeToString())
+    program = program_of(data)
+    last = max(k for k, step in enumerate(program.steps) if isinstance(step, Affine))
+    step = program.steps[last]
+    assert isinstance(step, Affine)
+    wrong = replace(step, kernel=1.5 * step.kernel)
+    read = replace(program, steps=(*program.steps[:last], wrong, *program.steps[last + 1 :]))
+    assert agree(data, program, 3).share < 1.0
+    with pytest.raises(NotCovered, match="another function than the checker read"):
+        agree(data, read, 3)
+    # Without these inputs nobody sees it, and the comparison says that it has seen nothing wrong.
+    monkeypatch.setattr(agreement, "openings", lambda program, known, *_: known[:0])
+    if gate not in ("a maximum", "a clip"):
+        agree(data, read, 3)
+
+
+def test_a_wrong_reading_in_a_region_is_seen() -> None:
+    """A triangle of the width 2^-10: lines through 0 may pass it by, those through the region of the claim do not."""
+    nodes, stored = bump(5.0, 5.0 + 2.0**-8, 5.0 + 2.0**-7)
+    stored |= {"i": np.ones(3, np.int64), "k": np.float32(3.0)}
+    stored = {k: v if v.dtype == np.int64 else v.astype(np.float32) for k, v in stored.items()}
+    data = bytes(model([*nodes, node("Mul", ["h", "k"], ["y"])], [1, 3], 13, stored).SerializeToString())
+    program = program_of(data)
+    last = len(program.steps) - 1
+    step = program.steps[last]
+    assert isinstance(step, Affine)
+    read = replace(program, steps=(*program.steps[:last], replace(step, kernel=1.5 * step.kernel)))
+    centre = np.array([0.0, 5.0 + 2.0**-8, 0.0])
+    region = Region(centre, 2.0**-10, "linf", centre - 2.0**-10, centre + 2.0**-10)
+    with pytest.raises(NotCovered, match="another function than the checker read"):
+        agree(data, read, 3, regions=[region])
