@@ -23,7 +23,6 @@ from lipverify.checkers.kernel import account
 from lipverify.checkers.kernel.language import Subject
 from lipverify.checkers.kernel.program import Array, Program, same
 from lipverify.checkers.kernel.proof import parse_steps, prove, rested_on
-from lipverify.checkers.kernel.ranges import Region
 from lipverify.checkers.kernel.theorems import Fact
 from lipverify.checkers.reader import (
     MAX_CERTIFICATE,
@@ -38,6 +37,7 @@ from lipverify.checkers.reader import (
     tensors_read,
 )
 from lipverify.checkers.reader.agreement import Agreement, agree
+from lipverify.checkers.reader.openings import Around
 from lipverify.checkers.regions import MAX_REGIONS, REGION, Ball, centres_of, region_in, region_of
 from lipverify.checkers.tables import fields, integer, text
 from lipverify.checkers.verdict import Verdict, shown_of, words
@@ -300,7 +300,7 @@ def programs_of(
 
 def _check(data: bytes, sidecar: Callable[[str], bytes], read: Callable[[], list[Model]], exact: bool,
            expected: Expectation, started: float,
-           agreed: Callable[[Model, Program, Sequence[Region]], Agreement]) -> Verdict:  # fmt: skip
+           agreed: Callable[[Model, Program, Sequence[Around]], Agreement]) -> Verdict:  # fmt: skip
     found, beside, models, read_in, ended = _bound(data, sidecar, read, expected)
     abouts = found.abouts
     claim = _claim(found.claim, abouts)
@@ -325,7 +325,8 @@ def _check(data: bytes, sidecar: Callable[[str], bytes], read: Callable[[], list
     if reason is not None:
         raise RefutedCertificate(f"it proves something else than expected: {reason}")
     regions = [region_of(ball, centres, box) for ball in found.regions]
-    agreements = [agreed(model, whole, regions)._asdict() if model.binding == "file" else None
+    looked = [Around(region.centre, region.low, region.high) for region in regions]
+    agreements = [agreed(model, whole, looked)._asdict() if model.binding == "file" else None
                   for model, (whole, _) in zip(models, read_in, strict=True)]  # fmt: skip
     facts, theories = _facts(found.proof, Subject(program, regions, exact), beside)
     if isinstance(claim, Deviation):

@@ -29,9 +29,8 @@ import numpy as np
 from lipverify.checkers.evaluation import evaluate_with_deviations
 from lipverify.checkers.kernel.account import charge
 from lipverify.checkers.kernel.program import Affine, Array, Program
-from lipverify.checkers.kernel.ranges import Region
 from lipverify.checkers.reader.onnx import input_of, only
-from lipverify.checkers.reader.openings import openings, work_of
+from lipverify.checkers.reader.openings import Around, openings, work_of
 from lipverify.checkers.reader.reading import Reading, fed
 from lipverify.checkers.reader.runtimes import Answer, Asked, Broken, evaluated, evaluated_apart
 from lipverify.checkers.reader.subgraphs import all_nodes
@@ -76,7 +75,7 @@ class _Unsettled(NotCovered):
 
 
 def agree(data: bytes, program: Program, seed: int | None = None, apart: float | None = None,
-          reading: Reading | None = None, regions: Sequence[Region] = ()) -> Agreement:  # fmt: skip
+          reading: Reading | None = None, regions: Sequence[Around] = ()) -> Agreement:  # fmt: skip
     """Holds the program that was read from the bytes of an ONNX file against a runtime.
 
     Args:
@@ -287,7 +286,7 @@ def _compared(program: Program, outputs: Sequence[int], inputs: Array, which: Ar
 
 
 def _more(
-    program: Program, kind: np.dtype[Any], known: Array, rng: np.random.Generator, regions: Sequence[Region]
+    program: Program, kind: np.dtype[Any], known: Array, rng: np.random.Generator, regions: Sequence[Around]
 ) -> Array:
     """[count, inputs]: where gates open, of large sizes, in regions; those that the type holds, as many as the work allows."""
     work, shown = work_of(program), _shown(program)

@@ -15,7 +15,6 @@ import numpy as np
 from lipverify.checkers.evaluation import evaluate, shown
 from lipverify.checkers.kernel.account import charge
 from lipverify.checkers.kernel.program import Affine, Array, Order, Program, Scalar, Softmax
-from lipverify.checkers.kernel.ranges import Region
 
 _GATES = 1 << 12
 """Arguments that are looked at."""
@@ -25,6 +24,14 @@ _WITHIN = np.linspace(-1.0, 1.0, 33)
 _RAW = (20, 28, 40, 60, 90)
 """Sizes of inputs, as powers of 2, that are taken whatever the program says: a gate may be what the reader missed."""
 _REGIONS = 3
+
+
+class Around(NamedTuple):
+    """A part of the input space that a claim is about: a point of it and the ends of a box around it, [inputs] each."""
+
+    centre: Array
+    low: Array
+    high: Array
 
 
 class _Line(NamedTuple):
@@ -39,7 +46,7 @@ class _Line(NamedTuple):
 
 
 def openings(
-    program: Program, known: Array, rng: np.random.Generator, work: int, regions: Sequence[Region] = ()
+    program: Program, known: Array, rng: np.random.Generator, work: int, regions: Sequence[Around] = ()
 ) -> Array:
     """More inputs [count, inputs]: of large sizes, in the regions, and at gates.
 

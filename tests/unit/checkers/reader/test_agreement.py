@@ -14,9 +14,9 @@ from onnx import numpy_helper
 
 from lipverify.checkers.evaluation import evaluate, shown
 from lipverify.checkers.kernel.program import Affine, Program, Scalar
-from lipverify.checkers.kernel.ranges import Region
 from lipverify.checkers.reader import agreement, model_of_bytes, read_model, runtimes
 from lipverify.checkers.reader.agreement import agree
+from lipverify.checkers.reader.openings import Around
 from lipverify.errors import NotCovered
 from tests.onnx_models import ints, model, node, random
 from tests.unit.frontends.test_onnx_operators import CASES
@@ -423,6 +423,6 @@ def test_a_wrong_reading_in_a_region_is_seen() -> None:
     assert isinstance(step, Affine)
     read = replace(program, steps=(*program.steps[:last], replace(step, kernel=1.5 * step.kernel)))
     centre = np.array([0.0, 5.0 + 2.0**-8, 0.0])
-    region = Region(centre, 2.0**-10, "linf", centre - 2.0**-10, centre + 2.0**-10)
+    region = Around(centre, centre - 2.0**-10, centre + 2.0**-10)
     with pytest.raises(NotCovered, match="another function than the checker read"):
         agree(data, read, 3, regions=[region])
