@@ -320,6 +320,8 @@ LINEAR = [
     C("Conv", (2, 3, 3), opsets=(13,), constants={"v": random(1, 2, 5, 5)}, inputs=("v", "x"), note="kernel", symbolic=False),
     C("LayerNormalization", (4,), opsets=(17,), constants={"v": random(3, 4)}, inputs=("v", "x"), note="weight", symbolic=False),
     C("Einsum", (3, 6), constants={"w": random(3, 6, 4)}, attributes={"equation": "bij,ijk->bik"}, note="stack", opsets=(12,)),
+    C("Einsum", (5, 2, 3), attributes={"equation": "bqhd, bkhd -> bhqk"}, inputs=("x", "x"), note="scores", opsets=(12, 17)),
+    C("Einsum", (2, 5, 3), attributes={"equation": "...id,...jd->...ij"}, inputs=("x", "x"), note="dots", opsets=(12,)),
     C("Einsum", (3, 6), attributes={"equation": "bij->bji"}, inputs=("x",), note="turned", opsets=(12,)),
     C("Einsum", (3, 6), attributes={"equation": "bij->bi"}, inputs=("x",), note="summed", opsets=(12,)),
     C("MatMul", (2, 3, 6), constants={"w": random(1, 2, 6, 4)}, note="four", symbolic=False),

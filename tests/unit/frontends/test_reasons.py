@@ -186,9 +186,9 @@ REMEDIED: list[tuple[str, nn.Module, str, str, nn.Module, tuple[int, ...]]] = [
     ),
     (
         "einsum",
-        Module(lambda x, t: torch.einsum("bi,bi->b", x, x)[:, None]),
+        Module(lambda x, t: torch.einsum("bi,bi,bi->b", x, x, x)[:, None]),
         "einsum",
-        "",
+        "contract two tensors at a time",
         Module(lambda x, t: torch.einsum("bi,ij->bj", x, t), torch.eye(6)),
         (6,),
     ),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from lipverify import ops
 from lipverify.frontends.builder import Value
+from lipverify.frontends.building.contraction import einsum
 from lipverify.frontends.onnx import forms
 from lipverify.frontends.onnx.call import Call
 from lipverify.frontends.onnx.lowering import Stored
@@ -97,76 +97,4 @@ def _trilu(c: Call) -> Value:
 
 @lower.register("Einsum")
 def _einsum(c: Call) -> Value:
-    """A contraction with one stored tensor: a matrix product over the shared indices, then a change of order."""
-    equation = c.attribute("equation").replace(" ", "")
-    left, arrow, right = equation.partition("->")
-    terms = left.split(",")
-    found = [(c.raw(i), term) for i, term in enumerate(terms)]
-    values = [(x, term) for x, term in found if isinstance(x, Value)]
-    stored = [(i, term) for i, (x, term) in enumerate(found) if isinstance(x, np.ndarray)]
-    if (
-        len(terms) == 1
-        and arrow
-        and left.isalpha()
-        and len(set(left)) == len(left)
-        and set(right) <= set(left)
-    ):
-        x, b = c.value(), c.build
-        if len(left) != x.rank or len(set(right)) != len(right):
-            raise c.invalid(f"einsum {equation[:40]!r} does not fit its input")
-        gone = [i for i, letter in enumerate(left) if letter not in right]
-        summed = b.reduce(ops.ReduceSum, x, gone, False) if gone else x
-        kept = [letter for letter in left if letter in right]
-        return b.transpose(summed, [kept.index(letter) for letter in right])
-    clean = all(term.isalpha() and len(set(term)) == len(term) for term in terms)
-    if not (arrow and clean and len(values) == len(stored) == 1 and len(c.inputs) == 2):
-        raise c.refuse(
-            f"einsum {equation[:40]!r} is not covered", "contract with one stored tensor, or use MatMul"
-        )
-    (x, own), (position, other) = values[0], stored[0]
-    weight = c.stored(position, "weight")
-    if len(own) != x.rank or len(other) != weight.ndim:
-        raise c.invalid(f"einsum {equation[:40]!r} does not fit its inputs")
-    return _contract(c, x, own, weight, other, right)
-
-
-def _contract(c: Call, x: Value, own: str, weight: torch.Tensor, other: str, right: str) -> Value:
-    b = c.build
-    inner = [i for i in own if i in other]
-    new, kept = [i for i in other if i not in own], [i for i in own if i not in other]
-    if any(i in right for i in inner) and sorted(right) == sorted({*own, *other} - (set(inner) - set(right))):
-        return _batched_contraction(c, x, own, weight, other, right)
-    if any(i in right for i in inner) or sorted(right) != sorted([*kept, *new]):
-        raise c.refuse("einsum with dropped indices is not covered", "use MatMul and ReduceSum")
-    sizes = dict(zip(other, weight.shape, strict=True))
-    columns, rows = [sizes[i] for i in inner], [sizes[i] for i in new]
-    matrix = weight.permute([other.index(i) for i in (*new, *inner)]).reshape(
-        int(np.prod(rows, dtype=int)), int(np.prod(columns, dtype=int))
-    )
-    v = b.transpose(x, [own.index(i) for i in (*kept, *inner)])
-    lead = list(v.source_shape[: len(kept)])
-    product = b.linear(b.reshape(v, [*lead, matrix.shape[1]]), matrix.contiguous())
-    order = [*kept, *new]
-    return b.transpose(b.reshape(product, [*lead, *rows]), [order.index(i) for i in right])
-
-
-def _batched_contraction(c: Call, x: Value, own: str, weight: torch.Tensor, other: str, right: str) -> Value:
-    """A product with a stack of stored matrices: shared indices that stay count the stack."""
-    b = c.build
-    shared = [i for i in own if i in other and i in right]
-    inner = [i for i in own if i in other and i not in right]
-    rows, columns = [i for i in own if i not in other], [i for i in other if i not in own]
-    sizes = {**dict(zip(own, x.source_shape, strict=True)), **dict(zip(other, weight.shape, strict=True))}
-
-    def size(letters: list[str]) -> int:
-        return int(np.prod([sizes[i] for i in letters], dtype=int))
-
-    lead = [sizes[i] for i in shared]
-    left = b.reshape(
-        b.transpose(x, [own.index(i) for i in (*shared, *rows, *inner)]), [*lead, size(rows), size(inner)]
-    )
-    matrices = weight.permute([other.index(i) for i in (*shared, *inner, *columns)])
-    product = b.matmul(left, matrices.reshape(*lead, size(inner), size(columns)).contiguous())
-    order = [*shared, *rows, *columns]
-    whole = b.reshape(product, [sizes[i] for i in order])
-    return b.transpose(whole, [order.index(i) for i in right])
+    return einsum(c.build, c.attribute("equation"), c.operands())

@@ -11,6 +11,7 @@ from torch import Tensor
 from lipverify import ops
 from lipverify.frontends.builder import Masked, Value
 from lipverify.frontends.building.attention import attention, causal
+from lipverify.frontends.building.contraction import einsum
 from lipverify.frontends.building.vanishing import contracted
 from lipverify.frontends.torch_export.lowering import INFINITE, Lowerer
 from lipverify.frontends.torch_export.registry import lower
@@ -118,39 +119,7 @@ def _convolution(
 
 @lower.register("aten.einsum")
 def _einsum(b: Lowerer, equation: str, operands: Sequence[Any], *, path: Any = None) -> Value:
-    """A contraction with one stored tensor: a matrix product over the shared indices, then a change of order."""
-    left, _, right = equation.replace(" ", "").partition("->")
-    terms = left.split(",")
-    if (
-        len(operands) != 2
-        or isinstance(operands[0], type(operands[1]))
-        or "." in equation
-        or "->" not in equation
-    ):
-        raise b.refuse(
-            f"einsum {equation!r} is not covered", (), "name all indices and contract with one stored tensor"
-        )
-    if isinstance(operands[1], Value):
-        operands, terms = operands[::-1], terms[::-1]
-    (x, weight), (own, stored) = operands, terms
-    inner = [i for i in own if i in stored]
-    new, kept = [i for i in stored if i not in own], [i for i in own if i not in stored]
-    clean = all(len(set(term)) == len(term) for term in (own, stored, right))
-    if not clean or any(i in right for i in inner) or set(right) != {*kept, *new}:
-        raise b.refuse(
-            f"einsum {equation!r} is not covered", (x, weight), "write it as matmul, sum or transpose"
-        )
-    sizes = dict(zip(stored, weight.shape, strict=True))
-    matrix = weight.permute([stored.index(i) for i in (*new, *inner)]).reshape(
-        math.prod(sizes[i] for i in new), math.prod(sizes[i] for i in inner)
-    )
-    v = b.transpose(x, [own.index(i) for i in (*kept, *inner)])
-    lead = list(v.source_shape[: len(kept)])
-    product = b.reshape(
-        b.linear(b.reshape(v, [*lead, matrix.shape[1]]), matrix), [*lead, *(sizes[i] for i in new)]
-    )
-    order = [*kept, *new]
-    return b.transpose(product, [order.index(i) for i in right])
+    return einsum(b, equation, operands)
 
 
 @lower.register("aten.scaled_dot_product_attention")
