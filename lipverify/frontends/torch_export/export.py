@@ -12,14 +12,12 @@ import operator
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
-from torch.export.graph_signature import InputKind, OutputKind
 
 from lipverify.errors import ExtractionMismatch, UnsupportedModel, UsageError
 from lipverify.frontends.builder import Masked, Value
@@ -28,9 +26,13 @@ from lipverify.frontends.torch_export import translators as _translators  # regi
 from lipverify.frontends.torch_export.lowering import INFINITE, Lowerer
 from lipverify.frontends.torch_export.merged import Merged
 from lipverify.frontends.torch_export.registry import lower
+from lipverify.frontends.torch_export.sequence import chained
 from lipverify.frontends.torch_export.walk import CHECKS_ONLY, Walk
 from lipverify.ir.graph import Graph, ImportCheck, Origin
 from lipverify.loading.names import display
+
+if TYPE_CHECKING:  # a second of imports, which chains of torch's own modules do without
+    from torch.export import ExportedProgram
 
 del _translators
 
@@ -62,10 +64,17 @@ def extract(module: nn.Module, example: Tensor, *, check: bool = True) -> Graph:
     _require_batch(module, example)
     module = _outside_inference(getattr(module, "_orig_mod", module))  # what torch.compile wraps
     lower.load_entry_points()
+    graph = chained(module, example)
+    if graph is None:
+        graph = traced(module, example)
+    return _checked(graph, module, example) if check else graph
+
+
+def traced(module: nn.Module, example: Tensor) -> Graph:
+    """The graph as `torch.export` sees the module, not compared with it."""
     program = _decomposed(_exported(module, example))
     _refuse_state(program, module)
-    graph = _lowered(program, module, example)
-    return _checked(graph, module, example) if check else graph
+    return _lowered(program, module, example)
 
 
 def _outside_inference(module: nn.Module) -> nn.Module:
@@ -151,7 +160,7 @@ def _masks_as_given() -> Iterator[None]:
 
 
 def _exported(module: nn.Module, example: Tensor) -> ExportedProgram:
-    axes: Any = {0: Dim("batch")}
+    axes: Any = {0: torch.export.Dim("batch")}
     parameters = list(inspect.signature(module.forward).parameters.values())
     if parameters and parameters[0].kind is inspect.Parameter.VAR_POSITIONAL:
         axes = (axes,)  # forward(self, *inputs)
@@ -271,6 +280,8 @@ def _refuse_state(program: ExportedProgram, module: nn.Module) -> None:
 
 
 def _lowered(program: ExportedProgram, module: nn.Module, example: Tensor) -> Graph:
+    from torch.export.graph_signature import InputKind, OutputKind
+
     placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
     inputs = [spec for spec in program.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT]
     node = placeholders[inputs[0].arg.name]

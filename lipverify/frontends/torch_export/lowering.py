@@ -30,15 +30,15 @@ class Forbidden:
 class Lowerer(Builder):
     """The builder as translators of this front end see it."""
 
-    def __init__(self, dtype: torch.dtype, device: torch.device, batch: torch.SymInt) -> None:
+    def __init__(self, dtype: torch.dtype, device: torch.device, batch: torch.SymInt | None) -> None:
         super().__init__(symbolic_batch=True)
         self.dtype = dtype
         """The type the module computes in."""
         self.stored_dtype = dtype
         self.device = device
         """Where the module's tensors lie."""
-        self.batch_symbol: Any = batch.node.expr
-        """The batch size as the exported program writes it."""
+        self.batch_symbol: Any = None if batch is None else batch.node.expr
+        """The batch size as the exported program writes it; None: nothing was exported."""
         self.expected: Any = None
         """What the exported program knows of the result of the node in work: a tensor without data, or several."""
 
