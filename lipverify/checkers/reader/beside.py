@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from lipverify.checkers.kernel.account import charge
 from lipverify.checkers.reader.refusals import need
-from lipverify.checkers.reader.wire import Span, encoded, entry_of, spans
+from lipverify.checkers.reader.wire import MAX_NODES, Span, Spans, encoded, entry_of
 
 _GRAPH, _INITIALISER, _RAW, _WHERE, _EXTERNAL = 7, 5, 9, 13, 14
 _MOST, _PIECE, _DIGITS = (1 << 31) - (1 << 20), 1 << 24, 18
@@ -48,7 +48,11 @@ def joined(data: bytes, folder: Path) -> Whole:
         NotCovered: a name that leads elsewhere, a file that is none or has two names, numbers behind its end, tensors that share
             numbers, or more than libraries read as one message. Nothing is read before the sizes are known.
     """
-    outside = {tensor.first: _place(data, tensor) for tensor in _external(data)}
+    fields = Spans(data)
+    outside: dict[int, _Place] = {}
+    for tensor in _external(data):
+        outside[tensor.first] = _place(data, fields, tensor)
+        need(len(outside) <= MAX_NODES, f"a model with more than {MAX_NODES} tensors in other files")
     if not outside:
         return Whole(data)
     need(len(data) + sum(p.stop - p.start for p in outside.values()) <= _MOST, "a model of more than 2 GiB")
@@ -65,10 +69,11 @@ def joined(data: bytes, folder: Path) -> Whole:
 
 def _external(data: bytes) -> Iterator[Span]:
     """Initialisers whose numbers lie in another file."""
-    for graph in spans(data, 0, len(data)):
+    fields = Spans(data)
+    for graph in fields.within(0, len(data)):
         if graph.is_message(_GRAPH):
-            for tensor in spans(data, graph.value, graph.end):
-                inner = spans(data, tensor.value, tensor.end) if tensor.is_message(_INITIALISER) else ()
+            for tensor in fields.within(graph.value, graph.end):
+                inner = fields.within(tensor.value, tensor.end) if tensor.is_message(_INITIALISER) else ()
                 if any(_is_place(data, s) for s in inner):
                     yield tensor
 
@@ -78,12 +83,16 @@ def _is_place(data: bytes, span: Span) -> bool:
     return span.number == _EXTERNAL and data[span.value : span.end] == b"\1"
 
 
-def _place(data: bytes, tensor: Span) -> _Place:
-    inside = list(spans(data, tensor.value, tensor.end))
-    need(sum(s.number == _EXTERNAL for s in inside) == 1, "data_location of Tensor occurs twice")
-    entries = [entry_of(data, s) for s in inside if s.is_message(_WHERE)]
-    told = dict(entries)
-    need(len(told) == len(entries) and told.keys() <= _KEYS, "external data that is described in another way")
+def _place(data: bytes, fields: Spans, tensor: Span) -> _Place:
+    told: dict[str, str] = {}
+    said = 0
+    for span in fields.within(tensor.value, tensor.end):
+        said += span.number == _EXTERNAL
+        if span.is_message(_WHERE):
+            key, value = entry_of(data, span)
+            need(key in _KEYS and key not in told, "external data that is described in another way")
+            told[key] = value
+    need(said == 1, "data_location of Tensor occurs twice")
     need("location" in told and "length" in told, "external data without its file or its length")
     numbers = [told.get("offset", "0"), told["length"]]
     digits = all(t.isascii() and t.isdigit() and len(t) <= _DIGITS for t in numbers)
@@ -132,18 +141,31 @@ def _content(folder: Path, name: str, places: Sequence[_Place]) -> bytes:
 
 
 def _replaced(data: bytes, stored: dict[int, memoryview]) -> bytes:
+    fields = Spans(data)
     pieces: list[bytes | memoryview] = []
-    for graph in spans(data, 0, len(data)):
+    for graph in fields.within(0, len(data)):
         if not graph.is_message(_GRAPH):
             pieces.append(data[graph.first : graph.end])
             continue
         inside: list[bytes | memoryview] = []
-        for tensor in spans(data, graph.value, graph.end):
-            if tensor.first not in stored:
-                inside.append(data[tensor.first : tensor.end])
-                continue
-            kept = [data[s.first : s.end] for s in spans(data, tensor.value, tensor.end)
-                    if not s.is_message(_WHERE) and not _is_place(data, s)]  # fmt: skip
-            inside += encoded(_INITIALISER, [*kept, *encoded(_RAW, [stored[tensor.first]])])
-        pieces += encoded(_GRAPH, inside)
+        begin = graph.value
+        for tensor in fields.within(graph.value, graph.end):
+            if tensor.first in stored:
+                kept = _without_places(data, fields, tensor)
+                inside += [
+                    data[begin : tensor.first],
+                    *encoded(_INITIALISER, [*kept, *encoded(_RAW, [stored[tensor.first]])]),
+                ]
+                begin = tensor.end
+        pieces += encoded(_GRAPH, [*inside, data[begin : graph.end]])
     return b"".join(pieces)
+
+
+def _without_places(data: bytes, fields: Spans, tensor: Span) -> list[bytes]:
+    """What a tensor holds but where its numbers lie: at most six pieces."""
+    kept, begin = [], tensor.value
+    for span in fields.within(tensor.value, tensor.end):
+        if span.is_message(_WHERE) or _is_place(data, span):
+            kept.append(data[begin : span.first])
+            begin = span.end
+    return [*kept, data[begin : tensor.end]]

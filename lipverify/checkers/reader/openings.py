@@ -24,6 +24,7 @@ _WITHIN = np.linspace(-1.0, 1.0, 33)
 _RAW = (20, 28, 40, 60, 90)
 """Sizes of inputs, as powers of 2, that are taken whatever the program says: a gate may be what the reader missed."""
 _REGIONS = 3
+_SHARE = (5.0**0.5 - 1.0) / 2.0
 
 
 class Around(NamedTuple):
@@ -107,7 +108,7 @@ def _at_gates(
 
 
 def _between(program: Program, line: _Line, low: Array, high: Array, gates: Array) -> Iterator[Array]:
-    """At the places between low and high [n] where the gates turn, and in the middle between one place and the next."""
+    """At the places between low and high [n] where the gates turn, and between one place and the next."""
     own = np.arange(len(gates))
     below, above = (_arguments(program, line.points(end))[own, gates] for end in (low, high))
     for k in range(_ROUNDS):
@@ -119,7 +120,9 @@ def _between(program: Program, line: _Line, low: Array, high: Array, gates: Arra
         low, below = np.where(left, t, low), np.where(left, z, below)
         high, above = np.where(left, high, t), np.where(left, above, z)
     turns = np.unique(np.concatenate([low, high]))
-    yield from line.points(np.concatenate([turns, (turns[:-1] + turns[1:]) / 2, turns * (1 + 2.0**-6)]))
+    # Not in the middle: between the ends of a quantiser that is a tie, which runtimes round as their last bits say.
+    between = turns[:-1] + (turns[1:] - turns[:-1]) * _SHARE
+    yield from line.points(np.concatenate([turns, between, turns * (1 + _SHARE * 2.0**-5)]))
 
 
 def _arguments(program: Program, x: Array) -> Array:

@@ -133,17 +133,21 @@ class _Reader:
         need(False, "a number of more than ten bytes")
         raise AssertionError("unreachable")
 
+    def count(self) -> None:
+        """One field more."""
+        self.fields += 1
+        if self.fields % _LOOK == 0:
+            charge(0)  # whoever waits may have waited long enough
+        if self.fields > MAX_FIELDS:
+            raise NotCovered(f"a file of more than {MAX_FIELDS} fields is not covered by the checker")
+
     def message(self, kind: str, position: int, stop: int) -> Message:
         """One message. Messages nest as deep as the table does: none of them holds itself."""
         known: dict[int, _Field] = _SCHEMA[kind]
         found = Message()
         data = self.data
         while position < stop:
-            self.fields += 1
-            if self.fields % _LOOK == 0:
-                charge(0)  # whoever waits may have waited long enough
-            if self.fields > MAX_FIELDS:
-                raise NotCovered(f"a file of more than {MAX_FIELDS} fields is not covered by the checker")
+            self.count()
             tag = data[position]
             if tag < 0x80:
                 position += 1
@@ -256,27 +260,38 @@ class Span(NamedTuple):
         return self.number == number and self.wire == _BYTES
 
 
-def spans(data: bytes, position: int, stop: int) -> Iterator[Span]:
-    """The fields between two places, one level deep, whatever they mean.
+class Spans:
+    """Fields of one file by their places alone; how many have been looked at is limited as where they are read.
 
     Raises:
-        NotCovered: bytes that are no fields.
+        NotCovered: bytes that are no fields, or more fields than are read.
     """
-    reader = _Reader(data)
-    while position < stop:
-        first = position
-        tag, position = reader.varint(position, stop)
-        value, wire = position, tag & 7
-        if wire == _VARINT:
-            _, position = reader.varint(position, stop)
-        elif wire == _BYTES:
-            length, value = reader.varint(position, stop)
-            position = value + length
-        else:
-            need(wire in (_FIXED64, _FIXED32), "a field of an unknown wire type")
-            position += 8 if wire == _FIXED64 else 4
-        need(position <= stop, "a field reaches past the end of what holds it")
-        yield Span(tag >> 3, wire, first, value, position)
+
+    def __init__(self, data: bytes) -> None:
+        self.reader = _Reader(data)
+
+    def within(self, position: int, stop: int) -> Iterator[Span]:
+        """The fields between two places, one level deep, whatever they mean."""
+        while position < stop:
+            self.reader.count()
+            span = _span(self.reader, position, stop)
+            yield span
+            position = span.end
+
+
+def _span(reader: _Reader, first: int, stop: int) -> Span:
+    tag, position = reader.varint(first, stop)
+    value, wire = position, tag & 7
+    if wire == _VARINT:
+        _, position = reader.varint(position, stop)
+    elif wire == _BYTES:
+        length, value = reader.varint(position, stop)
+        position = value + length
+    else:
+        need(wire in (_FIXED64, _FIXED32), "a field of an unknown wire type")
+        position += 8 if wire == _FIXED64 else 4
+    need(position <= stop, "a field reaches past the end of what holds it")
+    return Span(tag >> 3, wire, first, value, position)
 
 
 def entry_of(data: bytes, span: Span) -> tuple[str, str]:
