@@ -39,8 +39,9 @@ class Issued:
 
     document: dict[str, Any]
     arrays: bytes | None = None
-    said: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
-    """The checker's sentences, one for each time that it has accepted exactly this in this process."""
+    _verdicts: dict[str, checkers.Verdict] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def files(self, name: str) -> dict[str, bytes]:
         """File contents by name; `name` ends in .json, the arrays lie beside it."""
@@ -70,8 +71,19 @@ class Issued:
         found = checkers.check(
             lambda: files["certificate.json"], files.__getitem__, lambda: model, exact, expected
         )
-        self.said.append(found.claim)
+        self._verdicts[_digest_of(files)] = found
         return found
+
+    @property
+    def verdict(self) -> checkers.Verdict | None:
+        """What the checker said in this process of exactly the bytes that `files` gives now; None where it was not asked."""
+        return self._verdicts.get(_digest_of(self.files("certificate.json")))
+
+
+def _digest_of(files: Mapping[str, bytes]) -> str:
+    return hashlib.sha256(
+        b"".join(hashlib.sha256(files[name]).digest() for name in sorted(files))
+    ).hexdigest()
 
 
 # -- regions

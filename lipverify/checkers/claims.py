@@ -376,12 +376,10 @@ class Expectation:
     fixed: Mapping[str, Any] | None = None
     """What is to stand for the other inputs, by name: a number for all entries, or an array of as many."""
 
-    def disappointed(
-        self, claim: Claim, about: About, box: tuple[Any, Any] | None, widths: tuple[int, int]
-    ) -> str | None:
-        """How the claim differs from what is expected; None if it does not.
+    def disappointed(self, claim: Claim, about: About, widths: tuple[int, int]) -> str | None:
+        """How the claim differs from what is expected, its region's box aside (`other_box`); None if it does not.
 
-        box: (low, high) of every input, [inputs] each. widths: of the tokens of input and output.
+        widths: of the tokens of input and output.
         """
         if self.output is not None and about.output != self.output:
             return f"it is about output {about.output}, not {self.output}"
@@ -413,7 +411,7 @@ class Expectation:
                 return f"it claims no constant, so none of at most {self.at_most!r}"
             if not max(claim.upper) <= self.at_most:
                 return f"it proves {outward(max(claim.upper))}, not {self.at_most!r}"
-        return self.other_box(box)
+        return None
 
     def other_inputs(self, reading: Reading | None) -> str | None:
         """How the inputs of a claim, whose arrays are known, differ from the expected ones; None if they do not."""
@@ -433,18 +431,16 @@ class Expectation:
                 return f"other numbers stand for input {name!a}"
         return None
 
-    def other_box(self, box: tuple[Any, Any] | None) -> str | None:
-        """How the input box of a claim differs from the expected one; None if it does not."""
+    def other_box(self, centres: Array, box: tuple[Array, Array] | None) -> str | None:
+        """How the input box of a claim differs from the expected one; None if it does not.
+
+        centres: of its balls, [count, inputs]; box: (low, high) of every input, [inputs] each.
+        """
         if self.box is None:
-            # Balls that a narrow box cuts down are no balls of that radius, whatever they are called.
-            narrow = (
-                box is not None and self.radius is not None and bool((box[1] - box[0] < self.radius).any())
-            )
-            return (
-                "an input box narrower than the radius cuts its balls: say which with --box"
-                if narrow
-                else None
-            )
+            # What a box leaves of a ball is no ball of that radius, whatever it is called: of one at a corner, next to nothing.
+            reach = 0.0 if self.radius is None else self.radius
+            cut = box is not None and bool(((centres - reach < box[0]) | (centres + reach > box[1])).any())
+            return "an input box cuts balls of that radius: say which with --box" if cut else None
         if box is None:
             return "no input box cuts its region"
         alike = all(bool((end == wanted).all()) for end, wanted in zip(box, self.box, strict=True))

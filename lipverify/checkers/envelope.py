@@ -319,9 +319,11 @@ def _check(data: bytes, sidecar: Callable[[str], bytes], read: Callable[[], list
         )
     program = ended[0] if len(ended) == 1 else ended[0].beside(ended[1])
     centres, box = centres_of(claim, beside, program.steps[0].size)
-    other = disappointed(expected, claim, abouts, box) if isinstance(claim, Deviation) else None
-    widths = _widths(abouts[0], ended[0])
-    reason = other if isinstance(claim, Deviation) else expected.disappointed(claim, abouts[0], box, widths)
+    if isinstance(claim, Deviation):
+        reason = disappointed(expected, claim, abouts)
+    else:
+        reason = expected.disappointed(claim, abouts[0], _widths(abouts[0], ended[0]))
+    reason = expected.other_box(centres, box) if reason is None else reason
     if reason is not None:
         raise RefutedCertificate(f"it proves something else than expected: {reason}")
     regions = [region_of(ball, centres, box) for ball in found.regions]

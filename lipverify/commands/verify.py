@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -151,6 +150,8 @@ class _Answer:
         if isinstance(self.error, OtherModel):
             said[self.error.exit_code] = "of another model"
         why = self.document["claim"] if self.error is None else self.document["reason"]
+        stated = self.document.get("stated")
+        why += f"; constants taken as stated, not proved: {', '.join(stated)}" if stated else ""
         return f"{said.get(self.code, 'not proved')}: {self.name}: {why}"
 
 
@@ -174,11 +175,11 @@ def _proved(
 def _report(
     folder: Path, files: Sequence[Path], expected: Expectation, exact: bool, seconds: float, seed: int | None
 ) -> list[_Answer]:
-    """Every certificate of a folder, or of `certificates` in it, against the model file it names by its digest."""
+    """Every certificate of a folder and of `certificates` in it, against the model file it names by its digest."""
     from lipverify import checkers
 
-    inside = folder / "certificates"
-    found = sorted(p for p in (inside if inside.is_dir() else folder).glob("*.json") if _is_certificate(p))
+    beside, inside = _json_files(folder), _json_files(folder / "certificates")
+    found = [*(p for p in beside if _is_certificate(p)), *inside]
     if not found:
         raise Undecided(
             f"{display_path(folder)} holds no certificates, there is nothing to prove; give the folder of a report, its --out"
@@ -201,6 +202,11 @@ def _report(
             reason = f"no certificate of {display_path(folder)} is about it"
             document = {"schema": SCHEMA, "valid": False, "reason": reason}
             answers.append(_Answer(name, document, Undecided(reason)))
+    for name in sorted({name for path in beside if path not in found for name in _named(_document(path))}):
+        if not (folder / name).is_file():
+            reason = "a result in the folder names this certificate, which is not there"
+            document = {"schema": SCHEMA, "valid": False, "reason": reason}
+            answers.append(_Answer(display_path(folder / name), document, Undecided(reason)))
     return answers
 
 
@@ -254,23 +260,43 @@ def _derivation(
             )
 
 
-def _schema(path: Path) -> str | None:
-    """The schema that a file says it has; empty where it says none, None where it cannot be read."""
-    from lipverify.checkers.reader import MAX_CERTIFICATE, read_bytes
+def _document(path: Path) -> Any:
+    """What a JSON file says, read as the checker reads it; None where that refuses it, or it cannot be read."""
+    from lipverify.checkers.reader import MAX_CERTIFICATE, parse_json, read_bytes
 
     try:
-        document = json.loads(read_bytes(path, MAX_CERTIFICATE))
+        return parse_json(read_bytes(path, MAX_CERTIFICATE))
     except (LipverifyError, OSError, ValueError, RecursionError):
         return None
-    return str(document.get("schema")) if isinstance(document, dict) else ""
+
+
+def _schema(path: Path) -> str | None:
+    """The schema that a file says it has; None where it cannot be read, or is no document."""
+    document = _document(path)
+    return str(document.get("schema")) if isinstance(document, dict) else None
+
+
+def _json_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*") if path.suffix.lower() == ".json")
 
 
 def _is_certificate(path: Path) -> bool:
     """Whether a file of a report is meant as a certificate or a derivation; damaged ones are: they are not passed over."""
-    if path.parent.name == "certificates":
-        return True
     schema = _schema(path)
-    return schema is None or schema.startswith(("lipverify.certificate/", "lipverify.derivation/"))
+    return schema is None or schema.lower().startswith(("lipverify.certificate/", "lipverify.derivation/"))
+
+
+def _named(document: Any) -> Iterator[str]:
+    """The certificates that a result names, by their files."""
+    if isinstance(document, dict):
+        for key, entry in document.items():
+            if key == "certificate" and isinstance(entry, str) and entry.endswith(".json"):
+                yield entry
+            else:
+                yield from _named(entry)
+    elif isinstance(document, list):
+        for entry in document:
+            yield from _named(entry)
 
 
 def _file(model: str) -> Path:

@@ -35,7 +35,10 @@ SAYS = {
         "digits-int8: no output moves by more than 1.7",
         "labels are certified to be kept",
     ),
-    "13_policy_in_the_loop.py": ("without the gain: policy less gain", "near 0, checked: runs of x+"),
+    "13_policy_in_the_loop.py": (
+        "without the gain: the plant with this gain does not settle",
+        "near 0, checked: runs of x+",
+    ),
     "14_two_player_game.py": ("margin at least 0.", "proved again: "),
     "15_private_training.py": ("at most 2.0000 (checked)", "at epsilon 5.9"),
     "16_pendulum.py": ("checked: runs of x+", "stay within 0.2", "within 1 radian: policy less gain"),

@@ -15,6 +15,7 @@ import torch
 import lipverify as lv
 from lipverify import checkers, ops
 from lipverify.checkers import Expectation
+from lipverify.commands.verify import _report
 from lipverify.falsify import Search
 from lipverify.ir.norm import Norm
 from lipverify.robustness import Plan
@@ -107,14 +108,18 @@ def test_another_claim_than_expected_is_refused(field: str, other: Any, ball: tu
         checkers.verify_file(path, net, expected=Expectation(**{**GOOD, field: other}))
 
 
-def test_a_narrow_box_makes_no_ball_of_a_radius() -> None:
-    """A ball of radius 100 that a box of width 0.002 cuts: who asks for the radius has to name the box."""
-    at = np.zeros(2)
-    assert Expectation(radius=1.0).other_box((at - 0.5, at + 0.5)) is None
-    for ends in ((at - 0.001, at + 0.001), (np.array([-9.0, 0.0]), np.array([9.0, 0.5]))):
-        assert "narrower than the radius" in str(Expectation(radius=1.0).other_box(ends))
-        assert Expectation(norm_in="l2").other_box(ends) is None
-    assert Expectation(radius=1.0, box=(-0.001, 0.001)).other_box((at - 0.001, at + 0.001)) is None
+def test_part_of_a_ball_is_no_ball_of_a_radius() -> None:
+    """A ball of radius 100 that a box of width 0.002 cuts, or half a ball: who asks for the radius has to name the box."""
+    centres, at = np.zeros((1, 2)), np.zeros(2)
+    assert Expectation(radius=1.0).other_box(centres, (at - 1.0, at + 1.0)) is None
+    for ends in (
+        (at - 0.001, at + 0.001),
+        (at - 100.0, at + 0.5),
+        (np.array([-9.0, 0.0]), np.array([9.0, 9.0])),
+    ):
+        assert "cuts balls of that radius" in str(Expectation(radius=1.0).other_box(centres, ends))
+        assert Expectation(norm_in="l2").other_box(centres, ends) is None
+    assert Expectation(radius=1.0, box=(-0.001, 0.001)).other_box(centres, (at - 0.001, at + 0.001)) is None
 
 
 def test_a_whole_space_is_no_ball(tmp_path: Path) -> None:
@@ -189,6 +194,27 @@ def test_a_folder_answers_for_all_that_was_asked(tmp_path: Path) -> None:
     told = {Path(c["certificate"]).name: c["exit_code"] for c in json.loads(done.stdout)["certificates"]}
     assert told == {"a.json": 0, "b.json": 7, "c.json": 7, "1.onnx": 4}
     assert done.returncode == 7
+
+
+def test_no_certificate_of_a_folder_is_passed_over(tmp_path: Path) -> None:
+    """Beside `certificates`, with another spelling, in a list, told twice what it is, or named by a result and taken away."""
+    net = dense_network(tmp_path / "net.onnx", 0)
+    inside = tmp_path / "folder" / "certificates"
+    inside.mkdir(parents=True)
+    certificate = inside / "a.json"
+    lv.audit(lv.load(net), analyzers=["product"], search=QUICK).certificates["product"].save(certificate)
+    text = certificate.read_text().rstrip()
+    for name, content in {
+        "b.JSON": text,
+        "c.json": text.replace("lipverify.certificate/2", "lipverify.Certificate/2"),
+        "d.json": f"[{text}]",
+        "e.json": text[:-1] + ', "schema": "another"}',
+        "f.json": '{"schema": "lipverify.audit/1", "rows": [{"certificate": "certificates/gone.json"}]}',
+    }.items():
+        (inside.parent / name).write_text(content)
+    answers = _report(inside.parent, [net], Expectation(), False, 60.0, 0)
+    told = {Path(answer.name).name: answer.code for answer in answers}
+    assert told == {"a.json": 0, "b.JSON": 0, "c.json": 7, "d.json": 7, "e.json": 7, "gone.json": 4}
 
 
 def test_a_certificate_that_says_itself_that_it_is_not_proved(tmp_path: Path) -> None:

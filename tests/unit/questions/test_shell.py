@@ -238,10 +238,14 @@ def test_the_bound_of_a_checked_answer_is_the_formula_of_what_the_checker_proved
 
 def test_a_certificate_is_proved_before_it_counts(constants: dict[str, Issued]) -> None:
     own = constants["own"]
-    unseen = Issued(own.document, own.arrays)
-    assert not unseen.said
+    unseen = Issued(dict(own.document), own.arrays)
+    assert unseen.verdict is None
     assert scaled(Proved(constants={"constant": unseen}))["rigour"] == "checked"
-    assert unseen.said
+    assert unseen.verdict is not None
+    # What was accepted is these bytes, not the object: changed afterwards it is a certificate that nobody has seen.
+    unseen.document["claim"] = {**unseen.document["claim"], "upper": 1e-9}
+    assert unseen.verdict is None
+    assert scaled(Proved(constants={"constant": unseen}))["rigour"] == "real"
     forged = json.loads(json.dumps(own.document))
     forged["claim"] |= {"upper": 0.1, "upper_hex": (0.1).hex(), "upper_decimal": "0.100000001"}
     found = scaled(Proved(constants={"constant": Issued(forged, own.arrays)}))
