@@ -113,15 +113,23 @@ def run(arguments: list[str], most: float) -> tuple[int, float, float, str, str]
     return code, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024, *said
 
 
+def worded(kind: str, places: dict[str, str]) -> list[str] | None:
+    """The words of a command; None where it needs what a model that does not load has not."""
+    try:
+        return [word.format(**places) for word in COMMANDS[kind]]
+    except KeyError:
+        return None
+
+
 def measured(
     name: str, places: dict[str, str], kind: str, budget: float, memory: str | None
 ) -> dict[str, Any]:
     """One row of the table."""
     row = {"network": name, "command": kind, "budget": budget, "memory": memory}
-    try:
-        command = [word.format(**places) for word in COMMANDS[kind]] + ["--json"]
-    except KeyError:
+    words = worded(kind, places)
+    if words is None:
         return row | {"said": "does not load"}
+    command = [*words, "--json"]
     if kind != "inspect":
         command += ["--budget", f"{budget:g}s"]
         command += ["--memory", memory] if memory else []
@@ -254,19 +262,16 @@ def main() -> None:
         if not any(part in name for part in options.only.split(",")):
             continue
         with tempfile.TemporaryDirectory() as folder:
-            places = {} if options.conclude else given(model, Path(folder))
+            places = given(model, Path(folder))
             for memory, budget, kind in product(sizes, budgets, options.commands.split(",")):
                 row: dict[str, Any] = {"network": name, "command": kind, "budget": budget, "memory": memory}
                 same = [r for r in rows if all(r[key] == value for key, value in row.items())]
-                if (
-                    options.resume
-                    and same
-                    and (whole(same[0]) or (options.conclude and "missing" not in same[0]))
-                ):
+                keep = options.resume and same and whole(same[0])
+                if keep or (options.conclude and same and "exit" in same[0]):
                     continue
                 rows = [r for r in rows if r not in same]
                 follows = None if options.all else concluded(rows, row)
-                if follows is None and options.conclude:
+                if follows is None and options.conclude and worded(kind, places) is not None:
                     follows = row | {"missing": True}
                 row = measured(name, places, kind, budget, memory) if follows is None else follows
                 rows.append(row)
