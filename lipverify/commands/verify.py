@@ -94,7 +94,7 @@ def verify(
         fixed=_fixed(fixed) or None,
     )
     if not os.path.isdir(certificate):  # False for a name too long to exist, too
-        if (_schema(certificate) or "").startswith("lipverify.derivation/"):
+        if _is_derivation(_document(certificate)):
             _derivation(certificate, [_file(name) for name in model], expected, exact, seconds, seed, as_json)
             return
         answer = _proved(certificate, [_file(name) for name in model], expected, exact, seconds, seed)
@@ -165,11 +165,11 @@ def _proved(
 ) -> _Answer:
     from lipverify import checkers
 
-    name = display_path(path)
     try:
-        return _Answer(name, checkers.verify_file(path, model, exact, expected, seconds, seed).to_json())
+        found = checkers.verify_file(path, model, exact, expected, seconds, seed)
     except (Refuted, Undecided, UnreadableCertificate) as error:
-        return _Answer(name, {"schema": SCHEMA, "valid": False, "reason": str(error)}, error)
+        return _refused(path, error)
+    return _Answer(display_path(path), found.to_json())
 
 
 def _report(
@@ -178,8 +178,8 @@ def _report(
     """Every certificate of a folder and of `certificates` in it, against the model file it names by its digest."""
     from lipverify import checkers
 
-    beside, inside = _json_files(folder), _json_files(folder / "certificates")
-    found = [*(p for p in beside if _is_certificate(p)), *inside]
+    beside, inside = ({p: _document(p) for p in _json_files(f)} for f in (folder, folder / "certificates"))
+    found = {p: document for p, document in beside.items() if _is_certificate(document)} | inside
     if not found:
         raise Undecided(
             f"{display_path(folder)} holds no certificates, there is nothing to prove; give the folder of a report, its --out"
@@ -187,8 +187,8 @@ def _report(
     read = checkers.read_models(files, seconds)
     models = {(known.sha256, known.beside): known for known in read}
     answers, met = [], set()
-    for path in found:
-        if (_schema(path) or "").startswith("lipverify.derivation/"):
+    for path, document in found.items():
+        if _is_derivation(document):
             answers.append(_followed(path, list(models.values()), expected, exact, seconds, seed))
             continue
         # In the order in which they are given; one of them in any case: the checker itself says what is wrong.
@@ -198,33 +198,42 @@ def _report(
         answers.append(_proved(path, given, expected, exact, seconds, seed))
     for file, known in zip(files, read, strict=True):
         if (known.sha256, known.beside) not in met:
-            name = display_path(file)
-            reason = f"no certificate of {display_path(folder)} is about it"
-            document = {"schema": SCHEMA, "valid": False, "reason": reason}
-            answers.append(_Answer(name, document, Undecided(reason)))
-    for name in sorted({name for path in beside if path not in found for name in _named(_document(path))}):
+            answers.append(_refused(file, Undecided(f"no certificate of {display_path(folder)} is about it")))
+    results = [document for path, document in beside.items() if path not in found]
+    for name in sorted({name for document in results for name in _named(document)}):
         if not (folder / name).is_file():
-            reason = "a result in the folder names this certificate, which is not there"
-            document = {"schema": SCHEMA, "valid": False, "reason": reason}
-            answers.append(_Answer(display_path(folder / name), document, Undecided(reason)))
+            missing = Undecided("a result in the folder names this certificate, which is not there")
+            answers.append(_refused(folder / name, missing))
     return answers
 
 
+def _refused(path: Path, error: LipverifyError) -> _Answer:
+    return _Answer(display_path(path), {"schema": SCHEMA, "valid": False, "reason": str(error)}, error)
+
+
 def _followed(
-    path: Path, models: Sequence[Model], expected: Expectation, exact: bool, seconds: float, seed: int | None
+    path: Path,
+    models: Sequence[Path | Model],
+    expected: Expectation,
+    exact: bool,
+    seconds: float,
+    seed: int | None,
 ) -> _Answer:
-    """What became of a derivation in a folder."""
-    from lipverify.checkers import Expectation
+    """What became of a derivation: what follows from certified constants, with every certificate that it names."""
     from lipverify.checkers.derivations import verify_derivation
 
-    name = display_path(path)
     try:
-        if expected != Expectation(at_most=expected.at_most):
+        if not _of_derivations(expected):
             raise Refuted("it is a derivation, of which only --at-most can be expected")
         found = verify_derivation(path, models, expected.at_most, exact, seconds, seed)
-        return _Answer(name, found.to_json())
     except (Refuted, Undecided, UnreadableCertificate) as error:
-        return _Answer(name, {"schema": SCHEMA, "valid": False, "reason": str(error)}, error)
+        return _refused(path, error)
+    return _Answer(display_path(path), found.to_json())
+
+
+def _of_derivations(expected: Expectation) -> bool:
+    """Whether nothing is expected that a derivation does not say."""
+    return expected == type(expected)(at_most=expected.at_most)
 
 
 def _derivation(
@@ -236,28 +245,23 @@ def _derivation(
     seed: int | None,
     as_json: bool,
 ) -> None:
-    """What follows from certified constants, with every certificate that it names."""
-    from lipverify.checkers import Expectation
-    from lipverify.checkers.derivations import verify_derivation
-
-    if expected != Expectation(at_most=expected.at_most):
+    """Prints what became of one derivation."""
+    if not _of_derivations(expected):
         raise UsageError("of a derivation only --at-most can be expected; norms and regions are its rule's")
-    try:
-        found = verify_derivation(path, models, expected.at_most, exact, seconds, seed)
-    except (Refuted, Undecided, UnreadableCertificate) as error:
-        if as_json:
-            print_json({"schema": SCHEMA, "valid": False, "reason": str(error)})
-        raise type(error)(f"{display_path(path)} is not proved: {error}") from error
+    answer = _followed(path, models, expected, exact, seconds, seed)
+    found = answer.document
     if as_json:
-        print_json(found.to_json())
-    else:
-        stated = ", ".join(found.stated) or "none"
-        typer.echo(f"valid: {found.claim}; constants taken as stated: {stated} ({found.seconds:.2f} s)")
-        for use in found.certificates:
+        print_json(found)
+    elif answer.error is None:
+        stated = ", ".join(found["stated"]) or "none"
+        typer.echo(f"valid: {found['claim']}; constants taken as stated: {stated} ({found['seconds']:.2f} s)")
+        for use in found["certificates"]:
             place = "" if use["place"] is None else f" {use['place']}"
             typer.echo(
                 f"  {use['number']}{place} is from {display_path(path.parent / use['certificate'])}: {use['claim']}"
             )
+    if answer.error is not None:
+        raise type(answer.error)(f"{answer.name} is not proved: {answer.error}") from answer.error
 
 
 def _document(path: Path) -> Any:
@@ -270,9 +274,8 @@ def _document(path: Path) -> Any:
         return None
 
 
-def _schema(path: Path) -> str | None:
+def _schema(document: Any) -> str | None:
     """The schema that a file says it has; None where it cannot be read, or is no document."""
-    document = _document(path)
     return str(document.get("schema")) if isinstance(document, dict) else None
 
 
@@ -280,10 +283,14 @@ def _json_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*") if path.suffix.lower() == ".json")
 
 
-def _is_certificate(path: Path) -> bool:
+def _is_certificate(document: Any) -> bool:
     """Whether a file of a report is meant as a certificate or a derivation; damaged ones are: they are not passed over."""
-    schema = _schema(path)
+    schema = _schema(document)
     return schema is None or schema.lower().startswith(("lipverify.certificate/", "lipverify.derivation/"))
+
+
+def _is_derivation(document: Any) -> bool:
+    return (_schema(document) or "").startswith("lipverify.derivation/")
 
 
 def _named(document: Any) -> Iterator[str]:

@@ -36,8 +36,7 @@ def _convolution(op: Any) -> Callable[[Any], Call]:
     def call(m: Any) -> Call:
         if m.padding_mode != "zeros" or isinstance(m.padding, str):
             raise _Traced
-        sizes = [list(size) for size in (m.stride, m.padding, m.dilation)]
-        return op, (m.weight, m.bias, *sizes, m.groups)
+        return op, (m.weight, m.bias, m.stride, m.padding, m.dilation, m.groups)
 
     return call
 
@@ -70,7 +69,10 @@ def _max_pool(m: Any) -> Call:
     if m.return_indices:
         raise _Traced
     return aten.max_pool2d.default, (
-        *map(_pair, (m.kernel_size, m.stride, m.padding, m.dilation)),
+        m.kernel_size,
+        m.stride,
+        m.padding,
+        m.dilation,
         m.ceil_mode,
     )
 
@@ -79,10 +81,6 @@ def _flatten(m: Any) -> Call:
     if m.start_dim < 1 or m.end_dim == 0:
         raise _Traced  # with samples
     return aten.flatten.using_ints, (m.start_dim, m.end_dim)
-
-
-def _pair(size: Any) -> list[int]:
-    return list(size) if isinstance(size, (tuple, list)) else [size, size]
 
 
 _RANKS: Mapping[type[nn.Module], tuple[int, ...]] = {
@@ -99,7 +97,9 @@ _CALLS: Mapping[type[nn.Module], Callable[[Any], Call]] = {
     nn.AvgPool2d: lambda m: (
         aten.avg_pool2d.default,
         (
-            *map(_pair, (m.kernel_size, m.stride, m.padding)),
+            m.kernel_size,
+            m.stride,
+            m.padding,
             m.ceil_mode,
             m.count_include_pad,
             m.divisor_override,
