@@ -4,12 +4,14 @@ networks against witnesses, random ONNX models against samples, differences of r
 attention against Jacobians, what rigour costs.
 
     python reports/soundness/build.py [--mutants 2000] [--forged 20000] [--readers 100000] [--networks 10000] [--models 20000]
-        [--again] [--pairs 10000] [--first-pair 0] [--attention 2000] [--first-attention 0] [--processes 2] [--no-costs]
+        [--first-model 0] [--again] [--pairs 10000] [--first-pair 0] [--attention 2000] [--first-attention 0] [--processes 2]
+        [--no-costs]
 
 Twenty thousand forged proofs take five minutes of one processor, a hundred thousand changed files ten, ten thousand networks
 half an hour, six thousand models as long, two thousand networks of attention too; networks.json is written after every thousand,
 models.json, pairs.json and attention.json after every hundred. Pairs, or networks of attention, from a seed other than 0 are
-added to those of their file, which ends right before them. `--again` asks the models anew of which models.json tells a fault.
+added to those of their file, which ends right before them; models from another seed are a run of their own beside the others.
+`--again` asks the models anew of which models.json tells a fault.
 Networks of the model zoo always; third-party networks where the folder shared/checkpoints lies beside the checkout.
 """
 
@@ -175,6 +177,25 @@ def before(name: str, key: str, kind: type[Resumed], first: int) -> Resumed:
     return kind.from_json(document)
 
 
+def models_with(document: dict[str, Any]) -> dict[str, Any]:
+    """The runs of models.json with this one: it takes the place of the one with the same first seed.
+
+    A run is `random_models` where it begins with seed 0, and one of `later_runs` otherwise.
+    """
+    known = _known_models()
+    if document["seeds"][0] == 0:
+        return known | {"random_models": document}
+    others = [run for run in known.get("later_runs", []) if run["seeds"][0] != document["seeds"][0]]
+    return known | {"later_runs": sorted([*others, document], key=lambda run: run["seeds"][0])}
+
+
+def _known_models() -> dict[str, Any]:
+    """The runs that models.json holds."""
+    path = Path(__file__).parent / "models.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    return {name: known[name] for name in ("random_models", "later_runs") if name in known}
+
+
 def asked_again(document: dict[str, Any]) -> dict[str, Any]:
     """models.json after a mend: its faults are those that the models they were found on show today, the others are `mended`."""
     before = [words for kind in ("wrong", "errors") for words in document[kind]]
@@ -243,6 +264,7 @@ def main() -> None:
     )
     options.add_argument("--pairs", type=int, default=10_000, help="0: leave pairs.json as it is")
     options.add_argument("--attention", type=int, default=2000, help="0: leave attention.json as it is")
+    options.add_argument("--first-model", type=int, default=0, help="seed of the first model of this run")
     options.add_argument("--first-pair", type=int, default=0, help="seed of the first pair of this run")
     options.add_argument(
         "--first-attention", type=int, default=0, help="seed of the first network of attention of this run"
@@ -278,16 +300,15 @@ def main() -> None:
         bad += len(document["wrong"])
     if given.models:
         document = {"wrong": [], "errors": []}
-        for document in searched(hold, Held(), given.models, given.processes, 100):
-            _write("models", {"random_models": document})
+        first = given.first_model
+        for document in searched(hold, Held(), given.models, given.processes, 100, first):
+            _write("models", models_with(document | {"seeds": [first, document["seeds"][1]]}))
             faults = len(document["wrong"]), len(document["errors"])
             print(document["models"], "models, {} wrong, {} errors".format(*faults), file=sys.stderr)
         bad += len(document["wrong"]) + len(document["errors"])
     if given.again:
-        document = asked_again(
-            json.loads((Path(__file__).parent / "models.json").read_text())["random_models"]
-        )
-        _write("models", {"random_models": document})
+        document = asked_again(_known_models()["random_models"])
+        _write("models", _known_models() | {"random_models": document})
         bad += len(document["wrong"]) + len(document["errors"])
     if given.pairs:
         seen: dict[str, Any] = {mistake: noticed(mistake) for mistake in MISTAKES}

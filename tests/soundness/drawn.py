@@ -1,7 +1,7 @@
 """Operators with settings drawn at random, in every operator set: read by the checker, and run by a runtime.
 
-Other than changed files (`readers.mutant`) nearly all of these are valid, with settings that fit each other. `FAMILIES` draw one
-operator each; what they do not draw is in `EXCUSES`, and compared with the settings of `readers.seeds`.
+Other than changed files (`readers.mutant`) nearly all of these are valid, with settings that fit each other. `FAMILIES` draw
+every operator that the reader has.
 """
 
 from __future__ import annotations
@@ -11,48 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from tests.onnx_models import ints, model, node
-from tests.soundness.readers import Random
+from tests.onnx_models import ints
+from tests.soundness.drawing import Draw, Drawn
+from tests.soundness.drawn_courses import COURSES
+from tests.soundness.drawn_stored import STORED
 from tests.unit.frontends import test_onnx_qlinear
 
-Drawn = Any
-"""A model."""
 
-
-class _Draw:
-    """One operator on x, of this operator set. Stored operands are named in order."""
-
-    def __init__(self, seed: int) -> None:
-        self.rng, self.numbers = Random(seed), np.random.default_rng(seed)
-        self.opset, self.stored = self.rng.randint(7, 24), dict[str, Any]()
-
-    def some(self, low: int, high: int, count: int) -> list[int]:
-        return [self.rng.randint(low, high) for _ in range(count)]
-
-    def shape(self, low: int = 1, high: int = 4) -> list[int]:
-        return [1, *self.some(low, high, self.rng.randint(1, 3))]
-
-    def axis(self, rank: int) -> int:
-        return self.rng.randrange(-rank if self.opset >= 11 else 0, rank)
-
-    def real(self, *shape: int) -> Any:
-        return self.numbers.standard_normal(shape).astype(np.float32)
-
-    def store(self, array: Any) -> str:
-        name = f"c{len(self.stored)}"
-        self.stored[name] = array
-        return name
-
-    def made(
-        self, op: str, shape: list[int], operands: tuple[str, ...] = (), outputs: int = 1, **settings: Any
-    ) -> Drawn:
-        """None among the settings: left out."""
-        given = {name: value for name, value in settings.items() if value is not None}
-        names = ["y"] if outputs == 1 else [f"y{k}" for k in range(outputs)]
-        return model([node(op, ["x", *operands], names, **given)], shape, self.opset, self.stored, names)
-
-
-def _slice(d: _Draw) -> Drawn:
+def _slice(d: Draw) -> Drawn:
     shape = d.shape(2, 5)
     axes = d.rng.sample(range(len(shape)), d.rng.randint(1, len(shape)))
     begin, steps = d.some(-7, 7, len(axes)), [d.rng.choice((1, 1, 2, 3, -1, -2)) for _ in axes]
@@ -62,7 +28,7 @@ def _slice(d: _Draw) -> Drawn:
     return d.made("Slice", shape, tuple(d.store(ints(*a)) for a in (begin, ends, axes, steps)))
 
 
-def _pad(d: _Draw) -> Drawn:
+def _pad(d: Draw) -> Drawn:
     shape, mode = (
         d.shape(2, 4),
         d.rng.choice(["constant", "reflect", "edge", *(["wrap"] if d.opset >= 19 else [])]),
@@ -74,7 +40,7 @@ def _pad(d: _Draw) -> Drawn:
     return d.made("Pad", shape, (d.store(ints(*pads)), d.store(np.float32(fill))), mode=mode)
 
 
-def _resize(d: _Draw) -> Drawn:
+def _resize(d: Draw) -> Drawn:
     shape = [1, 2, *d.some(1, 9, 2)]
     if d.opset < 11:
         scales = np.array([1, 1, *d.some(1, 3, 2)], np.float32)
@@ -97,7 +63,7 @@ def _resize(d: _Draw) -> Drawn:
     )
 
 
-def _window(d: _Draw, rank: int) -> dict[str, Any]:
+def _window(d: Draw, rank: int) -> dict[str, Any]:
     """Strides, dilations and pads."""
     found: dict[str, Any] = {"strides": d.rng.choice((None, d.some(1, 3, rank)))}
     if d.rng.random() < 0.4:
@@ -105,7 +71,7 @@ def _window(d: _Draw, rank: int) -> dict[str, Any]:
     return found | {"pads": d.rng.choice((None, d.some(0, 1, 2 * rank)))}
 
 
-def _pool(d: _Draw) -> Drawn:
+def _pool(d: Draw) -> Drawn:
     rank, op = d.rng.randint(1, 2), d.rng.choice(("MaxPool", "AveragePool"))
     settings = _window(d, rank) | {"kernel_shape": d.some(1, 3, rank)}
     if d.opset >= (10 if op == "MaxPool" else 19) and d.rng.random() < 0.4:
@@ -117,7 +83,7 @@ def _pool(d: _Draw) -> Drawn:
     return d.made(op, [1, 2, *d.some(2, 7, rank)], **settings)
 
 
-def _conv(d: _Draw) -> Drawn:
+def _conv(d: Draw) -> Drawn:
     rank, groups = d.rng.randint(1, 2), d.rng.randint(1, 2)
     into, out = groups * d.rng.randint(1, 2), groups * d.rng.randint(1, 2)
     settings = _window(d, rank) | {"group": groups, "dilations": d.rng.choice((None, d.some(1, 2, rank)))}
@@ -130,9 +96,9 @@ def _conv(d: _Draw) -> Drawn:
     return d.made(op, shape, operands, **settings)
 
 
-def _reduce(d: _Draw) -> Drawn:
+def _reduce(d: Draw) -> Drawn:
     shape = d.shape()
-    op = d.rng.choice(("ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin"))
+    op = d.rng.choice(_REDUCTIONS)
     axes = d.rng.sample(range(len(shape)), d.rng.randint(0, len(shape)))
     axes = [a - len(shape) if d.opset >= 11 and d.rng.random() < 0.3 else a for a in axes]
     keep = d.rng.choice((None, 0, 1))
@@ -142,14 +108,17 @@ def _reduce(d: _Draw) -> Drawn:
     return d.made(op, shape, operands, keepdims=keep, noop_with_empty_axes=d.rng.choice((None, 0, 1)))
 
 
-def _softmax(d: _Draw) -> Drawn:
+_REDUCTIONS = ("ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceL1", "ReduceSumSquare")
+
+
+def _softmax(d: Draw) -> Drawn:
     shape = d.shape()
     return d.made(
         d.rng.choice(("Softmax", "LogSoftmax")), shape, axis=d.rng.choice((None, d.axis(len(shape))))
     )
 
 
-def _split(d: _Draw) -> Drawn:
+def _split(d: Draw) -> Drawn:
     shape = d.shape(2, 4)
     axis = d.axis(len(shape))
     first = d.rng.randint(1, max(1, shape[axis] - 1))
@@ -161,7 +130,7 @@ def _split(d: _Draw) -> Drawn:
     return d.made("Split", shape, (d.store(ints(*cut)),), 2, axis=axis)
 
 
-def _gather(d: _Draw) -> Drawn:
+def _gather(d: Draw) -> Drawn:
     shape = d.shape(1, 4)
     axis = d.axis(len(shape))
     n = shape[axis]
@@ -169,7 +138,7 @@ def _gather(d: _Draw) -> Drawn:
     return d.made("Gather", shape, (d.store(picks),), axis=axis)
 
 
-def _gemm(d: _Draw) -> Drawn:
+def _gemm(d: Draw) -> Drawn:
     a, b, c = d.some(1, 3, 3)
     first, second = d.rng.choice((None, 0, 1)), d.rng.choice((None, 0, 1))
     bias = d.rng.choice(([1], [c], [a, 1], [1, c], [a, c]))
@@ -178,7 +147,7 @@ def _gemm(d: _Draw) -> Drawn:
                   alpha=d.rng.choice((None, 0.5, -2.0)), beta=d.rng.choice((None, 0.5, 2.0)))  # fmt: skip
 
 
-def _norm(d: _Draw) -> Drawn:
+def _norm(d: Draw) -> Drawn:
     op = d.rng.choice(_NORMS)
     shape = [1, 4, *d.some(2, 4, d.rng.randint(1, 2))]
     epsilon = d.rng.choice((None, 1e-2, 1e-6))
@@ -212,7 +181,7 @@ _NORMS = (
 )
 
 
-def _activation(d: _Draw) -> Drawn:
+def _activation(d: Draw) -> Drawn:
     op, shape = d.rng.choice(_ACTIVATIONS), d.shape()
     a = d.rng.choice((0.5, -0.5, 2.0, 1.0, 0.1, 3.7))
     if op == "PRelu":
@@ -249,7 +218,7 @@ _ACTIVATIONS = (
 )
 
 
-def _move(d: _Draw) -> Drawn:
+def _move(d: Draw) -> Drawn:
     op, shape = d.rng.choice(_MOVES), [1, *d.some(1, 4, 3)]
     settings: dict[str, Any] = {}
     operands: tuple[str, ...] = ()
@@ -289,7 +258,7 @@ _MOVES = (
 )
 
 
-def _several(d: _Draw) -> Drawn:
+def _several(d: Draw) -> Drawn:
     shape = d.shape()
     others = tuple(
         d.store(d.real(*d.rng.choice((shape, [1], shape[-1:])))) for _ in range(d.rng.randint(1, 3))
@@ -297,13 +266,13 @@ def _several(d: _Draw) -> Drawn:
     return d.made(d.rng.choice(("Sum", "Mean", "Max", "Min")), shape, others)
 
 
-def _product(d: _Draw) -> Drawn:
+def _product(d: Draw) -> Drawn:
     shape = d.shape(1, 3)
     n = shape[-1]
     return d.made("MatMul", shape, (d.store(d.real(*d.rng.choice(([n], [n, 2], [1, n, 3], [2, n, 2])))),))
 
 
-def _integers(d: _Draw) -> Drawn:
+def _integers(d: Draw) -> Drawn:
     """Operators between layers of integers, with the settings of their tests and other types, operands and axes."""
     settings = dict(d.rng.choice(test_onnx_qlinear.CASES))
     settings["kind"] = d.rng.choice((np.uint8, np.int8))
@@ -318,31 +287,19 @@ def _integers(d: _Draw) -> Drawn:
     return test_onnx_qlinear.chain(**settings)
 
 
-FAMILIES: dict[str, Callable[[_Draw], Drawn]] = {
+FAMILIES: dict[str, Callable[[Draw], Drawn]] = {
     "Slice": _slice, "Pad": _pad, "Resize Upsample": _resize, "MaxPool AveragePool": _pool, "Conv ConvTranspose": _conv,
-    "ReduceSum ReduceMean ReduceMax ReduceMin": _reduce, "Softmax LogSoftmax": _softmax, "Split": _split, "Gather": _gather,
+    " ".join(_REDUCTIONS): _reduce, "Softmax LogSoftmax": _softmax, "Split": _split, "Gather": _gather,
     "Gemm": _gemm, "MatMul": _product, " ".join(_NORMS): _norm, " ".join(_ACTIVATIONS): _activation, " ".join(_MOVES): _move,
     "Sum Mean Max Min": _several, "QuantizeLinear DequantizeLinear Concat " + " ".join(
         f"com.microsoft.QLinear{op}" for op in
         ("Add", "Mul", "Sigmoid", "LeakyRelu", "AveragePool", "GlobalAveragePool", "Softmax", "Concat")
-    ): _integers,
+    ): _integers, **STORED, **COURSES,
 }  # fmt: skip
-"""The operators that each draws -> how."""
-_REASONS = {
-    "it has no settings": """
-        Abs Add And Asinh Atan Cos Div Dropout Equal Erf Exp GlobalAveragePool GlobalMaxPool Greater GreaterOrEqual HardSwish
-        Identity IsNaN Less LessOrEqual Log Mish Mod Mul Neg Not Or Reciprocal Relu Sigmoid Sin Softplus Softsign Sqrt Sub Tanh
-        Where""",
-    "it is read of stored numbers or sizes alone": "Cast CastLike ConstantOfShape Range Shape Size Unsqueeze",
-    "its forms are tests of their own": """
-        Einsum GRU LSTM RNN TopK ReduceL1 ReduceSumSquare ConvInteger MatMulInteger QLinearConv QLinearMatMul com.microsoft.QGemm
-        com.microsoft.DequantizeLinear com.microsoft.QuantizeLinear""",
-}
-EXCUSES = {op: reason for reason, operators in _REASONS.items() for op in operators.split()}
-"""Operators that are not drawn, and why: `readers.seeds` compares them as they stand, and changed."""
+"""The operators that each draws -> how: all of the reader's."""
 
 
 def drawn(family: str, seed: int) -> bytes:
     """The bytes of one model."""
-    data: bytes = FAMILIES[family](_Draw(seed)).SerializeToString()
+    data: bytes = FAMILIES[family](Draw(seed)).SerializeToString()
     return data
