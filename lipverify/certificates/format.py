@@ -191,6 +191,11 @@ def _bounded(tokens: Tokens) -> dict[str, Any]:
     }
 
 
+def region_document(region: Region) -> dict[str, Any]:
+    """The field `region` of a claim about all inputs, or about balls."""
+    return _region(balls_of(region))
+
+
 def _region(balls: Balls | None) -> dict[str, Any]:
     return {"kind": "everywhere"} if balls is None else {**balls.to_json(), "radius_hex": balls.radius.hex()}
 

@@ -350,9 +350,10 @@ RULES: dict[str, Rule] = {
     "stability": Rule(
         {"samples": "count", "factor": "count", "epsilon": "size", "deviation": "size", "old": "constant", "new": "constant"},
         "upper",
-        "the new model lies more than {epsilon} below the stability value of {samples} independent normal samples of deviation "
-        "{deviation} around the point with probability at most {value}, if the two models have the constants {old} and {new} "
-        "(l2) and the same mean there, and the new one does not depend on the samples",
+        "at a point x the new model lies more than {epsilon} below the mean of m(y) - {new} |x - y| over {samples} independent "
+        "normal samples y of deviation {deviation} around x with probability at most {value}, if the old model m has the "
+        "constant {old} and the new one {new} (l2), both have the same mean over such y, and the new one does not depend on "
+        "the samples",
         _stability,
     ),
     "q": Rule(

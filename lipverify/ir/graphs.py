@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from lipverify.errors import UsageError
 from lipverify.ir.graph import Graph, Node
-from lipverify.ir.op import Input
+from lipverify.ir.op import Input, Shape
 from lipverify.loading.names import display
 
 INPUT = "x"
@@ -41,12 +41,13 @@ def different_inputs(first: Graph, second: Graph) -> str:
 def require_alike(first: Graph, second: Graph) -> None:
     """Two functions are compared on one input, and in what is the same output for both.
 
-    Several inputs are one vector, in the order of their file: a file that lists them in another order takes other numbers for
-    each of them. Names tell that, and which output is which, where both files have several.
+    Several inputs are one vector, in the order of their file: a file that lists them in another order, or cuts the vector at
+    other places, takes other numbers for each of them. Names and sizes tell that, and which output is which, where both files
+    have several.
 
     Raises:
-        UsageError: inputs of different shapes, or several of other names or in another order; outputs whose names say that each
-            stands at another place in the other file.
+        UsageError: inputs of different shapes, or several of other names or sizes or in another order; outputs whose names say
+            that each stands at another place in the other file.
     """
     if first.input_shape != second.input_shape:
         raise UsageError(different_inputs(first, second))
@@ -58,12 +59,24 @@ def require_alike(first: Graph, second: Graph) -> None:
             f"the networks take their inputs in another order or by other names: {listed}; list them alike in both files, or "
             "let one vary and fix the others, --input NAME --constant OTHER=VALUE"
         )
+    sizes = [() if one is None else tuple(_of_sample(shape) for _, shape in one.inputs) for one in read]
+    if sizes[0] != sizes[1] and max(map(len, sizes)) > 1:
+        listed = " and ".join(", ".join(str(list(shape)) for shape in of) for of in sizes)
+        raise UsageError(
+            f"the inputs {', '.join(display(n, 30) for n in names[0])} have the shapes {listed} in the two networks; two "
+            "functions are compared on one input"
+        )
     ours, theirs = (_output_name(graph) for graph in (first, second))
     if ours != theirs and (ours in second.origin.outputs or theirs in first.origin.outputs):
         raise UsageError(
             f"the output of the first network is {display(str(ours), 40)}, that of the second {display(str(theirs), 40)}, and "
             "names stand at other places in the other file; say which by its name, --output NAME (Python: output=)"
         )
+
+
+def _of_sample(shape: Shape) -> Shape:
+    """Without the axis of the batch, which holds one sample."""
+    return shape[1:] if len(shape) > 1 and shape[0] == 1 else shape
 
 
 def _output_name(graph: Graph) -> str | None:

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from lipverify.certificates import Issued, verify
+from lipverify.certificates.format import region_document
 from lipverify.errors import RefutedCertificate
 from lipverify.ir.graph import Graph
 from lipverify.ir.interval import Interval
+from lipverify.ir.region import Ball
 from lipverify.questions.question import Proved, Question
 
 
@@ -37,14 +39,14 @@ def carried(question: Question, proved: Proved, count: int) -> Tensor:
     for name in question.formula.facts():
         if name not in proved.constants:
             raise RefutedCertificate(f"the fact {name!r} has no certificate")
-        upper = _constant(name, proved.constants[name], graphs, count)
+        upper = _constant(name, proved.constants[name], question, count)
         facts[name] = Interval(torch.zeros_like(upper), upper)
     return question.formula.evaluate(facts).upper
 
 
-def _constant(name: str, issued: Issued, graphs: list[Graph], count: int) -> Tensor:
+def _constant(name: str, issued: Issued, question: Question, count: int) -> Tensor:
     """The constant [count, 1] of one of the networks; a fact that it bounds lies between 0 and it."""
-    about = [graph for graph in graphs if [graph.digest] == _digests(issued)]
+    about = [s.graph for s in question.subjects if [s.graph.digest] == _digests(issued)]
     claim = _accepted(issued, about[:1])
     if claim["kind"] != "constant":
         raise RefutedCertificate(
@@ -52,11 +54,15 @@ def _constant(name: str, issued: Issued, graphs: list[Graph], count: int) -> Ten
         )
     found = _numbers(claim)
     # One constant holds everywhere; one of a ball says nothing of other regions.
-    if len(found) != count and (len(found) != 1 or claim["region"] != {"kind": "everywhere"}):
+    if claim["region"] == {"kind": "everywhere"}:
+        return found.repeat(count).unsqueeze(1)
+    region = getattr(question, "region", None)
+    if not isinstance(region, Ball) or claim["region"] != region_document(region) or len(found) != count:
         raise RefutedCertificate(
-            f"the certificate of the fact {name!r} is about {len(found)} regions, the answer about {count}"
+            f"the certificate of the fact {name!r} is about another region than the answer; constants over balls, or over a box, "
+            "count where they are about the question's own `region`"
         )
-    return found.repeat(count // len(found)).unsqueeze(1)
+    return found.unsqueeze(1)
 
 
 def _accepted(issued: Issued, graphs: list[Graph]) -> Mapping[str, Any]:

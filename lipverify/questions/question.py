@@ -58,8 +58,9 @@ class Proved:
     """What the independent checker proved again. reason: why there is no certificate, or not of all.
 
     issued: a certificate of the question's own claim, about its networks in their order: the claim's kind is the question's name.
-    constants: fact -> certificate of a Lipschitz constant of one of the networks that the fact is not above; the shell evaluates
-    the formula on the constants that the checker proved. Exactly one of the two makes an answer `checked` (`questions.carrying`).
+    constants: fact -> certificate of a Lipschitz constant of one of the networks that the fact is not above, everywhere or over
+    the question's own `region`; the shell evaluates the formula on the constants that the checker proved. Exactly one of the two
+    makes an answer `checked` (`questions.carrying`).
     upper [count]: bounds that they carry; the shell writes it, whatever a question says.
     fields: of the document, beside those of the question. points: inputs that were come by on the way, as those of `search`.
     """

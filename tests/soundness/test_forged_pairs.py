@@ -58,6 +58,27 @@ def test_inputs_in_another_order_are_no_same_input(tmp_path: Path) -> None:
         checkers.verify_file(tmp_path / "c.json", [first, same])
 
 
+def test_inputs_of_other_sizes_are_no_same_input(tmp_path: Path) -> None:
+    """Of a [2], b [4] and a [4], b [2] the vectors are as long, and two numbers of each are a in the one and b in the other."""
+    graphs = []
+    for sizes in ((2, 4), (4, 2)):
+        nodes = [
+            helper.make_node("Concat", ["a", "b"], ["c"], axis=1),
+            helper.make_node("Relu", ["c"], ["y"]),
+        ]
+        inputs = [
+            helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, size])
+            for n, size in zip("ab", sizes, strict=True)
+        ]
+        outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 6])]
+        graph = helper.make_graph(nodes, "g", inputs, outputs)
+        path = tmp_path / f"{sizes[0]}.onnx"
+        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+        graphs.append(read(path))
+    with pytest.raises(lv.UsageError, match=r"the inputs a, b have the shapes \[2\], \[4\] and \[4\], \[2\]"):
+        lv.deviation(*graphs, lv.InputBox((6,), 0.0, 1.0))
+
+
 def test_outputs_are_the_same_by_their_names(tmp_path: Path) -> None:
     """The first output of y, z was held against the first of z, y, and the sentence named neither."""
     first, other = file(tmp_path / "f.onnx", "ab"), file(tmp_path / "g.onnx", "ab", "zy")

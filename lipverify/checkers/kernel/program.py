@@ -55,7 +55,7 @@ class Constant(Step):
 
 
 class Lattice(NamedTuple):
-    """The convolution that an affine step is, or (`adjoint`) is the adjoint of.
+    """The convolution that an affine step is, or (`adjoint`) is the adjoint of; `checked` compares them entry by entry.
 
     weight: [groups, out, in, *taps]; image: [channels, *axes] of what the convolution reads; padding: pairs for every axis.
     """
@@ -295,7 +295,8 @@ def _shaped(step: Step, n: int, size: int) -> bool:
         fits = index.ndim == kernel.ndim == 3 and kernel.shape[::2] == index.shape[::2] and _places(index, n)
         made = math.prod((*kernel.shape[:2], *index.shape[1:2]))
         fits = fits and made == size and 0 <= step.rounded < MOST_ROUNDINGS
-        return fits and _numbers(kernel, kernel.shape, True) and _numbers(step.offset, (size,))
+        fits = fits and _numbers(kernel, kernel.shape, True) and _numbers(step.offset, (size,))
+        return fits and (step.lattice is None or _convolves(step, step.lattice, n))
     if isinstance(step, Scalar):
         told = all(type(v) is float for _, v in step.settings) and 0 <= step.rounded <= 1
         return n == size and told and _numbers(step.slopes, (n,), True)
@@ -320,6 +321,38 @@ def _shaped(step: Step, n: int, size: int) -> bool:
             once = once and 2.0**-100 < step.epsilon < 2.0**100
         return once and groups.ndim == 2
     return isinstance(step, Input) and n == 0
+
+
+def _convolves(step: Affine, lattice: Lattice, n: int) -> bool:
+    """Whether the map is the convolution of its lattice, entry by entry, or (`adjoint`) the adjoint of that."""
+    weight, image, stride, dilation, padding, adjoint = lattice
+    groups, out, inner, *taps = weight.shape
+    axes = list(zip(image[1:], taps, stride, dilation, padding, strict=True))
+    windows = [(size + a + b - d * (t - 1) - 1) // s + 1 for size, t, s, d, (a, b) in axes]
+    positions, extents = (image[1:], windows) if adjoint else (windows, image[1:])
+    kernel, lead = (np.swapaxes(weight, 1, 2), out) if adjoint else (weight, inner)
+    kernel = np.flip(kernel, tuple(range(3, weight.ndim))) if adjoint else kernel
+    made, whole = (groups, math.prod(positions), lead * math.prod(taps)), math.prod(extents)
+    fits = image[0] == groups * inner and n == groups * lead * whole and step.index.shape == made
+    if not fits or not np.array_equal(kernel.reshape(groups, -1, made[2]), step.kernel):
+        return False
+    # Which entry of its channel every position reads for every tap: [positions, taps], -1 for none.
+    entry = np.zeros((1, 1), np.int64)
+    for count, extent, (_, t, s, d, (before, _)) in zip(positions, extents, axes, strict=True):
+        p = np.arange(count)[:, None]
+        if adjoint:
+            place, rest = np.divmod(p + before - d * np.arange(t)[::-1], s)
+            place[rest != 0] = -1
+        else:
+            place = p * s - before + d * np.arange(t)
+        there = (entry[:, None, :, None] >= 0) & ((place >= 0) & (place < extent))[:, None]
+        joint = np.where(there, entry[:, None, :, None] * extent + place[:, None], -1)
+        entry = joint.reshape(len(entry) * count, -1)
+    index = step.index.reshape(groups, len(entry), lead, -1)
+    return all(
+        np.array_equal(index[g, :, c], np.where(entry >= 0, entry + (g * lead + c) * whole, -1))
+        for g, c in np.ndindex(groups, lead)
+    )
 
 
 def _places(places: Array, count: int) -> bool:

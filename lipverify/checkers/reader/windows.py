@@ -143,7 +143,9 @@ def conv_transpose(p: Builder, c: Call) -> list[Value]:
     split = weight.reshape(groups, -1, *weight.shape[1:])
     kernel = np.flip(np.swapaxes(split, 1, 2), tuple(range(3, 3 + n)))
     places = np.moveaxis(view.reshape(groups, split.shape[1], math.prod(counts), -1), 1, 2)
-    lattice = Lattice(split, (channels, *counts), *g, True)
+    # With so much more behind it that another window fits, x is a part of what that convolution gives.
+    whole = g.counts(counts, taps) == list(image)
+    lattice = Lattice(split, (channels, *counts), *g, True) if whole else None
     offset = None if bias is None else bias.reshape(-1, *(1,) * n)
     return [p.affine(x, kernel.reshape(*kernel.shape[:2], -1), places.reshape(groups, math.prod(counts), -1),
                      (1, channels, *counts), rounded, lattice, offset)]  # fmt: skip

@@ -269,6 +269,18 @@ def test_certificates_of_something_else_leave_an_answer_real(constants: dict[str
         assert found["upper"] == pytest.approx(5e5)
 
 
+def test_a_constant_over_a_ball_is_about_that_ball() -> None:
+    """Over a ball of radius 1e-9 a constant is smaller than over the box that is asked about."""
+    region = lv.Ball(torch.zeros(1, 64, dtype=torch.float64), 1e-9, "linf")
+    certificate = lv.audit(net(), analyzers=["local"], region=region, budget=5).certificates["local"]
+    proved = Proved(constants={"constant": certificate.issued})
+    assert lv.ask(Scaled(net(), region, 0.5, proved=proved)).to_json()["rigour"] == "checked"
+    for other in (lv.InputBox((64,), 0.0, 1.0), lv.Ball(region.center + 1e-3, 1e-9, "linf")):
+        found = lv.ask(Scaled(net(), other, 0.5, proved=proved)).to_json()
+        assert found["rigour"] == "real"
+        assert "about another region than the answer" in found["unchecked"]
+
+
 @pytest.mark.parametrize("rigour", [lv.Rigour.CHECKED, lv.Rigour.ESTIMATE])
 def test_facts_are_neither_checked_nor_estimates(rigour: lv.Rigour) -> None:
     with pytest.raises(lv.UsageError, match="real or solver"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,11 @@ import pytest
 
 from lipverify.checkers.kernel import Constant, Program, Subject, parse_steps, prove
 from lipverify.checkers.kernel.neurons import differences
-from lipverify.checkers.kernel.program import Affine, Lattice
+from lipverify.checkers.kernel.program import Affine, Lattice, checked
 from lipverify.checkers.kernel.ranges import Ranges
+from lipverify.checkers.reader.onnx import read_onnx
 from lipverify.errors import NotCovered, RefutedCertificate, UnreadableCertificate
+from tests.onnx_models import model, node
 from tests.unit.checkers.kernel.programs import Array, Writing, ball, mlp
 
 TWO = ["l2", "l2"]
@@ -151,6 +154,33 @@ def test_convolutions_are_proved_at_their_norm_on_the_torus_and_by_their_matrix(
     assert proves(program, torus | {"limit": (2 * norm).hex()})
     for axis in ([[n, t]] for n in (4, 5, 6, 9) for t in (0, 1)):
         assert not proves(program, dense | {"torus": axis, "limit": (norm * (1 - 1e-9)).hex()})
+
+
+OTHERWISE: dict[str, Any] = {
+    "a smaller weight": lambda own: {"weight": own.weight / 2},
+    "a weight turned": lambda own: {"weight": own.weight[..., ::-1]},
+    "another image": lambda own: {"image": (2, 9)},
+    "another stride": lambda own: {"stride": (1,)},
+    "another dilation": lambda own: {"dilation": (2,)},
+    "another padding": lambda own: {"padding": ((0, 1),)},
+    "its adjoint": lambda own: {"adjoint": not own.adjoint},
+}
+
+
+@pytest.mark.parametrize("change", OTHERWISE)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_step_is_the_convolution_that_it_is_said_to_be(change: str, transposed: bool) -> None:
+    """Gains on a torus are those of the lattice: one that says another map than the step is no program."""
+    op, shape, pads = ("ConvTranspose", (2, 3, 3), [1, 1]) if transposed else ("Conv", (3, 2, 3), [1, 0])
+    taps = np.random.default_rng(0).standard_normal(shape)
+    source = model([node(op, ["x", "w"], ["y"], strides=[2], pads=pads)], [1, 2, 8], 13, {"w": taps})
+    program = read_onnx(source.SerializeToString()).program
+    step = next(s for s in program.steps if isinstance(s, Affine))
+    assert step.lattice is not None
+    with pytest.raises(UnreadableCertificate, match="does not fit together"):
+        checked(
+            replace(step, lattice=step.lattice._replace(**OTHERWISE[change](step.lattice))), program.steps[:1]
+        )
 
 
 def scaled_convolution(*powers: int) -> tuple[Program, dict[str, Any]]:
