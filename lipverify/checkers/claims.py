@@ -357,7 +357,7 @@ class Expectation:
 
     norm_in, norm_out: of tokens with their width, `token-rms/64`, or without, which asks for the last axis of the model.
     radius: of the balls, or the least that every point of a claim about radii has; at_most: of every constant; box: the input
-    box that cuts the balls, one (low, high) for all inputs.
+    box that cuts the balls, one (low, high) for all inputs. everywhere: that it is about all inputs there are.
     """
 
     norm_in: str | None = None
@@ -375,6 +375,7 @@ class Expectation:
     """Names of the inputs that vary, of a file that has several or leaves sizes open."""
     fixed: Mapping[str, Any] | None = None
     """What is to stand for the other inputs, by name: a number for all entries, or an array of as many."""
+    everywhere: bool = False
 
     def disappointed(self, claim: Claim, about: About, widths: tuple[int, int]) -> str | None:
         """How the claim differs from what is expected, its region's box aside (`other_box`); None if it does not.
@@ -397,6 +398,8 @@ class Expectation:
             and (norms is None or norms[1] != wanted_out)
         ):
             return f"it measures outputs in {None if norms is None else norms[1]}, not in {wanted_out}"
+        if self.everywhere and (part := _part(claim)) is not None:
+            return f"it is about {part}, not about all inputs"
         if self.radius is not None and (reason := _other_radius(claim, self.radius)) is not None:
             return reason
         balls = None if isinstance(claim, Radius) else claim.balls
@@ -465,6 +468,15 @@ def _stands_for(wanted: Array, found: Array) -> bool:
 def _of_width(norm: str | None, width: int) -> str | None:
     """The norm as claims name it: of tokens with their width."""
     return f"{norm}/{width}" if norm in TOKEN_NORMS else norm
+
+
+def _part(claim: Claim) -> str | None:
+    """What a claim is about, in words; None: all inputs there are."""
+    if isinstance(claim, Radius):
+        return f"balls around {len(claim.labels)} points"
+    if isinstance(claim, Constant) and claim.tokens is not None:
+        return "tokens of bounded size"
+    return None if claim.balls is None else f"{claim.balls.norm} balls of radius {claim.balls.radius!r}"
 
 
 def _other_radius(claim: Claim, wanted: float) -> str | None:

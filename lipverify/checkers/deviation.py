@@ -255,6 +255,8 @@ def disappointed(expected: Expectation, claim: Deviation, abouts: Sequence[About
     if expected.norm_out is not None and claim.norm != expected.norm_out:
         return f"it measures outputs in {claim.norm}, not in {expected.norm_out}"
     balls = claim.region if isinstance(claim.region, Balls) else None
+    if expected.everywhere:
+        return f"it is about {'a box' if balls is None else f'{balls.norm} balls'}, not about all inputs"
     if expected.norm_in is not None and (balls is None or balls.norm != expected.norm_in):
         return f"it is about {'a box' if balls is None else f'{balls.norm} balls'}, not about {expected.norm_in} balls"
     if expected.radius is not None and balls is None:

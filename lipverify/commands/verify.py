@@ -43,6 +43,9 @@ def verify(
     radius: Annotated[
         str | None, typer.Option(help="expect balls of this radius, or certified radii of at least it")
     ] = None,
+    everywhere: Annotated[
+        bool, typer.Option("--everywhere", help="expect a claim about all inputs, not one over balls")
+    ] = False,
     box: Annotated[
         str | None, typer.Option(help="LO,HI: expect the region to be cut by this input box")
     ] = None,
@@ -92,6 +95,7 @@ def verify(
         box=None if box is None else parse_box(box),
         varying=frozenset(varying) or None,
         fixed=_fixed(fixed) or None,
+        everywhere=everywhere,
     )
     if not os.path.isdir(certificate):  # False for a name too long to exist, too
         if _is_derivation(_document(certificate)):

@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from typer.main import get_command
 
+from lipverify.cli import app
 from tests.processes import run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -142,3 +144,20 @@ def test_every_analyzer_names_the_function_with_its_proof() -> None:
     for name in registry.BUILT_IN:
         file, _, function = (docstring_field(registry.resolve(name), "Proof") or "").partition(":")
         assert re.search(rf"^def {function}\(", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE), name
+
+
+def test_commands_of_the_readme_write_beside_what_comes_with_a_clone() -> None:
+    """A folder that the repository has is no folder of theirs: `--out` refuses it."""
+    named = re.findall(r"--out (reports/\S+)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert len(named) > 4
+    assert not [
+        name for name in named if (ROOT / name / "README.md").exists() or (ROOT / name / "build.py").exists()
+    ]
+
+
+def test_the_readme_names_what_verify_takes() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    part = text.split("| option of `verify` |")[1].split("\n\n")[0]
+    command = get_command(app).commands["verify"]  # type: ignore[attr-defined]
+    taken = {option for p in command.params for option in p.opts if option.startswith("--")}
+    assert set(re.findall(r"--[a-z][a-z-]*", part)) == taken - {"--model", "--json", "--help"}

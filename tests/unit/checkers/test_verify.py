@@ -100,6 +100,7 @@ def test_what_is_expected_is_accepted(ball: tuple[Path, Path]) -> None:
         ("margin", None),
         ("at_most", 1e-6),
         ("box", (-0.5, 0.9)),
+        ("everywhere", True),
     ],
 )
 def test_another_claim_than_expected_is_refused(field: str, other: Any, ball: tuple[Path, Path]) -> None:
@@ -128,6 +129,7 @@ def test_a_whole_space_is_no_ball(tmp_path: Path) -> None:
     for expected in (Expectation(radius=0.1), Expectation(box=(0, 1))):
         with pytest.raises(lv.RefutedCertificate):
             checkers.verify_file(tmp_path / "c.json", net, expected=expected)
+    checkers.verify_file(tmp_path / "c.json", net, expected=Expectation(everywhere=True, at_most=1e6))
 
 
 def test_only_bytes_that_a_digest_covers_are_read(
