@@ -5,11 +5,11 @@ Which layers are paired, and which network's values the other's are written by, 
 
 from __future__ import annotations
 
-import heapq
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -31,41 +31,47 @@ from lipverify.certificates.writing import Condition, Part, Writer
 from lipverify.checkers import Deviation, digest_of
 from lipverify.checkers.claims import Balls
 from lipverify.checkers.deviation import Box
-from lipverify.checkers.evaluation import evaluate
 from lipverify.checkers.kernel.arithmetic import above, root_above
 from lipverify.checkers.kernel.language import Rows
-from lipverify.checkers.kernel.program import Scalar, same
+from lipverify.checkers.kernel.program import same
 from lipverify.checkers.regions import BOX
+from lipverify.combine import Difference, difference
 from lipverify.combine.survivors import Kept
-from lipverify.errors import BudgetEnded, LipverifyError, NotCovered
+from lipverify.errors import BudgetEnded, LipverifyError, NotCovered, RefutedCertificate
 from lipverify.ir.certificate import Rigour
 from lipverify.ir.graph import Graph
-from lipverify.ir.norm import Norm
+from lipverify.ir.interval import Interval
 from lipverify.ir.op import Shape
 from lipverify.ir.region import Ball
 from lipverify.loading.safetensors import write_safetensors
+from lipverify.propagation import bounds
 from lipverify.questions.pairing import counterparts, some_of_them, weight
 from lipverify.questions.regions import InputBox
-from lipverify.questions.splitting import MOST_INPUTS
+from lipverify.questions.splitting import Splitting, Tree, divisible, remembered
 
 MOST_NUMBERS = 5 << 22
 """In the lines of two networks whose deviation is proved; a convolutional network of MNIST has 17 million."""
 MOST_OF_ALL = 1 << 27
 """In the lines of all regions that are proved without a budget."""
-PARTS, MORE, ALONE = 512, 2048, 8
+PARTS, MORE, ALONE = 512, 4096, 8
 """Parts of one region in a proof; and where there are at most `ALONE` regions, of one that is further than `FAR` times from the
 largest value seen."""
 NEAR, FAR, GAIN = 1.25, 1.9, 0.05
-"""A proof is not cut further when it is so near to the largest value seen, or when twice as many parts gain no more than this."""
-LOOKED_AT = 32
-"""Random inputs of every part that are looked at, for the largest value seen."""
+"""A region is not cut further when its bound is so near to the largest value seen, or when twice as many parts gain no more than
+this."""
+BATCH = 128
+SEARCHED = 0.25
+"""The part of the time of a region that may be spent on where it is cut."""
+FORESEEN, ROOM = 0.8, 1.1
+"""Of a part whose bound is at most so many times the largest one, the checker's own bound need not be known to write the proof:
+it is claimed to be at most so many times the one that was found."""
 
 
 @dataclass(frozen=True)
 class Asked:
     """What is to be proved. wanted [count]: the bounds that were found; labels: of balls that are said to keep one, else None;
     differences: whether those of two outputs are wanted too; parts: into how many one region may be cut; kept: of a copy with
-    fewer channels, as `combine.survivors.Grown`."""
+    fewer channels, as `combine.survivors.Grown`; carried: the difference, where it is known already."""
 
     f: Graph
     g: Graph
@@ -76,6 +82,7 @@ class Asked:
     labels: Sequence[int | None] | None = None
     parts: int | None = None
     kept: Sequence[tuple[Shape, Kept]] = ()
+    carried: Difference | None = None
 
 
 @dataclass(frozen=True)
@@ -110,17 +117,23 @@ def certified(asked: Asked, compute: Compute) -> Certified:
         if not isinstance(asked.region, InputBox):
             centres = arrays["centres"]
         box = (arrays["box"][0], arrays["box"][1]) if "box" in arrays else None
-        writer = Writer(asked.f, program, centres, box)
-        proving = _Proving(asked, writer, subjects, compute)
-        if (numbers := proving.numbers()) > MOST_NUMBERS:
-            raise NotCovered(
-                f"lines of {numbers:,} numbers; the checker takes minutes for more than {MOST_NUMBERS:,}"
-            )
         alike = same(subjects[0].program.steps, subjects[1].program.steps)
-        claim, facts = proving.nothing() if alike else proving.claim()
-        author = Author("deviation", f"norm_out={asked.norm_out}", time.monotonic() - started)
-        issued = _written(asked, proving.region, subjects, writer, claim, facts, author)
-        issued.check([s.model for s in subjects])
+        for foresee in (True, False):
+            writer = Writer(asked.f, program, centres, box)
+            proving = _Proving(asked, writer, subjects, compute, foresee)
+            if (numbers := proving.numbers()) > MOST_NUMBERS:
+                raise NotCovered(
+                    f"lines of {numbers:,} numbers; the checker takes minutes for more than {MOST_NUMBERS:,}"
+                )
+            claim, facts = proving.nothing() if alike else proving.claim()
+            author = Author("deviation", f"norm_out={asked.norm_out}", time.monotonic() - started)
+            issued = _written(asked, proving.region, subjects, writer, claim, facts, author)
+            try:
+                issued.check([s.model for s in subjects])
+                break
+            except RefutedCertificate:
+                if not proving.foreseen:
+                    raise
     except BudgetEnded:
         raise
     except OSError as error:
@@ -174,6 +187,11 @@ class _Region:
     label: int | None
 
 
+def _size(box: Interval) -> torch.Tensor:
+    """The largest absolute value in ranges [n, entries]: [n]."""
+    return torch.maximum(box.upper, -box.lower).amax(1)
+
+
 @dataclass(frozen=True)
 class _Leaf:
     """A part with the facts of both signs of all entries, and the bound that they are."""
@@ -183,22 +201,21 @@ class _Leaf:
     bound: float
 
 
-@dataclass
-class _Node:
-    """A part between two corners, and what it was cut into."""
-
-    leaf: _Leaf
-    low: np.ndarray[Any, Any]
-    high: np.ndarray[Any, Any]
-    halves: list[_Node] = field(default_factory=list)
-
-
 class _Proving:
-    """Facts for one region after another."""
+    """Facts for one region after another.
+
+    foresee: whether bounds of parts may be written that the checker alone computes; foreseen: how many were.
+    """
 
     def __init__(
-        self, asked: Asked, writer: Writer, subjects: tuple[Subject, Subject], compute: Compute
+        self,
+        asked: Asked,
+        writer: Writer,
+        subjects: tuple[Subject, Subject],
+        compute: Compute,
+        foresee: bool,
     ) -> None:
+        self.foresee, self.foreseen = foresee, 0
         self.asked, self.writer, self.compute, self.region = asked, writer, compute, asked.region
         self.size = subjects[0].program.steps[-1].size
         self.far: dict[int, np.ndarray[Any, Any]] = {}
@@ -248,11 +265,11 @@ class _Proving:
         part = Part(
             k, self.writer.region(*cut), 0.0, ("linf", "linf"), 0, self.writer.last, (0, 3 * self.size)
         )
+        before = time.monotonic()
         whole = self.writer.carried(part, self.pairs)
         bound, facts = self._bound(whole)
-        if asked.norm_out == "linf" and ball.norm is Norm.LINF and ball.center[0].numel() <= MOST_INPUTS:
-            wanted = asked.wanted[k] * (1.0 + MOST / 2)
-            bound, facts = self._split(_Leaf(part, facts, bound), wanted)
+        if asked.norm_out == "linf" and divisible(ball) and not self._difference.zero:
+            bound, facts = self._split(k, _Leaf(part, facts, bound), time.monotonic() - before)
         table = None
         if asked.norm_out == "pairs" or asked.differences:
             table, own = self._table(whole)
@@ -289,86 +306,86 @@ class _Proving:
             squares += Fraction(max(0.0, *(-low for _, low in ends))) ** 2
         return above(root_above(squares)), facts
 
-    def _split(self, whole: _Leaf, wanted: float) -> tuple[float, list[int]]:
-        """The same, from halves of halves of the region, the worst first.
+    @cached_property
+    def _difference(self) -> Difference:
+        return self.asked.carried or difference(self.asked.f, self.asked.g)
 
-        Until the bound is what was found and near the largest value seen at an input, or time is over; the checker's bounds may
-        be the better ones, so it goes on below what was found as long as twice as many parts are worth it.
+    @cached_property
+    def _entries(self) -> Graph:
+        """The entries of f - g."""
+        rows = torch.eye(self.size, dtype=torch.float64)
+        return self._difference.functionals(rows, rows[:0]).select(0).to(dtype=torch.float64).pruned()
+
+    def _split(self, k: int, whole: _Leaf, cost: float) -> tuple[float, list[int]]:
+        """The same, from parts of region k that are cut by `Tree`; the checker's bounds may be the better ones.
+
+        cost: seconds that the checker takes for one part. What is written takes as long to be read, so no more parts are used
+        than fit into the time of the region.
         """
-        rng = np.random.default_rng(self.compute.seed)
-        low, high = (end.copy() for end in self.writer.ends(whole.part.region or 0))
-        root = _Node(whole, low, high)
-        heap, count = [(-whole.bound, 0, root)], 0
-        seen, stage, before = 0.0, 4, np.inf
+        asked, deadline = self.asked, self.compute.deadline
+        share = self.compute.remaining() / (len(self.region) - k)
+        search = replace(
+            self.compute, deadline=None if deadline is None else time.monotonic() + SEARCHED * share
+        )
+        tree = self._grown(k, asked.wanted[k] * (1.0 + MOST / 2), share / max(cost, 1e-6), search)
+        if float(tree.seen[0]) > 0.0:
+            self.far[k] = tree.far[0].flatten().numpy()
+        end = time.monotonic() + max(share - cost, 0.0) if deadline is not None else np.inf
+        left = min((end - time.monotonic()) / max(cost, 1e-6), len(tree))
+        leaves = tree.leaves(0, max(int(left), 1))
+        top = max(tree.values[number] for number in leaves)
+
+        def covered(number: int, part: Part) -> tuple[float, list[int]]:
+            value = tree.values[number]
+            if number in leaves:
+                if number == 0:
+                    return whole.bound, whole.facts
+                if self.foresee and 0.0 < value <= FORESEEN * top:
+                    self.foreseen += 1
+                    return ROOM * value, self._foreseen(part, ROOM * value)
+                return self._bound(self.writer.carried(part, self.pairs))
+            axis, at, *halves = tree.cuts[number]
+            above, below = (
+                covered(half, part.within(Condition(-1, axis, at, upper)))
+                for half, upper in zip(halves, (True, False), strict=True)
+            )
+            both = zip(above[1], below[1], strict=True)
+            return max(above[0], below[0]), [self.writer.add("cover", above=a, below=b) for a, b in both]
+
+        found = covered(0, whole.part)
+        return found if found[0] < whole.bound else (whole.bound, whole.facts)
+
+    def _grown(self, k: int, wanted: float, affordable: float, search: Compute) -> Tree:
+        """Parts of region k, until their bound is what was found and near the largest value seen at an input, or time is over;
+        below what was found as long as twice as many parts are worth it."""
+        graph, region = self._entries, self.region[k : k + 1]
+        box = bounds(graph, region, device=search.device).output
+        first = Interval(box.lower.cpu().flatten(1), box.upper.cpu().flatten(1))
         most = PARTS, MORE if len(self.region) <= ALONE else PARTS
         if self.asked.parts is not None:
             most = self.asked.parts, self.asked.parts
-        while not self.compute.expired():
-            bound = -heap[0][0]
-            if count >= most[bound > FAR * seen]:
+        near = NEAR if search.deadline is None else Splitting.near
+        kept = remembered(graph, Splitting.remembered // max(most))
+        tree = Tree(
+            graph, region, first, _size, search, moving=self.asked.f.to(dtype=torch.float64), kept=kept
+        )
+        stage, before = 4, np.inf
+        while not search.expired() and len(tree) < affordable:
+            bound, seen = tree.worst(), float(tree.seen[0])
+            if len(tree) >= most[bound > FAR * seen]:
                 break
             if bound <= wanted and (
-                bound <= NEAR * seen or (count >= stage and bound > (1.0 - GAIN) * before)
+                bound <= near * seen or (len(tree) >= stage and bound > (1.0 - GAIN) * before)
             ):
                 break
-            if count >= stage:
-                stage, before = 2 * count, bound
-            _, _, node = heapq.heappop(heap)
-            axis, here, x = self._axis(node, rng)
-            if here > seen:
-                seen, self.far[whole.part.centre] = here, x
-            at = float(node.low[axis] / 2 + node.high[axis] / 2)
-            if not node.low[axis] < at < node.high[axis]:
-                heapq.heappush(heap, (-node.leaf.bound, count, node))
+            if len(tree) >= stage:
+                stage, before = 2 * len(tree), bound
+            if not tree.grow(near, min(BATCH, max(1, len(tree) // 4), most[bound > FAR * seen] - len(tree))):
                 break
-            for upper in (True, False):
-                part = node.leaf.part.within(Condition(-1, axis, at, upper))
-                bound, facts = self._bound(self.writer.carried(part, self.pairs))
-                ends = node.low.copy(), node.high.copy()
-                ends[0 if upper else 1][axis] = at
-                node.halves.append(_Node(_Leaf(part, facts, bound), *ends))
-                count += 1
-                heapq.heappush(heap, (-bound, count, node.halves[-1]))
-        return self._covered(root)
+        return tree
 
-    def _axis(self, node: _Node, rng: np.random.Generator) -> tuple[int, float, np.ndarray[Any, Any]]:
-        """The input whose halving decides most neurons; the largest difference seen here, and where. Not trusted.
-
-        A neuron that is on at some inputs of the part and off at others is where linear bounds lose: it has one vote, shared
-        among the inputs as their widths move it. Where there is none, the input that moves the first network most.
-        """
-        centre, width = node.low / 2 + node.high / 2, node.high - node.low
-        count = len(width)
-        cross = np.concatenate([centre + np.diag(width / 2), centre - np.diag(width / 2)])
-        inner = node.low + width * rng.random((LOOKED_AT, count))
-        points = np.clip(np.concatenate([cross, centre[None], inner]), node.low, node.high)
-        values = evaluate(self.writer.program, points)
-        score = np.zeros(count)
-        for step in self.writer.program.steps:
-            if isinstance(step, Scalar):
-                held = [*(values[k] for k in step.view.sources), np.zeros((len(points), 1))]
-                read = np.concatenate(held, 1)[:, step.view.places]
-                open_ones = read[:, (read.min(0) < 0) & (read.max(0) > 0)]
-                moved = np.abs(open_ones[:count] - open_ones[count : 2 * count])
-                score += (moved / np.maximum(moved.sum(0), 1e-300)).sum(1)
-        if not score.any():
-            first = values[-1][:, : self.size]
-            score = np.abs(first[:count] - first[count : 2 * count]).max(1)
-        # A little for the width alone, so that every input has its turn.
-        score = score / max(score.max(), 1e-300) + 0.05 * width / max(width.max(), 1e-300)
-        apart = np.abs(values[-1][:, 2 * self.size :]).max(1)
-        top = int(apart.argmax())
-        return int(score.argmax()), float(apart[top]), points[top]
-
-    def _covered(self, node: _Node) -> tuple[float, list[int]]:
-        if not node.halves:
-            return node.leaf.bound, node.leaf.facts
-        above, below = (self._covered(half) for half in node.halves)
-        bound = max(above[0], below[0])
-        if bound >= node.leaf.bound:
-            return node.leaf.bound, node.leaf.facts
-        both = zip(above[1], below[1], strict=True)
-        return bound, [self.writer.add("cover", above=a, below=b) for a, b in both]
+    def _foreseen(self, part: Part, most: float) -> list[int]:
+        return self.writer.foreseen(part, self.pairs, Rows(2 * self.size, 3 * self.size), most)
 
     def _table(self, whole: int) -> tuple[tuple[tuple[float, ...], ...], list[int]]:
         """What (f - g)_i - (f - g)_j is at most, for all i and j."""
