@@ -29,6 +29,8 @@ from lipverify.errors import (
 )
 from lipverify.failures import contradiction_words, failure_words, keep_certificate
 from lipverify.falsify import Box, Search, falsify
+from lipverify.falsify.balls import layer_gains
+from lipverify.falsify.cost import seconds_of
 from lipverify.ir.certificate import Witness
 from lipverify.ir.graph import Graph
 from lipverify.ir.norm import Norm
@@ -279,7 +281,9 @@ def audit(
     if end is not None and not query.of_tokens:
         # The cheapest bound and its lower bound come first, whatever was asked: they are there when the rest is cut.
         first = _first(graph, query, compute)
-    lower = _lower(graph, query, compute, search, box, hints)
+    elif _large(graph, query):
+        first = _answer(Product(), graph, query, compute, None)
+    lower = _lower(graph, query, compute, search, box, hints, first)
     # Asking every analyzer whether it refuses takes its time too.
     methods, choice = chosen(analyzers, [(graph, query)], budget)
     rows = _rows(methods, graph, query, compute, first)
@@ -291,8 +295,16 @@ def audit(
 FIRST, LOWER, SEARCHED = 0.4, 0.5, 0.65
 """Parts of what is left of a budget: the product within the first, the lower bound within the second, and usually far earlier;
 what is left then is for bounds up to the third part, and for proofs."""
+LARGE = 0.3
+"""Seconds of one evaluation, as counted, from which on pairs are proved by the gains of layers."""
 OWED = 2.0
 """Seconds that the lower bound may take beyond the budget, and half of it each other bound: without them there is no answer."""
+
+
+def _large(graph: Graph, query: Query) -> bool:
+    """Whether pairs are proved by the gains of layers, which a product in l2 has: the exact proof would take much longer."""
+    l2 = query.norm_in is query.norm_out is Norm.L2 and isinstance(query.region, Everywhere)
+    return l2 and seconds_of(graph) > LARGE
 
 
 def _first(graph: Graph, query: Query, compute: Compute) -> Row:
@@ -303,15 +315,26 @@ def _first(graph: Graph, query: Query, compute: Compute) -> Row:
 
 
 def _lower(
-    graph: Graph, query: Query, compute: Compute, search: Search, box: Box | None, hints: Tensor | None
+    graph: Graph,
+    query: Query,
+    compute: Compute,
+    search: Search,
+    box: Box | None,
+    hints: Tensor | None,
+    product: Row | None,
 ) -> Lower:
     """The lower bound; 0, which is one, where the search broke or there was no time."""
+    gains = None
+    if product is not None and product.certificate is not None and _large(graph, query):
+        gains = layer_gains(graph, product.certificate)
     local = isinstance(query.region, Ball)
     end = None if compute.deadline is None else time.monotonic() + LOWER * compute.remaining()
     try:
         with deadline.within(None if compute.deadline is None else compute.deadline + OWED):
             share = replace(compute, deadline=end)
-            witness = memory.halving(lambda: falsify(graph, query, share, search, box=box, hints=hints))
+            witness = memory.halving(
+                lambda: falsify(graph, query, share, search, box=box, hints=hints, gains=gains)
+            )
     except BudgetEnded as error:
         return Lower(
             *_nothing(graph, query, f"not run: {error} before a pair of points was proved"), cut=True

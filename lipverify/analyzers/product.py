@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -21,7 +21,7 @@ from lipverify.ir.op import Constant, Input
 from lipverify.ir.region import Query
 from lipverify.linalg.rounding import Upper
 from lipverify.ops.embedding import embedding
-from lipverify.rules import Unbounded, gain
+from lipverify.rules import Gain, Unbounded, gain
 
 Reach = dict[Norm, Upper]
 """Certified constants from the input (in the query's input norm) to one node, for each norm at the node."""
@@ -147,7 +147,7 @@ def advance(
                 found = sizes.product(run.first, before, after)
             else:
                 found = gain_of_run(run, before, after)
-            totals.append((_join(found, [source[before] for source in inputs]), found))
+            totals.append((joined(found, [source[before] for source in inputs]), found))
         reach[name][after], chosen[after] = min(totals, key=lambda pair: pair[0])
     at_end, used = reach[name][norm_out], chosen[norm_out]
     return Step(
@@ -165,9 +165,10 @@ def _as_float(value: Upper) -> float | None:
         return None
 
 
-def _join(found: RunGain, incoming: list[Upper]) -> Upper:
+def joined(found: RunGain | Gain, incoming: list[Upper]) -> Upper:
     """joint_i(factors[i] * incoming[i])."""
-    terms = [factor * value for factor, value in zip(found.factors, incoming, strict=True)]
+    factors: Sequence[float | Upper] = found.factors
+    terms = [Upper.of(factor) * value for factor, value in zip(factors, incoming, strict=True)]
     if found.joint is Norm.LINF:
         return Upper.largest(terms)
     return Upper.root_sum_squares(terms) if found.joint is Norm.L2 else Upper.sum(terms)

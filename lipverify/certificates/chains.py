@@ -184,7 +184,7 @@ def _convolution(piece: dict[int, Affine]) -> Iterator[Stage]:
     peaks = []
     for choice in choices:
         grid = gains.torus_points(kernel, choice)
-        peaks.append(float(symbol.estimates(torch.from_numpy(grid[..., 0] / grid[..., 1])).max()) if wide
+        peaks.append(symbol.peak(torch.from_numpy(grid[..., 0] / grid[..., 1])) if wide
                      else max(_peaks(kernel, grid)))  # fmt: skip
     best = min(peaks)
     torus = [list(pair) for pair in choices[peaks.index(best)]]

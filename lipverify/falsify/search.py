@@ -20,7 +20,7 @@ from lipverify.analyzers.protocol import Compute
 from lipverify.deadline import within
 from lipverify.errors import BudgetEnded
 from lipverify.falsify.cost import multiplications
-from lipverify.falsify.steepness import ROWS, lengths, maximiser, steepest, tiny
+from lipverify.falsify.steepness import ROWS, STEPS, lengths, maximiser, steepest, tiny
 from lipverify.interpreter import evaluate
 from lipverify.ir.graph import Graph
 from lipverify.ir.norm import Norm
@@ -33,8 +33,9 @@ KEPT, USED, LAST = 12, 6, 3
 """Points kept for each centre, how many of them rounds begin from, and how few are looked at in double precision at the end."""
 SCOUTS = 24
 """Batches of new points that a climb may choose its beginning from."""
-ASCENTS, PRODUCTS = 6, 48
-"""Steps of a pair in one round, and passes of a look at a network of many outputs, whose Jacobian is seen by its products."""
+ASCENTS, PRODUCTS = 6, 8
+"""Steps of a pair in one round, and passes of a step of the power method on a network of many outputs, whose Jacobian is seen by
+its products."""
 A_CALL, A_MULTIPLICATION, A_VALUE = 3e-5, 0.05e-9, 2e-9
 """What a call of an operator, a multiplication and a value cost on one core, in seconds; within a factor of three."""
 PATIENCE = 12.0
@@ -138,7 +139,9 @@ class Climber:
         one = A_MULTIPLICATION * multiplications(self.graph) + A_VALUE * values
         # A backward pass is two forward ones. Half of the rounds take pairs through six steps.
         whole = self.graph.output.size <= ROWS
-        rows = 1 + 2 * outputs if whole else 1 + PRODUCTS
+        # Of the largest networks the first look is all that there is time for, and not even that one is long.
+        self.steps = max(1, min(STEPS, int((self.search.seconds / one - 1) / PRODUCTS)))
+        rows = 1 + 2 * outputs if whole else 1 + PRODUCTS * self.steps
         passes = rows + 0.5 * (6 * ASCENTS)
         calls = A_CALL * len(self.graph.nodes) * passes + 2e-3
         restarts = self.search.restarts
@@ -148,7 +151,9 @@ class Climber:
             restarts = max(min(6, int(affordable / 2)), int(affordable / 16), 1)
         restarts = min(restarts, self.search.restarts)
         each = passes * one * restarts * self.count + calls
-        rounds = min(self.search.rounds, max(2, int(self.search.seconds / each)))
+        # Where one point takes most of the time, looking at it is all: no rounds, and no second look in double precision.
+        self.huge = 2.0 * passes * one > self.search.seconds
+        rounds = min(self.search.rounds, max(0 if self.huge else 2, int(self.search.seconds / each)))
         held = values * 3 + outputs * math.prod(self.shape)
         look = rows * one * restarts * self.count + A_CALL * len(self.graph.nodes) * rows + 1e-3
         # Twice as long in double precision. Pairs are made of few points.
@@ -166,7 +171,7 @@ class Climber:
             return pool
         pool = Pool(*(part[: self.last] for part in (pool.slopes, pool.points, pool.directions)))
         exact = pool.points.double(), pool.directions.double()
-        if self.given.parameters() > MANY:
+        if self.given.parameters() > MANY or self.huge:
             return Pool(pool.slopes.double(), *exact)
         self.graph = self.given.to(dtype=torch.float64, device=self.compute.device)
         self.dtype = torch.float64
@@ -243,7 +248,7 @@ class Climber:
         points, directions = batch
         rows = [part.flatten(0, 1) for part in (points, directions)]
         parts = [
-            steepest(self.function, x, v, self.norms)
+            steepest(self.function, x, v, self.norms, self.steps)
             for x, v in zip(*(row.split(self.chunk) for row in rows), strict=True)
         ]
         slopes, found = (torch.cat(column) for column in zip(*parts, strict=True))

@@ -16,7 +16,8 @@ from lipverify.ir.norm import Norm
 
 ROWS = 64
 """Up to so many outputs all rows of the Jacobian are computed; beyond, the power method sees it through products alone."""
-_STEPS = 6
+STEPS = 6
+"""Of the power method."""
 Function = Callable[[Tensor], Tensor]
 """Points [n, *shape] to outputs [n, outputs], differentiable."""
 
@@ -45,8 +46,13 @@ def tiny(z: Tensor) -> float:
     return math.ulp(0.0) if z.dtype is torch.float64 else torch.finfo(z.dtype).tiny
 
 
-def steepest(function: Function, x: Tensor, v: Tensor, norms: tuple[Norm, Norm]) -> tuple[Tensor, Tensor]:
-    """|J| from below and a direction that attains it: x, v [n, *shape] -> ([n], [n, *shape])."""
+def steepest(
+    function: Function, x: Tensor, v: Tensor, norms: tuple[Norm, Norm], steps: int = STEPS
+) -> tuple[Tensor, Tensor]:
+    """|J| from below and a direction that attains it: x, v [n, *shape] -> ([n], [n, *shape]).
+
+    steps: of the power method, where the Jacobian has many rows.
+    """
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)
         y = function(x)
@@ -55,7 +61,7 @@ def steepest(function: Function, x: Tensor, v: Tensor, norms: tuple[Norm, Norm])
         if y.shape[1] <= ROWS:
             slope, direction = _of_matrix(_jacobian(x, y), v.flatten(1), norms)
         else:
-            slope, direction = _by_products(x, y, v, norms)
+            slope, direction = _by_products(x, y, v, norms, steps)
     return torch.nan_to_num(slope, nan=0.0, posinf=0.0), torch.nan_to_num(direction).reshape(v.shape)
 
 
@@ -87,7 +93,7 @@ def _of_matrix(jacobian: Tensor, v: Tensor, norms: tuple[Norm, Norm]) -> tuple[T
     starts = torch.cat([rows, maximiser(v, p)[:, None]], 1)
     reached = lengths((jacobian @ starts.mT).mT, q)
     direction = starts[torch.arange(len(starts), device=v.device), reached.argmax(1)]
-    for _ in range(_STEPS):
+    for _ in range(STEPS):
         functional = maximiser((jacobian @ direction[..., None])[..., 0], q.dual)
         direction = maximiser((functional[:, None] @ jacobian)[:, 0], p)
     return lengths((jacobian @ direction[..., None])[..., 0], q), direction
@@ -110,7 +116,9 @@ def _spectral(jacobian: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return slope, torch.where(slope[:, None] > 0, direction, v)
 
 
-def _by_products(x: Tensor, y: Tensor, v: Tensor, norms: tuple[Norm, Norm]) -> tuple[Tensor, Tensor]:
+def _by_products(
+    x: Tensor, y: Tensor, v: Tensor, norms: tuple[Norm, Norm], steps: int
+) -> tuple[Tensor, Tensor]:
     """Power method for the p -> q norm (Boyd 1974; Higham 2002, section 15.2), one Jacobian for each row of x."""
     p, q = norms
     probe = torch.zeros_like(y, requires_grad=True)
@@ -120,7 +128,7 @@ def _by_products(x: Tensor, y: Tensor, v: Tensor, norms: tuple[Norm, Norm]) -> t
         return torch.zeros(len(x), dtype=x.dtype, device=x.device), v.flatten(1)
     slope = torch.zeros(len(x), dtype=x.dtype, device=x.device)
     direction = maximiser(v.flatten(1), p)
-    for _ in range(_STEPS):
+    for _ in range(steps):
         (pushed,) = torch.autograd.grad(
             pulled, probe, direction.reshape(x.shape), retain_graph=True, materialize_grads=True
         )

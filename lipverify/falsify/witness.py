@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from lipverify.analyzers.protocol import Compute
 from lipverify.deadline import within
-from lipverify.errors import BudgetEnded, UnsupportedModel
+from lipverify.errors import BudgetEnded, InternalError, UnsupportedModel
 from lipverify.falsify import tokens
+from lipverify.falsify.balls import slopes_by_gains
+from lipverify.falsify.cost import seconds_of
 from lipverify.falsify.search import MANY, Box, Climber, Pool, Search
 from lipverify.ir.certificate import Witness
 from lipverify.ir.graph import Graph
+from lipverify.ir.norm import Norm
 from lipverify.ir.region import Ball, Bounded, Query
 from lipverify.linalg.lengths import at_most, length_above
 from lipverify.propagation.points import derivatives_below, slopes_below, slopes_roughly_below
@@ -26,6 +31,9 @@ POINTS = 3
 """Of the pool, of which pairs are made."""
 ROUGH = 3
 """Pairs far apart that intervals are tried on in a network of many parameters."""
+KNOWN, FAR, NEAR, SOME = 0.99, 0.98, 1e-5, 5.0
+"""Of what is believed, the part with which a proof by gains is enough, and below which no nearer pair is tried; how near pairs
+are tried, of the farthest; and seconds of evaluations, as counted, that all tries together may take."""
 Candidates = list[tuple[Tensor, Tensor, Tensor]]
 """Believed slopes [count] and the two points [count, *shape] of each."""
 
@@ -38,6 +46,7 @@ def falsify(
     *,
     box: Box | None = None,
     hints: Tensor | None = None,
+    gains: Mapping[str, float] | None = None,
 ) -> Witness:
     """The steepest pair of points found, for every centre of the query's region (one for `Everywhere`).
 
@@ -49,6 +58,7 @@ def falsify(
     Args:
         box: search only here when the region is `Everywhere`, (low, high) broadcasting to a sample.
         hints: [n, *input shape] points of the data, good places to start.
+        gains: of layers (`balls.layer_gains`), for networks so large that a proof in fixed point takes too long.
     """
     compute.report("lower bound", None)
     if query.of_tokens:
@@ -65,7 +75,7 @@ def falsify(
         witness = _at_centres(graph, query, climber, region)
     else:
         pool = climber.run()
-        witness = _shown(graph, query, _candidates(climber, pool), compute.deadline)
+        witness = _shown(graph, query, _candidates(climber, pool), compute.deadline, gains)
     compute.report("lower bound", float(witness.value.max()))
     return witness
 
@@ -88,12 +98,19 @@ def _candidates(climber: Climber, pool: Pool) -> Candidates:
     return found
 
 
-def _shown(graph: Graph, query: Query, candidates: Candidates, deadline: float | None) -> Witness:
+def _shown(
+    graph: Graph,
+    query: Query,
+    candidates: Candidates,
+    deadline: float | None,
+    gains: Mapping[str, float] | None = None,
+) -> Witness:
     """The steepest candidate by what is proved of it, tried in the order of what is believed.
 
     Args:
         deadline: where there is one, a pair far apart is proved first, in the time of a few evaluations; what is proved
             exactly after that ends at the deadline.
+        gains: where there are any, all but the nearest pairs are proved by them first; that is the end where anything is shown.
     """
     believed, first, second = (torch.stack(column).cpu() for column in zip(*candidates, strict=True))
     order = believed.argsort(dim=0, descending=True, stable=True)
@@ -102,13 +119,25 @@ def _shown(graph: Graph, query: Query, candidates: Candidates, deadline: float |
     value = torch.zeros(count, dtype=torch.float64)
     points, partner = first[order[0], column], first[order[0], column]
     notes: list[str] = []
-    tries = [(place, slopes_below) for place in order]
+    tries: list[tuple[Tensor, Callable[..., Tensor]]] = [(place, slopes_below) for place in order]
     # The exact proof takes six times the network in float64: in a large one it is for pairs of which intervals show nothing.
-    many = graph.parameters() > MANY
-    if many or deadline is not None:
-        far = (first - second).flatten(2).abs().amax(2).sum(1).argsort(descending=True, stable=True)
+    many = graph.parameters() > MANY or gains is not None
+    apart = (first - second).flatten(2).abs().amax(2).sum(1)
+    if gains is None and (many or deadline is not None):
+        far = apart.argsort(descending=True, stable=True)
         tries = [*((place, slopes_roughly_below) for place in far[: ROUGH if many else 1]), *tries]
+    enough, floor = torch.full_like(value, math.inf), -1.0
+    if gains is not None:
+        by_gains, enough = partial(_by_gains, gains), KNOWN * believed[order[0], column]
+        # Pairs nearer than that show nothing, as a rule: radii do not shrink with distances.
+        wanted = [k for k in order[:, 0].tolist() if float(apart[k]) > NEAR * float(apart.max())]
+        some = max(2, min(len(wanted), int(SOME / seconds_of(graph))))
+        tries = [*((torch.tensor(k).expand(count), by_gains) for k in wanted[:some]), *tries]
     for place, below in tries:
+        if bool((value >= enough).all()):
+            break
+        if gains is not None and below is by_gains and float(apart[place[0]]) <= floor:
+            continue
         if many and below is slopes_below and bool((value > 0).all()):
             break
         x, y = (_held(query, ends[place, column]) for ends in (first, second))
@@ -125,6 +154,8 @@ def _shown(graph: Graph, query: Query, candidates: Candidates, deadline: float |
             if not bool((value > 0).any()):
                 raise
             break
+        if gains is not None and below is by_gains and bool((proved < FAR * believed[place, column]).any()):
+            floor = float(apart[place[0]])
         better = (proved > value).reshape(-1, *(1,) * len(shape))
         value = torch.maximum(value, proved)
         points, partner = torch.where(better, x, points), torch.where(better, y, partner)
@@ -133,6 +164,13 @@ def _shown(graph: Graph, query: Query, candidates: Candidates, deadline: float |
     partner = torch.where(none, points, partner)
     note = notes[0] if notes and not bool((value > 0).any()) else ""
     return Witness(value=value, points=points, partner=partner, method="gradient-ascent", note=note)
+
+
+def _by_gains(gains: Mapping[str, float], graph: Graph, x: Tensor, y: Tensor, *norms: Norm) -> Tensor:
+    """`slopes_by_gains`, as functions that prove slopes are called; the gains are those of l2."""
+    if norms != (Norm.L2, Norm.L2):
+        raise InternalError("gains of layers in l2 prove no slopes in other norms")
+    return slopes_by_gains(graph, x, y, gains)
 
 
 def _at_centres(graph: Graph, query: Query, climber: Climber, region: Ball) -> Witness:

@@ -60,6 +60,34 @@ def spectral_estimate(matrix: Tensor) -> float:
     return scale * float(eigvalsh(gram)[-1].clamp_min(0.0).sqrt())
 
 
+def largest_singular(matrix: Tensor, steps: int) -> Tensor:
+    """About the largest singular values of matrices [..., m, n], from below: steps of Lanczos on W*W from fixed starts.
+
+    Without reorthogonalisation, which only repeats values that are there. Source: Golub, Van Loan, section 10.1.
+    """
+    generator = torch.Generator().manual_seed(0)
+    n = matrix.shape[-1]
+    start = torch.randn(n, dtype=torch.float64, generator=generator).to(matrix)
+    v = (start / start.norm()).expand(*matrix.shape[:-2], n)[..., None]
+    before = torch.zeros_like(v)
+    size = torch.zeros((), dtype=matrix.real.dtype, device=matrix.device)
+    diagonal, beside = [], []
+    for _ in range(min(steps, n)):
+        # Vectors are conjugated, not the matrix.
+        image = (matrix.mT @ (matrix @ v).conj().resolve_conj()).conj().resolve_conj() - size * before
+        diagonal.append((v.conj() * image).real.sum((-2, -1)))
+        image = image - diagonal[-1][..., None, None] * v
+        size = torch.linalg.vector_norm(image, dim=-2, keepdim=True)
+        beside.append(size[..., 0, 0])
+        # What is left of an invariant subspace is rounding: behind it the same values come again.
+        before, v = v, image / size.clamp_min(torch.finfo(size.dtype).tiny)
+    projected = torch.diag_embed(torch.stack(diagonal, -1))
+    if len(diagonal) > 1:
+        off = torch.stack(beside[:-1], -1)
+        projected = projected + torch.diag_embed(off, 1) + torch.diag_embed(off, -1)
+    return eigvalsh(projected.double())[..., -1].clamp_min(0.0).sqrt()
+
+
 def _turned(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """One matrix [n, n]."""
     size = matrix.shape[-1]

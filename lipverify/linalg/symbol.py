@@ -13,6 +13,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from lipverify.deadline import look
 from lipverify.linalg.dense import interpolation_bound, operator_norm, threshold_bound
-from lipverify.linalg.eigen import eigvalsh
+from lipverify.linalg.eigen import eigvalsh, largest_singular
 from lipverify.linalg.rounding import UNIT_ROUNDOFF, gamma, inflate
 
 # Complex entries of the symbol held at once: 64 MB.
@@ -29,6 +30,9 @@ _CHUNK_ENTRIES = 1 << 22
 _WORK, _MOST_FREQUENCIES = 4e10, 8192
 # Symbols with more rows and columns than this are not bounded by sums of their entries first.
 _SIDE = 32
+# Symbols with more rows and columns than this are looked at by so many steps of Lanczos first, which miss the largest singular
+# value by less than this; and the complex entries of them that stay near the processor.
+_WIDE, _STEPS, _ROUGH, _CACHED = 200, 24, 5e-3, 1 << 17
 # The search stops when the bound is this close to the largest norm seen.
 _TOLERANCE = 1e-4
 # Thresholds are this much above single precision estimates, so that their proof does not fail by rounding.
@@ -72,6 +76,12 @@ class Symbol:
     def is_constant(self) -> bool:
         return max(self.kernel.shape[3:]) == 1
 
+    @cached_property
+    def _absolute(self) -> float:
+        """At least the l2 norm of the matrices of sums of |K| over taps."""
+        sums = inflate(self.kernel.abs().flatten(3).sum(-1), gamma(math.prod(self.kernel.shape[3:])))
+        return interpolation_bound(sums).max().item()
+
     @property
     def work(self) -> float:
         """Rough count of real multiplications to bound the norm at one frequency."""
@@ -97,14 +107,26 @@ class Symbol:
 
     def estimates(self, frequencies: Tensor) -> Tensor:
         """|S(f)| in single precision, proving nothing: to choose frequencies and thresholds."""
-        result = []
-        for chunk in frequencies.split(self._chunk):
-            look()
-            values = self.evaluate(chunk)[0].to(torch.complex64)
-            values = values if values.shape[-2] >= values.shape[-1] else values.mH
-            largest = eigvalsh(values.mH @ values)[..., -1].amax(-1)
-            result.append(largest.clamp(min=0.0).sqrt().to(torch.float64))
-        return torch.cat(result)
+        return torch.cat([self._estimated(self._single(chunk)) for chunk in frequencies.split(self._chunk)])
+
+    def peak(self, frequencies: Tensor) -> float:
+        """The largest estimate: of large symbols, a few steps of Lanczos say at which frequencies it may be."""
+        if min(self.kernel.shape[1:3]) < _WIDE:
+            return float(self.estimates(frequencies).max())
+        chunks = frequencies.split(max(1, _CACHED // math.prod(self.kernel.shape[:3])))
+        rough = torch.cat([largest_singular(self._single(chunk), _STEPS).amax(-1) for chunk in chunks])
+        return float(self.estimates(frequencies[rough >= rough.max() * (1.0 - _ROUGH)]).max())
+
+    def _single(self, frequencies: Tensor) -> Tensor:
+        """S in single precision, not wider than high: [count, groups, n, m]."""
+        look()
+        values = self.evaluate(frequencies)[0].to(torch.complex64)
+        return values if values.shape[-2] >= values.shape[-1] else values.mH
+
+    @staticmethod
+    def _estimated(values: Tensor) -> Tensor:
+        largest: Tensor = eigvalsh(values.mH @ values)[..., -1].amax(-1)
+        return largest.clamp(min=0.0).sqrt().to(torch.float64)
 
     @property
     def _chunk(self) -> int:
@@ -151,8 +173,7 @@ class Symbol:
         values = torch.complex(angles.cos() @ flat.T, angles.sin() @ flat.T)
         largest_angle = math.pi * sum(self.degrees)
         phase = (10 + 2 * len(axes)) * UNIT_ROUNDOFF * largest_angle + 4 * UNIT_ROUNDOFF
-        absolute = interpolation_bound(inflate(self.kernel.abs().flatten(3).sum(-1), gamma(taps))).max()
-        error = 1.5 * (phase + gamma(taps + 2)) * absolute.item()
+        error = 1.5 * (phase + gamma(taps + 2)) * self._absolute
         return values.reshape(len(frequencies), *shape[:3]), error
 
 
@@ -254,7 +275,7 @@ def torus_maximum(symbol: Symbol, sizes: Sequence[int]) -> float:
         ]
         candidates += [_torus(choice, symbol) for choice in itertools.product(*axes)]
     count = max(1, min(len(candidates), int(_WORK / 4 / torus_work(symbol, sizes))))
-    peaks = [symbol.estimates(points).max().item() for points in candidates[:count]]
+    peaks = [symbol.peak(points) for points in candidates[:count]]
     chosen = min(range(count), key=peaks.__getitem__)
     return symbol.norms(candidates[chosen], peaks[chosen] * _SLACK).max().item()
 
@@ -263,7 +284,7 @@ def circular_maximum(symbol: Symbol, sizes: Sequence[int]) -> float:
     """Largest norm of S over the frequencies j / sizes, rounded up: the norm of the circular convolution itself."""
     points = _torus([(size, 0.0) for size in sizes], symbol)
     # Exact where it is attained: the frequencies near the largest estimate are not merely proved to be below a threshold.
-    return symbol.norms(points, symbol.estimates(points).max().item() * (2.0 - _SLACK)).max().item()
+    return symbol.norms(points, symbol.peak(points) * (2.0 - _SLACK)).max().item()
 
 
 def _torus(choice: Sequence[tuple[int, float]], symbol: Symbol) -> Tensor:

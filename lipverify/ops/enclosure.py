@@ -218,10 +218,15 @@ def linear_box(
     x = Enclosure.of(box)
     endless = ~(x.lower.isfinite() & x.upper.isfinite())
     lower, upper = x.lower.masked_fill(endless, 0.0), x.upper.masked_fill(endless, 0.0)
-    center = lower / 2 + upper / 2
-    radius = torch.maximum(upper - center, center - lower)
-    radius = torch.nextafter(radius, torch.full_like(radius, math.inf))
-    image, spread, size = apply(center), magnitude(radius), magnitude(center.abs())
+    if torch.equal(lower, upper):
+        # At points nothing is spread; the smallest subnormal numbers in its place would cost many times as much.
+        image, size = apply(lower), magnitude(lower.abs())
+        spread = torch.zeros_like(size)
+    else:
+        center = lower / 2 + upper / 2
+        radius = torch.maximum(upper - center, center - lower)
+        radius = torch.nextafter(radius, torch.full_like(radius, math.inf))
+        image, spread, size = apply(center), magnitude(radius), magnitude(center.abs())
     if offset is not None:
         image, size = image + offset, size + offset.abs()
     # Both magnitudes are themselves off by gamma; 4 gamma_{n+4} covers that, the sum and this line.

@@ -74,7 +74,7 @@ def products(path: Path) -> Row:
     result = lv.audit(graph, analyzers=["product"], seed=0)
     certificate = result.certificates["product"]
     return {"log10_product": certificate.log10_upper if certificate.upper is None else float(certificate.upper.log10()),
-            "rigour": str(certificate.rigour), "unchecked": certificate.unchecked, "witness": float(result.lower),
+            "rigour": str(certificate.rigour), "unchecked": certificate.unchecked, "witness": float(result.lower.value),
             "loading_seconds": loaded, "seconds": time.process_time() - started}  # fmt: skip
 
 

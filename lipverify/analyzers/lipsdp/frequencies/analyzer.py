@@ -27,8 +27,10 @@ if TYPE_CHECKING:
     from lipverify.certificates import writing
 
 SECONDS, RATE, LARGE = 300.0, 2e10, 2e10
-"""What a search may take where no budget is given, in multiplications a second of one core: counted, so that no clock decides;
+"""What all may take where no budget is given, in multiplications a second of one core: counted, so that no clock decides;
 and the work of one evaluation from which on searches are in float32."""
+OTHERS, FEWEST = 5.0, 4
+"""Evaluations that the closed form and both proofs count as, and fewer than which are no search."""
 
 
 @dataclass(frozen=True)
@@ -142,15 +144,16 @@ def bound_frequencies(
         raise UnsupportedModel("no feasible multipliers over frequencies in closed form")
     candidates, notes = [first], ["one multiplier a channel, over frequencies"]
     interrupted = False
-    if searched:
-        # Gradients of several slabs eliminate each of them twice.
-        evaluations = max(
-            0, int(SECONDS * RATE / max(work * (1.0 if len(searching) == 1 else 4.0 / 3.0), 1.0))
-        )
+    # Gradients of several slabs eliminate each of them twice.
+    each = max(work * (1.0 if len(searching) == 1 else 4.0 / 3.0), 1.0)
+    evaluations = int((SECONDS * RATE - OTHERS * work) / each)
+    if searched and evaluations >= FEWEST:
         soon = None if compute.deadline is None else compute.deadline - reserve
         best, interruption = Search(searching, replace(compute, deadline=soon), evaluations).run(first)
         candidates.insert(0, best)
         interrupted, notes = interruption.happened, [*notes, *interruption.notes]
+    elif searched:
+        notes.append("multipliers in closed form: a search would take longer than five minutes")
     frequencies = Frequencies(form, compute.device).slabs(slabs_of(form, False)) if single else searching
     for multipliers in candidates:
         upper = proved(frequencies, multipliers)
