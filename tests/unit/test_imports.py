@@ -42,7 +42,7 @@ LAYERS: dict[str, str] = {
     "execution": "errors ir rules ops checkers propagation",
     "certificates": "errors version ir rules ops linalg interpreter loading zoo checkers documents",
     "analyzers": "errors ir rules ops linalg interpreter loading propagation certificates",
-    "falsify": "errors ir ops linalg interpreter propagation analyzers",
+    "falsify": "errors ir rules ops linalg interpreter propagation analyzers",
     "failures": "errors ir certificates analyzers",
     "results": "errors ir loading certificates analyzers documents reporting",
     "pipeline": "errors loading zoo ir ops frontends passes certificates propagation analyzers falsify failures results",
