@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from lipverify.checkers.kernel.elementary import Elementary
 from lipverify.checkers.kernel.jacobians import jacobian_limit, moving
 from lipverify.checkers.kernel.language import Rows, Subject
 from lipverify.checkers.kernel.neurons import Differences, differences
+from lipverify.checkers.kernel.program import Product
 from lipverify.checkers.kernel.ranges import Ranges
 from lipverify.checkers.kernel.signals import INPUT, ONE, Signal, mapped
 
@@ -79,7 +81,7 @@ def filled(diagonals: Sequence[Array], found: Differences, weights: Array | None
     """
     known = np.concatenate([d[d > 0] for d in diagonals]) if diagonals else np.empty(0)
     low = float(known.min()) if len(known) else 1.0
-    reached = _driven(diagonals, found)
+    reached = _driven(found)
     parts = [
         {key: m if key == INPUT else m * found.spans[key] for key, m in block.parts.items() if key != ONE}
         for block in found.blocks
@@ -108,11 +110,27 @@ def filled(diagonals: Sequence[Array], found: Differences, weights: Array | None
     return filled_in
 
 
-def _driven(diagonals: Sequence[Array], found: Differences) -> list[Array]:
+def movable(p: Elementary, found: Differences) -> dict[int, Array]:
+    """Of every layer with neurons, those that would be left if stored numbers were folded, as the importer does.
+
+    Neurons that read stored numbers alone are 0 in differences, and a product with such numbers is a scaling, which has none: the
+    checker knows them up to rounding, so it gives the other factor neurons of a tiny span.
+    """
+    moving: dict[int, Array] = {}
+    for (k, own, _), on in zip(found.layers, _driven(found), strict=True):
+        half = p.size(k) // 2
+        scaled = isinstance(p.steps[p.layers[k]], Product) and (
+            bool((~on[own < half]).all()) or bool((~on[own >= half]).all())
+        )
+        moving[k] = own[:0] if scaled else own[on]
+    return moving
+
+
+def _driven(found: Differences) -> list[Array]:
     """For every block, which neurons an input reaches."""
     reached: list[Array] = []
-    for k, (block, d) in enumerate(zip(found.blocks, diagonals, strict=True)):
-        own = np.zeros(len(d), dtype=bool)
+    for k, (block, size) in enumerate(zip(found.blocks, found.sizes, strict=True)):
+        own = np.zeros(size, dtype=bool)
         for key, matrix in block.parts.items():
             if key not in (ONE, k):
                 own |= (matrix[:, slice(None) if key == INPUT else reached[key]] != 0).any(1)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from lipverify.certificates import chains
-from lipverify.certificates.fitting import costliest, derivatives, filled, neurons
+from lipverify.certificates.fitting import costliest, derivatives, filled, movable, neurons
 from lipverify.certificates.recording import Array, Layer, Part, Record
 from lipverify.checkers.kernel import theorems
 from lipverify.checkers.kernel.arithmetic import above
@@ -418,6 +418,7 @@ class Writer(Record):
         found = neurons(self.subject, part.start, part.end, known, {})
         sizes = [self.subject.elements.size(k) for k in places]
         free = dict.fromkeys(places, np.empty(0, np.int64)) | {k: own for k, own, _ in found.layers}
+        moving = free | movable(self.subject.elements, found)
         wider: dict[int, Array] = {}
         smooth = known is not None and any(k in known.bends for k in places)
         whole = {k: np.zeros(size) for k, size in zip(places, sizes, strict=True)}
@@ -426,13 +427,15 @@ class Writer(Record):
         elif layers is not None and (
             smooth or [len(d) for d in diagonals] != [len(free[k]) for k in places if len(free[k])]
         ):
-            theirs = list(layers())
-            if [layer.size for layer in theirs] != sizes:
+            theirs, there = list(layers()), list(places)
+            if len(theirs) != len(there):
+                there = [k for k in places if len(moving[k]) or not len(free[k])]
+            if [layer.size for layer in theirs] != [self.subject.elements.size(k) for k in there]:
                 raise NotCovered("the checker arranges the layers of this network in another way")
             if [len(d) for d in diagonals] != [len(layer.free) for layer in theirs if len(layer.free)]:
                 raise NotCovered("slopes are unknown of other neurons than where the bound was found")
             left = iter(diagonals)
-            for k, layer in zip(places, theirs, strict=True):
+            for k, layer in zip(there, theirs, strict=True):
                 if len(layer.free):
                     whole[k][layer.free] = next(left)
                 if known is not None and k in known.bends:
@@ -441,11 +444,14 @@ class Writer(Record):
             if wider:
                 found = neurons(self.subject, part.start, part.end, known, wider)
         else:
-            there = [k for k in places if len(free[k])]
-            if [len(d) for d in diagonals] != [len(free[k]) for k in there]:
+            for theirs_of in (free, moving):
+                there = [k for k in places if len(theirs_of[k])]
+                if [len(d) for d in diagonals] == [len(theirs_of[k]) for k in there]:
+                    break
+            else:
                 raise NotCovered("the checker arranges the neurons of this network in another way")
             for k, d in zip(there, diagonals, strict=True):
-                whole[k][free[k]] = d
+                whole[k][theirs_of[k]] = d
         blocks = [whole[k][own] for k, own, _ in found.layers]
         if any((b <= 0).any() for b in blocks):
             blocks = filled(blocks, found, weights)

@@ -10,6 +10,7 @@ from lipverify.passes.drop_identities import drop_identities
 from lipverify.passes.lift_scalars import lift_scalars
 from lipverify.passes.merge_bias import merge_bias
 from lipverify.passes.merge_duplicates import merge_duplicates
+from lipverify.passes.read_parts import read_parts
 from lipverify.passes.recognize_activations import recognize_activations
 from lipverify.passes.recognize_extrema import recognize_extrema
 from lipverify.passes.recognize_normalization import recognize_normalization
@@ -19,6 +20,7 @@ from lipverify.passes.recognize_sorting import recognize_sorting
 PASSES: tuple[Callable[[Graph], Graph], ...] = (
     drop_identities,
     merge_duplicates,
+    read_parts,
     merge_bias,
     recognize_extrema,
     recognize_sorting,

@@ -116,6 +116,7 @@ def test_definiteness_is_exact() -> None:
 def test_games() -> None:
     found = derived.game([1.0, 1.0], [[0.0, 4.0], [0.1, 0.0]])
     assert found.lower == pytest.approx(1.0 - math.sqrt(0.4), rel=1e-9)
+    assert found.details["weights"][1] / found.details["weights"][0] == pytest.approx(40.0, rel=1e-6)
     low, high = derived.game_band((1.0, 1.0), (4.0, 0.1))
     assert (low, high) == (pytest.approx(5.0807, abs=1e-4), pytest.approx(314.9193, abs=1e-4))
     scan = [

@@ -14,6 +14,11 @@ from lipverify.frontends.building.choices import Condition, Gated
 from lipverify.ir.op import Shape
 
 INFINITE = "computes with -infinity, which only a softmax takes, as a mask"
+NOISE = (
+    "call module.eval() first, which ends dropout; noise that forward draws itself, as gumbel_softmax does, stays: leave it out, "
+    "or store one draw of it as a buffer"
+)
+"""What to do about random numbers that are drawn in evaluation mode too."""
 
 
 class BatchSize(int):

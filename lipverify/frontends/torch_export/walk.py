@@ -17,6 +17,7 @@ from lipverify.frontends.building.choices import Condition, Gated
 from lipverify.frontends.building.vanishing import may_vanish
 from lipverify.frontends.torch_export.lowering import (
     INFINITE,
+    NOISE,
     BatchSize,
     Forbidden,
     Lowerer,
@@ -168,8 +169,7 @@ class Walk:
         name = target._schema.name.partition("::")[2]
         stored = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         if torch.Tag.nondeterministic_seeded in target.tags or name.startswith("empty"):
-            remedy = "call module.eval() first, or leave the noise out"
-            raise self.build.refuse("draws random or uninitialised numbers", stored, remedy)
+            raise self.build.refuse("draws random or uninitialised numbers", stored, NOISE)
         if any(isinstance(leaf, BatchSize) for leaf in leaves) and name not in _BLIND_TO_SAMPLES:
             raise self.build.refuse("computes with the batch size", stored)
         if any(self._samples(arg.meta.get("val")) for arg in node.all_input_nodes) and (

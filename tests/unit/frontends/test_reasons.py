@@ -185,6 +185,14 @@ REMEDIED: list[tuple[str, nn.Module, str, str, nn.Module, tuple[int, ...]]] = [
         (6,),
     ),
     (
+        "noise that stays in evaluation mode",
+        Module(lambda x, t: torch.nn.functional.gumbel_softmax(x)),
+        "draws random",
+        "or store one draw of it as a buffer",
+        Module(lambda x, t: torch.softmax(x + t, -1), torch.tensor([0.4, -0.1, 2.0, 0.3, 0.0, -0.7])),
+        (6,),
+    ),
+    (
         "einsum",
         Module(lambda x, t: torch.einsum("bi,bi,bi->b", x, x, x)[:, None]),
         "einsum",

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 from torch import Tensor
 
 from lipverify.frontends.builder import Value
-from lipverify.frontends.torch_export.lowering import Lowerer
+from lipverify.frontends.torch_export.lowering import NOISE, Lowerer
 from lipverify.frontends.torch_export.registry import lower
 
 _JUMPS = "it jumps, so it is not continuous and has no Lipschitz constant"
@@ -47,7 +47,7 @@ _REASONS: dict[str, tuple[str, str]] = {
     **dict.fromkeys(_JUMPING, (_JUMPS, "")),
     **dict.fromkeys(
         ["native_dropout", "bernoulli", "rand_like", "randn_like", "normal"],
-        (_RANDOM, "call module.eval() first, or leave the noise out"),
+        (_RANDOM, NOISE),
     ),
     **dict.fromkeys(
         ["isnan", "isinf", "isfinite"],

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
+from onnx import helper
 from torch import Tensor, nn
 
 import lipverify as lv
@@ -14,6 +18,7 @@ from lipverify.falsify import Search
 from lipverify.interpreter import evaluate_all
 from lipverify.propagation import bounds, everywhere
 from tests.networks import chain
+from tests.onnx_models import model
 from tests.tiers import also
 
 
@@ -93,6 +98,30 @@ def test_a_free_state_has_no_bound_everywhere_and_one_around_points() -> None:
     (row,) = lv.audit(graph, region=ball, analyzers=["local-sdp"]).rows
     assert row.certificate is not None
     assert str(row.certificate.rigour) == "checked"
+
+
+def test_a_gate_on_stored_numbers_is_a_scaling_to_both_readers(tmp_path: Path) -> None:
+    """Cells that exporters take apart begin with a matrix times a stored state, which the checker does not fold."""
+    draw = np.random.default_rng(0)
+    nodes = [
+        helper.make_node("Gemm", ["h", "r", "b"], ["from_state"]),
+        helper.make_node("MatMul", ["x", "w"], ["own"]),
+        helper.make_node("Sigmoid", ["own"], ["gate"]),
+        helper.make_node("Mul", ["gate", "from_state"], ["kept"]),
+        helper.make_node("Add", ["kept", "own"], ["sum"]),
+        helper.make_node("Tanh", ["sum"], ["y"]),
+    ]
+    sizes = {"h": (1, 3), "r": (3, 3), "b": (3,), "w": (2, 3)}
+    stored = {name: draw.standard_normal(size).astype(np.float32) for name, size in sizes.items()}
+    file = tmp_path / "cell.onnx"
+    file.write_bytes(model(nodes, [1, 2], constants=stored).SerializeToString())
+    graph = lv.load(file)
+    assert "Mul" not in graph.operators()
+    ball = lv.Ball(torch.zeros(1, *graph.input_shape, dtype=torch.float64), 0.5)
+    for region, analyzers in ((None, ["lipsdp-fast", "lipsdp"]), (ball, ["local-sdp"])):
+        for row in lv.audit(graph, region=region, analyzers=analyzers, search=Search(seconds=0.01)).rows:
+            assert row.certificate is not None
+            assert str(row.certificate.rigour) == "checked", row.certificate.unchecked
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
