@@ -13,7 +13,7 @@ from tests.tiers import long, tier
 
 PARTS = tier(2, 100)
 EACH = tier(120, 1000)
-DRAWN = tier(40, 5000)
+DRAWN = tier(25, 5000)
 
 pytest.importorskip("onnxruntime")
 
@@ -59,7 +59,7 @@ def test_every_operator_is_drawn() -> None:
     claimed = [op for family in drawn.FAMILIES for op in family.split()]
     assert sorted(claimed) == sorted([*operators.OPERATORS, *subgraphs.SUBGRAPHS])
     for family in drawn.FAMILIES:
-        made = [onnx.ModelProto.FromString(drawn.drawn(family, seed)) for seed in range(200)]
+        made = [onnx.ModelProto.FromString(drawn.drawn(family, seed)) for seed in range(120)]
         names = {".".join([*filter(None, [n.domain]), n.op_type]) for m in made for n in m.graph.node}
         assert set(family.split()) <= names, family
 
