@@ -68,9 +68,10 @@ docs: $(READY) ## build the site into build/site; generated tables are written a
 
 # The numbers of these reports depend on no clock: searches are counted. Benchmarks, radii and compare are races against a
 # clock and have targets of their own.
-reports: $(READY) ## make the reports on zoo, pitfalls, soundness and third-party networks again
+reports: $(READY) ## make the reports on zoo, pitfalls, operators, soundness and third-party networks again
 	$(BIN)/python reports/zoo/build.py
 	$(BIN)/python reports/pitfalls/build.py
+	$(BIN)/python reports/operators/build.py
 	$(BIN)/python reports/soundness/build.py --networks 0 --models 0 --readers 0
 	@if test -d ../shared/checkpoints; then $(BIN)/python reports/third_party/build.py; \
 	else echo "reports/third_party left as it is: shared/checkpoints is not beside this checkout"; fi

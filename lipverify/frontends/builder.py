@@ -19,6 +19,7 @@ from lipverify import ops
 from lipverify.errors import InvalidFile
 from lipverify.frontends.building.arithmetic import Arithmetic
 from lipverify.frontends.building.nodes import Masked, Operand, Value
+from lipverify.frontends.building.planes import LARGEST_FOLDED, folded_depth, over_planes
 from lipverify.ir.op import Op, Shape
 from lipverify.loading.names import display
 
@@ -134,10 +135,22 @@ class Builder(Arithmetic):
             bias = None if op.bias is None else op.bias.repeat(count)
             weight = op.weight.repeat(count, *(1,) * (spatial + 1))
             wide = replace(op, weight=weight, bias=bias, groups=op.groups * count)
-            result = self.add(wide, (self.view(v, (count * channels, *sizes), None),), None)
+            result = self._convolved(self.view(v, (count * channels, *sizes), None), wide)
             return self.view(result, (count, result.shape[0] // count, *result.shape[1:]), None)
-        v = self._channels_first(v, spatial)
-        return self.add(op, (v,), v.batch)
+        return self._convolved(self._channels_first(v, spatial), op)
+
+    def _convolved(self, v: Value, op: ops.Conv | ops.ConvTranspose) -> Value:
+        """One sample [channels, *spatial]; of three spatial axes the first is counted among the channels."""
+        if op.weight.ndim != 5:
+            return self.add(op, (v,), v.batch)
+        channels, depth, *sizes = v.shape
+        deep, (first, second, _, *plane) = folded_depth(op, depth), op.weight.shape
+        if (numbers := first * second * depth * deep * math.prod(plane)) > LARGEST_FOLDED:
+            what = f"is a convolution over three spatial axes, whose matrix of {numbers} numbers is too large"
+            raise self.refuse(what, (v,), "use fewer channels or less depth")
+        flat = over_planes(op, depth)
+        result = self.add(flat, (self.view(v, (channels * depth, *sizes), v.batch),), v.batch)
+        return self.view(result, (result.shape[0] // deep, deep, *result.shape[1:]), v.batch)
 
     def _channels_first(self, v: Value, spatial: int) -> Value:
         if v.rank == spatial + 2 and v.batch != 0:

@@ -43,7 +43,7 @@ def check_nodes(model: Any, path: Path) -> None:
         for graph in _all_graphs(scope):
             if getattr(graph, "sparse_initializer", ()):
                 _unsupported(path, "the ONNX graph has sparse initialisers", "export dense weights")
-        for node in _all_nodes(scope):
+        for node in all_nodes(scope):
             _check_numbers(node, path)
 
 
@@ -235,12 +235,12 @@ def _check_calls(model: Any, path: Path) -> None:
         if function.domain in _STANDARD:
             what = f'ONNX function "{display(function.name, 60)}" redefines a standard operator'
             _unsupported(path, what, "export without it")
-        calls[key] = [(node.domain, node.op_type, node.overload) for node in _all_nodes(function)]
+        calls[key] = [(node.domain, node.op_type, node.overload) for node in all_nodes(function)]
     sizes: dict[FunctionKey, int] = {}
     for start in calls:
         _expand(start, calls, sizes, path)
     total = 0
-    for node in _all_nodes(model.graph):
+    for node in all_nodes(model.graph):
         total += sizes.get((node.domain, node.op_type, node.overload), 1)
         if total > MAX_NODES:
             _unsupported(
@@ -278,11 +278,12 @@ def _all_graphs(scope: Any) -> Iterator[Any]:
             yield from _all_graphs(inner)
 
 
-def _all_nodes(scope: Any) -> Iterator[Any]:
+def all_nodes(scope: Any) -> Iterator[Any]:
+    """The nodes of a graph and of the graphs inside them."""
     for node in scope.node:
         yield node
         for inner in _subgraphs(node):
-            yield from _all_nodes(inner)
+            yield from all_nodes(inner)
 
 
 def _subgraphs(node: Any) -> list[Any]:

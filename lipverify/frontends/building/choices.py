@@ -1,8 +1,9 @@
 """Choices between two branches by the sign of a computed number, where they are continuous.
 
 Such a choice jumps in general. It does not where both branches are multiples of that number (a leaky ReLU), where the lower
-one is alpha (exp(x) - 1) (an ELU), nor where they are the two sides of a mirror: with w the normal vector of the mirror,
-x -> x where w'x > 0 and x - 2 w (w'x) / |w|^2 elsewhere.
+one is alpha (exp(x) - 1) (an ELU, a SELU), where both are functions of straight pieces that meet at the threshold (`pieces`), nor
+where they are the two sides of a mirror: with w the normal vector of the mirror, x -> x where w'x > 0 and
+x - 2 w (w'x) / |w|^2 elsewhere.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from torch import Tensor
 
 from lipverify import ops
 from lipverify.frontends.builder import Builder, Operand, Value
+from lipverify.frontends.building.pieces import alike, joined, stored_number
 
 COMPARES = "uses a comparison of computed numbers, which jumps"
 ADVICE = "write the choice as relu, maximum, abs or as a reflection of pairs"
 
 
 class Choice:
-    """What comparisons of computed numbers become; not a tensor of real numbers."""
+    """What comparisons and signs of computed numbers become; not a tensor of real numbers."""
 
     reason: ClassVar[str] = COMPARES
     value: Operand
@@ -30,15 +32,24 @@ class Choice:
 
 @dataclass(frozen=True)
 class Condition(Choice):
-    """A comparison of a computed tensor with zero: `value` > 0, or `value` >= 0. Only what is continuous may use it."""
+    """A comparison of a computed tensor with one number: `value` > level, or >=. Only what is continuous may use it."""
 
     value: Value
     positive: bool
-    """True where the comparison holds for positive values, false where it holds for negative ones."""
+    """True where the comparison holds for values above the level, false where it holds for those below."""
+    level: float = 0.0
 
     def opposite(self) -> Condition:
         """Where this one does not hold."""
-        return Condition(self.value, not self.positive)
+        return Condition(self.value, not self.positive, self.level)
+
+
+@dataclass(frozen=True)
+class Sign(Choice):
+    """1 where `value` is positive, -1 where it is negative; only a product that does not jump may use it."""
+
+    reason: ClassVar[str] = "jumps, so it is not continuous and has no Lipschitz constant"
+    value: Value
 
 
 @dataclass(frozen=True)
@@ -50,29 +61,47 @@ class Gated(Choice):
 
 
 def compared(x: Any, other: Any, positive: bool) -> Condition | None:
-    """x > other, if that is the sign of one computed tensor; positive: it holds above. None for every other comparison."""
+    """x > other, if that compares one computed tensor with one number; positive: it holds above. None for every other one."""
     if isinstance(other, Value) and not isinstance(x, Value):
         x, other, positive = other, x, not positive
     if not isinstance(x, Value) or not isinstance(other, (Tensor, int, float)):
         return None
-    return Condition(x, positive) if _is_zero(other, x) else None
+    level = stored_number(other, x.source_shape)
+    return None if level is None else Condition(x, positive, level)
 
 
 def _is_zero(number: Any, x: Value) -> bool:
     """Whether a stored tensor or number is 0, and broadcasts to the shape of x without making it larger."""
-    stored = torch.as_tensor(number)
-    shape = x.source_shape[len(x.source_shape) - stored.ndim :] if stored.ndim <= x.rank else None
-    joins = shape is not None and all(own in (1, size) for own, size in zip(stored.shape, shape, strict=True))
-    return joins and bool((stored == 0).all())
+    return stored_number(number, x.source_shape) == 0
 
 
 def chosen(b: Builder, condition: Condition, on: Any, off: Any) -> Value:
-    """`on` where the condition holds, `off` elsewhere, if that is a leaky ReLU or one half of a reflection of pairs.
+    """`on` where the condition holds, `off` elsewhere, if the two are seen to meet at the threshold.
 
     Raises:
-        UnsupportedModel: it is anything else.
+        UnsupportedModel: they are not.
     """
     upper, below = (on, off) if condition.positive else (off, on)
+    if condition.level == 0:
+        found = _at_zero(b, condition, on, off)
+        if found is not None:
+            return found
+    found = joined(b, condition.value, condition.level, upper, below)
+    if found is not None:
+        return found
+    raise b.refuse(
+        "chooses between branches by a comparison of computed numbers, and the branches are not seen to meet there",
+        [x for x in (condition.value, on, off) if isinstance(x, (Value, Tensor))],
+        ADVICE,
+    )
+
+
+def _at_zero(b: Builder, condition: Condition, on: Any, off: Any) -> Value | None:
+    """A choice by a sign: a leaky ReLU, an ELU or SELU, or one half of a reflection of pairs."""
+    upper, below = (on, off) if condition.positive else (off, on)
+    selu = _selu(b, condition.value, upper, below)
+    if selu is not None:
+        return selu
     if isinstance(upper, Value) and upper == condition.value:
         alpha = _exponential(b, upper, below)
         if alpha is not None:
@@ -87,14 +116,25 @@ def chosen(b: Builder, condition: Condition, on: Any, off: Any) -> Value:
         if slope is not None and not bool(slope.any()):
             return b.elementwise(ops.Clip(-math.inf, 0.0), below)
     if isinstance(on, Value) and isinstance(off, Value):
-        half = _mirrored_half(b, condition, on, off) or _mirrored_half(b, condition.opposite(), off, on)
-        if half is not None:
-            return half
-    raise b.refuse(
-        "chooses between branches by the sign of a computed number, which jumps unless it is a leaky ReLU or a reflection",
-        [x for x in (condition.value, on, off) if isinstance(x, (Value, Tensor))],
-        ADVICE,
-    )
+        return _mirrored_half(b, condition, on, off) or _mirrored_half(b, condition.opposite(), off, on)
+    return None
+
+
+def _selu(b: Builder, x: Value, upper: Any, below: Any) -> Value | None:
+    """gamma x above and gamma (alpha (exp(x) - 1)) below, with one gamma; None for anything else."""
+    if not isinstance(upper, Value) or not isinstance(below, Value) or upper == x:
+        return None
+    node, above = b.node(below.name), _multiple(b, x, upper)
+    if not isinstance(node.op, ops.Scale) or node.op.shift is not None:
+        return None
+    factor = node.op.scale
+    if above is None or factor is None or not (alike(above) and alike(factor)):
+        return None
+    gamma = float(above.reshape(-1)[0])
+    alpha = _exponential(b, x, Value(node.inputs[0], b.node(node.inputs[0]).shape, below.batch))
+    if alpha is None or float(factor.reshape(-1)[0]) != gamma:
+        return None
+    return b.elementwise(ops.SELU(alpha, gamma), x)
 
 
 def _multiple(b: Builder, x: Value, branch: Any) -> Tensor | None:
@@ -237,11 +277,27 @@ def gated(b: Builder, x: Operand, condition: Condition) -> Value | Gated:
     """x times a comparison read as 0 or 1: a ReLU, or a multiple of one, if x is what is compared, or a multiple of it; else one
     half of a choice."""
     compared = condition.value
+    if condition.level != 0:
+        upper, below = (x, 0) if condition.positive else (0, x)
+        return joined(b, compared, condition.level, upper, below) or Gated(x, condition)
     slope = None if x == compared else _multiple(b, compared, x)
     if x != compared and (slope is None or not isinstance(x, Value)):
         return Gated(x, condition)
     part = b.elementwise(ops.ReLU() if condition.positive else ops.Clip(-math.inf, 0.0), compared)
     return part if slope is None else b.add(ops.Scale(slope, None), (part,), part.batch)
+
+
+def signed(b: Builder, sign: Sign, factor: Operand) -> Value:
+    """sign(x) times a function of straight pieces of x that is 0 at 0, as programs shrink towards 0.
+
+    Raises:
+        UnsupportedModel: the factor is anything else.
+    """
+    opposite = b.negative(factor) if isinstance(factor, Value) else -factor
+    found = joined(b, sign.value, 0.0, factor, opposite)
+    if found is None:
+        raise b.refuse(sign.reason, (sign.value,), ADVICE)
+    return found
 
 
 def ungated(b: Builder, first: Gated, second: Gated) -> Value:
@@ -250,7 +306,8 @@ def ungated(b: Builder, first: Gated, second: Gated) -> Value:
     Raises:
         UnsupportedModel: the two comparisons are not opposite, or the choice jumps.
     """
-    same = first.condition.value.name == second.condition.value.name
+    compared, other = first.condition, second.condition
+    same = (compared.value.name, compared.level) == (other.value.name, other.level)
     if not same or first.condition.positive == second.condition.positive:
         raise b.refuse(COMPARES, (), ADVICE)
     return chosen(b, first.condition, first.value, second.value)

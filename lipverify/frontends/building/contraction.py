@@ -11,6 +11,7 @@ import math
 import string
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from lipverify import ops
@@ -26,7 +27,9 @@ def einsum(b: Builder, equation: str, operands: Sequence[Operand]) -> Value:
         UnsupportedModel: more operands, or an index twice in one term. InvalidFile: the equation does not fit its operands.
     """
     terms, right = _spelled(b, equation, operands)
-    if len(operands) > 2 or any(len(set(term)) < len(term) for term in (*terms, right)):
+    pairs = [_diagonal(b, x, term) for x, term in zip(operands, terms, strict=True)]
+    operands, terms = [x for x, _ in pairs], [term for _, term in pairs]
+    if len(operands) > 2 or len(set(right)) < len(right):
         raise b.refuse(
             f"einsum {equation[:40]!r} is not covered",
             operands,
@@ -56,6 +59,25 @@ def einsum(b: Builder, equation: str, operands: Sequence[Operand]) -> Value:
     if isinstance(first, Tensor) and isinstance(second, Value):
         return _with_stored(b, second, other, first, own, right, sizes)
     return _products(b, first, own, second, other, right, sizes)
+
+
+def _diagonal(b: Builder, x: Operand, term: str) -> tuple[Operand, str]:
+    """The entries at which indices that a term has twice are equal, under a term that has each of them once."""
+    while (twice := next((i for i in term if term.count(i) > 1), None)) is not None:
+        first, second = [k for k, index in enumerate(term) if index == twice][:2]
+        shape = _shape(x)
+        if shape[first] != shape[second]:
+            break  # told where sizes are compared
+        if isinstance(x, Tensor):
+            x = x.diagonal(dim1=first, dim2=second)
+        else:
+            size, others = shape[first], [k for k in range(len(term)) if k not in (first, second)]
+            v = b.free(x, first, second)
+            v = b.transpose(v, [*others, first, second])
+            v = b.reshape(v, [*v.source_shape[:-2], size * size])
+            x = b.gather(v, v.rank - 1, torch.arange(size) * (size + 1))
+        term = "".join(index for k, index in enumerate(term) if k not in (first, second)) + twice
+    return x, term
 
 
 def _spelled(b: Builder, equation: str, operands: Sequence[Operand]) -> tuple[list[str], str]:

@@ -23,7 +23,7 @@ LARGEST_INPUT, LARGEST_MATRIX = 2048, 1 << 22
 LINEAR_IN: dict[str, tuple[int, ...]] = {
     "Conv": (1, 2), "ConvTranspose": (1, 2), "GridSample": (0,), "DeformConv": (0, 1, 3, 4), "Col2Im": (0,), "DFT": (0,),
     "STFT": (0, 2), "AffineGrid": (0,), "RoiAlign": (0,), "MaxUnpool": (0,), "BatchNormalization": (1, 2),
-    "InstanceNormalization": (1, 2), "GroupNormalization": (1, 2), "LayerNormalization": (1, 2), "RMSNormalization": (1,),
+    "InstanceNormalization": (1, 2), "LayerNormalization": (1, 2), "RMSNormalization": (1,),
     "PRelu": (1,), "DequantizeLinear": (1,),
 }  # fmt: skip
 """Operator -> inputs in which it is affine, each alone."""
@@ -32,7 +32,6 @@ _AFFINE = (
     "ConvTranspose",
     "BatchNormalization",
     "InstanceNormalization",
-    "GroupNormalization",
     "LayerNormalization",
 )
 _ADDED = {

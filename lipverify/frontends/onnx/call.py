@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lipverify.errors import InvalidFile, UnsupportedModel
 from lipverify.frontends.builder import Masked, Operand, Value
-from lipverify.frontends.building.choices import ADVICE, Condition, Gated
+from lipverify.frontends.building.choices import ADVICE, Choice
 from lipverify.frontends.onnx.lowering import OnnxBuilder, Stored
 from lipverify.loading.names import display
 
@@ -21,7 +21,7 @@ _MAX_LIST = 1 << 16
 
 Result = Value | Masked | Stored
 """What a name of the file became, where it is a tensor of real numbers."""
-Named = Result | Condition | Gated
+Named = Result | Choice
 """What a name of the file became."""
 
 
@@ -49,7 +49,7 @@ class Call:
             UnsupportedModel: it is a comparison of computed numbers.
         """
         found = self._at(position)
-        if isinstance(found, (Condition, Gated)):
+        if isinstance(found, Choice):
             raise self.refuse(found.reason, ADVICE)
         return found
 
@@ -57,10 +57,10 @@ class Call:
         """All inputs from one on, as they are. Raises as `raw`."""
         return [self.raw(position) for position in range(start, len(self.inputs))]
 
-    def comparison(self, position: int) -> Condition | Gated | None:
+    def comparison(self, position: int) -> Choice | None:
         """An input that is a comparison of computed numbers, or None."""
         found = self._at(position)
-        return found if isinstance(found, (Condition, Gated)) else None
+        return found if isinstance(found, Choice) else None
 
     def _at(self, position: int) -> Named | None:
         return self.inputs[position] if position < len(self.inputs) else None
@@ -183,9 +183,7 @@ class Call:
 
     def refuse(self, reason: str, remedy: str = "") -> UnsupportedModel:
         """The error to raise for a node that no rule covers."""
-        shapes: Any = [
-            x.value if isinstance(x, (Condition, Gated)) else x for x in self.inputs if x is not None
-        ]
+        shapes: Any = [x.value if isinstance(x, Choice) else x for x in self.inputs if x is not None]
         return self.build.refuse(reason, shapes, remedy)
 
     def invalid(self, what: str) -> InvalidFile:

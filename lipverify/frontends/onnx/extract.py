@@ -28,7 +28,7 @@ from lipverify.ir.graph import Graph, Origin
 from lipverify.ir.op import Shape
 from lipverify.loading import read_onnx
 from lipverify.loading.names import display
-from lipverify.loading.onnx_structure import prune
+from lipverify.loading.onnx_structure import all_nodes, prune
 from lipverify.loading.onnx_weights import Held, completed
 
 del _translators
@@ -246,6 +246,9 @@ def _versions(model: Any) -> dict[str, int]:
                 f'the model imports operator set "{display(domain, 40)}" in two versions; export it again'
             )
     version = found.get("")
+    if version is None and not any(node.domain in STANDARD_DOMAINS for node in all_nodes(model.graph)):
+        # Where no node is of the standard domain, no version of it matters.
+        version = found[""] = min(OPSETS.stop - 1, onnx.defs.onnx_opset_version())
     if version is None:
         raise InvalidFile(
             "the model does not say which version of the ONNX operators it uses; export it again"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lipverify.frontends.builder import Builder, Masked, Operand, Value
-from lipverify.frontends.building.choices import Condition, Gated
+from lipverify.frontends.building.choices import Choice
 from lipverify.ir.op import Shape
 
 INFINITE = "computes with -infinity, which only a softmax takes, as a mask"
@@ -76,7 +76,7 @@ class Lowerer(Builder):
         """
         if isinstance(value, Value):
             return value
-        if isinstance(value, (Condition, Gated)):
+        if isinstance(value, Choice):
             raise self.refuse(value.reason)
         if isinstance(value, Tensor):
             if value.is_complex():

@@ -13,7 +13,7 @@ from torch import Tensor, fx
 
 from lipverify.errors import InternalError, UnsupportedModel
 from lipverify.frontends.builder import Masked, Value
-from lipverify.frontends.building.choices import Condition, Gated
+from lipverify.frontends.building.choices import Choice, Condition, Gated, Sign
 from lipverify.frontends.building.vanishing import may_vanish
 from lipverify.frontends.torch_export.lowering import (
     INFINITE,
@@ -65,7 +65,9 @@ _TAKE_MASKED = {
 }  # fmt: skip
 _TAKE_CONDITIONS = {
     "where",
+    "masked_fill",
     "mul",
+    "multiply",
     "to",
     "_to_copy",
     "logical_not",
@@ -124,7 +126,7 @@ class Walk:
         self._refuse_jumps(target, leaves)
         if not isinstance(target, torch._ops.OpOverload):
             return self._whole_number(node, args, leaves)
-        if not any(isinstance(leaf, (Value, Masked, Merged, Condition, Gated)) for leaf in leaves):
+        if not any(isinstance(leaf, (Value, Masked, Merged, Choice)) for leaf in leaves):
             return self._fold(node, target, args, kwargs, leaves)
         translate = lower.find(target)
         if translate is None:
@@ -146,6 +148,7 @@ class Walk:
                 isinstance(leaf, Forbidden)
                 or (isinstance(leaf, Condition) and name not in _TAKE_CONDITIONS)
                 or (isinstance(leaf, Gated) and name != "add")
+                or (isinstance(leaf, Sign) and name not in ("mul", "multiply"))
             )
             tensor = leaf.inner if isinstance(leaf, Merged) else leaf
             if isinstance(tensor, Masked) and name not in _TAKE_MASKED:

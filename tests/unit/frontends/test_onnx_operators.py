@@ -42,6 +42,7 @@ def C(op: str, shape: tuple[int, ...] = (6,), opsets: tuple[int, ...] = (13, 21)
 IMAGE = (4, 6, 5)
 ACTIVATIONS = [
     *(C(op, opsets=ALL) for op in ("Relu", "Abs", "Sigmoid", "Tanh", "Softplus", "Softsign", "Exp", "Neg", "Identity")),
+    C("OptionalGetElement", opsets=(18, 21)),
     *(C(op, opsets=(7, 13, 17)) for op in ("Sin", "Cos")),
     *(C(op, opsets=(9, 13, 20)) for op in ("Erf",)),
     C("Reciprocal", opsets=(7, 13)),
@@ -419,5 +420,12 @@ def test_every_translator_is_tested_or_refused() -> None:
         "QLinearConv",
         "QLinearMatMul",
     }
-    signs = {"Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not"}  # test_onnx_choices
+    signs = {
+        "Greater",
+        "GreaterOrEqual",
+        "Less",
+        "LessOrEqual",
+        "Not",
+        "Sign",
+    }  # test_onnx_choices, test_pieces
     assert set(lower.names()) - tested - set(REFUSED) - classical - quantized - signs == elsewhere

@@ -29,7 +29,7 @@ def refused(
     assert "\n" not in message
 
 
-@pytest.mark.parametrize("op", ["Sign", "Floor", "Ceil", "Round", "NonZero", "Hardmax", "ArgMax", "ArgMin"])
+@pytest.mark.parametrize("op", ["Floor", "Ceil", "Round", "NonZero", "Hardmax", "ArgMax", "ArgMin"])
 def test_jumps(op: str) -> None:
     refused(op, "not continuous and has no Lipschitz constant")
 
@@ -40,9 +40,16 @@ def test_comparisons_of_computed_numbers(op: str) -> None:
 
 
 def test_choices_by_computed_numbers() -> None:
-    nodes = [node("Greater", ["x", "one"], ["c"]), node("Where", ["c", "x", "one"], ["y"])]
+    nodes = [node("Greater", ["x", "many"], ["c"]), node("Where", ["c", "x", "many"], ["y"])]
     with pytest.raises(UnsupportedModel, match='Greater "c_node"'):
-        extract_onnx(model(nodes, ["N", 6], 13, {"one": np.float32(1)}))
+        extract_onnx(model(nodes, ["N", 6], 13, {"many": np.arange(6, dtype=np.float32)}))
+
+
+def test_a_sign_names_who_uses_it() -> None:
+    with pytest.raises(UnsupportedModel, match=r'Add "y_node".*jumps'):
+        extract_onnx(model([node("Sign", ["x"], ["s"]), node("Add", ["s", "x"], ["y"])], ["N", 6]))
+    with pytest.raises(UnsupportedModel, match=r'"y".*jumps'):
+        extract_onnx(model([node("Sign", ["x"], ["y"])], ["N", 6]))
 
 
 def test_steps_that_depend_on_the_input() -> None:

@@ -43,8 +43,6 @@ JUMPING: dict[str, Callable[[Tensor], Tensor]] = {
     "round": torch.round,
     "trunc": torch.trunc,
     "frac": torch.frac,
-    "sign": torch.sign,
-    "sgn": torch.sgn,
     "heaviside": lambda x: torch.heaviside(x, torch.zeros(()).to(x)),
     "floor_divide": lambda x: torch.floor_divide(x, 0.3),
     "remainder": lambda x: torch.remainder(x, 0.3),

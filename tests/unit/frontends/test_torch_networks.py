@@ -209,7 +209,7 @@ class BrokenMirror(Mirror):
 
 
 def test_choice_that_jumps_is_refused():
-    with pytest.raises(UnsupportedModel, match=r"where .* jumps unless it is a leaky ReLU"):
+    with pytest.raises(UnsupportedModel, match=r"where .* not seen to meet there"):
         extract(BrokenMirror(6, False), torch.zeros(2, 6))
 
 

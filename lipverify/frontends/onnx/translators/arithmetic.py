@@ -12,7 +12,16 @@ from torch import Tensor
 
 from lipverify import ops
 from lipverify.frontends.builder import Masked, Operand, Value
-from lipverify.frontends.building.choices import Condition, Gated, chosen, compared, gated, ungated
+from lipverify.frontends.building.choices import (
+    Condition,
+    Gated,
+    Sign,
+    chosen,
+    compared,
+    gated,
+    signed,
+    ungated,
+)
 from lipverify.frontends.onnx.call import Call
 from lipverify.frontends.onnx.lowering import Stored
 from lipverify.frontends.onnx.registry import lower
@@ -39,10 +48,17 @@ def _mul(c: Call) -> Value | Masked | Gated:
         condition = c.comparison(position)
         if isinstance(condition, Condition):
             return gated(c.build, c.operand(1 - position), condition)
+        if isinstance(condition, Sign):
+            return signed(c.build, condition, c.operand(1 - position))
         found = c.raw(position)
         if isinstance(found, Masked):
             return c.build.masked(c.build.times(found.value, _positive(c, 1 - position)), found.kept)
     return c.build.times(c.operand(0), c.operand(1))
+
+
+@lower.register("Sign")
+def _sign(c: Call) -> Sign:
+    return Sign(c.value())
 
 
 @lower.register("Div")

@@ -102,8 +102,8 @@ def convolution(c: Call) -> Value:
 
 def _kernel(c: Call, weight: Tensor) -> tuple[int, ...]:
     kernel = tuple(weight.shape[2:])
-    if weight.ndim not in (3, 4):
-        raise c.refuse("convolutions over one or two spatial axes are covered")
+    if weight.ndim not in (3, 4, 5):
+        raise c.refuse("convolutions over one to three spatial axes are covered")
     if tuple(c.attribute("kernel_shape", kernel)) != kernel:
         raise c.invalid(f"kernel_shape {c.attribute('kernel_shape')} for a weight {list(weight.shape)}")
     return kernel
@@ -151,7 +151,18 @@ def _conv_transpose(c: Call) -> Value:
     if wanted is None and mode.startswith("SAME"):
         wanted = [size * s for size, s in zip(sizes, stride, strict=True)]
     if wanted is not None:
-        pads = _cut(c, full, wanted, behind=mode != "SAME_UPPER")
+        if len(wanted) != rank:
+            raise c.invalid(f"output_shape {wanted[:8]} for {rank} spatial axes")
+        # What is wanted beyond the full output is zeros behind it, as output_padding says them.
+        more = [max(want - have, 0) for have, want in zip(full, wanted, strict=True)]
+        added = tuple(own + extra for own, extra in zip(added, more, strict=True))
+        if any(n >= max(s, d) for n, s, d in zip(added, stride, dilation, strict=True)):
+            raise c.refuse(
+                f"an output {wanted} so much larger than the full one {full} is not covered",
+                "set output_padding",
+            )
+        full = [have + extra for have, extra in zip(full, more, strict=True)]
+        pads = _cut(full, wanted, behind=mode != "SAME_UPPER")
     if any(n < sum(pair) for n, pair in zip(full, pads, strict=True)):
         raise c.invalid(f"cuts {[list(pair) for pair in pads]} of an output {full}")
     groups = _groups(c, weight.shape[0])
@@ -161,14 +172,8 @@ def _conv_transpose(c: Call) -> Value:
     return c.build.conv(x, op)
 
 
-def _cut(c: Call, full: list[int], wanted: list[int], behind: bool) -> list[tuple[int, int]]:
+def _cut(full: list[int], wanted: list[int], behind: bool) -> list[tuple[int, int]]:
     """What to cut (before, after) of the full output; an odd total takes the extra entry from the front if `behind`."""
-    if len(wanted) != len(full):
-        raise c.invalid(f"output_shape {wanted[:8]} for {len(full)} spatial axes")
     totals = [have - want for have, want in zip(full, wanted, strict=True)]
-    if any(total < 0 for total in totals):
-        raise c.refuse(
-            f"an output {wanted} larger than the full one {full} is not covered", "set output_padding"
-        )
     halves = [(total - total // 2, total // 2) for total in totals]
     return halves if behind else [(after, before) for before, after in halves]

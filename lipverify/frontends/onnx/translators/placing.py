@@ -102,7 +102,7 @@ def _reverse_sequence(c: Call) -> Value:
     time, batch = c.attribute("time_axis", 0), c.attribute("batch_axis", 1)
     if x.rank < 2 or {time, batch} != {0, 1} or lengths.shape != (x.source_shape[batch],):
         raise c.invalid(f"lengths {list(lengths.shape)} for a tensor {list(x.source_shape)}")
-    if bool(((lengths < 1) | (lengths > x.source_shape[time])).any()):
+    if bool(((lengths < 0) | (lengths > x.source_shape[time])).any()):
         raise c.invalid("a length is outside its axis")
     found = np.moveaxis(_positions(x.source_shape), (batch, time), (0, 1)).copy()
     for row, length in enumerate(lengths):

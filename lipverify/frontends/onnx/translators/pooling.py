@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 import torch
 
 from lipverify import ops
 from lipverify.frontends.builder import Value
+from lipverify.frontends.building.window_norms import norms, window_entries, window_norms
 from lipverify.frontends.onnx import forms
 from lipverify.frontends.onnx.call import Call
 from lipverify.frontends.onnx.registry import lower
@@ -54,9 +54,11 @@ def _dilated_average(c: Call, x: Value, w: Window) -> Value:
     b, rank = c.build, len(w.kernel)
     counted = c.flag("count_include_pad")
     counts = torch.ones((), dtype=torch.float64)
-    first = x.rank - rank
+    first, ceil = x.rank - rank, c.flag("ceil_mode") and not w.automatic
     for offset, size in enumerate(x.source_shape[-rank:]):
-        entries, before, _ = _window_entries(size, w, offset, c.flag("ceil_mode") and not w.automatic)
+        entries, before, _ = window_entries(
+            size, w.kernel[offset], w.stride[offset], w.dilation[offset], w.padding[offset], ceil
+        )
         matrix = torch.zeros(len(entries), size, dtype=b.dtype)
         count = torch.zeros(len(entries), dtype=torch.float64)
         for row, held in enumerate(entries):
@@ -168,13 +170,11 @@ def _lp_normalization(c: Call) -> Value:
     return b.add(ops.Normalize((b.axis(x, axis),), order), (x,), x.batch)
 
 
-def _norm(c: Call, x: Value, axes: list[int], keepdims: bool) -> Value:
+def _order(c: Call) -> int:
     order = c.attribute("p", 2)
-    if order == 1:
-        return c.build.reduce(ops.ReduceSum, c.build.elementwise(ops.Abs(), x), axes, keepdims)
     if order < 1:
         raise c.invalid(f"a norm of order {order}")
-    return c.build.reduce(partial(ops.ReduceNorm, order=int(order)), x, axes, keepdims)
+    return int(order)
 
 
 @lower.register("GlobalLpPool")
@@ -182,37 +182,16 @@ def _global_lp_pool(c: Call) -> Value:
     x = c.value()
     if x.rank < 3:
         raise c.invalid("needs batch, channels and at least one spatial axis")
-    return _norm(c, x, list(range(2, x.rank)), True)
+    return norms(c.build, x, list(range(2, x.rank)), True, _order(c))
 
 
 @lower.register("LpPool")
 def _lp_pool(c: Call) -> Value:
-    """Norms of windows: the entries of every window side by side, and zeros where it hangs over."""
-    b, x = c.build, c.value()
+    """Norms of windows, with zeros where a window hangs over."""
+    x = c.value()
     w = _window(c, x)
     ceil = c.flag("ceil_mode") if c.version >= 18 and not w.automatic else False
-    rank = len(w.kernel)
-    lines = [_window_entries(size, w, axis, ceil) for axis, size in enumerate(x.source_shape[-rank:])]
-    pads = [(0, 0)] * (x.rank - rank) + [(before, after) for _, before, after in lines]
-    padded = b.pad(x, pads)
-    for offset, (entries, _, _) in enumerate(lines):
-        # [positions, kernel] in place of the axis; the axes before it have already got one more each.
-        padded = b.gather(padded, x.rank - rank + 2 * offset, torch.tensor(entries))
-    inner = [x.rank - rank + 2 * i + 1 for i in range(rank)]
-    return _norm(c, padded, inner, False)
-
-
-def _window_entries(size: int, w: Window, axis: int, ceil: bool) -> tuple[list[list[int]], int, int]:
-    """Which entries of the padded axis every window holds, and the padding that they reach into."""
-    kernel, stride, dilation = w.kernel[axis], w.stride[axis], w.dilation[axis]
-    before, after = w.padding[axis]
-    span = dilation * (kernel - 1) + 1
-    room = size + before + after - span
-    count = (-(-room // stride) if ceil else room // stride) + 1
-    if ceil and (count - 1) * stride >= size + before:
-        count -= 1
-    entries = [[start * stride + j * dilation for j in range(kernel)] for start in range(count)]
-    return entries, before, max(max(row[-1] for row in entries) + 1 - size - before, 0)
+    return window_norms(c.build, x, w.kernel, w.stride, w.dilation, w.padding, ceil, _order(c))
 
 
 @lower.register("LRN")

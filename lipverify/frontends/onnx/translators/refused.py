@@ -28,7 +28,7 @@ _SEQUENCE = ("sequences of tensors are not covered", "export tensors alone")
 
 _REASONS: dict[str, tuple[str, str]] = {
     **dict.fromkeys(
-        ["Sign", "Floor", "Ceil", "Round", "Mod", "ArgMax", "ArgMin", "Hardmax", "OneHot", "NonZero", "Equal", "And",
+        ["Floor", "Ceil", "Round", "Mod", "ArgMax", "ArgMin", "Hardmax", "OneHot", "NonZero", "Equal", "And",
          "Or", "Xor", "Unique", "NonMaxSuppression",
          "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "BitwiseNot"],
         _JUMPS,
@@ -44,7 +44,6 @@ _REASONS: dict[str, tuple[str, str]] = {
         ["GridSample", "DeformConv", "RoiAlign"],
         ("samples at positions that depend on the graph's input, or takes maxima there", "use stored positions"),
     ),
-    "MaxUnpool": ("places entries by computed positions, which jump", "use stored positions"),
 }  # fmt: skip
 
 
@@ -56,7 +55,7 @@ _RANDOM_OPERATORS = (
     "Bernoulli",
     "Multinomial",
 )
-REFUSED = (*_REASONS, "IsNaN", *_RANDOM_OPERATORS)
+REFUSED = (*_REASONS, "IsNaN", "MaxUnpool", *_RANDOM_OPERATORS)
 """All operators that this file answers for."""
 
 
@@ -67,6 +66,14 @@ def _is_nan(c: Call) -> np.ndarray[Any, Any]:
     if isinstance(x, Value) and isinstance(c.build.node(x.name).op, (ops.Softmax, ops.MaskedSoftmax)):
         return np.zeros(x.source_shape, np.bool_)
     raise c.refuse(*_FINITE)
+
+
+@lower.register("MaxUnpool")
+def _max_unpool(c: Call) -> NoReturn:
+    """With stored positions and no stated shape it is read by its matrix."""
+    if isinstance(c.raw(1), Value):
+        raise c.refuse("places entries by computed positions, which jump", "use stored positions")
+    raise c.refuse("readers disagree what a stated output shape does to positions", "leave output_shape out")
 
 
 def _register(name: str, reason: str, remedy: str, *, refuses: bool) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from lipverify import ops
 from lipverify.frontends.builder import Masked, Value
-from lipverify.frontends.building.choices import Condition, Gated
+from lipverify.frontends.building.choices import Choice, Condition
 from lipverify.frontends.checking import as_numpy
 from lipverify.frontends.onnx import forms
 from lipverify.frontends.onnx.call import Call
@@ -19,8 +19,8 @@ from lipverify.frontends.onnx.registry import lower
 _FLOATS: dict[int, torch.dtype] = {1: torch.float32, 10: torch.float16, 11: torch.float64, 16: torch.bfloat16}
 
 
-@lower.register("Identity")
-def _identity(c: Call) -> Value | Masked | Condition | Gated:
+@lower.register("Identity", "OptionalGetElement")  # of a tensor, which is all that is read
+def _identity(c: Call) -> Value | Masked | Choice:
     return c.comparison(0) or _same(c)
 
 
@@ -177,28 +177,36 @@ def _pad(c: Call) -> Value:
 
 @lower.register("DepthToSpace")
 def _depth_to_space(c: Call) -> Value:
-    x, block = _image(c), c.attribute("blocksize")
-    if block < 1 or x.shape[0] % block**2:
-        raise c.invalid(f"blocks of {block} in {x.shape[0]} channels")
+    x, block, b = c.value(), c.attribute("blocksize"), c.build
+    if x.rank != 4:
+        raise c.invalid(f"needs [batch, channels, height, width], and has {list(x.source_shape)}")
+    count, channels, height, width = x.source_shape
+    if block < 1 or channels % block**2:
+        raise c.invalid(f"blocks of {block} in {channels} channels")
     column_first = c.choice("mode", "DCR", "DCR", "CRD") == "CRD"
-    return c.build.add(ops.DepthToSpace(block, column_first), (x,), x.batch)
+    if x.batch != 0 and count == 1:
+        x = b.reshape(x, x.source_shape)
+    if x.batch == 0:
+        return b.add(ops.DepthToSpace(block, column_first), (x,), x.batch)
+    few = channels // block**2
+    cut = (
+        [count, few, block, block, height, width]
+        if column_first
+        else [count, block, block, few, height, width]
+    )
+    order = [0, 1, 4, 2, 5, 3] if column_first else [0, 3, 4, 1, 5, 2]
+    return b.reshape(b.transpose(b.reshape(x, cut), order), [count, few, height * block, width * block])
 
 
 @lower.register("SpaceToDepth")
 def _space_to_depth(c: Call) -> Value:
-    x, block, b = _image(c), c.attribute("blocksize"), c.build
-    _, channels, height, width = x.source_shape
+    x, block, b = c.value(), c.attribute("blocksize"), c.build
+    if x.rank != 4:
+        raise c.invalid(f"needs [batch, channels, height, width], and has {list(x.source_shape)}")
+    count, channels, height, width = x.source_shape
     if block < 1 or height % block or width % block:
         raise c.invalid(f"blocks of {block} in an image {height} x {width}")
     rows, columns = height // block, width // block
-    cut = b.reshape(x, [1, channels, rows, block, columns, block])
+    cut = b.reshape(x, [count, channels, rows, block, columns, block])
     order = [0, 1, 3, 5, 2, 4] if c.choice("mode", "DCR", "DCR", "CRD") == "CRD" else [0, 3, 5, 1, 2, 4]
-    return b.reshape(b.transpose(cut, order), [1, channels * block**2, rows, columns])
-
-
-def _image(c: Call) -> Value:
-    """The input as [batch, channels, height, width] of one sample."""
-    x = c.value()
-    if x.rank != 4 or x.source_shape[0] != 1:
-        raise c.refuse("needs one image [1, channels, height, width]")
-    return x if x.batch == 0 else c.build.reshape(x, x.source_shape)
+    return b.reshape(b.transpose(cut, order), [count, channels * block**2, rows, columns])

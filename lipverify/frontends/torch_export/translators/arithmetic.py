@@ -8,7 +8,8 @@ from torch import Tensor
 
 from lipverify import ops
 from lipverify.frontends.builder import Masked, Operand, Value
-from lipverify.frontends.building.choices import Condition, Gated, gated, ungated
+from lipverify.frontends.building.choices import Condition, Gated, Sign, gated, signed, ungated
+from lipverify.frontends.building.window_norms import rooted_windows
 from lipverify.frontends.torch_export.lowering import INFINITE, Lowerer
 from lipverify.frontends.torch_export.registry import lower
 
@@ -47,6 +48,9 @@ def _mul(b: Lowerer, x: Any, other: Any) -> Value | Gated:
         x, other = other, x
     if isinstance(other, Condition):
         return gated(b, b.operand(x), other)
+    if isinstance(x, Sign) or isinstance(other, Sign):
+        sign, factor = (x, other) if isinstance(x, Sign) else (other, x)
+        return signed(b, sign, b.operand(factor))
     return b.times(b.operand(x), b.operand(other))
 
 
@@ -67,7 +71,12 @@ def _pow(b: Lowerer, x: Value, exponent: Any) -> Value:
     power = float(b.number(exponent))
     if power == 0:
         raise b.refuse("a power 0 does not depend on its input", (x,), "remove it")
-    return x if power == 1 else b.elementwise(ops.Power(power), x)
+    return rooted_windows(b, x, power) or (x if power == 1 else b.elementwise(ops.Power(power), x))
+
+
+@lower.register("aten.sign", "aten.sgn")
+def _sign(b: Lowerer, x: Value) -> Sign:
+    return Sign(x)
 
 
 @lower.register("aten.maximum", "aten.max.other")

@@ -55,7 +55,7 @@ def _addmm(b: Lowerer, bias: Any, x: Any, other: Any, *, beta: Any = 1, alpha: A
     return b.masked(b.plus(product, scaled(b, added, beta)), kept)
 
 
-@lower.register("aten.conv1d", "aten.conv2d")
+@lower.register("aten.conv1d", "aten.conv2d", "aten.conv3d")
 def _conv(
     b: Lowerer,
     x: Any,
@@ -78,7 +78,7 @@ def _conv(
     return b.conv(b.value(x), op)
 
 
-@lower.register("aten.conv_transpose1d", "aten.conv_transpose2d")
+@lower.register("aten.conv_transpose1d", "aten.conv_transpose2d", "aten.conv_transpose3d")
 def _conv_transpose(
     b: Lowerer,
     x: Any,
@@ -110,8 +110,6 @@ def _convolution(
     output_padding: Any,
     groups: int,
 ) -> Value:
-    if b.stored(weight, "weight").ndim not in (3, 4):
-        raise b.refuse("only convolutions over one or two spatial axes are covered", (x, weight))
     if transposed:
         return _conv_transpose(b, x, weight, bias, stride, padding, output_padding, groups, dilation)
     return _conv(b, x, weight, bias, stride, padding, dilation, groups)

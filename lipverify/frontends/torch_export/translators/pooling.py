@@ -89,7 +89,7 @@ def _register_adaptive(rank: int) -> None:
         return b.max_pool(x, found, found, zero, (1,) * rank, False), POSITIONS
 
 
-for _rank in (1, 2):
+for _rank in (1, 2, 3):
     _register_max_pool(_rank)
     _register_avg_pool(_rank)
     _register_adaptive(_rank)

@@ -18,8 +18,6 @@ _JUMPING = (
     "round",
     "trunc",
     "frac",
-    "sign",
-    "sgn",
     "heaviside",
     "floor_divide",
     "remainder",
