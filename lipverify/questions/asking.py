@@ -23,6 +23,7 @@ from lipverify.questions.question import Answer, Found, Proved, Question
 METHOD = "gradient-ascent"
 REFINED = 0.6
 """The part of what is left of a budget after the search that better facts may take; the proof has the rest."""
+NOT_ASKED = "interrupted before the checker was asked"
 OWED = 0.5
 """Seconds beyond a budget that the facts and what is told about them may take: without them there is no answer."""
 
@@ -71,7 +72,7 @@ def ask(
     _hold(lower, upper)
     with within(owed):
         fields = dict(question.findings(found, aim))
-    proved = None
+    proved = Proved(reason=NOT_ASKED) if provable else None
     if provable and not interruption.happened:
         proved = _proved(question, upper, found, fields, compute)
         fields |= proved.fields

@@ -26,6 +26,8 @@ from lipverify.reporting.sections import Section
 
 UNCHECKED = "the checker has no proof of this kind of question: only the code that computed the bound accounts for rounding"
 
+NOT_CARRIED = "the certificate is about fewer regions, or about larger bounds"
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -168,6 +170,13 @@ class Answer(Result):
         return Rigour.CHECKED if self.checked else self.found.rigour
 
     @property
+    def unchecked(self) -> str | None:
+        """Why the answer is not `checked`; None where it is."""
+        if self.checked:
+            return None
+        return UNCHECKED if self.proved is None else self.proved.reason or NOT_CARRIED
+
+    @property
     def issued(self) -> Issued | None:
         """The certificate of the claim, where the checker has proved one."""
         return None if self.proved is None else self.proved.issued
@@ -227,7 +236,7 @@ class Answer(Result):
             needs=[self._need(name, certificate) for name in question.formula.facts()],
             certificate=None if self.issued is None else certificate,
             proved=[issued.document["claim"]["statement"] for issued in self.certificates().values()],
-            unchecked=UNCHECKED if self.proved is None else None if self.checked else self.proved.reason,
+            unchecked=self.unchecked,
             **dict(self.fields),
             trace=[list(moment) for moment in self.trace],
             interrupted=self.interrupted,

@@ -134,7 +134,8 @@ def _facts(document: Document) -> list[tuple[str, str]]:
         ("Sound when", document["sound_when"]),
     ]
     files = [document["certificate"], *(need["certificate"] for need in document["needs"])]
-    rows.append(("Certificate", document["unchecked"] or ", ".join(file for file in files if file)))
+    rows.append(("Certificate", ", ".join(file for file in files if file)))
+    rows.append(("Not checked", document["unchecked"] or ""))
     rows += [("The checker states", sentence) for sentence in document.get("proved", ())]
     trace = ", ".join(
         f"{upper_text(Magnitude(v))} after {seconds_text(t)}" for t, v in document["trace"][-6:]
@@ -191,6 +192,11 @@ def print_answers(
         cells = [model_name(document["models"][-1]), figures["Bound"], figures.get("Witness", "-")]
         grid.add_row(*map(Text, [*cells, figures["Rigour"], seconds_text(document["seconds"])]))
     console.print(grid)
+    for document in documents:
+        if document["unchecked"]:
+            why = f"{document['rigour']}, not checked: {display(document['unchecked'], 600)}"
+            of = f"{model_name(document['models'][-1])}: " if len(documents) > 1 else ""
+            console.print(Text(of + why, style="dim"))
     for document, sections in zip(documents, parts, strict=True):
         for section in sections:
             if not isinstance(section, Table) or not section.brief:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,12 +20,14 @@ from lipverify.analyzers.protocol import Compute
 from lipverify.certificates import Issued
 from lipverify.commands import questions
 from lipverify.errors import InternalError, Refuted, Undecided
+from lipverify.falsify import Search
 from lipverify.ir.graph import Graph
 from lipverify.ir.interval import Interval
 from lipverify.propagation import bounds, interval_ranges
 from lipverify.questions.formula import Formula, fact, number, of
 from lipverify.questions.options import Options, option
 from lipverify.questions.question import Found, Proved, Subject
+from lipverify.reporting.answer import print_answers, render_answers
 from lipverify.reporting.sections import Section, Table
 from tests.command import lipverify
 
@@ -154,6 +157,14 @@ def test_the_best_facts_survive_an_interrupt() -> None:
     assert answer.interrupted
     assert len(answer.trace) == 1
     assert answer.to_json()["interrupted"]
+    assert "no proof of this kind" in (answer.unchecked or "")
+
+    class Ended(Scaled):
+        def facts(self, compute: Compute) -> Iterator[Found]:
+            yield from super().facts(compute)
+            raise KeyboardInterrupt
+
+    assert lv.ask(Ended(net(), region)).unchecked == "interrupted before the checker was asked"
     assert answer.upper >= lv.ask(Largest(net(), region)).upper
     with pytest.raises(Undecided, match="before there was a bound"):
         lv.ask(Largest(net(), region, stop=0))
@@ -183,7 +194,8 @@ def constants() -> dict[str, Issued]:
     """Certificates of constants of two networks."""
     found = {}
     for key, path in (("own", F), ("other", "zoo:digits-tanh-mlp")):
-        certificate = lv.audit(lv.load(path), analyzers=["product"], budget=5).certificates["product"]
+        audit = lv.audit(lv.load(path), analyzers=["product"], search=Search(seconds=0.05))
+        certificate = audit.certificates["product"]
         assert isinstance(certificate.issued, Issued)
         found[key] = certificate.issued
     return found
@@ -267,6 +279,10 @@ def test_certificates_of_something_else_leave_an_answer_real(constants: dict[str
         assert reason in found["unchecked"]
         assert found["proved"] == []
         assert found["upper"] == pytest.approx(5e5)
+        said = io.StringIO()
+        print_answers([found], [()], said)
+        assert "real, not checked: " in said.getvalue()
+        assert "Not checked" in render_answers([found], [()])
 
 
 def test_a_constant_over_a_ball_is_about_that_ball() -> None:
