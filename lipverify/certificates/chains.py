@@ -183,9 +183,10 @@ def _convolution(piece: dict[int, Affine]) -> Iterator[Stage]:
         choices = choices[: max(1, int(TORUS_WORK / torus_work(symbol, sizes)))]
     peaks = []
     for choice in choices:
-        grid = gains.torus_points(kernel, choice)
-        peaks.append(symbol.peak(torch.from_numpy(grid[..., 0] / grid[..., 1])) if wide
-                     else max(_peaks(kernel, grid)))  # fmt: skip
+        if wide:
+            peaks.append(symbol.torus_peak([(n, twist / 2) for n, twist in choice]))
+        else:
+            peaks.append(max(_peaks(kernel, gains.torus_points(kernel, choice))))
     best = min(peaks)
     torus = [list(pair) for pair in choices[peaks.index(best)]]
     for (n, _), size, taps in zip(torus, exact, kernel.shape[3:], strict=True):

@@ -9,6 +9,7 @@ Legend: K is [groups, out, in, *taps]; f are frequencies in turns; d = (taps - 1
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 from collections.abc import Sequence
@@ -33,6 +34,8 @@ _SIDE = 32
 # Symbols with more rows and columns than this are looked at by so many steps of Lanczos first, which miss the largest singular
 # value by less than this; and the complex entries of them that stay near the processor.
 _WIDE, _STEPS, _ROUGH, _CACHED = 200, 24, 5e-3, 1 << 17
+_REMEMBERED = 1 << 10
+_PEAKS: dict[tuple[bytes, tuple[int, ...], tuple[tuple[int, float], ...]], float] = {}
 # The search stops when the bound is this close to the largest norm seen.
 _TOLERANCE = 1e-4
 # Thresholds are this much above single precision estimates, so that their proof does not fail by rounding.
@@ -116,6 +119,23 @@ class Symbol:
         chunks = frequencies.split(max(1, _CACHED // math.prod(self.kernel.shape[:3])))
         rough = torch.cat([largest_singular(self._single(chunk), _STEPS).amax(-1) for chunk in chunks])
         return float(self.estimates(frequencies[rough >= rough.max() * (1.0 - _ROUGH)]).max())
+
+    def torus_peak(self, choice: Sequence[tuple[int, float]]) -> float:
+        """`peak` over a twisted torus, (points, twist) for each axis; of wide kernels it is remembered.
+
+        The proof that is written of a bound asks for it again, of the same kernel up to a power of two and an order of roundings.
+        """
+        if min(self.kernel.shape[1:3]) < _WIDE:
+            return self.peak(_torus(choice, self))
+        exponent = int(torch.frexp(self.kernel.abs().max())[1])
+        single = torch.ldexp(self.kernel, torch.tensor(-exponent)).float().contiguous()
+        digest = hashlib.blake2b(single.cpu().numpy().tobytes(), digest_size=16).digest()
+        key = digest, tuple(self.kernel.shape), tuple(choice)
+        if key not in _PEAKS:
+            while len(_PEAKS) >= _REMEMBERED:
+                _PEAKS.pop(next(iter(_PEAKS)))
+            _PEAKS[key] = math.ldexp(self.peak(_torus(choice, self)), -exponent)
+        return math.ldexp(_PEAKS[key], exponent)
 
     def _single(self, frequencies: Tensor) -> Tensor:
         """S in single precision, not wider than high: [count, groups, n, m]."""
@@ -273,11 +293,11 @@ def torus_maximum(symbol: Symbol, sizes: Sequence[int]) -> float:
             [(size + more, 0.5), (size + more, 0.0)] if degree > 0 else [(1, 0.0)]
             for size, degree in zip(sizes, symbol.degrees, strict=True)
         ]
-        candidates += [_torus(choice, symbol) for choice in itertools.product(*axes)]
+        candidates += list(itertools.product(*axes))
     count = max(1, min(len(candidates), int(_WORK / 4 / torus_work(symbol, sizes))))
-    peaks = [symbol.peak(points) for points in candidates[:count]]
+    peaks = [symbol.torus_peak(choice) for choice in candidates[:count]]
     chosen = min(range(count), key=peaks.__getitem__)
-    return symbol.norms(candidates[chosen], peaks[chosen] * _SLACK).max().item()
+    return symbol.norms(_torus(candidates[chosen], symbol), peaks[chosen] * _SLACK).max().item()
 
 
 def circular_maximum(symbol: Symbol, sizes: Sequence[int]) -> float:

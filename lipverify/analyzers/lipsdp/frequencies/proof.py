@@ -20,83 +20,72 @@ from lipverify.errors import UnsupportedModel
 from lipverify.linalg.definite import corner_upper
 from lipverify.linalg.rounding import UNIT_ROUNDOFF, Upper, gamma
 
-_TINY = 2.0**-300
+_TINY, _UP = 2.0**-300, 1.0 + 2.0**-20
 _ENTRIES = 1 << 23
 """Numbers of one chunk of frequencies."""
 
 
-def above(a: Tensor, b: Tensor, error: Tensor | None = None) -> Tensor | None:
-    """A matrix above (b + e)* a^-1 (b + e) for every |e| <= error; None where it is not proved.
+def above(a: Tensor, b: Tensor) -> Tensor | None:
+    """A matrix above b* a^-1 b; None where it is not proved.
 
-    Statement: with t, L, Y stored, Z = [[a, b + e], [(b + e)*, G]] is [L; Y*][L; Y*]* plus a remainder of the blocks a -
-    LL*, b + e - LY and
-        G - Y*Y, which is diagonally dominant when t and the diagonal added to Y*Y are at least its row sums; so Z >= 0,
-        which is G >= (b + e)* a^-1 (b + e) because a > 0.
-    Rounding: a complex inner product of n terms is two real ones of 2n; gamma covers products and the residuals' own errors
-        (Higham, section 3.5). Scalings by powers of two are exact.
+    Statement: with t, L, Y stored, [[a, b], [b*, G]] is [L; Y*][L; Y*]* plus a remainder of blocks a - LL*, b - LY and G - Y*Y,
+        which is diagonally dominant when t and the diagonal added to Y*Y are at least its row sums; so it is semidefinite, which
+        is G >= b* a^-1 b because a > 0.
+    Rounding: a - diag(t) - LL* is at most gamma |L_i| |L_j| <= gamma root(a_ii a_jj) (Higham, theorem 10.3), products of Y as
+        long as their factors, and b - LY is computed, with the error of that; a complex inner product of n terms is two real
+        ones of 2n (section 3.6). Scalings by powers of two are exact.
 
     Args:
-        a: [..., n, n] Hermitian, b: [..., n, k], complex. error: [n, k] or as b, real.
+        a: [..., n, n] Hermitian, b: [..., n, k], complex.
     """
     n, k = b.shape[-2:]
     flat_a, flat_b = a.reshape(-1, n, n), b.reshape(-1, n, k)
-    errors = None if error is None else error.expand(*b.shape).reshape(-1, n, k)
     size, found = max(1, _ENTRIES // ((n + k) * (n + k))), []
     for i in range(0, len(flat_a), size):
-        part = _above(
-            flat_a[i : i + size], flat_b[i : i + size], None if errors is None else errors[i : i + size]
-        )
+        part = _above(flat_a[i : i + size], flat_b[i : i + size])
         if part is None:
             return None
         found.append(part)
     return torch.cat(found).reshape(*b.shape[:-2], k, k)
 
 
-def _above(a: Tensor, b: Tensor, error: Tensor | None) -> Tensor | None:
+def _above(a: Tensor, b: Tensor) -> Tensor | None:
     diagonal = a.diagonal(dim1=-2, dim2=-1).real
     if not bool((diagonal > 0).all() and torch.isfinite(a).all() and torch.isfinite(b).all()):
         return None
     n, k = b.shape[-2:]
     half = _halved(diagonal)
     a, b = half[..., None] * a * half[..., None, :], half[..., None] * b
-    e = torch.zeros((), dtype=torch.float64, device=a.device) if error is None else half[..., None] * error
-    unit = gamma(8 * (n + k) + 64)
-    size, known = a.abs().sum(-1), b.abs()
-    shift = 4.0 * unit * (size + known.sum(-1)) + _TINY
-    if error is not None:
-        shift = shift + 2.0 * e.sum(-1)
+    root, unit = (half * diagonal * half).sqrt(), 1.01 * gamma(8 * (n + k) + 64)
+    total = root.sum(-1, keepdim=True)
+    shift = 4.0 * unit * root * (total + 1.5 * k) + _TINY
     for _ in range(6):
-        shifted = a - torch.diag_embed(shift).to(a.dtype)
-        factor, failed = torch.linalg.cholesky_ex(shifted)
+        factor, failed = torch.linalg.cholesky_ex(a - torch.diag_embed(shift).to(a.dtype))
         if bool(failed.any()):
             return None
         y = torch.linalg.solve_triangular(factor, b, upper=False)
-        scale = _halved((y.abs() ** 2).sum(-2))
-        y = y * scale[..., None, :]
-        seen, off = b * scale[..., None, :], e * scale[..., None, :] if error is not None else e
-        lower, upper = factor.abs(), y.abs()
-        gap = (seen - factor @ y).abs() + off
-        left = (shifted - factor @ factor.mH).abs().sum(-1) + gap.sum(-1)
-        magnitude = (
-            size + shift + _times(lower, lower.sum(-2)) + seen.abs().sum(-1) + _times(lower, upper.sum(-1))
-        )
-        need = (left + unit * magnitude) * (1.0 + 2.0**-20) + _TINY
+        scale = _halved(_squares(y).sum(-2))
+        y, seen = y * scale[..., None, :], b * scale[..., None, :]
+        long = _squares(y).sum(-2).sqrt() * _UP
+        # |z| <= |Re z| + |Im z|, without a root for each entry.
+        gap = torch.view_as_real(seen - factor @ y).abs().sum(-1)
+        lengths = total + long.sum(-1, keepdim=True)
+        need = (unit * root * lengths + gap.sum(-1)) * _UP + _TINY
         # Comparisons with NaN are false, so that a NaN never passes.
         if bool((shift >= need).all()):
             break
         shift = torch.maximum(shift, 2.0 * need)
     else:
         return None
-    below = gap.sum(-2) + unit * (seen.abs().sum(-2) + _times(upper.mT, lower.sum(-2)))
-    rounded = 2.0 * unit * _times(upper.mT, upper.sum(-1))
     gram = y.mH @ y
-    gram = (gram + gram.mH) / 2 + torch.diag_embed((below + rounded) * (1.0 + 2.0**-20) + _TINY).to(a.dtype)
+    more = (unit * long * lengths + gap.sum(-2)) * _UP + _TINY
+    gram = (gram + gram.mH) / 2 + torch.diag_embed(more).to(a.dtype)
     found: Tensor = gram / scale[..., None] / scale[..., None, :]
     return found
 
 
-def _times(matrix: Tensor, vector: Tensor) -> Tensor:
-    return (matrix @ vector[..., None])[..., 0]
+def _squares(z: Tensor) -> Tensor:
+    return torch.view_as_real(z).square().sum(-1)
 
 
 def _halved(sizes: Tensor) -> Tensor:
