@@ -55,7 +55,7 @@ class Verdict:
             "results": [
                 {
                     key: row[key]
-                    for key in ("analyzer", "upper", "log10_upper", "rigour", "refused")
+                    for key in ("analyzer", "upper", "log10_upper", "rigour", "unchecked", "refused")
                     if key in row
                 }
                 for row in (row.to_json() for row in self.audit.rows)

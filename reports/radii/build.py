@@ -1,19 +1,23 @@
 """Radii of third-party networks and of the zoo's digits networks; writes the table beside this file.
 
-    python reports/radii/build.py [--only NAME ...] [--go-on] [--jobs 2] [--so-far]
+    python reports/radii/build.py [--only NAME ...] [--go-on] [--jobs 2] [--so-far] [--proofs COUNT]
 
 Every row is one run of `lipverify radius` in a process of its own. Rows are kept in `runs/` (not committed) with their journals:
 a run that was stopped goes on where it was, a finished one is not repeated unless `--only` names it. Third-party rows need
-the folder `shared/checkpoints` beside this checkout.
+the folder `shared/checkpoints` beside this checkout. `--proofs` asks instead how many radii the checker proves, of the first
+points of every row, and writes proofs.json: budgets are those of as many points, and count processor time.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
+import tempfile
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,8 +85,8 @@ def of_digits(row: Run, jobs: int) -> dict[str, Any]:
     return lv.radii(graph, x[: row.points], norm=row.norm, budget=budget, jobs=jobs).to_json()
 
 
-def points_of(row: Run, path: Path) -> None:
-    """The points of a row as the network takes them: in [0, 1], or normalised where that is outside the file."""
+def points_of(row: Run, path: Path, count: int | None = None) -> None:
+    """The points of a row, or its first: in [0, 1], or as the network takes them where it is normalised outside the file."""
     from lipverify import pipeline
     from lipverify.robustness.pairs import predict
 
@@ -100,6 +104,7 @@ def points_of(row: Run, path: Path) -> None:
     keep = keep[: row.points]
     if len(keep) < row.points:
         raise SystemExit(f"only {len(keep)} of {row.points} points for {row.model}")
+    keep = keep[:count]
     np.savez(path, x=x[keep].numpy(), y=y[keep].numpy())
 
 
@@ -127,6 +132,52 @@ def run(name: str, row: Run, jobs: int, again: bool) -> dict[str, Any]:
         result.write_text(json.dumps(document))
     document = json.loads(result.read_text())
     return _summary(row, document)
+
+
+CLOCK = "import sys, time; time.monotonic = time.process_time; from lipverify.cli import main; sys.exit(main(sys.argv[1:]))"
+"""The command line on a clock of its own: budgets are then as much work beside busy processes as alone."""
+
+
+def proofs(row: Run, count: int) -> dict[str, Any]:
+    """How many of the radii of the first points the checker proves, and why it does not prove the others."""
+    from lipverify.loading.arguments import parse_duration
+
+    count = min(count, row.points)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if row.model.startswith(DIGITS):
+            model, data = _saved_digits(row, count, folder)
+        else:
+            model, data = CHECKPOINTS / row.model, folder / "points.npz"
+            points_of(row, data, count)
+        seconds = parse_duration(row.budget or QUARTER) * count / row.points
+        command = [sys.executable, "-c", CLOCK, "radius", str(model), "--data", str(data), "--norm", row.norm]
+        command += ["--jobs", "1", "--budget", str(seconds), "--out", str(folder / "out")]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        subprocess.run(
+            command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+        )
+        document = json.loads((folder / "out" / "result.json").read_text())
+    found = [p for p in document["points"] if p["radius"] > 0]
+    why = Counter(str(p.get("unchecked")) for p in found if p["rigour"] != "checked")
+    return {
+        "points": len(document["points"]),
+        "with_a_radius": len(found),
+        "checked": sum(p["rigour"] == "checked" for p in found),
+        "unchecked": dict(why),
+        "methods": dict(Counter(p["method"] for p in found)),
+    }
+
+
+def _saved_digits(row: Run, count: int, folder: Path) -> tuple[Path, Path]:
+    """A network of `benchmarks/digit_networks.py` as a file, and its points."""
+    sys.path.insert(0, str(HERE.parents[1] / "benchmarks"))
+    from digit_networks import trained
+
+    network, x = trained(row.model.removeprefix(DIGITS))
+    torch.onnx.export(network, (x[:1],), folder / "net.onnx", dynamo=False, verbose=False)
+    np.savez(folder / "points.npz", x=x[:count].numpy(), y=network(x[:count]).argmax(1).numpy())
+    return folder / "net.onnx", folder / "points.npz"
 
 
 def unfinished(name: str) -> dict[str, Any] | None:
@@ -236,7 +287,16 @@ def main() -> None:
     parser.add_argument(
         "--so-far", action="store_true", help="only add what unfinished runs have done already"
     )
+    parser.add_argument(
+        "--proofs", type=int, metavar="COUNT", help="how many radii of so many points are proved"
+    )
     options = parser.parse_args()
+    if options.proofs is not None:
+        for name in options.only or ROWS:
+            found = proofs(ROWS[name], options.proofs)
+            _write_proofs({**_proved(), name: found})
+            print(name, found, flush=True)
+        return
     path = HERE / "result.json"
     results = json.loads(path.read_text()) if path.exists() else {}
     for name in () if options.so_far else options.only or ROWS:
@@ -253,10 +313,42 @@ def main() -> None:
         _write(results)
 
 
+def _proved() -> dict[str, Any]:
+    path = HERE / "proofs.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _write_proofs(found: dict[str, Any]) -> None:
+    ordered = {key: found[key] for key in ROWS if key in found}
+    (HERE / "proofs.json").write_text(json.dumps(ordered, indent=1) + "\n")
+    _write(json.loads((HERE / "result.json").read_text()))
+
+
+def table_of_proofs(found: dict[str, Any]) -> str:
+    """How many radii the checker proves, as Markdown."""
+    lines = [
+        "",
+        "# Proofs of radii",
+        "",
+        "By `--proofs`: the first points of each row, and how many of their radii the checker proves. Budgets are those of as",
+        "many points, in processor time; methods are those whose radius is the largest.",
+        "",
+        "| row | points | with a radius | checked | methods | why not |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, row in found.items():
+        methods = ", ".join(f"{method} {count}" for method, count in row["methods"].items())
+        why = "; ".join(f"{count}: {reason}" for reason, count in row["unchecked"].items())
+        lines.append(
+            f"| {name} | {row['points']} | {row['with_a_radius']} | {row['checked']} | {methods} | {why} |"
+        )
+    return "\n".join(lines) + "\n" if found else ""
+
+
 def _write(results: dict[str, Any]) -> None:
     ordered = {key: results[key] for key in ROWS if key in results}
     (HERE / "result.json").write_text(json.dumps(ordered, indent=1) + "\n")
-    (HERE / "README.md").write_text(table(ordered))
+    (HERE / "README.md").write_text(table(ordered) + table_of_proofs(_proved()))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-LIMIT_SECONDS = 600
+LIMIT_SECONDS = 1100
 
 
 @dataclass(frozen=True)

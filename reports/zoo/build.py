@@ -60,6 +60,8 @@ def table(rows: list[dict[str, Any]], networks: int) -> str:
         "claim",
         "verdict",
     )
+    bounds = [(row["name"], r) for row in rows for r in row["results"] if "rigour" in r]
+    apart = [(name, r) for name, r in bounds if r["rigour"] != "checked"]
     counts = {word: sum(row["verdict"] == word for row in rows) for word in ("confirmed", "refuted", "open")}
     return "\n".join(
         [
@@ -75,6 +77,13 @@ def table(rows: list[dict[str, Any]], networks: int) -> str:
             "| " + " | ".join(head) + " |",
             "|" + "---|" * len(head),
             *(line(row) for row in rows),
+            "",
+            f"{len(bounds) - len(apart)} of {len(bounds)} bounds are proved by the checker. The others, and why:",
+            "",
+            *(
+                f"- `{name}`, {r['analyzer']}: {r.get('unchecked', 'no reason was kept')}"
+                for name, r in apart
+            ),
             "",
             "## Why the claims",
             "",
