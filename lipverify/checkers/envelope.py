@@ -328,7 +328,7 @@ def _check(data: bytes, sidecar: Callable[[str], bytes], read: Callable[[], list
         raise RefutedCertificate(f"it proves something else than expected: {reason}")
     regions = [region_of(ball, centres, box) for ball in found.regions]
     looked = [Around(region.centre, region.low, region.high) for region in regions]
-    agreements = [agreed(model, whole, looked)._asdict() if model.binding == "file" else None
+    agreements = [agreed(model, whole, looked) if model.binding == "file" else None
                   for model, (whole, _) in zip(models, read_in, strict=True)]  # fmt: skip
     facts, theories = _facts(found.proof, Subject(program, regions, exact), beside)
     if isinstance(claim, Deviation):
@@ -338,8 +338,9 @@ def _check(data: bytes, sidecar: Callable[[str], bytes], read: Callable[[], list
         carried(claim, facts, found.regions, (len(program.steps) - 1, ended[0].steps[-1].size))
     weights = [used for _, used in read_in]
     each = zip(abouts, models, weights, agreements, strict=True)
-    shown = [{**shown_of(about, model, used), "agreement": agreed} for about, model, used, agreed in each]
-    said = words(claim.statement(*abouts), models, weights, exact, theories)
+    shown = [{**shown_of(about, model, used), "agreement": None if one is None else one._asdict()}
+             for about, model, used, one in each]  # fmt: skip
+    said = words(claim.statement(*abouts), models, weights, agreements, exact, theories)
     sizes = tuple((p.steps[0].size, p.steps[-1].size) for p in ended)
     return Verdict(said, claim.to_json(), shown, time.monotonic() - started, sizes, theories, tuple(ended))
 

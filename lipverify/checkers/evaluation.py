@@ -182,6 +182,24 @@ def _root(*squares: Any) -> Array:
     return np.asarray(np.sqrt(sum(np.square(s) for s in squares)))
 
 
+def _own(step: Scalar, x: Array, y: Array, unit: float) -> Array:
+    """What an activation itself is away from its value, in roundings: of its largest part, as far as that shows in y."""
+    settings, size = dict(step.settings), np.abs(y)
+    if step.law in (*_PIECEWISE, "Sqrt", "Square", "Reciprocal"):
+        return size
+    if step.law == "HardSigmoid":  # two roundings ahead of a clip, which cuts them off
+        inner, shift = settings["alpha"] * x, settings["beta"]
+        away = 64.0 * unit * (np.abs(inner) + abs(shift))
+        ends = [np.abs(np.clip(inner + shift + sign * away, 0.0, 1.0) - y) for sign in (1.0, -1.0)]
+        return np.asarray(size + np.fmax(*ends) / (64.0 * unit))
+    most = max([1.0, *(abs(value) for value in settings.values())])
+    if step.law == "Exp":
+        return size * (1.0 + np.abs(x))
+    if step.law == "Power":
+        return size * most * (1.0 + np.abs(np.log(np.abs(x))))
+    return np.maximum(size, most)
+
+
 def _deviation(
     step: Step, x: Array, other: Array, y: Array, spread: Array, beside: Array, unit: float
 ) -> Array:
@@ -204,9 +222,7 @@ def _deviation(
             64.0 * np.maximum(spread, unit**2 * (1.0 + np.abs(x))),
         )
         moved = np.fmax(np.abs(value(x + d) - y), np.abs(value(x - d) - y)) / 64.0
-        size = max([1.0, *(abs(v) for _, v in step.settings)])
-        own = np.abs(y) if step.law in _PIECEWISE else size * (1.0 + np.abs(x)) * np.maximum(np.abs(y), 1.0)
-        return _root(moved, unit * own)
+        return _root(moved, unit * _own(step, x, y, unit))
     if isinstance(step, Order):
         worst = _grouped(spread, step.groups, 0.0).max(-1, keepdims=True)
         return np.broadcast_to(

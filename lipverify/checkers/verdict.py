@@ -9,6 +9,7 @@ from typing import Any
 from lipverify.checkers.claims import About
 from lipverify.checkers.kernel.program import Program
 from lipverify.checkers.reader import Model
+from lipverify.checkers.reader.agreement import CLEAR, Agreement
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,14 @@ def words(
     claim: str,
     models: Sequence[Model],
     weights: Sequence[Mapping[str, Any] | None],
+    agreements: Sequence[Agreement | None],
     exact: bool,
     theories: Sequence[str],
 ) -> str:
-    """The statement from what was proved; what of a file took no part stands first."""
+    """The statement from what was proved; what of a file took no part stands first.
+
+    agreements: of each model's file with a runtime, None where it is no ONNX file.
+    """
     first, about = zip(
         *(_told(model, used) for model, used in zip(models, weights, strict=True)), strict=True
     )
@@ -88,8 +93,21 @@ def words(
         )
     how += f", with theories beyond the core: {', '.join(theories)}" if theories else ""
     origin = about[0] if len(about) == 1 else f"the first {about[0]}, the second {about[1]}"
+    origin += "".join(
+        dict.fromkeys(_compared(agreement) for agreement in agreements if agreement is not None)
+    )
     rest = "not covered: execution in floating point, preprocessing outside the graph"
     return f"{''.join(first)}{claim}, {origin}; proved in {how}; {rest}"
+
+
+def _compared(agreement: Agreement) -> str:
+    """What the comparison of a file with a runtime has not seen."""
+    said = []
+    if agreement.within > CLEAR:
+        said.append(f"to within a factor of {1 + agreement.within:.2g} of how much its outputs change")
+    if agreement.gates == 0:
+        said.append("at ordinary inputs and none where its activations turn")
+    return f"; its reading was compared with {agreement.evaluator} {' and '.join(said)}" if said else ""
 
 
 def _told(model: Model, weights: Mapping[str, Any] | None) -> tuple[str, str]:

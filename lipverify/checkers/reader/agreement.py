@@ -6,6 +6,7 @@ scale of the sums inside, so that small weights hide no wrong operator. Inputs w
 sums inside are so large that any other function would be allowed as well, or a file of float32 or float16 alone differs by more,
 it is written in float64 and held against onnx's own evaluator, which decides: the claim is about real numbers, and deep networks
 differ in float32 by more than a model of their roundings says. What is not settled there is not covered.
+Where sums hide a part of how much outputs change, float64 is asked too; where it does not tell, the verdict says how large one.
 
 Where the file takes any number of samples, two and three go together as well: what one sample gives must not depend on others. A
 runtime that takes one alone is believed: the verdict speaks of one sample.
@@ -29,19 +30,24 @@ import numpy as np
 from lipverify.checkers.evaluation import evaluate_with_deviations
 from lipverify.checkers.kernel.account import charge
 from lipverify.checkers.kernel.program import Affine, Array, Program
+from lipverify.checkers.reader.gates import work_of
 from lipverify.checkers.reader.onnx import input_of, only
-from lipverify.checkers.reader.openings import Around, openings, work_of
+from lipverify.checkers.reader.openings import Around, openings
 from lipverify.checkers.reader.reading import Reading, fed
+from lipverify.checkers.reader.references import told_by_reference
 from lipverify.checkers.reader.runtimes import Answer, Asked, Broken, evaluated, evaluated_apart
 from lipverify.checkers.reader.subgraphs import all_nodes
+from lipverify.checkers.reader.widening import widened
 from lipverify.checkers.reader.wire import parse_model
 from lipverify.errors import NotCovered
 
 _FACTOR, _FEW, _BATCHES = 64.0, 4, (2, 3)
 _WORK = 1 << 27
 """Products of numbers that all inputs together may take, as long as one does not need more; a number that is compared is four."""
-_OPEN = 128
-"""Inputs at gates and in regions at most."""
+_OPEN, _LEAST, _WIDE = 96, 8, 32
+"""Inputs at gates and in regions at most, and whatever they cost; and how many of those at gates are compared in float64, too."""
+CLEAR = 1.0 / 64.0
+"""Where more than this part of a change is allowed in the type of the file, float64 is asked."""
 _HELD = 1 << 22
 """Numbers of steps and outputs that are evaluated at once, as long as one input does not need more."""
 _UNITS = {"float16": 2.0**-11, "float32": 2.0**-24, "float64": 2.0**-52}
@@ -57,21 +63,36 @@ _INTEGERS = ("ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul")
 class Agreement(NamedTuple):
     """evaluator: name and version; inputs: how many were compared; share: the largest difference in parts of what is allowed.
 
-    seed: of the inputs that were new.
+    seed: of the inputs that were new. gates: how many of the inputs lie where gates open; None: there are no gates. within: the
+    most that is allowed, in parts of how much an output changes over the inputs: a smaller difference would not have shown.
     """
 
     evaluator: str
     inputs: int
     share: float
     seed: int
+    gates: int | None
+    within: float
 
 
-class _Unsettled(NotCovered):
-    """Rounding in the type of the file may be all that differs. rows: inputs beside the ordinary ones where it is too much."""
+class _Held(NamedTuple):
+    """One comparison: differences in parts of what is allowed, and whether anything was compared, for each input."""
 
-    def __init__(self, message: str, rows: Sequence[int] = ()) -> None:
-        super().__init__(message)
-        self.rows = list(rows)
+    evaluator: str
+    inputs: int
+    shares: Array
+    told: Array
+    within: float
+
+    @property
+    def differ(self) -> bool:
+        """Whether there is a difference that is no rounding."""
+        return not bool((self.shares <= 1.0).all())
+
+    @property
+    def hidden(self) -> bool:
+        """Whether any other function would be allowed as well."""
+        return not self.within <= 1.0
 
 
 def agree(data: bytes, program: Program, seed: int | None = None, apart: float | None = None,
@@ -92,34 +113,71 @@ def agree(data: bytes, program: Program, seed: int | None = None, apart: float |
     reduced = reduced if reading is None else fed(reduced, reading)
     name, shape, kind, several = input_of(reduced)
     rng = np.random.default_rng([seed, *hashlib.sha256(data).digest()])
-    inputs = _inputs(program, kind, rng)
+    first = _inputs(program, kind, rng)
+    ordinary = len(first)
     run = _Run(
-        program, outputs, name, shape, [program.outputs[k].name for k in outputs], apart, several, len(inputs)
+        program, outputs, name, shape, [program.outputs[k].name for k in outputs], apart, several, ordinary
     )
     # The last ones may leave the type: what they say of others is enough.
-    inputs = np.append(inputs, _more(program, kind, inputs, rng, regions), axis=0)
+    rows, at_gates, gates = _more(program, kind, first, rng, regions)
+    inputs, at_gates = np.append(first, rows, axis=0), np.append(np.zeros(ordinary, bool), at_gates)
     failures: list[str] = []
-    try:
-        found = run.held(reduced, inputs, ("onnxruntime", "reference"), kind.name, failures)
-    except _Unsettled as error:
-        ordinary = inputs[: run.ordinary]
-        # The first ones have to tell; large ones may hide even in float64 what is compared at others.
-        run = run._replace(ordinary=min(_FEW, run.ordinary))
-        # Kernels of some processors hold pairs of products of 8 bits in 16 bits, and cut them: onnx's own evaluator decides. Far
-        # out it overflows where numbers become integers, which then end at the quantiser's ends.
-        if any(node["op_type"] in _INTEGERS for node in all_nodes(parse_model(data)["graph"])):
-            found = run.held(reduced, ordinary, ("reference",), kind.name, failures)
-            if found is not None:
-                return Agreement(*found, seed)
-        wide = _widened(reduced, kind.name)
-        # Every input that is not settled, not the worst alone: what differs by rounding would hide what differs.
-        rows = np.append(ordinary, inputs[error.rows], axis=0)
-        found = None if wide is None else run.held(wide, rows, ("reference",), "float64", failures)
-        if found is None:
-            raise
+    makes = ("onnxruntime", "reference") if told_by_reference(reduced) else ("onnxruntime",)
+    found = run.held(reduced, inputs, makes, kind.name, failures)
     if found is None:
         raise NotCovered(f"no runtime that is installed evaluates the file ({', '.join(failures)})")
-    return Agreement(*found, seed)
+    # The first ones have to tell; large ones may hide even in float64 what is compared at others.
+    few = run._replace(ordinary=min(_FEW, ordinary))
+    # Kernels of some processors hold pairs of products of 8 bits in 16 bits, and cut them: onnx's own evaluator decides. Far
+    # out it overflows where numbers become integers, which then end at the quantiser's ends.
+    if (found.differ or found.hidden) and any(
+        node["op_type"] in _INTEGERS for node in all_nodes(parse_model(data)["graph"])
+    ):
+        other = few.held(reduced, first, ("reference",), kind.name, failures)
+        if other is not None:
+            inputs, at_gates, found = first, at_gates[:ordinary], other
+    found = _in_float64(few, reduced, kind.name, inputs, ordinary, at_gates, found)
+    if found.differ:
+        raise NotCovered(f"{found.evaluator} computes another function than the checker read")
+    if found.hidden:
+        raise NotCovered(
+            f"sums inside hide in the type of the file what {found.evaluator} and the checker compute"
+        )
+    opened = int((found.told & at_gates).sum()) if gates else None
+    share = float(found.shares.max(initial=0.0))
+    return Agreement(found.evaluator, found.inputs, share, seed, opened, found.within)
+
+
+def _in_float64(
+    run: _Run, data: bytes, kind: str, inputs: Array, ordinary: int, at_gates: Array, found: _Held
+) -> _Held:
+    """What float64 says where the type of the file does not settle it, and of gates what it hides far out; else `found`.
+
+    Where nothing tells in float64, what was found stands with how much it may hide.
+    """
+    settled = not found.differ and found.within <= CLEAR
+    work = work_of(run.program)
+    # Every input that is not settled, not the worst alone: what differs by rounding would hide what differs.
+    far = found.shares > 1.0
+    if found.within > CLEAR:
+        far[:] = True
+    elif work <= _WORK:
+        far[np.flatnonzero(at_gates)[: min(_WIDE, _WORK // work)]] = True
+    rows = np.append(
+        np.arange(run.ordinary if settled else ordinary), ordinary + np.flatnonzero(far[ordinary:])
+    )
+    if (settled and len(rows) == run.ordinary) or not told_by_reference(data, wide=True):
+        return found
+    wide = widened(data, kind)
+    other = None if wide is None else run.held(wide, inputs[rows], ("reference",), "float64", [])
+    if other is None or (other.hidden and not (other.differ or found.differ or found.hidden)):
+        return found
+    if other.differ or other.hidden:
+        return other
+    told = found.told.copy()
+    told[rows] |= other.told
+    decided = found if settled else other
+    return decided._replace(told=told, within=min(found.within, other.within))
 
 
 class _Run(NamedTuple):
@@ -136,7 +194,7 @@ class _Run(NamedTuple):
     """How many inputs come first that have to be finite, and to tell."""
 
     def held(self, data: bytes, inputs: Array, makes: Sequence[str], kind: str,
-             failures: list[str]) -> tuple[str, int, float] | None:  # fmt: skip
+             failures: list[str]) -> _Held | None:  # fmt: skip
         """The comparison with the first runtime that evaluates the file; None where none does."""
         sizes = [len(self.program.outputs[k].view.places) for k in self.outputs]
         few = len(inputs)
@@ -149,7 +207,7 @@ class _Run(NamedTuple):
             more = " for several samples at once, or for one" if self.several else ""
             raise NotCovered(f"{answer.evaluator} makes an output of another size{more}")
         which = np.array([*range(few), *(k for batch in batches for k in batch)])
-        found = _compared(
+        return _compared(
             self.program,
             self.outputs,
             inputs,
@@ -159,7 +217,6 @@ class _Run(NamedTuple):
             answer.evaluator,
             self.ordinary,
         )
-        return answer.evaluator, *found
 
     def _asked(self, asked: Asked) -> Answer:
         if self.apart is None:
@@ -171,55 +228,6 @@ class _Run(NamedTuple):
             return evaluated_apart(asked, seconds, memory)
         except Broken as error:
             raise NotCovered(f"a runtime that was to evaluate the file {error}") from None
-
-
-def _widened(data: bytes, kind: str) -> bytes | None:
-    """A file of float32 or float16 alone, without subgraphs, in float64; None where it holds another type of floats."""
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
-
-    own = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16}.get(kind)
-    others = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE} - {own}
-    if own is None:
-        return None
-
-    def wide(tensor: Any) -> None:
-        if tensor.data_type == own:
-            values = numpy_helper.to_array(tensor).astype(np.float64)
-            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
-
-    model = onnx.ModelProto.FromString(data)
-    graph = model.graph
-    if any(attribute.HasField("g") for node in graph.node for attribute in node.attribute):
-        return None
-    scales = {
-        name for node in graph.node if node.op_type in ("Resize", "Upsample") for name in node.input[1:]
-    }
-    del graph.value_info[:]
-    stored = [t for t in graph.initializer if t.name not in scales]
-    for node in graph.node:
-        for attribute in node.attribute:
-            if node.op_type == "Constant" and attribute.name in ("value_float", "value_floats"):
-                if own != TensorProto.FLOAT:
-                    return None
-                value = attribute.f if attribute.name == "value_float" else list(attribute.floats)
-                attribute.CopyFrom(
-                    helper.make_attribute("value", numpy_helper.from_array(np.array(value, np.float64)))
-                )
-            elif attribute.HasField("t") and scales.isdisjoint(node.output):
-                stored.append(attribute.t)
-            elif node.op_type == "Cast" and attribute.name == "to":
-                if attribute.i in {*others, TensorProto.BFLOAT16}:
-                    return None
-                attribute.i = TensorProto.DOUBLE if attribute.i == own else attribute.i
-    if any(t.data_type in others for t in graph.initializer) or any(t.data_type in others for t in stored):
-        return None
-    for tensor in stored:
-        wide(tensor)
-    for value in (*graph.input, *graph.output):
-        if value.type.tensor_type.elem_type == own:
-            value.type.tensor_type.elem_type = TensorProto.DOUBLE
-    return bytes(model.SerializeToString())
 
 
 class _Seen:
@@ -237,24 +245,24 @@ class _Seen:
             np.maximum(ends[1], numbers.max(0, initial=-np.inf), out=ends[1])
         np.maximum(self.allowed, allowed.max(0, initial=0.0), out=self.allowed)
 
-    def telling(self, unit: float) -> bool:
-        """Whether what is allowed is less than how much every entry changes over the inputs.
+    def within(self, unit: float) -> float:
+        """The most that is allowed, in parts of how much an entry changes over the inputs.
 
         Entries that change by a few roundings or not at all are as good as constant.
         """
         if not self.some:
-            return True
+            return 0.0
         change = np.maximum(self.ours[1] - self.ours[0], self.theirs[1] - self.theirs[0])
         idle = change <= 4.0 * unit * np.abs(self.theirs).max(0)
-        return bool((idle | (self.allowed <= change)).all())
+        return float(np.where(idle, 0.0, self.allowed / np.where(idle, 1.0, change)).max(initial=0.0))
 
 
 def _compared(program: Program, outputs: Sequence[int], inputs: Array, which: Array, found: Sequence[Array], unit: float,
-              evaluator: str, ordinary: int) -> tuple[int, float]:  # fmt: skip
+              evaluator: str, ordinary: int) -> _Held:  # fmt: skip
     """A few inputs at once: of the others, extremes alone are kept. which: the input of every row of `found`, each once first."""
     seen = [_Seen(numbers.shape[1]) for numbers in found]
-    count, rows, shares = 0, _at_once(program), np.zeros(len(inputs))
-    finite = np.zeros(len(inputs), bool)
+    rows, shares = _at_once(program), np.zeros(len(inputs))
+    finite, compared = np.zeros((2, len(inputs)), bool)
     for start in range(0, len(inputs), rows):
         results, deviations = evaluate_with_deviations(program, inputs[start : start + rows], unit)
         at = np.flatnonzero((which >= start) & (which < start + rows))
@@ -273,33 +281,31 @@ def _compared(program: Program, outputs: Sequence[int], inputs: Array, which: Ar
             telling = fine & (which[at] < ordinary)
             seen[place].add(ours[telling], theirs[telling], allowed[telling])
             np.maximum.at(shares, which[at], share.max(1, initial=0.0))
+            np.logical_or.at(compared, which[at], told.any(1))
         finite[which[at[at < len(inputs)]]] = known[at < len(inputs)]
-    count, worst = int(finite.sum()), float(shares.max(initial=0.0))
-    if not worst <= 1.0:
-        far = ordinary + np.flatnonzero(shares[ordinary:] > 1.0)
-        raise _Unsettled(f"{evaluator} computes another function than the checker read", far.tolist())
-    if not all(one.telling(unit) for one in seen):
-        raise _Unsettled(
-            f"sums inside hide in the type of the file what {evaluator} and the checker compute",
-            range(ordinary, len(inputs)),
-        )
+    result = _Held(
+        evaluator, int(finite.sum()), shares, compared & finite, max(one.within(unit) for one in seen)
+    )
     # A file that leaves its type but at 0 is compared at 0 alone, where most functions agree.
-    if 2 * int(finite[:ordinary].sum()) < ordinary:
+    if not (result.differ or result.hidden) and 2 * int(finite[:ordinary].sum()) < ordinary:
         raise NotCovered(f"{evaluator} computes too few finite numbers to compare with")
-    return count, worst
+    return result
 
 
-def _more(
-    program: Program, kind: np.dtype[Any], known: Array, rng: np.random.Generator, regions: Sequence[Around]
-) -> Array:
-    """[count, inputs]: where gates open, of large sizes, in regions; those that the type holds, as many as the work allows."""
+def _more(program: Program, kind: np.dtype[Any], known: Array, rng: np.random.Generator,
+          regions: Sequence[Around]) -> tuple[Array, Array, bool]:  # fmt: skip
+    """[count, inputs]: where gates open, of large sizes, in regions; those that the type holds, as many as the work allows.
+
+    With which of them lie at gates, and whether there are gates.
+    """
     work, shown = work_of(program), _shown(program)
-    most = min(_OPEN, _WORK // max(work + 4 * shown, 1))
-    rows = openings(program, known, rng, _WORK // 8, regions)[:most]
-    charge(rows.size + len(rows) * shown, 8 * len(rows) * work)
+    found = openings(program, known, rng, regions)
     with np.errstate(over="ignore"):
-        rows = rows.astype(kind).astype(np.float64)
-    return np.asarray(rows[np.isfinite(rows).all(1)])
+        rows = found.rows.astype(kind).astype(np.float64)
+    kept = np.flatnonzero(np.isfinite(rows).all(1))
+    kept = kept[: min(_OPEN, max(_LEAST, _WORK // max(work + 4 * shown, 1)))]
+    charge(found.rows.size + len(kept) * shown, 8 * len(kept) * work)
+    return rows[kept], found.gates[kept], found.some
 
 
 def _inputs(program: Program, kind: np.dtype[Any], rng: np.random.Generator) -> Array:

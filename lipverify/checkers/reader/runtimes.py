@@ -273,8 +273,55 @@ def _reference(data: bytes, name: str, outputs: Sequence[str]) -> tuple[str, Eva
         def _run(self, x: Array) -> tuple[Array]:
             return (np.asarray(_ERF(x), x.dtype),)
 
+    class Gelu(OpRun):  # type: ignore[misc]
+        """In float64: onnx's own has constants of float32."""
+
+        op_domain = ""
+
+        def _run(self, x: Array, approximate: str = "none") -> tuple[Array]:
+            z = np.asarray(x, np.float64)
+            if approximate == "tanh":
+                tail = np.tanh(math.sqrt(2.0 / math.pi) * (z + 0.044715 * z * z * z))
+            else:
+                tail = np.asarray(_ERF(z / math.sqrt(2.0)), np.float64)
+            return (np.asarray(0.5 * z * (1.0 + tail), x.dtype),)
+
+    class HardSwish(OpRun):  # type: ignore[misc]
+        """As `Gelu`."""
+
+        op_domain = ""
+
+        def _run(self, x: Array) -> tuple[Array]:
+            z = np.asarray(x, np.float64)
+            return (np.asarray(z * np.clip(z / 6.0 + 0.5, 0.0, 1.0), x.dtype),)
+
+    class Softmax(OpRun):  # type: ignore[misc]
+        """Of old operator sets: over all axes from this one on, where onnx's own takes one axis."""
+
+        op_domain = ""
+
+        def _run(self, x: Array, **_: Any) -> tuple[Array]:
+            axis = next((int(a.i) for a in self.onnx_node.attribute if a.name == "axis"), 1)
+            z = x.reshape(math.prod(x.shape[: axis % x.ndim]), -1)
+            e = np.exp(z - z.max(1, keepdims=True))
+            return ((e / e.sum(1, keepdims=True)).reshape(x.shape),)
+
+    class LogSoftmax(OpRun):  # type: ignore[misc]
+        """As `Softmax`."""
+
+        op_domain = ""
+
+        def _run(self, x: Array, **_: Any) -> tuple[Array]:
+            axis = next((int(a.i) for a in self.onnx_node.attribute if a.name == "axis"), 1)
+            z = x.reshape(math.prod(x.shape[: axis % x.ndim]), -1)
+            z = z - z.max(1, keepdims=True)
+            return ((z - np.log(np.exp(z).sum(1, keepdims=True))).reshape(x.shape),)
+
     model = onnx.ModelProto.FromString(data)
-    evaluator = ReferenceEvaluator(model, new_ops=[BatchNormalization, Erf])
+    own = [BatchNormalization, Erf, Gelu, HardSwish]
+    if any(entry.version < 13 for entry in model.opset_import if entry.domain in ("", "ai.onnx")):
+        own += [Softmax, LogSoftmax]
+    evaluator = ReferenceEvaluator(model, new_ops=own)
     told = {i.name: i.type.tensor_type.elem_type for i in model.graph.input}[name]
     dtype = {1: np.float32, 10: np.float16, 11: np.float64}[told]
     return f"onnx.reference {onnx.__version__}", lambda x: evaluator.run(

@@ -91,6 +91,11 @@ class Walk:
         version = self.versions.get(domain, 0)
         call = Call(self.build, node.op_type, version, inputs, used, attributes, tuple(node.input))
         self._refuse_wrapping(call, domain, node)
+        if node.op_type == "CastLike" and self.types.known.get(node.input[-1]) in _HALF_BYTES:
+            raise call.refuse(
+                "converts to integers of four bits, which wrap around",
+                "export real numbers of 16, 32 or 64 bits",
+            )
         results = self._results(call, domain, node, schema, scope)
         if schema is not None:
             self.types.record(node, schema, bound, results)
@@ -159,6 +164,8 @@ _TAKE_CHOICES = ("Where", "Not", "Cast", "Identity", "Mul", "Add")
 """Operators that may take a comparison of computed numbers; whether it jumps there, they say themselves."""
 _INTEGERS = (2, 3, 4, 5, 6, 7, 12, 13, 21, 22)
 """Codes of integer types."""
+_HALF_BYTES = (21, 22)
+"""Codes of integers of four bits, which are held in bytes."""
 _ZERO_POINTS = {
     "QGemm": 8, "QLinearAdd": 7, "QLinearMul": 7, "QLinearConcat": 1, "QuantizeLinear": 2,
     **dict.fromkeys((f"QLinear{name}" for name in ("Sigmoid", "LeakyRelu", "AveragePool", "GlobalAveragePool", "Softmax")), 4),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from lipverify.errors import UnsupportedModel, UsageError
 from lipverify.frontends.onnx import extract_onnx
@@ -39,6 +39,20 @@ def test_a_vector_times_a_stack_of_matrices(left: bool) -> None:
 def test_a_stored_number_takes_the_type_of_the_input() -> None:
     nodes = [node("CastLike", ["c", "x"], ["d"]), node("Mul", ["x", "d"], ["y"])]
     assert kinds(agrees(model(nodes, ["N", 6], 19, {"c": np.float16(0.5)}))) == ["Scale"]
+
+
+@pytest.mark.parametrize("kind", [TensorProto.INT4, TensorProto.UINT4])
+def test_a_stored_number_does_not_take_four_bits(kind: int) -> None:
+    """16 becomes 0 there, and stayed 16."""
+    nodes = [
+        node("CastLike", ["c", "b"], ["q"]),
+        node("Cast", ["q"], ["d"], to=1),
+        node("Mul", ["x", "d"], ["y"]),
+    ]
+    source = model(nodes, [1, 1], 21, {"c": np.array([16.0], np.float32)})
+    source.graph.initializer.append(helper.make_tensor("b", kind, [1], [0]))
+    with pytest.raises(UnsupportedModel, match="converts to integers of four bits"):
+        agrees(source)
 
 
 def test_squeezing_everything_keeps_the_samples_apart() -> None:

@@ -16,7 +16,8 @@ from lipverify.checkers.evaluation import evaluate, shown
 from lipverify.checkers.kernel.program import Affine, Program, Scalar
 from lipverify.checkers.reader import agreement, model_of_bytes, read_model, runtimes
 from lipverify.checkers.reader.agreement import agree
-from lipverify.checkers.reader.openings import Around
+from lipverify.checkers.reader.openings import Around, Opened
+from lipverify.checkers.reader.widening import widened
 from lipverify.errors import NotCovered
 from tests.onnx_models import ints, model, node, random
 from tests.unit.frontends.test_onnx_operators import CASES
@@ -166,11 +167,11 @@ def test_a_file_of_several_types_of_floats_is_not_widened() -> None:
         node("MatMul", ["b", "w"], ["y"]),
     ]
     data = model(nodes, [1, 6], 13, {"w": random(6, 2)}).SerializeToString()
-    assert agreement._widened(data, "float32") is None
-    assert agreement._widened(data, "float16") is None
-    assert agreement._widened(small(), "float32") is not None
-    assert agreement._widened(small(), "float16") is None
-    assert agreement._widened(small(), "float64") is None
+    assert widened(data, "float32") is None
+    assert widened(data, "float16") is None
+    assert widened(small(), "float32") is not None
+    assert widened(small(), "float16") is None
+    assert widened(small(), "float64") is None
 
 
 def test_a_file_of_float16_is_decided_in_float64() -> None:
@@ -178,7 +179,7 @@ def test_a_file_of_float16_is_decided_in_float64() -> None:
     whole = {"w": random(6, 8).astype(np.float16), "v": random(8, 2).astype(np.float16)}
     nodes = [node("MatMul", ["x", "w"], ["a"]), node("Relu", ["a"], ["b"]), node("MatMul", ["b", "v"], ["y"])]
     data = model(nodes, [1, 6], 13, whole, kind=10).SerializeToString()
-    wide = agreement._widened(data, "float16")
+    wide = widened(data, "float16")
     assert wide is not None
     assert {t.data_type for t in onnx.ModelProto.FromString(wide).graph.initializer} == {11}
     for seed in range(8):
@@ -406,7 +407,9 @@ def test_a_wrong_reading_behind_a_gate_is_seen(gate: str, monkeypatch: pytest.Mo
     with pytest.raises(NotCovered, match="another function than the checker read"):
         agree(data, read, 3)
     # Without these inputs nobody sees it, and the comparison says that it has seen nothing wrong.
-    monkeypatch.setattr(agreement, "openings", lambda program, known, *_: known[:0])
+    monkeypatch.setattr(
+        agreement, "openings", lambda program, known, *_: Opened(known[:0], np.zeros(0, bool), True)
+    )
     if gate not in ("a maximum", "a clip"):
         agree(data, read, 3)
 

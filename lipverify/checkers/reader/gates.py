@@ -1,0 +1,201 @@
+"""Gates of a program: arguments of activations and where they bend, entries of maxima, and how an input moves to turn one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from lipverify.checkers.evaluation import evaluate, shown
+from lipverify.checkers.kernel.account import charge
+from lipverify.checkers.kernel.curves import curve
+from lipverify.checkers.kernel.program import (
+    Affine,
+    Array,
+    Normalise,
+    Order,
+    Product,
+    Program,
+    Reflect,
+    Scalar,
+    Softmax,
+    Step,
+    View,
+    by_source,
+    views_of,
+)
+
+_HELD = 1 << 22
+"""Numbers of steps and gates that are evaluated at once, as long as one input does not need more."""
+_BENDS = 4
+"""Places where one activation bends, at most."""
+
+
+def work_of(program: Program) -> int:
+    """Products of numbers that one input takes."""
+    return sum(s.index.size * s.kernel.shape[1] if isinstance(s, Affine) else s.size for s in program.steps)
+
+
+class _Block(NamedTuple):
+    """Gates of one step, `size` of them. bend: taken off arguments of an activation, a number or [size]; None: of a maximum."""
+
+    step: int
+    size: int
+    bend: float | Array | None
+
+
+class Gates:
+    """All gates of a program in one order; each is on where its number is positive."""
+
+    def __init__(self, program: Program) -> None:
+        self.program, self.blocks = program, _blocks(program)
+        self.ends = np.cumsum([block.size for block in self.blocks], dtype=np.int64)
+        self.count = int(self.ends[-1]) if self.blocks else 0
+        self.numbers, self.work = sum(step.size for step in program.steps), work_of(program)
+
+    def at(self, x: Array, chosen: Array) -> Array:
+        """[n, chosen]: how far arguments are beyond a bend, and entries beyond the largest other one. x: [n, inputs]."""
+        found, rows = np.empty((len(x), len(chosen))), max(1, _HELD // (self.numbers + self.count + 1))
+        charge(found.size + min(rows, len(x)) * (self.numbers + 2 * self.count), len(x) * self.work)
+        for start in range(0, len(x), rows):
+            found[start : start + rows] = self._all(evaluate(self.program, x[start : start + rows]))[
+                :, chosen
+            ]
+        return found
+
+    def _all(self, results: Sequence[Array]) -> Array:
+        found = []
+        for block in self.blocks:
+            step = self.program.steps[block.step]
+            z = shown(step.view, results)
+            found.append(z - block.bend if block.bend is not None else _leads(z, _groups(step)))
+        return np.concatenate(found, axis=1)
+
+    def uphill(self, x: Array, chosen: Array, through: bool) -> tuple[Array, Array]:
+        """[n], [n, inputs]: for row k the number of gate chosen[k], and how it changes with the input.
+
+        through: as if activations that are flat there were the identity, so that gates behind closed ones have a direction too.
+        """
+        results = evaluate(self.program, x)
+        charge(4 * len(x) * self.numbers, 4 * len(x) * self.work)
+        slopes = [np.zeros_like(r) for r in results]
+        numbers = np.zeros(len(x))
+        own = np.searchsorted(self.ends, chosen, side="right")
+        for k in np.unique(own):
+            block, rows = self.blocks[k], np.flatnonzero(own == k)
+            step, places = self.program.steps[block.step], chosen[rows] - (self.ends[k] - block.size)
+            z = shown(step.view, results)
+            back = np.zeros_like(z)
+            if block.bend is not None:
+                back[rows, places] = 1.0
+                numbers[rows] = (z - block.bend)[rows, places]
+            else:
+                groups = _groups(step)
+                group, own_place = groups[places // groups.shape[1]], groups.reshape(-1)[places]
+                others = np.where(
+                    (group < 0) | (group == own_place[:, None]), -np.inf, z[rows[:, None], group]
+                )
+                back[rows, own_place] = 1.0
+                largest = others.argmax(1)
+                back[rows, group[np.arange(len(rows)), largest]] -= 1.0
+                numbers[rows] = z[rows, own_place] - others.max(1)
+            _passed(step.view, back, slopes)
+        for k in range(len(results) - 1, 0, -1):
+            step = self.program.steps[k]
+            if slopes[k].any():
+                read = [shown(view, results) for view in views_of(step)]
+                for view, back in zip(
+                    views_of(step), _backward(step, read, results[k], slopes[k], through), strict=True
+                ):
+                    _passed(view, back, slopes)
+        return numbers, slopes[0]
+
+
+def _blocks(program: Program) -> list[_Block]:
+    found = []
+    for k, step in enumerate(program.steps):
+        if isinstance(step, Scalar):
+            found += [_Block(k, step.size, bend) for bend in _bends(step)]
+        elif isinstance(step, Order | Softmax) and step.groups.shape[-1] > 1:
+            found.append(_Block(k, step.groups.size, None))
+    return found
+
+
+def _bends(step: Scalar) -> list[float | Array]:
+    """Where an activation turns: the checker's own places of it, its settings, and 0."""
+    if step.law == "Round" and step.slopes is not None:
+        ends = [value for _, value in step.settings]
+        return [0.0, *(step.slopes * end for end in ends)]
+    turns = [float(t) for t in curve(step.law, step.settings, step.slopes).turns if np.ndim(t) == 0]
+    settings = [sign * value for _, value in step.settings for sign in (1.0, -1.0)]
+    return [*dict.fromkeys(b for b in (0.0, *turns[:_BENDS], *settings) if np.isfinite(b))]
+
+
+def _groups(step: Step) -> Array:
+    assert isinstance(step, Order | Softmax)
+    return step.groups
+
+
+def _leads(z: Array, groups: Array) -> Array:
+    """Every entry of every group minus the largest other one of it."""
+    y = np.append(z, np.full((len(z), 1), -np.inf), axis=1)[:, groups]
+    top = np.sort(y, axis=-1)[..., -2:]
+    with np.errstate(all="ignore"):
+        return np.asarray((y - np.where(y == top[..., 1:], top[..., :1], top[..., 1:])).reshape(len(z), -1))
+
+
+def _passed(view: View, back: Array, slopes: list[Array]) -> None:
+    """What changes with what a view shows, to the results that it shows. back: [n, view]."""
+    for source, at, places in by_source(view, [slopes[s].shape[1] for s in view.sources]):
+        rows = np.arange(len(back))[:, None]
+        np.add.at(slopes[source], (rows, places), back[:, at])
+
+
+def _backward(step: Step, read: Sequence[Array], y: Array, back: Array, through: bool) -> list[Array]:
+    """For each view of a step [n, view]: how the sum of `back` times the results y changes with what it shows."""
+    x = read[0]
+    if isinstance(step, Affine):
+        return [_adjoint(step, x, back)]
+    if isinstance(step, Scalar):
+        phi, d = curve(step.law, step.settings, step.slopes).value, 2.0**-20 * (1.0 + np.abs(x))
+        slope = np.nan_to_num((phi(x + d) - phi(x - d)) / (2.0 * d), posinf=0.0, neginf=0.0)
+        return [back * np.where(slope == 0, 1.0, slope) if through else back * slope]
+    if isinstance(step, Product):
+        return [back * read[1], back * x]
+    if isinstance(step, Order | Softmax):
+        found = np.zeros((len(x), x.shape[1] + 1))
+        z = np.append(x, np.full((len(x), 1), -np.inf), axis=1)[:, step.groups]
+        rows = np.arange(len(x))[:, None, None]
+        if isinstance(step, Softmax):
+            p, b = y.reshape(z.shape), back.reshape(z.shape)
+            np.add.at(found, (rows, step.groups[None]), p * (b - (p * b).sum(-1, keepdims=True)))
+        else:
+            order = z.argsort(-1) if step.whole else z.argmax(-1)[..., None]
+            places = np.take_along_axis(np.broadcast_to(step.groups, z.shape), order, -1)
+            np.add.at(found, (rows, places), back.reshape(places.shape))
+        return [found[:, :-1]]
+    found = np.zeros_like(x)
+    if isinstance(step, Reflect):
+        b, w = back[:, step.groups], step.vectors
+        turned = (x[:, step.groups] * w).sum(-1, keepdims=True) < 0
+        along = np.where(turned, (b * w).sum(-1, keepdims=True) * 2.0 / (w * w).sum(-1, keepdims=True), 0.0)
+        found[:, step.groups] = b - along * w
+    if isinstance(step, Normalise):
+        z, b = x[:, step.groups], step.weight * back.reshape(len(x), *step.groups.shape)
+        z = z - z.mean(-1, keepdims=True) if step.centred else z
+        scale = np.sqrt((z * z).mean(-1, keepdims=True) + step.epsilon)
+        z = z / scale
+        b = b - z * (b * z).mean(-1, keepdims=True)
+        found[:, step.groups] = (b - b.mean(-1, keepdims=True) if step.centred else b) / scale
+    return [found]
+
+
+def _adjoint(step: Affine, x: Array, back: Array) -> Array:
+    found = np.zeros((len(x), x.shape[1] + 1))
+    groups, out, _ = step.kernel.shape
+    for row, given in zip(found, back, strict=True):
+        b = given.reshape(groups, out, step.index.shape[1])
+        terms = np.matmul(np.swapaxes(b, 1, 2), step.kernel)
+        row += np.bincount(step.index.reshape(-1) % len(row), terms.reshape(-1), len(row))
+    return found[:, :-1]

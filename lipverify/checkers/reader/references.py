@@ -1,0 +1,34 @@
+"""Where onnx's own evaluator computes what the text of ONNX says: elsewhere it decides nothing.
+
+It passes over settings that it does not know. What it has of old operator sets is replaced (`runtimes`).
+"""
+
+from __future__ import annotations
+
+from lipverify.checkers.reader.subgraphs import all_nodes
+from lipverify.checkers.reader.wire import parse_model
+
+UNREAD = {
+    "GRU": "activations activation_alpha activation_beta clip output_sequence",
+    "LSTM": "activations activation_alpha activation_beta clip input_forget output_sequence",
+    "RNN": "activations activation_alpha activation_beta clip output_sequence",
+    "MaxPool": "auto_pad",
+    "TopK": "sorted",
+    "Upsample": "scales",
+    "Cast": "round_mode",
+    "CastLike": "round_mode",
+}
+"""Operator -> settings that it does not read, or not as they are meant, in the operator sets that are read."""
+_EXPANDED = ("GroupNormalization",)
+"""Operators that it writes out in others, with constants of float32."""
+
+
+def told_by_reference(data: bytes, wide: bool = False) -> bool:
+    """Whether onnx's evaluator decides what the file computes; wide: in float64, to all of its digits."""
+    for node in all_nodes(parse_model(data)["graph"]):
+        op, unread = node.get("op_type", ""), UNREAD.get(node.get("op_type", ""), "").split()
+        if wide and op in _EXPANDED:
+            return False
+        if any(attribute.get("name") in unread for attribute in node["attribute"]):
+            return False
+    return True

@@ -1,0 +1,242 @@
+"""Inputs where gates open are found in programs of every size, behind conjunctions, and beside parts that hide or pad them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import defs
+from onnx.reference.ops import _op_list
+
+from lipverify.checkers.kernel.program import Program
+from lipverify.checkers.reader import agreement, model_of_bytes, openings
+from lipverify.checkers.reader.agreement import agree
+from lipverify.checkers.reader.gates import Gates
+from lipverify.checkers.reader.openings import Around
+from lipverify.checkers.reader.operators import OPERATORS
+from lipverify.checkers.reader.references import UNREAD, told_by_reference
+from lipverify.checkers.verdict import _compared
+from lipverify.errors import NotCovered
+from tests.onnx_models import model, node, random
+
+Part = tuple[list[Any], dict[str, Any]]
+"""Operators that make g of x, and what they store."""
+
+
+def program_of(data: bytes) -> Program:
+    found = model_of_bytes("m.onnx", data)
+    assert found.program is not None, found.reason
+    return found.program
+
+
+def file(part: Part, factor: float, size: int = 4, more: Sequence[Any] = (), **stored: Any) -> bytes:
+    """y = x w + factor g, and what `more` adds to it."""
+    nodes, own = part
+    nodes = [
+        *nodes,
+        node("Mul", ["g", "f"], ["gf"]),
+        node("MatMul", ["x", "w"], ["xw"]),
+        node("Add", ["xw", "gf"], ["z"]),
+    ]
+    held = {**own, "f": np.float32(factor), "w": np.eye(size, 1), **stored}
+    held = {k: v if v.dtype == np.int64 else v.astype(np.float32) for k, v in held.items()}
+    last = more or [node("Identity", ["z"], ["y"])]
+    return bytes(model([*nodes, *last], [1, size], 13, held).SerializeToString())
+
+
+def smallest(signs: Sequence[float], ends: Sequence[float]) -> Part:
+    """relu(min over i of signs[i] x[i] - ends[i])."""
+    nodes = [node("MatMul", ["x", "s"], ["u"]), node("Sub", ["u", "c"], ["v"])]
+    nodes += [node("ReduceMin", ["v"], ["m"], axes=[1], keepdims=1), node("Relu", ["m"], ["g"])]
+    return nodes, {"s": np.diag(signs), "c": np.array(ends)}
+
+
+def hat(first: float, width: float) -> Part:
+    """A triangle of the first entry, 0 outside."""
+    nodes = [node("MatMul", ["x", "p"], ["u"]), node("Sub", ["u", "c"], ["v"]), node("Relu", ["v"], ["r"])]
+    nodes += [node("MatMul", ["r", "d"], ["g"])]
+    return nodes, {
+        "p": np.eye(4, 3)[:, [0, 0, 0]],
+        "c": first + width * np.arange(3.0),
+        "d": np.array([[1.0], [-2], [1]]),
+    }
+
+
+ALTERNATE = (1.0, -1.0, 1.0, -1.0)
+HIDDEN: dict[str, Callable[[], Part]] = {
+    "a conjunction of signs": lambda: smallest(ALTERNATE, [2.0**20] * 4),
+    "a conjunction of sizes": lambda: smallest(ALTERNATE, [2.0**20, 3.0, 2.0**15, 2.0**20]),
+    "a triangle far out": lambda: hat(2.0**20, 1.0),
+    "a narrow triangle": lambda: hat(30.0, 2.0**-6),
+    "a threshold of 2^120": lambda: smallest((1.0,) * 4, [2.0**120, -1.0, -1.0, -1.0]),
+}
+
+
+@pytest.mark.parametrize("gate", HIDDEN)
+def test_faults_behind_conjunctions_and_far_out_are_seen(gate: str) -> None:
+    """Float32 hides a triangle of height 1 at 2^20: inputs at gates are compared in float64 too."""
+    read, ran = (file(HIDDEN[gate](), factor) for factor in (1.0, 2.0))
+    assert agree(read, program_of(read), 1).gates
+    for seed in range(2):
+        with pytest.raises(NotCovered, match="another function"):
+            agree(ran, program_of(read), seed)
+
+
+def padded(part: Part, factor: float, width: int) -> bytes:
+    """Beside a layer of this width, which adds next to nothing."""
+    more = [
+        node("MatMul", ["x", "a"], ["h"]),
+        node("Tanh", ["h"], ["t"]),
+        node("MatMul", ["t", "b"], ["k"]),
+        node("MatMul", ["k", "e"], ["l"]),
+        node("Add", ["z", "l"], ["y"]),
+    ]
+    rng = np.random.default_rng(1)
+    wide = {
+        "a": rng.standard_normal((4, width)),
+        "b": rng.standard_normal((width, width)),
+        "e": rng.standard_normal((width, 1)),
+    }
+    return file(part, factor, 4, more, **{name: 1e-3 * array for name, array in wide.items()})
+
+
+@pytest.mark.parametrize("looking", [None, 0])
+def test_gates_are_looked_for_whatever_the_rest_costs(
+    looking: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Above 150,000 products no line was looked at. Without any work to spend one through 0, and one through each region, is."""
+    if looking is not None:
+        monkeypatch.setattr(openings, "_LOOKING", looking)
+        monkeypatch.setattr(agreement, "_WORK", looking)
+    part = smallest((1.0,) * 4, [2.0**12] + [-(2.0**30)] * 3)
+    read, ran = (padded(part, factor, 400) for factor in (1.0, 2.0))
+    program = program_of(read)
+    assert agree(read, program, 0).gates
+    with pytest.raises(NotCovered, match="another function"):
+        agree(ran, program, 0)
+    # Lines through regions come first.
+    at = np.full(4, 2.0**7)
+    read, ran = (padded(hat(2.0**7, 2.0**-3), factor, 400) for factor in (1.0, 2.0))
+    with pytest.raises(NotCovered, match="another function"):
+        agree(ran, program_of(read), 0, regions=[Around(at, at - 1.0, at + 1.0)])
+
+
+def test_slopes_of_gates_are_those_of_differences() -> None:
+    """Through every kind of step that has one."""
+    nodes = [
+        node("LayerNormalization", ["x", "one"], ["n"], axis=-1),
+        node("Gemm", ["n", "w", "b"], ["a"]),
+        node("Softmax", ["a"], ["p"], axis=-1),
+        node("Mul", ["a", "p"], ["q"]),
+        node("ReduceMax", ["q"], ["m"], axes=[1], keepdims=1),
+        node("Tanh", ["q"], ["t"]),
+        node("Mul", ["t", "m"], ["s"]),
+        node("Relu", ["s"], ["y"]),
+    ]
+    stored = {"one": np.ones(4, np.float32), "w": random(4, 5), "b": random(5)}
+    program = program_of(model(nodes, [1, 4], 17, stored).SerializeToString())
+    gates, x = Gates(program), np.random.default_rng(0).standard_normal((1, 4))
+    every = np.arange(gates.count)
+    at, slopes = gates.uphill(np.repeat(x, gates.count, 0), every, False)
+    np.testing.assert_allclose(at, gates.at(x, every)[0], rtol=0, atol=1e-12)
+    h = 2.0**-16 * np.eye(4)
+    differences = (gates.at(x + h, every) - gates.at(x - h, every)).T / 2.0**-15
+    np.testing.assert_allclose(slopes, differences, rtol=0, atol=1e-6)
+
+
+def cancelling(factor: float, size: float) -> bytes:
+    """factor u, and relu(size u) - relu(-size u) - size u, which is 0."""
+    nodes = [
+        node("MatMul", ["x", "w"], ["u"]),
+        node("Mul", ["u", "k"], ["ku"]),
+        node("Mul", ["u", "b"], ["v"]),
+        node("Relu", ["v"], ["r"]),
+        node("Neg", ["v"], ["n"]),
+        node("Relu", ["n"], ["l"]),
+        node("Sub", ["r", "l"], ["s"]),
+        node("Sub", ["s", "v"], ["o"]),
+        node("Add", ["ku", "o"], ["y"]),
+    ]
+    stored = {"w": random(4, 1), "k": np.float32(factor), "b": np.float32(size)}
+    return bytes(model(nodes, [1, 4], 13, stored).SerializeToString())
+
+
+def hard(factor: float, size: float) -> bytes:
+    """factor x + hardsigmoid(x - size), which is 0."""
+    nodes = [
+        node("HardSigmoid", ["x"], ["r"], alpha=1.0, beta=-size),
+        node("Mul", ["x", "k"], ["u"]),
+        node("Add", ["u", "r"], ["y"]),
+    ]
+    return bytes(model(nodes, [1, 4], 13, {"k": np.float32(factor)}).SerializeToString())
+
+
+@pytest.mark.parametrize("make", [cancelling, hard])
+@pytest.mark.parametrize("size", [2.0**10, 2.0**17, 2.0**19])
+def test_what_adds_nothing_hides_nothing(make: Callable[[float, float], bytes], size: float) -> None:
+    """A hundredth was hidden from 2^10 on, a factor of three from 2^19 on."""
+    program = program_of(make(1.0, size))
+    assert agree(make(1.0, size), program, 0).within < 2.0**-10
+    for factor in (1.01, 3.0):
+        with pytest.raises(NotCovered, match="another function"):
+            agree(make(factor, size), program, 0)
+
+
+def test_how_much_may_hide_is_said() -> None:
+    """In float64 alone there is nothing that decides: what may hide stands in the verdict."""
+    source = onnx.ModelProto.FromString(cancelling(1.0, 2.0**42))
+    data = model_in_float64(source)
+    found = agree(data, program_of(data), 0)
+    assert 1.0 / 64.0 < found.within < 1.0
+    assert found.gates == 0  # what they show is all rounding
+    assert "to within a factor of 1." in _compared(found)
+    assert "none where its activations turn" in _compared(found)
+    assert not _compared(found._replace(within=0.0, gates=None))
+
+
+def model_in_float64(source: Any) -> bytes:
+    from lipverify.checkers.reader.widening import widened
+
+    found = widened(source.SerializeToString(), "float32")
+    assert found is not None
+    return found
+
+
+# -- the reference
+
+
+def test_settings_that_the_reference_does_not_read_are_known() -> None:
+    """Every setting of an operator that is read, and that no line of onnx's evaluator names."""
+    named = ("consumed_inputs", "axis", "broadcast")  # of operator sets that are not read
+    for op in OPERATORS:
+        schemas = [
+            s
+            for s in defs.get_all_schemas_with_history()
+            if s.name == op and s.domain == "" and s.since_version >= 7
+        ]
+        classes = [getattr(_op_list, n) for n in dir(_op_list) if n == op or n.startswith(f"{op}_")]
+        source = "".join(
+            inspect.getsource(base)
+            for c in classes
+            for base in c.__mro__
+            if "onnx.reference.ops." in base.__module__
+        )
+        unread = {a for s in schemas for a in s.attributes if classes and a not in source} - {*named}
+        assert unread <= {*UNREAD.get(op, "").split()}, op
+
+
+@pytest.mark.parametrize(("names", "told"), [(None, True), (["Sigmoid", "Relu", "Tanh"], False)])
+def test_an_evaluator_that_passes_over_settings_does_not_decide(names: list[str] | None, told: bool) -> None:
+    given = {} if names is None else {"activations": names}
+    nodes = [
+        node("LSTM", ["x", "w", "r"], ["", "h"], hidden_size=2, **given),
+        node("Identity", ["h"], ["y"]),
+    ]
+    data = model(nodes, [3, 1, 2], 14, {"w": random(1, 8, 2), "r": random(1, 8, 2)}).SerializeToString()
+    assert told_by_reference(data) is told
+    for seed in range(6):
+        assert agree(data, program_of(data), seed).share < 1.0
