@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from lipverify.falsify import search
 from lipverify.loading import state_dict
@@ -17,6 +18,10 @@ from tests.tiers import FULL
 
 ROOT = Path(__file__).resolve().parent.parent
 THIRD_PARTY = ROOT.parent / "shared" / "checkpoints"
+
+# Of hypothesis too nothing hangs on the clock: examples that a busy machine draws slowly are as good as others.
+settings.register_profile("clockless", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("clockless")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -18,6 +18,8 @@ from lipverify.reporting.sections import Bar, Bars, Section, Table
 SHOWN = 40
 """Regions in the picture."""
 _HEAD = 10
+_LINE = 56
+"""Letters of 11 pixels that a line of a phone takes."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,8 @@ def key_figures(document: Document) -> list[tuple[str, str, str]]:
     """Title, number and remark of the figures at the top."""
     uppers, lowers = _uppers(document), _lowers(document)
     several = f", largest of {len(uppers)} regions" if len(uppers) > 1 else ""
-    found = [("Bound", upper_text(Magnitude(max(uppers))), f"proved{several}")]
+    how = "checked" if document["rigour"] == "checked" else "by formula"
+    found = [("Bound", upper_text(Magnitude(max(uppers))), f"{how}{several}")]
     if lowers:
         found.append(("Witness", lower_text(max(lowers)), f"shown by an input{several}"))
         ratios = [ratio_text(Magnitude(u), low) for u, low in zip(uppers, lowers, strict=True)]
@@ -162,10 +165,11 @@ def _plot(section: Bars) -> Plot | None:
         top = _HEAD + index * SMALL_ROW
         start, end = (axis.at(Magnitude(number).position) for number in (bar.lower, bar.upper))
         marks = () if bar.mark is None else (axis.at(Magnitude(max(bar.mark, 0.0)).position),)
-        labels.append(Label(0.0, top + 15, "start", display(bar.label, 40), "name"))
-        words = f"{lower_text(bar.lower, 4)} to {upper_text(Magnitude(bar.upper), 4)}"
+        # Both stand on one line of a phone's width: a long name gives way.
+        words = f"{lower_text(bar.lower, 3)} to {upper_text(Magnitude(bar.upper), 3)}"
         if bar.mark is not None:
-            words += f", against {lower_text(max(bar.mark, 0.0), 4)}"
+            words += f", against {lower_text(max(bar.mark, 0.0), 3)}"
+        labels.append(Label(0.0, top + 15, "start", display(bar.label, max(_LINE - len(words), 8)), "name"))
         labels.append(Label(100.0, top + 15, "end", words, "number"))
         tracks.append(Track(top + 26, start, end, start, marks, "best"))
     axis_y = _HEAD + len(tracks) * SMALL_ROW + 4

@@ -22,7 +22,6 @@ from lipverify.reporting.course import course
 from lipverify.reporting.format import (
     Magnitude,
     count_text,
-    decimal_text,
     lower_text,
     plural,
     seconds_text,
@@ -82,7 +81,7 @@ def render_audit(document: Document, witness: Witness | None = None) -> str:
         tool=tool_text(document),
         headline=words.headline(answers, query),
         meaning=words.meaning(answers, query),
-        verdict=_verdict(document, answers),
+        verdicts=words.verdicts(document, answers),
         made=made(document),
         digest=short_digest(model),
         verify=_verify_words(answers, model),
@@ -134,25 +133,6 @@ def short_digest(model: Document) -> str:
     """The beginning of the file's digest, for the foot of printed pages; empty where there is none. Nothing but digits."""
     found = str(model.get("sha256") or "")
     return found[:16] if re.fullmatch("[0-9a-f]{64}", found) else ""
-
-
-def _verdict(document: Document, answers: Answers) -> tuple[str, bool] | None:
-    """What the best bound says about the limit that was given, and whether it is kept."""
-    limit = document.get("limit")
-    if limit is None:
-        return None
-    number = decimal_text(float(limit))
-    if answers.best is None:
-        return f"Limit {number}: not decided, there is no bound.", False
-    bound = answers.best.largest
-    kept = bound.value is not None and bound.value <= float(limit)
-    shown = answers.lower is not None and answers.lower > float(limit)
-    text = upper_text(bound)
-    if kept:
-        return f"Limit {number}: kept. The constant is at most {text}.", True
-    if shown:
-        return f"Limit {number}: exceeded. A pair of inputs shows {lower_text(answers.lower or 0.0)}.", False
-    return f"Limit {number}: not shown to be kept. The best bound is {text}.", False
 
 
 def _verify_words(answers: Answers, model: Document) -> str:

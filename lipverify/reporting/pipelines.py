@@ -19,7 +19,8 @@ PREDICATE = "urn:lipverify:audit:1"
 
 
 def junit(document: Document, limit: float | None = None) -> str:
-    """One test case for each analyzer, skipped where it refused, an error where it broke; and one for `--fail-above`.
+    """One test case for each analyzer, skipped where it refused, an error where it broke; and one each for `--fail-above` and
+    `--claimed`.
 
     Format: the JUnit XML that continuous integration services read. A bound beyond float64 exceeds every limit.
     """
@@ -40,6 +41,16 @@ def junit(document: Document, limit: float | None = None) -> str:
         if not found <= limit:
             text = "no bound" if document["best"] is None else _bound_words(document["best"])
             ElementTree.SubElement(case, "failure", message=f"{text}; the limit is {limit!r}")
+    claimed = document.get("claimed")
+    if claimed is not None:
+        case = _case(suite, name, f"the constant is at most {claimed['constant']!r}, as claimed", "0.000")
+        if claimed["verdict"] == "refuted":
+            shown = document["lower"]["value"]
+            steepest = max(shown) if isinstance(shown, list) else shown
+            said = f"a pair of inputs has a slope of at least {steepest!r}"
+            ElementTree.SubElement(case, "failure", message=said)
+        elif claimed["verdict"] != "proved":
+            ElementTree.SubElement(case, "skipped", message="neither bounds nor witness settle it")
     for kind in ("testcase", "skipped", "failure"):
         suite.set(
             {"testcase": "tests", "failure": "failures"}.get(kind, kind),

@@ -18,7 +18,7 @@ from lipverify.reporting.format import (
     upper_text,
 )
 from lipverify.reporting.format import lower_text as lower_number
-from lipverify.reporting.words import choice, headline, import_check_words, operator_words
+from lipverify.reporting.words import choice, headline, import_check_words, operator_words, verdicts
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,6 +37,8 @@ def print_audit(document: Document, file: TextIO | None = None) -> None:
     answers = read(document)
     console = console_for(file)
     console.print(Text(headline(answers, document["query"]), style="bold"))
+    for said, holds in verdicts(document, answers):
+        console.print(Text(said, style="" if holds else "yellow"))
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     table.add_column("analyzer", overflow="fold")
     for title in ("upper", "lower", "ratio"):

@@ -104,3 +104,36 @@ def choice(document: Document) -> list[str]:
     said = document.get("choice") or {}
     sentences = [display(str(said[key]), 1000) for key in ("words", "more") if key in said]
     return [f"{sentence[0].upper()}{sentence[1:]}." for sentence in sentences]
+
+
+def verdicts(document: Document, answers: Answers) -> list[tuple[str, bool]]:
+    """What bounds and witness say of the limit and the claimed constant that were given: a sentence, and whether it holds."""
+    found = []
+    if document.get("limit") is not None:
+        found.append(_verdict(float(document["limit"]), answers))
+    claimed = document.get("claimed")
+    if claimed is not None:
+        number = decimal_text(float(claimed["constant"]))
+        if claimed["verdict"] == "refuted":
+            pair = lower_text(answers.lower or 0.0)
+            found.append((f"Claimed constant {number}: wrong. A pair of inputs shows {pair}.", False))
+        elif claimed["verdict"] == "proved":
+            found.append((f"Claimed constant {number}: true, by the bounds below.", True))
+        else:
+            found.append(
+                (f"Claimed constant {number}: undecided, neither bounds nor witness settle it.", False)
+            )
+    return found
+
+
+def _verdict(limit: float, answers: Answers) -> tuple[str, bool]:
+    number = decimal_text(limit)
+    if answers.best is None:
+        return f"Limit {number}: not decided, there is no bound.", False
+    bound = answers.best.largest
+    text = upper_text(bound)
+    if bound.value is not None and bound.value <= limit:
+        return f"Limit {number}: kept. The constant is at most {text}.", True
+    if answers.lower is not None and answers.lower > limit:
+        return f"Limit {number}: exceeded. A pair of inputs shows {lower_text(answers.lower)}.", False
+    return f"Limit {number}: not shown to be kept. The best bound is {text}.", False

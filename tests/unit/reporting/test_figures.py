@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import io
 import zlib
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -16,7 +18,9 @@ from lipverify.reporting.course import course
 from lipverify.reporting.gaps import gaps, pairs
 from lipverify.reporting.html import render_audit
 from lipverify.reporting.pairs import pair
+from lipverify.reporting.pipelines import junit
 from lipverify.reporting.radii import render_radii
+from lipverify.reporting.terminal import print_audit
 from lipverify.reporting.words import meaning
 from lipverify.robustness.attack import farthest
 from tests.unit.reporting import documents
@@ -135,6 +139,31 @@ def test_a_limit_has_a_verdict(limit: float, said: str, kind: str) -> None:
     assert verdict.whole_text().strip() == said
     assert kind in verdict.attributes["class"]
     assert not parse(render_audit(documents.of_bounds([9.75], 4.875))).all("p", "verdict")
+
+
+@pytest.mark.parametrize(
+    ("verdict", "said"),
+    [
+        ("proved", "Claimed constant 8: true, by the bounds below."),
+        ("refuted", "Claimed constant 8: wrong. A pair of inputs shows 4.875."),
+        ("open", "Claimed constant 8: undecided, neither bounds nor witness settle it."),
+    ],
+)
+def test_a_claimed_constant_has_a_verdict_on_the_page_in_the_terminal_and_for_pipelines(
+    verdict: str, said: str
+) -> None:
+    document = documents.of_bounds([9.75], 4.875) | {"claimed": {"constant": 8.0, "verdict": verdict}}
+    (shown,) = parse(render_audit(document)).all("p", "verdict")
+    assert shown.whole_text().strip() == said
+    assert ("kept" in shown.attributes["class"]) == (verdict == "proved")
+    lines = io.StringIO()
+    print_audit(document, lines)
+    assert said in lines.getvalue()
+    case = ElementTree.fromstring(junit(document).encode()).findall("testcase")[-1]
+    assert case.attrib["name"] == "the constant is at most 8.0, as claimed"
+    assert [child.tag for child in case] == {"proved": [], "refuted": ["failure"], "open": ["skipped"]}[
+        verdict
+    ]
 
 
 def test_a_digest_that_is_none_never_reaches_a_style() -> None:
