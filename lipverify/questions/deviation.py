@@ -50,7 +50,7 @@ def display_name(path: str) -> str:
 
 AT_ONCE = 1 << 14
 """Numbers of the widest layer, over all regions that are bounded together; others wait, or are left when time is over."""
-PARTED = 4
+PARTED = 8
 """The part of the time for facts, one in so many, that is spent on parts of regions."""
 MEANS = {"linf": "in every output", "l2": "in l2", "pairs": "in every difference of two outputs"}
 

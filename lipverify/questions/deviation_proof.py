@@ -62,6 +62,10 @@ this."""
 BATCH = 128
 SEARCHED = 0.25
 """The part of the time of a region that may be spent on where it is cut."""
+TOO_FEW = 16
+"""Where the checker has not the time for so many parts, none are looked for: the first ranges take as long as a few."""
+SPENT = 0.9
+"""The part of the time of a region that parts may take."""
 FORESEEN, ROOM = 0.8, 1.1
 """Of a part whose bound is at most so many times the largest one, the checker's own bound need not be known to write the proof:
 it is claimed to be at most so many times the one that was found."""
@@ -269,7 +273,7 @@ class _Proving:
         whole = self.writer.carried(part, self.pairs)
         bound, facts = self._bound(whole)
         if asked.norm_out == "linf" and divisible(ball) and not self._difference.zero:
-            bound, facts = self._split(k, _Leaf(part, facts, bound), time.monotonic() - before)
+            bound, facts = self._split(k, _Leaf(part, facts, bound), max(time.monotonic() - before, 1e-6))
         table = None
         if asked.norm_out == "pairs" or asked.differences:
             table, own = self._table(whole)
@@ -322,17 +326,16 @@ class _Proving:
         cost: seconds that the checker takes for one part. What is written takes as long to be read, so no more parts are used
         than fit into the time of the region.
         """
-        asked, deadline = self.asked, self.compute.deadline
+        asked, began, end = self.asked, time.monotonic(), self.compute.deadline
         share = self.compute.remaining() / (len(self.region) - k)
-        search = replace(
-            self.compute, deadline=None if deadline is None else time.monotonic() + SEARCHED * share
-        )
-        tree = self._grown(k, asked.wanted[k] * (1.0 + MOST / 2), share / max(cost, 1e-6), search)
+        if share < TOO_FEW * cost:
+            return whole.bound, whole.facts
+        search = replace(self.compute, deadline=None if end is None else began + SEARCHED * share)
+        tree = self._grown(k, asked.wanted[k] * (1.0 + MOST / 2), share / cost, search)
         if float(tree.seen[0]) > 0.0:
             self.far[k] = tree.far[0].flatten().numpy()
-        end = time.monotonic() + max(share - cost, 0.0) if deadline is not None else np.inf
-        left = min((end - time.monotonic()) / max(cost, 1e-6), len(tree))
-        leaves = tree.leaves(0, max(int(left), 1))
+        left = (began + SPENT * share - time.monotonic()) / cost if end is not None else np.inf
+        leaves = tree.leaves(0, max(int(min(left, len(tree))), 1))
         top = max(tree.values[number] for number in leaves)
 
         def covered(number: int, part: Part) -> tuple[float, list[int]]:
