@@ -31,7 +31,8 @@ from lipverify.ir.region import Ball
 from lipverify.questions.compared import saturates
 from lipverify.questions.deviation import deviation
 from lipverify.questions.question import Answer
-from lipverify.zoo.network import test_data
+from lipverify.reporting.format import Magnitude, lower_text, upper_text
+from lipverify.zoo.network import load_data, test_data
 
 HERE = Path(__file__).resolve().parent
 CHECKPOINTS = HERE.parents[2] / "shared" / "checkpoints"
@@ -52,7 +53,9 @@ def row(answer: Answer, started: float) -> Row:
     """
     if answer.upper is None or answer.lower is None:
         raise lv.UsageError("the budget ended before there was a bound")
-    upper, lower = (torch.atleast_1d(torch.as_tensor(v)) for v in (answer.upper, answer.lower))
+    upper, lower = (
+        torch.atleast_1d(torch.as_tensor(v, dtype=torch.float64)) for v in (answer.upper, answer.lower)
+    )
     document = answer.to_json()
     kept = {
         k: document["kept"][k]
@@ -69,10 +72,15 @@ def row(answer: Answer, started: float) -> Row:
     }  # fmt: skip
 
 
-def digits(other: str, region: str) -> Callable[[], Row]:
+def digits(other: str, region: str, held_out: bool = True) -> Callable[[], Row]:
+    """held_out: whether the points of the box are those that the network was not trained on."""
+
     def made() -> Row:
         f, g = lv.load(F), lv.load(other)
         x, correct = (test_data("digits-relu-mlp")[0].double(), zoo.points("digits-relu-mlp", 60)[0].double())
+        if not held_out:
+            known = zoo.card("digits-relu-mlp")
+            x = load_data(known.training.data, known.input_shape).x_train.double()
         started = time.process_time()
         if region == "box":
             return row(deviation(f, g, lv.InputBox(f.input_shape, 0.0, 1.0), x=x), started)
@@ -204,6 +212,7 @@ def saturating() -> Row:
 ROWS: dict[str, tuple[bool, Callable[[], Row]]] = {
     **{f"{other.split('-')[1]}, {region}": (False, digits(other, region)) for other in ("zoo:digits-int8", "zoo:digits-pruned")
        for region in (*REGIONS, "box")},
+    "int8, box, training images": (False, digits("zoo:digits-int8", "box", held_out=False)),
     **{f"{name} int8, {region}": (False, convolutions(name, region)) for name in ("digits-plain-cnn", "digits-resnet")
        for region in ("linf 1/64", "linf 1/16", "box")},
     "kw-mnist-cnn, 100 images, 1/255": (True, int8_copy("kw-mnist-cnn", "mnist.npz", "balls", 100, 60.0)),
@@ -239,7 +248,8 @@ def page(rows: dict[str, Row]) -> str:
             lines.append(f"| {name} | | | | | {r['error']} | | |")
             continue
         kept = f"{100 * r['kept']['certified']:.1f} % of {r['kept']['points']}" if r["kept"] else ""
-        numbers = f"{r['upper']:.4g} | {r['witness']:.4g} | {r['ratio'] or math.nan:.3g}"
+        bound, witness = upper_text(Magnitude(r["upper"]), 4), lower_text(r["witness"], 4)
+        numbers = f"{bound} | {witness} | {r['ratio'] or math.nan:.3g}"
         lines.append(f"| {name} | {r['regions']} | {numbers} | {r['rigour']} | {kept} | {r['seconds']} |")
     said = [(name, r) for name, r in rows.items() if r.get("unchecked")]
     if said:
