@@ -24,6 +24,13 @@ settings.register_profile("clockless", deadline=None, suppress_health_check=[Hea
 settings.load_profile("clockless")
 
 
+# Searches of tests end after few rounds that gain nothing; what they look for, and what is proved of it, is the same.
+SHORT = {"SCOUTS": 4, "STILL": 6, "VAIN": 1}
+WHOLE = {name: getattr(search, name) for name in SHORT}
+for _name, _value in SHORT.items():
+    setattr(search, _name, _value)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         mark = item.get_closest_marker("long")
@@ -53,9 +60,9 @@ def _forked_child(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.fixture
-def short_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For tests that ask for audits but not how steep their witnesses are: searches end after few rounds that gain nothing."""
-    for name, value in (("SCOUTS", 4), ("STILL", 6), ("VAIN", 1)):
+def whole_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of how steep a witness is: the search as users have it."""
+    for name, value in WHOLE.items():
         monkeypatch.setattr(search, name, value)
 
 

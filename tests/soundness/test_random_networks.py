@@ -59,7 +59,7 @@ def small(first: np.ndarray, second: np.ndarray) -> Graph:
 
 
 def test_bounds_of_all_small_relu_networks_hold_their_exact_constants() -> None:
-    """2-2-1 with weights in {-1, 0, 1}: all 729, up to the order and sign of what does not matter."""
+    """2-2-1 with weights in {-1, 0, 1}: all 729, up to the order and sign of what does not matter; or half."""
     tight: dict[str, int] = {}
     place = 0
     rows = [np.array(r, dtype=float) for r in itertools.product((-1, 0, 1), repeat=2)]
@@ -68,6 +68,8 @@ def test_bounds_of_all_small_relu_networks_hold_their_exact_constants() -> None:
         first, second = np.stack([rows[i], rows[j]]), np.array([signs])
         graph = small(first, second)
         place += 1
+        if not FULL and place % 4 < 2:
+            continue
         for norm in ("l2", "linf") if FULL else (("l2", "linf")[place % 2],):
             exact = exact_constant(first, second, norm)
             ball = lv.Ball(torch.zeros(1, 2, dtype=torch.float64), 1.0, "linf")
@@ -83,7 +85,9 @@ def test_bounds_of_all_small_relu_networks_hold_their_exact_constants() -> None:
                 value = float(upper.reshape(-1)[0])
                 assert value >= exact * (1 - 1e-12), (name, norm, first, second, value, exact)
                 tight[name] = tight.get(name, 0) + int(value <= exact * (1 + 1e-4) + 1e-12)
-    assert min(tight.values()) > 50  # the exact constants are reached often, so they are not idle
+    assert min(tight.values()) > (
+        50 if FULL else 20
+    )  # the exact constants are reached often, so they are not idle
 
 
 def test_relations_between_networks(rng: np.random.Generator) -> None:

@@ -14,8 +14,6 @@ import pytest
 from lipverify import zoo
 from tests.command import lipverify
 
-pytestmark = pytest.mark.usefixtures("short_search")
-
 
 def document(*arguments: str | Path) -> dict[str, Any]:
     done = lipverify(*arguments, "--json")

@@ -15,8 +15,6 @@ import lipverify as lv
 from lipverify.reporting import terminal
 from tests.command import lipverify
 
-pytestmark = pytest.mark.usefixtures("short_search")
-
 MODEL = "zoo:wine-selu"
 APP = "import sys; sys.argv = ['lipverify']; from lipverify.cli import app; app(prog_name='lipverify')"
 

@@ -12,8 +12,6 @@ import lipverify as lv
 from lipverify import pipeline
 from tests.command import lipverify
 
-pytestmark = pytest.mark.usefixtures("short_search")
-
 MODEL = "zoo:digits-relu-mlp"
 
 

@@ -38,8 +38,6 @@ from tests.command import lipverify
 from tests.networks import chain, tensor
 from tests.onnx_models import model, node, random
 
-pytestmark = pytest.mark.usefixtures("short_search")
-
 DOUBLE = ([[1.0, 0.1], [0.0, 1.0]], [[0.005], [0.1]])
 PLANT = ([[0.9, 0.1], [0.0, 0.8]], [[0.0], [1.0]])
 

@@ -28,8 +28,6 @@ from lipverify.ir.graph import Graph
 from lipverify.loading.safetensors import write_safetensors
 from tests.networks import chain, tensor
 
-pytestmark = pytest.mark.usefixtures("short_search")
-
 PLANT = ([[0.9, 0.1], [0.0, 0.8]], [[0.0], [0.1]])
 
 

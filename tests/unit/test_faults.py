@@ -20,7 +20,6 @@ from tests.onnx_models import model, node
 from tests.tiers import FULL, also
 
 # A run and the one that goes on after it are forks of this process: their searches are as short.
-pytestmark = pytest.mark.usefixtures("short_search")
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,6 @@ from tests import networks
 from tests.command import lipverify
 from tests.unit.reporting import radius_documents
 
-pytestmark = pytest.mark.usefixtures("short_search")
-
 MODEL, OTHER = "zoo:wine-selu", "zoo:cancer-gelu"
 
 

@@ -15,8 +15,6 @@ from lipverify.certificates.pending import UNPROVED, kept, restored
 from lipverify.errors import BudgetEnded, InvalidFile
 from tests.command import lipverify
 
-pytestmark = pytest.mark.usefixtures("short_search")
-
 MODEL = "zoo:wine-selu"
 
 

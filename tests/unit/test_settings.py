@@ -208,20 +208,21 @@ def started(file: str, *flags: str, cwd: str | Path = ROOT, **environment: str) 
     return found
 
 
-def test_a_locale_with_decimal_commas_and_warnings_as_errors(
-    file: str, plain: dict[str, Any], tmp_path: Path
-) -> None:
+@pytest.mark.usefixtures("whole_search")
+def test_a_locale_with_decimal_commas_and_warnings_as_errors(file: str, tmp_path: Path) -> None:
     with comma(tmp_path) as environment:
-        assert started(file, "-W", "error", **environment) == {**plain, "decimal point": ","}
+        assert started(file, "-W", "error", **environment) == {**numbers(file), "decimal point": ","}
 
 
 @long("compiles torch once more, without its asserts")
-def test_no_docstrings_and_no_asserts(file: str, plain: dict[str, Any]) -> None:
-    assert started(file, "-OO") == {**plain, "decimal point": "."}
+@pytest.mark.usefixtures("whole_search")
+def test_no_docstrings_and_no_asserts(file: str) -> None:
+    assert started(file, "-OO") == {**numbers(file), "decimal point": "."}
 
 
 @long("starts Python once more")
-def test_a_folder_that_cannot_be_written_and_ascii_alone(file: str, plain: dict[str, Any]) -> None:
+@pytest.mark.usefixtures("whole_search")
+def test_a_folder_that_cannot_be_written_and_ascii_alone(file: str) -> None:
     """/proc takes no files, not even from root; there is no home and the terminal knows ASCII."""
     nowhere = {
         "HOME": "/proc/none",
@@ -230,7 +231,7 @@ def test_a_folder_that_cannot_be_written_and_ascii_alone(file: str, plain: dict[
         "PYTHONUTF8": "0",
         "PYTHONCOERCECLOCALE": "0",
     }
-    assert started(file, cwd="/proc", **nowhere) == {**plain, "decimal point": "."}
+    assert started(file, cwd="/proc", **nowhere) == {**numbers(file), "decimal point": "."}
 
 
 def test_a_terminal_of_ascii_gets_every_line(file: str) -> None:

@@ -14,8 +14,6 @@ import lipverify as lv
 from lipverify.falsify import Search
 from lipverify.ir.shown import at_least, at_most
 
-pytestmark = pytest.mark.usefixtures("short_search")
-
 LINE, PAGE = 600, 6000
 
 

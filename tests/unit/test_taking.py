@@ -15,8 +15,6 @@ import lipverify as lv
 from lipverify import zoo
 from lipverify.falsify import Search
 
-pytestmark = pytest.mark.usefixtures("short_search")
-
 QUICK: dict[str, Any] = {"analyzers": "product", "search": Search(seconds=0.05)}
 
 

@@ -17,8 +17,6 @@ from lipverify.errors import InternalError, LipverifyError
 from lipverify.falsify import Search
 from tests.tiers import FULL
 
-pytestmark = pytest.mark.usefixtures("short_search")
-
 
 class Odd:
     """An object of a class of its own."""

@@ -27,8 +27,6 @@ from lipverify.ir.graph import Graph
 from tests.command import lipverify as run
 from tests.recurrent_files import network
 
-pytestmark = pytest.mark.usefixtures("short_search")
-
 BOTH = network("LSTM", sizes=("b", "t", 2), batch_first=True, states=(1, "b", 3))
 
 

@@ -16,8 +16,6 @@ import lipverify as lv
 from lipverify import zoo
 from tests.command import lipverify
 
-pytestmark = pytest.mark.usefixtures("short_search")
-
 
 @pytest.fixture(scope="module")
 def points(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -26,8 +26,6 @@ from lipverify.ir.graph import Graph
 from lipverify.ir.region import Query
 from tests.processes import server
 
-pytestmark = pytest.mark.usefixtures("short_search")
-
 
 @pytest.fixture(autouse=True)
 def _short_searches(monkeypatch: pytest.MonkeyPatch) -> None:

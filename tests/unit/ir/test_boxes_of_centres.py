@@ -133,7 +133,7 @@ def upper(folder: Path, *rest: str, command: str = "audit") -> list[float]:
 
 
 @pytest.mark.parametrize("command", ["audit", "deviate"])
-def test_features_by_name(command: str, folder: Path, short_search: None) -> None:
+def test_features_by_name(command: str, folder: Path) -> None:
     whole = upper(folder, "--radius", "0.5", command=command)
     named = upper(folder, "--radius", "age=0.5,height=0.25", command=command)
     ordered = upper(folder, "--radius", "0.5,1e-300,0.25,1e-300", command=command)

@@ -14,8 +14,6 @@ from lipverify.errors import UsageError
 from tests.command import lipverify
 from tests.tiers import also
 
-pytestmark = pytest.mark.usefixtures("short_search")
-
 BY_CONSTRUCTION = (
     "digits-aol",
     "digits-householder",

@@ -84,7 +84,7 @@ def test_any_budget_gives_a_bound_and_keeps_to_it(norm: str, budget: float) -> N
     assert pipeline.exit_code(result) == 0
 
 
-def test_control_c_on_the_command_line_writes_what_was_found(tmp_path: Path, short_search: None) -> None:
+def test_control_c_on_the_command_line_writes_what_was_found(tmp_path: Path) -> None:
     """The signal comes when the search says its third step: on no machine too early or too late."""
     rng = np.random.default_rng(0)
     widths = [20, *[40] * 5, 5]

@@ -53,6 +53,7 @@ def upper(graph: Graph, analyzer: LipSDP | LipSDPFast | LipSDPReference | Produc
     return float(found)
 
 
+@pytest.mark.usefixtures("whole_search")
 @pytest.mark.parametrize("seed", range(tier(2, 4)))
 def test_eight_neurons_of_norm_six_tenths(seed: int) -> None:
     """The size of the design measurement: SDP 3 % above the best Jacobian, the closed form 3 to 5 times above it."""
