@@ -37,6 +37,8 @@ NOTHING = 2.0**-200
 """Beyond the smallest numbers a bound of 0, for a network that is constant there, would need none of the checker's margins."""
 LITTLE = 1 << 24
 """Numbers of which derivatives everywhere are tried beside products of gains."""
+LONG, FORESEEN = 1 << 26, 1e-5
+"""Cubes of channels over frequencies together from which on the checker alone proves the step, and the room that it has."""
 Flat = tuple[Sequence[float], Sequence[Array | None]]
 """Weights of conditions, and slopes below kinks for every layer."""
 
@@ -390,6 +392,9 @@ class Writer(Record):
         blocks, _ = self._fitted(inner, None, neurons, None, None)
         fields: dict[str, Any] = {**end, "image": list(image), "torus": list(torus)}
         fields |= {"channels": [self.array(m) for m in channels], "blocks": [self.array(b) for b in blocks]}
+        if sum(len(m) ** 3 for m in channels) > LONG:
+            # With room for its roundings, the proof, which takes minutes, is left to whoever checks it.
+            return self._spread(fields, part, inner, part.upper * (1.0 + FORESEEN))
         # The factor of what the dense part reads takes the time, and is computed once.
         with np.errstate(all="ignore"):
             factor = frequencies.spread(self.subject, part.start, last, through, image, torus, channels)
@@ -398,11 +403,14 @@ class Writer(Record):
         for room in ROOM:
             limit = part.upper * (1.0 + room)
             if frequencies.held_behind(self.subject, through, part.end, factor, blocks, limit):
-                fact = Constant(
-                    theorems.Part(), Fraction(limit), part.start, part.end, Rows(*inner.rows), part.norms
-                )
-                return self._put({"step": "frequencies", **fields, "limit": limit.hex()}, fact)
+                return self._spread(fields, part, inner, limit)
         raise RefutedCertificate("the multipliers behind positions do not prove the bound")
+
+    def _spread(self, fields: Mapping[str, Any], part: Part, inner: Part, limit: float) -> int:
+        """The step `frequencies` with this limit, as proved."""
+        rows = Rows(*inner.rows)
+        fact = Constant(theorems.Part(), Fraction(limit), part.start, part.end, rows, part.norms)
+        return self._put({"step": "frequencies", **fields, "limit": limit.hex()}, fact)
 
     def _fitted(
         self,

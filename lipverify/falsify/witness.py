@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -31,9 +30,9 @@ POINTS = 3
 """Of the pool, of which pairs are made."""
 ROUGH = 3
 """Pairs far apart that intervals are tried on in a network of many parameters."""
-KNOWN, FAR, NEAR, SOME = 0.99, 0.98, 1e-5, 5.0
-"""Of what is believed, the part with which a proof by gains is enough, and below which no nearer pair is tried; how near pairs
-are tried, of the farthest; and seconds of evaluations, as counted, that all tries together may take."""
+LOST, FARTHEST, TRIES, SOME = 0.01, 1e3, 6, 5.0
+"""Of what is believed, the part that a proof by gains may lose; how many times farther apart a pair is moved at once; and how
+many are tried at most, and for how many seconds of evaluations, as counted."""
 Candidates = list[tuple[Tensor, Tensor, Tensor]]
 """Believed slopes [count] and the two points [count, *shape] of each."""
 
@@ -110,7 +109,7 @@ def _shown(
     Args:
         deadline: where there is one, a pair far apart is proved first, in the time of a few evaluations; what is proved
             exactly after that ends at the deadline.
-        gains: where there are any, all but the nearest pairs are proved by them first; that is the end where anything is shown.
+        gains: where there are any, the steepest pair is proved by them first; that is the end where anything is shown.
     """
     believed, first, second = (torch.stack(column).cpu() for column in zip(*candidates, strict=True))
     order = believed.argsort(dim=0, descending=True, stable=True)
@@ -121,23 +120,18 @@ def _shown(
     notes: list[str] = []
     tries: list[tuple[Tensor, Callable[..., Tensor]]] = [(place, slopes_below) for place in order]
     # The exact proof takes six times the network in float64: in a large one it is for pairs of which intervals show nothing.
-    many = graph.parameters() > MANY or gains is not None
+    many = graph.parameters() > MANY
     apart = (first - second).flatten(2).abs().amax(2).sum(1)
     if gains is None and (many or deadline is not None):
         far = apart.argsort(descending=True, stable=True)
         tries = [*((place, slopes_roughly_below) for place in far[: ROUGH if many else 1]), *tries]
-    enough, floor = torch.full_like(value, math.inf), -1.0
     if gains is not None:
-        by_gains, enough = partial(_by_gains, gains), KNOWN * believed[order[0], column]
-        # Pairs nearer than that show nothing, as a rule: radii do not shrink with distances.
-        wanted = [k for k in order[:, 0].tolist() if float(apart[k]) > NEAR * float(apart.max())]
-        some = max(2, min(len(wanted), int(SOME / seconds_of(graph))))
-        tries = [*((torch.tensor(k).expand(count), by_gains) for k in wanted[:some]), *tries]
+        value, points, partner = _stretched(
+            graph, query, gains, believed[order[0], column], points, second[order[0], column]
+        )
+        if bool((value > 0).all()):
+            tries = []
     for place, below in tries:
-        if bool((value >= enough).all()):
-            break
-        if gains is not None and below is by_gains and float(apart[place[0]]) <= floor:
-            continue
         if many and below is slopes_below and bool((value > 0).all()):
             break
         x, y = (_held(query, ends[place, column]) for ends in (first, second))
@@ -154,8 +148,6 @@ def _shown(
             if not bool((value > 0).any()):
                 raise
             break
-        if gains is not None and below is by_gains and bool((proved < FAR * believed[place, column]).any()):
-            floor = float(apart[place[0]])
         better = (proved > value).reshape(-1, *(1,) * len(shape))
         value = torch.maximum(value, proved)
         points, partner = torch.where(better, x, points), torch.where(better, y, partner)
@@ -164,6 +156,28 @@ def _shown(
     partner = torch.where(none, points, partner)
     note = notes[0] if notes and not bool((value > 0).any()) else ""
     return Witness(value=value, points=points, partner=partner, method="gradient-ascent", note=note)
+
+
+def _stretched(
+    graph: Graph, query: Query, gains: Mapping[str, float], believed: Tensor, x: Tensor, y: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What gains prove of a pair [1, *shape] that is moved apart until their radii no longer count, and its ends.
+
+    Radii hardly change with the distance, so that what was lost at one says which one is far enough; farther ones lose by kinks.
+    """
+    middle, half, factor = (x + y) / 2, (y - x) / 2, 1.0
+    best = torch.zeros_like(believed), _held(query, x), _held(query, x)
+    for _ in range(max(2, min(TRIES, int(SOME / seconds_of(graph))))):
+        ends = _held(query, middle - factor * half), _held(query, middle + factor * half)
+        proved = _proved(graph, query, partial(_by_gains, gains), *ends, [])
+        if not bool((proved > best[0] * (1.0 + 1e-3)).all()) and bool((best[0] > 0).all()):
+            break
+        best = best if bool((proved == 0).any()) else (proved, *ends)
+        lost = 1.0 - float((proved / believed).min())
+        if lost <= LOST:
+            break
+        factor *= FARTHEST if lost >= 1.0 else min(max(lost / LOST, 2.0), FARTHEST)
+    return best
 
 
 def _by_gains(gains: Mapping[str, float], graph: Graph, x: Tensor, y: Tensor, *norms: Norm) -> Tensor:

@@ -26,6 +26,13 @@ OVAL = HERE.parents[2] / "shared" / "checkpoints" / "oval-cifar-base" / "cifar_b
 Row = dict[str, Any]
 
 
+def said(row: Row) -> None:
+    """A line of standard output, the last of which counts: what is known of a row when it is ended."""
+    row = {**row, "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+    rounded = {k: round(v, 4) if isinstance(v, float) and v < 1e4 else v for k, v in row.items()}
+    print(json.dumps(rounded), flush=True)
+
+
 def over_frequencies(seconds: float, block: bool = False) -> Callable[[Path], Row]:
     """The product, the closed form, multipliers that are searched for (counted seconds; 0: none), the checker; and the block
     system.
@@ -50,11 +57,14 @@ def over_frequencies(seconds: float, block: bool = False) -> Callable[[Path], Ro
         # Without a search what is found is the closed form, which is not made again.
         found = method.bound(graph, query, Compute()) if seconds else closed
         searched = time.process_time() - started
+        row = {"product": float(product.upper), "closed": float(closed.upper), "closed_seconds": first,
+               "frequencies": float(found.upper), "seconds": searched, "rigour": str(found.rigour),
+               "proof_seconds": 0.0, "unchecked": "the checker has not ended"}  # fmt: skip
+        said(row)
         started = time.process_time()
         proved = issue(found, graph, query, method, 0.0)
-        row = {"product": float(product.upper), "closed": float(closed.upper), "closed_seconds": first,
-               "frequencies": float(proved.upper), "seconds": searched, "rigour": str(proved.rigour),
-               "proof_seconds": time.process_time() - started, "unchecked": proved.unchecked}  # fmt: skip
+        row |= {"frequencies": float(proved.upper), "rigour": str(proved.rigour),
+                "proof_seconds": time.process_time() - started, "unchecked": proved.unchecked}  # fmt: skip
         if block:
             started = time.process_time()
             row["block"] = float(LipSDP().bound(graph, query, Compute()).upper)
@@ -111,9 +121,7 @@ def one(name: str) -> None:
     torch.set_num_threads(1)
     network, make = ROWS[name]
     with tempfile.TemporaryDirectory() as folder:
-        row = make(OVAL if network in ("oval", "") else written(network, Path(folder)))
-    row["peak_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(json.dumps({k: round(v, 4) if isinstance(v, float) and v < 1e4 else v for k, v in row.items()}))
+        said(make(OVAL if network in ("oval", "") else written(network, Path(folder))))
 
 
 def page(rows: dict[str, Row]) -> str:
@@ -161,10 +169,20 @@ def page(rows: dict[str, Row]) -> str:
     return "\n".join([*lines, *(f"\n{name}: {said}" for name, said in failed), ""])
 
 
+def _output(name: str) -> str:
+    """What a row prints, in a process of its own."""
+    done = subprocess.run([sys.executable, __file__, "--row", name], capture_output=True, text=True, check=False,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+    if done.returncode and not done.stdout.strip():
+        return json.dumps({"error": (done.stderr.strip().splitlines() or ["killed"])[-1][:200]})
+    return done.stdout
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="*", default=[])
-    parser.add_argument("--row", help=argparse.SUPPRESS)
+    parser.add_argument("--given", type=Path, help="of one row: what a run with --row has printed")
+    parser.add_argument("--row", help="one row alone, as lines of JSON, of which the last one counts")
     asked = parser.parse_args()
     if asked.row:
         one(asked.row)
@@ -175,14 +193,8 @@ def main() -> None:
         wanted = name in asked.only if asked.only else name not in rows
         if not wanted or (network == "oval" and not OVAL.exists()):
             continue
-        done = subprocess.run([sys.executable, __file__, "--row", name], capture_output=True, text=True, check=False,
-                              env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
-        last = (done.stdout.strip() or "{}").splitlines()[-1]
-        rows[name] = (
-            json.loads(last)
-            if done.returncode == 0
-            else {"error": (done.stderr.strip().splitlines() or ["killed"])[-1][:200]}
-        )
+        lines = asked.given.read_text() if asked.given else _output(name)
+        rows[name] = json.loads((lines.strip() or '{"error": "killed"}').splitlines()[-1])
         print(name, rows[name], flush=True)
         result.write_text(json.dumps({k: rows[k] for k in ROWS if k in rows}, indent=1) + "\n")
         (HERE / "README.md").write_text(page(rows))

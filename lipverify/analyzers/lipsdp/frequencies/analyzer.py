@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -137,7 +138,7 @@ def bound_frequencies(
     single = work > LARGE
     begun = time.monotonic()
     searching = Frequencies(form, compute.device, single).slabs(slabs_of(form, single))
-    first = closed_form(searching)
+    first = closed_form(searching, partial(compute.report, "lipsdp over frequencies"))
     # The proof is in float64, and an evaluation with every rounding.
     reserve = min(4.0 * (time.monotonic() - begun), 0.75 * compute.remaining())
     if first is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,12 +45,17 @@ def squares(slabs: Sequence[Frequencies], multipliers: Multipliers) -> Tensor | 
         if one is None:
             return None
         grams.append(one)
+    return _squares(slabs, grams, multipliers.neurons)
+
+
+def _squares(slabs: Sequence[Frequencies], grams: list[Tensor], neurons: Sequence[Tensor]) -> Tensor | None:
+    """As `squares`, from V A^-1 V* of each slab."""
     form = slabs[0].form
     gram: Tensor | None = torch.cat(grams, 3) if form.rows is None else sum(grams[1:], grams[0])
     assert gram is not None
     if form.dense is not None:
         # Small, and one number after another: on the CPU, where the dense part is.
-        gram = behind(form.dense, gram.double().cpu(), multipliers.neurons)
+        gram = behind(form.dense, gram.double().cpu(), neurons)
     if gram is None:
         return None
     found: Tensor = torch.linalg.eigvalsh((gram + gram.mH) / 2).flatten()
@@ -99,8 +104,12 @@ def dense_matrix(system: BlockSystem, k: Tensor, neurons: Sequence[Tensor]) -> t
     return (matrix + matrix.T) / 2, outputs + first @ k @ driven.T, first @ k @ first.T
 
 
-def closed_form(slabs: Sequence[Frequencies]) -> Multipliers | None:
+def closed_form(
+    slabs: Sequence[Frequencies], told: Callable[[float], None] | None = None
+) -> Multipliers | None:
     """One number for each block, 1 / the largest eigenvalue of what its neurons read: feasible, and cheap.
+
+    told: the bound that they give, before it is proved.
 
     Source: Xu, Sivaranjani, NeurIPS 2024 (arXiv 2404.04375), ECLipsE-Fast, at every frequency.
     """
@@ -113,12 +122,13 @@ def closed_form(slabs: Sequence[Frequencies]) -> Multipliers | None:
         return channels[-1]
 
     states = reduced(slabs, choose, Plain())
-    grams = [state.read_out(Plain()) for state in states or []]
-    if not grams or any(gram is None for gram in grams):
+    read = [state.read_out(Plain()) for state in states or []]
+    grams = [gram for gram in read if gram is not None]
+    if not grams or len(grams) < len(read):
         return None
     system, neurons = slabs[0].form.dense, list[Tensor]()
     if system is not None:
-        gram = sum(each.double().cpu() for each in grams if each is not None)
+        gram = sum(each.double().cpu() for each in grams)
         assert isinstance(gram, Tensor)
         for i, n in enumerate(system.sizes):
             # What block i reads, through everything before it.
@@ -130,6 +140,8 @@ def closed_form(slabs: Sequence[Frequencies]) -> Multipliers | None:
                 return None
             largest = float(torch.linalg.eigvalsh(seen)[-1])
             neurons.append(torch.full((n,), 1.0 / largest if largest > 0 else 1.0, dtype=torch.float64))
+    if told is not None and (found := _squares(slabs, grams, neurons)) is not None:
+        told(float(found.max().clamp_min(0.0).sqrt()))
     return Multipliers(tuple(channels), tuple(neurons))
 
 

@@ -14,7 +14,7 @@ from lipverify.checkers.kernel.arithmetic import TINY, Array, gamma, sums
 from lipverify.checkers.theories.frequencies.waves import Pair, Wave, covered
 from lipverify.errors import NotCovered
 
-_UP, _CHUNK = 1.0 + 2.0**-20, 1 << 22
+_UP, _CHUNK = 1.0 + 2.0**-20, 1 << 20
 """A factor that covers roundings of sums of errors; numbers of one chunk of frequencies."""
 
 
@@ -82,9 +82,9 @@ class Spread:
                 frequencies = phases.size // taps
                 charge(4 * frequencies * out * inner, 8 * frequencies * out * inner * (taps + channels))
                 flat = tap.weight.reshape(-1, taps).T
-                values = (phases.real @ flat + 1j * (phases.imag @ flat)).reshape(
-                    *phases.shape[:4], out, inner
-                )
+                values = np.empty((*phases.shape[:4], out * inner), dtype=complex)
+                values.real, values.imag = phases.real @ flat, phases.imag @ flat
+                values = values.reshape(*phases.shape[:4], out, inner)
                 product = values @ product if tap is not path[0] else values
                 absolute = (sums(tap.weight, 2) if tap.size is None else tap.size) @ absolute
                 own += 200 + 4 * (inner + taps) + tap.rounded
@@ -189,6 +189,11 @@ def _root(k: Array, slack: Array) -> Array | None:
         return None
 
 
+def _squares(z: Array) -> Array:
+    """Squares of absolute values."""
+    return np.asarray(z.real * z.real + z.imag * z.imag)
+
+
 def above(a: Array, b: Array) -> Array | None:
     """Matrices above b* a^-1 b for Hermitian a [..., n, n] and b [..., n, k]; None where a > 0 is not shown.
 
@@ -214,10 +219,12 @@ def above(a: Array, b: Array) -> Array | None:
     except np.linalg.LinAlgError:
         return None
     # Columns times powers of two, so that each is near 1: the same matrix on both sides.
-    scale = np.ldexp(1.0, -(np.frexp((np.abs(y) ** 2).sum(-2))[1] // 2))
+    scale = np.ldexp(1.0, -(np.frexp(_squares(y).sum(-2))[1] // 2))
     y, b = y * scale[..., None, :], b * scale[..., None, :]
-    long = np.sqrt((np.abs(y) ** 2).sum(-2)) * _UP
-    gap, lengths = np.abs(b - lower @ y), total + long.sum(-1, keepdims=True)
+    long = np.sqrt(_squares(y).sum(-2)) * _UP
+    # |z| <= |Re z| + |Im z|, without a root for each entry.
+    gap, lengths = b - lower @ y, total + long.sum(-1, keepdims=True)
+    gap = np.abs(gap.real) + np.abs(gap.imag)
     least = (unit * root * lengths + gap.sum(-1)) * _UP + TINY
     if not bool((shift >= least).all()):
         return None
