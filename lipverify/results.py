@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, TextIO
 
@@ -248,11 +249,10 @@ class Audit(Result):
         return found
 
 
-def _tightness(row: Row) -> float:
-    """For ordering rows only: log10 of the bound, averaged over centres."""
+def _tightness(row: Row) -> tuple[float, int]:
+    """For ordering rows only: log10 of the bound, averaged; of bounds that agree to nine digits the one better proved."""
     certificate = row.certificate
     assert certificate is not None
-    if certificate.upper is None:
-        assert certificate.log10_upper is not None
-        return certificate.log10_upper
-    return float(certificate.upper.log10().mean())
+    size = certificate.log10_upper if certificate.upper is None else float(certificate.upper.log10().mean())
+    assert size is not None
+    return (size if math.isinf(size) else round(size, 9)), -certificate.rigour

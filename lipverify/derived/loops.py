@@ -73,14 +73,14 @@ def closed_loop(
     a, b = _matrix(dynamics, "dynamics"), _matrix(control, "control")
     if not isinstance(by, str) or by not in ("constant", "sector"):
         raise UsageError(f"a loop is shown stable by constant or by sector, not by {by!r}")
+    if radius is not None and not (isinstance(radius, int | float) and 0.0 < radius < math.inf):
+        raise UsageError(f"a radius is a finite number above 0, not {radius!r}")
     if by == "sector" or isinstance(policy, tuple):
         return _by_sector(policy, a, b, radius, by, (gain, remainder, direction, analyzers))
     k = np.zeros((b.shape[1], a.shape[0])) if gain is None else _matrix(gain, "gain")
     n, m = b.shape
     if a.shape != (n, n) or k.shape != (m, n):
         raise UsageError(f"dynamics {a.shape}, control {b.shape} and gain {k.shape} do not fit")
-    if radius is not None and not 0.0 < radius < math.inf:
-        raise UsageError(f"a radius is a finite number above 0, not {radius!r}")
     constant = _shifted(policy, k, radius, analyzers) if isinstance(policy, Graph) else policy
     if isinstance(constant, Audit) and (constant.graph.input_shape, constant.graph.output_shape) != (
         (n,),
@@ -92,6 +92,8 @@ def closed_loop(
         )
     if (remainder is not None or direction is not None) and radius is None:
         raise UsageError("a remainder is known in a box: give its radius")
+    if remainder is not None and not (isinstance(remainder, int | float) and 0.0 <= remainder < math.inf):
+        raise UsageError(f"a remainder is a finite number >= 0, not {remainder!r}")
     if isinstance(constant, Audit | Certificate):
         rule = "loop" if radius is None else "loop-near"
         needs_region(rule, {"dynamics": a, "radius": radius}, certificate_of(constant), "constant")

@@ -256,6 +256,12 @@ def test_what_has_no_meaning_is_refused_in_words() -> None:
         derived.neighbour_slope(graph, "points", 1.0)  # type: ignore[arg-type]
     with pytest.raises(Undecided, match="does not settle by itself"):
         derived.closed_loop(0.1, [[1.2, 0.0], [0.0, 0.5]], [[0.0], [1.0]])
+    for wrong in (math.nan, -0.1, math.inf, "0"):
+        with pytest.raises(UsageError, match="a remainder is a finite number >= 0"):
+            derived.closed_loop(0.1, *PLANT, radius=0.1, remainder=wrong)
+    for wrong in (math.nan, -1.0, 0.0, 0, math.inf, "1"):
+        with pytest.raises(UsageError, match="a radius is a finite number above 0"):
+            derived.closed_loop(graph, *PLANT, radius=wrong, by="sector")
     for wrong in (math.nan, -1.0, 0.0, math.inf, True):
         with pytest.raises(UsageError, match="noise multiplier"):
             derived.sensitivity(graph, 1.0).noise(wrong)

@@ -18,8 +18,8 @@ from lipverify.analyzers.lipsdp.bound import (
 from lipverify.analyzers.lipsdp.factor import Factor, Pencil
 from lipverify.analyzers.lipsdp.newton import Record, search
 from lipverify.analyzers.lipsdp.reduction import Multipliers, Reduced, live_neurons, restricted
-from lipverify.analyzers.lipsdp.solver import UNCERTIFIED, Settings, require_memory, tuning_of
-from lipverify.analyzers.lipsdp.start import scalar_start
+from lipverify.analyzers.lipsdp.solver import Settings, require_memory, tuning_of
+from lipverify.analyzers.lipsdp.start import UNCERTIFIED, scalar_start
 from lipverify.analyzers.lipsdp.system import BlockSystem, one_output
 from lipverify.analyzers.protocol import Compute, keeping_best
 from lipverify.errors import InternalError, Undecided, UsageError

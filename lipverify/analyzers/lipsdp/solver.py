@@ -17,7 +17,7 @@ from lipverify.analyzers.lipsdp.factor import Factor, Pencil, fill_pattern
 from lipverify.analyzers.lipsdp.newton import Record, Tuning, search
 from lipverify.analyzers.lipsdp.ordering import sparse_order
 from lipverify.analyzers.lipsdp.reduction import Multipliers, Reduced, reduce
-from lipverify.analyzers.lipsdp.start import SHARES, scalar_start
+from lipverify.analyzers.lipsdp.start import SHARES, UNCERTIFIED, scalar_start
 from lipverify.analyzers.lipsdp.system import Couplings
 from lipverify.analyzers.protocol import Compute
 from lipverify.deadline import within
@@ -26,10 +26,6 @@ from lipverify.linalg.dense import operator_norm_upper
 from lipverify.linalg.eigen import eigvalsh
 from lipverify.linalg.rounding import Upper
 
-UNCERTIFIED = (
-    "no multipliers of the search could be proved in float64, nor could those in closed form: constants of this network over all "
-    "inputs are that far apart from layer to layer. Ask for balls (--radius), or for product"
-)
 # Shares of the closed-form multipliers that repair borderline ones, tried in this order.
 _REPAIRS = (0.0, 1e-11, 1e-9, 1e-7, 1e-5, 1e-3, 1e-1, 1.0)
 _DEEP = 24

@@ -15,6 +15,10 @@ from lipverify.errors import InternalError, Undecided
 from lipverify.linalg.eigen import eigvalsh
 from lipverify.ops.implicit import multiplier_candidates
 
+UNCERTIFIED = (
+    "no multipliers of the search could be proved in float64, nor could those in closed form: constants of this network over all "
+    "inputs are that far apart from layer to layer. Ask for balls (--radius), or for product"
+)
 # Multipliers between 2^-120 and 2^120 need no scaling: Cholesky factors are then far from overflow.
 _RANGE = 120
 _TINY = 1e-290
@@ -35,7 +39,7 @@ def scalar_start(reduced: Reduced, share: float = 1.0) -> tuple[Reduced, Factor,
     lmax / 2 is enough); with a loop S_j = tP - R_j >= tP / 2 > 0.
 
     Raises:
-        Undecided: no K was found for some loop.
+        Undecided: no K was found for some loop. Or the multipliers of one block leave float64.
 
     Returns:
         The scaled system, the factor of A(D), and Y(D).
@@ -77,6 +81,9 @@ class _Drift:
         self.exponent = 0
 
     def choose(self, j: int, r: Tensor) -> Tensor:
+        if self.block is not None:
+            # All of this is done again in another scale; here the numbers behind that block may leave float64. It ends at once.
+            return torch.zeros(len(r), dtype=r.dtype, device=r.device)
         # Weights of the input are free: all one to begin with.
         first = self.weighted and j == 0
         if j in self.loops:
@@ -85,7 +92,7 @@ class _Drift:
         else:
             largest = 1.0 if first else largest_eigenvalue(r)
         shift = _half_log2(largest)
-        if abs(shift) > _RANGE and self.block is None:
+        if abs(shift) > _RANGE:
             self.block, self.exponent = j, shift
         if j in self.loops:
             return looped
@@ -116,7 +123,7 @@ def _looped_start(loop: Tensor, r: Tensor) -> Tensor:
 
 def _half_log2(value: float) -> int:
     if not math.isfinite(value):
-        raise InternalError("the closed-form multipliers overflow")
+        raise Undecided(UNCERTIFIED)
     return round(math.log2(value) / 2) if value > _TINY else 0
 
 

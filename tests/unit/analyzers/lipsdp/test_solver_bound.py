@@ -132,3 +132,16 @@ def test_transposition_twice_is_the_same_system():
     system = random_system(11)
     for ours, again in zip(dense(system), dense(transposed(transposed(system))), strict=True):
         assert torch.equal(ours, again)
+
+
+def test_chains_that_leave_float64_are_scaled_at_the_first_block_that_drifts(monkeypatch):
+    """Gates of two directions of an LSTM grow past their estimate, and eigenvalues of infinities were an internal error."""
+    weights = [torch.full((1, 1), 2.0**60, dtype=torch.float64)] * 16
+    system = chain([*weights, torch.full((1, 1), 2.0**-900, dtype=torch.float64)])
+    expected = fast(system, Compute()).upper
+    assert expected == pytest.approx(2.0**60)
+    # Without any estimate the ninth block is beyond float64, squared.
+    monkeypatch.setattr(
+        "lipverify.analyzers.lipsdp.start._estimated_exponents", lambda s: ([0] * len(s.sizes), 0)
+    )
+    assert fast(system, Compute()).upper == pytest.approx(expected, rel=1e-6)
