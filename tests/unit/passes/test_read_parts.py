@@ -47,8 +47,9 @@ def test_parts_that_nothing_reads_are_gone(
         assert after is before
         return
     assert after.operators() == left
-    x = torch.randn(4, 2, dtype=torch.float64)
-    assert torch.equal(evaluate(after, x), evaluate(before, x))
+    x = torch.randn(4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    # Entries that lie apart pass other kernels of torch than those side by side.
+    torch.testing.assert_close(evaluate(after, x), evaluate(before, x), rtol=1e-14, atol=0)
     assert read_parts(after) is after
 
 
