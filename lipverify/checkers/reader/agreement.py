@@ -44,7 +44,7 @@ from lipverify.errors import NotCovered
 _FACTOR, _FEW, _BATCHES = 64.0, 4, (2, 3)
 _WORK = 1 << 27
 """Products of numbers that all inputs together may take, as long as one does not need more; a number that is compared is four."""
-_OPEN, _LEAST, _WIDE = 96, 8, 32
+_OPEN, _LEAST, _WIDE = 80, 8, 24
 """Inputs at gates and in regions at most, and whatever they cost; and how many of those at gates are compared in float64, too."""
 CLEAR = 1.0 / 64.0
 """Where more than this part of a change is allowed in the type of the file, float64 is asked."""

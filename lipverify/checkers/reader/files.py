@@ -22,7 +22,7 @@ from lipverify.checkers.reader.beside import joined
 from lipverify.checkers.reader.onnx import read_onnx
 from lipverify.checkers.reader.reading import Reading
 from lipverify.checkers.reader.wire import is_protobuf
-from lipverify.errors import LipverifyError, NotCovered, UnreadableCertificate
+from lipverify.errors import BudgetEnded, LipverifyError, NotCovered, UnreadableCertificate
 
 MAX_CERTIFICATE, MAX_MODEL = 16 << 20, 4 << 30
 _TYPES = {
@@ -230,6 +230,8 @@ def _of_a_kind(name: str, sha256: str, data: bytes, folder: Path | None) -> Mode
             tensors = parse_safetensors(data)
         except UnreadableCertificate as error:
             return Model(name, sha256, "weights", "safetensors", reason=str(error))
+        except BudgetEnded:
+            raise
         except Exception as error:
             reason = f"it cannot be followed ({type(error).__name__})"
             return Model(name, sha256, "weights", "safetensors", reason=reason)
@@ -239,6 +241,8 @@ def _of_a_kind(name: str, sha256: str, data: bytes, folder: Path | None) -> Mode
             held, repeated, kind = parse_archive(data)
         except NotCovered as error:
             return Model(name, sha256, "weights", "zip", reason=str(error))
+        except BudgetEnded:
+            raise
         except Exception as error:  # whatever a stranger's bytes lead to is one refusal
             reason = f"it cannot be followed ({type(error).__name__})"
             return Model(name, sha256, "weights", "zip", reason=reason)
@@ -261,6 +265,8 @@ def _read_in(name: str, sha256: str | None, data: bytes, reading: Reading | None
     try:
         with np.errstate(all="ignore"):
             read = read_onnx(data, reading)
+    except BudgetEnded:  # says nothing of the file
+        raise
     except LipverifyError as error:
         return Model(name, sha256, "file", "onnx", reason=str(error), data=data, reading=reading)
     except Exception as error:  # whatever a stranger's bytes lead to is one refusal

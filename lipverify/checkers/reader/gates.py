@@ -123,13 +123,12 @@ def _blocks(program: Program) -> list[_Block]:
 
 
 def _bends(step: Scalar) -> list[float | Array]:
-    """Where an activation turns: the checker's own places of it, its settings, and 0."""
+    """Where an activation turns: the checker's own places of it, and 0."""
     if step.law == "Round" and step.slopes is not None:
         ends = [value for _, value in step.settings]
         return [0.0, *(step.slopes * end for end in ends)]
     turns = [float(t) for t in curve(step.law, step.settings, step.slopes).turns if np.ndim(t) == 0]
-    settings = [sign * value for _, value in step.settings for sign in (1.0, -1.0)]
-    return [*dict.fromkeys(b for b in (0.0, *turns[:_BENDS], *settings) if np.isfinite(b))]
+    return [*dict.fromkeys(b for b in (0.0, *turns[:_BENDS]) if np.isfinite(b))]
 
 
 def _groups(step: Step) -> Array:

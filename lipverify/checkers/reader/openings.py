@@ -24,7 +24,7 @@ _LOOKING = 1 << 29
 """Products of numbers that looking for gates may take, beyond the lines that are always looked at: half a second."""
 _AMONG = 1 << 20
 """Gates of which those are chosen that no known input turns."""
-_LINES, _TARGETS, _CLIMB = 6, 4, 40
+_LINES, _TARGETS, _CLIMB = 6, 4, 32
 _RAW = (20, 28, 40, 60, 90)
 """Sizes of inputs, as powers of 2, that are taken whatever the program says: a gate may be what the reader missed."""
 _REGIONS = 3

@@ -14,9 +14,10 @@ import pytest
 import torch
 from safetensors.torch import save
 
+from lipverify import deadline
 from lipverify.checkers.reader import Model, digest_of, model_of_bytes, parse_safetensors
 from lipverify.checkers.reader.wire import is_protobuf
-from lipverify.errors import UnreadableCertificate
+from lipverify.errors import BudgetEnded, UnreadableCertificate
 from tests.clocks import within
 from tests.onnx_models import model, node, random
 
@@ -207,6 +208,14 @@ def test_more_fields_than_a_model_has_are_not_walked_through() -> None:
     with within(0.5):
         assert is_protobuf(data)
         refused(data, "occurs twice")
+
+
+def test_an_ended_budget_is_no_reason_of_a_file() -> None:
+    """The model was kept with the reason "the budget ended", as if nobody could ever read it."""
+    data = model([node("Relu", ["x"], ["y"])], [1, 3], 13).SerializeToString()
+    with deadline.within(0.0), pytest.raises(BudgetEnded):
+        model_of_bytes("m.onnx", data)
+    assert model_of_bytes("m.onnx", data).program is not None
 
 
 def polyglot(source: bytes) -> bytes:
