@@ -105,6 +105,13 @@ def doctor(as_json: Json = False) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs a command; ends the process with the exit code of `interface`."""
+    try:
+        _run(arguments)
+    except KeyboardInterrupt:  # one more, while the first was told
+        sys.exit(130)
+
+
+def _run(arguments: list[str] | None) -> None:
     debug = "--debug" in sys.argv
     if debug:
         sys.argv.remove("--debug")

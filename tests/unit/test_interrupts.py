@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
 import numpy as np
 import pytest
+import typer
 
 import lipverify as lv
-from lipverify import ops
+from lipverify import __main__, cli, ops
 from lipverify.falsify import Search
 from lipverify.ir.certificate import Rigour
 from lipverify.pipeline import exit_code
@@ -35,3 +40,34 @@ def test_an_interrupt_of_a_proof_keeps_the_bounds(stage: str, rng: np.random.Gen
             assert row.certificate.rigour is Rigour.REAL
             assert row.certificate.issued is None
             assert "interrupted" in row.certificate.unchecked
+
+
+def _interrupted(*given: object, **named: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_second_interrupt_while_the_first_is_told_ends_with_the_same_code(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cli, "app", _interrupted)
+    monkeypatch.setattr(typer, "echo", _interrupted)
+    with pytest.raises(SystemExit) as end:
+        cli.main([])
+    assert end.value.code == 130
+
+
+def test_an_interrupt_while_modules_are_imported_has_its_code_and_its_word(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Interrupting:
+        def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> None:
+            if name == "lipverify.cli":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "lipverify.cli")
+    monkeypatch.delattr(lv, "cli")
+    monkeypatch.setattr(sys, "meta_path", [Interrupting(), *sys.meta_path])
+    with pytest.raises(SystemExit) as end:
+        __main__.main()
+    assert end.value.code == 130
+    assert capsys.readouterr().err == "interrupted\n"
