@@ -28,6 +28,7 @@ from lipverify.ir.interval import Interval
 from lipverify.ir.norm import Norm
 from lipverify.ir.region import Ball, Query
 from lipverify.memory import share
+from lipverify.passes.unread_entries import without_unread_entries
 from lipverify.propagation import Bounds, bounds, refuses_ranges
 from lipverify.propagation.forms import refuses_forms
 from lipverify.propagation.magnitudes import SMALLER
@@ -316,7 +317,8 @@ def _by_forms(analyzer: Local, graph: Graph, query: Query, compute: Compute) -> 
     product = _product(graph, query, compute) if analyzer.with_product else None
     evidence: Evidence
     try:
-        found = constants_by_forms(elementary(graph, kept=(ops.MaskedSoftmax,)), query, compute)
+        written = without_unread_entries(elementary(graph, kept=(ops.MaskedSoftmax,)))
+        found = constants_by_forms(written, query, compute)
         upper, evidence = found.upper, found.evidence
     except Undecided:
         if product is None:

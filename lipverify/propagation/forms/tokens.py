@@ -17,22 +17,14 @@ import torch
 from torch import Tensor
 
 from lipverify.ir.norm import Norm
-from lipverify.linalg.dense import quadratic_bound
 from lipverify.linalg.lengths import euclidean_norm
 from lipverify.linalg.rounding import gamma
 from lipverify.propagation.forms.domain import FAR
-from lipverify.propagation.forms.symbols import GRAM_STEPS, Block, Form, Symbols, by_group, largest
+from lipverify.propagation.forms.gram import TINY, Gram, Rows, estimate, estimate_tall, tall_norm
+from lipverify.propagation.forms.symbols import Block, Form, Symbols, by_group
 
-_TINY = 1e-150
-"""Weights are at least this: parts that are smaller count as much."""
 _SMALL = 2e-4
 """Blocks of symbols below this share of what came before are measured roughly."""
-_FACTORED = 128
-"""Gram matrices of at least this side are bounded by a factorisation."""
-_WIDE = 256
-"""Gram matrices of at least this side are made of blocks, of which those below the diagonal are not computed."""
-_LOST = 1e-290
-"""Above what underflows in a Gram matrix and when rows are scaled."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +72,7 @@ def token_norms(symbols: Symbols, form: Form, slopes: Tensor, axis: int) -> Toke
             break
         part = later[:, :, block.start : block.end]
         known = symbols.two is not None and block.whole is not None
-        about = _about(part) if known else None
+        about = estimate_tall(part) if known else None
         blocks.append((block, part, euclidean_norm(part, dim=3).mT, about))
     slack = loose.flatten(2)
     wide = FAR + 4.0 * gamma(matrix.shape[2] * width + 16)
@@ -94,7 +86,7 @@ def token_norms(symbols: Symbols, form: Form, slopes: Tensor, axis: int) -> Toke
         shares = [(lifted, _inputs(symbols, lifted, kind, start, place == 0))]
         for block, part, length, about in blocks:
             shares.append((part, _block(symbols, block, length, about, place)))
-        gram = _Gram()
+        gram = Gram()
         for part, share in shares:
             gram.add(part * share.scale.mT.unsqueeze(3))
         total = gram.norm() * torch.stack([share.weight for _, share in shares]).sum(0).sqrt()
@@ -104,71 +96,6 @@ def token_norms(symbols: Symbols, form: Form, slopes: Tensor, axis: int) -> Toke
     together = torch.stack(found, 1).nan_to_num(nan=torch.inf, posinf=torch.inf)
     together = together.reshape(*together.shape[:2], *rest)
     return Tokens(torch.minimum(entry, together[:, 1:]), together[:, 0])
-
-
-class _Gram:
-    """A'A of a tall matrix A [..., rows, columns] whose rows come in parts, none of which is kept."""
-
-    def __init__(self) -> None:
-        self.rows = 0
-        self.total: Tensor | None = None
-
-    def add(self, part: Tensor) -> None:
-        """More rows, [..., some, columns]."""
-        self.rows += part.shape[-2]
-        found = _squared(part)
-        self.total = found if self.total is None else self.total.add_(found)
-
-    def norm(self) -> Tensor:
-        """Upper bounds of the spectral norms of A, [...]; infinite at overflow.
-
-        |A|^2 <= |fl(A'A)| + gamma |A|_F^2, and |A|_F^2 is the trace, but for rounding.
-        """
-        assert self.total is not None
-        trace = self.total.diagonal(dim1=-2, dim2=-1).sum(-1)
-        error = 4.0 * gamma(self.rows + self.total.shape[-1] + 16) * trace + _LOST
-        return ((_largest_eigenvalue(self.total) + error) * FAR).sqrt() * FAR
-
-
-def _squared(matrix: Tensor) -> Tensor:
-    """A'A; of wide ones the blocks above the diagonal only, which are those below it turned."""
-    n = matrix.shape[-1]
-    if n < _WIDE:
-        return matrix.mT @ matrix
-    found = matrix.new_empty(*matrix.shape[:-2], n, n)
-    step = -(-n // 4)
-    for start in range(0, n, step):
-        rows = matrix[..., start : start + step].mT @ matrix[..., start:]
-        found[..., start : start + step, start:] = rows
-        found[..., start + step :, start : start + step] = rows[..., step:].mT
-    return found
-
-
-def _tall(matrix: Tensor) -> Tensor:
-    """Upper bounds of spectral norms of many rows, [..., rows, columns] -> [...], by one product; infinite at overflow."""
-    gram = _Gram()
-    gram.add(matrix)
-    return gram.norm()
-
-
-def _largest_eigenvalue(gram: Tensor) -> Tensor:
-    """Upper bounds of the quadratic forms of matrices that are symmetric but for rounding: [..., n, n] -> [...].
-
-    Of large ones a threshold above an estimate is proved, by one factorisation.
-    """
-    n = gram.shape[-1]
-    if n < _FACTORED or not bool(gram.isfinite().all()):
-        return largest(gram, GRAM_STEPS - 1)
-    for steps, above in (
-        (5, 1.01),
-        (40, 1.002),
-    ):  # as a rule few are enough, and many still cost less than another way
-        estimate = _estimate(gram, steps)
-        bound, proved = quadratic_bound(gram, estimate * above)
-        proved &= (estimate > 1e-100) & (estimate < 1e100)
-        if bool(proved.all()):
-            return bound
-    return torch.where(proved, bound, largest(gram, GRAM_STEPS - 1))
 
 
 def joint_norm(
@@ -206,14 +133,14 @@ def joint_norm(
         rough = torch.einsum("r,brc->bc", domain.front.columns, first.abs())
         extra = extra + 2.0 * gamma(rows + 8) * euclidean_norm(rough, dim=1)
         first = domain.lifted(first)
-    reach = (_estimate(first).expand(domain.count) * domain.stretch).clamp_min(_TINY)
-    gram, weights = _Gram(), reach
+    reach = (estimate(first).expand(domain.count) * domain.stretch).clamp_min(TINY)
+    gram, weights = Gram(), reach
     gram.add(first * (domain.stretch / reach.sqrt())[:, None, None])
     for block in symbols.blocks:
         if rows + block.start >= matrix.shape[1]:
             break
-        part = weighed(rows + block.start, rows + block.end)
-        sizes = euclidean_norm(part, dim=2)
+        part = Rows.of(weighed(rows + block.start, rows + block.end))
+        sizes = part.lengths()
         # A block that hardly counts is added by itself.
         alone = (symbols.errors[:, place, block.start : block.end] * sizes).sum(1) * FAR
         if block.whole is not None:
@@ -221,31 +148,14 @@ def joint_norm(
         if bool((alone < _SMALL * weights).all()):
             extra = extra + alone
             continue
-        about = None if block.whole is None else _estimate(part).unsqueeze(1)
+        about = None if block.whole is None else part.estimate().unsqueeze(1)
         joint = _block(symbols, block, sizes.unsqueeze(2), about, place)
-        gram.add(part * joint.scale)
+        gram.add_scaled(part, joint.scale)
         weights = weights + joint.weight[:, 0]
     total = gram.norm() * weights.sqrt()
     wide = FAR + 4.0 * gamma(matrix.shape[1] * matrix.shape[2] + 16)
     total = (total + extra + euclidean_norm(slack, dim=1) * length) * wide
     return torch.minimum(crude, total.nan_to_num(nan=torch.inf, posinf=torch.inf))
-
-
-def _estimate(matrix: Tensor, steps: int = 5) -> Tensor:
-    """About the spectral norms [..., rows, columns] -> [...], by a few power iterations: no bound."""
-    generator = torch.Generator().manual_seed(0)
-    start = torch.randn(matrix.shape[-1], 1, dtype=torch.float64, generator=generator).to(matrix)
-    vector = start.expand(*matrix.shape[:-2], -1, 1)
-    for _ in range(steps):
-        vector = matrix.mT @ (matrix @ vector)
-        vector = vector / vector.norm(dim=-2, keepdim=True).clamp_min(_TINY)
-    found: Tensor = (matrix @ vector).norm(dim=(-2, -1))
-    return found
-
-
-def _about(matrix: Tensor) -> Tensor:
-    """As `_estimate`, of matrices with many more rows than columns."""
-    return _estimate(matrix.mT @ matrix).sqrt()
 
 
 def _first_rows(symbols: Symbols, lifted: Tensor, kind: Norm) -> Tensor:
@@ -256,12 +166,12 @@ def _first_rows(symbols: Symbols, lifted: Tensor, kind: Norm) -> Tensor:
     domain = symbols.domain
     length = euclidean_norm(lifted, dim=3)  # [count or 1, tokens, inputs]
     if kind is Norm.L2:
-        found = _tall(lifted) * domain.stretch
+        found = tall_norm(lifted) * domain.stretch
     elif kind is Norm.LINF:
         found = length.amax(2) * FAR
     else:
-        weight = length.sqrt().clamp_min(_TINY)
-        found = _tall(lifted / weight.unsqueeze(3)) * euclidean_norm(weight, dim=2)
+        weight = length.sqrt().clamp_min(TINY)
+        found = tall_norm(lifted / weight.unsqueeze(3)) * euclidean_norm(weight, dim=2)
     return (found * (FAR + 4.0 * gamma(length.shape[2] + 16))).expand(domain.count, -1)
 
 
@@ -273,7 +183,7 @@ def _inputs(symbols: Symbols, lifted: Tensor, kind: Norm, alone: Tensor, values:
         return _Part(alone.new_zeros(count, rows, alone.shape[1]), torch.zeros_like(alone))
     if kind is Norm.L2:
         reach = domain.reach[:, None] if values else 1.0
-        least = alone.clamp_min(_TINY)
+        least = alone.clamp_min(TINY)
         scale = reach * domain.stretch / least.sqrt()
         return _Part(scale.unsqueeze(1).expand(-1, rows, -1), least)
     half = lifted.new_ones(count, rows)
@@ -285,7 +195,7 @@ def _inputs(symbols: Symbols, lifted: Tensor, kind: Norm, alone: Tensor, values:
 def _singly(size: Tensor, length: Tensor) -> _Part:
     """Every row a part of its own: size [count, rows], length [count or 1, rows, tokens]."""
     size = size.unsqueeze(2)
-    weight = (size * length).clamp_min(_TINY)
+    weight = (size * length).clamp_min(TINY)
     return _Part(size / weight.sqrt(), weight.sum(1))
 
 
@@ -299,11 +209,11 @@ def _block(symbols: Symbols, block: Block, length: Tensor, about: Tensor | None,
     if block.groups is not None:
         bounds, of = block.groups.bounds[:, place], block.groups.place
         joint = by_group(length, of, bounds.shape[1]) * FAR
-        weight = (bounds.unsqueeze(2) * joint).clamp_min(_TINY)
+        weight = (bounds.unsqueeze(2) * joint).clamp_min(TINY)
         others.append(_Part((bounds.unsqueeze(2) / weight.sqrt())[:, of], weight.sum(1)))
     if about is not None and block.whole is not None and place in (0, 1 + (symbols.two or 0)):
         whole = block.whole[:, min(place, 1)].unsqueeze(1)
-        weight = (whole * about).clamp_min(_TINY)
+        weight = (whole * about).clamp_min(TINY)
         others.append(_Part((whole / weight.sqrt()).unsqueeze(1).expand(best.scale.shape), weight))
     for other in others:
         better = other.weight < best.weight

@@ -1,0 +1,184 @@
+"""Spectral norms of tall matrices by one product A'A, whose rows come in parts that often read few columns.
+
+What a token's own nodes left out reaches no other token before the next attention: the symbols of such a node, in order, are
+runs of rows that are zero outside one token's columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lipverify.linalg.dense import quadratic_bound
+from lipverify.linalg.lengths import euclidean_norm
+from lipverify.linalg.rounding import gamma
+from lipverify.propagation.forms.domain import FAR
+from lipverify.propagation.forms.symbols import GRAM_STEPS, largest
+
+TINY = 1e-150
+"""Weights are at least this: parts that are smaller count as much."""
+_FACTORED = 128
+"""Gram matrices of at least this side are bounded by a factorisation."""
+_WIDE = 256
+"""Gram matrices of at least this side are made of blocks, of which those below the diagonal are not computed."""
+_LOST = 1e-290
+"""Above what underflows in a Gram matrix and when rows are scaled."""
+_RUNS = 8
+"""Of rows, each looked at for columns of zeros."""
+_NARROW = 0.6
+"""Runs that use less than this share of the columns are multiplied by themselves."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a matrix [count, rows, columns] as runs without their columns of zeros: (rows, columns or None for all, run)."""
+
+    count: int
+    columns: int
+    runs: list[tuple[slice, Tensor | None, Tensor]]
+
+    @classmethod
+    def of(cls, matrix: Tensor) -> Rows:
+        """Runs of a matrix; neighbours that use most columns stay together."""
+        rows, columns = matrix.shape[1:]
+        step = -(-rows // _RUNS)
+        if columns < _WIDE or rows < 4 * _RUNS:
+            return cls(rows, columns, [(slice(0, rows), None, matrix)])
+        runs: list[tuple[slice, Tensor | None, Tensor]] = []
+        for start in range(0, rows, step):
+            own = slice(start, min(start + step, rows))
+            used = (matrix[:, own] != 0).flatten(0, 1).any(0).nonzero().flatten()
+            if len(used) < _NARROW * columns:
+                runs.append((own, used, matrix[:, own, used]))
+            elif runs and runs[-1][1] is None:
+                own = slice(runs[-1][0].start, own.stop)
+                runs[-1] = own, None, matrix[:, own]
+            else:
+                runs.append((own, None, matrix[:, own]))
+        return cls(rows, columns, runs)
+
+    def lengths(self) -> Tensor:
+        """l2 norms of the rows: [count, rows]."""
+        return torch.cat([euclidean_norm(run, dim=2) for _, _, run in self.runs], 1)
+
+    def estimate(self, steps: int = 5) -> Tensor:
+        """About the spectral norms, by a few power iterations: no bound. [count]"""
+        vector = _start(self.columns, self.runs[0][2]).expand(len(self.runs[0][2]), -1, 1)
+        for _ in range(steps):
+            vector = self._turned(self._times(vector))
+            vector = vector / vector.norm(dim=-2, keepdim=True).clamp_min(TINY)
+        found: Tensor = torch.cat(self._times(vector), 1).norm(dim=(-2, -1))
+        return found
+
+    def _times(self, vector: Tensor) -> list[Tensor]:
+        return [run @ (vector if used is None else vector[:, used]) for _, used, run in self.runs]
+
+    def _turned(self, parts: list[Tensor]) -> Tensor:
+        found = parts[0].new_zeros(len(parts[0]), self.columns, 1)
+        for (_, used, run), part in zip(self.runs, parts, strict=True):
+            if used is None:
+                found += run.mT @ part
+            else:
+                found.index_add_(1, used, run.mT @ part)
+        return found
+
+
+class Gram:
+    """A'A of a tall matrix A [..., rows, columns] whose rows come in parts, none of which is kept."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.total: Tensor | None = None
+
+    def add(self, part: Tensor) -> None:
+        """More rows, [..., some, columns]."""
+        self.rows += part.shape[-2]
+        found = _squared(part)
+        self.total = found if self.total is None else self.total.add_(found)
+
+    def add_scaled(self, part: Rows, scale: Tensor) -> None:
+        """More rows, each times its scale: [count, rows, 1] or [count, 1, 1]."""
+        count = max(len(scale), len(part.runs[0][2]))
+        for own, used, run in part.runs:
+            scaled = run * (scale[:, own] if scale.shape[1] > 1 else scale)
+            if used is None:
+                self.add(scaled)
+                continue
+            self.rows += scaled.shape[1]
+            if self.total is None:
+                self.total = run.new_zeros(count, part.columns, part.columns)
+            self.total[:, used.unsqueeze(1), used] += _squared(scaled)
+
+    def norm(self) -> Tensor:
+        """Upper bounds of the spectral norms of A, [...]; infinite at overflow.
+
+        |A|^2 <= |fl(A'A)| + gamma |A|_F^2, and |A|_F^2 is the trace, but for rounding.
+        """
+        assert self.total is not None
+        trace = self.total.diagonal(dim1=-2, dim2=-1).sum(-1)
+        error = 4.0 * gamma(self.rows + self.total.shape[-1] + 16) * trace + _LOST
+        return ((_largest_eigenvalue(self.total) + error) * FAR).sqrt() * FAR
+
+
+def _squared(matrix: Tensor) -> Tensor:
+    """A'A; of wide ones the blocks above the diagonal only, which are those below it turned."""
+    n = matrix.shape[-1]
+    if n < _WIDE:
+        return matrix.mT @ matrix
+    found = matrix.new_empty(*matrix.shape[:-2], n, n)
+    step = -(-n // 4)
+    for start in range(0, n, step):
+        rows = matrix[..., start : start + step].mT @ matrix[..., start:]
+        found[..., start : start + step, start:] = rows
+        found[..., start + step :, start : start + step] = rows[..., step:].mT
+    return found
+
+
+def tall_norm(matrix: Tensor) -> Tensor:
+    """Upper bounds of spectral norms of many rows, [..., rows, columns] -> [...], by one product; infinite at overflow."""
+    gram = Gram()
+    gram.add(matrix)
+    return gram.norm()
+
+
+def _largest_eigenvalue(gram: Tensor) -> Tensor:
+    """Upper bounds of the quadratic forms of matrices that are symmetric but for rounding: [..., n, n] -> [...].
+
+    Of large ones a threshold above an estimate is proved, by one factorisation.
+    """
+    n = gram.shape[-1]
+    if n < _FACTORED or not bool(gram.isfinite().all()):
+        return largest(gram, GRAM_STEPS - 1)
+    for steps, above in (
+        (5, 1.01),
+        (40, 1.002),
+    ):  # as a rule few are enough, and many still cost less than another way
+        about = estimate(gram, steps)
+        bound, proved = quadratic_bound(gram, about * above)
+        proved &= (about > 1e-100) & (about < 1e100)
+        if bool(proved.all()):
+            return bound
+    return torch.where(proved, bound, largest(gram, GRAM_STEPS - 1))
+
+
+def estimate(matrix: Tensor, steps: int = 5) -> Tensor:
+    """About the spectral norms [..., rows, columns] -> [...], by a few power iterations: no bound."""
+    vector = _start(matrix.shape[-1], matrix).expand(*matrix.shape[:-2], -1, 1)
+    for _ in range(steps):
+        vector = matrix.mT @ (matrix @ vector)
+        vector = vector / vector.norm(dim=-2, keepdim=True).clamp_min(TINY)
+    found: Tensor = (matrix @ vector).norm(dim=(-2, -1))
+    return found
+
+
+def estimate_tall(matrix: Tensor) -> Tensor:
+    """As `_estimate`, of matrices with many more rows than columns."""
+    return estimate(matrix.mT @ matrix).sqrt()
+
+
+def _start(size: int, like: Tensor) -> Tensor:
+    """Where power iterations start: [size, 1]."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(size, 1, dtype=torch.float64, generator=generator).to(like)
