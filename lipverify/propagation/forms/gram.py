@@ -19,8 +19,10 @@ from lipverify.propagation.forms.symbols import GRAM_STEPS, largest
 
 TINY = 1e-150
 """Weights are at least this: parts that are smaller count as much."""
-_FACTORED = 128
-"""Gram matrices of at least this side are bounded by a factorisation."""
+_SMALL = 96
+"""Of Gram matrices up to this side all eigenvalues are computed for an estimate of the largest."""
+_TRIES = ((12, 1.0005), (40, 1.005))
+"""Products with a Gram matrix for the estimate, and how far above it a threshold is proved."""
 _WIDE = 256
 """Gram matrices of at least this side are made of blocks, of which those below the diagonal are not computed."""
 _LOST = 1e-290
@@ -63,25 +65,26 @@ class Rows:
         """l2 norms of the rows: [count, rows]."""
         return torch.cat([euclidean_norm(run, dim=2) for _, _, run in self.runs], 1)
 
-    def estimate(self, steps: int = 5) -> Tensor:
-        """About the spectral norms, by a few power iterations: no bound. [count]"""
-        vector = _start(self.columns, self.runs[0][2]).expand(len(self.runs[0][2]), -1, 1)
+    def estimate(self, scale: Tensor, steps: int = 5) -> Tensor:
+        """About the spectral norms of the rows times `scale` [count, rows, 1], by a few power iterations: no bound. [count]"""
+        vector = _start(self.columns, scale).expand(len(scale), -1, 1)
+        square = scale.square()
         for _ in range(steps):
-            vector = self._turned(self._times(vector))
+            vector = self._turned(self._times(vector), square)
             vector = vector / vector.norm(dim=-2, keepdim=True).clamp_min(TINY)
-        found: Tensor = torch.cat(self._times(vector), 1).norm(dim=(-2, -1))
+        found: Tensor = (torch.cat(self._times(vector), 1) * scale).norm(dim=(-2, -1))
         return found
 
     def _times(self, vector: Tensor) -> list[Tensor]:
         return [run @ (vector if used is None else vector[:, used]) for _, used, run in self.runs]
 
-    def _turned(self, parts: list[Tensor]) -> Tensor:
-        found = parts[0].new_zeros(len(parts[0]), self.columns, 1)
-        for (_, used, run), part in zip(self.runs, parts, strict=True):
+    def _turned(self, parts: list[Tensor], scale: Tensor) -> Tensor:
+        found = scale.new_zeros(len(scale), self.columns, 1)
+        for (own, used, run), part in zip(self.runs, parts, strict=True):
             if used is None:
-                found += run.mT @ part
+                found += run.mT @ (part * scale[:, own])
             else:
-                found.index_add_(1, used, run.mT @ part)
+                found.index_add_(1, used, run.mT @ (part * scale[:, own]))
         return found
 
 
@@ -99,10 +102,10 @@ class Gram:
         self.total = found if self.total is None else self.total.add_(found)
 
     def add_scaled(self, part: Rows, scale: Tensor) -> None:
-        """More rows, each times its scale: [count, rows, 1] or [count, 1, 1]."""
+        """More rows, each times its scale: [count, rows, 1]."""
         count = max(len(scale), len(part.runs[0][2]))
         for own, used, run in part.runs:
-            scaled = run * (scale[:, own] if scale.shape[1] > 1 else scale)
+            scaled = run * scale[:, own]
             if used is None:
                 self.add(scaled)
                 continue
@@ -146,21 +149,34 @@ def tall_norm(matrix: Tensor) -> Tensor:
 def _largest_eigenvalue(gram: Tensor) -> Tensor:
     """Upper bounds of the quadratic forms of matrices that are symmetric but for rounding: [..., n, n] -> [...].
 
-    Of large ones a threshold above an estimate is proved, by one factorisation.
+    A threshold above an estimate is proved, by one factorisation.
     """
     n = gram.shape[-1]
-    if n < _FACTORED or not bool(gram.isfinite().all()):
+    if n == 0 or not bool(gram.isfinite().all()):
         return largest(gram, GRAM_STEPS - 1)
-    for steps, above in (
-        (5, 1.01),
-        (40, 1.002),
-    ):  # as a rule few are enough, and many still cost less than another way
-        about = estimate(gram, steps)
+    for steps, above in _TRIES:
+        about = _eigenvalue(gram, steps)
         bound, proved = quadratic_bound(gram, about * above)
         proved &= (about > 1e-100) & (about < 1e100)
         if bool(proved.all()):
             return bound
+        if n <= _SMALL:
+            break
     return torch.where(proved, bound, largest(gram, GRAM_STEPS - 1))
+
+
+def _eigenvalue(gram: Tensor, steps: int) -> Tensor:
+    """About the largest eigenvalue, no bound: of small matrices exactly, else that on the space of powers on one vector."""
+    if gram.shape[-1] <= _SMALL:
+        return torch.linalg.eigvalsh(gram)[..., -1]
+    vector = _start(gram.shape[-1], gram).expand(*gram.shape[:-2], -1, 1)
+    basis = vector / vector.norm(dim=-2, keepdim=True)
+    for _ in range(steps):
+        vector = gram @ basis[..., -1:]
+        for _ in range(2):  # orthogonal but for rounding
+            vector = vector - basis @ (basis.mT @ vector)
+        basis = torch.cat([basis, vector / vector.norm(dim=-2, keepdim=True).clamp_min(TINY)], -1)
+    return torch.linalg.eigvalsh(basis.mT @ (gram @ basis))[..., -1]
 
 
 def estimate(matrix: Tensor, steps: int = 5) -> Tensor:

@@ -148,8 +148,9 @@ def joint_norm(
         if bool((alone < _SMALL * weights).all()):
             extra = extra + alone
             continue
-        about = None if block.whole is None else part.estimate().unsqueeze(1)
-        joint = _block(symbols, block, sizes.unsqueeze(2), about, place)
+        joint = _balanced(
+            part, _ways(symbols, block, sizes.unsqueeze(2), torch.ones_like(crude)[:, None], place)
+        )
         gram.add_scaled(part, joint.scale)
         weights = weights + joint.weight[:, 0]
     total = gram.norm() * weights.sqrt()
@@ -199,26 +200,53 @@ def _singly(size: Tensor, length: Tensor) -> _Part:
     return _Part(size / weight.sqrt(), weight.sum(1))
 
 
-def _block(symbols: Symbols, block: Block, length: Tensor, about: Tensor | None, place: int) -> _Part:
-    """The symbols of one block, as singles, groups or all together, whichever weighs least, token by token.
+def _ways(symbols: Symbols, block: Block, length: Tensor, about: Tensor | None, place: int) -> list[_Part]:
+    """The symbols of one block as singles, as groups and all together, as far as each is known.
 
     length [count or 1, symbols, tokens]: of their rows; about [count or 1, tokens]: the spectral norm of all of them, roughly.
     """
-    best = _singly(symbols.errors[:, place, block.start : block.end], length)
-    others = []
+    found = [_singly(symbols.errors[:, place, block.start : block.end], length)]
     if block.groups is not None:
         bounds, of = block.groups.bounds[:, place], block.groups.place
         joint = by_group(length, of, bounds.shape[1]) * FAR
         weight = (bounds.unsqueeze(2) * joint).clamp_min(TINY)
-        others.append(_Part((bounds.unsqueeze(2) / weight.sqrt())[:, of], weight.sum(1)))
+        found.append(_Part((bounds.unsqueeze(2) / weight.sqrt())[:, of], weight.sum(1)))
     if about is not None and block.whole is not None and place in (0, 1 + (symbols.two or 0)):
         whole = block.whole[:, min(place, 1)].unsqueeze(1)
         weight = (whole * about).clamp_min(TINY)
-        others.append(_Part((whole / weight.sqrt()).unsqueeze(1).expand(best.scale.shape), weight))
+        found.append(_Part((whole / weight.sqrt()).unsqueeze(1).expand(found[0].scale.shape), weight))
+    return found
+
+
+def _block(symbols: Symbols, block: Block, length: Tensor, about: Tensor | None, place: int) -> _Part:
+    """Of `_ways` the one that weighs least, token by token."""
+    best, *others = _ways(symbols, block, length, about, place)
     for other in others:
         better = other.weight < best.weight
         best = _Part(
             torch.where(better.unsqueeze(1), other.scale, best.scale),
             torch.where(better, other.weight, best.weight),
         )
+    return best
+
+
+def _balanced(rows: Rows, ways: list[_Part]) -> _Part:
+    """The way with the least root of |A/w|^2 sum w, with weights times the number that makes both factors the same.
+
+    Any number > 0 is right; with this one the sum over blocks is at most the sum of the roots, but for estimates.
+    """
+    best: _Part | None = None
+    for way in ways:
+        norm = rows.estimate(way.scale).square().unsqueeze(1).clamp_min(TINY)
+        alone = (norm * way.weight).sqrt().clamp_min(TINY)
+        level = way.weight / alone
+        part = _Part(way.scale * level.sqrt().unsqueeze(1), alone)
+        if best is None:
+            best = part
+            continue
+        better = alone < best.weight
+        best = _Part(
+            torch.where(better.unsqueeze(1), part.scale, best.scale), torch.where(better, alone, best.weight)
+        )
+    assert best is not None
     return best
