@@ -80,6 +80,11 @@ def made(name: str) -> Row:
     }
 
 
+def ratio(row: Row) -> str:
+    """Bound over witness; in words where the search found none."""
+    return f"{row['upper'] / row['lower']:.3g}" if row["lower"] > 0 else "no witness"
+
+
 def page(rows: dict[str, Row]) -> str:
     """The tables in words."""
     out = [
@@ -96,7 +101,7 @@ def page(rows: dict[str, Row]) -> str:
         for k, r in enumerate(row["local"]):
             first = f"| {name} | {100 * row['accuracy']:.1f} % " if k == 0 else "| | "
             out.append(
-                f"{first}| {r['norm']} {r['radius']} | {r['upper']:.4g} | {r['lower']:.4g} | {r['upper'] / r['lower']:.3g} "
+                f"{first}| {r['norm']} {r['radius']} | {r['upper']:.4g} | {r['lower']:.4g} | {ratio(r)} "
                 f"| {r['seconds']:.1f} |"
             )
     out += ["", "| network | radii | attacks | s a point |", "|---|---|---|---|"]

@@ -21,6 +21,10 @@ TINY = 1e-150
 """Weights are at least this: parts that are smaller count as much."""
 _SMALL = 96
 """Of Gram matrices up to this side all eigenvalues are computed for an estimate of the largest."""
+_LEVEL = 1e8
+"""Balance goes no further: what underflowed in a Gram matrix stays below `_LOST`."""
+_ROUGH = 4
+"""Products with a Gram matrix for an estimate that weights are made of."""
 _TRIES = ((12, 1.0005), (40, 1.005))
 """Products with a Gram matrix for the estimate, and how far above it a threshold is proved."""
 _WIDE = 256
@@ -88,6 +92,16 @@ class Rows:
         return found
 
 
+def balance(norm: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Numbers c that make norms of Gram matrices times c and weights over c the same, and weight / c.
+
+    |sum A_j xi_j|^2 <= sigma([A_j / sqrt w_j])^2 sum w_j for every w > 0, so any c > 0 is right for all w_j of a block; with
+    these the root of the product over blocks is at most the sum of the blocks' own, but for estimates. norm: estimates.
+    """
+    level = (weight / norm.clamp_min(TINY)).sqrt().nan_to_num(nan=1.0).clamp(1.0 / _LEVEL, _LEVEL)
+    return level, weight / level
+
+
 class Gram:
     """A'A of a tall matrix A [..., rows, columns] whose rows come in parts, none of which is kept."""
 
@@ -113,6 +127,28 @@ class Gram:
             if self.total is None:
                 self.total = run.new_zeros(count, part.columns, part.columns)
             self.total[:, used.unsqueeze(1), used] += _squared(scaled)
+
+    def add_balanced(self, part: Tensor, ways: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """More rows in the one of several ways that has the least root of norm times weight, balanced.
+
+        part [count or 1, tokens, rows, columns]; of each way a scale [count, rows, tokens] and a weight [count, tokens]. The
+        weight that was added: [count, tokens].
+        """
+        found: list[tuple[Tensor, Tensor]] = []
+        for scale, weight in ways:
+            gram = _squared(part * scale.mT.unsqueeze(3))
+            finite = gram.isfinite().all(-1).all(-1)
+            norm = _eigenvalue(torch.where(finite[..., None, None], gram, 0.0), _ROUGH)
+            level, weighs = balance(torch.where(finite, norm, torch.inf), weight)
+            found.append((gram * level[..., None, None], weighs))
+        (best, least), *others = found
+        for gram, weighs in others:
+            better = weighs < least
+            best = torch.where(better[..., None, None], gram, best)
+            least = torch.where(better, weighs, least)
+        self.rows += part.shape[-2]
+        self.total = best if self.total is None else self.total.add_(best)
+        return least
 
     def norm(self) -> Tensor:
         """Upper bounds of the spectral norms of A, [...]; infinite at overflow.

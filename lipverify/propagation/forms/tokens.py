@@ -20,7 +20,7 @@ from lipverify.ir.norm import Norm
 from lipverify.linalg.lengths import euclidean_norm
 from lipverify.linalg.rounding import gamma
 from lipverify.propagation.forms.domain import FAR
-from lipverify.propagation.forms.gram import TINY, Gram, Rows, estimate, estimate_tall, tall_norm
+from lipverify.propagation.forms.gram import TINY, Gram, Rows, balance, estimate, estimate_tall, tall_norm
 from lipverify.propagation.forms.symbols import Block, Form, Symbols, by_group
 
 _SMALL = 2e-4
@@ -83,13 +83,14 @@ def token_norms(symbols: Symbols, form: Form, slopes: Tensor, axis: int) -> Toke
         reach = domain.reach[:, None] if place == 0 else torch.ones_like(domain.reach[:, None])
         start = alone[kind] * reach * FAR
         more = (rough * reach).expand(domain.count, -1)
-        shares = [(lifted, _inputs(symbols, lifted, kind, start, place == 0))]
-        for block, part, length, about in blocks:
-            shares.append((part, _block(symbols, block, length, about, place)))
-        gram = Gram()
-        for part, share in shares:
-            gram.add(part * share.scale.mT.unsqueeze(3))
-        total = gram.norm() * torch.stack([share.weight for _, share in shares]).sum(0).sqrt()
+        gram, weights = Gram(), torch.zeros_like(start)
+        shares = [(lifted, [_inputs(symbols, lifted, kind, start, place == 0)])]
+        shares += [
+            (part, _ways(symbols, block, length, about, place)) for block, part, length, about in blocks
+        ]
+        for part, ways in shares:
+            weights = weights + gram.add_balanced(part, [(way.scale, way.weight) for way in ways])
+        total = gram.norm() * weights.sqrt()
         if kind is Norm.LINF:
             total = total + start
         found.append((total + more + slack[:, place]) * wide)
@@ -218,35 +219,18 @@ def _ways(symbols: Symbols, block: Block, length: Tensor, about: Tensor | None, 
     return found
 
 
-def _block(symbols: Symbols, block: Block, length: Tensor, about: Tensor | None, place: int) -> _Part:
-    """Of `_ways` the one that weighs least, token by token."""
-    best, *others = _ways(symbols, block, length, about, place)
-    for other in others:
-        better = other.weight < best.weight
-        best = _Part(
-            torch.where(better.unsqueeze(1), other.scale, best.scale),
-            torch.where(better, other.weight, best.weight),
-        )
-    return best
-
-
 def _balanced(rows: Rows, ways: list[_Part]) -> _Part:
-    """The way with the least root of |A/w|^2 sum w, with weights times the number that makes both factors the same.
-
-    Any number > 0 is right; with this one the sum over blocks is at most the sum of the roots, but for estimates.
-    """
+    """The way with the least root of norm times weight, balanced."""
     best: _Part | None = None
     for way in ways:
-        norm = rows.estimate(way.scale).square().unsqueeze(1).clamp_min(TINY)
-        alone = (norm * way.weight).sqrt().clamp_min(TINY)
-        level = way.weight / alone
-        part = _Part(way.scale * level.sqrt().unsqueeze(1), alone)
+        level, weight = balance(rows.estimate(way.scale).square().unsqueeze(1), way.weight)
+        part = _Part(way.scale * level.sqrt().unsqueeze(1), weight)
         if best is None:
             best = part
             continue
-        better = alone < best.weight
+        better = weight < best.weight
         best = _Part(
-            torch.where(better.unsqueeze(1), part.scale, best.scale), torch.where(better, alone, best.weight)
+            torch.where(better.unsqueeze(1), part.scale, best.scale), torch.where(better, weight, best.weight)
         )
-    assert best is not None
+    assert best is not None  # there is a way
     return best
