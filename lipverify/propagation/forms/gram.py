@@ -204,7 +204,8 @@ def _largest_eigenvalue(gram: Tensor) -> Tensor:
 def _eigenvalue(gram: Tensor, steps: int) -> Tensor:
     """About the largest eigenvalue, no bound: of small matrices exactly, else that on the space of powers on one vector."""
     if gram.shape[-1] <= _SMALL:
-        return torch.linalg.eigvalsh(gram)[..., -1]
+        exact: Tensor = torch.linalg.eigvalsh(gram)[..., -1]
+        return exact
     vector = _start(gram.shape[-1], gram).expand(*gram.shape[:-2], -1, 1)
     basis = vector / vector.norm(dim=-2, keepdim=True)
     for _ in range(steps):
@@ -212,7 +213,8 @@ def _eigenvalue(gram: Tensor, steps: int) -> Tensor:
         for _ in range(2):  # orthogonal but for rounding
             vector = vector - basis @ (basis.mT @ vector)
         basis = torch.cat([basis, vector / vector.norm(dim=-2, keepdim=True).clamp_min(TINY)], -1)
-    return torch.linalg.eigvalsh(basis.mT @ (gram @ basis))[..., -1]
+    found: Tensor = torch.linalg.eigvalsh(basis.mT @ (gram @ basis))[..., -1]
+    return found
 
 
 def estimate(matrix: Tensor, steps: int = 5) -> Tensor:

@@ -13,6 +13,7 @@ import lipverify as lv
 from lipverify.analyzers.distances import distances, lambert
 from lipverify.analyzers.product import Product
 from lipverify.analyzers.protocol import Compute
+from lipverify.interpreter import evaluate
 from lipverify.ir.norm import Norm
 from lipverify.ir.region import Query
 from lipverify.rules import Unbounded
@@ -43,7 +44,11 @@ def of_keys(q: Tensor, k: Tensor) -> Tensor:
     return k.pow(2).sum(-1, keepdim=True).mT - 2 * (q @ k.mT)
 
 
-SPELLINGS = (subtracted, multiplied, expanded, of_norms, of_keys)
+def of_torch(q: Tensor, k: Tensor) -> Tensor:
+    return torch.cdist(q, k).square()
+
+
+SPELLINGS = (subtracted, multiplied, expanded, of_norms, of_keys, of_torch)
 
 
 class Attention(nn.Module):
@@ -165,3 +170,14 @@ def test_the_lemma_is_attained(count: int) -> None:
 
 def test_one_token_attends_to_itself() -> None:
     assert lambert(0) == 0.0
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0, math.inf])
+def test_distances_of_torch_are_those_of_rows(p: float) -> None:
+    class Distances(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cdist(x[:, :3], x, p=p, compute_mode="donot_use_mm_for_euclid_dist")
+
+    x = torch.randn(2, TOKENS, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    graph = lv.extract(Distances(), x)
+    torch.testing.assert_close(evaluate(graph, x), Distances()(x), rtol=1e-12, atol=1e-12)

@@ -92,6 +92,13 @@ def _norm(b: Lowerer, x: Value, p: float | None, dim: Any, keepdim: bool = False
     return _vector_norm(b, x, 2 if p is None else p, dim, keepdim)
 
 
+@lower.register("aten.cdist", "aten._cdist_forward")
+def _cdist(b: Lowerer, x: Value, y: Value, p: float = 2.0, compute_mode: int | None = None) -> Value:
+    """Distances of the rows of x [..., n, d] from those of y [..., m, d]: [..., n, m]; the mode is a way to compute them."""
+    apart = b.minus(b.unsqueeze(x, [-2]), b.unsqueeze(y, [-3]))
+    return _vector_norm(b, apart, p, apart.rank - 1)
+
+
 @lower.register("aten.cumsum")
 def _cumsum(b: Lowerer, x: Value, dim: int, *, dtype: Any = None) -> Value:
     if dtype is not None:
