@@ -165,7 +165,8 @@ def page(rows: dict[str, Row]) -> str:
             "",
         ]
         lines += [f"- {name}: {value}" for name, value in rows["device"].items() if name != "peak_gib"]
-    failed = [(name, rows[name]["error"]) for name in ROWS if name in rows and "error" in rows[name]]
+    failed = [(name, said) for name in ROWS if name in rows
+              for said in (rows[name].get("error") or rows[name].get("unchecked"),) if said]  # fmt: skip
     return "\n".join([*lines, *(f"\n{name}: {said}" for name, said in failed), ""])
 
 
