@@ -174,13 +174,6 @@ class Record:
             fact = self._emptiness(step.fields["ranges"])
         return self._put(entry, fact)
 
-    def later(self, kind: str, **fields: Any) -> int:
-        """One more step that is proved when its fact is asked for, or by whoever checks the proof; the number of its fact."""
-        look()
-        self.steps.append({"step": kind, **fields})
-        self._facts.found.append(None)
-        return len(self.steps) - 1
-
     def _emptiness(self, ranges: int) -> Emptiness:
         """What ranges that contradict each other say, as `kernel.proof.prove` reads it."""
         known = self.fact(ranges)

@@ -43,14 +43,6 @@ Flat = tuple[Sequence[float], Sequence[Array | None]]
 """Weights of conditions, and slopes below kinks for every layer."""
 
 
-def _carried(part: Part, pairs: Mapping[int, tuple[int, Sequence[int] | None]]) -> dict[str, Any]:
-    conditions = [[c.layer, c.entry, c.at.hex(), "above" if c.above else "below"] for c in part.conditions]
-    written = [
-        [layer, base, *([] if kept is None else [list(kept)])] for layer, (base, kept) in pairs.items()
-    ]
-    return {"region": part.region, "conditions": conditions, "pairs": written}
-
-
 class Writer(Record):
     """A record that knows how what an analyzer found becomes steps."""
 
@@ -71,27 +63,13 @@ class Writer(Record):
 
     def carried(self, part: Part, pairs: Mapping[int, tuple[int, Sequence[int] | None]]) -> int:
         """The same, with the results of layers written as those of others, or of some of their neurons, plus a change."""
-        return self.add("carried", **_carried(part, pairs))
-
-    def foreseen(
-        self,
-        part: Part,
-        pairs: Mapping[int, tuple[int, Sequence[int] | None]],
-        rows: Rows,
-        most: float,
-    ) -> list[int]:
-        """Values of rows over a part of `carried` are at most `most` in size, of both signs: expected, and not computed here.
-
-        Whoever checks the proof does that, and refuses it where it is not so.
-        """
-        ranges = self.later("carried", **_carried(part, pairs))
-        about = theorems.Part(part.region, part.conditions)
-        facts = []
-        for sign in (1, -1):
-            fields = {"rows": [v for v in rows if v is not None], "sign": sign, "limit": (-most).hex()}
-            entry = {"step": "value", "ranges": ranges, **fields}
-            facts.append(self._put(entry, AtLeast(about, Fraction(-most), rows, sign)))
-        return facts
+        conditions = [
+            [c.layer, c.entry, c.at.hex(), "above" if c.above else "below"] for c in part.conditions
+        ]
+        written = [
+            [layer, base, *([] if kept is None else [list(kept)])] for layer, (base, kept) in pairs.items()
+        ]
+        return self.add("carried", region=part.region, conditions=conditions, pairs=written)
 
     def at_least(self, ranges: int, rows: Rows, sign: int) -> tuple[int, float]:
         """A value of rows over a part, and the least it is shown to be; whoever checks the proof computes it again."""

@@ -6,8 +6,8 @@ Which layers are paired, and which network's values the other's are written by, 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
 from itertools import pairwise
@@ -37,7 +37,7 @@ from lipverify.checkers.kernel.program import same
 from lipverify.checkers.regions import BOX
 from lipverify.combine import Difference, difference
 from lipverify.combine.survivors import Kept
-from lipverify.errors import BudgetEnded, LipverifyError, NotCovered, RefutedCertificate
+from lipverify.errors import BudgetEnded, LipverifyError, NotCovered
 from lipverify.ir.certificate import Rigour
 from lipverify.ir.graph import Graph
 from lipverify.ir.interval import Interval
@@ -61,15 +61,10 @@ NEAR, FAR, GAIN = 1.25, 1.9, 0.05
 this."""
 BATCH = 128
 """Parts that are cut at once: one takes as long as thirty. Of those that were not among the worst the proof takes none."""
-SEARCHED = 0.25
-"""The part of the time of a region that may be spent on where it is cut."""
 TOO_FEW = 16
 """Where the checker has not the time for so many parts, none are looked for: the first ranges take as long as a few."""
 SPENT = 0.9
-"""The part of the time of a region that parts may take."""
-FORESEEN, ROOM = 0.8, 1.1
-"""Of a part whose bound is at most so many times the largest one, the checker's own bound need not be known to write the proof:
-it is claimed to be at most so many times the one that was found."""
+"""The part of the time of a region that is planned for."""
 
 
 @dataclass(frozen=True)
@@ -123,22 +118,16 @@ def certified(asked: Asked, compute: Compute) -> Certified:
             centres = arrays["centres"]
         box = (arrays["box"][0], arrays["box"][1]) if "box" in arrays else None
         alike = same(subjects[0].program.steps, subjects[1].program.steps)
-        for foresee in (True, False):
-            writer = Writer(asked.f, program, centres, box)
-            proving = _Proving(asked, writer, subjects, compute, foresee)
-            if (numbers := proving.numbers()) > MOST_NUMBERS:
-                raise NotCovered(
-                    f"lines of {numbers:,} numbers; the checker takes minutes for more than {MOST_NUMBERS:,}"
-                )
-            claim, facts = proving.nothing() if alike else proving.claim()
-            author = Author("deviation", f"norm_out={asked.norm_out}", time.monotonic() - started)
-            issued = _written(asked, proving.region, subjects, writer, claim, facts, author)
-            try:
-                issued.check([s.model for s in subjects])
-                break
-            except RefutedCertificate:
-                if not proving.foreseen:
-                    raise
+        writer = Writer(asked.f, program, centres, box)
+        proving = _Proving(asked, writer, subjects, compute)
+        if (numbers := proving.numbers()) > MOST_NUMBERS:
+            raise NotCovered(
+                f"lines of {numbers:,} numbers; the checker takes minutes for more than {MOST_NUMBERS:,}"
+            )
+        claim, facts = proving.nothing() if alike else proving.claim()
+        author = Author("deviation", f"norm_out={asked.norm_out}", time.monotonic() - started)
+        issued = _written(asked, proving.region, subjects, writer, claim, facts, author)
+        issued.check([s.model for s in subjects])
     except BudgetEnded:
         raise
     except OSError as error:
@@ -207,20 +196,11 @@ class _Leaf:
 
 
 class _Proving:
-    """Facts for one region after another.
-
-    foresee: whether bounds of parts may be written that the checker alone computes; foreseen: how many were.
-    """
+    """Facts for one region after another."""
 
     def __init__(
-        self,
-        asked: Asked,
-        writer: Writer,
-        subjects: tuple[Subject, Subject],
-        compute: Compute,
-        foresee: bool,
+        self, asked: Asked, writer: Writer, subjects: tuple[Subject, Subject], compute: Compute
     ) -> None:
-        self.foresee, self.foreseen = foresee, 0
         self.asked, self.writer, self.compute, self.region = asked, writer, compute, asked.region
         self.size = subjects[0].program.steps[-1].size
         self.far: dict[int, np.ndarray[Any, Any]] = {}
@@ -324,29 +304,27 @@ class _Proving:
     def _split(self, k: int, whole: _Leaf, cost: float) -> tuple[float, list[int]]:
         """The same, from parts of region k that are cut by `Tree`; the checker's bounds may be the better ones.
 
-        cost: seconds that the checker takes for one part. What is written takes as long to be read, so no more parts are used
-        than fit into the time of the region.
+        cost: seconds that the checker takes for one part; no more parts are used than fit into the time of the region.
         """
-        asked, began, end = self.asked, time.monotonic(), self.compute.deadline
-        share = self.compute.remaining() / (len(self.region) - k)
+        began, ends = time.monotonic(), self.compute.deadline is not None
+        share = SPENT * self.compute.remaining() / (len(self.region) - k)
         if share < TOO_FEW * cost:
             return whole.bound, whole.facts
-        search = replace(self.compute, deadline=None if end is None else began + SEARCHED * share)
-        tree = self._grown(k, asked.wanted[k] * (1.0 + MOST / 2), share / cost, search)
+
+        def affordable() -> float:
+            """Parts that there is still time for."""
+            left = began + share - time.monotonic()
+            return left / cost if ends else np.inf
+
+        tree = self._grown(k, self.asked.wanted[k] * (1.0 + MOST / 2), affordable)
         if float(tree.seen[0]) > 0.0:
             self.far[k] = tree.far[0].flatten().numpy()
-        left = (began + SPENT * share - time.monotonic()) / cost if end is not None else np.inf
-        leaves = tree.leaves(0, max(int(min(left, len(tree))), 1))
-        top = max(tree.values[number] for number in leaves)
+        leaves = tree.leaves(0, max(int(min(affordable(), len(tree))), 1))
 
         def covered(number: int, part: Part) -> tuple[float, list[int]]:
-            value = tree.values[number]
             if number in leaves:
                 if number == 0:
                     return whole.bound, whole.facts
-                if self.foresee and 0.0 < value <= FORESEEN * top:
-                    self.foreseen += 1
-                    return ROOM * value, self._foreseen(part, ROOM * value)
                 return self._bound(self.writer.carried(part, self.pairs))
             axis, at, *halves = tree.cuts[number]
             above, below = (
@@ -359,10 +337,10 @@ class _Proving:
         found = covered(0, whole.part)
         return found if found[0] < whole.bound else (whole.bound, whole.facts)
 
-    def _grown(self, k: int, wanted: float, affordable: float, search: Compute) -> Tree:
+    def _grown(self, k: int, wanted: float, affordable: Callable[[], float]) -> Tree:
         """Parts of region k, until their bound is what was found and near the largest value seen at an input, or time is over;
         below what was found as long as twice as many parts are worth it."""
-        graph, region = self._entries, self.region[k : k + 1]
+        graph, region, search = self._entries, self.region[k : k + 1], self.compute
         box = bounds(graph, region, device=search.device).output
         first = Interval(box.lower.cpu().flatten(1), box.upper.cpu().flatten(1))
         most = PARTS, MORE if len(self.region) <= ALONE else PARTS
@@ -374,7 +352,7 @@ class _Proving:
             graph, region, first, _size, search, moving=self.asked.f.to(dtype=torch.float64), kept=kept
         )
         stage, before = 4, np.inf
-        while not search.expired() and len(tree) < affordable:
+        while len(tree) < affordable():
             bound, seen = tree.worst(), float(tree.seen[0])
             if len(tree) >= most[bound > FAR * seen]:
                 break
@@ -387,9 +365,6 @@ class _Proving:
             if not tree.grow(near, min(BATCH, most[bound > FAR * seen] - len(tree))):
                 break
         return tree
-
-    def _foreseen(self, part: Part, most: float) -> list[int]:
-        return self.writer.foreseen(part, self.pairs, Rows(2 * self.size, 3 * self.size), most)
 
     def _table(self, whole: int) -> tuple[tuple[tuple[float, ...], ...], list[int]]:
         """What (f - g)_i - (f - g)_j is at most, for all i and j."""
