@@ -85,11 +85,12 @@ class Mapped:
 class Reader:
     """Values of a graph as sums of entries, and of products of two entries, of nodes that are not followed any further.
 
-    starts: the number of a node's first entry.
+    starts: the number of a node's first entry; parts: nodes whose entries are those of a concatenation among these.
     """
 
     graph: Graph
     starts: dict[str, int] = field(default_factory=dict)
+    parts: set[str] = field(default_factory=set)
     known: dict[str, Sum | None] = field(default_factory=dict)
     total: int = 0
     blocks: int = 0
@@ -131,13 +132,24 @@ class Reader:
         twin = next(alike, None)
         start = self.starts.setdefault(node.name, self.total if twin is None else self.starts[twin.name])
         self.total = max(self.total, start + node.size)
-        return Sum(((Fraction(1), torch.arange(start, start + node.size).reshape(node.shape)),))
+        places = torch.arange(start, start + node.size).reshape(node.shape)
+        if isinstance(op, ops.Concat):
+            self._share(node, op.axis, places)
+        return Sum(((Fraction(1), places),))
+
+    def _share(self, node: Node, axis: int, places: Tensor) -> None:
+        """What reads one of the concatenated matrices' results itself reads the same entries as what reads all of them."""
+        shapes = [self.graph[name].shape[axis] for name in node.inputs]
+        for name, part in zip(node.inputs, places.split(shapes, axis), strict=True):
+            if name not in self.known and isinstance(self.graph[name].op, ops.Linear):
+                self.known[name] = Sum(((Fraction(1), part),))
+                self.parts.add(name)
 
     def mapped(self, name: str) -> Mapped | None:
         """A value as rows of matrices times vectors of entries; None where no matrix is in front, or for anything else."""
         node = self.graph[name]
         op, factor = node.op, _factor(node)
-        if name in self.starts:
+        if name in self.starts or name in self.parts:
             return None
         if isinstance(op, ops.Linear):
             return self._through(op, node)
