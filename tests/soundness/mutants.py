@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -45,30 +46,30 @@ class Mutant:
         return True
 
 
-def mutants(found: list[Subject], count: int, seed: int) -> Iterator[Mutant]:
-    """`count` changed certificates, kinds in turn."""
+def mutants(found: list[Subject], count: int, seed: int, only: str | None = None) -> Iterator[Mutant]:
+    """`count` changed certificates, kinds in turn, or of one kind only; most are for some subjects, of which one is drawn."""
     r = np.random.default_rng(seed)
-    kinds = list(_KINDS)
+    kinds = itertools.cycle(_KINDS if only is None else [only])
     made = 0
-    turn = 0
     while made < count:
-        # Most kinds of changes are for some subjects only; a few tries each.
-        kind, subject = kinds[turn // 4 % len(kinds)], found[int(r.integers(len(found)))]
-        turn += 1
-        document = copy.deepcopy(subject.issued.document)
-        arrays = (
-            None
-            if subject.issued.arrays is None
-            else parse_safetensors(subject.issued.arrays, Path("arrays"))
-        )
-        changed = _KINDS[kind](document, arrays, r, found)
-        if changed is False:
-            continue
-        data = None if arrays is None else write_safetensors(arrays)
-        mutant = _finished(kind, subject, Issued(document, data), r)
-        if mutant is not None:
-            made, turn = made + 1, -(-turn // 4) * 4
-            yield mutant
+        kind = next(kinds)
+        for which in r.permutation(len(found)):
+            mutant = _changed(kind, found[which], r, found)
+            if mutant is not None:
+                made += 1
+                yield mutant
+                break
+
+
+def _changed(kind: str, subject: Subject, r: np.random.Generator, found: list[Subject]) -> Mutant | None:
+    document = copy.deepcopy(subject.issued.document)
+    arrays = (
+        None if subject.issued.arrays is None else parse_safetensors(subject.issued.arrays, Path("arrays"))
+    )
+    if _KINDS[kind](document, arrays, r, found) is False:
+        return None
+    data = None if arrays is None else write_safetensors(arrays)
+    return _finished(kind, subject, Issued(document, data), r)
 
 
 def _finished(kind: str, subject: Subject, issued: Issued, r: np.random.Generator) -> Mutant | None:

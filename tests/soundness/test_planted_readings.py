@@ -10,7 +10,6 @@ import pytest
 from tests.soundness.planted_readings import FAULTS
 
 pytest.importorskip("onnxruntime")
-pytestmark = pytest.mark.usefixtures("short_search")
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -41,7 +41,7 @@ LAYERS: dict[str, str] = {
     "propagation": "errors ir rules ops linalg",
     "execution": "errors ir rules ops checkers propagation",
     "certificates": "errors version ir rules ops linalg interpreter loading zoo checkers documents",
-    "analyzers": "errors ir rules ops linalg interpreter loading propagation certificates",
+    "analyzers": "errors ir rules ops linalg interpreter loading passes propagation certificates",
     "falsify": "errors ir rules ops linalg interpreter propagation analyzers",
     "failures": "errors ir certificates analyzers",
     "results": "errors ir loading certificates analyzers documents reporting",

@@ -21,7 +21,6 @@ from lipverify.checkers.reader import runtimes
 from lipverify.checkers.reader.agreement import agree
 from lipverify.checkers.reader.onnx import read_onnx
 from lipverify.errors import NotCovered
-from lipverify.questions import deviation_proof
 from lipverify.questions.deviation_proof import Asked, certified
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -213,10 +212,7 @@ def test_another_zero_point_behind_is_another_model() -> None:
         agree(second, program_of(first))
 
 
-def test_a_quantised_file_has_a_certificate_of_its_deviation(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(deviation_proof, "PARTS", 16)
+def test_a_quantised_file_has_a_certificate_of_its_deviation(tmp_path: Path) -> None:
     paths = {}
     for name, data in (
         ("float", qdq(float_too=True)),
@@ -230,7 +226,7 @@ def test_a_quantised_file_has_a_certificate_of_its_deviation(
     box = lv.InputBox((4,), -1.0, 1.0)
     bounds = []
     for other in (g, h):
-        found = certified(Asked(f, other, box, "linf", [1.0], True), Compute())
+        found = certified(Asked(f, other, box, "linf", [1.0], True, parts=16), Compute())
         assert found.issued is not None, found.reason
         bounds += found.upper
         x = 2 * np.random.default_rng(2).random((4000, 4)) - 1
