@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lipverify.checkers.evaluation import evaluate, shown
-from lipverify.checkers.kernel.account import charge
+from lipverify.checkers.kernel.account import charge, held, returned
 from lipverify.checkers.kernel.curves import curve
 from lipverify.checkers.kernel.program import (
     Affine,
@@ -32,17 +32,33 @@ _BENDS = 4
 """Places where one activation bends, at most."""
 
 
+_SLOW = {"Erf": 100, "ErfGate": 100, "Gelu": 100}
+"""Products in the time of one value of a law that numpy has not: of others one or a few."""
+
+
 def work_of(program: Program) -> int:
-    """Products of numbers that one input takes."""
-    return sum(s.index.size * s.kernel.shape[1] if isinstance(s, Affine) else s.size for s in program.steps)
+    """Products of numbers that one input takes, or as much time."""
+    return sum(_work(step) for step in program.steps)
+
+
+def _work(step: Step) -> int:
+    if isinstance(step, Affine):
+        return int(step.index.size * step.kernel.shape[1])
+    if isinstance(step, Order):
+        return int(step.groups.size) * (int(step.groups.shape[-1]).bit_length() if step.whole else 1)
+    return step.size * _SLOW.get(step.law, 1) if isinstance(step, Scalar) else step.size
 
 
 class _Block(NamedTuple):
-    """Gates of one step, `size` of them. bend: taken off arguments of an activation, a number or [size]; None: of a maximum."""
+    """Gates of one step, `size` of them. bend: taken off arguments of an activation, a number or [size]; None: of a maximum.
+
+    width: of the groups that one gate is looked at in, 1 for an activation.
+    """
 
     step: int
     size: int
     bend: float | Array | None
+    width: int = 1
 
 
 class Gates:
@@ -54,31 +70,55 @@ class Gates:
         self.count = int(self.ends[-1]) if self.blocks else 0
         self.numbers, self.work = sum(step.size for step in program.steps), work_of(program)
 
+    def work_at(self, count: int) -> int:
+        """Of so many gates of one input, at most."""
+        return 4 * min(count, self.count) * max((block.width for block in self.blocks), default=1)
+
     def at(self, x: Array, chosen: Array) -> Array:
         """[n, chosen]: how far arguments are beyond a bend, and entries beyond the largest other one. x: [n, inputs]."""
-        found, rows = np.empty((len(x), len(chosen))), max(1, _HELD // (self.numbers + self.count + 1))
-        charge(found.size + min(rows, len(x)) * (self.numbers + 2 * self.count), len(x) * self.work)
+        parts = self._parts(chosen)
+        read = 2 * sum(places.size if groups is None else groups.size for _, _, places, groups in parts)
+        found, rows = np.empty((len(x), len(chosen))), max(1, _HELD // (self.numbers + read + 1))
+        before = held()
+        charge(
+            found.size + min(rows, len(x)) * (self.numbers + read),
+            len(x) * (self.work + self.work_at(len(chosen))),
+        )
         for start in range(0, len(x), rows):
-            found[start : start + rows] = self._all(evaluate(self.program, x[start : start + rows]))[
-                :, chosen
-            ]
+            results = evaluate(self.program, x[start : start + rows])
+            for block, at, places, groups in parts:
+                z = shown(self.program.steps[block.step].view, results)
+                if groups is not None:
+                    found[start : start + rows, at] = _leads(z, groups)[:, places]
+                else:
+                    bend = block.bend[places] if isinstance(block.bend, np.ndarray) else block.bend
+                    found[start : start + rows, at] = z[:, places] - bend
+        # All of it ends with this call but what is given, which the caller's rows are far above.
+        returned(before - held())
         return found
 
-    def _all(self, results: Sequence[Array]) -> Array:
-        found = []
-        for block in self.blocks:
-            step = self.program.steps[block.step]
-            z = shown(step.view, results)
-            found.append(z - block.bend if block.bend is not None else _leads(z, _groups(step)))
-        return np.concatenate(found, axis=1)
+    def _parts(self, chosen: Array) -> list[tuple[_Block, Array, Array, Array | None]]:
+        """Blocks that these gates are in: where they stand in `chosen`, their places in the arguments; or, of a maximum, in the
+        leads of these groups [n, width], which are those that they are in."""
+        own, found = np.searchsorted(self.ends, chosen, side="right"), []
+        for k in np.unique(own):
+            block, at = self.blocks[k], np.flatnonzero(own == k)
+            places, groups = chosen[at] - (self.ends[k] - block.size), None
+            if block.bend is None:
+                which, row = np.unique(places // block.width, return_inverse=True)
+                places = row * block.width + places % block.width
+                groups = _groups(self.program.steps[block.step])[which]
+            found.append((block, at, places, groups))
+        return found
 
     def uphill(self, x: Array, chosen: Array, through: bool) -> tuple[Array, Array]:
         """[n], [n, inputs]: for row k the number of gate chosen[k], and how it changes with the input.
 
         through: as if activations that are flat there were the identity, so that gates behind closed ones have a direction too.
         """
+        before = held()
+        charge(4 * len(x) * self.numbers, 4 * len(x) * (self.work + self.work_at(len(chosen))))
         results = evaluate(self.program, x)
-        charge(4 * len(x) * self.numbers, 4 * len(x) * self.work)
         slopes = [np.zeros_like(r) for r in results]
         numbers = np.zeros(len(x))
         own = np.searchsorted(self.ends, chosen, side="right")
@@ -109,6 +149,7 @@ class Gates:
                     views_of(step), _backward(step, read, results[k], slopes[k], through), strict=True
                 ):
                     _passed(view, back, slopes)
+        returned(before - held())
         return numbers, slopes[0]
 
 
@@ -118,7 +159,7 @@ def _blocks(program: Program) -> list[_Block]:
         if isinstance(step, Scalar):
             found += [_Block(k, step.size, bend) for bend in _bends(step)]
         elif isinstance(step, Order | Softmax) and step.groups.shape[-1] > 1:
-            found.append(_Block(k, step.groups.size, None))
+            found.append(_Block(k, step.groups.size, None, step.groups.shape[-1]))
     return found
 
 
@@ -139,7 +180,7 @@ def _groups(step: Step) -> Array:
 def _leads(z: Array, groups: Array) -> Array:
     """Every entry of every group minus the largest other one of it."""
     y = np.append(z, np.full((len(z), 1), -np.inf), axis=1)[:, groups]
-    top = np.sort(y, axis=-1)[..., -2:]
+    top = np.partition(y, -2, axis=-1)[..., -2:]
     with np.errstate(all="ignore"):
         return np.asarray((y - np.where(y == top[..., 1:], top[..., :1], top[..., 1:])).reshape(len(z), -1))
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lipverify.checkers.kernel.program import Array, Program
-from lipverify.checkers.reader.gates import Gates, work_of
+from lipverify.checkers.reader.gates import Gates
 
 _GATES = 1 << 12
 """Gates that are looked at."""
@@ -93,7 +93,8 @@ def openings(
     program: Program, known: Array, rng: np.random.Generator, regions: Sequence[Around] = ()
 ) -> Opened:
     """More inputs: of large sizes, in the regions, and at gates. known: inputs that are taken anyway, [n, inputs]."""
-    size, each = program.steps[0].size, max(1, work_of(program))
+    size, gates = program.steps[0].size, Gates(program)
+    each = max(1, gates.work + gates.work_at(_GATES))
     chosen = [regions[k] for k in rng.permutation(len(regions))[:_REGIONS]]
     points, least = _LOOKING // each, len(chosen) + 1
     effort = next((e for e in _EFFORTS if least * e.points <= points), _EFFORTS[-1])
@@ -109,7 +110,7 @@ def openings(
         inner = region.low + (region.high - region.low) * rng.random(size)
         rows += [(1, region.centre), (1, corner), (0, inner)]
         lines.insert(k, _Line(region.centre, corner - region.centre, effort.within))
-    gates, found = Gates(program), list[tuple[int, Array]]()
+    found = list[tuple[int, Array]]()
     if gates.count:
         looked, search = min(_LINES, max(least, points // effort.points)), _Search(gates, known, rng, effort)
         found = [row for line in lines[:looked] for row in search.along(line)]
@@ -130,7 +131,8 @@ class _Search:
 
     def __init__(self, gates: Gates, known: Array, rng: np.random.Generator, effort: _Effort) -> None:
         self.gates, self.rng, self.effort, self.points = gates, rng, effort, list[Array]()
-        some = rng.permutation(self.gates.count)[:_AMONG]
+        most = max(_GATES, min(_AMONG, _LOOKING // (4 * len(known) * gates.work_at(1))))
+        some = rng.permutation(self.gates.count)[:most]
         signs = self.gates.at(known, some) > 0
         idle = (signs == signs[:1]).all(0)
         self.chosen = some[np.argsort(~idle, kind="stable")[:_GATES]]

@@ -12,6 +12,7 @@ import pytest
 from onnx import defs
 from onnx.reference.ops import _op_list
 
+from lipverify.checkers.kernel.account import Account, spending
 from lipverify.checkers.kernel.program import Program
 from lipverify.checkers.reader import agreement, model_of_bytes, openings
 from lipverify.checkers.reader.agreement import agree
@@ -240,3 +241,15 @@ def test_an_evaluator_that_passes_over_settings_does_not_decide(names: list[str]
     assert told_by_reference(data) is told
     for seed in range(6):
         assert agree(data, program_of(data), seed).share < 1.0
+
+
+def test_looking_takes_nothing_from_a_proof_and_counts_its_time() -> None:
+    """A maximum over windows of 256: each point of a line was charged for good, and its comparisons as 256 operations."""
+    pool = node("MaxPool", ["x"], ["y"], kernel_shape=[256], strides=[1], pads=[128, 127])
+    found = program_of(model([pool], [1, 1, 256], 13, {}).SerializeToString())
+    account = Account()
+    before = account.numbers, account.operations
+    with spending(account):
+        opened = openings.openings(found, np.zeros((4, 256)), np.random.default_rng(0))
+    assert before[0] - account.numbers < 1 << 16
+    assert before[1] - account.operations > len(opened.rows) * 256 * 256
