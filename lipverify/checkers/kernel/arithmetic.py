@@ -118,7 +118,7 @@ def exponent_of(values: Array) -> int:
     return int(np.frexp(np.abs(values).max(initial=0.0))[1])
 
 
-def positive_definite(a: Array, slack: Array) -> bool:
+def positive_definite(a: Array, slack: Array, spent: bool = False) -> bool:
     """Proves a + P positive semidefinite for every Hermitian P with P + diag(slack) positive semidefinite.
 
     Statement: Cholesky of a - diag(t) that runs to its end is exact for a matrix off by at most g sqrt(a_ii a_jj) in entry ij,
@@ -129,6 +129,7 @@ def positive_definite(a: Array, slack: Array) -> bool:
     Args:
         a: [..., n, n], Hermitian, real or complex; the lower triangle is read, the diagonal is scaled near 1.
         slack: [..., n] or anything that broadcasts to it.
+        spent: a is not read again: its place is taken.
     """
     diagonal, twice = np.diagonal(a, axis1=-2, axis2=-1).real, np.iscomplexobj(a)
     if not bool(np.isfinite(a).all() and (diagonal > 0).all() and np.isfinite(slack).all()):
@@ -138,7 +139,7 @@ def positive_definite(a: Array, slack: Array) -> bool:
     root = np.sqrt(diagonal)
     # u |a_ii| twice for the subtraction; the factor covers the roundings of this line.
     shift = (slack + 1.01 * unit * root * sums(root, -1)[..., None] + gamma(4) * diagonal) * (1 + 2.0**-30)
-    shifted = np.array(a, dtype=np.complex128 if twice else np.float64)
+    shifted = (np.asarray if spent else np.array)(a, dtype=np.complex128 if twice else np.float64)
     places = np.arange(a.shape[-1])
     shifted[..., places, places] = diagonal - (shift + TINY)
     try:

@@ -77,4 +77,4 @@ def multipliers_hold(found: Differences, output: Signal, multipliers: Sequence[A
     places = np.arange(len(matrix))
     matrix[places, places] += half * diagonal * half
     slack = slack * (1 + 2.0**-30) + 2.0**-50 * np.diagonal(matrix)
-    return arith.positive_definite(matrix, slack)
+    return arith.positive_definite(matrix, slack, spent=True)

@@ -37,7 +37,6 @@ from lipverify.checkers.reader.reading import Reading, fed
 from lipverify.checkers.reader.references import told_by_reference
 from lipverify.checkers.reader.runtimes import Answer, Asked, Broken, evaluated, evaluated_apart
 from lipverify.checkers.reader.subgraphs import all_nodes
-from lipverify.checkers.reader.widening import widened
 from lipverify.checkers.reader.wire import parse_model
 from lipverify.errors import NotCovered
 
@@ -166,10 +165,9 @@ def _in_float64(
     rows = np.append(
         np.arange(run.ordinary if settled else ordinary), ordinary + np.flatnonzero(far[ordinary:])
     )
-    if (settled and len(rows) == run.ordinary) or not told_by_reference(data, wide=True):
+    if kind == "float64" or (settled and len(rows) == run.ordinary) or not told_by_reference(data, wide=True):
         return found
-    wide = widened(data, kind)
-    other = None if wide is None else run.held(wide, inputs[rows], ("reference",), "float64", [])
+    other = run.held(data, inputs[rows], ("wide",), "float64", [])
     if other is None or (other.hidden and not (other.differ or found.differ or found.hidden)):
         return found
     if other.differ or other.hidden:

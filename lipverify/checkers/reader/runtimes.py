@@ -1,7 +1,8 @@
 """Runtimes that evaluate ONNX files: in this process, or in one of their own whose time, memory and crashes are its own.
 
-A certificate's file is a stranger's: what hangs or breaks a runtime ends that process, and proves nothing. This file is what runs
-there, as a script that imports nothing of lipverify. What comes back is a line of JSON and numbers whose count is known before.
+A certificate's file is a stranger's: what hangs or breaks a runtime ends that process, and proves nothing. This file, and
+`widening` beside it, is what runs there, as a script that imports nothing of lipverify. What comes back is a line of JSON and
+numbers whose count is known before.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import runpy
 import subprocess
 import sys
 import threading
@@ -329,9 +331,19 @@ def _reference(data: bytes, name: str, outputs: Sequence[str]) -> tuple[str, Eva
     )
 
 
+def _wide(data: bytes, name: str, outputs: Sequence[str]) -> tuple[str, Evaluator]:
+    """onnx's own evaluator, of the file written in float64."""
+    widened = runpy.run_path(os.path.join(os.path.dirname(__file__), "widening.py"))["widened"]
+    found = widened(data, name)
+    if found is None:
+        raise ValueError("it holds several types of floats")
+    return RUNTIMES["reference"](found, name, outputs)
+
+
 RUNTIMES: dict[str, Callable[[bytes, str, Sequence[str]], tuple[str, Evaluator]]] = {
     "onnxruntime": _onnxruntime,
     "reference": _reference,
+    "wide": _wide,
 }
 
 if __name__ == "__main__":

@@ -7,14 +7,17 @@ from typing import Any
 import numpy as np
 
 
-def widened(data: bytes, kind: str) -> bytes | None:
-    """A file of float32 or float16 alone, without subgraphs, in float64; None where it holds another type of floats."""
+def widened(data: bytes, name: str) -> bytes | None:
+    """A file of the type of this input alone, float32 or float16, without subgraphs, in float64; None where it holds another type
+    of floats."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
-    own = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16}.get(kind)
+    model = onnx.ModelProto.FromString(data)
+    graph = model.graph
+    own = next((i.type.tensor_type.elem_type for i in graph.input if i.name == name), None)
     others = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE} - {own}
-    if own is None:
+    if own not in (TensorProto.FLOAT, TensorProto.FLOAT16):
         return None
 
     def wide(tensor: Any) -> None:
@@ -22,8 +25,6 @@ def widened(data: bytes, kind: str) -> bytes | None:
             values = numpy_helper.to_array(tensor).astype(np.float64)
             tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
 
-    model = onnx.ModelProto.FromString(data)
-    graph = model.graph
     if any(attribute.HasField("g") for node in graph.node for attribute in node.attribute):
         return None
     scales = {
