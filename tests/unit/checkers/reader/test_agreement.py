@@ -20,6 +20,7 @@ from lipverify.checkers.reader.openings import Around, Opened
 from lipverify.checkers.reader.widening import widened
 from lipverify.errors import NotCovered
 from tests.onnx_models import ints, model, node, random
+from tests.tiers import long
 from tests.unit.frontends.test_onnx_operators import CASES
 
 CHECKPOINTS = Path(__file__).resolve().parents[5] / "shared" / "checkpoints"
@@ -201,6 +202,7 @@ def test_inputs_that_nobody_knows_before() -> None:
     assert not np.array_equal(rows[0], rows[3])
 
 
+@long("a quarter of a minute")
 @pytest.mark.third_party
 @pytest.mark.skipif(not CHECKPOINTS.exists(), reason="the folder shared/checkpoints is not there")
 def test_a_deep_network_of_small_weights() -> None:
