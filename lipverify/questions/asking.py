@@ -27,6 +27,8 @@ NOT_ASKED = "interrupted before the checker was asked"
 OWED = 0.5
 """Seconds beyond a budget that the facts and what is told about them may take: without them there is no answer."""
 
+NOT_BEGUN = "not run: the budget ended before there was a bound; give a larger --budget"
+
 
 def ask(
     question: Question,
@@ -48,6 +50,12 @@ def ask(
     started = time.monotonic()
     deadline = None if budget is None else started + budget
     compute = Compute(torch.device(device), seed, deadline, report or silent)
+    if hasattr(question, "prepare"):
+        try:
+            with within(deadline):
+                question.prepare()
+        except BudgetEnded as error:
+            raise Undecided(NOT_BEGUN) from error
     witness, lower = _witness(question, compute)
     found: Found | None = None
     trace: list[tuple[float, float]] = []
@@ -65,7 +73,7 @@ def ask(
             if aim.expired():
                 break
     if found is None and not interruption.happened:
-        raise Undecided("not run: the budget ended before there was a bound; give a larger --budget")
+        raise Undecided(NOT_BEGUN)
     if found is None:
         raise Undecided("interrupted before there was a bound")
     upper = _number(question, question.formula.evaluate(found.facts).upper)
@@ -84,6 +92,11 @@ def ask(
     if proved is not None and proved.upper is not None and checked:
         checked = bool((proved.upper <= upper * (1.0 + MOST) + NOTHING).all())
         upper = proved.upper if checked else upper
+        _hold(lower, upper)
+    if proved is not None and proved.upper is not None and not checked:
+        # Of the first regions alone, or of some less than was found: what is proved holds beside what was found.
+        first = len(proved.upper)
+        upper = torch.cat([torch.minimum(upper[:first], proved.upper.to(upper)), upper[first:]])
         _hold(lower, upper)
     arrays = {name: value for name, value in fields.items() if isinstance(value, Tensor)}
     single = question.single

@@ -20,8 +20,8 @@ from lipverify.questions.question import Proved, Question
 def carried(question: Question, proved: Proved, count: int) -> Tensor:
     """The bounds [count] that the certificates of an answer carry: numbers that the checker proved, never the question's word.
 
-    A certificate of the claim itself says its bounds. Certificates of constants bound facts, and the formula makes the bounds of
-    them: that the claim follows from the formula is what the question states.
+    A certificate of the claim itself says its bounds, or those [fewer] of the first regions. Those of constants bound facts,
+    and the formula makes the bounds of them: that the claim follows from the formula is what the question states.
 
     Raises:
         RefutedCertificate: they do not carry it, with the reason. LipverifyError: the checker does not accept one of them.
@@ -34,7 +34,9 @@ def carried(question: Question, proved: Proved, count: int) -> Tensor:
                 f"the certificate claims a {claim['kind']}, which is not what the question claims; a constant belongs "
                 "to the fact that it bounds (`Proved.constants`)"
             )
-        return _numbers(claim)
+        found = _numbers(claim)
+        _about(claim["region"], getattr(question, "region", None), len(found))
+        return found
     facts = {}
     for name in question.formula.facts():
         if name not in proved.constants:
@@ -63,6 +65,15 @@ def _constant(name: str, issued: Issued, question: Question, count: int) -> Tens
             "count where they are about the question's own `region`"
         )
     return found.unsqueeze(1)
+
+
+def _about(claimed: Mapping[str, Any], region: Any, first: int) -> None:
+    """RefutedCertificate unless a certificate of a question's own claim is about its region, or the first balls of it."""
+    if not isinstance(region, Ball) or claimed["kind"] == "everywhere":
+        return
+    own = region_document(region[:first])
+    if claimed != own and (claimed["kind"] != "box" or claimed["box"] != own["box"] or first != len(region)):
+        raise RefutedCertificate("the certificate is about another region than the answer")
 
 
 def _accepted(issued: Issued, graphs: list[Graph]) -> Mapping[str, Any]:

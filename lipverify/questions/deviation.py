@@ -161,6 +161,9 @@ class Deviation(Shown):
         rows = labels.pairs(size) if self._classes else torch.zeros(0, size, dtype=torch.float64)
         return self.carried.functionals(torch.cat([torch.eye(size, dtype=torch.float64), rows]), rows)
 
+    def prepare(self) -> None:
+        _ = self.carried
+
     def facts(self, compute: Compute) -> Iterator[Found]:
         if self.carried.zero:
             zeros = torch.zeros(len(self.region), self.graph.output.size, dtype=torch.float64)

@@ -79,6 +79,8 @@ class Question(Protocol):
     """What is asked of one network or several. The docstring has `Statement:`, `Source:` and `Sound when:`, as analyzers have.
 
     A question whose claim, or whose facts, the checker can prove also has `prove(upper, found, fields, compute) -> Proved`.
+    One that is long in making what everything else rests on has `prepare() -> None`: the share of the search would cut it, and
+    it would be made twice.
 
     single: whether there is one region, whose bound is a number; else the bounds are a list, one for each region.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,18 @@ from onnx import helper, numpy_helper
 
 import lipverify as lv
 from lipverify import ops, zoo
+from lipverify.analyzers.protocol import Compute
 from lipverify.certificates.issuing import subject_of
 from lipverify.combine import difference
 from lipverify.deadline import within
-from lipverify.errors import BudgetEnded, UsageError
+from lipverify.errors import BudgetEnded, RefutedCertificate, UsageError
 from lipverify.frontends.builder import Builder
 from lipverify.ir.certificate import Rigour
 from lipverify.ir.graph import Origin
+from lipverify.ir.interval import Interval
+from lipverify.questions import carrying, deviation_proof
 from lipverify.questions.deviation import Deviation
+from lipverify.questions.question import Found, Proved
 from lipverify.reporting.sections import Bars
 from tests import networks
 from tests.command import lipverify
@@ -310,3 +315,40 @@ def test_a_file_that_the_budget_left_unread_is_read_with_more_time(tmp_path: Pat
         with pytest.raises(BudgetEnded), within(0.0):
             subject_of(graph)
     assert lv.deviation(*paths, lv.InputBox((3,), 0.0, 1.0)).rigour is Rigour.CHECKED
+
+
+class Loose(Deviation):
+    """Found a hundred times too large; what takes longest is built within the time of everything, not of the search."""
+
+    def facts(self, compute: Compute) -> Iterator[Found]:
+        for found in super().facts(compute):
+            facts = {
+                name: Interval(100.0 * box.lower, 100.0 * box.upper) for name, box in found.facts.items()
+            }
+            yield Found(facts, more=found.more)
+
+    def search(self, compute: Compute) -> torch.Tensor:
+        assert "carried" in self.__dict__
+        return super().search(compute)
+
+
+def test_what_is_proved_of_the_first_regions_counts_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deviation_proof, "MOST_OF_ALL", 1)
+    rng = np.random.default_rng(0)
+    f, g = (
+        networks.chain([networks.tensor(rng, 6, 4), networks.tensor(rng, 3, 6)], ops.ReLU()) for _ in range(2)
+    )
+    centres = torch.tensor([[0.1, 0.2, -0.3, 0.4], [0.4, -0.1, 0.2, 0.0]], dtype=torch.float64)
+    answer = lv.ask(Loose(f, g, lv.Ball(centres, 0.01, "linf")))
+    assert answer.issued is not None
+    (first,) = answer.issued.document["claim"]["upper"]
+    assert isinstance(answer.upper, torch.Tensor)
+    assert float(answer.upper[0]) == first < 0.1 * float(answer.upper[1])
+    said = answer.to_json()
+    assert said["rigour"] == "real"
+    assert "first 1 of 2 regions" in said["unchecked"]
+    # The bounds of other balls are none of these.
+    proved = Proved(answer.issued)
+    elsewhere = Deviation(f, g, lv.Ball(centres + 0.5, 0.01, "linf"))
+    with pytest.raises(RefutedCertificate, match="another region"):
+        carrying.carried(elsewhere, proved, 2)
