@@ -60,7 +60,8 @@ def input_layout(
     if tensor.elem_type not in FLOATS:
         raise UnsupportedModel(
             f"{shown} is of ONNX element type {tensor.elem_type}, not floating point; a Lipschitz constant needs a real "
-            "input: for token models, take the tensor behind the embedding as the input, --input NAME (Python: input=)"
+            f"input: for token models, take the tensor behind the embedding as the input, --input {_embedded(graph, value.name)} "
+            "(Python: input=)"
         )
     from lipverify.frontends.onnx.reading import sizes_of
 
@@ -77,6 +78,28 @@ def input_layout(
     return Layout(
         value.name, FLOATS[tensor.elem_type], sizes, 0 if batched else None, opened and batched, tuple(notes)
     )
+
+
+def _embedded(graph: Any, name: str) -> str:
+    """The tensors of rows that an input chooses, in words for a command; NAME where it chooses none."""
+    same, found = {name}, []
+    for node in graph.node:
+        if node.op_type in ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose"):
+            same |= set(node.output) if node.input[0] in same else set()
+        elif node.op_type == "Gather" and node.input[1] in same:
+            found.append(display(node.output[0], 60))
+    return " or ".join(found[:3]) or "NAME"
+
+
+def _rows_of(node: Any, graph: Any) -> tuple[int, list[int | None]] | None:
+    """The type and sizes of the rows that a node reads from a stored table; None of other nodes, and of open tables."""
+    table = next((t for t in graph.initializer if node.op_type == "Gather" and t.name == node.input[0]), None)
+    chosen = next((v for v in graph.input if table is not None and v.name == node.input[1]), None)
+    sizes = None if chosen is None else declared_sizes(chosen)
+    first = all(a.name != "axis" or a.i == 0 for a in node.attribute)
+    if table is None or sizes is None or not first or not len(table.dims):
+        return None
+    return table.data_type, [*sizes, *table.dims[1:]]
 
 
 def declared_sizes(value: Any) -> list[int | None] | None:
@@ -125,7 +148,8 @@ Constant = float | Sequence[float] | NDArray[Any]
 def cut(model: Any, declared: list[Any], name: str | None) -> tuple[list[Any], list[str]]:
     """Makes a computed tensor of this name the input, in place: what computes it is dropped. The inputs then, and this in words.
 
-    Its type and sizes are those that the file notes; where it notes none it is float32 of sizes that the user gives.
+    Its type and sizes are those that the file notes, or of the rows of a stored table; else it is float32 of sizes that the user
+    gives.
     """
     graph = model.graph
     if name is None or name in {value.name for value in declared}:
@@ -134,12 +158,13 @@ def cut(model: Any, declared: list[Any], name: str | None) -> tuple[list[Any], l
     if not writers or name in {value.name for value in graph.output}:
         return declared, []
     ((node, position),) = writers
+    kind, sizes = _rows_of(node, graph) or (onnx.TensorProto.FLOAT, None)
     every = {output for other in graph.node for output in other.output}
     node.output[position] = next(
         free for k in itertools.count() if (free := f"{name}/computed{k or ''}") not in every
     )
     noted = [value for value in graph.value_info if value.name == name]
-    value = noted[0] if noted else onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+    value = noted[0] if noted else onnx.helper.make_tensor_value_info(name, kind, sizes)
     graph.input.append(value)
     prune(model, [output.name for output in graph.output])
     return [*declared, value], [f'tensor "{display(name, 40)}" as its input']
