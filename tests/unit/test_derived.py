@@ -57,6 +57,7 @@ def test_recurrences_with_unit_norms(steps: int) -> None:
     found = {of: derived.recurrent(1.0, 1.0, steps, of=of).upper for of in ("last", "sequence", "each")}
     assert found["last"] == pytest.approx(math.sqrt(steps), rel=1e-14)
     assert found["sequence"] == pytest.approx(1.0 / (2.0 * math.sin(math.pi / (4 * steps + 2))), rel=1e-12)
+    assert found["sequence"] == pytest.approx(np.linalg.norm(matrix, 2), rel=1e-12)
     assert found["sequence"] >= np.linalg.norm(matrix, 2) * (1.0 - 1e-14)
     assert found["each"] == steps
 

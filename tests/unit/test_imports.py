@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -75,7 +76,7 @@ def imported(tree: ast.AST) -> set[str]:
             names = [module] if module != "lipverify" else [f"lipverify.{a.name}" for a in node.names]
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
+        elif isinstance(node, ast.Call) and _called(node.func).endswith(("import_module", "__import__")):
             # The name may be computed, of texts that stand in the file: each of them counts.
             texts = [
                 n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)
@@ -89,7 +90,13 @@ def imported(tree: ast.AST) -> set[str]:
     return found
 
 
-def parsed(path: Path) -> ast.AST:
+def _called(function: ast.expr) -> str:
+    """The last name of what is called."""
+    return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+
+
+@functools.cache
+def parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
@@ -135,19 +142,21 @@ def private(tree: ast.AST, own: str) -> set[str]:
                     bound.add(alias.asname or "lipverify")
                     found |= {part for part in parts if re.match("_[^_]", part)}
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and ast.unparse(node.value).split(".")[0] in bound:
-            found |= {node.attr} if re.match("_[^_]", node.attr) and _names_alone(node.value) else set()
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "getattr" and len(node.args) > 1:
+        if isinstance(node, ast.Attribute) and re.match("_[^_]", node.attr) and _root(node.value) in bound:
+            found.add(node.attr)
+        if isinstance(node, ast.Call) and _called(node.func) == "getattr" and len(node.args) > 1:
             of, name = node.args[0], node.args[1]
             hidden = isinstance(name, ast.Constant) and re.match("_[^_]", str(name.value))
-            if hidden and _names_alone(of) and ast.unparse(of).split(".")[0] in bound:
+            if hidden and _root(of) in bound:
                 found.add(str(name.value))
     return found
 
 
-def _names_alone(node: ast.expr) -> bool:
-    """Whether an expression is a name, or one looked up in another: no call between."""
-    return isinstance(node, ast.Name) or (isinstance(node, ast.Attribute) and _names_alone(node.value))
+def _root(node: ast.expr) -> str | None:
+    """The name that an expression begins with, where it is a name or one looked up in another: no call between."""
+    while isinstance(node, ast.Attribute):
+        node = node.value
+    return node.id if isinstance(node, ast.Name) else None
 
 
 def test_nothing_private_crosses_packages() -> None:
@@ -205,7 +214,7 @@ def circles(needs: dict[str, set[str]]) -> list[str]:
 
 def needed(path: Path, known: set[str]) -> set[str]:
     """The files of lipverify that a file imports while it is loaded: not in functions, and not for types alone."""
-    found, open_ = set(), list(ast.parse(path.read_text(encoding="utf-8")).body)
+    found, open_ = set(), list(parsed(path).body)
     while open_:
         node = open_.pop()
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
@@ -248,7 +257,7 @@ def test_the_light_doors_load_nothing_heavy(statement: str) -> None:
 def modules(path: Path) -> set[str]:
     """The modules of lipverify that a file imports."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lipverify"):
             found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Import):

@@ -37,7 +37,8 @@ _BLIND_TO_SAMPLES = {
 _SAMPLE_BY_SAMPLE = {
     "add", "sub", "mul", "div", "neg", "linear", "to", "_to_copy", "unsqueeze", "squeeze", "transpose", "permute", "detach",
     "contiguous", "cat", "slice", "lift_fresh_copy", "split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_chunk",
-    "sigmoid", "tanh", "relu", "zeros_like", "ones_like", "full_like", "masked_fill",
+    "sigmoid", "tanh", "relu", "zeros_like", "ones_like", "full_like", "masked_fill", "where", "rsub", "exp", "abs", "clamp",
+    "bitwise_not", "bitwise_and", "bitwise_or", "logical_not", "logical_and", "logical_or", "eq", "ne", "lt", "le", "gt", "ge",
 }  # fmt: skip
 # Exact rearrangements: folding them needs no remark.
 _EXACT = _BLIND_TO_SAMPLES | {

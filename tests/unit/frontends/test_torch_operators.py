@@ -120,6 +120,7 @@ COMPOSED = {
     "full like": (lambda m, x: x + torch.full_like(x, 0.3), (2, 4)),
     "new ones": (lambda m, x: x + x.new_ones(x.shape[0], 4), (4,)),
     "zeros of the batch": (lambda m, x: torch.cat([x, torch.zeros(x.shape[0], 3)], 1), (4,)),
+    "a mask of the batch": (lambda m, x: x * (~(m.c[:4] > 0).expand(x.shape[0], 4)).float(), (4,)),
     "bias token": (lambda m, x: torch.cat([m.c[:3].expand(x.shape[0], 1, 3), x], 1), (2, 3)),
     "dtype round trip": (lambda m, x: x.double().tanh().float(), (4,)),
 }
