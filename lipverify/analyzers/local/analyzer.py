@@ -22,7 +22,7 @@ from lipverify.analyzers.product import Product
 from lipverify.analyzers.protocol import Compute
 from lipverify.certificates.pending import keepable
 from lipverify.errors import Undecided, UnsupportedModel
-from lipverify.ir.certificate import Certificate, Evidence, Rigour
+from lipverify.ir.certificate import Certificate, Rigour
 from lipverify.ir.graph import Graph
 from lipverify.ir.interval import Interval
 from lipverify.ir.norm import Norm
@@ -315,7 +315,6 @@ def _require_finite(upper: Tensor) -> None:
 def _by_forms(analyzer: Local, graph: Graph, query: Query, compute: Compute) -> Certificate:
     """Bounds by affine forms, or the global product where that is smaller or the time did not last."""
     product = _product(graph, query, compute) if analyzer.with_product else None
-    evidence: Evidence
     try:
         written = without_unread_entries(elementary(graph, kept=(ops.MaskedSoftmax,)))
         found = constants_by_forms(written, query, compute)
@@ -323,15 +322,15 @@ def _by_forms(analyzer: Local, graph: Graph, query: Query, compute: Compute) -> 
     except Undecided:
         if product is None:
             raise
-        upper, evidence = product, FormRows(0, notes=(ENDED,))
-    if product is not None:
-        upper = torch.minimum(upper, product)
+        upper, evidence = torch.full_like(product, torch.inf), FormRows(0, notes=(ENDED,))
+    better = torch.zeros(len(upper), dtype=torch.bool) if product is None else product < upper
+    upper = upper if product is None else torch.minimum(upper, product)
     _require_finite(upper)
     return Certificate(
         upper=upper,
         query=query,
         rigour=Rigour.REAL,
-        evidence=evidence,
+        evidence=replace(evidence, from_product=tuple(better.tolist())),
         made_by=repr(analyzer),
         graph_digest=graph.digest,
     )

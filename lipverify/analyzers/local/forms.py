@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from lipverify.analyzers.local.norms import from_rows
 from lipverify.analyzers.protocol import Compute
-from lipverify.errors import Undecided, UnsupportedModel
+from lipverify.certificates.pending import keepable
+from lipverify.errors import NotCovered, Undecided, UnsupportedModel
 from lipverify.ir.graph import Graph
 from lipverify.ir.norm import Norm
 from lipverify.ir.region import Ball, Query
@@ -19,24 +20,43 @@ from lipverify.propagation.forms import FormBounds, affordable, form_bounds
 from lipverify.propagation.forms.bounds import joined
 from lipverify.propagation.linear import tells_more
 
+if TYPE_CHECKING:
+    from lipverify.certificates import writing
+
 LOOSE = 2.0
 """Bounds above this many times the reference network's norm are worth ranges by linear bounds, and another sweep."""
 LINEAR_WORK = 2e11
 """Multiplications that linear bounds of one ball may take for that."""
+PROVED = 4096
+"""Numbers in the steps of a program whose ranges the checker is asked for: seconds. Attention may take many minutes."""
 
 
+@keepable
 @dataclass(frozen=True)
 class FormRows:
-    """Evidence of a bound by affine forms; the checker does not cover it."""
+    """Evidence of a bound by affine forms, of which the checker has none: its own ranges of derivatives may show as much."""
 
     symbols: int
     """Parts of values that the forms tell apart, for any one centre."""
     rows: Tensor = field(repr=False, compare=False, default_factory=lambda: torch.empty(0, 0))
     """[count, rows]: bounds of the dual norm of every row of the Jacobian, not stored."""
     notes: tuple[str, ...] = ()
+    from_product: tuple[bool, ...] = ()
+    """Centres where the global product was smaller."""
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": "affine-forms", "symbols": self.symbols}
+
+    def proof(self, writer: writing.Writer, part: writing.Part) -> int:
+        """Ranges of derivatives by lines, computed anew, where they are no wider than those of the forms; or the product."""
+        if self.from_product[part.centre]:
+            return writer.product(part)
+        numbers = sum(step.size for step in writer.subject.elements.steps)
+        if numbers > PROVED:
+            raise NotCovered(
+                f"affine forms have no proof, and the checker's own ranges of {numbers:,} numbers would take minutes"
+            )
+        return writer.jacobian(part)
 
 
 @dataclass(frozen=True)
