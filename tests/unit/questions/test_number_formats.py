@@ -13,7 +13,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 import lipverify as lv
 from lipverify.checkers.evaluation import evaluate
+from lipverify.checkers.reader import model_of_bytes
+from lipverify.checkers.reader.agreement import agree
 from lipverify.checkers.reader.onnx import read_onnx
+from lipverify.checkers.reader.openings import Around
 from lipverify.errors import NotCovered
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -141,6 +144,15 @@ def test_deviations_of_copies_are_proved(name: str, tmp_path: Path, monkeypatch:
     assert answer.rigour == lv.Rigour.CHECKED, answer.proved
     assert 0 < answer.lower <= answer.upper < 2.0
     assert lv.verify(answer.issued, [f, g]).upper == answer.upper
+
+
+@pytest.mark.parametrize(("name", "seed"), [("QLinearMatMul", 4203959950), ("MatMulInteger", 92)])
+def test_large_inputs_that_an_evaluator_overflows_at_decide_nothing(name: str, seed: int) -> None:
+    data = COPIES[name]()
+    program = model_of_bytes("m.onnx", data).program
+    assert program is not None
+    around = Around(np.zeros(4), -np.ones(4), np.ones(4))
+    assert agree(data, program, seed, regions=[around]).share < 1.0
 
 
 def test_numbers_of_four_bits_are_no_others() -> None:
