@@ -129,7 +129,9 @@ def agree(data: bytes, program: Program, seed: int | None = None, apart: float |
     few = run._replace(ordinary=min(_FEW, ordinary))
     # Kernels of some processors hold pairs of products of 8 bits in 16 bits, and cut them: onnx's own evaluator decides. Far
     # out it overflows where numbers become integers, which then end at the quantiser's ends.
-    if (found.differ or found.hidden) and _with_integers(data):
+    if (found.differ or found.hidden) and any(
+        node["op_type"] in _INTEGERS for node in all_nodes(parse_model(data)["graph"])
+    ):
         other = few.held(reduced, first, ("reference",), kind.name, failures)
         if other is not None:
             inputs, at_gates, found = first, at_gates[:ordinary], other
@@ -145,11 +147,6 @@ def agree(data: bytes, program: Program, seed: int | None = None, apart: float |
     return Agreement(found.evaluator, found.inputs, share, seed, opened, found.within)
 
 
-def _with_integers(data: bytes) -> bool:
-    """Whether numbers become integers on the way."""
-    return any(node["op_type"] in _INTEGERS for node in all_nodes(parse_model(data)["graph"]))
-
-
 def _in_float64(
     run: _Run, data: bytes, kind: str, inputs: Array, ordinary: int, at_gates: Array, found: _Held
 ) -> _Held:
@@ -161,8 +158,7 @@ def _in_float64(
     work = work_of(run.program)
     # Every input that is not settled, not the worst alone: what differs by rounding would hide what differs.
     far = found.shares > 1.0
-    # Numbers that become integers pass through 32 bits in onnx's evaluator: far out it computes something else.
-    if found.within > CLEAR and not _with_integers(data):
+    if found.within > CLEAR:
         far[:] = True
     elif work <= _WORK:
         far[np.flatnonzero(at_gates)[: min(_WIDE, _WORK // work)]] = True

@@ -7,6 +7,7 @@ numbers whose count is known before.
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import os
@@ -253,10 +254,38 @@ def _onnxruntime(data: bytes, name: str, outputs: Sequence[str]) -> tuple[str, E
     )
 
 
+def _saturated(x: Array, scale: Array, settings: Mapping[str, Any]) -> Array:
+    """x within 2^30 steps of a quantiser, beyond the ends of all its types. scale: one, one for each slice, or for each block."""
+    axis, steps = settings.get("axis", 1), np.abs(np.asarray(scale))
+    if settings.get("block_size"):
+        steps = np.take(np.repeat(steps, settings["block_size"], axis), np.arange(x.shape[axis]), axis)
+    elif steps.size > 1:
+        steps = steps.reshape([-1 if k == axis % x.ndim else 1 for k in range(x.ndim)])
+    elif steps.size == 1:
+        steps = steps.reshape(())
+    return np.clip(x, -(2.0**30) * steps, 2.0**30 * steps).astype(x.dtype)
+
+
+def _saturating(quantize: Any) -> Any:
+    """An implementation of onnx, saturated far out: its own rounds to 32 bits first, which overflow."""
+    settings = inspect.signature(quantize._run).parameters
+
+    class QuantizeLinear(quantize):  # type: ignore[misc]
+        op_domain = ""
+
+        def _run(self, x: Array, scale: Array, *zero: Array, **more: Any) -> tuple[Array]:
+            # By its name it is given settings of the newest operator set too.
+            known = {name: value for name, value in more.items() if name in settings}
+            return super()._run(_saturated(x, scale, known), scale, *zero, **known)  # type: ignore[no-any-return]
+
+    return QuantizeLinear
+
+
 def _reference(data: bytes, name: str, outputs: Sequence[str]) -> tuple[str, Evaluator]:
     import onnx
     from onnx.reference import ReferenceEvaluator
     from onnx.reference.op_run import OpRun
+    from onnx.reference.ops import load_op
 
     class BatchNormalization(OpRun):  # type: ignore[misc]
         """With the stored statistics: onnx's own takes those of the batch in old operator sets."""
@@ -320,8 +349,11 @@ def _reference(data: bytes, name: str, outputs: Sequence[str]) -> tuple[str, Eva
             return ((z - np.log(np.exp(z).sum(1, keepdims=True))).reshape(x.shape),)
 
     model = onnx.ModelProto.FromString(data)
+    versions = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
     own = [BatchNormalization, Erf, Gelu, HardSwish]
-    if any(entry.version < 13 for entry in model.opset_import if entry.domain in ("", "ai.onnx")):
+    if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
+        own.append(_saturating(load_op("", "QuantizeLinear", *versions[:1])))
+    if any(version < 13 for version in versions):
         own += [Softmax, LogSoftmax]
     evaluator = ReferenceEvaluator(model, new_ops=own)
     told = {i.name: i.type.tensor_type.elem_type for i in model.graph.input}[name]

@@ -17,6 +17,7 @@ from lipverify.checkers.reader import model_of_bytes
 from lipverify.checkers.reader.agreement import agree
 from lipverify.checkers.reader.onnx import read_onnx
 from lipverify.checkers.reader.openings import Around
+from lipverify.checkers.reader.runtimes import RUNTIMES
 from lipverify.errors import NotCovered
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -153,6 +154,32 @@ def test_large_inputs_that_an_evaluator_overflows_at_decide_nothing(name: str, s
     assert program is not None
     around = Around(np.zeros(4), -np.ones(4), np.ones(4))
     assert agree(data, program, seed, regions=[around]).share < 1.0
+    far = np.array([[0.3, -1.0, 1e20, -4e8]])
+    wanted, *others = (
+        RUNTIMES[make](data, "x", ["y"])[1](far)[0] for make in ("onnxruntime", "reference", "wide")
+    )
+    for found in others:
+        np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("scale", "axis", "version"),
+    [(0.5, {}, 19), ([0.5, 1e-6], {"axis": 1}, 19), ([[1e6, 0.5]], {"axis": 0, "block_size": 3}, 21)],
+)
+def test_quantisers_saturate_far_out(scale: object, axis: dict[str, int], version: int) -> None:
+    """One scale, one for each column, one for each block of rows."""
+    nodes = [node("QuantizeLinear", "x s z", "q", **axis), node("DequantizeLinear", "q s z", "y", **axis)]
+    steps = np.array(scale, np.float32)
+    source = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [3, 2])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [3, 2])], tensors(s=steps, z=np.zeros(steps.shape, np.int8)),
+    )  # fmt: skip
+    data = helper.make_model(
+        source, opset_imports=[helper.make_opsetid("", version)], ir_version=10
+    ).SerializeToString()
+    x = np.array([[1.0, -3e30], [4e8, 1e-6], [-2e20, 0.25]])
+    wanted, found = (RUNTIMES[make](data, "x", ["y"])[1](x)[0] for make in ("onnxruntime", "reference"))
+    np.testing.assert_array_equal(found, wanted)
 
 
 def test_numbers_of_four_bits_are_no_others() -> None:
