@@ -59,6 +59,8 @@ def mutants(found: list[Subject], count: int, seed: int, only: str | None = None
                 made += 1
                 yield mutant
                 break
+        else:
+            assert only is None, f"no subject is for {only}"
 
 
 def _changed(kind: str, subject: Subject, r: np.random.Generator, found: list[Subject]) -> Mutant | None:

@@ -282,12 +282,7 @@ def _certificate(
         raise UnsupportedModel(reason)
     product = _product(graph, query, compute) if with_product else None
     found = local_bounds(graph, query, compute, method, forward, precision)
-    upper = found.upper.cpu()
-    better = torch.zeros(len(upper), dtype=torch.bool)
-    if product is not None:
-        better = product < upper
-        upper = torch.minimum(upper, product)
-    _require_finite(upper)
+    upper, better = _beside(found.upper.cpu(), product)
     certificate = Certificate(
         upper=upper,
         query=query,
@@ -295,7 +290,7 @@ def _certificate(
         evidence=JacobianRows(
             method,
             tuple(found.unknown.tolist()),
-            tuple(better.tolist()),
+            better,
             found.rows.cpu(),
             (ENDED,) if found.ended else (),
         ),
@@ -307,9 +302,17 @@ def _certificate(
     return certificate
 
 
-def _require_finite(upper: Tensor) -> None:
+def _beside(upper: Tensor, product: Tensor | None) -> tuple[Tensor, tuple[bool, ...]]:
+    """[count], the global product where it is smaller, and where that is.
+
+    Raises:
+        UnsupportedModel: a bound is not finite.
+    """
+    better = torch.zeros(len(upper), dtype=torch.bool) if product is None else product < upper
+    upper = upper if product is None else torch.minimum(upper, product)
     if not bool(upper.isfinite().all()):
         raise UnsupportedModel(f"the bound of some centre exceeds the largest float64; {SMALLER}")
+    return upper, tuple(better.tolist())
 
 
 def _by_forms(analyzer: Local, graph: Graph, query: Query, compute: Compute) -> Certificate:
@@ -323,14 +326,12 @@ def _by_forms(analyzer: Local, graph: Graph, query: Query, compute: Compute) -> 
         if product is None:
             raise
         upper, evidence = torch.full_like(product, torch.inf), FormRows(0, notes=(ENDED,))
-    better = torch.zeros(len(upper), dtype=torch.bool) if product is None else product < upper
-    upper = upper if product is None else torch.minimum(upper, product)
-    _require_finite(upper)
+    upper, better = _beside(upper, product)
     return Certificate(
         upper=upper,
         query=query,
         rigour=Rigour.REAL,
-        evidence=replace(evidence, from_product=tuple(better.tolist())),
+        evidence=replace(evidence, from_product=better),
         made_by=repr(analyzer),
         graph_digest=graph.digest,
     )

@@ -21,6 +21,7 @@ from lipverify.propagation import bounds
 if TYPE_CHECKING:
     from lipverify.analyzers.local.analyzer import JacobianRows
     from lipverify.analyzers.local.bab import Trees
+    from lipverify.analyzers.local.forms import FormRows
     from lipverify.analyzers.local.frontier import Leaf
 
 MOST = 4000
@@ -29,7 +30,7 @@ RAISED = 0.049
 """How far above the bound of the analyzer a part may be: the bound is raised to it."""
 
 
-def prove_jacobians(evidence: JacobianRows, writer: Writer, part: Part) -> int:
+def prove_jacobians(evidence: JacobianRows | FormRows, writer: Writer, part: Part) -> int:
     """Ranges of values and of gradients, which the checker computes itself; the global product where that was smaller."""
     if evidence.from_product[part.centre]:
         return writer.product(part)

@@ -85,21 +85,21 @@ def _embedded(graph: Any, name: str) -> str:
     same, found = {name}, []
     for node in graph.node:
         if node.op_type in ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose"):
-            same |= set(node.output) if node.input[0] in same else set()
-        elif node.op_type == "Gather" and node.input[1] in same:
+            same |= set(node.output) if same & set(node.input[:1]) else set()
+        elif node.op_type == "Gather" and same & set(node.input[1:]):
             found.append(display(node.output[0], 60))
     return " or ".join(found[:3]) or "NAME"
 
 
 def _rows_of(node: Any, graph: Any) -> tuple[int, list[int | None]] | None:
     """The type and sizes of the rows that a node reads from a stored table; None of other nodes, and of open tables."""
-    table = next((t for t in graph.initializer if node.op_type == "Gather" and t.name == node.input[0]), None)
-    chosen = next((v for v in graph.input if table is not None and v.name == node.input[1]), None)
-    sizes = None if chosen is None else declared_sizes(chosen)
-    first = all(a.name != "axis" or a.i == 0 for a in node.attribute)
-    if table is None or sizes is None or not first or not len(table.dims):
+    if node.op_type != "Gather" or any(a.name == "axis" and a.i != 0 for a in node.attribute):
         return None
-    return table.data_type, [*sizes, *table.dims[1:]]
+    tables = [tensor for tensor in graph.initializer if tensor.name == node.input[0] and len(tensor.dims)]
+    chosen = [
+        sizes for v in graph.input if v.name == node.input[1] and (sizes := declared_sizes(v)) is not None
+    ]
+    return (tables[0].data_type, [*chosen[0], *tables[0].dims[1:]]) if tables and chosen else None
 
 
 def declared_sizes(value: Any) -> list[int | None] | None:
