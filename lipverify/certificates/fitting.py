@@ -23,20 +23,20 @@ _APART, _NEAR, _TINY = 2.0**40, 2.0**8, 2.0**-200
 
 
 def neurons(
-    subject: Subject, start: int, end: int, known: Ranges | None, wider: Mapping[int, Array]
+    subject: Subject, start: int, end: int, known: Ranges | None, wider: Mapping[int, Array], cut: bool = False
 ) -> Differences:
-    """Neurons between two steps, with slopes of some layers as given."""
+    """Neurons between two steps, with slopes of some layers as given. cut: whether sums may be blocks."""
     p = subject.elements if known is None else known.program
     slopes = dict(subject.products if known is None else known.slopes)
     slopes |= {k: (low, high) for k, (low, high) in wider.items()}
-    return differences(p, p.place[start], p.place[end], slopes.get)
+    return differences(p, p.place[start], p.place[end], slopes.get, cut=cut)
 
 
 def derivatives(
     subject: Subject, start: int, end: int, known: Ranges | None, rows: Rows, norms: tuple[str, str]
 ) -> float:
     """What the step `jacobian` proves."""
-    found = neurons(subject, start, end, known, {})
+    found = neurons(subject, start, end, known, {}, cut=True)
     return jacobian_limit(found, known, picked(found.output, rows), norms, moving(known, start))
 
 

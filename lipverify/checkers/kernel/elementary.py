@@ -24,7 +24,7 @@ from lipverify.errors import NotCovered
 # Fewest comparators for the small sizes (Knuth, The Art of Computer Programming, volume 3, section 5.3.4).
 _SORTS = {1: [], 2: [[(0, 1)]], 3: [[(0, 1)], [(1, 2)], [(0, 1)]], 4: [[(0, 1), (2, 3)], [(0, 2), (1, 3)], [(1, 2)]],
           5: [[(0, 3), (1, 4)], [(0, 2), (1, 3)], [(0, 1), (2, 4)], [(1, 2), (3, 4)], [(2, 3)]]}  # fmt: skip
-_MOST, _TERMS = 1 << 22, 25
+_MOST, _TERMS, _PAIRED = 1 << 22, 25, 20
 
 
 @dataclass(frozen=True)
@@ -265,8 +265,15 @@ class _Writer:
         return self.sum([1.0, -1.0], own, View(mean.sources, mean.places.repeat(count)))
 
     def softmax(self, x: View, groups: Array) -> View:
-        """exp(u) / sum exp(u) with u = x - mean(x), which changes nothing."""
+        """1 / (1 + sum over the others of exp(x_j - x_i)); of many exp(u) / sum exp(u) with u = x - mean(x)."""
         n, count = groups.shape
+        if 1 < count <= _PAIRED:
+            others = groups[:, [[j for j in range(count) if j != i] for i in range(count)]]
+            own = np.broadcast_to(groups[:, :, None], others.shape)
+            pairs = [View(x.sources, x.places[g.ravel()]) for g in (others, own)]
+            e = self.scalar("Exp", self.sum([1.0, -1.0], *pairs))
+            rows = np.arange(others.size).reshape(n * count, count - 1)
+            return self.scalar("Reciprocal", self.dense(np.ones((1, count - 1)), e, rows, 0, 1.0))
         e = self.scalar("Exp", self.centred(x, groups))
         total = self.dense(np.ones((1, count)), e, np.arange(n * count).reshape(n, count))
         r = self.scalar("Reciprocal", total)

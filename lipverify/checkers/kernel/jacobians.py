@@ -160,6 +160,9 @@ def gradients(
         charge(2 * found.inputs)  # the rows of all gradients are kept
         chain = values.continued()
         chain.kinds = (0, 1) if bends else (0,)
+        # Lines that follow the values are the better ones nearly always: alone they take half the time.
+        inner = (1,) if found.cuts else ()
+        chain.stops = set(chain.stops or ()) if found.cuts else None
         for key in (*reversed(range(count)), INPUT):
             b, n = behind[key], found.inputs if key == INPUT else found.sizes[key]
             entries, terms = np.zeros((n, 1)), np.zeros((n, 1))
@@ -174,7 +177,10 @@ def gradients(
             if key in found.among:
                 chain.put(*_shared(chain, b, found.among[key]))
                 continue
-            low, high = chain.ranges(b)
+            low, high = chain.ranges(b, inner)
+            if key in found.cuts:
+                chain.cut(b, (low, high))
+                continue
             chord, around = _products(found.spans[key], low, high)
             joint = chord if key not in bends else _coupled(chord, found.spans[key], low, high, bends[key])
             chain.put(b, chord, joint, around)

@@ -25,17 +25,23 @@ from lipverify.checkers.kernel.signals import (
 )
 from lipverify.errors import NotCovered
 
+_CROWD = 1 << 11
 Slopes = tuple[Array, Array]
 Known = Callable[[Step, Signal, Signal], Signal]
 
 
 def follow(
-    p: Elementary, start: int, end: int, layer: Callable[[int, Step, Signal], Signal], known: Known | None
+    p: Elementary,
+    start: int,
+    end: int,
+    layer: Callable[[int, Step, Signal], Signal],
+    known: Known | None,
+    cut: Callable[[Signal], Signal] | None = None,
 ) -> Signal:
     """The signal of a step; `layer` says what a layer makes of what it reads.
 
     known: what follows of maxima, minima, blends, and of what maxima read. With it constants count, which differences
-    of two points do not see.
+    of two points do not see. cut: what becomes of sums of many sources, which all that follows would else be written in.
     """
     signals: dict[int, Signal] = {}
     layers = {step: k for k, step in enumerate(p.layers)}
@@ -59,7 +65,8 @@ def follow(
         elif isinstance(step, Affine):
             x = seen(step.view)
             y = mapped(step.kernel, step.index, x, step.offset if known else None, step.rounded)
-            signals[k] = known(step, x, y) if known and isinstance(step, Extreme | Ranged | Blend) else y
+            y = known(step, x, y) if known and isinstance(step, Extreme | Ranged | Blend) else y
+            signals[k] = cut(y) if cut is not None and crowded(y) else y
         else:
             x = seen(step.view)
             x = stacked([x, seen(step.other)]) if isinstance(step, Product) else x
@@ -67,6 +74,18 @@ def follow(
         # What no later step reads is let go: signals are the largest part of what is held.
         signals = {source: x for source, x in signals.items() if last.get(source, end + 1) > k}
     return signals[end]
+
+
+def crowded(x: Signal) -> bool:
+    """Whether a signal is a sum of more than twice as many numbers as it has, and large enough for a block of its own."""
+    width = sum(m.shape[1] for key, m in x.parts.items() if key != ONE)
+    large = width > 2 * x.height and width * x.height >= _CROWD
+    return large and not any(bool(np.isnan(m).any()) for m in x.parts.values())
+
+
+def bilinear(p: Elementary) -> bool:
+    """Whether a program has products, and so sums that are cut: what gates and attention read is a function of all before."""
+    return any(isinstance(p.steps[k], Product) for k in p.layers)
 
 
 def everywhere(step: Step) -> Slopes:
@@ -87,7 +106,8 @@ class Differences:
 
     The difference of any two points of a part of which the slopes are known, and its derivative at almost every point. Neurons
     with one possible slope are none. layers: of every block its layer, which of its numbers the neurons are, their least slopes.
-    among: of blocks of maxima, which neurons are terms of one: their slopes have the sum 1.
+    among: of blocks of maxima, which neurons are terms of one: their slopes have the sum 1. cuts: blocks with w = v, sums that
+    others read.
     """
 
     inputs: int
@@ -96,6 +116,7 @@ class Differences:
     layers: list[tuple[int, Array, Array]]
     output: Signal
     among: dict[int, Array] = field(default_factory=dict)
+    cuts: set[int] = field(default_factory=set)
 
     @property
     def sizes(self) -> list[int]:
@@ -106,13 +127,25 @@ class Differences:
         self.spans.append(span)
         self.layers.append((layer, free, least))
 
+    def cut(self, v: Signal) -> Signal:
+        key, zero = len(self.blocks), np.zeros(v.height)
+        self.put(v, zero + 1.0, -1, np.arange(v.height), zero)
+        self.cuts.add(key)
+        return identity(key, v.height)._replace(growth=v.growth)
+
 
 def differences(
-    p: Elementary, start: int, end: int, slopes: Callable[[int], Slopes | None], factor: Array | None = None
+    p: Elementary,
+    start: int,
+    end: int,
+    slopes: Callable[[int], Slopes | None],
+    factor: Array | None = None,
+    cut: bool = False,
 ) -> Differences:
     """Neurons between two steps, with slopes of layers as given, or (None) those everywhere.
 
     factor: of a difference at the start, which is `factor` times another vector, of which everything is then a function.
+    cut: whether sums may be blocks, where the program is `bilinear`.
     """
     size = p.steps[start].size if factor is None else factor.shape[1]
     found = Differences(size, [], [], [], identity(INPUT, 1))
@@ -143,7 +176,7 @@ def differences(
         half = np.arange(y.height // 2)
         return added(y.rows(half), y.rows(half + len(half))) if isinstance(step, Product) else y
 
-    found.output = follow(p, start, end, layer, None)
+    found.output = follow(p, start, end, layer, None, found.cut if cut and bilinear(p) else None)
     return found
 
 

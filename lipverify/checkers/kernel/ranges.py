@@ -17,16 +17,19 @@ from lipverify.checkers.kernel.account import STEP, charge
 from lipverify.checkers.kernel.arithmetic import TINY, Array, gamma, need
 from lipverify.checkers.kernel.curves import Curve, Lines, curve
 from lipverify.checkers.kernel.elementary import Elementary, Largest, Ranged, Within, met
-from lipverify.checkers.kernel.neurons import Slopes, everywhere, follow
+from lipverify.checkers.kernel.neurons import Slopes, bilinear, everywhere, follow
 from lipverify.checkers.kernel.program import Implicit, Product, Scalar, Step
 from lipverify.checkers.kernel.signals import (
     INPUT,
     ONE,
     Signal,
+    alike,
+    identity,
     mapped,
     product,
     scaled,
     sprouted,
+    stacked,
 )
 from lipverify.errors import NotCovered
 
@@ -61,12 +64,14 @@ class Chain:
     """Blocks of neurons between lines of signals of the input, of constants and of earlier blocks.
 
     A block may have lines of several kinds, of which each holds; `kinds` are those that bounds are tried with. part: whether the
-    inputs are those of a part of the region, which may be empty.
+    inputs are those of a part of the region, which may be empty. stops: the blocks at which bounds on the way are looked at, those
+    that are sums (`cut`); None: at all blocks.
     """
 
     def __init__(self, region: Region | None = None, part: bool = False) -> None:
         self.region, self.part = region, part
         self.kinds: tuple[int, ...] = (0,)
+        self.stops: set[int] | None = None
         self.blocks: list[dict[int, Array]] = []
         self._weights: list[Slopes] = []
         self.lines: list[tuple[Lines, ...]] = []
@@ -85,7 +90,7 @@ class Chain:
         """A chain that more blocks can follow without changing this one."""
         other = copy(self)
         for name, value in vars(self).items():
-            if isinstance(value, list | dict):
+            if isinstance(value, list | dict | set):
                 setattr(other, name, copy(value))
         return other
 
@@ -105,6 +110,14 @@ class Chain:
         self._charges.append(charges)
         self._reads.append(reads)
         return k
+
+    def cut(self, v: Signal, ends: Slopes) -> int:
+        """A block that is v itself, between two lines that are one."""
+        one, zero = np.ones(v.height), np.zeros(v.height)
+        key = self.put(v, Lines(one, zero, one, zero, *ends))
+        assert self.stops is not None
+        self.stops.add(key)
+        return key
 
     def _charged(self, one: Lines, weighed: Slopes) -> Slopes:
         if not all(bool((np.abs(f) < FAR).all()) for f in one[:6]):
@@ -129,10 +142,19 @@ class Chain:
         Raises:
             Empty: they contradict each other, and there is a part of a region that holds no input.
         """
+        if self.stops is not None:
+            first, where = alike(x)
+            if len(first) < x.height:
+                low, high = self.ranges(x.rows(first), kinds)
+                return low[where], high[where]
         unknown = np.any([np.isnan(m).any(1) for m in x.parts.values()], axis=0)
         x = x.rows(np.where(unknown, -1, np.arange(x.height))) if unknown.any() else x
         negative = x._replace(parts={k: -m for k, m in x.parts.items()})
-        low, high = -self.largest(negative, kinds), self.largest(x, kinds)
+        if self.stops is None:
+            low, high = -self.largest(negative, kinds), self.largest(x, kinds)
+        else:
+            both = self.largest(stacked([negative, x]), kinds)
+            low, high = -both[: x.height], both[x.height :]
         if x.ends is not None:
             low, high = np.maximum(low, x.ends[0]), np.minimum(high, x.ends[1])
         if self.part and bool((low > high).any()):
@@ -187,11 +209,13 @@ class Chain:
             if line.also is not None:
                 _add(parts, a, line.also.parts)
             slack = constant + error * (1.0 + 2.0**-20)
-            if reads is not None:
+            stops = self.stops is None or k in self.stops
+            if reads is not None and stops:
                 known = np.maximum(back, 0.0) @ reads[1] + np.minimum(back, 0.0) @ reads[0]
                 best = np.minimum(best, self._over(parts) + known + slack)
             _add(parts, back, self.blocks[k])
-            best = np.minimum(best, self._over(parts) + slack)
+            if stops or max(parts) < 0:
+                best = np.minimum(best, self._over(parts) + slack)
         return best
 
     def _weighed(self, x: Signal) -> Slopes:
@@ -254,7 +278,9 @@ class Ranges:
         self.kinks: dict[int, tuple[Curve, Slopes, int, Array]] = {}
         self._box = self._met(-1, region.low, region.high)
         self.chain = Chain(region._replace(low=self._box[0], high=self._box[1]), bool(conditions))
-        self.output = follow(p, 0, len(p.steps) - 1, self._layer, self._known)
+        if bilinear(p):
+            self.chain.stops = set()
+        self.output = follow(p, 0, len(p.steps) - 1, self._layer, self._known, self._cut if bilinear(p) else None)
         need(all(c.layer in self.reads for c in conditions), "a condition on an implicit layer")
 
     @property
@@ -388,6 +414,11 @@ class Ranges:
             every = (np.arange(len(low))[:, None] * n + free).ravel()
             self.chain.put(v.rows(every), lines, reads=(reads[0].ravel(), reads[1].ravel()))
         return _forgotten(y._replace(ends=np.array([bottom, top])), lost)
+
+    def _cut(self, y: Signal) -> Signal:
+        ends = self.chain.ranges(y)
+        key = self.chain.cut(y, ends)
+        return identity(key, y.height)._replace(growth=y.growth, ends=np.array(ends))
 
     def _grown(self, k: int, v: Signal, factor: Array, free: Array, lines: Lines, ends: Slopes) -> Signal:
         """The results of layer k: factor times v, and in the rows `free` a number each of a new block."""

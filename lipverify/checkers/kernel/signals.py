@@ -53,6 +53,20 @@ class Signal(NamedTuple):
         return self._replace(parts={k: _taken(m, at) for k, m in self.parts.items()}, sizes=sizes, ends=ends)
 
 
+def alike(x: Signal) -> tuple[Array, Array]:
+    """Rows of which none is missing, as numbers of rows, and for every row which of these it is equal to."""
+    columns = [*x.parts.values(), *(x.sizes or {}).values()]
+    columns += [] if x.ends is None else [x.ends.T]
+    charge(0, 4 * sum(m.size for m in columns))
+    # Rows are compared with the first of those with the same weighted sum: NaN and unequal ones stand for themselves.
+    sums = sum(m @ np.cos(np.arange(1.0, m.shape[1] + 1)) for m in columns)
+    _, first, where = np.unique(sums, return_index=True, return_inverse=True)
+    equal = np.all([(m == m[first[where]]).all(1) for m in columns], axis=0)
+    others = np.flatnonzero(~equal)
+    where[others] = len(first) + np.arange(len(others))
+    return np.concatenate([first, others]), where
+
+
 def product(a: Array, m: Array) -> Array:
     """a @ m. Rows that begin at one column, as those of one position of a convolution do, go together over what they read."""
     charge(0, len(a) * m.size)

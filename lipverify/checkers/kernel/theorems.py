@@ -215,9 +215,14 @@ def counted(facts: Facts, known: Ranges | None) -> None:
 
 
 def between(
-    facts: Facts, start: int, end: int, known: Ranges | None, wider: is_.Slopes = None
+    facts: Facts,
+    start: int,
+    end: int,
+    known: Ranges | None,
+    wider: is_.Slopes = None,
+    cut: bool = False,
 ) -> Differences:
-    """Neurons between two steps; slopes as given have to hold those that are known."""
+    """Neurons between two steps; slopes as given have to hold those that are known. cut: whether sums may be blocks."""
     subject = facts.subject
     p = subject.elements if known is None else known.program
     given = dict(subject.products if known is None else known.slopes)
@@ -229,7 +234,7 @@ def between(
             held = bool(((pair[0] <= low) & (high <= pair[1])).all())
             shown(held, "slopes that are not shown to be as given")
             given[k] = pair[0], pair[1]
-    return differences(p, p.place[start], p.place[end], given.get)
+    return differences(p, p.place[start], p.place[end], given.get, cut=cut)
 
 
 @theorem
@@ -255,7 +260,7 @@ def jacobian(facts: Facts, *, start: is_.StepId, end: is_.StepId, ranges: is_.Pa
     """Ranges of all derivatives, gradients pushed back through slopes in their ranges; computed anew."""
     need(not facts.subject.exact, "exact checking covers no ranges")
     part, known = facts.ranges(ranges)
-    found = between(facts, start, end, known)
+    found = between(facts, start, end, known, cut=True)
     proved = jacobian_limit(found, known, picked(found.output, rows), norms, moving(known, start))
     shown(proved <= limit, f"the derivatives prove {proved!r}, not {limit!r}")
     return Constant(part, Fraction(limit), start, end, rows, norms)
