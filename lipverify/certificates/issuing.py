@@ -207,7 +207,7 @@ def issue(
     """The certificate in its written form, `checked` when the checker has proved it from that form alone.
 
     Where the checker has no proof for the evidence, the rigour stays and `unchecked` says why. Where it proves a little more than
-    the analyzer claimed, up to 5 %, that is the bound, and a note says both.
+    the analyzer claimed, up to 5 %, or less, that is the bound, and a note says both.
 
     Raises:
         InternalError: a gain of the analyzer is too small, or the certificate does not check though every step of its proof did.
@@ -221,7 +221,7 @@ def issue(
     except OSError as error:
         return replace(certificate, unchecked=f"the model file cannot be read again ({error.strerror})")
     proved = () if upper.ndim == 0 else (True,) * upper.numel()
-    note = _raised(certificate.upper, upper)
+    note = _changed(certificate.upper, upper)
     return replace(
         certificate,
         upper=upper,
@@ -240,12 +240,12 @@ class SomeUnproved(NotCovered):
         self.proved = proved
 
 
-def _raised(before: Tensor, after: Tensor) -> str | None:
-    """A word about a bound that the checker raised, where it is more than rounding."""
-    grown = after - before
-    if not bool((grown > ROUNDING * before + NOTHING).any()):
+def _changed(before: Tensor, after: Tensor) -> str | None:
+    """A word about a bound that the checker raised or lowered, where it is more than rounding."""
+    apart = (after - before).abs()
+    if not bool((apart > ROUNDING * before + NOTHING).any()):
         return None
-    worst = int((grown / before.clamp_min(NOTHING)).reshape(-1).argmax())
+    worst = int((apart / before.clamp_min(NOTHING)).reshape(-1).argmax())
     a, b = float(before.reshape(-1)[worst]), float(after.reshape(-1)[worst])
     return f"the bound is what the checker proves, {b:.6g}; the analyzer's own is {a:.6g}"
 
@@ -321,7 +321,7 @@ def _facts(certificate: Certificate, query: Query, writer: Writer) -> tuple[list
                 if not proved <= wanted * (1.0 + MOST) + NOTHING:
                     raise NotCovered(f"the checker alone proves {proved:.6g}, the analyzer {wanted:.6g}")
             facts.append(fact)
-            upper.append(max(proved, wanted))
+            upper.append(proved if proved < wanted * (1.0 - ROUNDING) else max(proved, wanted))
         except RefutedCertificate as error:
             if ball is None or writer.ahead:
                 raise

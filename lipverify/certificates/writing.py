@@ -175,11 +175,18 @@ class Writer(Record):
             raise NotCovered("norms of vectors have other proofs than norms of tokens")
         return first, part.norms[1] if last is None else last
 
-    def jacobian(self, part: Part, most: float = math.inf, difference: tuple[int, int] | None = None) -> int:
+    def jacobian(
+        self,
+        part: Part,
+        most: float = math.inf,
+        difference: tuple[int, int] | None = None,
+        least: bool = False,
+    ) -> int:
         """Ranges of all derivatives of some rows over a part, at most the bound of the analyzer where they are `ahead`.
 
         Args:
-            difference: of two outputs, instead of the rows of the part.
+            difference: of two outputs, instead of the rows of the part. least: whether what they prove is stated where that is
+                less than the bound of the analyzer.
 
         Raises:
             RefutedCertificate: they prove more than `most`.
@@ -195,7 +202,7 @@ class Writer(Record):
             "rows": [v for v in rows if v is not None],
             "norms": list(norms),
         }
-        if self.ahead and part.region is not None and not part.conditions:
+        if self.ahead and not least and part.region is not None and not part.conditions:
             limit = part.upper * (1.0 + 2.0**-26) + NOTHING
         else:
             if ranges is not None and self.is_empty(ranges):
@@ -209,7 +216,7 @@ class Writer(Record):
             if not proved <= most:
                 raise RefutedCertificate(f"ranges alone prove {proved:.6g}")
             near = proved <= part.upper * (1.0 + 1e-9) + NOTHING and math.isfinite(part.upper)
-            limit = max(proved, part.upper) if near else proved
+            limit = max(proved, part.upper) if near and not least else proved
         known = theorems.Part(part.region, part.conditions)
         fact = Constant(known, Fraction(limit), part.start, part.end, rows, norms)
         return self._put({"step": "jacobian", **fields, "limit": limit.hex()}, fact)

@@ -30,11 +30,16 @@ RAISED = 0.049
 """How far above the bound of the analyzer a part may be: the bound is raised to it."""
 
 
-def prove_jacobians(evidence: JacobianRows | FormRows, writer: Writer, part: Part) -> int:
-    """Ranges of values and of gradients, which the checker computes itself; the global product where that was smaller."""
+def prove_jacobians(
+    evidence: JacobianRows | FormRows, writer: Writer, part: Part, least: bool = False
+) -> int:
+    """Ranges of values and of gradients, which the checker computes itself; the global product where that was smaller.
+
+    least: whether the checker's may be smaller than the bound of the analyzer.
+    """
     if evidence.from_product[part.centre]:
         return writer.product(part)
-    return writer.jacobian(part)
+    return writer.jacobian(part, least=least)
 
 
 def prove_trees(evidence: Trees, writer: Writer, part: Part) -> int:
