@@ -23,7 +23,12 @@ _APART, _NEAR, _TINY = 2.0**40, 2.0**8, 2.0**-200
 
 
 def neurons(
-    subject: Subject, start: int, end: int, known: Ranges | None, wider: Mapping[int, Array], cut: bool = False
+    subject: Subject,
+    start: int,
+    end: int,
+    known: Ranges | None,
+    wider: Mapping[int, Array],
+    cut: bool = False,
 ) -> Differences:
     """Neurons between two steps, with slopes of some layers as given. cut: whether sums may be blocks."""
     p = subject.elements if known is None else known.program

@@ -208,12 +208,13 @@ class _One:
     def wrong(self, what: str, words: str) -> None:
         self.found.wrong.append(f"seed {self.seed} {what}: {words}")
 
-    def issued(self, what: str, certificate: Any, query: Query, analyzer: Any) -> None:
-        """What the checker makes of the bound."""
+    def issued(self, what: str, certificate: Any, query: Query, analyzer: Any) -> Any:
+        """What the checker makes of the bound, which may be a smaller one."""
         found = issue(certificate, self.graph, query, analyzer, 0.0)
         self.found.checked[f"{what}: {found.rigour}"] += 1
         if what.endswith("tokens") and found.rigour is not Rigour.CHECKED:
             self.wrong(what, f"not checked: {found.unchecked}")
+        return found
 
     def tokens(self, query: Query, unit: float, what: str) -> None:
         """Norms of tokens, and the second number where all that is normalised varies enough."""
@@ -251,6 +252,10 @@ class _One:
             start = jacobian.sum(1).sign()[..., None]
             met = _climbed(jacobian, start)
         self.compare(what, met, float(certificate.upper.max()))
+        if isinstance(query.region, Ball):
+            found = self.issued(what, certificate, query, analyzer)
+            if found.rigour is Rigour.CHECKED:
+                self.compare(f"{what}, checked", met, float(found.upper.max()))
 
     def ranges(self, ball: Ball, x: Tensor) -> None:
         """Values of all nodes inside their ranges, by linear bounds and by intervals."""

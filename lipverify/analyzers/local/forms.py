@@ -28,7 +28,7 @@ LOOSE = 2.0
 LINEAR_WORK = 2e11
 """Multiplications that linear bounds of one ball may take for that."""
 PROVED = 4e9
-"""Rows times squared numbers in the steps of a program whose ranges of derivatives the checker is asked for: about two minutes."""
+"""Rows times squared numbers in the steps of a program, of which the checker is asked for derivatives: about two minutes."""
 
 
 @keepable
@@ -58,8 +58,8 @@ class FormRows:
         rows = part.rows[1] - part.rows[0]
         if rows * numbers**2 > PROVED and not self.from_product[part.centre]:
             raise NotCovered(
-                f"affine forms have no proof, and the checker's own ranges of derivatives, {rows} rows through {numbers:,} numbers, "
-                "would take many minutes"
+                "affine forms have no proof, and the checker's own ranges of derivatives "
+                f"({rows} rows through {numbers:,} numbers) would take many minutes"
             )
         return prove_jacobians(self, writer, part, least=True)
 

@@ -64,8 +64,8 @@ class Chain:
     """Blocks of neurons between lines of signals of the input, of constants and of earlier blocks.
 
     A block may have lines of several kinds, of which each holds; `kinds` are those that bounds are tried with. part: whether the
-    inputs are those of a part of the region, which may be empty. stops: the blocks at which bounds on the way are looked at, those
-    that are sums (`cut`); None: at all blocks.
+    inputs are those of a part of the region, which may be empty. stops: the blocks at which bounds on the way are looked at, sums
+    (`cut`); None: all blocks.
     """
 
     def __init__(self, region: Region | None = None, part: bool = False) -> None:
@@ -280,7 +280,9 @@ class Ranges:
         self.chain = Chain(region._replace(low=self._box[0], high=self._box[1]), bool(conditions))
         if bilinear(p):
             self.chain.stops = set()
-        self.output = follow(p, 0, len(p.steps) - 1, self._layer, self._known, self._cut if bilinear(p) else None)
+        self.output = follow(
+            p, 0, len(p.steps) - 1, self._layer, self._known, self._cut if bilinear(p) else None
+        )
         need(all(c.layer in self.reads for c in conditions), "a condition on an implicit layer")
 
     @property

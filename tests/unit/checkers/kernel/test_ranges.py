@@ -119,7 +119,8 @@ def test_a_leaf_of_slopes_that_differ_knows_which_neuron_is_open() -> None:
 def derivatives_are_inside(program: Program, rng: np.random.Generator) -> None:
     region, subject = region_of(rng), Subject(program)
     ranges = Ranges(subject.elements, region, ())
-    found = differences(subject.elements, 0, len(subject.elements.steps) - 1, ranges.slopes.get)
+    end = len(subject.elements.steps) - 1
+    found = differences(subject.elements, 0, end, ranges.slopes.get, cut=True)
     seen = jacobians(program.steps, points(rng, region._replace(radius=region.radius * 0.999), 100))
     for row, g in enumerate(gradients(found, ranges, found.output, True)):
         assert (seen[:, row] >= g.low - 1e-7).all()
@@ -174,6 +175,53 @@ def test_what_is_known_over_balls_holds(
         if name == "implicit" and oracle is not multipliers_are_above:
             continue
         oracle(program, rng)
+
+
+BILINEAR = [n for n in NAMES if neurons_of.bilinear(Subject(pictures(np.random.default_rng(0))[n]).elements)]
+
+
+def cut_everywhere(x: signals_of.Signal) -> bool:
+    return not any(np.isnan(m).any() for m in x.parts.values())
+
+
+@pytest.mark.parametrize("name", BILINEAR)
+@pytest.mark.parametrize("oracle", ORACLES[:2], ids=lambda f: f.__name__)
+def test_sums_as_blocks_of_their_own_hold_as_much(
+    oracle: Callable[[Program, np.random.Generator], None], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(neurons_of, "crowded", cut_everywhere)
+    rng = np.random.default_rng(5)
+    oracle(pictures(rng)[name], rng)
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if "softmax" in n])
+def test_softmax_of_many_terms_by_their_mean(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = Subject(pictures(np.random.default_rng(4))[name]).elements
+    monkeypatch.setattr(elementary_of, "_PAIRED", 1)
+    rng = np.random.default_rng(4)
+    program = pictures(rng)[name]
+    many, x = Subject(program).elements, rng.standard_normal((20, 3))
+    assert len(many.layers) != len(few.layers)
+    assert np.allclose(evaluate(many.steps, x), evaluate(few.steps, x), atol=1e-12)
+    for oracle in ORACLES[:2]:
+        oracle(program, np.random.default_rng(4))
+
+
+def test_rows_that_are_alike() -> None:
+    one = np.array(
+        [[1.0, 2.0], [1.0, 2.0], [2.0, 1.0], [np.nan, 0.0], [np.nan, 0.0], [-0.0, 0.0], [0.0, 0.0]]
+    )
+    x = signals_of.Signal({0: one, 1: one[:, :1]}, None, 0, ends=np.arange(7.0) // 2 * np.ones((2, 1)))
+    first, where = signals_of.alike(x)
+    same = x.rows(first).rows(where)
+    assert np.array_equal(same.parts[0], one, equal_nan=True)
+    assert np.array_equal(same.ends, x.ends)
+    assert where[0] == where[1]
+    assert where[5] != where[6]  # of other ends
+    # Unequal rows of one weighted sum stay apart.
+    kernel = np.cos(np.array([1.0, 2.0]))
+    two = signals_of.Signal({0: np.array([[kernel[1], 0.0], [0.0, kernel[0]]])})
+    assert len(signals_of.alike(two)[0]) == 2
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -246,6 +294,12 @@ WRONG: dict[str, tuple[object, str, Callable[..., object], str, Callable[[Progra
                                           derivatives_are_inside),
     "rows without their constants": (jacobians_of, "_summed", lambda old: lambda g, s: old(g._replace(high=g.low), s), "Sin {}",
                                      derivatives_are_inside),
+    "sums between lines too close": (ranges_of.Chain, "cut", lambda old: lambda self, v, ends: old(self, v, (
+        ends[0] * 0.75 + ends[1] * 0.25, ends[1])), "product", values_are_inside),
+    "sums of gradients between lines too close": (ranges_of.Chain, "cut", lambda old: lambda self, v, ends: old(self, v, (
+        ends[0], ends[0] * 0.25 + ends[1] * 0.75)), "normalise True", derivatives_are_inside),
+    "rows alike that are not": (ranges_of, "alike", lambda old: lambda x: (np.array([0]), np.zeros(x.height, np.int64)),
+                                "product", values_are_inside),
     "softmax without its sum": (elementary_of._Writer, "softmax", lambda old: lambda self, x, g: self.scalar("Exp", x),
                                 "softmax 3", values_are_inside),
 }  # fmt: skip
@@ -255,6 +309,8 @@ WRONG: dict[str, tuple[object, str, Callable[..., object], str, Callable[[Progra
 def test_wrong_rules_are_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     where, what, change, picture, oracle = WRONG[name]
     monkeypatch.setattr(where, what, change(getattr(where, what)))
+    if what == "cut":
+        monkeypatch.setattr(neurons_of, "crowded", cut_everywhere)
 
     def held() -> None:
         for seed in range(6):
