@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
+from weakref import WeakKeyDictionary
 
 from lipverify import ops
 from lipverify.analyzers.affine_runs import Run, RunGain, rough_gain, run_gain, runs
@@ -61,6 +62,16 @@ class Product:
         reason = self.reject(graph, query)
         if reason:
             raise UnsupportedModel(reason)
+        kept, norms = _FOUND.setdefault(graph, {}), (query.norm_in, query.norm_out)
+        if norms in kept:
+            return certificate(self, graph, query, *kept[norms])
+        found, evidence, rough = self._anew(graph, query, compute)
+        if not rough:
+            kept[norms] = found, evidence
+        return certificate(self, graph, query, found, evidence)
+
+    def _anew(self, graph: Graph, query: Query, compute: Compute) -> tuple[Upper, Gains, bool]:
+        """The bound, and whether some gain is rough."""
         averages, reason = distances(graph)
         try:
             return self._bound(graph, query, compute, {**unit_vectors(graph), **averages})
@@ -69,7 +80,9 @@ class Product:
                 raise Unbounded(reason) from None
             raise
 
-    def _bound(self, graph: Graph, query: Query, compute: Compute, known: Mapping[str, Known]) -> Certificate:
+    def _bound(
+        self, graph: Graph, query: Query, compute: Compute, known: Mapping[str, Known]
+    ) -> tuple[Upper, Gains, bool]:
         # In l1 and linf a detour through another norm is often far tighter (sqrt(n) times the l2 product); in l2 hardly ever.
         norms = (Norm.L2,) if query.norm_in is query.norm_out is Norm.L2 else tuple(Norm)
         reach: dict[str, Reach] = {}
@@ -98,7 +111,11 @@ class Product:
             if step is not None:
                 steps.append(step)
         found = reach[graph.output.name][query.norm_out]
-        return certificate(self, graph, query, found, Gains(tuple(steps)))
+        return found, Gains(tuple(steps)), rough
+
+
+_FOUND: WeakKeyDictionary[Graph, dict[tuple[Norm, Norm], tuple[Upper, Gains]]] = WeakKeyDictionary()
+"""Products of graphs without a rough gain: methods for balls and for pieces ask again for the same ones."""
 
 
 def _read_by(graph: Graph, known: Mapping[str, Known]) -> set[str]:

@@ -14,6 +14,7 @@ from lipverify.ir.interval import Interval
 from lipverify.ir.norm import Norm
 from lipverify.ir.op import Constant, Input
 from lipverify.ops.change import undecided
+from lipverify.ops.curves import curve
 from lipverify.propagation.functionals import Functionals, ends_of
 from lipverify.propagation.knowledge import Knowledge, is_affine
 from lipverify.propagation.searched import searched_upper
@@ -23,6 +24,8 @@ TRIED = 16
 """Entries of a node that are bounded first, to see whether linear bounds tell anything new."""
 NARROWER = 2.0**-10
 """Of a range: what counts as narrower."""
+CLOSE, SPACED = 16, 8
+"""Operators on the way back up to which each one is asked what it already gives, and how many lie between questions behind."""
 _ENTRYWISE = (ops.Scale, ops.BatchNorm, ops.DivideBy, ops.Reshape, ops.Transpose)
 """Affine operators whose entries depend on one entry each, and on another one each: interval arithmetic loses nothing."""
 _COPIES = (ops.Slice, ops.Gather, ops.Pad, ops.Upsample, ops.DepthToSpace, ops.Expand, ops.Concat)
@@ -114,9 +117,10 @@ def _push(
 ) -> None:
     """Bounds of the entries `rows` [n, 2] (centre, entry), from both sides, written into lower and upper.
 
-    At each non-affine node on the way the ranges of the frontier already give a bound: what it settles goes no further.
+    At non-affine nodes on the way the ranges of the frontier already give a bound: what it settles goes no further.
     """
     owner, entry = rows[:, 0], rows[:, 1]
+    curved, passed = _curved(known, node), 0
     start = lower.new_zeros(len(rows), node.size, dtype=known.precision.dtype)
     start[torch.arange(len(rows), device=rows.device), entry] = 1.0
     walk = Functionals.start(known, {node.name: start.reshape(-1, *node.shape)}, owner)
@@ -132,7 +136,12 @@ def _push(
         walk.step(step)
         if step.name == node.name:
             continue
+        passed += 1
+        if passed > CLOSE and passed % SPACED:
+            continue
         _write(known, walk.ends(), owner, entry, lower, upper)
+        if curved:
+            continue
         open_rows = _unsettled(known, node, lower, upper)[owner, entry]
         if int(open_rows.sum()) < 0.9 * len(owner):
             walk.keep(open_rows)
@@ -204,6 +213,11 @@ def _unsettled(known: Knowledge, node: Node, lower: Tensor, upper: Tensor) -> Te
             return everything
         needed |= found.expand(box.lower.shape).flatten(1)
     return needed
+
+
+def _curved(known: Knowledge, node: Node) -> bool:
+    """Whether a smooth activation reads the node: that is settled at single points and far out only, and asking takes longest."""
+    return any(curve.covers(type(known.graph[name].op)) for name in known.graph.consumers[node.name])
 
 
 def _wanted(known: Knowledge, reader: Node, name: str, box: Interval) -> Tensor | None:

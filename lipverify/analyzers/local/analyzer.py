@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -280,6 +282,7 @@ def _certificate(
     reason = rejects_gradients(graph, query)
     if reason is not None:
         raise UnsupportedModel(reason)
+    begun = time.monotonic()
     product = _product(graph, query, compute) if with_product else None
     found = local_bounds(graph, query, compute, method, forward, precision)
     upper, better = _beside(found.upper.cpu(), product)
@@ -297,8 +300,8 @@ def _certificate(
         made_by=repr(analyzer),
         graph_digest=graph.digest,
     )
-    if not found.ended and analyzer == Local():
-        _FINISHED[graph] = query, certificate
+    if analyzer == Local():
+        _ANSWERED[graph] = query, certificate, time.monotonic() - begun if found.ended else math.inf
     return certificate
 
 
@@ -337,42 +340,29 @@ def _by_forms(analyzer: Local, graph: Graph, query: Query, compute: Compute) -> 
     )
 
 
-_FINISHED: WeakKeyDictionary[Graph, tuple[Query, Certificate]] = WeakKeyDictionary()
-"""The last query that `local` answered to the end."""
+_ANSWERED: WeakKeyDictionary[Graph, tuple[Query, Certificate, float]] = WeakKeyDictionary()
+"""The last query that `local` answered, and the seconds it had for it: infinite where more would change nothing."""
 
 
 def first_bound(graph: Graph, query: Query, compute: Compute, ranges: str = "linear") -> Certificate:
-    """`local` in a third of the time, for methods that go on from it; if that is too short, what it found before, if anything."""
-    found = Local(ranges=ranges).bound(graph, query, replace(compute, deadline=compute.share(3)))
-    asked, finished = _FINISHED.get(graph, (None, found))
-    early = isinstance(found.evidence, JacobianRows) and found.evidence.notes
-    return finished if asked is query and early else found
+    """What `local` answered already in as much time, for methods that go on from it; else its answer in a third of the time."""
+    method = Local(ranges=ranges)
+    if method == Local() and graph in _ANSWERED:
+        asked, answered, seconds = _ANSWERED[graph]
+        if asked is query and seconds >= compute.remaining() / 3:
+            return answered
+    return method.bound(graph, query, replace(compute, deadline=compute.share(3)))
 
 
 def _product(graph: Graph, query: Query, compute: Compute) -> Tensor | None:
-    """The global product of gains, where it is finite: [count]. Kept for the next ball on the same graph."""
-    norms = query.norm_in, query.norm_out
-    kept = _PRODUCTS.setdefault(graph, {})
-    if norms not in kept:
-        kept[norms] = _global_product(graph, Query(*norms), compute)
-    value = kept[norms]
-    region = query.region
-    assert isinstance(region, Ball)
-    return None if value is None else torch.full((len(region),), value, dtype=torch.float64)
-
-
-_PRODUCTS: WeakKeyDictionary[Graph, dict[tuple[Norm, Norm], float | None]] = WeakKeyDictionary()
-
-
-def _global_product(graph: Graph, query: Query, compute: Compute) -> float | None:
+    """The global product of gains, where it is finite: [count]."""
     method = Product()
     if method.reject(graph, query) is not None:
         return None
     try:
-        upper = method.bound(graph, query, compute).upper
+        return method.bound(graph, query, compute).upper
     except UnsupportedModel:
         return None
-    return None if upper is None else float(upper)
 
 
 @dataclass(frozen=True)

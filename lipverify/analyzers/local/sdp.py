@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from lipverify.analyzers.lipsdp.analyzer import LipSDP
+from lipverify.analyzers.lipsdp.analyzer import LipSDP, LipSDPFast
 from lipverify.analyzers.lipsdp.norms import Answer, answer, answers
 from lipverify.analyzers.lipsdp.regions import coupled_form, over_region
 from lipverify.analyzers.lipsdp.solver import Settings
@@ -16,7 +16,8 @@ from lipverify.analyzers.lipsdp.system import Couplings
 from lipverify.analyzers.local.analyzer import first_bound, rejects_gradients
 from lipverify.analyzers.protocol import Compute, Interruption, keeping_best
 from lipverify.certificates.pending import keepable
-from lipverify.errors import UnsupportedModel
+from lipverify.deadline import within
+from lipverify.errors import BudgetEnded, UnsupportedModel
 from lipverify.ir.certificate import Certificate, Evidence
 from lipverify.ir.graph import Graph
 from lipverify.ir.region import Ball, Query
@@ -24,6 +25,9 @@ from lipverify.propagation import Bounds, bounds
 
 if TYPE_CHECKING:
     from lipverify.certificates import writing
+
+SHARE, CUT = 8, 4
+"""What part of the time the constant of the whole space may have, and after which it is given up."""
 
 
 @keepable
@@ -51,13 +55,31 @@ class Smaller:
         return found
 
 
+@keepable
+@dataclass(frozen=True)
+class Anywhere:
+    """Evidence of a bound over balls that is one for the whole space."""
+
+    whole: Evidence
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": "anywhere", "whole": self.whole.to_json()}
+
+    def proof(self, writer: writing.Writer, part: writing.Part) -> int:
+        """That of the whole space, which holds in every ball."""
+        whole: Any = self.whole
+        found: int = whole.proof(writer, replace(part.whole(), centre=0))
+        return found
+
+
 @dataclass(frozen=True)
 class LocalSDP:
     """Semidefinite bounds over balls: slopes from linear bounds, neurons with known slopes substituted.
 
     Statement: |f(x) - f(y)|_out <= upper |x - y|_in for all x, y of one ball; inputs in l2 or linf.
     Source: Fazlyab et al., NeurIPS 2019 (arXiv 1906.04893), localised as Hashemi, Ruths, Fazlyab, L4DC 2021; for linf inputs
-    with one weight an input, output by output; the minimum with `local`.
+    with one weight an input, output by output; the minimum with `local`, and with the same program for the whole space, which is
+    the smaller one where ranges over a ball say little.
     Sound when: as `lipsdp` and `local`.
     Proof: lipverify/analyzers/lipsdp/bound.py:certified_upper
     """
@@ -81,33 +103,56 @@ class LocalSDP:
         return self.improved(first, graph, query, compute)
 
     def improved(self, first: Certificate, graph: Graph, query: Query, compute: Compute) -> Certificate:
-        """The smaller of `first`, which covers every centre, and semidefinite bounds.
+        """The smallest of `first`, which covers every centre, semidefinite bounds, and one for the whole space.
 
         Centres whose turn would come after the deadline, or after an interrupt, keep the first bound.
         """
         assert first.upper is not None
-        second = None
+        found = [("local", first)]
         with keeping_best() as interruption:
-            if compute.remaining() > 0.0:
-                second = self._semidefinite(graph, query, compute)
-        interruption.happened |= second is not None and second.interrupted
-        upper, chosen = first.upper, torch.zeros(len(first.upper), dtype=torch.int64)
-        if second is not None:
-            assert second.upper is not None
-            upper, chosen = upper.clone(), chosen.clone()
-            done = len(second.upper)
-            upper[:done], chosen[:done] = torch.stack([first.upper[:done], second.upper]).min(0)
+            everywhere = self._everywhere(graph, query, compute)
+            if everywhere is not None:
+                found.append(("everywhere", everywhere))
+            if compute.remaining() > 0.0 and not (everywhere is not None and everywhere.interrupted):
+                found.append(("lipsdp", self._semidefinite(graph, query, compute)))
+        interruption.happened |= any(other.interrupted for _, other in found[1:])
+        upper, chosen = first.upper.clone(), torch.zeros(len(first.upper), dtype=torch.int64)
+        parts = [("local", first)]
+        for name, other in found[1:]:
+            assert other.upper is not None
+            values = torch.full_like(upper, torch.inf)
+            values[: len(other.upper) if other.upper.ndim else None] = other.upper
+            smaller = values < upper
+            if name == "lipsdp" or bool(smaller.any()):
+                chosen[smaller], upper = len(parts), torch.where(smaller, values, upper)
+                parts.append((name, other))
+        used = [certificate for _, certificate in parts]
         return replace(
             first,
             upper=upper,
-            rigour=first.rigour if second is None else min(first.rigour, second.rigour),
-            evidence=_smaller(first, second, tuple(chosen.tolist()), interruption),
+            rigour=min(certificate.rigour for certificate in used),
+            evidence=_smaller(parts, tuple(chosen.tolist()), interruption),
             made_by=repr(self),
             assumptions=tuple(
-                dict.fromkeys((*first.assumptions, *(() if second is None else second.assumptions)))
+                dict.fromkeys(said for certificate in used for said in certificate.assumptions)
             ),
             interrupted=interruption.happened,
         )
+
+    def _everywhere(self, graph: Graph, query: Query, compute: Compute) -> Certificate | None:
+        """One number for the whole space, in a small part of the time; without a deadline the closed form alone."""
+        whole = Query(query.norm_in, query.norm_out)
+        method = LipSDPFast() if compute.deadline is None else LipSDP(self.settings)
+        try:
+            with within(compute.share(CUT)):
+                if method.reject(graph, whole) is not None:
+                    return None
+                found = method.bound(graph, whole, replace(compute, deadline=compute.share(SHARE)))
+        except (BudgetEnded, UnsupportedModel):
+            return None
+        if found.upper is None:
+            return None
+        return replace(found, evidence=Anywhere(found.evidence))
 
     def _semidefinite(self, graph: Graph, query: Query, compute: Compute) -> Certificate:
         def method(system: Couplings, share: Compute) -> Answer:
@@ -125,9 +170,8 @@ class LocalSDP:
 
 
 def _smaller(
-    first: Certificate, second: Certificate | None, chosen: tuple[int, ...], interruption: Interruption
+    parts: Sequence[tuple[str, Certificate]], chosen: tuple[int, ...], interruption: Interruption
 ) -> Smaller:
-    evidence = (first.evidence,) if second is None else (first.evidence, second.evidence)
-    names = ("local", "lipsdp")[: len(evidence)]
-    notes = (*getattr(first.evidence, "notes", ()), *interruption.notes)
-    return Smaller(evidence, names, chosen, notes)
+    evidence = tuple(certificate.evidence for _, certificate in parts)
+    notes = (*getattr(evidence[0], "notes", ()), *interruption.notes)
+    return Smaller(evidence, tuple(name for name, _ in parts), chosen, notes)

@@ -134,11 +134,11 @@ def test_an_interrupt_of_local_sdp_keeps_local(monkeypatch: pytest.MonkeyPatch) 
     assert found.interrupted
     assert isinstance(found.evidence, Smaller)
     assert found.evidence.notes == (INTERRUPTED,)
-    assert uppers(found).tolist() == uppers(Local().bound(graph, query, Compute())).tolist()
+    assert bool((uppers(found) <= uppers(Local().bound(graph, query, Compute()))).all())
 
 
 def test_semidefinite_bounds_after_the_deadline_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only the first centre has a turn; the others keep the bound of `local`."""
+    """Only the first centre has a turn; the others keep what was found before, in no ball above `local`."""
     graph, ball = network(), around(5)
     query = Query(Norm.LINF, Norm.LINF, ball)
     first = uppers(Local().bound(graph, query, Compute()))
@@ -147,7 +147,7 @@ def test_semidefinite_bounds_after_the_deadline_are_left_out(monkeypatch: pytest
     found = LocalSDP().bound(graph, query, Compute(deadline=time.monotonic()))
     assert isinstance(found.evidence, Smaller)
     assert len(found.evidence.chosen) == 5
-    assert uppers(found)[1:].tolist() == first[1:].tolist()
+    assert all(found.evidence.names[k] != "lipsdp" for k in found.evidence.chosen[1:])
     assert bool((uppers(found) <= first).all())
     assert not found.interrupted
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -9,11 +10,13 @@ import pytest
 import torch
 
 from lipverify import ops
-from lipverify.analyzers.lipsdp.analyzer import LipSDP
+from lipverify.analyzers.lipsdp.analyzer import LipSDP, LipSDPFast
 from lipverify.analyzers.local.analyzer import Local
-from lipverify.analyzers.local.sdp import LocalSDP
+from lipverify.analyzers.local.sdp import Anywhere, LocalSDP, Smaller
 from lipverify.analyzers.protocol import Analyzer, Compute
+from lipverify.certificates import issue
 from lipverify.interpreter import evaluate
+from lipverify.ir.certificate import Rigour
 from lipverify.ir.norm import Norm
 from lipverify.ir.op import Op
 from lipverify.ir.region import Ball, Query
@@ -88,3 +91,24 @@ def test_searched_ranges_are_tighter() -> None:
         assert after is not None
         assert bool((after <= before).all())
         assert bool((after < 0.95 * before).any())
+
+
+def test_never_above_one_constant_of_the_whole_space(rng: np.random.Generator) -> None:
+    """Where ranges over wide balls say little the constant of the whole space counts, and the checker proves it there."""
+    graph = chain(
+        [tensor(rng, 8, 4), *(tensor(rng, 8, 8, scale=0.7) for _ in range(4)), tensor(rng, 2, 8)], ops.Tanh()
+    )
+    query = Query(region=Ball(torch.zeros(1, 4), 3.0, Norm.L2))
+    whole = LipSDPFast().bound(graph, Query(), Compute())
+    first = Local().bound(graph, query, Compute())
+    assert whole.upper is not None
+    assert first.upper is not None
+    assert bool((whole.upper < first.upper).all())
+    found = LocalSDP().improved(first, graph, query, Compute())
+    assert found.upper is not None
+    assert bool((found.upper <= whole.upper).all())
+    assert isinstance(found.evidence, Smaller)
+    assert found.evidence.names == ("local", "everywhere", "lipsdp")
+    alone = Anywhere(whole.evidence)
+    claim = dataclasses.replace(found, upper=whole.upper.expand(1).clone(), evidence=alone)
+    assert issue(claim, graph, query, LocalSDP(), 0.0).rigour is Rigour.CHECKED
