@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from lipverify.checkers.reader import agreement, runtimes
 from lipverify.falsify import search
 from lipverify.loading import state_dict
 from tests import checkpoint_children, clocks
@@ -53,13 +54,15 @@ def _processor_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def system_child() -> None:
-    """For tests of the start itself: checkpoints are unpickled by a fresh interpreter, as users have it."""
+    """For tests of the start itself: a fresh interpreter unpickles checkpoints, and evaluates ONNX files, as users have it."""
 
 
 @pytest.fixture(autouse=True)
 def _forked_child(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if "system_child" not in request.fixturenames:
         monkeypatch.setattr(state_dict, "subprocess", checkpoint_children.SYSTEM)
+        # What `verify` compares is the same in this process, and two interpreters cost a second.
+        monkeypatch.setattr(agreement, "evaluated_apart", lambda asked, *limits: runtimes.evaluated(asked))
 
 
 @pytest.fixture

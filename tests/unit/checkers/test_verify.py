@@ -58,6 +58,7 @@ def test_a_verdict_says_what_it_is_about(ball: tuple[Path, Path]) -> None:
         assert words in verdict.claim
 
 
+@pytest.mark.usefixtures("system_child")
 def test_a_verdict_says_on_which_inputs_the_file_was_compared(ball: tuple[Path, Path]) -> None:
     net, path = ball
     first, second, again = (

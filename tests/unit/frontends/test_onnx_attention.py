@@ -350,12 +350,15 @@ def test_files_that_contradict_themselves(case: str) -> None:
 
 
 def test_a_fused_block_has_a_local_bound_above_its_gradients() -> None:
+    places, width = 2, 4
     nodes = [
-        fused("Attention", ["x", "w", "b"], ("m",), num_heads=HEADS, unidirectional=1),
+        fused("Attention", ["x", "w", "b"], ("m",), num_heads=2, unidirectional=1),
         fused("SkipLayerNormalization", ["m", "x", "g", "s"], epsilon=1e-5),
     ]
-    graph = extract_onnx(file(nodes, {**PACKED, **stored(g=(WIDTH,), s=(WIDTH,))}))
-    ball = lv.Ball(torch.randn(1, PLACES, WIDTH, generator=torch.Generator().manual_seed(0)), 0.001, "linf")
+    constants = stored(w=(width, 3 * width), b=(3 * width,), g=(width,), s=(width,))
+    domains = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    graph = extract_onnx(model(nodes, [1, places, width], 17, constants, opset_imports=domains))
+    ball = lv.Ball(torch.randn(1, places, width, generator=torch.Generator().manual_seed(0)), 0.001, "linf")
     found = lv.audit(graph, region=ball, norm="linf", analyzers=["local"], search=Search(seconds=0.5))
     (row,) = found.rows
     assert row.upper is not None

@@ -56,6 +56,7 @@ def test_inputs_one_by_one_give_the_same(monkeypatch: pytest.MonkeyPatch) -> Non
     assert agree(small(), program_of(small()), 3) == found
 
 
+@pytest.mark.usefixtures("system_child")
 def test_a_process_of_its_own_gives_the_same_numbers() -> None:
     data, seed = small(), 5
     assert agree(data, program_of(data), seed) == agree(data, program_of(data), seed, apart=60.0)
@@ -78,6 +79,7 @@ BROKEN = {
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="limits and signals of Unix")
+@pytest.mark.usefixtures("system_child")
 @pytest.mark.parametrize("code", BROKEN, ids=["sleeps", "loops", "aborts", "answers itself", "takes memory"])
 def test_what_breaks_a_runtime_proves_nothing(
     code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -91,6 +93,7 @@ def test_what_breaks_a_runtime_proves_nothing(
         agree(data, program_of(data), apart=2.0)
 
 
+@pytest.mark.usefixtures("system_child")
 def test_without_an_interpreter_nothing_is_proved(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.executable", "")
     with pytest.raises(NotCovered, match="could not be started"):
