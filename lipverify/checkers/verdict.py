@@ -9,7 +9,8 @@ from typing import Any
 from lipverify.checkers.claims import About
 from lipverify.checkers.kernel.program import Program
 from lipverify.checkers.reader import Model
-from lipverify.checkers.reader.agreement import CLEAR, Agreement
+from lipverify.checkers.reader.agreement import Agreement
+from lipverify.checkers.reader.entries import CLEAR
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,19 @@ def _compared(agreement: Agreement) -> str:
         said.append(f"to within a factor of {1 + agreement.within:.2g} of how much its outputs change")
     if agreement.gates == 0:
         said.append("at ordinary inputs and none where its activations turn")
-    return f"; its reading was compared with {agreement.evaluator} {' and '.join(said)}" if said else ""
+    if agreement.left:
+        said.append(
+            f"where its outputs are finite, as they are not at up to {agreement.left} ordinary inputs"
+        )
+    if agreement.hidden:
+        said.append(f"but for outputs that sums inside hide at {agreement.hidden} other inputs")
+    compared = f"; its reading was compared with {agreement.evaluator} {' and '.join(said)}" if said else ""
+    if agreement.executed is None or agreement.hides is None:
+        return compared
+    return (
+        f"{compared}; in the type of the file sums inside hide up to {agreement.hides:.2g} of how much its outputs change, and "
+        f"a runtime was off by up to {agreement.executed:.2g} of it"
+    )
 
 
 def _told(model: Model, weights: Mapping[str, Any] | None) -> tuple[str, str]:

@@ -26,6 +26,7 @@ from lipverify.checkers.kernel.program import Affine, Order, Output, Scalar, Vie
 from lipverify.checkers.reader import agreement, digest_of, finishing, read_model
 from lipverify.checkers.reader.agreement import agree
 from lipverify.checkers.reader.building import Builder, stored
+from lipverify.checkers.reader.entries import compared
 from lipverify.checkers.reader.folding import fold
 from lipverify.checkers.theories.carried import Base, Carried
 from lipverify.errors import NotCovered, RefutedCertificate, UnreadableCertificate
@@ -239,13 +240,14 @@ def test_few_inputs_of_large_outputs_are_held_at_once(tmp_path: Path) -> None:
     x = np.arange(1.0, 1.0 + rows)[:, None]
     found = np.repeat(x, count, 1)
     tracemalloc.start()
-    held = agreement._compared(model.program, [0], x, np.arange(rows), [found], 2.0**-24, "a runtime", rows)
-    assert (held.inputs, held.differ) == (rows, False)
+    numbers = (2.0**-24, "a runtime", rows, rows, agreement._at_once(model.program))
+    held = compared(model.program, [0], x, np.arange(rows), [found], *numbers)
+    assert (held.told.sum(), held.differ) == (rows, False)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 24 * 8 * count
     found[-1, -1] += 1e-3
-    held = agreement._compared(model.program, [0], x, np.arange(rows), [found], 2.0**-24, "a runtime", rows)
+    held = compared(model.program, [0], x, np.arange(rows), [found], *numbers)
     assert held.differ
 
 

@@ -1,12 +1,12 @@
 """A program against a reference evaluator of ONNX, in every verification: faults of the reader show where they matter.
 
 Both compute the same outputs for the same inputs: 0, ones, small, large, negative and random numbers, single entries. They agree
-where every difference is below `_FACTOR` standard deviations of a computation in the type of the file (`evaluation`): on the
-scale of the sums inside, so that small weights hide no wrong operator. Inputs where either leaves that type say nothing. Where
-sums inside are so large that any other function would be allowed as well, or a file of float32 or float16 alone differs by more,
-it is written in float64 and held against onnx's own evaluator, which decides: the claim is about real numbers, and deep networks
-differ in float32 by more than a model of their roundings says. What is not settled there is not covered.
-Where sums hide a part of how much outputs change, float64 is asked too; where it does not tell, the verdict says how large one.
+where every difference is below `entries.FACTOR` deviations of a computation in the type of the file (`evaluation`): on the
+scale of the sums inside, so that small weights hide no wrong operator. At inputs of ordinary sizes that is asked of the type of
+the file, whatever else is: the claim is about real numbers, but not of a file whose every runtime computes something else. Where
+sums inside hide a part of how much outputs change, or far out a file of float32 or float16 alone differs, it is written in
+float64 and held against onnx's own evaluator, which decides; the verdict says how much the type hides, and by how much the
+runtime was off. Where it does not tell, the verdict says how much may hide; what is not settled is not covered.
 
 Where the file takes any number of samples, two and three go together as well: what one sample gives must not depend on others. A
 runtime that takes one alone is believed: the verdict speaks of one sample.
@@ -27,9 +27,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lipverify.checkers.evaluation import evaluate_with_deviations
 from lipverify.checkers.kernel.account import charge
-from lipverify.checkers.kernel.program import Affine, Array, Program
+from lipverify.checkers.kernel.program import Affine, Array, Program, Scalar
+from lipverify.checkers.reader.entries import CLEAR, UNITS, Held, compared
 from lipverify.checkers.reader.gates import work_of
 from lipverify.checkers.reader.onnx import input_of, only
 from lipverify.checkers.reader.openings import Around, openings
@@ -40,16 +40,18 @@ from lipverify.checkers.reader.subgraphs import all_nodes
 from lipverify.checkers.reader.wire import parse_model
 from lipverify.errors import NotCovered
 
-_FACTOR, _FEW, _BATCHES = 64.0, 4, (2, 3)
+_FEW, _BATCHES = 4, (2, 3)
 _WORK = 1 << 27
 """Products of numbers that all inputs together may take, as long as one does not need more; a number that is compared is four."""
 _OPEN, _LEAST, _WIDE = 80, 8, 24
 """Inputs at gates and in regions at most, and whatever they cost; and how many of those at gates are compared in float64, too."""
-CLEAR = 1.0 / 64.0
-"""Where more than this part of a change is allowed in the type of the file, float64 is asked."""
+_OFF, _APART = 1.0, 0.25
+"""How far a runtime may be off in the type of the file, whatever float64 says: in parts of what is allowed at ordinary inputs,
+and in parts of how much an output changes, where sums hide more than `CLEAR` of that."""
+_OFF_AT_TIES, _APART_AT_TIES = 8.0, 1.0
+"""The same of files that round to steps: several numbers at once may be next to a tie, and each is a whole step off then."""
 _HELD = 1 << 22
 """Numbers of steps and outputs that are evaluated at once, as long as one input does not need more."""
-_UNITS = {"float16": 2.0**-11, "float32": 2.0**-24, "float64": 2.0**-52}
 _SECONDS, _PACE = 60.0, 1e8
 """Of processor time for a runtime in a process of its own, and one more for so many products of numbers."""
 _MEMORY, _MEMORY_PER_NUMBER = 4 << 30, 64
@@ -64,6 +66,9 @@ class Agreement(NamedTuple):
 
     seed: of the inputs that were new. gates: how many of the inputs lie where gates open; None: there are no gates. within: the
     most that is allowed, in parts of how much an output changes over the inputs: a smaller difference would not have shown.
+    left: at how many ordinary inputs an entry has no finite number, at most. hidden: at how many others sums hide an entry.
+    hides, executed: where float64 decided, what the type of the file hides and by how much the runtime differed in it, both in
+    parts of how much an output changes; else None.
     """
 
     evaluator: str
@@ -72,26 +77,10 @@ class Agreement(NamedTuple):
     seed: int
     gates: int | None
     within: float
-
-
-class _Held(NamedTuple):
-    """One comparison: differences in parts of what is allowed, and whether anything was compared, for each input."""
-
-    evaluator: str
-    inputs: int
-    shares: Array
-    told: Array
-    within: float
-
-    @property
-    def differ(self) -> bool:
-        """Whether there is a difference that is no rounding."""
-        return not bool((self.shares <= 1.0).all())
-
-    @property
-    def hidden(self) -> bool:
-        """Whether any other function would be allowed as well."""
-        return not self.within <= 1.0
+    left: int
+    hidden: int
+    hides: float | None
+    executed: float | None
 
 
 def agree(data: bytes, program: Program, seed: int | None = None, apart: float | None = None,
@@ -115,7 +104,15 @@ def agree(data: bytes, program: Program, seed: int | None = None, apart: float |
     first = _inputs(program, kind, rng)
     ordinary = len(first)
     run = _Run(
-        program, outputs, name, shape, [program.outputs[k].name for k in outputs], apart, several, ordinary
+        program,
+        outputs,
+        name,
+        shape,
+        [program.outputs[k].name for k in outputs],
+        apart,
+        several,
+        ordinary,
+        ordinary,
     )
     # The last ones may leave the type: what they say of others is enough.
     rows, at_gates, gates = _more(program, kind, first, rng, regions)
@@ -125,57 +122,82 @@ def agree(data: bytes, program: Program, seed: int | None = None, apart: float |
     found = run.held(reduced, inputs, makes, kind.name, failures)
     if found is None:
         raise NotCovered(f"no runtime that is installed evaluates the file ({', '.join(failures)})")
-    # The first ones have to tell; large ones may hide even in float64 what is compared at others.
-    few = run._replace(ordinary=min(_FEW, ordinary))
-    # Kernels of some processors hold pairs of products of 8 bits in 16 bits, and cut them: onnx's own evaluator decides. Far
-    # out it overflows where numbers become integers, which then end at the quantiser's ends.
-    if (found.differ or found.hidden) and any(
-        node["op_type"] in _INTEGERS for node in all_nodes(parse_model(data)["graph"])
-    ):
-        other = few.held(reduced, first, ("reference",), kind.name, failures)
-        if other is not None:
-            inputs, at_gates, found = first, at_gates[:ordinary], other
-    found = _in_float64(few, reduced, kind.name, inputs, ordinary, at_gates, found)
+    # Kernels of some processors hold pairs of products of 8 bits in 16 bits, and cut them: onnx's own evaluator decides, at the
+    # same inputs, since what differed at one of them is not forgotten.
+    if (found.differ or found.hides) and makes[1:] and _multiplies_integers(reduced):
+        found = run.held(reduced, inputs, makes[1:], kind.name, failures) or found
+    off, apart_by = (_OFF_AT_TIES, _APART_AT_TIES) if _rounds(program) else (_OFF, _APART)
+    # Real numbers are what is claimed: but what rounding does not explain at an ordinary input is another function.
+    if float(found.shares[:ordinary].max()) > off:
+        raise NotCovered(f"{found.evaluator} computes another function than the checker read")
+    found, own = _in_float64(run, reduced, kind.name, inputs, at_gates, found), found
     if found.differ:
         raise NotCovered(f"{found.evaluator} computes another function than the checker read")
-    if found.hidden:
+    if found.hides:
         raise NotCovered(
             f"sums inside hide in the type of the file what {found.evaluator} and the checker compute"
         )
-    opened = int((found.told & at_gates).sum()) if gates else None
-    share = float(found.shares.max(initial=0.0))
-    return Agreement(found.evaluator, found.inputs, share, seed, opened, found.within)
+    # Where float64 has no more numbers there, none are hidden by the type: a quotient by 0 has no value.
+    if found.left > ordinary // (4 if found is own else 2):
+        raise NotCovered(f"{found.evaluator} computes too few finite numbers to compare with")
+    decided = found.evaluator != own.evaluator
+    if decided and own.executed > apart_by:
+        raise NotCovered(
+            f"rounding in the type of the file makes another function of it: {own.evaluator} is off by "
+            f"{own.executed:.2g} of how much an output changes"
+        )
+    return Agreement(
+        found.evaluator,
+        int(found.told.sum()),
+        float(found.shares.max(initial=0.0)),
+        seed,
+        int((found.told & at_gates).sum()) if gates else None,
+        found.within,
+        found.left,
+        int(found.hidden.sum()),
+        own.within if decided else None,
+        own.executed if decided else None,
+    )
 
 
-def _in_float64(
-    run: _Run, data: bytes, kind: str, inputs: Array, ordinary: int, at_gates: Array, found: _Held
-) -> _Held:
+def _multiplies_integers(data: bytes) -> bool:
+    return any(node["op_type"] in _INTEGERS for node in all_nodes(parse_model(data)["graph"]))
+
+
+def _rounds(program: Program) -> bool:
+    return any(isinstance(step, Scalar) and step.law == "Round" for step in program.steps)
+
+
+def _in_float64(run: _Run, data: bytes, kind: str, inputs: Array, at_gates: Array, found: Held) -> Held:
     """What float64 says where the type of the file does not settle it, and of gates what it hides far out; else `found`.
 
     Where nothing tells in float64, what was found stands with how much it may hide.
     """
+    ordinary, work = run.ordinary, work_of(run.program)
     settled = not found.differ and found.within <= CLEAR
-    work = work_of(run.program)
     # Every input that is not settled, not the worst alone: what differs by rounding would hide what differs.
-    far = found.shares > 1.0
+    far = (found.shares > 1.0) | found.hidden
     if found.within > CLEAR:
         far[:] = True
-    elif work <= _WORK:
+    doubtful = far.copy()
+    if work <= _WORK:
         far[np.flatnonzero(at_gates)[: min(_WIDE, _WORK // work)]] = True
-    rows = np.append(
-        np.arange(run.ordinary if settled else ordinary), ordinary + np.flatnonzero(far[ordinary:])
-    )
-    if kind == "float64" or (settled and len(rows) == run.ordinary) or not told_by_reference(data, wide=True):
+    few = min(_FEW, ordinary)
+    plain = few if settled and not found.left else ordinary
+    rows = np.append(np.arange(plain), ordinary + np.flatnonzero(far[ordinary:]))
+    if kind == "float64" or (settled and len(rows) == few) or not told_by_reference(data, wide=True):
         return found
-    other = run.held(data, inputs[rows], ("wide",), "float64", [])
-    if other is None or (other.hidden and not (other.differ or found.differ or found.hidden)):
+    other = run._replace(ordinary=plain, telling=few).held(data, inputs[rows], ("wide",), "float64", [])
+    if other is None or (other.hides and not (other.differ or found.differ or found.hides)):
         return found
-    if other.differ or other.hidden:
+    if other.differ or other.hides:
         return other
-    told = found.told.copy()
+    told, hidden = found.told.copy(), found.hidden.copy()
     told[rows] |= other.told
+    hidden[rows] = doubtful[rows] & other.hidden
     decided = found if settled else other
-    return decided._replace(told=told, within=min(found.within, other.within))
+    left = min(found.left, other.left) if plain == ordinary else found.left
+    return decided._replace(told=told, hidden=hidden, left=left, within=min(found.within, other.within))
 
 
 class _Run(NamedTuple):
@@ -189,10 +211,11 @@ class _Run(NamedTuple):
     apart: float | None
     several: bool
     ordinary: int
-    """How many inputs come first that have to be finite, and to tell."""
+    telling: int
+    """How many inputs of ordinary sizes come first, and how many of those have to tell: others may hide even in float64."""
 
     def held(self, data: bytes, inputs: Array, makes: Sequence[str], kind: str,
-             failures: list[str]) -> _Held | None:  # fmt: skip
+             failures: list[str]) -> Held | None:  # fmt: skip
         """The comparison with the first runtime that evaluates the file; None where none does."""
         sizes = [len(self.program.outputs[k].view.places) for k in self.outputs]
         few = len(inputs)
@@ -205,15 +228,17 @@ class _Run(NamedTuple):
             more = " for several samples at once, or for one" if self.several else ""
             raise NotCovered(f"{answer.evaluator} makes an output of another size{more}")
         which = np.array([*range(few), *(k for batch in batches for k in batch)])
-        return _compared(
+        return compared(
             self.program,
             self.outputs,
             inputs,
             which,
             answer.numbers,
-            _UNITS[kind],
+            UNITS[kind],
             answer.evaluator,
             self.ordinary,
+            self.telling,
+            _at_once(self.program),
         )
 
     def _asked(self, asked: Asked) -> Answer:
@@ -226,68 +251,6 @@ class _Run(NamedTuple):
             return evaluated_apart(asked, seconds, memory)
         except Broken as error:
             raise NotCovered(f"a runtime that was to evaluate the file {error}") from None
-
-
-class _Seen:
-    """Of every entry of one output, over inputs so far: ours, theirs [2, n], smallest and largest; allowed [n], the most."""
-
-    def __init__(self, size: int) -> None:
-        self.ours, self.theirs = (np.array([[np.inf], [-np.inf]]).repeat(size, 1) for _ in range(2))
-        self.allowed, self.some = np.zeros(size), False
-
-    def add(self, ours: Array, theirs: Array, allowed: Array) -> None:
-        """More inputs. All three: [inputs, n]."""
-        self.some = self.some or len(ours) > 0
-        for ends, numbers in ((self.ours, ours), (self.theirs, theirs)):
-            np.minimum(ends[0], numbers.min(0, initial=np.inf), out=ends[0])
-            np.maximum(ends[1], numbers.max(0, initial=-np.inf), out=ends[1])
-        np.maximum(self.allowed, allowed.max(0, initial=0.0), out=self.allowed)
-
-    def within(self, unit: float) -> float:
-        """The most that is allowed, in parts of how much an entry changes over the inputs.
-
-        Entries that change by a few roundings or not at all are as good as constant.
-        """
-        if not self.some:
-            return 0.0
-        change = np.maximum(self.ours[1] - self.ours[0], self.theirs[1] - self.theirs[0])
-        idle = change <= 4.0 * unit * np.abs(self.theirs).max(0)
-        return float(np.where(idle, 0.0, self.allowed / np.where(idle, 1.0, change)).max(initial=0.0))
-
-
-def _compared(program: Program, outputs: Sequence[int], inputs: Array, which: Array, found: Sequence[Array], unit: float,
-              evaluator: str, ordinary: int) -> _Held:  # fmt: skip
-    """A few inputs at once: of the others, extremes alone are kept. which: the input of every row of `found`, each once first."""
-    seen = [_Seen(numbers.shape[1]) for numbers in found]
-    rows, shares = _at_once(program), np.zeros(len(inputs))
-    finite, compared = np.zeros((2, len(inputs)), bool)
-    for start in range(0, len(inputs), rows):
-        results, deviations = evaluate_with_deviations(program, inputs[start : start + rows], unit)
-        at = np.flatnonzero((which >= start) & (which < start + rows))
-        own, known = which[at] - start, np.ones(len(at), bool)
-        for place, k in enumerate(outputs):
-            ours, spread, theirs = results[k][own], deviations[k][own], found[place][at]
-            fine = np.isfinite(ours).all(1) & np.isfinite(theirs).all(1) & np.isfinite(spread).all(1)
-            fine &= np.abs(ours).max(1, initial=0.0) < (3e4 if unit > 2.0**-12 else 1e37)
-            known &= fine
-            with np.errstate(all="ignore"):
-                allowed = _FACTOR * spread + unit * np.abs(ours) + 2.0**-120
-                # At a gate, far out, sums may cancel: an entry that is all rounding is no function to compare.
-                known_well = allowed <= np.maximum(np.abs(ours), np.abs(theirs)) / 4.0
-                told = fine[:, None] & (known_well | (which[at] < ordinary)[:, None])
-                share = np.where(told, np.abs(ours - theirs) / allowed, 0.0)
-            telling = fine & (which[at] < ordinary)
-            seen[place].add(ours[telling], theirs[telling], allowed[telling])
-            np.maximum.at(shares, which[at], share.max(1, initial=0.0))
-            np.logical_or.at(compared, which[at], told.any(1))
-        finite[which[at[at < len(inputs)]]] = known[at < len(inputs)]
-    result = _Held(
-        evaluator, int(finite.sum()), shares, compared & finite, max(one.within(unit) for one in seen)
-    )
-    # A file that leaves its type but at 0 is compared at 0 alone, where most functions agree.
-    if not (result.differ or result.hidden) and 2 * int(finite[:ordinary].sum()) < ordinary:
-        raise NotCovered(f"{evaluator} computes too few finite numbers to compare with")
-    return result
 
 
 def _more(program: Program, kind: np.dtype[Any], known: Array, rng: np.random.Generator,
@@ -316,7 +279,7 @@ def _inputs(program: Program, kind: np.dtype[Any], rng: np.random.Generator) -> 
     charge(few * (2 * sum(sizes) + 12 * max(sizes)), 8 * count * work)
     charge(max((s.index.size for s in program.steps if isinstance(s, Affine)), default=0))
     # Of every output values and deviations and what is made of them to compare, the runtime's numbers, and their extremes.
-    charge((10 * few + count + sum(_BATCHES) + 5) * shown)
+    charge((14 * few + count + sum(_BATCHES) + 12) * shown)
     rows = [make(rng, size) for make in _ROWS[:count]]
     return np.array(rows).astype(kind).astype(np.float64)
 

@@ -31,7 +31,12 @@ def fold(p: Builder, op: str, operands: Sequence[Stored]) -> Stored | None:
         return operands[0]
     if op not in ("Add", "Sub", "Mul", "Div") or len(operands) != 2:
         return None
-    p.charge(2 * size_of(np.broadcast_shapes(*(x.shape for x in operands))))
+    p.charge(4 * size_of(np.broadcast_shapes(*(x.shape for x in operands))))
+    found = _folded(op, operands)
+    return None if found is None else _kept(op, operands, found)
+
+
+def _folded(op: str, operands: Sequence[Stored]) -> Stored | None:
     (a, m), (b, n) = (weights(x) for x in operands)
     if op == "Div":
         need(bool(b.all()), "a division by zero")
@@ -54,10 +59,12 @@ def fold_one(p: Builder, op: str, x: Stored) -> Stored | None:
     """A function of stored numbers, None where it is left to a step."""
     if op not in ("Sqrt", "Reciprocal", "Abs", "Square"):
         return None
-    p.charge(2 * x.array.size)
+    p.charge(4 * x.array.size)
+    return x.showing(np.abs(x.array)) if op == "Abs" else _kept(op, [x], _folded_one(op, x))
+
+
+def _folded_one(op: str, x: Stored) -> Stored:
     values, rounded = weights(x)
-    if op == "Abs":
-        return x.showing(np.abs(x.array))
     if op == "Sqrt":
         need(bool((values >= 0).all()), "a root of a negative number")
         return finite(np.sqrt(values), x, rounded + 1)
@@ -65,6 +72,24 @@ def fold_one(p: Builder, op: str, x: Stored) -> Stored | None:
         return finite(held(np.square(values), values), x, 2 * rounded + 1)
     need(bool(values.all()), "a division by zero")
     return finite(held(1.0 / values), x, 2 * rounded + 1)
+
+
+_OWN: dict[str, Callable[..., Array]] = {
+    "Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": np.divide, "Sqrt": np.sqrt, "Square": np.square,
+    "Reciprocal": np.reciprocal,
+}  # fmt: skip
+
+
+def _kept(op: str, operands: Sequence[Stored], found: Stored) -> Stored:
+    """What was folded, where its type keeps half of the digits: what cancels there, or is smaller than all of its normal
+    numbers, is another number in every runtime, and later factors can make anything of it."""
+    with np.errstate(all="ignore"):
+        own = np.asarray(_OWN[op](*(x.array.astype(found.kind) for x in operands)), np.float64)
+        lost = np.abs(own - found.array) > 4.0 * math.sqrt(np.finfo(found.kind).eps / 2.0) * np.abs(
+            found.array
+        )
+    need(not bool(lost.any()), f"a number computed from stored ones ({op}) that {found.kind} does not hold")
+    return found
 
 
 def multiplied(a: Array, b: Array | float) -> tuple[Array, int]:

@@ -1,0 +1,133 @@
+"""What a program and a runtime make of the same inputs, entry by entry: differences in parts of what rounding allows.
+
+What stands beside an entry says nothing of it: every one that both hold as a finite number of the type is compared. An entry
+tells nothing where any number would be allowed: at inputs of ordinary sizes that is measured against how much it changes over
+them, at others against its own size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from lipverify.checkers.evaluation import evaluate_with_deviations
+from lipverify.checkers.kernel.program import Array, Program
+
+FACTOR = 64.0
+"""Standard deviations (`evaluation`) that a difference may have."""
+CLEAR = 1.0 / 64.0
+"""Where more than this part of a change is allowed in the type of the file, float64 is asked."""
+UNITS = {"float16": 2.0**-11, "float32": 2.0**-24, "float64": 2.0**-52}
+_SEVERAL = 8
+_ENDS = {2.0**-11: 3e4, 2.0**-24: 1e37, 2.0**-52: 1e150}
+"""Rounding -> the largest numbers that are compared: beyond float64's own, squares of deviations are infinite."""
+
+
+class Held(NamedTuple):
+    """One comparison, of every input [n]: shares, differences in parts of what is allowed; told, whether an entry was compared.
+
+    left: at how many ordinary inputs one entry has no finite number, at most. within: the most that is allowed at those that have
+    to tell, in parts of how much an output changes over them; hidden: whether sums inside hide an entry, at all others.
+    executed: the largest difference at those that have to tell, in the same parts.
+    """
+
+    evaluator: str
+    shares: Array
+    told: Array
+    hidden: Array
+    left: int
+    within: float
+    executed: float
+
+    @property
+    def differ(self) -> bool:
+        """Whether there is a difference that is no rounding."""
+        return not bool((self.shares <= 1.0).all())
+
+    @property
+    def hides(self) -> bool:
+        """Whether any other function would be allowed as well."""
+        return not self.within <= 1.0
+
+
+class _Seen:
+    """Of every entry [n] of one output, over ordinary inputs so far: ours, theirs [2, n], smallest and largest; the most of
+    what is allowed, and of the difference; at how many inputs it was left out."""
+
+    def __init__(self, size: int) -> None:
+        self.ours, self.theirs = (np.array([[np.inf], [-np.inf]]).repeat(size, 1) for _ in range(2))
+        self.allowed, self.apart, self.left = np.zeros(size), np.zeros(size), np.zeros(size, np.int64)
+
+    def add(self, ours: Array, theirs: Array, allowed: Array, told: Array) -> None:
+        """More inputs, of which those entries count that are `told`. All: [inputs, n]."""
+        for ends, numbers in ((self.ours, ours), (self.theirs, theirs)):
+            np.minimum(ends[0], np.where(told, numbers, np.inf).min(0, initial=np.inf), out=ends[0])
+            np.maximum(ends[1], np.where(told, numbers, -np.inf).max(0, initial=-np.inf), out=ends[1])
+        for most, numbers in ((self.allowed, allowed), (self.apart, np.abs(ours - theirs))):
+            np.maximum(most, np.where(told, numbers, 0.0).max(0, initial=0.0), out=most)
+
+    def changes(self, unit: float) -> Array:
+        """[n]: how much each entry changes, 0 for those that change by a few roundings or not at all."""
+        change = np.maximum(self.ours[1] - self.ours[0], self.theirs[1] - self.theirs[0])
+        return np.where(change <= 4.0 * unit * np.abs(self.theirs).max(0), 0.0, change)
+
+    def parts(self, most: Array, unit: float, several: bool = True) -> float:
+        """The largest of these numbers in parts of how much its entry changes; entries as good as constant count for nothing.
+
+        several: inputs, enough that no entry changes little by chance; else each changes as much as all do, as a root of squares.
+        """
+        change = self.changes(unit)
+        if not several and change.any():
+            change = np.where(change > 0, np.maximum(change, np.sqrt(np.mean(change[change > 0] ** 2))), 0.0)
+        return float(np.where(change > 0, most / np.where(change > 0, change, 1.0), 0.0).max(initial=0.0))
+
+
+def compared(program: Program, outputs: Sequence[int], inputs: Array, which: Array, found: Sequence[Array], unit: float,
+             evaluator: str, ordinary: int, telling: int, rows: int) -> Held:  # fmt: skip
+    """Holds the program against the numbers `found` of a runtime, a few inputs at once.
+
+    Args:
+        inputs: [n, inputs], the first of them `ordinary` ones, of which the first `telling` have to tell.
+        which: the input of every row of `found`, each once first. found: [len(which), size] for each output.
+        rows: how many inputs are evaluated together.
+    """
+    seen = [_Seen(numbers.shape[1]) for numbers in found]
+    shares, (told_at, hidden_at) = np.zeros(len(inputs)), np.zeros((2, len(inputs)), bool)
+    for start in range(0, len(inputs), rows):
+        results, deviations = evaluate_with_deviations(program, inputs[start : start + rows], unit)
+        at = np.flatnonzero((which >= start) & (which < start + rows))
+        own, plain = which[at] - start, (which[at] < telling)[:, None]
+        usual = (which[at] < ordinary)[:, None]
+        for place, k in enumerate(outputs):
+            ours, spread, theirs = results[k][own], deviations[k][own], found[place][at]
+            with np.errstate(all="ignore"):
+                fine = np.isfinite(ours) & np.isfinite(theirs) & np.isfinite(spread)
+                fine &= np.abs(ours) < _ENDS[unit]
+                allowed = FACTOR * spread + unit * np.abs(ours) + 2.0**-120
+                size = np.maximum(np.abs(ours), np.abs(theirs))
+                # At a gate, far out, sums may cancel: an entry that is all rounding is no function to compare.
+                told = fine & (plain | (allowed <= size / 4.0))
+                share = np.where(told, np.abs(ours - theirs) / allowed, 0.0)
+                seen[place].add(ours, theirs, allowed, fine & plain)
+                # Below the second of these it is within eight times what is allowed, told or not.
+                hidden = (
+                    fine
+                    & ~plain
+                    & (allowed > CLEAR * size)
+                    & (allowed > CLEAR / 8.0 * seen[place].changes(unit))
+                )
+            seen[place].left += (usual & ~fine)[at < len(inputs)].sum(0)
+            np.maximum.at(shares, which[at], share.max(1, initial=0.0))
+            np.logical_or.at(told_at, which[at], told.any(1))
+            np.logical_or.at(hidden_at, which[at], hidden.any(1))
+    return Held(
+        evaluator,
+        shares,
+        told_at,
+        hidden_at,
+        max(int(one.left.max(initial=0)) for one in seen),
+        max(one.parts(one.allowed, unit) for one in seen),
+        max(one.parts(one.apart, unit, telling >= _SEVERAL) for one in seen),
+    )

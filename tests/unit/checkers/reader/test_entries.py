@@ -1,0 +1,146 @@
+"""What a runtime computes at ordinary inputs is compared entry by entry in the type of the file; float64 overrules none of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lipverify.checkers.kernel.program import Program
+from lipverify.checkers.reader import model_of_bytes
+from lipverify.checkers.reader.agreement import agree
+from lipverify.checkers.verdict import _compared
+from lipverify.errors import NotCovered
+from tests.onnx_models import model, node
+
+SEEDS = (0, 1)
+
+
+def program_of(data: bytes) -> Program:
+    found = model_of_bytes("m.onnx", data)
+    assert found.program is not None, found.reason
+    return found.program
+
+
+def chain(op: str, first: str, operands: str, last: str) -> list[Any]:
+    """One operator after another, on `first` and each of these."""
+    names = operands.split()
+    made = [first, *(f"{last}{k}" for k in range(len(names) - 1)), last]
+    return [node(op, [a, b], [c]) for a, b, c in zip(made, names, made[1:], strict=False)]
+
+
+REST = [node("Sub", ["x", "u"], ["z"]), node("Mul", ["z", "k"], ["y"])]
+ABSORBED = [node("Add", ["x", "c"], ["s"]), node("Sub", ["s", "c"], ["u"]), *REST]
+T = {"t": 1e-30, "T": 1e30, "k": 1000.0}
+
+
+def file(nodes: list[Any], size: int = 1, **stored: Any) -> bytes:
+    held = {name: np.asarray(a, np.float32) for name, a in stored.items()}
+    return bytes(model(nodes, [1, size], 17, held).SerializeToString())
+
+
+FOLDED: dict[str, tuple[list[Any], dict[str, Any]]] = {
+    "sums that cancel": (
+        [*chain("Add", "a", "b", "s"), *chain("Sub", "s", "a b", "w"), node("Mul", ["x", "w"], ["y"])],
+        {"a": 2.0**24, "b": 3.0},
+    ),
+    "a quotient by what cancels": (
+        [*chain("Add", "a", "b", "s"), *chain("Sub", "s", "a", "d"), node("Div", ["b", "d"], ["w"]),
+         node("Mul", ["x", "w"], ["y"])],
+        {"a": 2.0**24, "b": 1.0000001},
+    ),
+    "products that underflow": ([*chain("Mul", "t", "t T T", "w"), node("Mul", ["x", "w"], ["u"]), *REST], T),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOLDED)
+def test_numbers_of_stored_ones_that_their_type_does_not_hold(name: str) -> None:
+    """Exact for the checker, another number in every runtime."""
+    nodes, stored = FOLDED[name]
+    found = model_of_bytes("m.onnx", file(nodes, **stored))
+    assert found.program is None
+    assert "a number computed from stored ones" in (found.reason or "")
+    assert "that float32 does not hold" in (found.reason or "")
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_what_underflows_at_ordinary_inputs_is_another_function(seed: int) -> None:
+    """1000 (x - x t t / t / t) is 0 of real numbers and 1000 x in every runtime."""
+    data = file([*chain("Mul", "x", "t t T T", "u"), *REST], **T)
+    with pytest.raises(NotCovered, match=r"onnxruntime .* computes another function than the checker read"):
+        agree(data, program_of(data), seed)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_what_float32_absorbs_is_refused_or_said(seed: int) -> None:
+    """1000 (x - ((x + c) - c)), where float64 alone shows that it is 0."""
+    for size in (2.0**20, 2.0**30):
+        data = file(ABSORBED, c=size, k=1000.0)
+        with pytest.raises(NotCovered, match=r"makes another function of it|sums inside hide"):
+            agree(data, program_of(data), seed)
+    data = file(
+        [*ABSORBED[:-1], node("Mul", ["z", "k"], ["v"]), node("Add", ["x", "v"], ["y"])], c=2.0**18, k=1000.0
+    )
+    found = agree(data, program_of(data), seed)
+    assert found.hides is not None
+    assert found.executed is not None
+    assert found.hides > 1.0 / 64.0
+    assert 0 < found.executed < 0.25
+    assert "a runtime was off by up to" in _compared(found)
+
+
+def beside(factor: float, end: float, loud: float) -> bytes:
+    """y = [x + factor r, x + relu(x + 3) / 16, loud^2 r], r = relu(x - end)."""
+    nodes = [
+        *chain("Sub", "x", "c", "v"), node("Relu", ["v"], ["r"]), *chain("Mul", "r", "k", "kr"), *chain("Add", "x", "kr", "e0"),
+        *chain("Mul", "r", "big big", "e2"), *chain("Add", "x", "three", "w"), node("Relu", ["w"], ["t"]),
+        *chain("Mul", "t", "tiny", "ts"), *chain("Add", "x", "ts", "e1"), node("Concat", ["e0", "e1", "e2"], ["y"], axis=1),
+    ]  # fmt: skip
+    return file(nodes, c=end, k=factor, big=loud, three=3.0, tiny=2.0**-4)
+
+
+@pytest.mark.parametrize("end", [0.5, 50.0, 2.0**20])
+def test_a_large_entry_takes_no_other_out(end: float) -> None:
+    """The third entry leaves float32 wherever the first is read wrongly."""
+    data = beside(1000.0, end, 2.0**126)
+    read = program_of(beside(0.0, end, 2.0**126))
+    for seed in SEEDS:
+        with pytest.raises(NotCovered, match="another function than the checker read"):
+            agree(data, read, seed)
+
+
+def test_how_many_inputs_an_entry_has_no_number_at_is_said() -> None:
+    """exp(exp(x)) beside x is infinite at large inputs, in float64 too."""
+    nodes = [node("Exp", ["x"], ["e"]), node("Exp", ["e"], ["f"]), node("Concat", ["x", "f"], ["y"], axis=1)]
+    data = file(nodes)
+    found = [agree(data, program_of(data), seed) for seed in SEEDS]
+    assert any(one.left for one in found)
+    assert all(("at up to" in _compared(one)) == (one.left > 0) for one in found)
+    # Of infinities alone nothing is read.
+    data = file([node("Exp", ["x"], ["e"]), node("Mul", ["e", "k"], ["f"]), node("Exp", ["f"], ["y"])], k=1e6)
+    with pytest.raises(NotCovered, match="too few finite numbers"):
+        agree(data, program_of(data), 0)
+
+
+def with_integers(factor: float) -> bytes:
+    """x + factor relu(x - 2^20), and next to nothing of an integer product."""
+    nodes = [
+        *chain("Sub", "x", "c", "v"), node("Relu", ["v"], ["r"]), *chain("Mul", "r", "k", "kr"), *chain("Add", "x", "kr", "z"),
+        node("QuantizeLinear", ["x", "tiny", "zero"], ["q"]), node("MatMulInteger", ["q", "ones"], ["qi"]),
+        node("Cast", ["qi"], ["qf"], to=1), *chain("Mul", "qf", "tiny", "qm"), *chain("Add", "z", "qm", "y"),
+    ]  # fmt: skip
+    stored = {
+        **{n: np.float32(a) for n, a in (("c", 2.0**20), ("k", factor), ("tiny", 2.0**-4))},
+        "zero": np.int8(0), "ones": np.ones((1, 1), np.int8),
+    }  # fmt: skip
+    return bytes(model(nodes, [1, 1], 17, stored).SerializeToString())
+
+
+def test_an_integer_product_takes_no_gate_out() -> None:
+    """onnx's evaluator decides where integer kernels may cut products: at all inputs, and not at the ordinary ones alone."""
+    data, read = with_integers(1000.0), program_of(with_integers(1.0))
+    for seed in SEEDS:
+        assert agree(with_integers(1.0), read, seed).gates
+        with pytest.raises(NotCovered, match="another function than the checker read"):
+            agree(data, read, seed)
