@@ -5,6 +5,9 @@ constant 1/e from l2 to l2.
 Proof: the first is the projection on the ball of radius e, over e. The others are x g(r), r = |x|, with g falling and r g rising;
 the Jacobian is g along what is orthogonal to x and (r g)' = g + r g' <= g along x, and g(r) <= g(0) = 1/e. x / |x| jumps at 0.
 Without this the quotient of two computed values has no constant, although its divisor is bounded from below.
+
+Around points all but the second are one operator (`Unit`), x / |x| too: a form of it keeps the sphere, which those of a quotient
+and a root do not know of.
 """
 
 from __future__ import annotations
@@ -20,6 +23,8 @@ from lipverify.ir.graph import Graph, Node
 from lipverify.ir.norm import Norm
 from lipverify.linalg.rounding import Upper
 from lipverify.ops.embedding import embedding
+from lipverify.passes.rewriting import Draft, Replacement, substitute
+from lipverify.propagation.forms.unit import Unit
 from lipverify.rules import forward
 
 _COPIES = (ops.Reshape, ops.Transpose, ops.Expand)
@@ -64,16 +69,64 @@ def by_vectors(
 def unit_vectors(graph: Graph) -> dict[str, UnitVectors]:
     """Every node that is a vector over its own length, bounded from below."""
     found = {}
-    for node in graph.nodes:
-        if isinstance(node.op, ops.Div | ops.Mul):
-            for place in (0, 1) if isinstance(node.op, ops.Mul) else (0,):
-                one = _divided(graph, node, node.inputs[place], node.inputs[1 - place])
-                if one is not None:
-                    found[node.name] = one
+    for node, source, length in _divided(graph):
+        if length.slope is not None:
+            width = math.prod(node.shape[axis] for axis in length.axes)
+            count = node.size // max(width, 1)
+            found[node.name] = UnitVectors(node.name, source, count, width, length.slope)
     return found
 
 
-def _divided(graph: Graph, node: Node, source: str, length: str) -> UnitVectors | None:
+def with_units(graph: Graph) -> Graph:
+    """The graph with one node `Unit` for each vector over its own length, where its law is one; the same real function."""
+    found: dict[str, Replacement] = {}
+    for node, source, length in _divided(graph):
+        if length.law is not None:
+            found[node.name] = _one(graph, node, source, length.axes, *length.law)
+    for node in graph.nodes:
+        if isinstance(node.op, ops.Normalize) and node.op.order == 2:
+            found[node.name] = _one(graph, node, node.inputs[0], node.op.axes, 0.0, (0.0, 0.0))
+    return substitute(graph, found)
+
+
+def _one(
+    graph: Graph, node: Node, source: str, axes: tuple[int, ...], eps: float, floor: tuple[float, float]
+) -> Replacement:
+    """`Unit` along axes that are moved to the end and back."""
+    rank = len(node.shape)
+    order = (*(axis for axis in range(rank) if axis not in axes), *axes)
+    back = tuple(order.index(axis) for axis in range(rank))
+    moves = order != tuple(range(rank))
+    draft = Draft(graph, node)
+    name = draft.add(ops.Transpose(order), source) if moves else source
+    name = draft.add(Unit(tuple(node.shape[axis] for axis in axes), eps, floor), name)
+    return draft.finish(draft.add(ops.Transpose(back), name) if moves else name)
+
+
+@dataclass(frozen=True)
+class _Length:
+    """What a vector is divided by. slope: 1/e, None where it may be 0; law: eps and floor of `Unit`, None where it has none."""
+
+    source: str
+    axes: tuple[int, ...]
+    slope: Upper | None
+    law: tuple[float, tuple[float, float]] | None
+
+
+def _divided(graph: Graph) -> list[tuple[Node, str, _Length]]:
+    """Every quotient, or product with an inverse, of a vector and its own length: node, vector, length."""
+    found = []
+    for node in graph.nodes:
+        if isinstance(node.op, ops.Div | ops.Mul):
+            for place in (0, 1) if isinstance(node.op, ops.Mul) else (0,):
+                source = node.inputs[place]
+                length = _length(graph, node, source, node.inputs[1 - place])
+                if length is not None:
+                    found.append((node, source, length))
+    return found
+
+
+def _length(graph: Graph, node: Node, source: str, length: str) -> _Length | None:
     copies, inverse = [], isinstance(node.op, ops.Mul)
     core = graph[length]
     while isinstance(core.op, _COPIES) or (inverse and isinstance(core.op, ops.Reciprocal)):
@@ -84,43 +137,37 @@ def _divided(graph: Graph, node: Node, source: str, length: str) -> UnitVectors 
         core = graph[core.inputs[0]]
     if inverse:
         return None
-    known = _bounded(graph, core)
-    if known is None or graph[known[0].inputs[0]].name != source or graph[source].shape != node.shape:
+    known = _law(graph, core)
+    if known is None or known.source != source or graph[source].shape != node.shape:
         return None
-    total, slope = known
     # Every entry is divided by the length of the vector that it belongs to.
     ids = torch.arange(math.prod(core.shape), dtype=torch.float64).reshape(1, *core.shape)
     for copy in reversed(copies):
         ids = forward(copy.op, ids)
-    kept = tuple(1 if axis in total.axes else size for axis, size in enumerate(node.shape))
+    kept = tuple(1 if axis in known.axes else size for axis, size in enumerate(node.shape))
     own = torch.arange(math.prod(kept), dtype=torch.float64).reshape(1, *kept).expand(1, *node.shape)
-    if ids.shape != own.shape or not torch.equal(ids, own):
-        return None
-    width = math.prod(node.shape[axis] for axis in total.axes)
-    return UnitVectors(node.name, source, node.size // max(width, 1), width, slope)
+    return known if ids.shape == own.shape and torch.equal(ids, own) else None
 
 
-@dataclass(frozen=True)
-class _Sum:
-    """A sum of squares over axes of a node's entries."""
-
-    inputs: tuple[str, ...]
-    axes: tuple[int, ...]
-
-
-def _bounded(graph: Graph, core: Node) -> tuple[_Sum, Upper] | None:
-    """Lengths |x| bounded from below by e, as in the statement: the sum of squares, and 1/e; None for anything else."""
+def _law(graph: Graph, core: Node) -> _Length | None:
+    """Lengths |x|, bounded from below by e as in the statement or not at all; None for anything else."""
     root = isinstance(core.op, ops.Sqrt)
     inner = graph[core.inputs[0]] if root else core
     least = _least(inner)
-    if least is None or not 0.0 < least < math.inf:
+    if least is not None and not 0.0 < least < math.inf:
         return None
-    under = graph[inner.inputs[0]]
-    axes = _squares(graph, under) if root else _norm(graph, under)
-    if axes is None:
+    under = inner if least is None else graph[inner.inputs[0]]
+    total = _squares(graph, under) if root else _norm(graph, under)
+    if total is None:
         return None
-    bound = Upper.of(1) * Upper.of(1.0 / least * (1.0 + 2.0**-50))
-    return axes, bound.sqrt() if root else bound
+    if least is None:
+        return _Length(*total, None, (0.0, (0.0, 0.0)))
+    slope = Upper.of(1) * Upper.of(1.0 / least * (1.0 + 2.0**-50))
+    clipped = isinstance(inner.op, ops.Clip)
+    if root:
+        return _Length(*total, slope.sqrt(), (0.0, (least, least)) if clipped else (least, (0.0, 0.0)))
+    square = math.nextafter(least * least, 0.0), math.nextafter(least * least, math.inf)
+    return _Length(*total, slope, (0.0, square) if clipped and math.isfinite(square[1]) else None)
 
 
 def _least(node: Node) -> float | None:
@@ -133,17 +180,18 @@ def _least(node: Node) -> float | None:
     return None
 
 
-def _norm(graph: Graph, node: Node) -> _Sum | None:
+def _norm(graph: Graph, node: Node) -> tuple[str, tuple[int, ...]] | None:
+    """A vector and the axes of its l2 norm."""
     if isinstance(node.op, ops.ReduceNorm) and node.op.order == 2:
-        return _Sum(node.inputs, node.op.axes)
+        return node.inputs[0], node.op.axes
     return _squares(graph, graph[node.inputs[0]]) if isinstance(node.op, ops.Sqrt) else None
 
 
-def _squares(graph: Graph, node: Node) -> _Sum | None:
+def _squares(graph: Graph, node: Node) -> tuple[str, tuple[int, ...]] | None:
     if not isinstance(node.op, ops.ReduceSum):
         return None
     square = graph[node.inputs[0]]
     twice = isinstance(square.op, ops.Mul) and square.inputs[0] == square.inputs[1]
     if twice or (isinstance(square.op, ops.Power) and square.op.exponent == 2.0):
-        return _Sum(square.inputs[:1], node.op.axes)
+        return square.inputs[0], node.op.axes
     return None

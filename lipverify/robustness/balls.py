@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from lipverify.analyzers.lengths import with_units
 from lipverify.analyzers.lipsdp.canonical import layers_of_neurons
 from lipverify.analyzers.lipsdp.solver import Solution
 from lipverify.analyzers.local.analyzer import Local
@@ -84,12 +85,12 @@ class Balls:
 
     @cached_property
     def written(self) -> Graph | None:
-        """The graph with maxima written as ReLUs, whose names it keeps; None where there are none.
+        """The graph with maxima written as ReLUs and vectors over their length as one node; names stay. None without any.
 
         Planes of a maximum know the ranges of its arguments, planes of a ReLU that of their difference: often far tighter.
         """
-        found = elementary(self.graph)
-        return None if len(found.nodes) == len(self.graph.nodes) else found
+        found = elementary(with_units(self.graph))
+        return None if found.nodes == self.graph.nodes else found
 
     def ranges(self, radius: float) -> Bounds:
         """Ranges of all nodes over the ball, inside those of the next larger ball that was looked at.

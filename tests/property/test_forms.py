@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +29,7 @@ from lipverify.propagation.forms import (
     symbols,
     tokens,
 )
+from lipverify.propagation.forms.unit import Unit
 from tests.attention_networks import Writer, prenorm_patches, random_transformer
 from tests.tiers import tier
 
@@ -169,6 +171,43 @@ def test_the_variance_of_a_token_is_that_of_its_flattest_input(
     jacobian = torch.func.jacrev(lambda x: evaluate(graph, x[None])[0])(flattest[0]).flatten(0, 1).flatten(1)
     held = bool((jacobian.norm(dim=1)[:8] <= found.rows[0, :8] * (1 + 1e-9)).all())
     assert held == right
+
+
+_LAWS = ((0.05, (0.0, 0.0)), (0.0, (0.25, 0.25)), (0.0, (0.0, 0.0)))
+
+
+def _unit_case(seed: int) -> tuple[Graph, Ball, Norm]:
+    """Vectors over their own lengths between linear maps, three times; balls in which they reach the floor or not."""
+    w, law = Writer(np.random.default_rng(seed)), _LAWS[seed % 3]
+    w.nodes.append(Node("input", Input(), (), (2, 4)))
+    x = "input"
+    for _ in range(2):
+        x = w.add(Unit((4,), *law), (w.linear(x, (2,), 4, 4),), (2, 4))
+    last = w.linear(x, (2,), 4, 4)
+    graph = Graph(tuple(w.nodes), (last,))
+    norm, norm_in = PAIRS[seed % len(PAIRS)]
+    return graph, Ball(w.tensor(2, 2, 4), (0.003, 0.03, 0.3)[seed // 15 % 3], norm), Norm.parse(norm_in)
+
+
+def _wrong_units(seed: int) -> list[str]:
+    if seed % 3 < 2:
+        return wrong_in(*_unit_case(seed), seed, 40)
+    with suppress(UnsupportedModel):  # x / |x| of what may be 0
+        return wrong_in(*_unit_case(seed), seed, 40)
+    return []
+
+
+def test_vectors_over_their_lengths_are_bounded() -> None:
+    for seed in range(tier(12, 600)):
+        assert _wrong_units(seed) == [], f"seed {seed}"
+
+
+def test_a_floor_that_is_forgotten_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def steep(sweep: Any, token: Any, *rest: Any) -> Any:
+        return _STEEP(sweep, replace(token, floor=(token.floor[0], 0.0)), *rest)
+
+    monkeypatch.setattr(normalised, "_steepness", steep)
+    assert any(_wrong_units(seed) for seed in range(1, 90, 3))
 
 
 def _no_deviation(lower: Tensor, upper: Tensor, kept: object, pair: object) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lipverify import ops
+from lipverify.analyzers.lengths import with_units
 from lipverify.analyzers.lipsdp.canonical import commuted
 from lipverify.analyzers.local.comparators import elementary
 from lipverify.analyzers.local.coupled import slope_lines
@@ -322,7 +323,7 @@ def _by_forms(analyzer: Local, graph: Graph, query: Query, compute: Compute) -> 
     """Bounds by affine forms, or the global product where that is smaller or the time did not last."""
     product = _product(graph, query, compute) if analyzer.with_product else None
     try:
-        written = without_unread_entries(elementary(graph, kept=(ops.MaskedSoftmax,)))
+        written = without_unread_entries(elementary(with_units(graph), kept=(ops.MaskedSoftmax,)))
         found = constants_by_forms(written, query, compute)
         upper, evidence = found.upper, found.evidence
     except Undecided:

@@ -25,6 +25,7 @@ from lipverify.propagation.forms.normalised import normalised
 from lipverify.propagation.forms.softmax import softmax
 from lipverify.propagation.forms.symbols import Form
 from lipverify.propagation.forms.tokens import joint_norm
+from lipverify.propagation.forms.unit import Unit
 from lipverify.propagation.knowledge import is_affine
 from lipverify.rules import interval, relax, slopes
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 
 _KINDS: tuple[type[Op], ...] = (Input, Constant, ops.Mul, ops.MatMul, ops.Div)
-_KINDS = (*_KINDS, ops.Softmax, ops.MaskedSoftmax, ops.LayerNorm, ops.RMSNorm)
+_KINDS = (*_KINDS, ops.Softmax, ops.MaskedSoftmax, ops.LayerNorm, ops.RMSNorm, Unit)
 
 
 def covers(node: Node) -> bool:
@@ -53,7 +54,7 @@ def form_of(sweep: Sweep, node: Node) -> Form:
         return quotient(sweep, node)
     if isinstance(node.op, ops.Softmax | ops.MaskedSoftmax):
         return softmax(sweep, node)
-    if isinstance(node.op, ops.LayerNorm | ops.RMSNorm):
+    if isinstance(node.op, ops.LayerNorm | ops.RMSNorm | Unit):
         return normalised(sweep, node)
     if not slopes.covers(type(node.op)):
         raise UnsupportedModel("it has no affine form; choose another analyzer or an output before it")

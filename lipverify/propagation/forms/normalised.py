@@ -1,6 +1,8 @@
-"""Layer normalisation and its relative without a mean.
+"""Layer normalisation and its relatives without a mean.
 
 Legend: for a token z of n entries, P = I - 11'/n (RMSNorm: P = I), y = P z, s = sqrt(|y|^2/n + eps), f = y/s, |f|^2 <= n;
+where z is divided by its length, all n that follow but those of P are 1, which nothing below uses. Of s = sqrt(max(|y|^2, e))
+a token that may reach the floor e is known to have slope 1/sqrt(e) and no more; others never see the floor.
 J = (P - f f'/n)/s. P and J are symmetric, 0 <= J <= I/s. Reference T = (P - h h'/n)/r with numbers h, r near f, s at `middle`.
 With v = |P m|_2/sqrt n, d = rho/sqrt n and |z - m|_2 <= rho:    s >= s_lo = sqrt(max(0, v - d)^2 + eps), and for v > d
     |J(z) - J(m)|_2 <= 2/sqrt 3 * d/(eps + v (v - d)).
@@ -33,6 +35,7 @@ from lipverify.ops.enclosure import Enclosure
 from lipverify.propagation.forms.domain import FAR
 from lipverify.propagation.forms.symbols import Facts, Form, checked
 from lipverify.propagation.forms.tokens import Tokens, joint_norm, token_norms
+from lipverify.propagation.forms.unit import Unit, floored
 from lipverify.propagation.strips import Strip
 
 if TYPE_CHECKING:
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
 
 CURVATURE = 1.1547005383792517
 """Above 2/sqrt 3."""
+_Normal = ops.LayerNorm | ops.RMSNorm | Unit
 ENTRIES = 1 << 22
 """Entries of all tokens' Jacobians up to which they are bounded one by one."""
 
@@ -50,7 +54,10 @@ class _Token:
 
     mean: bool
     eps: float
+    floor: tuple[float, float]
     n: int
+    per: float
+    """What |y|^2 is divided by: n, or 1."""
     middle: Tensor
     h: Tensor
     r: Tensor
@@ -60,36 +67,38 @@ class _Token:
     s: Enclosure
 
     @classmethod
-    def of(cls, op: ops.LayerNorm | ops.RMSNorm, middle: Tensor) -> _Token:
+    def of(cls, op: _Normal, middle: Tensor) -> _Token:
         n, x = middle.shape[-1], Enclosure.of(middle)
         mean = isinstance(op, ops.LayerNorm)
+        per, floor = (1.0, op.floor) if isinstance(op, Unit) else (float(n), (0.0, 0.0))
         y = x - x.sum((-1,)) / float(n) if mean else x
-        s = (y.square().sum((-1,)) / float(n) + op.eps).sqrt()
+        s = (floored(y.square().sum((-1,)) / per, floor) + op.eps).sqrt()
         if not bool((s.lower > 0).all()):
             raise UnsupportedModel("without eps it divides by a number that may be zero here; set eps > 0")
         f = y / s
-        return cls(mean, op.eps, n, middle, f.lower / 2 + f.upper / 2, s.lower / 2 + s.upper / 2, y, f, s)
+        h, r = f.lower / 2 + f.upper / 2, s.lower / 2 + s.upper / 2
+        return cls(mean, op.eps, floor, n, per, middle, h, r, y, f, s)
 
     def through(self, part: Tensor) -> Tensor:
         """T applied along the last axis of [count, any, tokens, n]."""
         h, r = self.h.unsqueeze(1), self.r.unsqueeze(1)
         centred = part - part.mean(-1, keepdim=True) if self.mean else part
-        return (centred - h * ((h * part).sum(-1, keepdim=True) / self.n)) / r
+        return (centred - h * ((h * part).sum(-1, keepdim=True) / self.per)) / r
 
     def absolute(self, part: Tensor) -> Tensor:
         """At least |T| applied to numbers >= 0."""
         h, r = self.h.abs().unsqueeze(1), self.r.unsqueeze(1)
         whole = part + part.mean(-1, keepdim=True) if self.mean else part
-        found = (whole + h * ((h * part).sum(-1, keepdim=True) / self.n)) / r
+        found = (whole + h * ((h * part).sum(-1, keepdim=True) / self.per)) / r
         return found * (FAR + 4.0 * gamma(2 * self.n + 32))
 
     def doubt(self) -> Tensor:
         """|T - J(middle)|_2 at most: [count, tokens]."""
-        root = math.sqrt(self.n)
+        root = math.sqrt(self.per)
         off = euclidean_norm(self.f.upper - self.f.lower, dim=-1) * (FAR + 4.0 * gamma(self.n + 16))
         least = self.s.lower[..., 0]
         wide = (self.s.upper - self.s.lower)[..., 0]
-        found: Tensor = (wide / (least * least) + off * (2.0 * root + off) / (self.n * least)) * FAR
+        found: Tensor = (wide / (least * least) + off * (2.0 * root + off) / (self.per * least)) * FAR
         return found
 
 
@@ -100,7 +109,7 @@ def normalised(sweep: Sweep, node: Node) -> Form:
         UnsupportedModel: eps is 0 and a token may be constant.
     """
     op, name = node.op, node.inputs[0]
-    assert isinstance(op, ops.LayerNorm | ops.RMSNorm)
+    assert isinstance(op, _Normal)
     asked = sweep.ask(name)
     sweep.fence(node)
     n = math.prod(op.shape)
@@ -120,7 +129,8 @@ def normalised(sweep: Sweep, node: Node) -> Form:
         shift = torch.maximum(facts.upper, -facts.lower).mean(-1, keepdim=True) * (FAR + 4.0 * gamma(n + 16))
         z, facts, point = _without_mean(sweep, z, facts, point)
     token = _Token.of(op, facts.lower / 2 + facts.upper / 2)
-    weight = z.centre.new_ones(n) if op.weight is None else op.weight.to(torch.float64).flatten()
+    given = None if isinstance(op, Unit) else op.weight
+    weight = z.centre.new_ones(n) if given is None else given.to(torch.float64).flatten()
     known = token_norms(sweep.symbols, z, facts.slopes, 1)
     norms = known.norms
     along = _along(sweep, token, z, facts, point)
@@ -191,7 +201,7 @@ def _along(sweep: Sweep, token: _Token, z: Form, facts: Facts, point: Enclosure)
 
     found, _ = sweep.symbols.facts(form, times(point))
     lower = torch.maximum(found.lower, times(Enclosure(facts.lower, facts.upper)).lower)
-    root = euclidean_norm(w, dim=-1) * wide * math.sqrt(n) * FAR
+    root = euclidean_norm(w, dim=-1) * wide * math.sqrt(token.per) * FAR
     start, values = (
         (low.clamp_min(0.0) / root.clamp_min(1e-300)) * (2.0 - FAR) for low in (times(token.y).lower, lower)
     )
@@ -211,7 +221,7 @@ def _steepness(
 
     Two of these: at values of the token, and on all segments from the middle to them, which may leave the box of centred ranges.
     """
-    n, root = token.n, math.sqrt(token.n)
+    n, root = token.n, math.sqrt(token.per)
     wide = FAR + 4.0 * gamma(n + 16)
     radius = torch.maximum(facts.upper - token.middle, token.middle - facts.lower)
     offset = torch.maximum((point.upper - token.middle).abs(), (token.middle - point.lower).abs()) * FAR
@@ -229,9 +239,10 @@ def _steepness(
     curved = (whole - rho).clamp_min(0.0) / root * (2.0 - FAR)
     start, values = along
     straight = torch.minimum(start, values)
+    lows = torch.maximum(torch.maximum(curved, entries), values), torch.maximum(curved, straight)
     least, near = (
-        ((low * low * (2.0 - FAR) + token.eps) * (2.0 - FAR)).sqrt() * (2.0 - FAR)
-        for low in (torch.maximum(torch.maximum(curved, entries), values), torch.maximum(curved, straight))
+        (((low * low * (2.0 - FAR)).clamp_min(token.floor[0]) + token.eps) * (2.0 - FAR)).sqrt() * (2.0 - FAR)
+        for low in lows
     )
     if not bool((near > 0).all()):
         raise UnsupportedModel("without eps it divides by a number that may be zero on this ball")
@@ -239,6 +250,7 @@ def _steepness(
     for first, last in ((whole / root, curved), (start, straight)):
         found = CURVATURE * rho / root / ((token.eps + first * last) * (2.0 - FAR)) * FAR
         slope = torch.minimum(slope, found.masked_fill(last <= 0, torch.inf))
+    slope = slope.masked_fill((lows[1] * lows[1] * (2.0 - FAR) < token.floor[1]), torch.inf)
     return rho, slope, least, near
 
 
@@ -265,7 +277,7 @@ def _errors(
         parts = [k / sweep.shells for k in range(1, sweep.shells + 1)]
         start, values = direct[0], torch.minimum(*direct)
         devs = [
-            _deviation(token, radius * part, (start + part * (values - start)) * (2.0 - FAR))
+            _deviation(token, radius * part, (start + part * (values - start)) * (2.0 - FAR), smallest[1])
             for part in parts
         ]
         mean = torch.stack(devs).sum(0) / sweep.shells
@@ -276,16 +288,19 @@ def _errors(
             ],
             1,
         )
-        errors = torch.minimum(errors, single * (FAR + 4.0 * gamma(token.n + 16)))
+        single = single * (FAR + 4.0 * gamma(token.n + 16))
+        if token.floor[1] > 0:  # of functions without one
+            single = single.masked_fill(slope.isinf()[:, None, :, None], torch.inf)
+        errors = torch.minimum(errors, single)
     return errors, groups, steep
 
 
-def _deviation(token: _Token, radius: Tensor, least: Tensor) -> Tensor:
-    """sup |J - T| entry by entry on the box around the middle, where |y|/sqrt n >= least: [count, tokens, n, n].
+def _deviation(token: _Token, radius: Tensor, least: Tensor, near: Tensor) -> Tensor:
+    """sup |J - T| entry by entry on the box around the middle, where |y|/sqrt n >= least and s >= near: [count, tokens, n, n].
 
     It grows with the box and falls with `least`.
     """
-    n, root = token.n, math.sqrt(token.n)
+    n, root = token.n, math.sqrt(token.per)
     mean = radius.mean(-1, keepdim=True)
     spread = (radius * (1.0 - 2.0 / n) + mean if token.mean else radius) * (FAR + 4.0 * gamma(n + 16))
     if token.mean:  # the middle itself need not be centred
@@ -296,25 +311,26 @@ def _deviation(token: _Token, radius: Tensor, least: Tensor) -> Tensor:
     step = euclidean_norm(radius, dim=-1).unsqueeze(-1) * (FAR + 4.0 * gamma(n + 16))
     size = token.y.square().sum((-1,)).sqrt()
     size = size + Enclosure(-step, step)
-    by_norm = size.clipped(0.0, math.inf).square() / float(n)
-    by_entry = y.square().sum((-1,)) / float(n)
+    by_norm = size.clipped(0.0, math.inf).square() / token.per
+    by_entry = y.square().sum((-1,)) / token.per
     directly = (least * least * (2.0 - FAR)).unsqueeze(-1)
     variance = Enclosure(
         torch.maximum(torch.maximum(by_norm.lower, by_entry.lower), directly),
         torch.minimum(by_norm.upper, by_entry.upper),
     )
-    s = (variance + token.eps).sqrt()
+    s = (floored(variance, token.floor) + token.eps).sqrt()
+    s = Enclosure(*(torch.maximum(end, near.unsqueeze(-1)) for end in (s.lower, s.upper)))
     f = (y / s).clipped(-root * FAR, root * FAR)
     inverse = 1.0 / s
     a = Enclosure(f.lower.unsqueeze(-1), f.upper.unsqueeze(-1))
     b = Enclosure(f.lower.unsqueeze(-2), f.upper.unsqueeze(-2))
-    j = _projection(token) - a * b / float(n)
+    j = _projection(token) - a * b / token.per
     j = j * Enclosure(inverse.lower.unsqueeze(-1), inverse.upper.unsqueeze(-1))
     h = Enclosure.of(token.h)
     outer = Enclosure(h.lower.unsqueeze(-1), h.upper.unsqueeze(-1)) * Enclosure(
         h.lower.unsqueeze(-2), h.upper.unsqueeze(-2)
     )
-    t = (_projection(token) - outer / float(n)) / Enclosure.of(token.r.unsqueeze(-1))
+    t = (_projection(token) - outer / token.per) / Enclosure.of(token.r.unsqueeze(-1))
     return torch.maximum(j.upper - t.lower, t.upper - j.lower).clamp_min(0.0) * FAR
 
 
@@ -324,7 +340,7 @@ def _projection(token: _Token) -> Enclosure:
     return eye - Enclosure.of(1.0) / float(token.n) if token.mean else eye
 
 
-def _reference(token: _Token, z: Form, op: ops.LayerNorm | ops.RMSNorm, weight: Tensor, n: int) -> Form:
+def _reference(token: _Token, z: Form, op: _Normal, weight: Tensor, n: int) -> Form:
     """(h + T (z - middle)) weight + bias."""
     assert z.matrix is not None
     bias = _bias(op, z.centre)
@@ -355,18 +371,18 @@ def _strip(
     h, which were rounded, do not quite add up to 0: it is h times their mean times that of z, over r.
     """
     stay = (~lost).to(half).unsqueeze(-1)
-    n, mean = token.n, token.mean
+    n, per, mean = token.n, token.per, token.mean
 
     def through(part: Tensor, h: Tensor, r: Tensor, stay: Tensor, weight: Tensor) -> Tensor:
         """weight T for a symmetric T; its adjoint has the weight first."""
         flat = part.reshape(len(part), -1, n) * weight
         centred = flat - flat.mean(-1, keepdim=True) if mean else flat
-        return ((centred - h * ((h * flat).sum(-1, keepdim=True) / n)) / r * stay).reshape(part.shape)
+        return ((centred - h * ((h * flat).sum(-1, keepdim=True) / per)) / r * stay).reshape(part.shape)
 
     def absolute(part: Tensor, h: Tensor, r: Tensor, stay: Tensor, weight: Tensor) -> Tensor:
         flat = part.reshape(len(part), -1, n)
         whole = flat + flat.mean(-1, keepdim=True) if mean else flat
-        found = (whole + h.abs() * ((h.abs() * flat).sum(-1, keepdim=True) / n)) / r * stay
+        found = (whole + h.abs() * ((h.abs() * flat).sum(-1, keepdim=True) / per)) / r * stay
         return (found * weight.abs()).reshape(part.shape)
 
     one = torch.ones_like(weight)
@@ -386,7 +402,7 @@ def _strip(
     )
 
 
-def _bias(op: ops.LayerNorm | ops.RMSNorm, like: Tensor) -> Tensor:
+def _bias(op: _Normal, like: Tensor) -> Tensor:
     bias = op.bias if isinstance(op, ops.LayerNorm) else None
     return like.new_zeros(like.shape[-1]) if bias is None else bias.to(torch.float64).flatten()
 
@@ -398,7 +414,7 @@ def _given_up(
     caps: Tensor,
     box: Facts,
     token: _Token,
-    op: ops.LayerNorm | ops.RMSNorm,
+    op: _Normal,
     weight: Tensor,
 ) -> tuple[Form, Tensor, Tensor]:
     """Tokens whose form has exploded become constants with errors: their range, slope 1/s_lo. lost [count, tokens]."""

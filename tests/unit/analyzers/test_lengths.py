@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,11 +11,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import lipverify as lv
-from lipverify.analyzers.lengths import unit_vectors
+from lipverify.analyzers.lengths import unit_vectors, with_units
+from lipverify.analyzers.local.forms import constants_by_forms
 from lipverify.analyzers.product import Product
 from lipverify.analyzers.protocol import Compute
+from lipverify.errors import UnsupportedModel
+from lipverify.interpreter import evaluate
+from lipverify.ir.interval import Interval
 from lipverify.ir.norm import Norm
-from lipverify.ir.region import Query
+from lipverify.ir.region import Ball, Query
+from lipverify.propagation.forms.unit import Unit
+from lipverify.propagation.interval import interval_ranges
 from lipverify.rules import Unbounded
 
 SPELLINGS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -53,6 +60,31 @@ def test_the_constant_is_one_over_e(name: str) -> None:
     assert (one.count, one.width) == (4, 4)
     assert bound(graph, Norm.L2) == pytest.approx(2.0)
     assert bound(graph, Norm.LINF) == pytest.approx(4.0)  # root 4 times the same
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_one_node_computes_the_same(name: str) -> None:
+    """x / (|x| + e) has no such law and stays."""
+    graph = read(Calls(SPELLINGS[name])).to(dtype=torch.float64)
+    one = with_units(graph)
+    assert any(isinstance(node.op, Unit) for node in one.nodes) == (name != "added")
+    x = torch.randn(8, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 0.4
+    assert torch.allclose(evaluate(one, x), evaluate(graph, x), rtol=1e-13, atol=0)
+    inside = interval_ranges(one, Interval(x - 0.1, x + 0.1))[one.output.name]
+    assert bool(((inside.lower <= evaluate(graph, x)) & (evaluate(graph, x) <= inside.upper)).all())
+
+
+def test_a_length_without_a_floor_is_one_node_too() -> None:
+    graph = read(Calls(lambda x: x / x.norm(dim=-1, keepdim=True))).to(dtype=torch.float64)
+    ball = Ball(torch.ones(1, 4, 4, dtype=torch.float64), 0.5, Norm.L2)
+    query = Query(Norm.L2, Norm.L2, ball)
+    upper = float(constants_by_forms(with_units(graph), query, Compute()).upper)
+    # |x_i| >= 2 - 1/2, where the Jacobian is the projection over |x_i|.
+    assert 1 / 1.5 <= upper <= 1.05 / 1.5
+    with pytest.raises(UnsupportedModel, match="may be zero"):
+        constants_by_forms(
+            with_units(graph), replace(query, region=Ball(ball.center, 3.0, Norm.L2)), Compute()
+        )
 
 
 @pytest.mark.parametrize(
