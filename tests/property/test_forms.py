@@ -266,7 +266,7 @@ MISTAKES = {
     ),
     "a shrunk first block": (sweep.Domain, "sizes", lambda self, c: 0.7 * _SIZES(self, c)),
 }
-FIRST = {"half the bulge of a softmax": 7, "rows of probabilities": 2, "slopes of activations": 7}
+FIRST = {"half the bulge of a softmax": 9, "rows of probabilities": 2, "slopes of activations": 7}
 """Networks that notice mistakes soon; 5 notices most others."""
 _LINE, _STEEP, _SECANT = nonlinear._line, normalised._steepness, softmax._secant
 _SINGLY = tokens._singly

@@ -46,7 +46,7 @@ def test_a_claimed_constant_is_refuted_by_a_pair_and_the_certificate_verifies(
 
 
 def test_a_pair_refutes_a_claim_where_no_analyzer_bounds_the_network(model: Path) -> None:
-    done = lipverify("audit", model, "--analyzers", "lipsdp", "--claimed", "0.001")
+    done = lipverify("audit", model, "--analyzers", "lipsdp", "--claimed", "0.001", "--budget", "2s")
     assert done.returncode == 3, done.stderr
     assert "lipsdp refused" in done.stdout
     assert "the claimed constant 0.001 is wrong: a pair of inputs (--out stores it)" in done.stderr

@@ -132,7 +132,7 @@ def test_wrong_rules_for_smooth_functions_are_noticed(name: str, monkeypatch: py
 def test_balls_of_smooth_networks_are_checked(op: Op, norm: str, rng: np.random.Generator) -> None:
     """The checker's own bound is no looser than the analyzer's; multipliers bring the slopes they were found for."""
     graph, radius = (network(rng, op), 0.03) if norm == "linf" else (simple(rng, op), 0.4)
-    region = lv.Ball(torch.tensor(rng.standard_normal((2, graph.input_shape[0]))), radius, norm)
+    region = lv.Ball(torch.tensor(rng.standard_normal((tier(1, 2), graph.input_shape[0]))), radius, norm)
     names = ["local", "local-sdp", "lipsdp"]
     found = lv.audit(graph, norm=norm, region=region, analyzers=names, search=QUICK)
     for name, certificate in found.certificates.items():

@@ -247,11 +247,11 @@ def test_order_and_processes_change_nothing(rng: np.random.Generator) -> None:
 @pytest.mark.parametrize("norm", [Norm.L2, Norm.LINF])
 def test_a_budget_holds_and_its_radii_are_certified(norm: Norm, rng: np.random.Generator) -> None:
     graph = chain([tensor(rng, 60, 8), tensor(rng, 60, 60), tensor(rng, 6, 60)], ops.ReLU())
-    x = torch.tensor(rng.random((6, 8)))
-    with within(3.0 + 1.5):
-        found = lv.radii(graph, x, norm=norm, budget=3.0, proofs=False)
+    x = torch.tensor(rng.random((3, 8)))
+    with within(1.2 + 1.5):
+        found = lv.radii(graph, x, norm=norm, budget=1.2, proofs=False)
     assert all(0 < r.radius <= (r.attack_radius or math.inf) for r in found.records)
-    assert max(r.seconds for r in found.records) < 3.0
+    assert max(r.seconds for r in found.records) < 1.2
 
 
 @pytest.mark.parametrize("norm", [Norm.L2, Norm.LINF])
