@@ -281,7 +281,8 @@ def test_networks_of_others() -> None:
     for name, read in found.items():
         if read.program is not None and name not in ("model_v8.onnx",):
             assert read.data is not None
-            assert agree(read.data, read.program).share < 1.0, name
+            # Refused above 1. A quantised network may stand at 1 exactly: one step of its last quantiser apart.
+            assert agree(read.data, read.program).share <= 1.0, name
 
 
 @pytest.mark.third_party
