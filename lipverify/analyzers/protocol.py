@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -33,7 +33,7 @@ class Compute:
     deadline: float | None = None
     """Moment (of `time.monotonic`) after which an anytime method returns its best."""
     report: Report = silent
-    """Called with a stage name and, where there is one, the best bound so far."""
+    """Called with a stage name and, where there is one, the best bound so far: of all that was asked, never of a part of it."""
 
     def remaining(self) -> float:
         """Seconds left; infinite without a deadline."""
@@ -46,6 +46,10 @@ class Compute:
     def share(self, parts: int) -> float | None:
         """The deadline of one of `parts` equal pieces of what is left."""
         return None if self.deadline is None else time.monotonic() + self.remaining() / parts
+
+    def one_of(self, parts: int) -> Compute:
+        """For one of several centres or outputs: beside others its bounds are none of what was asked, and are not reported."""
+        return self if parts == 1 else replace(self, report=lambda stage, best: self.report(stage, None))
 
 
 NOT_RUN = "not run: the budget ended before it had a bound; give a larger --budget"

@@ -71,7 +71,7 @@ def answer(
         raise UnsupportedModel(reason)
     if norm_out is not Norm.L2 and system.outputs > 1:
         rows = _rows(system, norm_in, compute, settings)
-        rows.improve(compute)
+        rows.improve(compute.one_of(system.outputs))
         return rows.answer()
     if norm_in is Norm.L2:
         return euclidean(fast(system, compute) if settings is None else solve(system, compute, settings))
@@ -111,7 +111,7 @@ def each_output(
     if reason is not None:
         raise UnsupportedModel(reason)
     rows = _rows(system, norm_in, compute, settings)
-    rows.improve(compute, every=True)
+    rows.improve(compute.one_of(system.outputs), every=True)
     return rows.each()
 
 

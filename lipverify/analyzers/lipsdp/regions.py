@@ -130,7 +130,7 @@ def over_region(
         if stopped and optional:
             break
         share = time.monotonic() if stopped else deadline_of(compute, len(batch), centres - len(answers))
-        within = replace(compute, deadline=share)
+        within = replace(compute.one_of(centres), deadline=share)
         small = [system for system in batch if isinstance(system, Couplings)]
         if together is not None and len(small) == len(batch) > 1:
             answers += together(small, within)

@@ -104,7 +104,7 @@ class Lirpa:
             if compute.remaining() <= 0:
                 raise Undecided(f"auto_LiRPA finished {index} of {len(ball)} points within the budget")
             rows.append(bounded.rows(index))
-            compute.report(f"lirpa {index + 1}/{len(ball)}", float(rows[-1].max()))
+            compute.report(f"lirpa {index + 1}/{len(ball)}", None)
         upper = from_rows(torch.stack(rows), query.norm_out).cpu()
         checked = LocalInterval().bound(graph, query, compute).upper
         assert checked is not None

@@ -148,7 +148,7 @@ def local_bounds(
             by_row.append(part_bounds.rows)
             unknown.append(_unknown(factors, ranges))
             ended = ended or within.expired()
-            compute.report(f"local {start + len(part)}/{len(ball)}", float(found[-1].max()))
+            compute.report(f"local {start + len(part)}/{len(ball)}", None)
     return LocalBounds(torch.cat(found), torch.cat(by_row), torch.cat(unknown), ended)
 
 

@@ -93,7 +93,7 @@ class LocalBaB:
         values, found, interruption = [], [], Interruption(first.interrupted)
         for index in range(len(ball)):
             part = ball[index : index + 1]
-            share = replace(compute, deadline=compute.share(len(ball) - index))
+            share = replace(compute.one_of(len(ball)), deadline=compute.share(len(ball) - index))
             tree = self._tree(graph, part, query, compute, pace)
             tree.start(float(first.upper[index]), rows[index], single_rows(query))
             # After an interrupt the centres still to come keep the bound they have.

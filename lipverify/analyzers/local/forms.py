@@ -86,7 +86,7 @@ def constants_by_forms(written: Graph, query: Query, compute: Compute) -> ByForm
         part = ball[start : start + at_once]
         within = replace(compute, deadline=compute.share(-(-(len(ball) - start) // at_once)))
         parts.append(tightened(written, part, query.norm_in, within))
-        compute.report(f"local {start + len(part)}/{len(ball)}", float(parts[-1].rows.max()))
+        compute.report(f"local {start + len(part)}/{len(ball)}", None)
     found = joined(parts)
     return ByForms(_norm(found, query).cpu(), FormRows(found.symbols, found.rows.cpu(), found.notes))
 
