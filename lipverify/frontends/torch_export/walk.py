@@ -14,6 +14,7 @@ from torch import Tensor, fx
 from lipverify.errors import InternalError, UnsupportedModel
 from lipverify.frontends.builder import Masked, Value
 from lipverify.frontends.building.choices import Choice, Condition, Gated, Sign
+from lipverify.frontends.building.pairs import REASON, REMEDY, Pairs
 from lipverify.frontends.building.vanishing import may_vanish
 from lipverify.frontends.torch_export.lowering import (
     INFINITE,
@@ -77,6 +78,7 @@ _TAKE_CONDITIONS = {
     "alias",
     "detach",
 }
+_TAKE_PAIRS = {"mul", "multiply", "view_as_real", "real", "imag", "clone", "contiguous", "alias", "detach"}
 CHECKS_ONLY = ("aten._assert", "aten.sym_constrain", "aten._functional_assert", "aten._functional_sym")
 
 
@@ -127,7 +129,7 @@ class Walk:
         self._refuse_jumps(target, leaves)
         if not isinstance(target, torch._ops.OpOverload):
             return self._whole_number(node, args, leaves)
-        if not any(isinstance(leaf, (Value, Masked, Merged, Choice)) for leaf in leaves):
+        if not any(isinstance(leaf, (Value, Masked, Merged, Choice, Pairs)) for leaf in leaves):
             return self._fold(node, target, args, kwargs, leaves)
         translate = lower.find(target)
         if translate is None:
@@ -154,6 +156,8 @@ class Walk:
             tensor = leaf.inner if isinstance(leaf, Merged) else leaf
             if isinstance(tensor, Masked) and name not in _TAKE_MASKED:
                 raise self.build.refuse(INFINITE, (tensor,))
+            if isinstance(tensor, Pairs) and name not in _TAKE_PAIRS:
+                raise self.build.refuse(REASON, (tensor.value,), REMEDY)
             if misused:
                 raise self.build.refuse(leaf.reason, [x for x in leaves if isinstance(x, (Value, Tensor))])
 

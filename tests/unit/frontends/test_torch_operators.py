@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from lipverify.errors import UnsupportedModel
 from lipverify.frontends.torch_export import extract
 from lipverify.interpreter import evaluate
 from tests.torch_functions import Function, check
@@ -381,3 +382,38 @@ def test_other_types(dtype):
     graph = extract(module, torch.zeros(2, 4, dtype=dtype))
     assert graph.dtype is dtype
     assert torch.equal(graph["0.linear"].op.weight, layer.weight)
+
+
+_ANGLES = torch.outer(torch.arange(5.0), 1 / 10.0 ** torch.arange(2))
+
+
+def _pairs(x):
+    return torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous())
+
+
+def _turns():
+    return torch.polar(torch.ones_like(_ANGLES), _ANGLES)
+
+
+PAIRS = {
+    "turned tokens": lambda m, x: torch.view_as_real(_pairs(x) * _turns().view(5, 1, 2)).flatten(-2),
+    "turned heads": lambda m, x: torch.view_as_real(_pairs(x.transpose(1, 2)) * _turns()).flatten(-2),
+    "two dependent factors": lambda m, x: torch.view_as_real(_pairs(x) * _pairs(x.flip(-1))),
+    "parts": lambda m, x: torch.cat([(_pairs(x) * 2.0).real, (_turns()[:, None] * _pairs(x)).imag], -1),
+    "made of parts": lambda m, x: torch.view_as_real(torch.complex(x[..., ::2], x[..., 1::2]) * x[..., :2]),
+}
+
+
+def test_complex_products_are_read_as_pairs():
+    module = Function(lambda m, x: tuple(function(m, x) for function in PAIRS.values())).eval()
+    graph, x = extract(module, torch.zeros(2, 5, 2, 4)), torch.randn(3, 5, 2, 4)
+    for index, wanted in enumerate(module(x)):
+        got = evaluate(graph.select(index).to(dtype=torch.float64), x.double())
+        assert torch.allclose(got, wanted.double(), atol=1e-5)
+
+
+def test_other_complex_numbers_are_refused():
+    with pytest.raises(
+        UnsupportedModel, match="complex numbers; multiply complex numbers and take them apart"
+    ):
+        extract(Function(lambda m, x: _pairs(x).abs()).eval(), torch.zeros(2, 4))

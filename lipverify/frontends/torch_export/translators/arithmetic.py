@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lipverify import ops
 from lipverify.frontends.builder import Masked, Operand, Value
 from lipverify.frontends.building.choices import Condition, Gated, Sign, gated, signed, ungated
+from lipverify.frontends.building.pairs import Pairs, product
 from lipverify.frontends.building.window_norms import rooted_windows
 from lipverify.frontends.torch_export.lowering import INFINITE, Lowerer
 from lipverify.frontends.torch_export.registry import lower
@@ -43,7 +45,7 @@ def _rsub(b: Lowerer, x: Any, other: Any, alpha: Any = 1) -> Value:
 
 
 @lower.register("aten.mul", "aten.multiply")
-def _mul(b: Lowerer, x: Any, other: Any) -> Value | Gated:
+def _mul(b: Lowerer, x: Any, other: Any) -> Value | Gated | Pairs:
     if isinstance(x, Condition):
         x, other = other, x
     if isinstance(other, Condition):
@@ -51,7 +53,38 @@ def _mul(b: Lowerer, x: Any, other: Any) -> Value | Gated:
     if isinstance(x, Sign) or isinstance(other, Sign):
         sign, factor = (x, other) if isinstance(x, Sign) else (other, x)
         return signed(b, sign, b.operand(factor))
+    if isinstance(x, Pairs) or isinstance(other, Pairs):
+        return product(b, *(f if _complex(f) else b.operand(f) for f in (x, other)))
     return b.times(b.operand(x), b.operand(other))
+
+
+def _complex(x: Any) -> bool:
+    return isinstance(x, Pairs) or (isinstance(x, Tensor) and x.is_complex())
+
+
+@lower.register("aten.view_as_complex")
+def _view_as_complex(b: Lowerer, x: Value) -> Pairs:
+    return Pairs(x)
+
+
+@lower.register("aten.complex")
+def _of_parts(b: Lowerer, real: Any, imag: Any) -> Pairs:
+    parts = [b.expand(b.value(part), b.sizes()) for part in (real, imag)]
+    return Pairs(b.concat([b.unsqueeze(part, [part.rank]) for part in parts], parts[0].rank))
+
+
+@lower.register("aten.view_as_real")
+def _view_as_real(b: Lowerer, x: Pairs) -> Value:
+    return x.value
+
+
+@lower.register("aten.real", "aten.imag")
+def _part(b: Lowerer, x: Any) -> Value:
+    if not isinstance(x, Pairs):
+        return b.value(x)
+    entry = 1 if b.what.endswith("imag") else 0
+    v = x.value
+    return b.squeeze(b.gather(v, v.rank - 1, torch.tensor([entry])), [v.rank - 1])
 
 
 @lower.register("aten.div", "aten.divide", "aten.true_divide")

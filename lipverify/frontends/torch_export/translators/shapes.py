@@ -19,7 +19,7 @@ from lipverify.frontends.torch_export.registry import lower
 
 @lower.register(
     "aten.clone", "aten.contiguous", "aten.alias", "aten.detach", "aten.detach_", "aten.lift_fresh_copy",
-    "aten.positive", "aten.resolve_conj", "aten.resolve_neg", "aten.real",
+    "aten.positive", "aten.resolve_conj", "aten.resolve_neg",
 )  # fmt: skip
 def _same(b: Lowerer, x: Value, *_: Any, **__: Any) -> Value:
     return x
