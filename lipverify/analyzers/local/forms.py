@@ -11,6 +11,7 @@ from torch import Tensor
 from lipverify.analyzers.local.norms import from_rows
 from lipverify.analyzers.protocol import Compute
 from lipverify.certificates.pending import keepable
+from lipverify.deadline import left
 from lipverify.errors import NotCovered, Undecided, UnsupportedModel
 from lipverify.ir.graph import Graph
 from lipverify.ir.norm import Norm
@@ -27,8 +28,9 @@ LOOSE = 2.0
 """Bounds above this many times the reference network's norm are worth ranges by linear bounds, and another sweep."""
 LINEAR_WORK = 2e11
 """Multiplications that linear bounds of one ball may take for that."""
-PROVED = 4e9
-"""Rows times squared numbers in the steps of a program, of which the checker is asked for derivatives: about two minutes."""
+PACE, LONGEST = 3e7, 900.0
+"""Rows times squared numbers in the steps of a program that the checker goes through, twice, in a second; how many
+seconds a proof may take that nothing else ends."""
 
 
 @keepable
@@ -56,10 +58,11 @@ class FormRows:
 
         numbers = sum(step.size for step in writer.subject.elements.steps)
         rows = part.rows[1] - part.rows[0]
-        if rows * numbers**2 > PROVED and not self.from_product[part.centre]:
+        seconds = rows * numbers**2 / PACE
+        if seconds > min(2.0 * left(), LONGEST) and not self.from_product[part.centre]:
             raise NotCovered(
                 "affine forms have no proof, and the checker's own ranges of derivatives "
-                f"({rows} rows through {numbers:,} numbers) would take many minutes"
+                f"({rows} rows through {numbers:,} numbers) would take about {seconds:.0f} seconds"
             )
         return prove_jacobians(self, writer, part, least=True)
 
