@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, settings
 from lipverify.checkers.reader import agreement, runtimes
 from lipverify.falsify import search
 from lipverify.loading import state_dict
+from lipverify.robustness.attack import Attack
 from tests import checkpoint_children, clocks
 from tests.refused_models import asked_again as asked_again
 from tests.tiers import FULL
@@ -33,6 +34,10 @@ SHORT = {"SCOUTS": 4, "STILL": 6, "VAIN": 1}
 WHOLE = {name: getattr(search, name) for name in SHORT}
 for _name, _value in SHORT.items():
     setattr(search, _name, _value)
+
+# So do searches for adversarial examples: restarts, steps, halvings, doublings.
+SHORT_ATTACK, WHOLE_ATTACK = (6, 16, 6, 12), Attack.__init__.__defaults__
+Attack.__init__.__defaults__ = SHORT_ATTACK
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -67,9 +72,10 @@ def _forked_child(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
 
 @pytest.fixture
 def whole_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For tests of how steep a witness is: the search as users have it."""
+    """For tests of how steep a witness is, or how near an example: the search as users have it."""
     for name, value in WHOLE.items():
         monkeypatch.setattr(search, name, value)
+    monkeypatch.setattr(Attack.__init__, "__defaults__", WHOLE_ATTACK)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from lipverify.analyzers.protocol import Compute
 from tests.unit.analyzers.lipsdp.systems import bordered, dense, random_system, semidefinite
 
 
-def convolutional(length=80, channels=8, seed=0, skip=True):
+def convolutional(length=60, channels=8, seed=0, skip=True):
     """Two one-dimensional convolutions of width 3 (with a shortcut around the second) and a dense layer of ten."""
     generator = torch.Generator().manual_seed(seed)
 

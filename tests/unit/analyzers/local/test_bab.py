@@ -64,7 +64,7 @@ CLOSED = {
     "clip": (hidden([[1.0], [1.0]], [0.0, -1.0], [1.0, -1.0]), 1, closed(1.0)),
     "hat": (hidden([[1.0], [1.0], [1.0]], [0.0, -1.0, -2.0], [1.0, -2.0, 1.0]), 1, closed(1.0)),
     "tent": (tent(), 1, closed(2.0)),
-    "tent 5 times": (nn.Sequential(*(tent() for _ in range(5))), 1, closed(32.0)),
+    "tent 4 times": (nn.Sequential(*(tent() for _ in range(4))), 1, closed(16.0)),
     "max(x,y)": (
         hidden([[1.0, -1.0], [0.0, 1.0], [0.0, -1.0]], [0.0] * 3, [1.0, 1.0, -1.0]), 2, closed(1.0),
     ),
