@@ -255,7 +255,7 @@ class Writer(Record):
             RefutedCertificate: they are not enough.
         """
         rows = Rows(difference[0], difference[0] + 1, difference[1])
-        left = [parts]
+        left, (label, rival) = [parts], difference
 
         def proved(inner: Part) -> tuple[int, float]:
             left[0] -= 1
@@ -274,7 +274,9 @@ class Writer(Record):
                 return self.add("value", ranges=number, **fields), low
             place = costliest(self.subject, known.ranges, rows) if left[0] > 0 else None
             if place is None:
-                raise RefutedCertificate(f"ranges alone prove {low:.6g} in {parts} parts")
+                raise RefutedCertificate(
+                    f"the checker's own lines show no lead of {label} over {rival} on this ball, in {parts} parts of it"
+                )
             sides = [proved(inner.within(Condition(*place, 0.0, side))) for side in (True, False)]
             return self.add("cover", above=sides[0][0], below=sides[1][0]), min(low for _, low in sides)
 

@@ -9,7 +9,14 @@ from typing import TextIO
 from lipverify.loading.names import display
 from lipverify.reporting.answers import RIGOUR, Document
 from lipverify.reporting.axis import LogAxis
-from lipverify.reporting.format import Magnitude, lower_text, ratio_text, seconds_text, upper_text
+from lipverify.reporting.format import (
+    Magnitude,
+    lower_text,
+    plain_text,
+    ratio_text,
+    seconds_text,
+    upper_text,
+)
 from lipverify.reporting.html import environment_facts, model_facts, model_name, template, texts, tool_text
 from lipverify.reporting.places import WITNESS
 from lipverify.reporting.sandwich import FOOT, SMALL_ROW, Label, Plot, Track
@@ -144,11 +151,11 @@ def _facts(document: Document) -> list[tuple[str, str]]:
         f"{upper_text(Magnitude(v))} after {seconds_text(t)}" for t, v in document["trace"][-6:]
     )
     rows.append(("Progress", trace))
-    return [(title, display(str(text), 600)) for title, text in rows if text]
+    return [(title, plain_text(str(text), 600)) for title, text in rows if text]
 
 
 def part_of(section: Section) -> Part:
-    title, text = display(section.title, 200), display(section.text, 600)
+    title, text = display(section.title, 200), plain_text(section.text, 600)
     if isinstance(section, Table):
         return Part(title, text, section, None, "")
     return Part(title, text, None, _plot(section), display(section.mark, 200))
@@ -198,7 +205,7 @@ def print_answers(
     console.print(grid)
     for document in documents:
         if document["unchecked"]:
-            why = f"{document['rigour']}, not checked: {display(document['unchecked'], 600)}"
+            why = f"{document['rigour']}, not checked: {plain_text(document['unchecked'], 600)}"
             of = f"{model_name(document['models'][-1])}: " if len(documents) > 1 else ""
             console.print(Text(of + why, style="dim"))
     for document, sections in zip(documents, parts, strict=True):
@@ -211,7 +218,7 @@ def print_answers(
             for title in section.head:
                 table.add_column(title, overflow="fold")
             for row in section.rows:
-                table.add_row(*(Text(display(cell, 300)) for cell in row))
+                table.add_row(*(Text(plain_text(cell, 300)) for cell in row))
             console.print(table)
         if document["interrupted"]:
             console.print(Text("interrupted: the best bound so far", style="yellow"))

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Context, Decimal
 
 from lipverify.errors import InternalError
+from lipverify.loading.names import display
 
 DIGITS = 6
 _EXACT = Context(prec=60)
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _TIMES = "\u00a0×\u00a0"  # without a line break
+_SIGNS = re.compile("([\u00a0×⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+)")
 _FIXED = range(-4, 6)  # decimal exponents that are printed without a power of ten
 
 
@@ -102,6 +105,15 @@ def decimal_text(value: float | Decimal, rounding: str = ROUND_HALF_EVEN, digits
 def superscript(exponent: int) -> str:
     """A whole number in raised digits."""
     return str(exponent).translate(_SUPERSCRIPTS)
+
+
+def plain_text(text: str, limit: int) -> str:
+    """`display` of words that may be a stranger's, with the signs that figures are written with; cut at `limit` characters."""
+    if len(text) > limit:
+        return display(text, limit)
+    return "".join(
+        part if place % 2 else display(part, limit) for place, part in enumerate(_SIGNS.split(text))
+    )
 
 
 def factor_text(value: float) -> str:

@@ -15,6 +15,7 @@ from lipverify.reporting.format import (
     Magnitude,
     decimal_text,
     lower_text,
+    plain_text,
     ratio_text,
     seconds_text,
     upper_text,
@@ -119,3 +120,10 @@ def test_a_lower_bound_above_an_upper_bound_has_no_ratio(upper: Magnitude) -> No
 )
 def test_times_for_people(seconds: float, text: str) -> None:
     assert seconds_text(seconds) == text
+
+
+def test_words_of_strangers_beside_figures() -> None:
+    text = f"-2.842{chr(0xA0)}×{chr(0xA0)}10⁻¹⁴ to 7.911"
+    assert plain_text(text, 300) == text
+    assert plain_text("a\x1b[2J × \u202e b", 300) == "a\\x1b[2J × \\u202e b"
+    assert len(plain_text("×" * 400, 300)) <= 300
