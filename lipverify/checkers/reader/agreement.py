@@ -28,9 +28,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lipverify.checkers.kernel.account import charge
-from lipverify.checkers.kernel.program import Affine, Array, Program, Scalar
-from lipverify.checkers.reader.entries import CLEAR, UNITS, Held, compared
-from lipverify.checkers.reader.gates import work_of
+from lipverify.checkers.kernel.program import Affine, Array, Program
+from lipverify.checkers.reader.entries import CLEAR, UNITS, Held, compared, rounds
+from lipverify.checkers.reader.gates import turned_alone, work_of
 from lipverify.checkers.reader.onnx import input_of, only
 from lipverify.checkers.reader.openings import Around, openings
 from lipverify.checkers.reader.reading import Reading, fed
@@ -48,6 +48,8 @@ _OPEN, _LEAST, _WIDE = 80, 8, 24
 _OFF, _APART = 1.0, 0.25
 """How far a runtime may be off in the type of the file, whatever float64 says: in parts of what is allowed at ordinary inputs,
 and in parts of how much an output changes, where sums hide more than `CLEAR` of that."""
+_AGAIN = 3
+"""At how many inputs that are hidden in its type a gate has to turn, and at no other one, for the file to be refused."""
 _OFF_AT_TIES, _APART_AT_TIES = 8.0, 1.0
 """The same of files that round to steps: several numbers at once may be next to a tie, and each is a whole step off then."""
 _HELD = 1 << 22
@@ -126,7 +128,7 @@ def agree(data: bytes, program: Program, seed: int | None = None, apart: float |
     # same inputs, since what differed at one of them is not forgotten.
     if (found.differ or found.hides) and makes[1:] and _multiplies_integers(reduced):
         found = run.held(reduced, inputs, makes[1:], kind.name, failures) or found
-    off, apart_by = (_OFF_AT_TIES, _APART_AT_TIES) if _rounds(program) else (_OFF, _APART)
+    off, apart_by = (_OFF_AT_TIES, _APART_AT_TIES) if rounds(program) else (_OFF, _APART)
     # Real numbers are what is claimed: but what rounding does not explain at an ordinary input is another function.
     if float(found.shares[:ordinary].max()) > off:
         raise NotCovered(f"{found.evaluator} computes another function than the checker read")
@@ -146,6 +148,13 @@ def agree(data: bytes, program: Program, seed: int | None = None, apart: float |
             f"rounding in the type of the file makes another function of it: {own.evaluator} is off by "
             f"{own.executed:.2g} of how much an output changes"
         )
+    # Of many gates one input alone turns some: where float64 was not asked about it, that says little.
+    alone = turned_alone(program, inputs, found.hidden | found.lost, _AGAIN if found is own else 1)
+    if alone:
+        raise NotCovered(
+            f"{alone} of the places where its activations turn were not compared: sums inside hide what is computed there, or no "
+            "number is finite"
+        )
     return Agreement(
         found.evaluator,
         int(found.told.sum()),
@@ -162,10 +171,6 @@ def agree(data: bytes, program: Program, seed: int | None = None, apart: float |
 
 def _multiplies_integers(data: bytes) -> bool:
     return any(node["op_type"] in _INTEGERS for node in all_nodes(parse_model(data)["graph"]))
-
-
-def _rounds(program: Program) -> bool:
-    return any(isinstance(step, Scalar) and step.law == "Round" for step in program.steps)
 
 
 def _in_float64(run: _Run, data: bytes, kind: str, inputs: Array, at_gates: Array, found: Held) -> Held:
@@ -192,12 +197,14 @@ def _in_float64(run: _Run, data: bytes, kind: str, inputs: Array, at_gates: Arra
         return found
     if other.differ or other.hides:
         return other
-    told, hidden = found.told.copy(), found.hidden.copy()
+    told, hidden, lost = found.told.copy(), found.hidden.copy(), found.lost.copy()
     told[rows] |= other.told
     hidden[rows] = doubtful[rows] & other.hidden
+    lost[rows] &= other.lost
     decided = found if settled else other
     left = min(found.left, other.left) if plain == ordinary else found.left
-    return decided._replace(told=told, hidden=hidden, left=left, within=min(found.within, other.within))
+    within = min(found.within, other.within)
+    return decided._replace(told=told, hidden=hidden, lost=lost, left=left, within=within)
 
 
 class _Run(NamedTuple):

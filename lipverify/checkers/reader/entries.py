@@ -13,20 +13,27 @@ from typing import NamedTuple
 import numpy as np
 
 from lipverify.checkers.evaluation import evaluate_with_deviations
-from lipverify.checkers.kernel.program import Array, Program
+from lipverify.checkers.kernel.program import Array, Program, Scalar
 
 FACTOR = 64.0
 """Standard deviations (`evaluation`) that a difference may have."""
 CLEAR = 1.0 / 64.0
 """Where more than this part of a change is allowed in the type of the file, float64 is asked."""
 UNITS = {"float16": 2.0**-11, "float32": 2.0**-24, "float64": 2.0**-52}
-_SEVERAL = 8
+_SEVERAL, _IDLE = 8, 2.0**-10
+"""Inputs that tell how much an entry changes; and for how much one counts that does not change at them."""
 _ENDS = {2.0**-11: 3e4, 2.0**-24: 1e37, 2.0**-52: 1e150}
 """Rounding -> the largest numbers that are compared: beyond float64's own, squares of deviations are infinite."""
 
 
+def rounds(program: Program) -> bool:
+    """Whether it rounds to steps: next to a tie that is a whole step off, in any type."""
+    return any(isinstance(step, Scalar) and step.law == "Round" for step in program.steps)
+
+
 class Held(NamedTuple):
-    """One comparison, of every input [n]: shares, differences in parts of what is allowed; told, whether an entry was compared.
+    """One comparison, of every input [n]: shares, differences in parts of what is allowed; told, whether an entry was compared;
+    lost, whether one has no finite number.
 
     left: at how many ordinary inputs one entry has no finite number, at most. within: the most that is allowed at those that have
     to tell, in parts of how much an output changes over them; hidden: whether sums inside hide an entry, at all others.
@@ -37,6 +44,7 @@ class Held(NamedTuple):
     shares: Array
     told: Array
     hidden: Array
+    lost: Array
     left: int
     within: float
     executed: float
@@ -93,8 +101,9 @@ def compared(program: Program, outputs: Sequence[int], inputs: Array, which: Arr
         which: the input of every row of `found`, each once first. found: [len(which), size] for each output.
         rows: how many inputs are evaluated together.
     """
+    ties = rounds(program)
     seen = [_Seen(numbers.shape[1]) for numbers in found]
-    shares, (told_at, hidden_at) = np.zeros(len(inputs)), np.zeros((2, len(inputs)), bool)
+    shares, (told_at, hidden_at, lost_at) = np.zeros(len(inputs)), np.zeros((3, len(inputs)), bool)
     for start in range(0, len(inputs), rows):
         results, deviations = evaluate_with_deviations(program, inputs[start : start + rows], unit)
         at = np.flatnonzero((which >= start) & (which < start + rows))
@@ -105,28 +114,30 @@ def compared(program: Program, outputs: Sequence[int], inputs: Array, which: Arr
             with np.errstate(all="ignore"):
                 fine = np.isfinite(ours) & np.isfinite(theirs) & np.isfinite(spread)
                 fine &= np.abs(ours) < _ENDS[unit]
-                allowed = FACTOR * spread + unit * np.abs(ours) + 2.0**-120
+                rounding = FACTOR * spread + unit * np.abs(ours)
+                allowed = rounding + 2.0**-120
                 size = np.maximum(np.abs(ours), np.abs(theirs))
                 # At a gate, far out, sums may cancel: an entry that is all rounding is no function to compare.
                 told = fine & (plain | (allowed <= size / 4.0))
                 share = np.where(told, np.abs(ours - theirs) / allowed, 0.0)
                 seen[place].add(ours, theirs, allowed, fine & plain)
-                # Below the second of these it is within eight times what is allowed, told or not.
-                hidden = (
-                    fine
-                    & ~plain
-                    & (allowed > CLEAR * size)
-                    & (allowed > CLEAR / 8.0 * seen[place].changes(unit))
-                )
+                # Told or not, entries differ by eight times what is allowed at most: little of how much they change. At a tie
+                # whole steps are allowed.
+                part = (1.0, 16.0) if ties else (1.0 / 8.0, 1.0)
+                hidden = fine & ~plain & (rounding > CLEAR * part[1] * size)
+                change = seen[place].changes(unit)
+                hidden &= rounding > CLEAR * part[0] * np.where(change > 0, change, _IDLE)
             seen[place].left += (usual & ~fine)[at < len(inputs)].sum(0)
             np.maximum.at(shares, which[at], share.max(1, initial=0.0))
             np.logical_or.at(told_at, which[at], told.any(1))
             np.logical_or.at(hidden_at, which[at], hidden.any(1))
+            np.logical_or.at(lost_at, which[at], ~fine.all(1))
     return Held(
         evaluator,
         shares,
         told_at,
         hidden_at,
+        lost_at,
         max(int(one.left.max(initial=0)) for one in seen),
         max(one.parts(one.allowed, unit) for one in seen),
         max(one.parts(one.apart, unit, telling >= _SEVERAL) for one in seen),

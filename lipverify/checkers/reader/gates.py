@@ -153,6 +153,39 @@ class Gates:
         return numbers, slopes[0]
 
 
+def turned_alone(program: Program, x: Array, at: Array, least: int) -> int:
+    """How many gates stand at so many of the inputs `at` [n], at least, as they stand at no other one. x: [n, inputs].
+
+    Those of quantisers count for nothing, whose steps are the same behind their ends, nor those of smooth laws without a turn.
+    """
+    gates = Gates(program)
+    if not at.any() or not gates.count:
+        return 0
+    chosen = np.concatenate(
+        [
+            np.arange(end - block.size, end)
+            for block, end in zip(gates.blocks, gates.ends, strict=True)
+            if _turns(program.steps[block.step])
+        ]
+        or [np.empty(0, np.int64)]
+    )
+    seen = np.zeros((2, 2, len(chosen)), np.int64)
+    rows = max(1, _HELD // max(1, len(chosen)))
+    for start in range(0, len(x), rows):
+        on = gates.at(x[start : start + rows], chosen) > 0
+        for k in (False, True):
+            own = on[at[start : start + rows] == k]
+            seen[int(k), 0] += (~own).sum(0)
+            seen[int(k), 1] += own.sum(0)
+    return int(((seen[1] >= least) & (seen[0] == 0)).any(0).sum())
+
+
+def _turns(step: Step) -> bool:
+    if isinstance(step, Scalar):
+        return step.law != "Round" and len(curve(step.law, step.settings, step.slopes).turns) > 0
+    return isinstance(step, Order)
+
+
 def _blocks(program: Program) -> list[_Block]:
     found = []
     for k, step in enumerate(program.steps):

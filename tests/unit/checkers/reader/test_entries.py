@@ -144,3 +144,23 @@ def test_an_integer_product_takes_no_gate_out() -> None:
         assert agree(with_integers(1.0), read, seed).gates
         with pytest.raises(NotCovered, match="another function than the checker read"):
             agree(data, read, seed)
+
+
+def cancelling(factor: float, end: float, large: float) -> bytes:
+    """x + relu(x - 3) / 16 + large r + factor r - large r, r = relu(x - end)."""
+    nodes = [
+        *chain("Sub", "x", "c", "v"), node("Relu", ["v"], ["r"]), *chain("Mul", "r", "k", "kr"), *chain("Mul", "r", "B", "br"),
+        node("Add", ["br", "kr"], ["s"]), node("Sub", ["s", "br"], ["h"]), *chain("Sub", "x", "three", "w"),
+        node("Relu", ["w"], ["t"]), *chain("Mul", "t", "tiny", "ts"), *chain("Add", "x", "ts", "z"), *chain("Add", "z", "h", "y"),
+    ]  # fmt: skip
+    return file(nodes, c=end, k=factor, B=large, three=3.0, tiny=2.0**-4)
+
+
+@pytest.mark.parametrize("end", [50.0, 2.0**20])
+def test_a_gate_that_is_hidden_wherever_it_opens_was_not_compared(end: float) -> None:
+    """What cancels behind the gate hides what stands beside it, and another gate is compared as it should be."""
+    for seed in SEEDS:
+        found = agree(cancelling(1.0, end, 1.0), program_of(cancelling(1.0, end, 1.0)), seed)
+        assert found.hidden == 0
+        with pytest.raises(NotCovered, match=r"its activations turn were not compared|sums inside hide"):
+            agree(cancelling(1000.0, end, 2.0**60), program_of(cancelling(1.0, end, 2.0**60)), seed)
