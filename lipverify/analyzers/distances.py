@@ -132,7 +132,7 @@ def _attention(graph: Graph, node: Node) -> Distances | None:
         raise Unbounded(
             f"{node.describe()}: the values {graph[node.inputs[1]].describe()} are no matrix times the vectors whose "
             "distances are taken, so what they average to has no constant over all inputs; take them from those vectors, or "
-            "give a region around points"
+            "give a region around points (--data FILE --radius R)"
         )
     source = reader.source(keys)
     if source is None:

@@ -125,7 +125,8 @@ class Sizes:
             if Norm.LINF not in self.of[name]:
                 raise Unbounded(
                     f"{node.describe()}: its factor {self.graph[name].describe()} is not bounded over all inputs, so its "
-                    "slope in the other one has no bound; give a region, or normalise the factor with eps > 0"
+                    "slope in the other one has no bound; give a region around points (--data FILE --radius R), or normalise the "
+                    "factor with eps > 0"
                 )
         shapes = self.graph[first].shape, self.graph[second].shape
         if isinstance(node.op, ops.Mul):

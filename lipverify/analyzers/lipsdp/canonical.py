@@ -151,7 +151,7 @@ def refuse_unbounded(graph: Graph) -> None:
             if not bool((ranges[name].lower.isfinite() & ranges[name].upper.isfinite()).all()):
                 raise UnsupportedModel(
                     f"{node.describe()}: its factor {graph[name].describe()} is not bounded over all inputs, so its slope in "
-                    "the other one has no bound; give a region"
+                    "the other one has no bound; give a region around points (--data FILE --radius R)"
                 )
 
 

@@ -16,8 +16,8 @@ from lipverify.linalg.eigen import eigvalsh
 from lipverify.ops.implicit import multiplier_candidates
 
 UNCERTIFIED = (
-    "no multipliers of the search could be proved in float64, nor could those in closed form: constants of this network over all "
-    "inputs are that far apart from layer to layer. Ask for balls (--radius), or for product"
+    "no multipliers of the search could be proved in float64, nor could those in closed form: constants of this network are that "
+    "far apart from layer to layer. Ask for product, or around points (--data FILE --radius R) for local, which need none"
 )
 # Multipliers between 2^-120 and 2^120 need no scaling: Cholesky factors are then far from overflow.
 _RANGE = 120
