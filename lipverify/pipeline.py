@@ -39,7 +39,7 @@ from lipverify.ir.shown import above, at_most
 from lipverify.ops import Linear, Reshape
 from lipverify.passes import simplify
 from lipverify.propagation.magnitudes import out_of_range, refuse_lost_products
-from lipverify.results import Audit, Lower, Row
+from lipverify.results import Audit, Lower, Row, tightness
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -292,9 +292,9 @@ def audit(
     return Audit(graph, query, rows, lower, time.monotonic() - started, choice=choice)
 
 
-FIRST, LOWER, SEARCHED = 0.4, 0.5, 0.65
+FIRST, LOWER, SEARCHED, PROVED = 0.4, 0.5, 0.55, 0.875
 """Parts of what is left of a budget: the product within the first, the lower bound within the second, and usually far earlier;
-what is left then is for bounds up to the third part, and for proofs."""
+what is left then is for bounds up to the third part, and for proofs, of which the smallest bound, the answer, may take the last."""
 LARGE = 0.3
 """Seconds of one evaluation, as counted, from which on pairs are proved by the gains of layers."""
 OWED = 2.0
@@ -405,19 +405,28 @@ def _rows(
 
 
 def _proved(rows: tuple[Row, ...], graph: Graph, query: Query, compute: Compute) -> tuple[Row, ...]:
-    """The rows, `checked` where the checker has a proof. After an interrupt bounds stay, as `real` as they were."""
-    found: list[Row] = []
-    for row in rows:
-        if any(before.stopped and before.certificate is not None for before in found):
-            found.append(_unproved(row))
+    """The rows, `checked` where the checker has a proof, which is looked for from the smallest bound on.
+
+    After an interrupt bounds stay, as `real` as they were.
+    """
+    found = list(rows)
+    places = sorted(
+        (k for k, row in enumerate(rows) if row.certificate is not None), key=lambda k: tightness(rows[k])
+    )
+    for done, place in enumerate(places):
+        row = rows[place]
+        if any(found[before].stopped for before in places[:done]):
+            found[place] = _unproved(row)
             continue
         try:
-            if row.certificate is not None:
-                compute.report(f"proof of {row.analyzer}", None)
-            left = sum(other.certificate is not None for other in rows[len(found) :])
-            found.append(_checked(row, graph, query, compute.share(max(left, 1))))
+            compute.report(f"proof of {row.analyzer}", None)
+            left = len(places) - done
+            end = compute.share(left)
+            if end is not None and done == 0 < left - 1:
+                end = time.monotonic() + PROVED * compute.remaining()
+            found[place] = _checked(row, graph, query, end)
         except KeyboardInterrupt:
-            found.append(_unproved(row))
+            found[place] = _unproved(row)
     return tuple(found)
 
 

@@ -190,7 +190,7 @@ class Audit(Result):
     def best(self) -> Row | None:
         """The analyzer with the smallest bound (for balls: smallest on average); None if every one refused."""
         answered = [row for row in self.rows if row.certificate is not None]
-        return min(answered, key=_tightness, default=None)
+        return min(answered, key=tightness, default=None)
 
     def show(self, document: dict[str, Any], file: TextIO | None = None) -> None:
         """What a person at a terminal sees."""
@@ -249,7 +249,7 @@ class Audit(Result):
         return found
 
 
-def _tightness(row: Row) -> tuple[float, int]:
+def tightness(row: Row) -> tuple[float, int]:
     """For ordering rows only: log10 of the bound, averaged; of bounds that agree to nine digits the one better proved."""
     certificate = row.certificate
     assert certificate is not None

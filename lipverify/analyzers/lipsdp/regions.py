@@ -90,7 +90,7 @@ def systems(
             return
         begun = time.monotonic()
         around = ball[index : index + 1]
-        ranges = bounds(graph, around, device=compute.device)
+        ranges = bounds(graph, around, device=compute.device, expired=compute.expired)
         system = form(graph, ranges, compute.device)
         if pace is not None:
             pace.system = time.monotonic() - begun

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -105,11 +106,12 @@ class LocalSDP:
     def improved(self, first: Certificate, graph: Graph, query: Query, compute: Compute) -> Certificate:
         """The smallest of `first`, which covers every centre, semidefinite bounds, and one for the whole space.
 
-        Centres whose turn would come after the deadline, or after an interrupt, keep the first bound.
+        Centres whose turn would come after the deadline, or after an interrupt, keep the first bound, and so do all where the
+        budget ends what has no end of its own.
         """
         assert first.upper is not None
         found = [("local", first)]
-        with keeping_best() as interruption:
+        with keeping_best() as interruption, suppress(BudgetEnded):
             everywhere = self._everywhere(graph, query, compute)
             if everywhere is not None:
                 found.append(("everywhere", everywhere))
