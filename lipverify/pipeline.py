@@ -294,7 +294,7 @@ def audit(
 
 FIRST, LOWER, SEARCHED, PROVED = 0.4, 0.5, 0.55, 0.875
 """Parts of what is left of a budget: the product within the first, the lower bound within the second, and usually far earlier;
-what is left then is for bounds up to the third part, and for proofs, of which the smallest bound, the answer, may take the last."""
+what is left then is for bounds up to the third part, and for proofs, of which the smallest bound may take the last."""
 LARGE = 0.3
 """Seconds of one evaluation, as counted, from which on pairs are proved by the gains of layers."""
 OWED = 2.0
