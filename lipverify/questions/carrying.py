@@ -34,6 +34,7 @@ def carried(question: Question, proved: Proved, count: int) -> Tensor:
                 f"the certificate claims a {claim['kind']}, which is not what the question claims; a constant belongs "
                 "to the fact that it bounds (`Proved.constants`)"
             )
+        _as_expected(proved.issued, question, None)
         found = _numbers(claim)
         _about(claim["region"], getattr(question, "region", None), len(found))
         return found
@@ -54,6 +55,7 @@ def _constant(name: str, issued: Issued, question: Question, count: int) -> Tens
         raise RefutedCertificate(
             f"the certificate of the fact {name!r} claims a {claim['kind']}, not a constant"
         )
+    _as_expected(issued, question, name)
     found = _numbers(claim)
     # One constant holds everywhere; one of a ball says nothing of other regions.
     if claim["region"] == {"kind": "everywhere"}:
@@ -69,11 +71,19 @@ def _constant(name: str, issued: Issued, question: Question, count: int) -> Tens
 
 def _about(claimed: Mapping[str, Any], region: Any, first: int) -> None:
     """RefutedCertificate unless a certificate of a question's own claim is about its region, or the first balls of it."""
-    if not isinstance(region, Ball) or claimed["kind"] == "everywhere":
+    if claimed["kind"] == "everywhere":
         return
+    if not isinstance(region, Ball):
+        raise RefutedCertificate("the certificate is about balls, and the question's `region` is none")
     own = region_document(region[:first])
     if claimed != own and (claimed["kind"] != "box" or claimed["box"] != own["box"] or first != len(region)):
         raise RefutedCertificate("the certificate is about another region than the answer")
+
+
+_READ = ("kind", "region", "upper", "upper_hex", "upper_decimal", "statement")
+"""Fields of a claim that are compared with the question here, or made of those that are."""
+_ITS_OWN = ("differences", "labels")
+"""Of a deviation: more than a question asks, which the certificate alone says."""
 
 
 def _accepted(issued: Issued, graphs: list[Graph]) -> Mapping[str, Any]:
@@ -84,6 +94,25 @@ def _accepted(issued: Issued, graphs: list[Graph]) -> Mapping[str, Any]:
         verify(issued, graphs)
     claim: Mapping[str, Any] = issued.document["claim"]
     return claim
+
+
+def _as_expected(issued: Issued, question: Question, name: str | None) -> None:
+    """RefutedCertificate unless whatever else a certificate says is what the question expects of its own claim, or of the fact
+    `name`: no field is passed over."""
+    claim: Mapping[str, Any] = issued.document["claim"]
+    expects = getattr(question, "expects", None)
+    wanted = {"output": 0, "margin": None} | dict({} if expects is None else expects(name))
+    said = [{key: value for key, value in claim.items() if key not in (*_READ, *_ITS_OWN)}]
+    said += [{"output": m["output"]["index"], "margin": m["margin"]} for m in issued.document["models"]]
+    for key, value in (item for fields in said for item in fields.items()):
+        if key not in wanted:
+            raise RefutedCertificate(
+                f"the certificate says {key} {value!r}, and the question's `expects` says nothing of it"
+            )
+        if value != wanted[key]:
+            raise RefutedCertificate(
+                f"the certificate says {key} {value!r}, and the question expects {wanted[key]!r}"
+            )
 
 
 def _digests(issued: Issued) -> list[str | None]:

@@ -209,6 +209,10 @@ class Deviation(Shown):
         data = self.x if self._classes else None
         return compared.findings(self.carried, self.graph, self.region, self.single, data, found, compute)
 
+    def expects(self, fact: str | None) -> Mapping[str, Any]:
+        """What its certificate has to say."""
+        return {"norm_out": self.norm_out}
+
     def prove(self, upper: Tensor, found: Found, fields: Mapping[str, Any], compute: Compute) -> Proved:
         """The certificate; its bounds are improved until the deadline of `compute`."""
         kept = fields.get("kept", {}).get("label_kept")

@@ -78,7 +78,9 @@ class Proved:
 class Question(Protocol):
     """What is asked of one network or several. The docstring has `Statement:`, `Source:` and `Sound when:`, as analyzers have.
 
-    A question whose claim, or whose facts, the checker can prove also has `prove(upper, found, fields, compute) -> Proved`.
+    A question whose claim, or whose facts, the checker can prove also has `prove(upper, found, fields, compute) -> Proved`, and
+    `expects(fact) -> {"norm_in": .., "norm_out": ..}`: what the certificate of a fact, or of its own claim (None), has to say
+    beside kind, networks and region; `output` (0) and `margin` (none) too, where they are others.
     One that is long in making what everything else rests on has `prepare() -> None`: the share of the search would cut it, and
     it would be made twice.
 

@@ -81,6 +81,10 @@ class Movement:
     def findings(self, found: Found, compute: Compute) -> Mapping[str, Any]:
         return {"analyzer": found.more.analyzer, "steepest": self.audit.lower.value}
 
+    def expects(self, fact: str | None) -> Mapping[str, Any]:
+        """What the certificate of the constant has to say."""
+        return {"norm_in": "l2", "norm_out": "l2"}
+
     def prove(self, upper: Tensor, found: Found, fields: Mapping[str, Any], compute: Compute) -> Proved:
         """The certificate of the constant: the shell evaluates the formula on what the checker proved."""
         certificate = found.more.certificate

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -352,3 +353,6 @@ def test_what_is_proved_of_the_first_regions_counts_for_them(monkeypatch: pytest
     elsewhere = Deviation(f, g, lv.Ball(centres + 0.5, 0.01, "linf"))
     with pytest.raises(RefutedCertificate, match="another region"):
         carrying.carried(elsewhere, proved, 2)
+    # Nor are those in another norm.
+    with pytest.raises(RefutedCertificate, match="says norm_out 'linf', and the question expects 'l2'"):
+        carrying.carried(replace(answer.question, norm_out="l2"), proved, 2)

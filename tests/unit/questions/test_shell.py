@@ -212,6 +212,7 @@ class Scaled(Largest):
 
     name: ClassVar[str] = "scaled"
     proved: Proved = field(default_factory=Proved)
+    norm: str = "l2"
 
     @property
     def formula(self) -> Formula:
@@ -223,6 +224,9 @@ class Scaled(Largest):
 
     def search(self, compute: Compute) -> Any:
         return None
+
+    def expects(self, fact: str | None) -> Mapping[str, Any]:
+        return {"norm_in": self.norm, "norm_out": self.norm} if self.norm else {}
 
     def prove(self, upper: Tensor, found: Found, fields: Mapping[str, Any], compute: Compute) -> Proved:
         return self.proved
@@ -283,6 +287,20 @@ def test_certificates_of_something_else_leave_an_answer_real(constants: dict[str
         print_answers([found], [()], said)
         assert "real, not checked: " in said.getvalue()
         assert "Not checked" in render_answers([found], [()])
+
+
+@pytest.mark.parametrize(
+    ("norm", "reason"), [("linf", "the question expects 'linf'"), ("", "says nothing of it")]
+)
+def test_a_constant_in_another_norm_carries_nothing(
+    constants: dict[str, Issued], norm: str, reason: str
+) -> None:
+    proved = Proved(constants={"constant": constants["own"]})
+    question = Scaled(net(), lv.InputBox((64,), 0.0, 1.0), 0.5, proved=proved, norm=norm)
+    found = lv.ask(question).to_json()
+    assert found["rigour"] == "real"
+    assert "the certificate says norm_in 'l2'" in found["unchecked"]
+    assert reason in found["unchecked"]
 
 
 def test_a_constant_over_a_ball_is_about_that_ball() -> None:
