@@ -305,6 +305,16 @@ def test_smaller_balls_have_smaller_bounds() -> None:
     assert found[0] >= found[1] >= found[2] > 0
 
 
+def test_ranges_keep_forms_of_values_where_gradients_have_exploded() -> None:
+    graph, ball, norm_in = case(2)
+    domain = sweep.Domain.of(ball, norm_in, CPU)
+    known = torch.ones(1, 2, 2, 3, dtype=torch.float64)  # of values and gradients: two rows of three entries
+    reached = known * torch.tensor([1.9, 2.1]).reshape(1, 2, 1, 1)
+    for refine, given_up in ((None, True), (lambda _, name, facts: facts, False)):
+        found = sweep.Sweep.start(graph, domain, 1 << 20, refine=refine).lost(known, reached)
+        assert found.tolist() == [[given_up, given_up]]
+
+
 def test_no_time_and_no_memory_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
     graph, ball, norm_in = case(2)
     with pytest.raises(Undecided, match="no time"):

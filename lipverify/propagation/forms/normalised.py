@@ -419,15 +419,15 @@ def _given_up(
 ) -> tuple[Form, Tensor, Tensor]:
     """Tokens whose form has exploded become constants with errors: their range, slope 1/s_lo. lost [count, tokens]."""
     assert form.matrix is not None
-    reached = (sweep.symbols.measure(form.matrix) + form.slack + errors)[:, 1]
-    lost = caps[:, 0].sum(-1) < 0.5 * reached.sum(-1)
-    if not bool(lost.any()):
-        return form, errors, lost
-    stay = (~lost).to(form.centre).unsqueeze(-1)
     centre = token.h * weight + _bias(op, token.h)
     lower, upper = box.lower.reshape(centre.shape), box.upper.reshape(centre.shape)
     inside = torch.maximum(upper - centre, centre - lower) * FAR
-    errors = torch.where(lost[:, None, :, None], torch.cat([inside.unsqueeze(1), caps], 1), errors)
+    known = torch.cat([inside.unsqueeze(1), caps], 1)
+    lost = sweep.lost(known, sweep.symbols.measure(form.matrix) + form.slack + errors)
+    if not bool(lost.any()):
+        return form, errors, lost
+    stay = (~lost).to(form.centre).unsqueeze(-1)
+    errors = torch.where(lost[:, None, :, None], known, errors)
     form = replace(
         form,
         centre=torch.where(lost.unsqueeze(-1), centre, form.centre),

@@ -217,10 +217,11 @@ def _softmax(sweep: Sweep, node: Node, rows: _Rows, axis: int) -> tuple[Form, Te
     caps = most.unsqueeze(1) * steepest * FAR
     form = _reference(logits, start, q, middle)
     assert form.matrix is not None
-    reached = (sweep.symbols.measure(form.matrix) + form.slack)[:, 1:] + errors[:, 1:]
+    far = sweep.symbols.measure(form.matrix) + form.slack + errors
+    reached = far[:, 1:]
     inside = torch.maximum(pu - p, p - pl) * FAR
     # Where the form has exploded a constant is better, and all later facts with it.
-    lost = caps[:, 0].sum(-1) < 0.5 * reached[:, 0].sum(-1)
+    lost = sweep.lost(torch.cat([inside.unsqueeze(1), caps], 1), far)
     if bool(lost.any()):
         stay = (~lost).to(p).unsqueeze(-1)
         errors = torch.where(lost[:, None, :, None], torch.cat([inside.unsqueeze(1), caps], 1), errors)

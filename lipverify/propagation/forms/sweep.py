@@ -148,6 +148,15 @@ class Sweep:
         if bool((ours > GAIN * theirs).all()):
             raise Looser
 
+    def lost(self, known: Tensor, reached: Tensor) -> Tensor:
+        """Rows of which constants know more than forms, which have exploded: [count, rows]; both [count, 1 + kinds, rows, n].
+
+        Of their gradients; of their values in a sweep that ranges are refined with, which asks for margins: forms of values
+        explode later, and a constant forgets how rows move together.
+        """
+        place = 1 if self.refine is None else 0
+        return known[:, place].sum(-1) < 0.5 * reached[:, place].sum(-1)
+
     def offset(self, name: str, middle: Tensor) -> Tensor:
         """|value at the middle of the ball - middle| entry by entry, at most."""
         point = self.point[name]
