@@ -32,6 +32,7 @@ from lipverify.checkers.reader import (
     parse_json,
     parse_safetensors,
     read_bytes,
+    runtimes,
 )
 from lipverify.checkers.tables import fields, hexadecimal, integer, text
 from lipverify.checkers.verdict import Verdict
@@ -224,7 +225,7 @@ def verify_derivation(
         damaged, or a certificate of another model. Undecided: a certificate says itself that it is not proved.
     """
     try:
-        return _verified(path, models, at_most, exact, time.process_time() + seconds, seed)
+        return _verified(path, models, at_most, exact, runtimes.spent() + seconds, seed)
     except (RefutedCertificate, UnreadableCertificate, Undecided):
         raise
     except Exception as error:
@@ -255,7 +256,7 @@ def _verified(
     for (name, place), named in derivation.certificates.items():
         number = derivation.numbers[name] if place is None else derivation.numbers[name][place]
         if named not in proved:
-            left = last - time.process_time()
+            left = last - runtimes.spent()
             if left <= 0:
                 raise NotCovered("the time for checking is over")
             proved[named] = _certified(path.parent / named[0], named[1], known, exact, left, seed)
@@ -289,7 +290,7 @@ def _read(models: Sequence[Path | Model], last: float) -> list[Model]:
     """Each read within what one check may take, and all of them before `last`."""
     found = []
     for model in models:
-        left = last - time.process_time()
+        left = last - runtimes.spent()
         found += [model] if isinstance(model, Model) else read_models([model], left)
     return found
 
@@ -318,7 +319,7 @@ def _recomputed(
     need((quantity.of, place) in derivation.certificates, f"{name} is of a network without a certificate")
     (program,) = proved[derivation.certificates[quantity.of, place]].programs
     written = derivation.numbers[name] if place is None else derivation.numbers[name][place]
-    spent = account.Account(lambda: time.process_time() > last)
+    spent = account.Account(lambda: runtimes.spent() > last)
     spent.read(sum(step.size for step in program.steps))
     with np.errstate(all="ignore"), account.spending(spent):
         samples = None

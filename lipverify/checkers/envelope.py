@@ -38,6 +38,7 @@ from lipverify.checkers.reader import (
 )
 from lipverify.checkers.reader.agreement import Agreement, agree
 from lipverify.checkers.reader.openings import Around
+from lipverify.checkers.reader.runtimes import spent
 from lipverify.checkers.regions import MAX_REGIONS, REGION, Ball, centres_of, region_in, region_of
 from lipverify.checkers.tables import fields, integer, text
 from lipverify.checkers.verdict import Verdict, shown_of, words
@@ -102,9 +103,9 @@ def read_models(paths: Sequence[Path], seconds: float = math.inf) -> list[Model]
     Raises:
         UnreadableCertificate: no regular file, or one that is too large.
     """
-    last, found = time.process_time() + seconds, []
+    last, found = spent() + seconds, []
     for path in paths:
-        with np.errstate(all="ignore"), account.spending(account.Account(lambda: time.process_time() > last)):
+        with np.errstate(all="ignore"), account.spending(account.Account(lambda: spent() > last)):
             found.append(read_model(path))
     return found
 
@@ -117,9 +118,9 @@ def check(certificate: Callable[[], bytes], sidecar: Callable[[str], bytes], mod
     apart: runtimes evaluate a stranger's file in a process of their own.
     Fails closed: whatever goes wrong in here that is not a refusal makes the certificate unreadable.
     """
-    started, last = time.monotonic(), time.process_time() + seconds
+    started, last = time.monotonic(), spent() + seconds
     try:
-        with np.errstate(all="ignore"), account.spending(account.Account(lambda: time.process_time() > last)):
+        with np.errstate(all="ignore"), account.spending(account.Account(lambda: spent() > last)):
             return _check(
                 certificate(),
                 sidecar,
@@ -131,7 +132,7 @@ def check(certificate: Callable[[], bytes], sidecar: Callable[[str], bytes], mod
                     model.data or b"",
                     program,
                     seed,
-                    last - time.process_time() if apart else None,
+                    last - spent() if apart else None,
                     model.reading,
                     regions,
                 ),

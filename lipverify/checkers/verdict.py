@@ -114,6 +114,8 @@ def _compared(agreement: Agreement) -> str:
         )
     if agreement.hidden:
         said.append(f"but for outputs that sums inside hide at {agreement.hidden} other inputs")
+    if agreement.unanswered:
+        said.append("in the type of the file alone, since float64 did not end in time")
     compared = f"; its reading was compared with {agreement.evaluator} {' and '.join(said)}" if said else ""
     if agreement.executed is None or agreement.hides is None:
         return compared

@@ -56,6 +56,8 @@ _HELD = 1 << 22
 """Numbers of steps and outputs that are evaluated at once, as long as one input does not need more."""
 _SECONDS, _PACE = 60.0, 1e8
 """Of processor time for a runtime in a process of its own, and one more for so many products of numbers."""
+_SECOND = 20.0
+"""The same for a second opinion where the first has settled everything: that it did not come is said."""
 _MEMORY, _MEMORY_PER_NUMBER = 4 << 30, 64
 """Bytes for it, and for every number of the program and byte of the file."""
 
@@ -70,7 +72,7 @@ class Agreement(NamedTuple):
     most that is allowed, in parts of how much an output changes over the inputs: a smaller difference would not have shown.
     left: at how many ordinary inputs an entry has no finite number, at most. hidden: at how many others sums hide an entry.
     hides, executed: where float64 decided, what the type of the file hides and by how much the runtime differed in it, both in
-    parts of how much an output changes; else None.
+    parts of how much an output changes; else None. unanswered: float64 was asked at gates, and did not answer in time.
     """
 
     evaluator: str
@@ -83,6 +85,7 @@ class Agreement(NamedTuple):
     hidden: int
     hides: float | None
     executed: float | None
+    unanswered: bool
 
 
 def agree(data: bytes, program: Program, seed: int | None = None, apart: float | None = None,
@@ -140,7 +143,7 @@ def agree(data: bytes, program: Program, seed: int | None = None, apart: float |
             f"sums inside hide in the type of the file what {found.evaluator} and the checker compute"
         )
     # Where float64 has no more numbers there, none are hidden by the type: a quotient by 0 has no value.
-    if found.left > ordinary // (4 if found is own else 2):
+    if found.left > ordinary // (2 if found is not own and not found.unanswered else 4):
         raise NotCovered(f"{found.evaluator} computes too few finite numbers to compare with")
     decided = found.evaluator != own.evaluator
     if decided and own.executed > apart_by:
@@ -149,7 +152,8 @@ def agree(data: bytes, program: Program, seed: int | None = None, apart: float |
             f"{own.executed:.2g} of how much an output changes"
         )
     # Of many gates one input alone turns some: where float64 was not asked about it, that says little.
-    alone = turned_alone(program, inputs, found.hidden | found.lost, _AGAIN if found is own else 1)
+    asked = found is not own and not found.unanswered
+    alone = turned_alone(program, inputs, found.hidden | found.lost, 1 if asked else _AGAIN)
     if alone:
         raise NotCovered(
             f"{alone} of the places where its activations turn were not compared: sums inside hide what is computed there, or no "
@@ -166,6 +170,7 @@ def agree(data: bytes, program: Program, seed: int | None = None, apart: float |
         int(found.hidden.sum()),
         own.within if decided else None,
         own.executed if decided else None,
+        found.unanswered,
     )
 
 
@@ -192,7 +197,15 @@ def _in_float64(run: _Run, data: bytes, kind: str, inputs: Array, at_gates: Arra
     rows = np.append(np.arange(plain), ordinary + np.flatnonzero(far[ordinary:]))
     if kind == "float64" or (settled and len(rows) == few) or not told_by_reference(data, wide=True):
         return found
-    other = run._replace(ordinary=plain, telling=few).held(data, inputs[rows], ("wide",), "float64", [])
+    again = run._replace(ordinary=plain, telling=few)
+    if settled and run.apart is not None:
+        again = again._replace(apart=min(run.apart, _SECOND))
+    try:
+        other = again.held(data, inputs[rows], ("wide",), "float64", [])
+    except _Unanswered:
+        if not settled:
+            raise
+        return found._replace(unanswered=True)
     if other is None or (other.hides and not (other.differ or found.differ or found.hides)):
         return found
     if other.differ or other.hides:
@@ -205,6 +218,10 @@ def _in_float64(run: _Run, data: bytes, kind: str, inputs: Array, at_gates: Arra
     left = min(found.left, other.left) if plain == ordinary else found.left
     within = min(found.within, other.within)
     return decided._replace(told=told, hidden=hidden, lost=lost, left=left, within=within)
+
+
+class _Unanswered(NotCovered):
+    """A runtime in a process of its own did not answer."""
 
 
 class _Run(NamedTuple):
@@ -257,7 +274,7 @@ class _Run(NamedTuple):
         try:
             return evaluated_apart(asked, seconds, memory)
         except Broken as error:
-            raise NotCovered(f"a runtime that was to evaluate the file {error}") from None
+            raise _Unanswered(f"a runtime that was to evaluate the file {error}") from None
 
 
 def _more(program: Program, kind: np.dtype[Any], known: Array, rng: np.random.Generator,

@@ -48,6 +48,8 @@ class Held(NamedTuple):
     left: int
     within: float
     executed: float
+    unanswered: bool = False
+    """Whether a second opinion was asked for and did not come."""
 
     @property
     def differ(self) -> bool:

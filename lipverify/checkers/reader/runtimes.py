@@ -15,6 +15,7 @@ import runpy
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
@@ -196,6 +197,20 @@ def _answer(told: Mapping[str, Any], content: bytes, asked: Asked) -> Answer:
     flat = np.frombuffer(content, "<f8")
     numbers = [flat[a:b].reshape(-1, n) for a, b, n in zip(ends, ends[1:], asked.sizes, strict=False)]
     return Answer(str(told["evaluator"])[:80], numbers, failures)
+
+
+def spent() -> float:
+    """Processor time of this process and of those that it has waited for, in seconds."""
+    return time.process_time() + _of_children()
+
+
+def _of_children() -> float:
+    try:
+        import resource
+    except ImportError:
+        return 0.0
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _limit(seconds: int, memory: int) -> None:

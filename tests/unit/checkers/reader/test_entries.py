@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lipverify.checkers.kernel.program import Program
-from lipverify.checkers.reader import model_of_bytes
+from lipverify.checkers.reader import agreement, model_of_bytes, runtimes
 from lipverify.checkers.reader.agreement import agree
 from lipverify.checkers.verdict import _compared
 from lipverify.errors import NotCovered
@@ -164,3 +164,24 @@ def test_a_gate_that_is_hidden_wherever_it_opens_was_not_compared(end: float) ->
         assert found.hidden == 0
         with pytest.raises(NotCovered, match=r"its activations turn were not compared|sums inside hide"):
             agree(cancelling(1000.0, end, 2.0**60), program_of(cancelling(1.0, end, 2.0**60)), seed)
+
+
+def test_a_second_opinion_that_does_not_come_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the type of the file settles everything, float64 at gates alone is missing; else the file is refused."""
+
+    def asked(question: runtimes.Asked, seconds: float, memory: int) -> runtimes.Answer:
+        if question.makes == ("wide",):
+            raise runtimes.Broken("did not end in time")
+        return runtimes.evaluated(question)
+
+    monkeypatch.setattr(agreement, "evaluated_apart", asked)
+    data = cancelling(1.0, 50.0, 1.0)
+    found = agree(data, program_of(data), 0, apart=60.0)
+    assert found.unanswered
+    assert "float64 did not end in time" in _compared(found)
+    assert not agree(data, program_of(data), 0).unanswered
+    data = file(
+        [*ABSORBED[:-1], node("Mul", ["z", "k"], ["v"]), node("Add", ["x", "v"], ["y"])], c=2.0**18, k=1000.0
+    )
+    with pytest.raises(NotCovered, match="did not end in time"):
+        agree(data, program_of(data), 0, apart=60.0)
