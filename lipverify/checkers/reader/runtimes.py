@@ -296,6 +296,32 @@ def _saturating(quantize: Any) -> Any:
     return QuantizeLinear
 
 
+def _maxima(pool: Any) -> Any:
+    """An implementation of MaxPool of onnx, whose own loops over all results: of whole windows, by views of them."""
+
+    class MaxPool(pool):  # type: ignore[misc]
+        op_domain = ""
+
+        def _run(self, x: Array, **more: Any) -> tuple[Array, ...]:
+            size, axes = more.get("kernel_shape") or (), x.ndim - 2
+            plain = len(size) == axes and more.get("auto_pad", "NOTSET") in (None, "", "NOTSET")
+            if not plain or more.get("ceil_mode") or len(self.onnx_node.output) > 1:
+                return super()._run(x, **more)  # type: ignore[no-any-return]
+            pads, steps, apart = (
+                list(more.get(k) or [n] * m)
+                for k, n, m in (("pads", 0, 2 * axes), ("strides", 1, axes), ("dilations", 1, axes))
+            )
+            ends = [(0, 0), (0, 0), *zip(pads[:axes], pads[axes:], strict=True)]
+            padded = np.pad(x, ends, constant_values=-np.inf)
+            width = [(n - 1) * d + 1 for n, d in zip(size, apart, strict=True)]
+            seen = np.lib.stride_tricks.sliding_window_view(padded, width, tuple(range(2, x.ndim)))
+            places = (slice(None),) * 2 + tuple(slice(None, None, s) for s in steps)
+            seen = seen[places + tuple(slice(None, None, d) for d in apart)]
+            return (seen.max(tuple(range(x.ndim, x.ndim + axes))).astype(x.dtype),)
+
+    return MaxPool
+
+
 def _reference(data: bytes, name: str, outputs: Sequence[str]) -> tuple[str, Evaluator]:
     import onnx
     from onnx.reference import ReferenceEvaluator
@@ -368,6 +394,8 @@ def _reference(data: bytes, name: str, outputs: Sequence[str]) -> tuple[str, Eva
     own = [BatchNormalization, Erf, Gelu, HardSwish]
     if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
         own.append(_saturating(load_op("", "QuantizeLinear", *versions[:1])))
+    if any(node.op_type == "MaxPool" for node in model.graph.node):
+        own.append(_maxima(load_op("", "MaxPool", *versions[:1])))
     if any(version < 13 for version in versions):
         own += [Softmax, LogSoftmax]
     evaluator = ReferenceEvaluator(model, new_ops=own)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx.reference import ReferenceEvaluator
 
 from lipverify.checkers.kernel.program import Program
 from lipverify.checkers.reader import agreement, model_of_bytes, runtimes
@@ -185,3 +186,19 @@ def test_a_second_opinion_that_does_not_come_is_said(monkeypatch: pytest.MonkeyP
     )
     with pytest.raises(NotCovered, match="did not end in time"):
         agree(data, program_of(data), 0, apart=60.0)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"kernel_shape": [3, 2], "strides": [2, 1], "pads": [1, 0, 0, 1]},
+        {"kernel_shape": [2, 2], "dilations": [2, 3]},
+        {"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1},
+    ],
+)
+def test_maxima_of_the_reference_are_those_of_onnx(settings: dict[str, Any]) -> None:
+    """Its own loops over all results take minutes where onnxruntime takes none."""
+    data = bytes(model([node("MaxPool", ["x"], ["y"], **settings)], [1, 2, 8, 9], 13).SerializeToString())
+    x = np.random.default_rng(0).standard_normal((1, 2, 8, 9))
+    found = runtimes.RUNTIMES["reference"](data, "x", ["y"])[1](x)[0]
+    np.testing.assert_array_equal(found, ReferenceEvaluator(data).run(["y"], {"x": x.astype(np.float32)})[0])
