@@ -207,7 +207,8 @@ def issue(
     """The certificate in its written form, `checked` when the checker has proved it from that form alone.
 
     Where the checker has no proof for the evidence, the rigour stays and `unchecked` says why. Where it proves a little more than
-    the analyzer claimed, up to 5 %, or less, that is the bound, and a note says both.
+    the analyzer claimed, up to 5 %, that is the bound, and a note says both; also where it proves less, of evidence that says
+    so (`lowered`).
 
     Raises:
         InternalError: a gain of the analyzer is too small, or the certificate does not check though every step of its proof did.
@@ -310,6 +311,8 @@ def _facts(certificate: Certificate, query: Query, writer: Writer) -> tuple[list
     ball = query.region if isinstance(query.region, Ball) else None
     facts, upper, reasons = [], [], {}
     numbers = [float(v) for v in certificate.upper.reshape(-1)]
+    # Where the checker's method is another one than the analyzer's, its bound may be the smaller one.
+    lowered = bool(getattr(evidence, "lowered", False))
     for centre, wanted in enumerate(numbers):
         region = (
             None if ball is None else writer.region(str(ball.norm), ball.radius, centre, ball.box is not None)
@@ -321,7 +324,7 @@ def _facts(certificate: Certificate, query: Query, writer: Writer) -> tuple[list
                 if not proved <= wanted * (1.0 + MOST) + NOTHING:
                     raise NotCovered(f"the checker alone proves {proved:.6g}, the analyzer {wanted:.6g}")
             facts.append(fact)
-            upper.append(proved if proved < wanted * (1.0 - ROUNDING) else max(proved, wanted))
+            upper.append(proved if lowered and proved < wanted * (1.0 - ROUNDING) else max(proved, wanted))
         except RefutedCertificate as error:
             if ball is None or writer.ahead:
                 raise

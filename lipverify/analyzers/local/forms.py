@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -38,6 +38,8 @@ seconds a proof may take that nothing else ends."""
 class FormRows:
     """Evidence of a bound by affine forms, of which the checker has none: its own ranges of derivatives may show as much."""
 
+    lowered: ClassVar[bool] = True
+    """What the checker proves may be the smaller bound, and is issued then."""
     symbols: int
     """Parts of values that the forms tell apart, for any one centre."""
     rows: Tensor = field(repr=False, compare=False, default_factory=lambda: torch.empty(0, 0))

@@ -53,5 +53,5 @@ def test_what_is_not_proved_says_what_would_be(normalised: lv.Graph, monkeypatch
     found = audited(normalised, 0.6)
     assert found.rigour.name == "REAL"
     assert "the checker alone proves" in found.unchecked
-    monkeypatch.setattr(forms, "PROVED", 10)
-    assert "own ranges of" in audited(normalised, 0.01).unchecked
+    monkeypatch.setattr(forms, "LONGEST", 0.0)
+    assert "own ranges of derivatives" in audited(normalised, 0.01).unchecked
