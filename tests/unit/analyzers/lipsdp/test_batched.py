@@ -137,10 +137,13 @@ def test_no_time_gives_the_closed_form(op) -> None:
     query = Query(region=Ball(torch.tensor(rng.standard_normal((5, 6))), 0.5, Norm.L2))
     late = Compute(deadline=time.monotonic() - 1.0)
     none = LipSDP(TIGHT).bound(graph, query, late).upper
-    closed = LipSDPFast().bound(graph, query, Compute()).upper
+    # There is no time for ranges by lines either: those of both are intervals.
+    closed, early = (LipSDPFast().bound(graph, query, c).upper for c in (late, Compute()))
     assert none is not None
     assert closed is not None
+    assert early is not None
     assert torch.allclose(none, closed, rtol=1e-9)
+    assert bool((early <= closed * (1 + 1e-9)).all())
 
 
 def test_an_unfinished_search_is_finished_alone(monkeypatch: pytest.MonkeyPatch) -> None:
