@@ -206,8 +206,10 @@ def _report(
             answers.append(_refused(file, Undecided(f"no certificate of {display_path(folder)} is about it")))
     results = [document for path, document in beside.items() if path not in found]
     for name in sorted({name for document in results for name in _named(document)}):
-        if not (folder / name).is_file():
-            missing = Undecided("a result in the folder names this certificate, which is not there")
+        if folder / os.path.normpath(name) not in found:
+            missing = Undecided(
+                "a result in the folder names this certificate, which is not among those of the folder"
+            )
             answers.append(_refused(folder / name, missing))
     return answers
 
@@ -302,7 +304,7 @@ def _named(document: Any) -> Iterator[str]:
     """The certificates that a result names, by their files."""
     if isinstance(document, dict):
         for key, entry in document.items():
-            if key == "certificate" and isinstance(entry, str) and entry.endswith(".json"):
+            if key == "certificate" and isinstance(entry, str) and entry:
                 yield entry
             else:
                 yield from _named(entry)

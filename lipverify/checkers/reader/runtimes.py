@@ -305,6 +305,7 @@ def _maxima(pool: Any) -> Any:
         def _run(self, x: Array, **more: Any) -> tuple[Array, ...]:
             size, axes = more.get("kernel_shape") or (), x.ndim - 2
             plain = len(size) == axes and more.get("auto_pad", "NOTSET") in (None, "", "NOTSET")
+            plain = plain and x.dtype.kind == "f"
             if not plain or more.get("ceil_mode") or len(self.onnx_node.output) > 1:
                 return super()._run(x, **more)  # type: ignore[no-any-return]
             pads, steps, apart = (
@@ -320,6 +321,26 @@ def _maxima(pool: Any) -> Any:
             return (seen.max(tuple(range(x.ndim, x.ndim + axes))).astype(x.dtype),)
 
     return MaxPool
+
+
+def _grouped(convolution: Any) -> Any:
+    """An implementation of ConvTranspose of onnx, which is wrong for several groups: one call for each."""
+
+    class ConvTranspose(convolution):  # type: ignore[misc]
+        op_domain = ""
+
+        def _run(self, x: Array, w: Array, *bias: Array, **more: Any) -> tuple[Array, ...]:
+            count = int(more.get("group") or 1)
+            if count == 1:
+                return super()._run(x, w, *bias, **more)  # type: ignore[no-any-return]
+            parts = [np.split(a, count, axis) for a, axis in ((x, 1), (w, 0), *((b, 0) for b in bias))]
+            found = [
+                super(ConvTranspose, self)._run(*part, **more | {"group": 1})[0]
+                for part in zip(*parts, strict=True)
+            ]
+            return (np.concatenate(found, 1),)
+
+    return ConvTranspose
 
 
 def _reference(data: bytes, name: str, outputs: Sequence[str]) -> tuple[str, Evaluator]:
@@ -396,6 +417,8 @@ def _reference(data: bytes, name: str, outputs: Sequence[str]) -> tuple[str, Eva
         own.append(_saturating(load_op("", "QuantizeLinear", *versions[:1])))
     if any(node.op_type == "MaxPool" for node in model.graph.node):
         own.append(_maxima(load_op("", "MaxPool", *versions[:1])))
+    if any(node.op_type == "ConvTranspose" for node in model.graph.node):
+        own.append(_grouped(load_op("", "ConvTranspose", *versions[:1])))
     if any(version < 13 for version in versions):
         own += [Softmax, LogSoftmax]
     evaluator = ReferenceEvaluator(model, new_ops=own)

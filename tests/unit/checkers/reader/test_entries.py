@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from onnx.reference import ReferenceEvaluator
 
 from lipverify.checkers.kernel.program import Program
@@ -200,5 +201,40 @@ def test_maxima_of_the_reference_are_those_of_onnx(settings: dict[str, Any]) -> 
     """Its own loops over all results take minutes where onnxruntime takes none."""
     data = bytes(model([node("MaxPool", ["x"], ["y"], **settings)], [1, 2, 8, 9], 13).SerializeToString())
     x = np.random.default_rng(0).standard_normal((1, 2, 8, 9))
+    found = runtimes.RUNTIMES["reference"](data, "x", ["y"])[1](x)[0]
+    np.testing.assert_array_equal(found, ReferenceEvaluator(data).run(["y"], {"x": x.astype(np.float32)})[0])
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_transposed_convolutions_of_the_reference_have_groups(groups: int) -> None:
+    """Of several its own has the first group alone right."""
+    rng = np.random.default_rng(1)
+    held = {"w": rng.standard_normal((4, 3, 4, 4)).astype(np.float32), "b": rng.standard_normal(3 * groups)}
+    held["b"] = held["b"].astype(np.float32)
+    settings = {"strides": [2, 2], "pads": [1, 1, 1, 1], "group": groups}
+    data = bytes(
+        model(
+            [node("ConvTranspose", ["x", "w", "b"], ["y"], **settings)], [1, 4, 5, 4], 17, held
+        ).SerializeToString()
+    )
+    x = rng.standard_normal((1, 4, 5, 4))
+    found = runtimes.RUNTIMES["reference"](data, "x", ["y"])[1](x)[0]
+    weight, bias = (torch.from_numpy(held[k]) for k in "wb")
+    right = torch.nn.functional.conv_transpose2d(
+        torch.from_numpy(x).float(), weight, bias, 2, 1, groups=groups
+    )
+    np.testing.assert_allclose(found, right.numpy(), atol=1e-5)
+    assert agree(data, program_of(data), 0).share < 1.0
+
+
+def test_maxima_of_integers_are_those_of_onnx() -> None:
+    nodes = [
+        node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        node("MaxPool", ["q"], ["m"], kernel_shape=[2, 2], pads=[1, 1, 0, 0]),
+        node("DequantizeLinear", ["m", "s", "z"], ["y"]),
+    ]
+    held = {"s": np.float32(0.05), "z": np.uint8(128)}
+    data = bytes(model(nodes, [1, 2, 5, 6], 19, held).SerializeToString())
+    x = np.random.default_rng(0).standard_normal((1, 2, 5, 6))
     found = runtimes.RUNTIMES["reference"](data, "x", ["y"])[1](x)[0]
     np.testing.assert_array_equal(found, ReferenceEvaluator(data).run(["y"], {"x": x.astype(np.float32)})[0])
