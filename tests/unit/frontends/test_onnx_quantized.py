@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,11 @@ from onnx import helper, numpy_helper
 
 import lipverify as lv
 from lipverify import ops
+from lipverify.certificates import issuing
+from lipverify.checkers.evaluation import evaluate
+from lipverify.checkers.kernel.program import Program
 from lipverify.combine import difference
-from lipverify.errors import UnsupportedModel
+from lipverify.errors import NotCovered, UnsupportedModel
 from lipverify.frontends.onnx import extract_onnx
 from tests.onnx_models import Array, agrees, by_onnxruntime, model, node, random
 
@@ -307,3 +311,31 @@ def test_a_copy_in_half_precision() -> None:
     exact = np.abs(w.astype(np.float64) - w.astype(np.float16).astype(np.float64)).sum(1).max()
     # Certificates are issued with 1.5e-8 of room.
     assert exact <= answer.upper <= exact * (1 + 2e-8)
+
+
+def test_ties_are_no_other_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Means of integers meet ties of a quantiser: some inputs are a step apart there, by the order of sums; others are not."""
+    held: dict[str, Array] = {"s": np.float32(0.0371), "z": np.uint8(100)}
+    ends = [node("QuantizeLinear", ["x", "s", "z"], ["q"]), node("DequantizeLinear", ["q", "s", "z"], ["d"])]
+    mean = [node("AveragePool", ["d"], ["m"], kernel_shape=[2, 2], strides=[2, 2])]
+    again = [node("QuantizeLinear", ["m", "s", "z"], ["r"]), node("DequantizeLinear", ["r", "s", "z"], ["y"])]
+
+    def read(name: str, nodes: list[onnx.NodeProto]) -> lv.Graph:
+        path = tmp_path / name
+        path.write_bytes(model(nodes, [1, 2, 8, 8], 13, held).SerializeToString())
+        return lv.load(path)
+
+    plain = read("plain.onnx", [node("AveragePool", ["x"], ["y"], kernel_shape=[2, 2], strides=[2, 2])])
+    rounded = read("rounded.onnx", [*ends, *mean, *again])
+    for every, good in ((4, True), (1, False)):
+
+        def apart(program: Program, x: Array, every: int = every) -> list[Array]:
+            y = evaluate(program, x)[-1].copy()
+            y[1::every, 0] += 0.0371
+            return [y]
+
+        monkeypatch.setattr(issuing, "evaluate", apart)
+        with nullcontext() if good else pytest.raises(NotCovered, match="does not find this graph"):
+            issuing.subject_of(rounded)
+        with pytest.raises(NotCovered, match="does not find this graph"):
+            issuing.subject_of(plain)
