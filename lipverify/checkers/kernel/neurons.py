@@ -26,6 +26,7 @@ from lipverify.checkers.kernel.signals import (
 from lipverify.errors import NotCovered
 
 _CROWD = 1 << 11
+"""Numbers of a sum, times its sources, from which on a block of its own takes less than writing it out again."""
 Slopes = tuple[Array, Array]
 Known = Callable[[Step, Signal, Signal], Signal]
 
