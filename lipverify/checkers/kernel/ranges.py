@@ -278,11 +278,9 @@ class Ranges:
         self.kinks: dict[int, tuple[Curve, Slopes, int, Array]] = {}
         self._box = self._met(-1, region.low, region.high)
         self.chain = Chain(region._replace(low=self._box[0], high=self._box[1]), bool(conditions))
-        if bilinear(p):
-            self.chain.stops = set()
-        self.output = follow(
-            p, 0, len(p.steps) - 1, self._layer, self._known, self._cut if bilinear(p) else None
-        )
+        cut = self._cut if bilinear(p) else None
+        self.chain.stops = None if cut is None else set()
+        self.output = follow(p, 0, len(p.steps) - 1, self._layer, self._known, cut)
         need(all(c.layer in self.reads for c in conditions), "a condition on an implicit layer")
 
     @property
