@@ -12,7 +12,7 @@ from lipverify.checkers.kernel.account import charge
 from lipverify.checkers.kernel.arithmetic import TINY, Array, gamma
 from lipverify.errors import NotCovered
 
-_CHUNK, _NARROW, _FEW = 1 << 23, 256, 4
+_CHUNK, _NARROW, _FEW, _THIN = 1 << 23, 256, 4, 32
 INPUT, ONE = -1, -2
 """Sources that are no neurons: the input, and the number 1 before constants."""
 Parts = dict[int, Array]
@@ -70,8 +70,10 @@ def alike(x: Signal) -> tuple[Array, Array]:
 def product(a: Array, m: Array) -> Array:
     """a @ m. Rows that begin at one column, as those of one position of a convolution do, go together over what they read."""
     charge(0, len(a) * m.size)
+    if a.size < _CHUNK >> 6 or m.shape[1] < _THIN:
+        return a @ m
     known = a != 0
-    if a.size < _CHUNK >> 6 or 4 * np.count_nonzero(known) > a.size:
+    if 4 * np.count_nonzero(known) > a.size:
         return a @ m
     first, out = known.argmax(1), np.zeros((len(a), m.shape[1]))
     order = first.argsort(kind="stable")
@@ -96,12 +98,14 @@ def stored(key: int, matrix: Array) -> Signal:
 
 
 def _taken(m: Array, index: Array) -> Array:
-    if index.size and index.min() < 0:
-        m = np.concatenate([m, np.zeros((1, m.shape[1]))])
-    if len(index) == len(m) and np.array_equal(index, np.arange(len(m))):
-        return m
+    """Rows of m, zeros where the index is -1. Rows that follow one another are shown, not copied."""
+    if len(index) and 0 <= index[0] <= index[-1] < len(m) and (np.diff(index) == 1).all():
+        return m[index[0] : index[-1] + 1]
     charge(index.size * m.shape[1])
-    return m[index]
+    none = index < 0
+    out = m[index] if not none.all() else np.empty((len(index), m.shape[1]))
+    out[none] = 0.0
+    return out
 
 
 def stacked(signals: Sequence[Signal]) -> Signal:
@@ -180,8 +184,8 @@ def mapped(kernel: Array, index: Array, x: Signal, offset: Array | None = None, 
             shown = (_taken(m, index[:, :, k].ravel()).reshape(g, p, width) for k in range(t))
             terms = (kernel[:, 0, k, None, None] * rows for k, rows in enumerate(shown))
             return np.asarray(sum(terms)).reshape(-1, width)
-        m = np.concatenate([m, np.zeros((1, width))])
         if p * g == 1 or width <= _NARROW:
+            m = np.concatenate([m, np.zeros((1, width))])
             out, step = np.empty((g, kernel.shape[1], p, width)), max(1, _CHUNK // index.size)
             for i in range(0, width, step):
                 charge(0, index.size * kernel.shape[1] * min(step, width - i))
@@ -189,7 +193,7 @@ def mapped(kernel: Array, index: Array, x: Signal, offset: Array | None = None, 
             return out.reshape(-1, width)
         # What one position of a convolution reads depends on few columns, and on nothing where activations are off.
         out, known = np.zeros((g, kernel.shape[1], p, width)), m != 0
-        alive = known.any(1)
+        alive = np.append(known.any(1), False)
         for i, j in np.ndindex(g, p):
             on = alive[index[i, j]]
             at = index[i, j][on]
