@@ -262,14 +262,15 @@ class _Pictures:
 
 
 def _row(point: Document, pictures: _Pictures) -> PointRow:
-    size = point["attack_radius"]
+    size, proved = point["attack_radius"], point.get("proved")
+    smaller = "" if not proved else f"checked up to {radius_text(proved)}"
     return PointRow(
         int(point["index"]),
         str(int(point["label"])),
         radius_text(point["radius"]),
         "-" if size is None else decimal_text(size, ROUND_CEILING, 4),
         display(point["method"]),
-        display(point.get("note", "")),
+        "; ".join(filter(None, (display(point.get("note", "")), smaller))),
         pictures.of(int(point["index"])),
         pictures.pair(int(point["index"])),
         "" if point.get("attack_label") is None else str(int(point["attack_label"])),
@@ -315,6 +316,11 @@ def print_radii(document: Document, file: TextIO | None = None) -> None:
     for reason, count in _unchecked(document).items():
         said = f"{plural(count, 'point')} real, not checked: "
         console.print(Text.assemble((said, "yellow"), display(reason, 600)))
+    if smaller := [point["proved"] for point in document["points"] if point.get("proved")]:
+        least = radius_text(min(smaller), PROSE)
+        console.print(
+            f"a smaller radius is checked for {plural(len(smaller), 'point')} of these, at least {least}"
+        )
     console.print(Text(f"rigour {document['rigour']}, {seconds_text(document['seconds'])}", style="dim"))
 
 

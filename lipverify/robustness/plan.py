@@ -122,6 +122,8 @@ class Record:
     """Whether the independent checker has proved the radius."""
     unchecked: str = ""
     """Why it has not, where it was asked."""
+    proved: float = 0.0
+    """The smaller radius that it has proved instead; 0: none."""
     example: NDArray[np.float64] | None = field(default=None, compare=False, repr=False)
     """The adversarial example [*input shape] of size `attack_radius`; beside documents, not in them."""
     carried: Carried | None = field(default=None, compare=False, repr=False)
@@ -131,7 +133,7 @@ class Record:
         """One element of `points`."""
         plain = asdict(replace(self, carried=None, example=None))
         del plain["carried"], plain["example"]
-        flags = ("failed", "refuted", "cut", "checked")
+        flags = ("failed", "refuted", "cut", "checked", "proved")
         found = {k: v for k, v in plain.items() if v not in ("", {}) or k in ("label", "predicted")}
         found = {k: v for k, v in found.items() if v or k not in flags}
         return {"index": found.pop("index"), **found}

@@ -40,9 +40,17 @@ PARTS, WORK = 256, 1 << 21
 """Parts of a ball for one rival, and how many numbers all their lines together hold, about."""
 MOST = 0.05
 """What the checker's radius may be below that of the search, relatively; beyond it the point stays `real` and says both."""
+SMALLER = (0.9, 0.75, 0.5, 0.25, 0.1)
+"""Parts of a radius without a proof at which lines are tried, beside what `crown` found: the first they reach is printed."""
+WHOLE = 0.8
+"""The part of the time of proofs that those of the radii themselves may take."""
 
 
 UNPROVED = "the budget ended before the checker had proved it; give a larger --budget"
+
+
+_Proved = tuple[float, list[int]]
+"""A radius and the facts that prove it, one for every rival."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,7 @@ def certified(
     report: Report,
     deadline: float | None = None,
 ) -> Certified:
-    """One certificate for every point whose radius the checker proves; the others say why not.
+    """One certificate for every point of which the checker proves a radius; what is less than the search found says why.
 
     Statement: of every point in the certificate, no input within its radius (in the box) has another largest output.
     Source: `robustness.shells`, step by step in the checker's language.
@@ -92,19 +100,24 @@ def certified(
         box = low, high
     writer = Writer(graph, subject.program, centres.flatten(1).numpy(), box)
     proving = _Proving(writer, plan, graph.output.size, constants)
-    proved: dict[int, tuple[float, list[int]]] = {}
+    proved: dict[int, _Proved] = {}
     reasons: dict[int, str] = {}
-    for record in waiting:
-        report(f"proof of point {record.index}", None)
-        try:
-            # What is proved is proved once more from its bytes, for which as much is left.
-            with within(half), writer.attempt():
-                look()
-                proved[record.index] = proving.point(record, rows[record.index])
-        except BudgetEnded:
-            reasons[record.index] = UNPROVED
-        except LipverifyError as error:  # one point's failure never loses the others
-            reasons[record.index] = str(error)
+    # What is proved is proved once more from its bytes, for which as much is left.
+    now = time.monotonic()
+    ends = (half if half is None else now + WHOLE * max(half - now, 0.0), half)
+    for prove, end in zip((proving.point, proving.smaller), ends, strict=True):
+        for record in waiting:
+            if record.index in proved:
+                continue
+            report(f"proof of point {record.index}", None)
+            try:
+                with within(end), writer.attempt():
+                    look()
+                    proved[record.index] = prove(record, rows[record.index])
+            except BudgetEnded:
+                reasons.setdefault(record.index, UNPROVED)
+            except LipverifyError as error:  # one point's failure never loses the others
+                reasons.setdefault(record.index, str(error))
     issued = None
     if proved:
         try:
@@ -118,7 +131,9 @@ def certified(
     return Certified(tuple(_told(r, proved.get(r.index), reasons.get(r.index)) for r in records), issued)
 
 
-def _told(record: Record, proved: tuple[float, list[int]] | None, reason: str | None) -> Record:
+def _told(record: Record, proved: _Proved | None, reason: str | None) -> Record:
+    if proved is not None and reason is not None:
+        return replace(record, proved=proved[0], unchecked=reason)
     if proved is not None:
         radius = min(record.radius, proved[0])
         note = record.note
@@ -130,7 +145,7 @@ def _told(record: Record, proved: tuple[float, list[int]] | None, reason: str | 
 
 def _written(
     writer: Writer,
-    proved: dict[int, tuple[float, list[int]]],
+    proved: dict[int, _Proved],
     waiting: Sequence[Record],
     rows: dict[int, int],
     centres: Tensor,
@@ -162,7 +177,7 @@ class _Proving:
     classes: int
     constants: PairConstants | None
 
-    def point(self, record: Record, row: int) -> tuple[float, list[int]]:
+    def point(self, record: Record, row: int) -> _Proved:
         """A radius that is proved, and a value above 0 for every rival on its ball.
 
         Raises:
@@ -176,19 +191,28 @@ class _Proving:
                     return self._within(record, row, radius)
             except RefutedCertificate as error:
                 reasons.append(str(error))
-        smaller = (
-            ""
-            if self.plan.method == "crown"
-            else "; --method crown finds smaller ones that its lines reach more often"
-        )
-        raise NotCovered(f"{reasons[0]}, and as little on balls up to {LESS[-1]:.1%} smaller{smaller}")
+        raise NotCovered(f"{reasons[0]}, and as little on balls up to {LESS[-1]:.1%} smaller")
 
-    def _within(self, record: Record, row: int, radius: float) -> tuple[float, list[int]]:
+    def smaller(self, record: Record, row: int) -> _Proved:
+        """A radius below that of the search which lines on the whole ball reach.
+
+        Raises:
+            NotCovered: none of those that are tried.
+        """
+        crown = record.by_method.get("crown", 0.0) * (1.0 - LESS[2])
+        tried = {radius for part in SMALLER if (radius := record.radius * part) < crown or not crown}
+        tried |= {crown} if 0.0 < crown < record.radius * (1.0 - MOST) else set()
+        for radius in sorted(tried, reverse=True):
+            with suppress(RefutedCertificate), self.writer.attempt():
+                return self._within(replace(record, radius=radius, carried=None), row, radius, parts=False)
+        raise NotCovered("nor at a tenth of it")
+
+    def _within(self, record: Record, row: int, radius: float, parts: bool = True) -> _Proved:
         others = [j for j in range(self.classes) if j != record.label]
         carried = record.carried or Carried((Path(radius, ()),) * len(others))
         margins = []
         for k, rival in enumerate(others):
-            margin = self._margin(record.label, rival, k, row, radius, carried)
+            margin = self._margin(record.label, rival, k, row, radius, carried, parts)
             if margin.reach < radius * (1.0 - 1e-6) and carried.paths[k].shells:
                 # The shells begin with a smaller margin than in the search: lines on the whole ball, or its parts, may do.
                 with suppress(RefutedCertificate):
@@ -202,12 +226,13 @@ class _Proving:
         return reached, [self._fact(margin, record.label, row, reached) for margin in margins]
 
     def _margin(
-        self, label: int, rival: int, place: int, row: int, radius: float, carried: Carried
+        self, label: int, rival: int, place: int, row: int, radius: float, carried: Carried, parts: bool
     ) -> _Margin:
         """A path in the checker's own numbers, and how far it reaches."""
         path = carried.paths[place]
         start = radius if not path.shells else path.start
-        value, low = self._value(label, rival, start, row, carried.trees.get(path.start, {}).get(place))
+        tree = carried.trees.get(path.start, {}).get(place)
+        value, low = self._value(label, rival, start, row, tree, parts)
         shells: list[tuple[float, int, Fraction]] = []
         left, before = Fraction(low), start
         for shell in path.shells:
@@ -228,13 +253,15 @@ class _Proving:
         return _Margin(rival, value, low, start, tuple(shells), before if left > 0 and low > 0 else 0.0)
 
     def _value(
-        self, label: int, rival: int, radius: float, row: int, tree: Tree | None = None
+        self, label: int, rival: int, radius: float, row: int, tree: Tree | None = None, parts: bool = True
     ) -> tuple[int, float]:
         """A margin by lines over a ball; over parts of it, where they were searched for or split in the search too."""
         part = self._part(radius, row)
         value, low = self.writer.value(part, (label, rival))
         if low > 0 or not PARTED & set(self.plan.parts):
             return value, low
+        if not parts:
+            raise RefutedCertificate("lines over the whole ball do not reach it")
         if tree is not None:
             with suppress(RefutedCertificate):
                 return self.writer.value_in_tree(part, (label, rival), self._leaves(part, tree)), NOTHING

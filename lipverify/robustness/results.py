@@ -216,7 +216,7 @@ class Radii(Result):
         )
 
     def _point(self, record: Record) -> dict[str, Any]:
-        certificate = f"{CERTIFICATES}/{CERTIFICATE}" if record.checked else None
+        certificate = f"{CERTIFICATES}/{CERTIFICATE}" if record.checked or record.proved else None
         return {
             **record.to_json(),
             "rigour": "checked" if record.checked else "real",

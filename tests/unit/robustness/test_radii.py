@@ -17,7 +17,7 @@ from lipverify import ops
 from lipverify.analyzers.protocol import Compute
 from lipverify.certificates.issuing import subject_of
 from lipverify.certificates.writing import Writer
-from lipverify.errors import UnreadableCertificate, UnsupportedModel, UsageError
+from lipverify.errors import RefutedCertificate, UnreadableCertificate, UnsupportedModel, UsageError
 from lipverify.ir.norm import Norm
 from lipverify.robustness import Attack, Plan, Smoothing, points, proof
 from lipverify.robustness.arithmetic import LARGEST, length_up, quotient_down
@@ -74,6 +74,32 @@ def test_a_proof_that_fails_does_not_lose_the_other_points(monkeypatch: pytest.M
     found = lv.radii(chain([IDENTITY]), x, torch.tensor([0, 1]), "l2", "global")
     assert [r.checked for r in found.records] == [False, True]
     assert found.records[0].unchecked == "balls that do not grow"
+
+
+def test_beside_a_radius_without_a_proof_stands_a_smaller_one_that_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The search's radius stays what it was; the certificate is about the one that lines over the whole ball reach."""
+
+    def point(*_: object) -> tuple[float, list[int]]:
+        raise RefutedCertificate("no lead")
+
+    monkeypatch.setattr(proof._Proving, "point", point)
+    x, y = torch.tensor([[2.0, 1.0]]), torch.tensor([0])
+    record = lv.radii(chain([IDENTITY]), x, y, "linf", "branching").records[0]
+    alone = lv.radii(chain([IDENTITY]), x, y, "linf", "branching", proofs=False).records[0]
+    assert record.radius == alone.radius
+    assert not record.checked
+    assert record.unchecked == "no lead"
+    assert record.proved == 0.9 * record.radius
+    found = lv.radii(chain([IDENTITY]), x, y, "linf", "branching")
+    assert found.issued is not None
+    assert found.rigour == "real"
+    document = found.to_json()["points"][0]
+    assert document["proved"] == record.proved
+    assert document["rigour"] == "real"
+    assert document["certificate"]
+    assert found.issued.document["claim"]["radius"] == [record.proved]
 
 
 @pytest.mark.parametrize(("reached", "walks"), [(0.3, False), (0.5, False), (0.75, True)])
