@@ -19,6 +19,8 @@ UNREAD = {
     "CastLike": "round_mode",
 }
 """Operator -> settings that it does not read, or not as they are meant, in the operator sets that are read."""
+UNREAD_INPUTS = {"GRU": 4, "LSTM": 4, "RNN": 4}
+"""Operator -> the place of an input that it does not read: of how many steps are, it takes all."""
 _EXPANDED = ("GroupNormalization",)
 """Operators that it writes out in others, with constants of float32."""
 
@@ -30,5 +32,7 @@ def told_by_reference(data: bytes, wide: bool = False) -> bool:
         if wide and op in _EXPANDED:
             return False
         if any(attribute.get("name") in unread for attribute in node["attribute"]):
+            return False
+        if op in UNREAD_INPUTS and any(node["input"][UNREAD_INPUTS[op] : UNREAD_INPUTS[op] + 1]):
             return False
     return True

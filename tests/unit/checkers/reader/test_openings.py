@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,7 +21,7 @@ from lipverify.checkers.reader.agreement import agree
 from lipverify.checkers.reader.gates import Gates
 from lipverify.checkers.reader.openings import Around
 from lipverify.checkers.reader.operators import OPERATORS
-from lipverify.checkers.reader.references import UNREAD, told_by_reference
+from lipverify.checkers.reader.references import UNREAD, UNREAD_INPUTS, told_by_reference
 from lipverify.checkers.verdict import _compared
 from lipverify.errors import NotCovered
 from tests.onnx_models import model, node, random
@@ -231,14 +233,35 @@ def test_settings_that_the_reference_does_not_read_are_known() -> None:
         assert unread <= {*UNREAD.get(op, "").split()}, op
 
 
-@pytest.mark.parametrize(("names", "told"), [(None, True), (["Sigmoid", "Relu", "Tanh"], False)])
-def test_an_evaluator_that_passes_over_settings_does_not_decide(names: list[str] | None, told: bool) -> None:
+def test_inputs_that_the_reference_does_not_read_are_known() -> None:
+    """Layers that read fewer steps than there are were refused: onnx's evaluator read all of them."""
+    for op in OPERATORS:
+        inputs = {i.name: k for s in defs.get_all_schemas_with_history() if s.name == op and s.domain == ""
+                  for k, i in enumerate(s.inputs)}  # fmt: skip
+        for made in (getattr(_op_list, n) for n in dir(_op_list) if n == op or n.startswith(f"{op}_")):
+            run = ast.parse(textwrap.dedent(inspect.getsource(made._run))).body[0]
+            assert isinstance(run, ast.FunctionDef)
+            used = {n.id for n in ast.walk(run) if isinstance(n, ast.Name)}
+            unread = [inputs[a.arg] for a in run.args.args if a.arg in inputs and a.arg not in used]
+            assert unread in ([], [UNREAD_INPUTS.get(op)]), op
+
+
+@pytest.mark.parametrize(
+    ("names", "steps", "told"),
+    [(None, None, True), (["Sigmoid", "Relu", "Tanh"], None, False), (None, 2, False)],
+)
+def test_an_evaluator_that_passes_over_settings_does_not_decide(
+    names: list[str] | None, steps: int | None, told: bool
+) -> None:
     given = {} if names is None else {"activations": names}
     nodes = [
-        node("LSTM", ["x", "w", "r"], ["", "h"], hidden_size=2, **given),
+        node(
+            "LSTM", ["x", "w", "r", *([] if steps is None else ["", "n"])], ["", "h"], hidden_size=2, **given
+        ),
         node("Identity", ["h"], ["y"]),
     ]
-    data = model(nodes, [3, 1, 2], 14, {"w": random(1, 8, 2), "r": random(1, 8, 2)}).SerializeToString()
+    stored = {"w": random(1, 8, 2), "r": random(1, 8, 2), "n": np.array([steps or 3], np.int32)}
+    data = model(nodes, [3, 1, 2], 14, stored).SerializeToString()
     assert told_by_reference(data) is told
     for seed in range(6):
         assert agree(data, program_of(data), seed).share < 1.0
