@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lipverify.analyzers.protocol import Compute
-from lipverify.deadline import within
+from lipverify.deadline import left, within
 from lipverify.errors import BudgetEnded, InternalError, UnsupportedModel
 from lipverify.falsify import tokens
 from lipverify.falsify.balls import slopes_by_gains
@@ -33,6 +33,9 @@ ROUGH = 3
 LOST, FARTHEST, TRIES, SOME = 0.01, 1e3, 6, 5.0
 """Of what is believed, the part that a proof by gains may lose; how many times farther apart a pair is moved at once; and how
 many are tried at most, and for how many seconds of evaluations, as counted."""
+EXACT = 20
+"""Evaluations, as counted, that a proof in fixed point takes at least (30 and 42 on two networks): with less time it
+is not begun."""
 Candidates = list[tuple[Tensor, Tensor, Tensor]]
 """Believed slopes [count] and the two points [count, *shape] of each."""
 
@@ -142,6 +145,8 @@ def _shown(
         proved = torch.zeros_like(value)
         try:
             why = notes if below is slopes_below else []
+            if below is slopes_below and EXACT * seconds_of(graph) > left():
+                raise BudgetEnded("the budget ended")
             with within(deadline if bool((value > 0).all()) else None):
                 proved[open_] = _proved(graph, query, below, x[open_], y[open_], why)
         except BudgetEnded:
