@@ -189,7 +189,8 @@ def _pool(solve: Solve, shared: object, jobs: int, clock: Clock) -> ProcessPoolE
 
 def _end(pool: ProcessPoolExecutor) -> None:
     for process in list((pool._processes or {}).values()):
-        process.terminate()
+        # One that is stopped takes no other signal, and this program would wait for it when it ends.
+        process.kill()
     pool.shutdown(wait=False, cancel_futures=True)
 
 
