@@ -23,6 +23,7 @@ from lipverify.checkers.kernel.arithmetic import above
 from lipverify.checkers.kernel.elementary import Largest, behind
 from lipverify.checkers.kernel.gains import by_sums
 from lipverify.checkers.kernel.language import Rows
+from lipverify.checkers.kernel.neurons import bilinear
 from lipverify.checkers.kernel.program import Affine
 from lipverify.checkers.kernel.ranges import Condition, Empty, Ranges
 from lipverify.checkers.kernel.theorems import AtLeast, Constant, Emptiness, Gained, Known, lowest
@@ -85,6 +86,10 @@ class Writer(Record):
             "limit": low.hex(),
         }
         return self._put({"step": "value", **fields}, AtLeast(known.part, Fraction(low), rows, sign)), low
+
+    def multiplies(self) -> bool:
+        """Whether the program multiplies values, as gates and attention do."""
+        return bilinear(self.subject.elements)
 
     def is_empty(self, number: int) -> bool:
         """Whether a fact is that no input is in its part."""

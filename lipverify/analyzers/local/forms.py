@@ -28,9 +28,8 @@ LOOSE = 2.0
 """Bounds above this many times the reference network's norm are worth ranges by linear bounds, and another sweep."""
 LINEAR_WORK = 2e11
 """Multiplications that linear bounds of one ball may take for that."""
-PACE, LONGEST = 3e7, 900.0
-"""Rows times squared numbers in the steps of a program that the checker goes through, twice, in a second; how many
-seconds a proof may take that nothing else ends."""
+LONGEST = 900.0
+"""Seconds that a proof may take that nothing else ends."""
 
 
 @keepable
@@ -56,15 +55,13 @@ class FormRows:
 
         Lines follow how slopes change with the values, forms take them as independent; where values range far, forms know more.
         """
-        from lipverify.analyzers.local.proof import prove_jacobians
+        from lipverify.analyzers.local.proof import expected, prove_jacobians
 
-        numbers = sum(step.size for step in writer.subject.elements.steps)
-        rows = part.rows[1] - part.rows[0]
-        seconds = rows * numbers**2 / PACE
+        seconds, size = expected(writer, part)
         if seconds > min(2.0 * left(), LONGEST) and not self.from_product[part.centre]:
             raise NotCovered(
-                "affine forms have no proof, and the checker's own ranges of derivatives "
-                f"({rows} rows through {numbers:,} numbers) would take about {seconds:.0f} seconds"
+                f"affine forms have no proof, and the checker's own ranges of derivatives ({size}) would take about "
+                f"{seconds:.0f} seconds"
             )
         return prove_jacobians(self, writer, part, least=True)
 
