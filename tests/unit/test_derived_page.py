@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import ast
+import json
 import math
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import lipverify as lv
 from lipverify import derived, ops
+from lipverify.checkers import closed_forms, derivations
 from lipverify.derived.networks import audited
+from lipverify.errors import RefutedCertificate, UnreadableCertificate
 from lipverify.ir.certificate import Rigour
 from lipverify.results import Audit
 from tests.networks import chain
@@ -104,3 +108,40 @@ def test_every_golden_number_stands_in_its_test(row: list[str]) -> None:
     numbers = [float(found) for found in re.findall(r"(?<![\w.])\d*\.\d+(?:e-?\d+)?", row[0])]
     assert numbers
     assert [x for x in numbers if not any(math.isclose(x, y, rel_tol=1e-12) for y in stored)] == []
+
+
+def places(found: Any, key: str, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Where a key stands, at any depth."""
+    items = found.items() if isinstance(found, dict) else enumerate(found) if isinstance(found, list) else ()
+    return [at for k, v in items for at in ([(*path, k)] if k == key else []) + places(v, key, (*path, k))]
+
+
+@pytest.mark.parametrize("name", CHECKED)
+def test_constants_below_their_certificates_are_refused(name: str, tmp_path: Path) -> None:
+    """The rule's value for the smaller number, and its sentence, are written beside it; keys twice are unreadable."""
+    found = CHECKED[name]()
+    found.save(tmp_path / "a.json")
+    text, models = (tmp_path / "a.json").read_text(), list(found.graphs.values())
+    at = places(json.loads(text)["numbers"], "upper_hex")
+    assert at
+    for path in at:
+        document = json.loads(text)
+        place = document["numbers"]
+        for key in path[:-1]:
+            place = place[key]
+        place["upper_hex"] = (float.fromhex(place["upper_hex"]) * (1.0 - 1e-6)).hex()
+        if place["upper_hex"] == (0.0).hex():
+            continue
+        read, _ = derivations.parse(document)
+        value = closed_forms.bound(found.rule, read.value())
+        document |= {
+            "value": value,
+            "value_hex": value.hex(),
+            "statement": read.statement(value, read.points()),
+        }
+        (tmp_path / "a.json").write_text(json.dumps(document))
+        with pytest.raises((RefutedCertificate, UnreadableCertificate), match=r"more than|computed|shown"):
+            derived.verify_derived(tmp_path / "a.json", models)
+    (tmp_path / "a.json").write_text(text.replace('"value":', f'"value": {found.value * 2}, "value":', 1))
+    with pytest.raises(UnreadableCertificate):
+        derived.verify_derived(tmp_path / "a.json", models)
