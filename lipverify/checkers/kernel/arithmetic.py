@@ -22,7 +22,7 @@ from lipverify.errors import NotCovered, UnreadableCertificate
 Array = NDArray[Any]
 TINY = 2.0**-300
 """Covers every underflow: matrices are scaled near 1 first."""
-_BITS = 192
+_BITS, _FAR = 192, 1 << 16
 
 
 def need(condition: object, message: str) -> None:
@@ -76,8 +76,13 @@ def below(value: Fraction | int) -> float:
 
 
 def trimmed(value: Fraction) -> Fraction:
-    """A dyadic number >= value >= 0 of at most 192 bits, so that long products stay short."""
-    excess = value.numerator.bit_length() - value.denominator.bit_length() - _BITS
+    """A dyadic number >= value >= 0 of at most 192 bits, and not below 2^-_FAR unless 0, so that long products stay short.
+
+    Raises NotCovered: it is above 2^_FAR.
+    """
+    excess = max(value.numerator.bit_length() - value.denominator.bit_length() - _BITS, -_FAR)
+    if excess > _FAR:
+        raise NotCovered(f"a constant above 2^{_FAR} is not covered")
     scaled = value / Fraction(2) ** excess
     return Fraction(math.ceil(scaled)) * Fraction(2) ** excess
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lipverify.checkers.kernel.account import STEP, charge
+from lipverify.checkers.kernel.account import STEP, charge, held, returned
 from lipverify.checkers.kernel.arithmetic import TINY, Array, gamma, need
 from lipverify.checkers.kernel.curves import Curve, Lines, curve
 from lipverify.checkers.kernel.elementary import Elementary, Largest, Ranged, Within, met
@@ -142,10 +142,16 @@ class Chain:
         Raises:
             Empty: they contradict each other, and there is a part of a region that holds no input.
         """
+        before = held()
+        found = self._between(x, kinds)
+        returned(before - held())  # what bounds are read from is let go
+        return found
+
+    def _between(self, x: Signal, kinds: tuple[int, ...]) -> Slopes:
         if self.stops is not None:
             first, where = alike(x)
             if len(first) < x.height:
-                low, high = self.ranges(x.rows(first), kinds)
+                low, high = self._between(x.rows(first), kinds)
                 return low[where], high[where]
         unknown = np.any([np.isnan(m).any(1) for m in x.parts.values()], axis=0)
         x = x.rows(np.where(unknown, -1, np.arange(x.height))) if unknown.any() else x

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 import tracemalloc
 from collections.abc import Callable
+from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lipverify import checkers
-from lipverify.checkers.kernel import Region, Subject, account, parse_steps, prove
+from lipverify.checkers.kernel import Region, Subject, account, arithmetic, parse_steps, prove
 from lipverify.checkers.kernel.account import Account, spending
 from lipverify.checkers.kernel.program import Affine, Lattice
 from lipverify.checkers.reader import architecture, building, read_bytes, read_model
@@ -167,6 +169,24 @@ def smooth_lines() -> Case:
     return c
 
 
+def doubling(limit: float) -> Case:
+    """Every step squares the constant of the step before."""
+    c = case(copied(1))
+    c.add("product", start=0, end=0, gains=[], norms=L2, limit=limit.hex())
+    for k in range(40):
+        c.add("compose", first=k, second=k)
+    return c
+
+
+def steep(factor: float) -> Case:
+    w = Writing(1)
+    for _ in range(2000):
+        w.put(Affine(w.view(), 1, np.full((1, 1, 1), factor), np.zeros((1, 1, 1), np.int64)))
+    c = case(w)
+    c.add("product", start=0, end=c.last, gains=[], norms=["l1", "linf"], limit=HUGE)
+    return c
+
+
 LARGE: list[Callable[[], Case]] = [wide_input, many_neurons, many_differences, large_matrix, dense_gain, wide_stride, fine_torus,
                                    many_ranges]  # fmt: skip
 LONG: list[Callable[[], Case]] = [many_products, many_signs, many_conditions, smooth_lines]
@@ -208,6 +228,27 @@ def test_what_asks_for_much_time_is_refused(bomb: Callable[[], Case]) -> None:
     with pytest.raises(NotCovered, match="more operations than files of 0 bytes may"):
         proved(c, own)
     assert time.process_time() - started < 20
+
+
+@pytest.mark.parametrize(
+    "bomb", [partial(doubling, 2.0**1000), partial(steep, 2.0**100)], ids=["doubling", "steep"]
+)
+def test_constants_do_not_grow_without_end(bomb: Callable[[], Case]) -> None:
+    """Exact numbers have a mantissa of 192 bits, and exponents are bounded too: one of 2^(1000 2^k) took all time and memory."""
+
+    def refused() -> None:
+        with pytest.raises(NotCovered, match="a constant above 2\\^65536 is not covered"):
+            proved(bomb(), Account())
+
+    assert peak(refused) < 1e8
+
+
+def test_a_constant_of_many_small_factors_is_rounded_up() -> None:
+    c = steep(2.0**-100)
+    started = time.process_time()
+    proved(c, Account())
+    assert time.process_time() - started < 20
+    assert arithmetic.trimmed(Fraction(1, 1 << 70_000)) == Fraction(1, 1 << (1 << 16))
 
 
 @pytest.mark.usefixtures("small")
