@@ -44,7 +44,7 @@ class Radii(Result):
     failed_methods: tuple[str, ...] = ()
     """Of the refused methods those that broke."""
     issued: Issued | None = field(default=None, compare=False)
-    """The certificate of the points whose radius the checker has proved."""
+    """The certificate of the points of which the checker has proved the radius, or a smaller one (`Record.proved`)."""
 
     def __repr__(self) -> str:
         kept = sum(record.radius > 0 for record in self.records)
