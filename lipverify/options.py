@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -265,6 +266,10 @@ class Points:
         )
 
 
+BEGAN: ContextVar[float | None] = ContextVar("began", default=None)
+"""When the program was asked for a command; None where options are made in Python."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options(Points, Reading):
     """What every long command takes; a command adds fields of its own.
@@ -294,8 +299,8 @@ class Options(Points, Reading):
     verbose: Annotated[bool, option("every step of progress in a line", names=("--verbose", "-v"))] = False
     command: str = ""
     """What was typed."""
-    began: float = field(default_factory=lambda: time.monotonic())
-    """When the command began, before anything was read: the budget is that of the command."""
+    began: float = field(default_factory=lambda: BEGAN.get() or time.monotonic())
+    """When the command began, before its libraries were imported and anything was read: the budget is that of the command."""
 
     @property
     def end(self) -> float | None:

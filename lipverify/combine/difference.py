@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lipverify import ops
+from lipverify import memory, ops
 from lipverify.combine.agreement import require_close, samples
 from lipverify.combine.carry import (
     RUNS,
@@ -27,6 +27,7 @@ from lipverify.combine.carry import (
     run_changed,
     saturated,
 )
+from lipverify.deadline import look
 from lipverify.errors import UsageError
 from lipverify.interpreter import evaluate, evaluate_all
 from lipverify.ir.graph import Graph, Node
@@ -37,6 +38,8 @@ from lipverify.ops.change import Same, has_change
 _WEIGHTS = ops.Linear, ops.Conv, ops.ConvTranspose
 LISTED = 8
 """Places where the structures differ that are named."""
+MOST = 1 << 26
+"""Bytes of values at once where the difference is looked at on random inputs."""
 
 
 @dataclass(frozen=True)
@@ -312,16 +315,20 @@ class _Plan:
 def _check(found: Difference) -> None:
     """Every carried difference is that of its two layers, on random inputs; and the output that of the networks."""
     graph = found.graph
-    x = samples(graph)
-    values = evaluate_all(graph, x)
-    sizes = torch.stack([v.abs().flatten(1).amax(1).expand(len(x)) for v in values.values() if v[0].numel()])
-    largest = sizes.amax(0)
     pairs = [(layer.first, layer.second, layer.change) for layer in found.layers]
-    for first, second, name in [*pairs, (found.first, found.second, graph.output.name)]:
-        wanted = values[first] - values[second]
-        change = values[name].expand(wanted.shape)
-        if not bool(change.isfinite().all()):
-            raise UsageError(
-                f"the parameters of {graph[first].describe()} are so far apart that their difference is beyond float64"
-            )
-        require_close(wanted, change, "difference", largest[: len(wanted)])
+    pairs.append((found.first, found.second, graph.output.name))
+    # All values of a row are there at once.
+    rows = max(memory.share(MOST) // (8 * max(sum(node.size for node in graph.nodes), 1)), 1)
+    for x in samples(graph).split(rows):
+        values = evaluate_all(graph, x)
+        sizes = [v.abs().flatten(1).amax(1).expand(len(x)) for v in values.values() if v[0].numel()]
+        largest = torch.stack(sizes).amax(0)
+        for first, second, name in pairs:
+            look()
+            wanted = values[first] - values[second]
+            change = values[name].expand(wanted.shape)
+            if not bool(change.isfinite().all()):
+                raise UsageError(
+                    f"the parameters of {graph[first].describe()} are so far apart that their difference is beyond float64"
+                )
+            require_close(wanted, change, "difference", largest[: len(wanted)])

@@ -14,6 +14,7 @@ from typer.core import TyperCommand, TyperGroup
 from lipverify.commands.shell import Outcome, Verb, command
 from lipverify.errors import LipverifyError, Refuted, Undecided, UsageError, did_you_mean
 from lipverify.loading.names import display
+from lipverify.options import BEGAN
 
 if TYPE_CHECKING:
     from lipverify.commands.start import Start
@@ -64,6 +65,13 @@ def resolve(verb: str) -> Any:
 
 class Verbs(TyperGroup):
     """The group of all commands, with a command for every question."""
+
+    def invoke(self, ctx: Any) -> Any:
+        token = BEGAN.set(time.monotonic())
+        try:
+            return super().invoke(ctx)
+        finally:
+            BEGAN.reset(token)
 
     def list_commands(self, ctx: Any) -> list[str]:
         return [*super().list_commands(ctx), *verbs()]

@@ -16,6 +16,7 @@ from torch import Tensor
 from lipverify import ops
 from lipverify.analyzers.lipsdp.comparators import sorting_network
 from lipverify.analyzers.local.spelled import spelled
+from lipverify.deadline import look
 from lipverify.ir.graph import Graph, Node
 from lipverify.ir.op import Constant, Op, Shape
 from lipverify.ops.convolution import flat_pads
@@ -111,6 +112,7 @@ class _Writer:
         )
 
     def write(self, node: Node, shapes: list[Shape]) -> None:
+        look()
         self.source, op = node.name, node.op
         if isinstance(op, ops.Maximum | ops.Minimum):
             self._extremum(node)

@@ -31,6 +31,7 @@ _UNABLE = {
     "is under development": "development",
     "not registered": "registered",
     "No op registered": "registered",
+    "Batchwise recurrent operations": "Batchwise",
 }
 """What runtimes say of what they do not have yet -> the word of it that must not stand in the file, which they quote."""
 _LINE, _WAIT = 1 << 16, 10
