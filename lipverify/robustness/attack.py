@@ -91,6 +91,8 @@ class _Search:
         self.generator = torch.Generator(device="cpu").manual_seed(compute.seed)
         self.best: Example | None = None
         self.batch = settings.restarts
+        self.depth = 0.0
+        """How far below 0 a margin has to be for its sign to be shown: what rounding has hidden so far."""
 
     def run(self) -> Example | None:
         low, high = 0.0, self.first_guess()
@@ -234,30 +236,37 @@ class _Search:
     def offer(self, d: Tensor) -> bool:
         """Shortens the perturbation while it still fools the network, and keeps it where that is shown."""
         step = d.double()
-        point = self.inside(self.x + step)
-        if not self.fools(point):
-            return False
-        low, high = 0.0, 1.0
-        for _ in range(12):
-            middle = 0.5 * (low + high)
-            shorter = self.inside(self.x + middle * step)
-            if self.fools(shorter):
-                high, point = middle, shorter
-            else:
-                low = middle
-        margins = enclosed(self.exact, point)
-        worst = int(margins.upper.argmin())
-        if not float(margins.upper[worst]) < 0.0:
-            return False
-        size = length_up(point, self.x, self.norm)
-        if self.best is None or size < self.best.size:
-            rival = worst if worst < self.label else worst + 1
-            self.best = Example(point.cpu(), size, rival)
-        return True
+        while self.fools(point := self.inside(self.x + step)):
+            low, high = 0.0, 1.0
+            for _ in range(12):
+                middle = 0.5 * (low + high)
+                shorter = self.inside(self.x + middle * step)
+                if self.fools(shorter):
+                    high, point = middle, shorter
+                else:
+                    low = middle
+            margins = enclosed(self.exact, point)
+            worst = int(margins.upper.argmin())
+            if float(margins.upper[worst]) < 0.0:
+                size = length_up(point, self.x, self.norm)
+                if self.best is None or size < self.best.size:
+                    rival = worst if worst < self.label else worst + 1
+                    self.best = Example(point.cpu(), size, rival)
+                return True
+            # Enclosures of deep networks are wide, and each takes as long as many steps: none is asked for in vain twice.
+            hidden = float(margins.upper[worst]) - self.lowest(point)
+            if not math.isfinite(hidden):
+                return False
+            self.depth = 2.0 * max(self.depth, hidden)
+        return False
 
     def inside(self, point: Tensor) -> Tensor:
         return point if self.box is None else point.clamp(*self.box)
 
     def fools(self, point: Tensor) -> bool:
+        return self.lowest(point) < -self.depth
+
+    def lowest(self, point: Tensor) -> float:
+        """The smallest margin in float64."""
         with torch.no_grad():
-            return bool((evaluate(self.exact, point[None])[0] < 0).any())
+            return float(evaluate(self.exact, point[None])[0].min())

@@ -79,7 +79,7 @@ def bracket(shells: Shells, first: float, farthest: float, resolution: float, co
     for _ in range(64):
         if not 0.0 < radius < LARGEST or (shells.known and not shells.time_for_more(compute)):
             return
-        margins = shells.add(radius).margins
+        margins = shells.add(radius).best
         value = -math.inf if margins is None else float(margins.min())
         if value > 0:
             low = radius

@@ -43,8 +43,8 @@ GRADIENTS_A_SECOND = 5e6
 """Of `gradient_work`, a tenth of what a core does in a second: so that ten looks fit into the time of a point."""
 NEAR = 2e-2
 """Resolution of the search before branch and bound: what it may lose costs that one ball."""
-COARSE = 1e-2
-"""Resolution for networks with attention: each look takes seconds."""
+COARSE = 2e-3
+"""Resolution for networks with attention: each look takes a second, and half a dozen find the end."""
 SIDE_EFFORT = EFFORT / 50
 """Effort for global constants where they are one part of `auto`."""
 
@@ -412,7 +412,13 @@ def _searched(
     branching = "branching" in parts and (balls.leaves is None or balls.leaves >= FEWEST_LEAVES)
     timed = branching and plan.seconds is not None
     resolution = max(resolution, NEAR) if timed else resolution
-    shells.search(first, farthest, plan.looks, resolution, local, share)
+    if crown and mixes(graph):
+        # The margin of forms falls like a power of the radius: a secant needs half the looks of a bisection.
+        bracket(shells, first, farthest, resolution, share)
+        if local and shells.known:
+            shells.steepen(farthest, plan.looks, resolution, share)
+    else:
+        shells.search(first, farthest, plan.looks, resolution, local, share)
     if branching:
         looks = None if timed else plan.harder_looks
         grow(shells, balls.prove, farthest, looks, plan.resolution, compute)

@@ -262,18 +262,22 @@ class Shells:
                 break
             radius = between(max(low, certain), high) if high < LARGEST else 2.0 * radius
         if local and self.known:
-            if (
-                farthest < LARGEST
-                and self.known[-1].radius < farthest
-                and self.radius() <= self.known[-1].radius
-                and self.time_for_more(compute)
-            ):
-                self.add(farthest)  # the constants there carry on from the last ball
-            for _ in range(looks - len(self.known)):
-                place = self._where(resolution)
-                if place is None or not self.time_for_more(compute):
-                    return
-                self.add(place)
+            self.steepen(farthest, looks, resolution, compute)
+
+    def steepen(self, farthest: float, looks: int, resolution: float, compute: Compute) -> None:
+        """Looks where constants gain most, until `looks` balls are known; arguments as in `search`."""
+        if (
+            farthest < LARGEST
+            and self.known[-1].radius < farthest
+            and self.radius() <= self.known[-1].radius
+            and self.time_for_more(compute)
+        ):
+            self.add(farthest)  # the constants there carry on from the last ball
+        for _ in range(looks - len(self.known)):
+            place = self._where(resolution)
+            if place is None or not self.time_for_more(compute):
+                return
+            self.add(place)
 
     def _where(self, resolution: float) -> float | None:
         """The middle of the shell whose halving promises most, or a place just beyond the radius reached."""

@@ -18,6 +18,8 @@ from lipverify.analyzers.protocol import Compute
 from lipverify.certificates.issuing import subject_of
 from lipverify.certificates.writing import Writer
 from lipverify.errors import RefutedCertificate, UnreadableCertificate, UnsupportedModel, UsageError
+from lipverify.ir.graph import Graph
+from lipverify.ir.interval import Interval
 from lipverify.ir.norm import Norm
 from lipverify.robustness import Attack, Plan, Smoothing, points, proof
 from lipverify.robustness.arithmetic import LARGEST, length_up, quotient_down
@@ -183,6 +185,27 @@ def test_adversarial_examples_are_real(rng: np.random.Generator) -> None:
             assert found.label != label
             distance = float(torch.linalg.vector_norm(found.point - x, ord=norm.order))
             assert distance <= found.size <= distance * (1 + 1e-12)
+
+
+def test_an_example_is_taken_deeper_where_rounding_hides_the_nearest_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Enclosures .06 wide hide margins above -.03: half of that again is asked for, at the cost of a few enclosures."""
+    import lipverify.robustness.attack as module
+
+    calls, plain = [0], module.enclosed
+
+    def wide(graph: Graph, x: torch.Tensor) -> Interval:
+        calls[0] += 1
+        box = plain(graph, x)
+        return Interval(box.lower - 0.03, box.upper + 0.03)
+
+    monkeypatch.setattr(module, "enclosed", wide)
+    settings = Attack()
+    found = attack(chain([IDENTITY]), torch.tensor([2.0, 1.0]), 0, Norm.LINF, None, settings, Compute())
+    assert found is not None
+    assert 0.515 <= found.size <= 0.56
+    assert calls[0] <= settings.halvings + settings.doublings
 
 
 def test_the_attack_goes_on_in_smaller_batches_when_memory_is_short(
