@@ -139,7 +139,7 @@ def headline(document: Document) -> str:
         return f"No radius: {'the label of the point is' if len(points) == 1 else 'the labels of all points are'} wrong.{tail}"
     if not certified:
         return f"No radius above zero was certified ({display(document['norm'])}, {size}).{tail}"
-    middle = sorted(certified)[(len(certified) - 1) // 2]
+    middle = sorted(certified)[len(certified) // 2]
     return (
         f"{size} keep their label: half of these for every {display(document['norm'])} perturbation below "
         f"{radius_text(middle, PROSE)}, all of them below {radius_text(min(certified), PROSE)}.{tail}"

@@ -300,3 +300,9 @@ def test_points_with_wrong_labels_alone_have_no_radius_for_that_reason() -> None
     )
     right = wrong | {"index": 1, "predicted": 1}
     assert "No radius above zero" in radii.headline({"points": [wrong, right], "norm": "linf"})
+
+
+def test_half_of_the_points_keep_their_label_below_the_radius_of_the_headline() -> None:
+    points = [{"radius": radius, "label": 0, "predicted": 0} for radius in (0.125, 0.25, 0.5, 0.75)]
+    said = radii.headline({"points": points, "norm": "linf"})
+    assert "half of these for every linf perturbation below 0.5, all of them below 0.125" in said
