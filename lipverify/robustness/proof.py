@@ -258,10 +258,10 @@ class _Proving:
         """A margin by lines over a ball; over parts of it, where they were searched for or split in the search too."""
         part = self._part(radius, row)
         value, low = self.writer.value(part, (label, rival))
+        if low <= 0 and not parts:
+            raise RefutedCertificate("lines over the whole ball do not reach it")
         if low > 0 or not PARTED & set(self.plan.parts):
             return value, low
-        if not parts:
-            raise RefutedCertificate("lines over the whole ball do not reach it")
         if tree is not None:
             with suppress(RefutedCertificate):
                 return self.writer.value_in_tree(part, (label, rival), self._leaves(part, tree)), NOTHING

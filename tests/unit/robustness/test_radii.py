@@ -104,6 +104,16 @@ def test_beside_a_radius_without_a_proof_stands_a_smaller_one_that_has(
     assert found.issued.document["claim"]["radius"] == [record.proved]
 
 
+@pytest.mark.parametrize("method", ["crown", "local", "branching"])
+def test_smaller_radii_are_tried_one_after_another(method: str) -> None:
+    """The search said .7 where .5 is true: .63 and .525 have no proof, .35 has, whatever the search was by."""
+    graph = chain([IDENTITY])
+    writer = Writer(graph, subject_of(graph).program, np.array([[2.0, 1.0]]))
+    record = Record(0, 0, 0, 0.7, method, None, 0.0, 1.0)
+    found = proof._Proving(writer, Plan(Norm.LINF, method), 2, None).smaller(record, 0)
+    assert found[0] == 0.5 * record.radius
+
+
 @pytest.mark.parametrize(("reached", "walks"), [(0.3, False), (0.5, False), (0.75, True)])
 def test_a_walk_that_ends_within_its_first_ball_is_its_value(reached: float, walks: bool) -> None:
     """Another rival may end there: shells cut at that were smaller than the ball before them, and the whole run was lost."""
