@@ -28,6 +28,7 @@ from lipverify import ops
 from lipverify.analyzers.affine_runs import RunGain
 from lipverify.analyzers.lengths import by_vectors
 from lipverify.analyzers.places import Reader, Sum
+from lipverify.certificates.tokens import lambert
 from lipverify.ir.graph import Graph, Node
 from lipverify.ir.norm import Norm
 from lipverify.linalg.rounding import Upper
@@ -64,17 +65,6 @@ class Distances:
             whole = whole * (w * 2.0 + Upper.of(self.tokens).sqrt() * (Upper.one() + w * 2.0))
             found = min(found, whole * embedding(self.size, Norm.L2, norm_out))
         return RunGain((found,), note=f"L2 attention, 4 W_0(({self.keys} - 1)/e) + 1 for a token")
-
-
-def lambert(count: int) -> float:
-    """At least W_0(count / e): a number w with w exp(w + 1) >= count."""
-    w = math.log1p(count)
-    for _ in range(60):
-        w -= (w * math.exp(w + 1.0) - count) / ((w + 1.0) * math.exp(w + 1.0))
-    w = w * (1.0 + 2.0**-40)
-    while w * math.exp(w + 1.0) < count * (1.0 + 2.0**-44):
-        w = w * (1.0 + 2.0**-40) + 2.0**-1000
-    return w
 
 
 def distances(graph: Graph) -> tuple[dict[str, Distances], str | None]:

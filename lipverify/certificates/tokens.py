@@ -21,11 +21,14 @@ from lipverify.checkers.kernel.program import Program
 from lipverify.checkers.norms import Norm as TokenNorm
 from lipverify.checkers.norms import Tokens
 from lipverify.checkers.theories import tokens as kernel
+from lipverify.checkers.theories.tokens.distances import lambert
 from lipverify.errors import NotCovered, UnsupportedModel
 from lipverify.interpreter import evaluate_all
 from lipverify.ir.graph import Graph, Node
 from lipverify.ir.norm import Norm
 from lipverify.ir.region import Query
+
+__all__ = ["Followed", "Stage", "computed_by", "followed", "lambert", "unread"]
 
 
 class Stage(NamedTuple):

@@ -10,9 +10,13 @@ import torch
 from torch import Tensor, nn
 
 import lipverify as lv
-from lipverify.analyzers.distances import distances, lambert
+from lipverify.analyzers.distances import distances
 from lipverify.analyzers.product import Product
 from lipverify.analyzers.protocol import Compute
+from lipverify.analyzers.tokens import Tokens
+from lipverify.certificates.tokens import lambert
+from lipverify.errors import UnsupportedModel
+from lipverify.falsify import Search
 from lipverify.interpreter import evaluate
 from lipverify.ir.norm import Norm
 from lipverify.ir.region import Query
@@ -154,6 +158,88 @@ def test_a_matrix_for_every_head() -> None:
     upper = Product().bound(graph, Query(), Compute()).upper
     assert isinstance(upper, Tensor)
     assert steepest(network, Norm.L2) <= float(upper)
+
+
+def token_steepest(network: nn.Module) -> float:
+    """The largest change of an output token found where no input token moves by more than 1 per unit."""
+    network, generator = network.double(), torch.Generator().manual_seed(1)
+    found = 0.0
+    for size in (0.1, 0.3, 1.0, 1.0, 3.0, 10.0):
+        x = size * torch.randn(1, TOKENS, WIDTH, generator=generator, dtype=torch.float64)
+        j = torch.autograd.functional.jacobian(network, x).reshape(TOKENS, -1, TOKENS, WIDTH)
+        for i in range(TOKENS):
+            d = torch.randn(TOKENS, WIDTH, generator=generator, dtype=torch.float64)
+            for _ in range(20):  # each input token along what moves the output token most
+                d = d / d.norm(dim=1, keepdim=True).clamp_min(1e-12)
+                y = torch.einsum("oja,ja->o", j[i], d)
+                found = max(found, float(y.norm()))
+                d = torch.einsum("oja,o->ja", j[i], y)
+    return found
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        *(Attention(spelling) for spelling in (subtracted, multiplied, expanded, of_keys)),
+        Attention(expanded, "causal"),
+        PerHead(),
+    ],
+    ids=["subtracted", "multiplied", "expanded", "of_keys", "causal", "per head"],
+)
+def test_tokens_have_a_checked_constant_that_another_limit_or_norm_does_not_get(network: nn.Module) -> None:
+    graph = read(network)
+    result = lv.audit(graph, norm="token-l2", analyzers="tokens", search=Search(seconds=0.1))
+    certificate = result.best.certificate
+    assert token_steepest(network) <= float(result.upper) < 10
+    assert lv.verify(certificate, graph).claim
+    document = certificate.issued.document
+    (step,) = document["proof"]["steps"]
+    honest = dict(step)
+    less = (float.fromhex(honest["limit"]) * 0.999).hex()
+    for field, value in (("limit", less), ("norms", ["token-l2/4", "token-l2/8"])):
+        step.update(honest | {field: value})
+        with pytest.raises(lv.RefutedCertificate):
+            lv.verify(certificate, graph)
+
+
+BROKEN = {
+    "untied": "other queries than keys",
+    "own key masked": "no query among the keys",
+    "free values": "values of another matrix of the input",
+    "twice": "squares of keys count twice",
+    "key by key": "a temperature for every key",
+    "biased": "a score of its own for every key",
+    "other head": "values of the other head",
+    "other order": "values of the tokens in another order",
+    "turned": "keys whose entries are in another order",
+}
+
+
+class Broken(Attention):
+    """What looks like it, and has no such constant."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = self.heads(self.q(x))
+        k = q.flip(-1) if self.kind == "turned" else q
+        z = -2 * q @ k.mT + q.pow(2).sum(-1, keepdim=True)
+        z = -(z + (2 if self.kind == "twice" else 1) * k.pow(2).sum(-1, keepdim=True).mT)
+        if self.kind == "key by key":
+            z = z * torch.tensor([1.0, 2.0, 1.0, 1.0])
+        if self.kind == "biased":
+            z = z + torch.tensor([0.0, 9.0, 0.0, 0.0])
+        v = {"other head": q.flip(1), "other order": q.flip(2)}.get(self.kind, q)
+        return (z.softmax(-1) @ v).transpose(1, 2).flatten(2)
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_what_only_looks_like_it_has_no_checked_constant(kind: str) -> None:
+    known = kind in ("untied", "own key masked", "free values")
+    network = Attention(expanded, kind) if known else Broken(expanded, kind)
+    with pytest.raises(UnsupportedModel, match=r"not bounded|no bound"):
+        Tokens().bound(read(network), Query(Norm.TOKEN_L2, Norm.TOKEN_L2), Compute())
+    if not known:
+        upper = Tokens().bound(read(Broken(expanded)), Query(Norm.TOKEN_L2, Norm.TOKEN_L2), Compute()).upper
+        assert token_steepest(Broken(expanded)) <= float(upper) < 10  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 16, 196, 4096])

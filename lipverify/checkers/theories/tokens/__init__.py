@@ -11,6 +11,7 @@ and softmax a new family begins. With |.|_2 of a token, u a token's vector, X, Y
                              j the last term is the same for all entries and changes nothing, if y is the same for all j
     p = softmax(z)           |dp|_1 <= (max dz - min dz)/2 <= max |dz_j|: l_inf to l1 has the constant max_S 4 P_S (1 - P_S) <= 1
     sum_j p_j (V u_j + c)    = V (sum_j p_j u_j) + c, whose average has L <= |dp|_1 max s_j + max L_j and size max s_j
+    where p_j falls with -s |u_j - u_i|^2    L <= (1 + 4 W) max L_j without any size, W = W_0((keys - 1)/e) (`distances`)
     n(u), variance + eps     |n(u)| <= sqrt d, L_n <= L / sqrt(eps)
 
 Source: Newhouse, Hess, Cesista et al. 2025 (arXiv 2507.13338) for the geometry; Kim, Papamakarios, Mnih 2021 (arXiv 2006.04710)

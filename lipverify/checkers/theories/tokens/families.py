@@ -151,11 +151,11 @@ class Families:
         return self._family(sets, slope, size, power, kind)
 
     def _family(self, sets: Array, slope: Array, size: Array, power: int, kind: str, average: bool = False,
-                shared: Shared | None = None) -> Form:  # fmt: skip
+                shared: Shared | None = None, nearby: tuple[int, Array] | None = None) -> Form:  # fmt: skip
         """New rows of entries [count, width], -1 for none, as a form of their own."""
         count, width = sets.shape
         charge(8 * width * width)
-        number = self._new(Family(self._at, kind, width, slope, size, power, average, shared))
+        number = self._new(Family(self._at, kind, width, slope, size, power, average, shared, nearby))
         n = int((sets >= 0).sum())
         rows, places = (np.full((n, 1), -1, dtype=np.int64) for _ in range(2))
         there = sets >= 0

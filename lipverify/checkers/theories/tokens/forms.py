@@ -28,7 +28,7 @@ class Family:
     """Vectors of one width: of each its largest l2 norm, [count], and its constant, slope 2^power, [count].
 
     step, kind: which one it is of, and what it does. average: each holds weights that are not negative and sum to 1, and slope
-    bounds the l1 norm of its change.
+    bounds the l1 norm of its change. nearby: of weights by distances, a family and its rows [count, width] that are compared.
     """
 
     step: int
@@ -39,6 +39,7 @@ class Family:
     power: int = 0
     average: bool = False
     shared: Shared | None = None
+    nearby: tuple[int, Array] | None = None
 
 
 class Part(NamedTuple):

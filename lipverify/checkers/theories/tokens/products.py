@@ -7,6 +7,7 @@ import numpy as np
 from lipverify.checkers.kernel.account import charge
 from lipverify.checkers.kernel.arithmetic import Array, gamma
 from lipverify.checkers.kernel.program import Affine
+from lipverify.checkers.theories.tokens.distances import lambert
 from lipverify.checkers.theories.tokens.families import Families, NoConstant
 from lipverify.checkers.theories.tokens.forms import (
     UP,
@@ -76,7 +77,7 @@ class Products(Families):
         count = len(index)
         there = np.zeros(index.shape, dtype=bool)
         moves, rows, start, power = np.zeros(count), np.full(count, -1, dtype=np.int64), 0, -(1 << 30)
-        whole: list[tuple[Array, Array, int, Array]] = []
+        whole: list[tuple[Array, Family, Array, Array]] = []
         for p in weights.parts:
             family = self.families[p.family]
             one = p.rows.shape[1] == 1 and family.average and not p.error.any()
@@ -99,7 +100,7 @@ class Products(Families):
                 or bool((used & (rows >= 0)).any())
             ):
                 return None
-            whole.append((used, family.slope[row], family.power, met))
+            whole.append((used, family, row, met))
             rows = np.where(used, row + start, rows)
             there |= mine
             start, power = start + len(family.slope), max(power, family.power)
@@ -109,16 +110,26 @@ class Products(Families):
         v = values.parts[0]
         names = np.full((count, 1 + max(met.shape[1] for *_, met in whole)), -1)
         names[:, 0] = rows
-        for used, slope, own, met in whole:
-            moves = np.where(used, shifted(slope, own - power), moves)
-            names[used, 1 : 1 + met.shape[1]] = np.take_along_axis(v.rows[index, 0], met, 1)[used]
+        close = np.full(count, np.inf)  # what an average by distances multiplies the slope of its tokens by
+        for used, family, row, met in whole:
+            moves = np.where(used, shifted(family.slope[row], family.power - power), moves)
+            read = np.take_along_axis(v.rows[index, 0], met, 1)
+            names[used, 1 : 1 + met.shape[1]] = read[used]
+            if family.nearby is not None and family.nearby[0] == v.family:
+                keys = family.nearby[1][row]
+                if keys.shape[1] == 2:  # either is the query
+                    keys, read = np.sort(keys, 1), np.sort(read, 1)
+                factor = (1.0 + 4.0 * lambert(keys.shape[1] - 1)) * UP
+                close = np.where(used & (keys == read).all(1), factor, close)
         known = self.families[v.family]
         first, line = there.argmax(1), np.arange(count)
         slope, size = (np.where(there, n[v.rows[index, 0]], 0.0).max(1) for n in (known.slope, known.size))
-        self._finite(size, VALUES)
         ids, at = np.unique(names, axis=0, return_inverse=True)
         at, joint = at.reshape(-1), max(power, known.power)
-        joined = (times(shifted(moves, power - joint), size) + shifted(slope, known.power - joint)) * UP
+        own = shifted(slope, known.power - joint)
+        near = np.where(close < np.inf, times(close, own), np.inf)
+        joined = np.minimum((times(shifted(moves, power - joint), size) + own) * UP, near)
+        self._finite(joined, VALUES)
         most, largest = np.zeros(len(ids)), np.zeros(len(ids))
         np.maximum.at(most, at, joined)
         np.maximum.at(largest, at, size)

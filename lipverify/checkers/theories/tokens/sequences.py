@@ -22,6 +22,7 @@ from lipverify.checkers.kernel.program import (
     Step,
     View,
 )
+from lipverify.checkers.theories.tokens.distances import Tokens, compared, lambert
 from lipverify.checkers.theories.tokens.families import BEYOND, NoConstant
 from lipverify.checkers.theories.tokens.forms import (
     UP,
@@ -55,10 +56,15 @@ class Sequences(Products):
         self.variance = variance
         self._forms: list[Form] = []
         self._steps = program.steps
+        near, used = compared(program.steps)
+        self._distances = {k: (tokens, number) for number, tokens in enumerate(near) for k in tokens.weights}
+        self._tokens: dict[int, int] = {}
         for k, step in enumerate(program.steps):
             charge(0, STEP)
             self._at = k
-            if isinstance(step, Input):
+            if k not in used:
+                self._forms.append(bare((), 0))
+            elif isinstance(step, Input):
                 if step.size % width:
                     raise NotCovered(f"an input of {step.size} numbers has no tokens of {width}")
                 count = step.size // width
@@ -66,6 +72,22 @@ class Sequences(Products):
                                                 np.full(count, most), 0, "input"))  # fmt: skip
             else:
                 self._forms.append(self._step(step))
+            for number, tokens in enumerate(near):
+                if k == max(tokens.sources):
+                    self._tokens[number] = self._begin(tokens)
+
+    def _begin(self, tokens: Tokens) -> int:
+        """Begins a family of vectors whose distances are taken: what is computed from them is a function of its rows."""
+        sizes = [self._steps[s].size for s in tokens.sources]
+        whole = joined([self._form(s) for s in tokens.sources])
+        count, width = tokens.places.shape
+        rest = np.setdiff1d(np.arange(sum(sizes)), tokens.places)
+        sets = np.full((count + len(rest), width), -1, dtype=np.int64)
+        sets[:count], sets[count:, 0] = tokens.places, rest
+        form = self._family(sets, *self._bounds(whole, sets), "compared")
+        for source, start, size in zip(tokens.sources, np.cumsum([0, *sizes]), sizes, strict=False):
+            self._forms[source] = form.take(np.arange(start, start + size))
+        return form.parts[0].family
 
     # -- what is asked
 
@@ -100,6 +122,11 @@ class Sequences(Products):
                 isinstance(s, Affine) and s.kernel.shape[:2] == (1, 1) and s.index.shape[2] > 1 for s in later
             )
             return bare((), 0) if summed and later else self._product_of(step)
+        if self._at in self._distances:
+            return self._nearby(step)
+        if isinstance(step, Softmax) and step.groups.shape[1] == 1:
+            order = np.arange(step.size)[:, None]
+            return self._family(order, np.zeros(len(order)), np.ones(len(order)), 0, "softmax", average=True)
         x = self._seen(step.view)
         if isinstance(step, Scalar):
             return self._activation(step, x)
@@ -286,6 +313,18 @@ class Sequences(Products):
         part = part._replace(places=places.reshape(-1, 1), base=base, error=np.zeros_like(base))
         values, at = np.unique(bias, return_inverse=True)
         return Form((part,), np.where(bias == 0, -1, at.reshape(-1)), values, np.zeros(len(values)))
+
+    def _nearby(self, step: Step) -> Form:
+        """A softmax that falls with distances: |dP|_1 <= 4 root(s W) L (`distances`)."""
+        assert isinstance(step, Softmax)
+        tokens, number = self._distances[self._at]
+        keys, scale = tokens.weights[self._at]
+        family = self.families[self._tokens[number]]
+        w = lambert(keys.shape[1] - 1)
+        slope = times(4.0 * np.sqrt(scale * w) * UP, family.slope[keys].max(1))
+        order = np.arange(step.size).reshape(step.groups.shape)
+        return self._family(order, slope, np.ones(len(order)), family.power, "softmax", average=True,
+                            nearby=(self._tokens[number], keys))  # fmt: skip
 
     def _softmax(self, step: Softmax, x: Form) -> Form:
         slope, _, power = self._bounds(x, np.arange(len(x.places))[:, None])
