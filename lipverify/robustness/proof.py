@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -41,7 +42,9 @@ PARTS, WORK = 256, 1 << 21
 MOST = 0.05
 """What the checker's radius may be below that of the search, relatively; beyond it the point stays `real` and says both."""
 SMALLER = (0.9, 0.75, 0.5, 0.25, 0.1)
-"""Parts of a radius without a proof at which lines are tried, beside what `crown` found: the first they reach is printed."""
+"""Parts of a radius without a proof at which lines are tried, beside what other methods found; halving goes on from there."""
+CLOSE, HALVINGS = 0.02, 3
+"""Halving ends where a radius without a proof is so little above one that has, relatively; over parts after so many steps."""
 WHOLE = 0.8
 """The part of the time of proofs that those of the radii themselves may take."""
 
@@ -49,8 +52,12 @@ WHOLE = 0.8
 UNPROVED = "the budget ended before the checker had proved it; give a larger --budget"
 
 
-_Proved = tuple[float, list[int]]
-"""A radius and the facts that prove it, one for every rival."""
+class _Proved(NamedTuple):
+    """A radius and the facts that prove it, one for every rival; whole: it is the search's, up to `MOST`."""
+
+    radius: float
+    facts: list[int]
+    whole: bool
 
 
 @dataclass(frozen=True)
@@ -81,9 +88,8 @@ def certified(
     waiting = [r for r in records if r.radius > 0]
     if plan.method == "smoothing" or not waiting:
         return Certified(tuple(records), None)
-    half = None if deadline is None else time.monotonic() + 0.6 * max(deadline - time.monotonic(), 0.0)
     try:
-        with within(half):
+        with within(_share(deadline, 0.0)):
             look()
             subject = subject_of(graph)
     except BudgetEnded:
@@ -99,43 +105,97 @@ def certified(
         low, high = (np.full(graph.input.size, end, dtype=np.float64) for end in plan.box)
         box = low, high
     writer = Writer(graph, subject.program, centres.flatten(1).numpy(), box)
-    proving = _Proving(writer, plan, graph.output.size, constants)
-    proved: dict[int, _Proved] = {}
-    reasons: dict[int, str] = {}
-    # What is proved is proved once more from its bytes, for which as much is left.
+    rounds = _Rounds(_Proving(writer, plan, graph.output.size, constants), rows, waiting, waiting)
+    issued, cost = None, 0.0
+    held: dict[int, _Proved] = {}
+    while rounds.more(_share(deadline, cost), report):
+        # What is proved is proved once more from its bytes, for which as much is left; what that leaves is for the others.
+        before = time.monotonic()
+        try:
+            made = _written(writer, rounds.proved, waiting, rows, centres, graph, subject, plan)
+            with within(deadline):
+                made.check(subject.model)
+        except LipverifyError as error:
+            reason = UNPROVED if isinstance(error, BudgetEnded) else str(error)
+            lost = {k for k, found in rounds.proved.items() if held.get(k) is not found}
+            rounds.reasons |= {k: rounds.reasons.get(k, reason) for k in lost}
+            break
+        issued, held, cost = made, dict(rounds.proved), time.monotonic() - before
+    reasons = rounds.reasons
+    return Certified(tuple(_told(r, held.get(r.index), reasons.get(r.index)) for r in records), issued)
+
+
+def _share(deadline: float | None, cost: float) -> float | None:
+    """The end of a round of proofs: what checking took last stays free twice, and of the rest as much as checking may take."""
     now = time.monotonic()
-    ends = (half if half is None else now + WHOLE * max(half - now, 0.0), half)
-    for prove, end in zip((proving.point, proving.smaller), ends, strict=True):
-        for record in waiting:
-            if record.index in proved:
-                continue
+    return None if deadline is None else now + 0.6 * max(deadline - now - 2.0 * cost, 0.0)
+
+
+@dataclass
+class _Rounds:
+    """What is proved, and of what is not why; `whole`, `parts`: the points whose radius, or a smaller one, is still to prove."""
+
+    proving: _Proving
+    rows: dict[int, int]
+    whole: Sequence[Record]
+    parts: Sequence[Record]
+    proved: dict[int, _Proved] = field(default_factory=dict)
+    reasons: dict[int, str] = field(default_factory=dict)
+
+    def more(self, end: float | None, report: Report) -> bool:
+        """A round of proofs; whether anything is proved that was not. Radii as a whole come first."""
+        before = dict(self.proved)
+        now = time.monotonic()
+        self.whole = self._each(
+            self.whole, end if end is None else now + WHOLE * max(end - now, 0.0), self._point, report
+        )
+        there = [r for r in self.parts if not (r.index in self.proved and self.proved[r.index].whole)]
+        self.parts = self._each(there, end, self._smaller, report)
+        return self.proved != before
+
+    def _each(
+        self,
+        records: Sequence[Record],
+        end: float | None,
+        prove: Callable[[Record], _Proved],
+        report: Report,
+    ) -> list[Record]:
+        """Those that the end of the round left."""
+        left = []
+        for record in records:
             report(f"proof of point {record.index}", None)
             try:
-                with within(end), writer.attempt():
+                with within(end), self.proving.writer.attempt():
                     look()
-                    proved[record.index] = prove(record, rows[record.index])
+                    found, known = prove(record), self.proved.get(record.index)
+                    if found.whole:
+                        self.reasons.pop(record.index, None)
+                    if found.whole or known is None or found.radius > known.radius:
+                        self.proved[record.index] = found
             except BudgetEnded:
-                reasons.setdefault(record.index, UNPROVED)
+                left.append(record)
+                self.reasons.setdefault(record.index, UNPROVED)
             except LipverifyError as error:  # one point's failure never loses the others
-                reasons.setdefault(record.index, str(error))
-    issued = None
-    if proved:
-        try:
-            issued = _written(writer, proved, waiting, rows, centres, graph, subject, plan)
-            with within(deadline):
-                issued.check(subject.model)
-        except BudgetEnded:
-            issued, reasons, proved = None, dict.fromkeys(rows, UNPROVED), {}
-        except LipverifyError as error:
-            issued, reasons, proved = None, dict.fromkeys(rows, str(error)), {}
-    return Certified(tuple(_told(r, proved.get(r.index), reasons.get(r.index)) for r in records), issued)
+                if self.reasons.get(record.index, UNPROVED) == UNPROVED:
+                    self.reasons[record.index] = str(error)
+        return left
+
+    def _point(self, record: Record) -> _Proved:
+        found = self.proving.point(record, self.rows[record.index])
+        if not found.whole:
+            shown = f"the checker alone proves a radius of {found.radius:.6g}, the search {record.radius:.6g}"
+            self.reasons[record.index] = shown
+        return found
+
+    def _smaller(self, record: Record) -> _Proved:
+        return self.proving.smaller(record, self.rows[record.index], self.proved.get(record.index))
 
 
 def _told(record: Record, proved: _Proved | None, reason: str | None) -> Record:
-    if proved is not None and reason is not None:
-        return replace(record, proved=proved[0], unchecked=reason)
+    if proved is not None and not proved.whole:
+        return replace(record, proved=proved.radius, unchecked=reason or UNPROVED)
     if proved is not None:
-        radius = min(record.radius, proved[0])
+        radius = min(record.radius, proved.radius)
         note = record.note
         if radius < record.radius * (1 - 1e-6):
             note = f"the radius is what the checker proves; the search found {record.radius:.6g}"
@@ -157,8 +217,8 @@ def _written(
     keep = [rows[r.index] for r in there]
     # Only the points that are proved are in the certificate.
     region = Ball(centres[keep], 0.0, plan.norm, plan.box)
-    facts = [fact for r in there for fact in proved[r.index][1]]
-    radius = tuple(proved[r.index][0] for r in there)
+    facts = [fact for r in there for fact in proved[r.index].facts]
+    radius = tuple(proved[r.index].radius for r in there)
     claim = radius_claim(region, tuple(r.label for r in there), radius)
     author = Author(
         f"radius: {plan.method}",
@@ -181,7 +241,7 @@ class _Proving:
         """A radius that is proved, and a value above 0 for every rival on its ball.
 
         Raises:
-            RefutedCertificate: none within a twentieth of that of the search.
+            RefutedCertificate: none, nor within a twentieth of that of the search.
         """
         reasons = []
         for less in LESS:
@@ -193,19 +253,46 @@ class _Proving:
                 reasons.append(str(error))
         raise NotCovered(f"{reasons[0]}, and as little on balls up to {LESS[-1]:.1%} smaller")
 
-    def smaller(self, record: Record, row: int) -> _Proved:
-        """A radius below that of the search which lines on the whole ball reach.
+    def smaller(self, record: Record, row: int, known: _Proved | None = None) -> _Proved:
+        """The largest radius found between what is known and the search's that lines reach, on the whole ball or on parts.
 
         Raises:
             NotCovered: none of those that are tried.
         """
-        crown = record.by_method.get("crown", 0.0) * (1.0 - LESS[2])
-        tried = {radius for part in SMALLER if (radius := record.radius * part) < crown or not crown}
-        tried |= {crown} if 0.0 < crown < record.radius * (1.0 - MOST) else set()
-        for radius in sorted(tried, reverse=True):
-            with suppress(RefutedCertificate), self.writer.attempt():
-                return self._within(replace(record, radius=radius, carried=None), row, radius, parts=False)
-        raise NotCovered("nor at a tenth of it")
+        tried = {record.radius * part for part in SMALLER}
+        tried |= {found * (1.0 - LESS[2]) for found in record.by_method.values()}
+        best, above = known, record.radius
+        for radius in sorted((r for r in tried if r < record.radius * (1.0 - LESS[2])), reverse=True):
+            if best is not None and radius <= best.radius:
+                break
+            found = self._lines(record, row, radius, parts=False)
+            if found is not None:
+                best = found
+                break
+            above = radius
+        if best is None:
+            raise NotCovered("nor at a tenth of it")
+        # Each step keeps what the one before has proved, whatever ends it.
+        with suppress(BudgetEnded):
+            while above > best.radius * (1.0 + CLOSE):
+                middle = 0.5 * (best.radius + above)
+                found = self._lines(record, row, middle, parts=False)
+                best, above = (best, middle) if found is None else (found, above)
+            above = record.radius
+            for _ in range(HALVINGS if PARTED & set(self.plan.parts) else 0):
+                if above <= best.radius * (1.0 + CLOSE):
+                    break
+                middle = 0.5 * (best.radius + above)
+                found = self._lines(record, row, middle, parts=True)
+                best, above = (best, middle) if found is None else (found, above)
+        return best
+
+    def _lines(self, record: Record, row: int, radius: float, parts: bool) -> _Proved | None:
+        """What lines prove at a radius, or nothing."""
+        with suppress(RefutedCertificate, NotCovered), self.writer.attempt():
+            found = self._within(replace(record, radius=radius, carried=None), row, radius, parts=parts)
+            return found._replace(whole=False)
+        return None
 
     def _within(self, record: Record, row: int, radius: float, parts: bool = True) -> _Proved:
         others = [j for j in range(self.classes) if j != record.label]
@@ -220,10 +307,12 @@ class _Proving:
                     margin = _Margin(rival, value, low, radius, (), radius) if low > 0 else margin
             margins.append(margin)
         reached = min(margin.reach for margin in margins)
-        if not reached >= record.radius * (1.0 - MOST):
-            shown = f"the checker alone proves a radius of {max(reached, 0.0):.6g}, the search {record.radius:.6g}"
-            raise NotCovered(shown)
-        return reached, [self._fact(margin, record.label, row, reached) for margin in margins]
+        if not reached > 0:
+            raise NotCovered(
+                f"at the search's radius of {record.radius:.6g} the checker alone proves nothing"
+            )
+        facts = [self._fact(margin, record.label, row, reached) for margin in margins]
+        return _Proved(reached, facts, reached >= record.radius * (1.0 - MOST))
 
     def _margin(
         self, label: int, rival: int, place: int, row: int, radius: float, carried: Carried, parts: bool
@@ -266,6 +355,8 @@ class _Proving:
             with suppress(RefutedCertificate):
                 return self.writer.value_in_tree(part, (label, rival), self._leaves(part, tree)), NOTHING
         size = sum(self.writer.layers(part)) * self.writer.program.steps[0].size
+        if not size:
+            raise RefutedCertificate("without a neuron parts of the ball prove no more than the whole")
         return self.writer.value_in_parts(part, (label, rival), max(8, min(PARTS, WORK // size)))
 
     def _leaves(self, part: Part, tree: Tree) -> dict[tuple[Condition, ...], Flat]:

@@ -17,7 +17,13 @@ from lipverify import ops
 from lipverify.analyzers.protocol import Compute
 from lipverify.certificates.issuing import subject_of
 from lipverify.certificates.writing import Writer
-from lipverify.errors import RefutedCertificate, UnreadableCertificate, UnsupportedModel, UsageError
+from lipverify.errors import (
+    BudgetEnded,
+    RefutedCertificate,
+    UnreadableCertificate,
+    UnsupportedModel,
+    UsageError,
+)
 from lipverify.ir.graph import Graph
 from lipverify.ir.interval import Interval
 from lipverify.ir.norm import Norm
@@ -65,7 +71,7 @@ def test_a_proof_that_fails_does_not_lose_the_other_points(monkeypatch: pytest.M
     """Whatever the proof of one point ends in, the others are proved."""
     asked = proof._Proving.point
 
-    def point(self: proof._Proving, record: Record, row: int) -> tuple[float, list[int]]:
+    def point(self: proof._Proving, record: Record, row: int) -> proof._Proved:
         found = asked(self, record, row)
         if row == 0:
             raise UnreadableCertificate("balls that do not grow")
@@ -83,7 +89,7 @@ def test_beside_a_radius_without_a_proof_stands_a_smaller_one_that_has(
 ) -> None:
     """The search's radius stays what it was; the certificate is about the one that lines over the whole ball reach."""
 
-    def point(*_: object) -> tuple[float, list[int]]:
+    def point(*_: object) -> proof._Proved:
         raise RefutedCertificate("no lead")
 
     monkeypatch.setattr(proof._Proving, "point", point)
@@ -93,7 +99,7 @@ def test_beside_a_radius_without_a_proof_stands_a_smaller_one_that_has(
     assert record.radius == alone.radius
     assert not record.checked
     assert record.unchecked == "no lead"
-    assert record.proved == 0.9 * record.radius
+    assert (1 - proof.CLOSE) * record.radius < record.proved < record.radius
     found = lv.radii(chain([IDENTITY]), x, y, "linf", "branching")
     assert found.issued is not None
     assert found.rigour == "real"
@@ -106,12 +112,39 @@ def test_beside_a_radius_without_a_proof_stands_a_smaller_one_that_has(
 
 @pytest.mark.parametrize("method", ["crown", "local", "branching"])
 def test_smaller_radii_are_tried_one_after_another(method: str) -> None:
-    """The search said .7 where .5 is true: .63 and .525 have no proof, .35 has, whatever the search was by."""
+    """The search said .7 where .5 is true: .63 and .525 have no proof, .35 has, and halving ends near .5."""
     graph = chain([IDENTITY])
     writer = Writer(graph, subject_of(graph).program, np.array([[2.0, 1.0]]))
     record = Record(0, 0, 0, 0.7, method, None, 0.0, 1.0)
     found = proof._Proving(writer, Plan(Norm.LINF, method), 2, None).smaller(record, 0)
-    assert found[0] == 0.5 * record.radius
+    assert 0.5 * (1 - proof.CLOSE) < found.radius <= 0.5
+    known = found._replace(radius=0.49)
+    assert proof._Proving(writer, Plan(Norm.LINF, method), 2, None).smaller(record, 0, known).radius >= 0.49
+
+
+def test_what_the_clock_left_of_the_proofs_is_proved_in_a_second_round(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first round ends after one point; checking it leaves time, and no point is said to have had none."""
+    rounds: list[int] = []
+    asked = proof._Rounds._point
+
+    def point(self: proof._Rounds, record: Record) -> proof._Proved:
+        rounds.append(record.index)
+        if rounds == [0, 1]:
+            raise BudgetEnded("the budget ended")
+        return asked(self, record)
+
+    def smaller(*_: object) -> proof._Proved:
+        raise BudgetEnded("the budget ended")
+
+    monkeypatch.setattr(proof._Rounds, "_point", point)
+    monkeypatch.setattr(proof._Proving, "smaller", smaller)
+    x = torch.tensor([[2.0, 1.0], [1.0, 3.0]])
+    found = lv.radii(chain([IDENTITY]), x, torch.tensor([0, 1]), "l2", "global")
+    assert [r.checked for r in found.records] == [True, True]
+    assert [r.unchecked for r in found.records] == ["", ""]
+    assert rounds == [0, 1, 1]
 
 
 @pytest.mark.parametrize(("reached", "walks"), [(0.3, False), (0.5, False), (0.75, True)])
