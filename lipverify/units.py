@@ -182,8 +182,8 @@ def _pool(solve: Solve, shared: object, jobs: int, clock: Clock) -> ProcessPoolE
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(jobs, context, _begin, (solve, shared, torch.get_num_threads() // jobs or 1))
     if clock.deadline is not None:
-        # Processes take seconds to begin, which is no unit's time.
-        wait([pool.submit(_begun) for _ in range(jobs)])
+        # Processes take seconds to begin, which is no unit's time; one that is stopped never does.
+        wait([pool.submit(_begun) for _ in range(jobs)], timeout=GRACE)
     return pool
 
 

@@ -130,7 +130,7 @@ def _shown(
         tries = [*((place, slopes_roughly_below) for place in far[: ROUGH if many else 1]), *tries]
     if gains is not None:
         value, points, partner = _stretched(
-            graph, query, gains, believed[order[0], column], points, second[order[0], column]
+            graph, query, gains, believed[order[0], column], points, second[order[0], column], deadline
         )
         if bool((value > 0).all()):
             tries = []
@@ -164,17 +164,31 @@ def _shown(
 
 
 def _stretched(
-    graph: Graph, query: Query, gains: Mapping[str, float], believed: Tensor, x: Tensor, y: Tensor
+    graph: Graph,
+    query: Query,
+    gains: Mapping[str, float],
+    believed: Tensor,
+    x: Tensor,
+    y: Tensor,
+    deadline: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What gains prove of a pair [1, *shape] that is moved apart until their radii no longer count, and its ends.
 
+    With a deadline the first pair is far apart, since near ones show nothing more often, and it ends what comes after a proof.
+
     Radii hardly change with the distance, so that what was lost at one says which one is far enough; farther ones lose by kinks.
     """
-    middle, half, factor = (x + y) / 2, (y - x) / 2, 1.0
+    middle, half, factor = (x + y) / 2, (y - x) / 2, 1.0 if deadline is None else FARTHEST
     best = torch.zeros_like(believed), _held(query, x), _held(query, x)
     for _ in range(max(2, min(TRIES, int(SOME / seconds_of(graph))))):
         ends = _held(query, middle - factor * half), _held(query, middle + factor * half)
-        proved = _proved(graph, query, partial(_by_gains, gains), *ends, [])
+        try:
+            with within(deadline if bool((best[0] > 0).all()) else None):
+                proved = _proved(graph, query, partial(_by_gains, gains), *ends, [])
+        except BudgetEnded:
+            if not bool((best[0] > 0).all()):
+                raise
+            break
         if not bool((proved > best[0] * (1.0 + 1e-3)).all()) and bool((best[0] > 0).all()):
             break
         best = best if bool((proved == 0).any()) else (proved, *ends)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import io
 import json
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from lipverify.ir.certificate import Witness
 
 LOCK = ".lipverify.lock"
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO}
+"""What is wrong with the disk, whatever folder is given."""
 _PART = ".part-"
 _WRITTEN = {REPORT, WITNESS, CERTIFICATES}
 """What a run that is killed while it renames its files may leave without a result."""
@@ -57,7 +60,7 @@ class OutputFolder:
 
     Raises:
         UsageError: the path is no folder, is a symbolic link, holds something else, cannot be opened or made, or another run is
-            writing to it. LipverifyError: the disk refuses while it is written to; names the folder.
+            writing to it. LipverifyError: the disk is full or broken, or refuses while it is written to; names the folder.
     """
 
     def __init__(self, path: str | os.PathLike[str], force: bool = False) -> None:
@@ -78,7 +81,11 @@ class OutputFolder:
             self._lock = self._locked()
             self._accept()
         except OSError as error:
+            # A folder that was made can be written to: the disk is full, or somebody removed it.
+            refusal = self._refusal(error) if self._created or error.errno in _DISK else None
             self._close()
+            if refusal is not None:
+                raise refusal from error
             reason = error.strerror or type(error).__name__
             raise UsageError(
                 f"cannot write to {display_path(self.path)}: {reason}; give a folder in which you may write"
@@ -208,8 +215,12 @@ class OutputFolder:
         try:
             yield
         except OSError as error:
-            gone = "; the folder is no longer there" if not self.path.exists() else None
-            raise cannot_write(self.path, error, gone or state) from error
+            raise self._refusal(error, state) from error
+
+    def _refusal(self, error: OSError, state: str = "") -> LipverifyError:
+        made = self._created or self._folder is not None
+        gone = "; the folder is no longer there" if made and not self.path.exists() else None
+        return cannot_write(self.path, error, gone or state)
 
     def _leaves_parts(self) -> bool:
         """Whether a write that did not end left something: the lock then says to the next run whose it is."""

@@ -104,11 +104,12 @@ def test_a_disk_that_refuses_is_said_in_one_sentence(
 ) -> None:
     arguments, _ = commands(files)[verb]
     out = tmp_path / "out"
-    for at in range(2, 40) if FULL else (5,):
+    for at in range(1, 40) if FULL else (1, 5):
         done = run([*arguments, "--out", out], out, Fault(kind, at))
         if done.returncode == 0:
             break
-        assert done.returncode == 1
+        # No folder can be made on a disk that is read-only: another one has to be given.
+        assert done.returncode == (2 if (kind, at) == ("read-only", 1) else 1)
         error = next(line for line in done.stderr.splitlines() if line.startswith("error: "))
         assert "cannot write to" in error
         assert WORDS[kind] in error

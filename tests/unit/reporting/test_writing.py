@@ -208,11 +208,27 @@ def test_a_folder_removed_in_mid_run_is_named(tmp_path: Path) -> None:
 def test_a_read_only_folder_is_named(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     try:
-        with pytest.raises(LipverifyError, match="Permission denied") as caught, OutputFolder(tmp_path):
+        with pytest.raises(UsageError, match="Permission denied"), OutputFolder(tmp_path):
             pass
     finally:
         tmp_path.chmod(0o700)
+
+
+@pytest.mark.parametrize("function", ["mkdir", "open"])
+def test_a_disk_that_is_full_from_the_start_is_no_wrong_argument(
+    function: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, function, full)
+    with (
+        pytest.raises(LipverifyError, match=r"No space left on device$") as caught,
+        OutputFolder(tmp_path / "a"),
+    ):
+        pass
     assert caught.value.exit_code == 1
+    assert not (tmp_path / "a").exists()
 
 
 def test_symbolic_links_are_not_followed(tmp_path: Path) -> None:
