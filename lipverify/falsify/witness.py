@@ -182,14 +182,15 @@ def _stretched(
     best = torch.zeros_like(believed), _held(query, x), _held(query, x)
     for _ in range(max(2, min(TRIES, int(SOME / seconds_of(graph))))):
         ends = _held(query, middle - factor * half), _held(query, middle + factor * half)
+        shown = bool((best[0] > 0).all())
         try:
-            with within(deadline if bool((best[0] > 0).all()) else None):
+            with within(deadline if shown else None):
                 proved = _proved(graph, query, partial(_by_gains, gains), *ends, [])
         except BudgetEnded:
-            if not bool((best[0] > 0).all()):
+            if not shown:
                 raise
             break
-        if not bool((proved > best[0] * (1.0 + 1e-3)).all()) and bool((best[0] > 0).all()):
+        if shown and not bool((proved > best[0] * (1.0 + 1e-3)).all()):
             break
         best = best if bool((proved == 0).any()) else (proved, *ends)
         lost = 1.0 - float((proved / believed).min())

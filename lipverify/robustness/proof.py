@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from itertools import count
 from typing import NamedTuple
 
 import numpy as np
@@ -238,20 +239,26 @@ class _Proving:
     constants: PairConstants | None
 
     def point(self, record: Record, row: int) -> _Proved:
-        """A radius that is proved, and a value above 0 for every rival on its ball.
+        """The search's radius, up to a twentieth; else the largest that its path reaches in the checker's numbers.
 
         Raises:
-            RefutedCertificate: none, nor within a twentieth of that of the search.
+            NotCovered: none.
         """
+        best: _Proved | None = None
         reasons = []
         for less in LESS:
-            radius = record.radius * (1.0 - less)
             try:
                 with self.writer.attempt():
-                    return self._within(record, row, radius)
+                    found = self._within(record, row, record.radius * (1.0 - less))
             except RefutedCertificate as error:
                 reasons.append(str(error))
-        raise NotCovered(f"{reasons[0]}, and as little on balls up to {LESS[-1]:.1%} smaller")
+                continue
+            if found.whole:
+                return found
+            best = found if best is None or found.radius > best.radius else best
+        if best is None:
+            raise NotCovered(f"{reasons[0]}, and as little on balls up to {LESS[-1]:.1%} smaller")
+        return best
 
     def smaller(self, record: Record, row: int, known: _Proved | None = None) -> _Proved:
         """The largest radius found between what is known and the search's that lines reach, on the whole ball or on parts.
@@ -272,24 +279,33 @@ class _Proving:
             above = radius
         if best is None:
             raise NotCovered("nor at a tenth of it")
-        # Each step keeps what the one before has proved, whatever ends it.
+        best = self._halved(record, row, best, above)
+        return (
+            self._halved(record, row, best, record.radius, HALVINGS)
+            if PARTED & set(self.plan.parts)
+            else best
+        )
+
+    def _halved(
+        self, record: Record, row: int, best: _Proved, above: float, parted: int | None = None
+    ) -> _Proved:
+        """What halving between a proof and `above` reaches by lines on the whole ball, or in so many steps over its parts.
+
+        Each step keeps what the one before has proved, also where the time ends.
+        """
+        steps = count() if parted is None else range(parted)
         with suppress(BudgetEnded):
-            while above > best.radius * (1.0 + CLOSE):
-                middle = 0.5 * (best.radius + above)
-                found = self._lines(record, row, middle, parts=False)
-                best, above = (best, middle) if found is None else (found, above)
-            above = record.radius
-            for _ in range(HALVINGS if PARTED & set(self.plan.parts) else 0):
+            for _ in steps:
                 if above <= best.radius * (1.0 + CLOSE):
                     break
                 middle = 0.5 * (best.radius + above)
-                found = self._lines(record, row, middle, parts=True)
+                found = self._lines(record, row, middle, parts=parted is not None)
                 best, above = (best, middle) if found is None else (found, above)
         return best
 
     def _lines(self, record: Record, row: int, radius: float, parts: bool) -> _Proved | None:
         """What lines prove at a radius, or nothing."""
-        with suppress(RefutedCertificate, NotCovered), self.writer.attempt():
+        with suppress(RefutedCertificate), self.writer.attempt():
             found = self._within(replace(record, radius=radius, carried=None), row, radius, parts=parts)
             return found._replace(whole=False)
         return None

@@ -19,6 +19,7 @@ from lipverify.certificates.issuing import subject_of
 from lipverify.certificates.writing import Writer
 from lipverify.errors import (
     BudgetEnded,
+    NotCovered,
     RefutedCertificate,
     UnreadableCertificate,
     UnsupportedModel,
@@ -120,6 +121,31 @@ def test_smaller_radii_are_tried_one_after_another(method: str) -> None:
     assert 0.5 * (1 - proof.CLOSE) < found.radius <= 0.5
     known = found._replace(radius=0.49)
     assert proof._Proving(writer, Plan(Norm.LINF, method), 2, None).smaller(record, 0, known).radius >= 0.49
+
+
+def test_a_path_that_ends_early_does_not_end_the_search_of_a_little_smaller_balls(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On the search's ball the path reaches half of it, on one that is 1 % smaller all: that is the radius."""
+    record = Record(0, 0, 0, 1.0, "local", None, 0.0, 1.0)
+    reach = {1.0: 0.5, 1.0 - 1e-2: 1.0 - 1e-2}
+
+    def within_(self: proof._Proving, record: Record, row: int, radius: float) -> proof._Proved:
+        if radius not in reach:
+            raise RefutedCertificate("no lead")
+        return proof._Proved(reach[radius], [], reach[radius] > 0.95)
+
+    monkeypatch.setattr(proof._Proving, "_within", within_)
+    graph = chain([IDENTITY])
+    writer = Writer(graph, subject_of(graph).program, np.zeros((1, 2)))
+    proving = proof._Proving(writer, Plan(Norm.LINF), 2, None)
+    assert proving.point(record, 0).radius == 1.0 - 1e-2
+    del reach[1.0 - 1e-2]
+    assert not proving.point(record, 0).whole
+    assert proving.point(record, 0).radius == 0.5
+    del reach[1.0]
+    with pytest.raises(NotCovered, match="no lead"):
+        proving.point(record, 0)
 
 
 def test_what_the_clock_left_of_the_proofs_is_proved_in_a_second_round(
