@@ -23,6 +23,8 @@ DIED = "its process was ended by the system, perhaps for want of memory"
 HUNG = "it did not end with its time, and its process was ended"
 GRACE = 60.0
 """Seconds after its time when a unit counts as hung."""
+STARTS = 2
+"""How often a pool is started whose processes do not begin; what is asked of the last one counts as hung then."""
 CONNECT_SECONDS = 30
 """How long to wait for a scheduler."""
 PATIENCE = 300
@@ -171,25 +173,36 @@ def _parallel(
             pool = None
     finally:
         if pool is not None:
-            # After an error or an interrupt children may be in the middle of a long step.
-            if running:
-                _end(pool)
-            pool.shutdown(wait=not running, cancel_futures=True)
+            _end(pool)
 
 
 def _pool(solve: Solve, shared: object, jobs: int, clock: Clock) -> ProcessPoolExecutor:
     # Spawned, not forked: threads and CUDA do not survive a fork.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(jobs, context, _begin, (solve, shared, torch.get_num_threads() // jobs or 1))
-    if clock.deadline is not None:
-        # Processes take seconds to begin, which is no unit's time; one that is stopped never does.
-        wait([pool.submit(_begun) for _ in range(jobs)], timeout=GRACE)
+    given = (solve, shared, torch.get_num_threads() // jobs or 1)
+    for _ in range(STARTS):
+        pool = ProcessPoolExecutor(jobs, context, _begin, given)
+        if clock.deadline is None or _begins(pool, jobs):
+            break
+        _end(pool)
     return pool
+
+
+def _begins(pool: ProcessPoolExecutor, jobs: int) -> bool:
+    """Processes take seconds to begin, which is no unit's time.
+
+    What one does not take, another does: this is False where all are stopped, or one that holds the queue of the others.
+    """
+    try:
+        return not wait([pool.submit(_begun) for _ in range(jobs)], timeout=GRACE).not_done
+    except BrokenProcessPool:  # one has died already: its unit will say so
+        return True
 
 
 def _end(pool: ProcessPoolExecutor) -> None:
     for process in list((pool._processes or {}).values()):
-        # One that is stopped takes no other signal, and this program would wait for it when it ends.
+        # Whatever it is doing, its result is not waited for. One that is stopped takes no other signal, and this program would
+        # wait for it when it ends.
         process.kill()
     pool.shutdown(wait=False, cancel_futures=True)
 

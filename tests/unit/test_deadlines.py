@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -13,10 +15,12 @@ import lipverify as lv
 from lipverify import deadline
 from lipverify.analyzers import registry
 from lipverify.analyzers.protocol import Compute, keeping_best
-from lipverify.errors import BudgetEnded
+from lipverify.commands import questions
+from lipverify.errors import BudgetEnded, Undecided
 from lipverify.falsify import Search
 from lipverify.ir.norm import Norm
 from lipverify.ir.region import Ball
+from tests.command import lipverify
 
 
 class Counted:
@@ -96,6 +100,32 @@ def test_what_keeps_its_best_goes_on_behind_its_own_end_and_not_behind_one_aroun
     assert found == [0, 1, 2, 3]
     with pytest.raises(BudgetEnded):
         kept_within(clock() + 2)
+
+
+# -- where a budget begins
+
+
+@pytest.mark.parametrize("imports", [0.0, 4.0, 100.0])
+def test_a_budget_begins_with_the_command(imports: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock stands, but while the command is imported: that time is the budget's, and a model is not read after it."""
+    now, given = [1000.0], []
+    whole = questions.resolve
+
+    def resolve(verb: str) -> Any:
+        now[0] += imports
+        found = whole(verb)
+        return replace(
+            found, work=lambda options, start: (given.append(options), found.work(options, start))[1]
+        )
+
+    monkeypatch.setattr(questions, "resolve", resolve)
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    done = lipverify("audit", "zoo:wine-selu", "--analyzers", "product", "--budget", "10s", "-q")
+    monkeypatch.undo()
+    [options] = given
+    assert (options.began, options.end) == (1000.0, 1010.0)
+    assert done.returncode == (0 if imports < 10.0 else Undecided.exit_code), done.stderr
+    assert ("the budget of 10 s ended while zoo:wine-selu was being read" in done.stderr) == (imports > 10.0)
 
 
 # -- every analyzer
