@@ -13,11 +13,14 @@ from fractions import Fraction
 from itertools import product
 from typing import Any
 
+from lipverify.checkers.kernel.account import charge
 from lipverify.checkers.kernel.arithmetic import above, below, need, root_above, trimmed
 
 Matrix = Sequence[Sequence[Fraction]]
 FREE = 10
 """Derivatives of a sector that are not known exactly: it has 2^FREE corners at most."""
+RATIONAL = 1 << 10
+"""Operations that one of rationals counts as."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ def _kept(x: Fraction) -> Fraction:
 
 def positive_definite(matrix: Matrix) -> bool:
     """Whether a symmetric rational matrix is positive definite: its leading minors, by elimination in integers (Bareiss 1968)."""
+    charge(0, RATIONAL * len(matrix) ** 3)
     scale = math.lcm(*(x.denominator for row in matrix for x in map(Fraction, row)))
     a = [[int(x * scale) for x in row] for row in matrix]
     last = 1
@@ -87,6 +91,7 @@ def positive_definite(matrix: Matrix) -> bool:
 
 def _product(a: Matrix, b: Matrix) -> list[list[Fraction]]:
     columns = list(zip(*b, strict=True))
+    charge(0, RATIONAL * len(a) * len(b) * len(columns))
     return [[sum((x * y for x, y in zip(row, c, strict=True)), Fraction(0)) for c in columns] for row in a]
 
 

@@ -270,7 +270,8 @@ def _verified(
         raise NotCovered("exact checking covers no numbers of networks beside their constants")
     for where in derivation.computed:
         _recomputed(derivation, where, proved, path.parent, last)
-    value = derivation.value()
+    with account.spending(account.Account(lambda: runtimes.spent() > last)):
+        value = derivation.value()
     if value > Fraction(claimed) if rule.side == "upper" else value < Fraction(claimed):
         raise RefutedCertificate(f"the rule gives {bound(derivation.rule, value)!r}, not {claimed!r}")
     if at_most is not None and (rule.side != "upper" or not claimed <= at_most):

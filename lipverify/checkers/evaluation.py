@@ -73,6 +73,50 @@ def evaluate_with_deviations(program: Program, x: Array, unit: float) -> tuple[l
     ]
 
 
+def absorbed(program: Program, x: Array) -> list[Array]:
+    """How much each output [n] changes from x[0] to x[1] by terms that sums in float64 lose beside larger ones. x: [2, inputs].
+
+    To first order: a sum that changes by less than `_ABSORBED` of its scale has lost that change, which passes through later
+    steps as deviations do. 0 where nothing is lost: terms that cancel are no smaller than their sum. It is no bound.
+    """
+    results, lost = [p[0] for p in _walk(program, x, None)], []
+    with np.errstate(all="ignore"):
+        for k, step in enumerate(program.steps):
+            charge(0)
+            if isinstance(step, Input | Constant):
+                lost.append(np.zeros((1, step.size)))
+                continue
+            read, before = ([shown(view, of) for view in views_of(step)] for of in (results, lost))
+            lost.append(_lost(step, read[0], read[-1], results[k], before[0], before[-1]))
+        return [shown(o.view, lost)[0] for o in program.outputs]
+
+
+_ABSORBED = 2.0**-44
+
+
+def _lost(step: Step, x: Array, other: Array, y: Array, before: Array, beside: Array) -> Array:
+    """Of one step, [1, size]. x, other, y: [2, n]; before, beside: what is lost of x and other, [1, n]."""
+    if isinstance(step, Affine):
+        squares, offset = np.square(step.kernel), 0.0 if step.offset is None else step.offset
+        moved = np.sqrt(_mapped(step, np.square(x[1:] - x[:1]), squares))
+        scale = np.sqrt(_mapped(step, np.square(x[:1]), squares) + np.square(offset))
+        own = np.where((moved <= _ABSORBED * scale) & np.isfinite(scale), moved, 0.0)
+        return _root(own, np.sqrt(_mapped(step, np.square(before), squares)))
+    if not before.any() and not beside.any():
+        return np.zeros((1, step.size))
+    x, other, y = x[:1], other[:1], y[:1]
+    if isinstance(step, Scalar):  # a secant over what float64 does not lose
+        value = curve(step.law, step.settings, step.slopes).value
+        d = np.maximum(64.0 * before, 2.0**-30 * np.abs(x))
+        moved = np.fmax(np.abs(value(x + d) - y), np.abs(value(x - d) - y))
+        return np.where(before > 0, moved / d * before, 0.0)
+    if isinstance(step, Softmax):  # where all of it is one entry nothing passes
+        s, p = before[:, step.groups], y.reshape(1, *step.groups.shape)
+        others = np.sqrt(np.maximum(np.square(p * s).sum(-1, keepdims=True) - np.square(p * s), 0.0))
+        return (p * _root((1.0 - p) * s, others)).reshape(1, -1)
+    return _deviation(step, x, other, y, before, beside, 0.0)
+
+
 def _walk(
     program: Program, x: Array, unit: float | None, last: Mapping[int, int] | None = None
 ) -> list[tuple[Array, Array]]:

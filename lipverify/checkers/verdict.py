@@ -121,7 +121,7 @@ def _compared(agreement: Agreement) -> str:
         return compared
     return (
         f"{compared}; in the type of the file sums inside hide up to {agreement.hides:.2g} of how much its outputs change, and "
-        f"a runtime was off by up to {agreement.executed:.2g} of it"
+        f"where those change in it a runtime was off by up to {agreement.executed:.2g} of it"
     )
 
 

@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lipverify.checkers.evaluation import evaluate_with_deviations
-from lipverify.checkers.kernel.program import Array, Program, Scalar
+from lipverify.checkers.evaluation import absorbed, evaluate_with_deviations
+from lipverify.checkers.kernel.account import charge, held, returned
+from lipverify.checkers.kernel.program import Affine, Array, Program, Scalar
 
 FACTOR = 64.0
 """Standard deviations (`evaluation`) that a difference may have."""
@@ -22,6 +23,8 @@ CLEAR = 1.0 / 64.0
 UNITS = {"float16": 2.0**-11, "float32": 2.0**-24, "float64": 2.0**-52}
 _SEVERAL, _IDLE = 8, 2.0**-10
 """Inputs that tell how much an entry changes; and for how much one counts that does not change at them."""
+_BESIDE = 2.0**-10
+"""Of the most that an entry of an output changes: below it, what the type does not show of another one is nothing."""
 _ENDS = {2.0**-11: 3e4, 2.0**-24: 1e37, 2.0**-52: 1e150}
 """Rounding -> the largest numbers that are compared: beyond float64's own, squares of deviations are infinite."""
 
@@ -83,15 +86,45 @@ class _Seen:
         change = np.maximum(self.ours[1] - self.ours[0], self.theirs[1] - self.theirs[0])
         return np.where(change <= 4.0 * unit * np.abs(self.theirs).max(0), 0.0, change)
 
-    def parts(self, most: Array, unit: float, several: bool = True) -> float:
-        """The largest of these numbers in parts of how much its entry changes; entries as good as constant count for nothing.
+    def unseen(self, unit: float, lost: Array) -> Array:
+        """[n]: how much those entries change that seem constant in the type; 0 for what is nothing beside the others.
+
+        lost: what float64 itself does not show of how much each changes.
+        """
+        seen = self.changes(unit)
+        change = self.ours[1] - self.ours[0]
+        change = np.where(change > self.allowed * (UNITS["float64"] / unit), change, lost)
+        change = np.where((seen > 0) | ~np.isfinite(self.ours).all(0), 0.0, change)
+        return np.where(change > _BESIDE * max(change.max(initial=0.0), seen.max(initial=0.0)), change, 0.0)
+
+    def within(self, unit: float, lost: Array) -> float:
+        """The most of what is allowed in parts of how much its entry changes, whether the type shows that or not."""
+        return _parts(self.allowed, np.maximum(self.changes(unit), self.unseen(unit, lost)))
+
+    def executed(self, unit: float, several: bool) -> float:
+        """The largest difference in parts of how much its entry changes, of those where the type shows it.
 
         several: inputs, enough that no entry changes little by chance; else each changes as much as all do, as a root of squares.
         """
         change = self.changes(unit)
         if not several and change.any():
             change = np.where(change > 0, np.maximum(change, np.sqrt(np.mean(change[change > 0] ** 2))), 0.0)
-        return float(np.where(change > 0, most / np.where(change > 0, change, 1.0), 0.0).max(initial=0.0))
+        return _parts(self.apart, change)
+
+
+def _parts(most: Array, change: Array) -> float:
+    """The largest of these numbers in parts of the changes beside them, but for those that are 0."""
+    return float(np.where(change > 0, most / np.where(change > 0, change, 1.0), 0.0).max(initial=0.0))
+
+
+def _absorbed(program: Program, outputs: Sequence[int], pair: Array) -> list[Array]:
+    """Of each entry how much it changes from one input to another where float64 does not show it. pair: [2, inputs]."""
+    before, sizes = held(), [s.size for s in program.steps]
+    work = sum(s.index.size * s.kernel.shape[1] for s in program.steps if isinstance(s, Affine))
+    charge(3 * sum(sizes) + 12 * max(sizes), 8 * 5 * work)
+    found = absorbed(program, pair)
+    returned(before - held())
+    return [found[k] for k in outputs]
 
 
 def compared(program: Program, outputs: Sequence[int], inputs: Array, which: Array, found: Sequence[Array], unit: float,
@@ -134,6 +167,9 @@ def compared(program: Program, outputs: Sequence[int], inputs: Array, which: Arr
             np.logical_or.at(told_at, which[at], told.any(1))
             np.logical_or.at(hidden_at, which[at], hidden.any(1))
             np.logical_or.at(lost_at, which[at], ~fine.all(1))
+    lost = [np.zeros(numbers.shape[1]) for numbers in found]
+    if any(bool((one.changes(unit) == 0).any()) for one in seen):
+        lost = _absorbed(program, outputs, inputs[:2])
     return Held(
         evaluator,
         shares,
@@ -141,6 +177,6 @@ def compared(program: Program, outputs: Sequence[int], inputs: Array, which: Arr
         hidden_at,
         lost_at,
         max(int(one.left.max(initial=0)) for one in seen),
-        max(one.parts(one.allowed, unit) for one in seen),
-        max(one.parts(one.apart, unit, telling >= _SEVERAL) for one in seen),
+        max(one.within(unit, gone) for one, gone in zip(seen, lost, strict=True)),
+        max(one.executed(unit, telling >= _SEVERAL) for one in seen),
     )

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from lipverify.checkers.kernel.program import Program
@@ -238,3 +239,69 @@ def test_maxima_of_integers_are_those_of_onnx() -> None:
     x = np.random.default_rng(0).standard_normal((1, 2, 5, 6))
     found = runtimes.RUNTIMES["reference"](data, "x", ["y"])[1](x)[0]
     np.testing.assert_array_equal(found, ReferenceEvaluator(data).run(["y"], {"x": x.astype(np.float32)})[0])
+
+
+def offset(size: float, kind: type = np.float32, tail: str = "", inner: float = 1.0) -> bytes:
+    """tanh(inner x) + size, and what comes behind: size taken off again, or a cast to float64."""
+    behind = {
+        "sub": node("Sub", ["s", "c"], ["y"]), "cast": node("Cast", ["s"], ["y"], to=11), "": node("Identity", ["s"], ["y"])
+    }[tail]  # fmt: skip
+    nodes = [*chain("Mul", "x", "k", "a"), node("Tanh", ["a"], ["t"]), node("Add", ["t", "c"], ["s"]), behind]
+    type_of = {name: 11 if kind is np.float64 or (name, tail) == ("y", "cast") else 1 for name in "xy"}
+    x, y = (helper.make_tensor_value_info(name, type_of[name], [1, 2]) for name in "xy")
+    stored = [numpy_helper.from_array(kind(value), name) for name, value in (("c", size), ("k", inner))]
+    graph = helper.make_graph(nodes, "g", [x], [y], stored)
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return bytes(made.SerializeToString())
+
+
+@pytest.mark.parametrize("tail", ["", "sub", "cast"])
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+@pytest.mark.parametrize("size", [1e7, 1e9, 1e12, 1e15, 1e18, 1e25])
+def test_what_no_type_shows_of_an_output_is_not_compared(size: float, kind: type, tail: str) -> None:
+    """An output as good as constant in the type of the file was compared with nothing, and not a word said so."""
+    if kind is np.float64 and tail == "cast":
+        pytest.skip("float64 is no other type than float64")
+    data, another = (offset(size, kind, tail, inner) for inner in (1.0, 1e-3))
+    with pytest.raises(NotCovered, match=r"sums inside hide|another function"):
+        agree(data, program_of(another), 0)
+    if size > 1e14 or tail == "cast":
+        with pytest.raises(NotCovered, match=r"sums inside hide"):
+            agree(data, program_of(data), 0)
+
+
+def test_what_the_type_does_not_show_is_said_where_float64_decides() -> None:
+    found = agree(offset(1e9), program_of(offset(1e9)), 0)
+    assert found.evaluator.startswith("onnx.reference")
+    assert found.hides is not None
+    assert found.hides > 1e3
+    assert "where those change in it a runtime was off by up to 0 of it" in _compared(found)
+
+
+CONSTANT: dict[str, tuple[list[Any], dict[str, Any]]] = {
+    "an activation that is closed": (
+        [*chain("Mul", "x", "W", "a"), *chain("Sub", "a", "b", "c"), node("Relu", ["c"], ["y"])],
+        {"b": 1e9},
+    ),
+    "a sigmoid at its end": (
+        [*chain("Mul", "x", "W", "a"), *chain("Add", "a", "b", "c"), node("Sigmoid", ["c"], ["y"])],
+        {"b": 1e9},
+    ),
+    "a softmax that is one entry": (
+        [*chain("Add", "x", "W b", "c"), node("Softmax", ["c"], ["p"], axis=1), *chain("Mul", "p", "k", "y")],
+        {"b": np.array([1e18, -1e18]), "k": np.float32(3.0)},
+    ),
+    "what is nothing beside the others": ([node("Gemm", ["x", "V", "b"], ["y"])], {"b": np.array([0.3, 0.0])}),
+    "a number taken off itself": ([*chain("Sub", "x", "x", "a"), *chain("Add", "a", "b", "y")], {"b": 3.0}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONSTANT)
+def test_outputs_that_are_constant_are_accepted(name: str) -> None:
+    """Closed and saturated activations, channels without weight, and what cancels hide nothing."""
+    nodes, stored = CONSTANT[name]
+    used = {a for n in nodes for a in n.input}
+    held = {"W": np.array([[1.0, -2.0]]), "V": np.array([[1e-38, 2.0], [1e-30, 1.0]]), **stored}
+    data = file(nodes, 2, **{a: value for a, value in held.items() if a in used})
+    for seed in SEEDS:
+        assert agree(data, program_of(data), seed).hides is None
