@@ -180,9 +180,9 @@ def _pool(solve: Solve, shared: object, jobs: int, clock: Clock) -> ProcessPoolE
     # Spawned, not forked: threads and CUDA do not survive a fork.
     context = multiprocessing.get_context("spawn")
     given = (solve, shared, torch.get_num_threads() // jobs or 1)
-    for _ in range(STARTS):
+    for more in reversed(range(STARTS)):
         pool = ProcessPoolExecutor(jobs, context, _begin, given)
-        if clock.deadline is None or _begins(pool, jobs):
+        if clock.deadline is None or _begins(pool, jobs) or not more:
             break
         _end(pool)
     return pool
