@@ -173,6 +173,17 @@ def _reduced(name: str) -> Callable[[Node], Told]:
     return told
 
 
+def _norm(node: Node) -> Told:
+    op: Any = node.op
+    if op.order != 2:
+        raise NotCovered(f"{node.describe()}: norms of another order than 2 are not covered by the checker")
+    return [
+        ("Mul", [0, 0], {}),
+        ("ReduceSum", [-1], {"axes": _next(op.axes), "keepdims": int(op.keepdims)}),
+        ("Sqrt", [-1], {}),
+    ]
+
+
 def _normalised(name: str) -> Callable[[Node], Told]:
     def told(node: Node) -> Told:
         op: Any = node.op
@@ -255,7 +266,7 @@ _TABLE: dict[type[Op], Callable[[Any], Told]] = {
     ops.Expand: lambda n: ("Expand", [], {"shape": [1, *n.op.shape]}), ops.AvgPool: _average,
     ops.MaxPool: lambda n: _pool(n, "MaxPool"), ops.Maximum: lambda n: ("Max", [], {}), ops.Minimum: lambda n: ("Min", [], {}),
     ops.ReduceSum: _reduced("ReduceSum"), ops.ReduceMean: _reduced("ReduceMean"), ops.ReduceMax: _reduced("ReduceMax"),
-    ops.ReduceMin: _reduced("ReduceMin"), ops.Softmax: lambda n: ("Softmax", [], {"axis": n.op.axis + 1}),
+    ops.ReduceNorm: _norm, ops.ReduceMin: _reduced("ReduceMin"), ops.Softmax: lambda n: ("Softmax", [], {"axis": n.op.axis + 1}),
     ops.MaskedSoftmax: lambda n: ("MaskedSoftmax", [n.op.kept.to(torch.int64)], {"axis": n.op.axis + 1}),
     ops.GroupSort: lambda n: ("GroupSort", [], {"axis": n.op.axis + 1, "group": n.op.group,
                                                 "descending": int(n.op.descending)}),

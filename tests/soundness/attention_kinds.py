@@ -22,7 +22,16 @@ MASKS = ("none", "causal", "window", "seen", "numbers", "hidden by -30", "slopes
 ROTATIONS = ("none", "none", "halves", "pairs", "some")
 NORMS = ("layer", "rms", "none")
 PLACES = ("pre", "post", "both")
-INNER = ("none", "none", "none", "rms of q, k", "layer of q, k", "rms of q, k, v")
+INNER = (
+    "none",
+    "none",
+    "none",
+    "rms of q, k",
+    "layer of q, k",
+    "rms of q, k, v",
+    "length of q, k",
+    "length of q, k, v",
+)
 LAYERS = ("relu", "gelu", "gelu tanh", "gelu quick", "swiglu", "geglu", "reglu", "tanh", "leaky", "none")
 SUMS = ("plain", "plain", "convex", "per channel", "none")
 WEIGHTS = ("normal", "one head", "one direction", "large scores", "tiny", "equal queries and keys")
@@ -240,6 +249,10 @@ class _Made:
 
     def inner(self, x: str, count: int) -> str:
         s, w = self.size, self.w
+        if "length" in self.kind.inner:
+            length = w.add(ops.ReduceNorm((2,), True), (x,), (self.n, count, 1))
+            length = w.add(ops.Clip(self.kind.eps**0.5, math.inf), (length,), (self.n, count, 1))
+            return w.add(ops.Div(), (x, length), (self.n, count, s))
         weight = w.tensor(s, scale=0.5) + 1.0
         if "layer" in self.kind.inner:
             return w.add(ops.LayerNorm((s,), weight, None, self.kind.eps), (x,), (self.n, count, s))

@@ -108,7 +108,7 @@ def _reduce(d: Draw) -> Drawn:
     return d.made(op, shape, operands, keepdims=keep, noop_with_empty_axes=d.rng.choice((None, 0, 1)))
 
 
-_REDUCTIONS = ("ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceL1", "ReduceSumSquare")
+_REDUCTIONS = ("ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceL1", "ReduceL2", "ReduceSumSquare")
 
 
 def _softmax(d: Draw) -> Drawn:

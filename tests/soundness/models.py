@@ -633,7 +633,7 @@ for _name in ("MaxPool", "AveragePool"):
     _pooled(_name)
 for _name in ("GlobalAveragePool", "GlobalMaxPool"):
     _whole(_name)
-for _name in ("ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceL1", "ReduceSumSquare"):
+for _name in ("ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceL1", "ReduceL2", "ReduceSumSquare"):
     _reduction(_name)
 
 

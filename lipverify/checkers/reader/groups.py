@@ -75,8 +75,8 @@ def _reduced(p: Builder, c: Call) -> Results:
     axes = axes or list(range(n))
     axes = axes_of(axes, n)
     shape = [1 if a in axes else s for a, s in enumerate(x.shape) if keep or a not in axes]
-    if c.op in ("ReduceSumSquare", "ReduceL1"):
-        x = p.scalar(x, "Square" if c.op == "ReduceSumSquare" else "Abs")
+    if c.op in ("ReduceSumSquare", "ReduceL1", "ReduceL2"):
+        x = p.scalar(x, "Abs" if c.op == "ReduceL1" else "Square")
     groups = (
         p.positions(x).transpose(*(a for a in range(n) if a not in axes), *axes).reshape(math.prod(shape), -1)
     )
@@ -84,7 +84,8 @@ def _reduced(p: Builder, c: Call) -> Results:
         return [extreme(p, x, groups, shape, c.op == "ReduceMin")]
     if c.op == "ReduceMean":
         return [_averaged(p, x, groups, shape, True)]
-    return [p.summed(x, groups, shape, np.ones(groups.shape[1]))]
+    found = p.summed(x, groups, shape, np.ones(groups.shape[1]))
+    return [p.scalar(found, "Sqrt") if c.op == "ReduceL2" else found]
 
 
 def _extremes(p: Builder, c: Call) -> Results:
@@ -154,7 +155,7 @@ GROUPS: dict[str, tuple[str, Run]] = {
     "ReduceSum": ("1 11 13", _reduced),
     "ReduceMean": ("1 11 13 18", _reduced),
     **dict.fromkeys(("ReduceMax", "ReduceMin"), ("1 11 12 13 18 20", _reduced)),
-    **dict.fromkeys(("ReduceSumSquare", "ReduceL1"), ("1 11 13 18", _reduced)),
+    **dict.fromkeys(("ReduceSumSquare", "ReduceL1", "ReduceL2"), ("1 11 13 18", _reduced)),
     **dict.fromkeys(("Max", "Min"), ("6 8 12 13", _extremes)),
     "TopK": ("1 10 11 24", _top),
 }

@@ -180,11 +180,11 @@ def token_steepest(network: nn.Module) -> float:
 @pytest.mark.parametrize(
     "network",
     [
-        *(Attention(spelling) for spelling in (subtracted, multiplied, expanded, of_keys)),
+        *(Attention(spelling) for spelling in SPELLINGS),
         Attention(expanded, "causal"),
         PerHead(),
     ],
-    ids=["subtracted", "multiplied", "expanded", "of_keys", "causal", "per head"],
+    ids=[*(spelling.__name__ for spelling in SPELLINGS), "causal", "per head"],
 )
 def test_tokens_have_a_checked_constant_that_another_limit_or_norm_does_not_get(network: nn.Module) -> None:
     graph = read(network)

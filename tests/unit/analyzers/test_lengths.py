@@ -15,7 +15,9 @@ from lipverify.analyzers.lengths import unit_vectors, with_units
 from lipverify.analyzers.local.forms import constants_by_forms
 from lipverify.analyzers.product import Product
 from lipverify.analyzers.protocol import Compute
+from lipverify.analyzers.tokens import Tokens
 from lipverify.errors import UnsupportedModel
+from lipverify.falsify import Search
 from lipverify.interpreter import evaluate
 from lipverify.ir.interval import Interval
 from lipverify.ir.norm import Norm
@@ -128,3 +130,126 @@ def test_cosine_attention_has_a_constant(name: str) -> None:
         assert float(torch.linalg.matrix_norm(j, 2)) <= upper < 100
     with pytest.raises(Unbounded, match=r'Linear "v\.linear" \[4, 4\] is not bounded over all inputs'):
         bound(read(Cosine(SPELLINGS[name], False)), Norm.L2)
+
+
+FLOORS: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
+    **{name: (SPELLINGS[name], 2.0) for name in SPELLINGS if name != "first axis"},
+    "power": (lambda x: x * (x.square().sum(-1, keepdim=True) + 0.25) ** -0.5, 2.0),
+    "in front of the root": (lambda x: x / (x * x).sum(-1, keepdim=True).clamp_min(0.25).sqrt(), 2.0),
+    "on both sides": (lambda x: x / ((x * x).sum(-1, keepdim=True) + 0.25).sqrt().clamp_min(0.75), 4 / 3),
+    "twice": (lambda x: x / ((x * x).sum(-1, keepdim=True).clamp_min(0.25).sqrt() + 0.5), 1.0),
+    "inverse under the root": (lambda x: x * (1 / ((x * x).sum(-1, keepdim=True) + 0.25)).sqrt(), 2.0),
+}
+
+
+def token_bound(module: nn.Module) -> float:
+    upper = Tokens().bound(read(module), Query(Norm.TOKEN_L2, Norm.TOKEN_L2), Compute()).upper
+    assert isinstance(upper, Tensor)
+    return float(upper)
+
+
+@pytest.mark.parametrize("name", FLOORS)
+def test_tokens_over_their_length_have_one_over_what_it_is_at_0(name: str) -> None:
+    function, slope = FLOORS[name]
+    assert slope <= token_bound(Calls(function)) <= slope * (1 + 1e-9)
+
+
+def test_sums_of_vectors_over_their_length_are_bounded() -> None:
+    found = token_bound(Calls(lambda x: SPELLINGS["root"](x).sum(-2, keepdim=True)))
+    assert 8.0 <= found <= 8.0 * (1 + 1e-9)  # four tokens, each 2
+
+
+class Heads(Cosine):
+    """Cosine attention of two heads of 2 entries; `unit` is of [batch, heads, tokens, entries]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (
+            self.unit(part(x).unflatten(-1, (2, 2)).transpose(1, 2)) for part in (self.q, self.k, self.v)
+        )
+        return ((5 * q @ k.mT).softmax(-1) @ v).transpose(1, 2).flatten(2)
+
+
+@pytest.mark.parametrize("name", FLOORS)
+def test_cosine_attention_of_tokens_is_checked_and_another_limit_is_not(name: str) -> None:
+    network = Heads(FLOORS[name][0], True)
+    graph = read(network)
+    result = lv.audit(graph, norm="token-l2", analyzers="tokens", search=Search(seconds=0.1))
+    certificate = result.best.certificate
+    assert token_steepest(network) <= float(result.upper) < 40
+    assert lv.verify(certificate, graph).claim
+    (step,) = certificate.issued.document["proof"]["steps"]
+    step["limit"] = (float.fromhex(step["limit"]) * 0.999).hex()
+    with pytest.raises(lv.RefutedCertificate):
+        lv.verify(certificate, graph)
+
+
+def token_steepest(network: nn.Module) -> float:
+    """The largest change of an output token found where no input token moves by more than 1 per unit."""
+    network, generator = network.double(), torch.Generator().manual_seed(1)
+    found = 0.0
+    for size in (0.01, 0.1, 0.3, 1.0, 3.0):
+        x = size * torch.randn(1, 4, 4, generator=generator, dtype=torch.float64)
+        j = torch.autograd.functional.jacobian(network, x).reshape(4, -1, 4, 4)
+        for i in range(4):
+            d = torch.randn(4, 4, generator=generator, dtype=torch.float64)
+            for _ in range(20):  # each input token along what moves the output token most
+                d = d / d.norm(dim=1, keepdim=True).clamp_min(1e-12)
+                y = torch.einsum("oja,ja->o", j[i], d)
+                found = max(found, float(y.norm()))
+                d = torch.einsum("oja,o->ja", j[i], y)
+    return found
+
+
+def length(x: Tensor, squares: Tensor) -> Tensor:
+    return x / (squares.sum(-1, keepdim=True) + 0.25).sqrt()
+
+
+BROKEN: dict[str, Callable[[Tensor], Tensor]] = {
+    "no floor": lambda x: x / (x * x).sum(-1, keepdim=True).sqrt(),
+    "a square missing": lambda x: length(x, (x * x)[..., :-1]),
+    "a square twice": lambda x: length(x, (x * x)[..., [0, 0]]),
+    "a square too small": lambda x: length(x, torch.tensor([1.0, 0.5]) * x * x),
+    "of products": lambda x: length(x, x * x.flip(-1)),
+    "another head's": lambda x: length(x, (x * x).flip(-3)),
+    "another token's": lambda x: length(x, (x * x).flip(-2)),
+    "less": lambda x: x / ((x * x).sum(-1, keepdim=True).sqrt() - 0.5),
+    "at most": lambda x: x / (x * x).sum(-1, keepdim=True).sqrt().clamp(0.5, 2.0),
+    "half": lambda x: x / (0.5 * (x * x).sum(-1, keepdim=True).sqrt() + 0.5),
+    "no root": lambda x: x / ((x * x).sum(-1, keepdim=True) + 0.25),
+    "two roots": lambda x: x / ((x * x).sum(-1, keepdim=True).sqrt().sqrt() + 0.25),
+    "sum of sizes": lambda x: x / (x.abs().sum(-1, keepdim=True) + 0.5),
+    "a floor behind the inverse": lambda x: x * (1 / (x * x).sum(-1, keepdim=True)).clamp_min(0.5).sqrt(),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_only_looks_like_a_length_has_no_checked_constant(name: str) -> None:
+    with pytest.raises(UnsupportedModel, match=r"has no bound"):
+        token_bound(Heads(BROKEN[name], True))
+
+
+@pytest.mark.parametrize("root", [False, True])
+def test_the_limit_of_a_larger_floor_is_refuted(root: bool) -> None:
+    """What holds for 1/2 does not for 0.4, in front of the root or behind it."""
+
+    def network(e: float) -> Heads:
+        in_front = lambda x: x / ((x * x).sum(-1, keepdim=True) + e).sqrt()  # noqa: E731
+        return Heads(in_front if root else lambda x: x / (x.norm(dim=-1, keepdim=True) + e), True)
+
+    larger, graph = token_bound(network(0.5)), read(network(0.4))
+    result = lv.audit(graph, norm="token-l2", analyzers="tokens", search=Search(seconds=0.1))
+    assert larger * 1.05 < float(result.upper)
+    (step,) = result.best.certificate.issued.document["proof"]["steps"]
+    step["limit"] = larger.hex()
+    with pytest.raises(lv.RefutedCertificate, match="norms of tokens prove"):
+        lv.verify(result.best.certificate, graph)
+
+
+def test_values_as_they_are_need_bounded_tokens() -> None:
+    module = Cosine(SPELLINGS["normalize"], False)
+    with pytest.raises(UnsupportedModel, match="the values that it averages are not bounded"):
+        token_bound(module)
+    query = Query(Norm.TOKEN_L2, Norm.TOKEN_L2, lv.Bounded(3.0))
+    upper = Tokens().bound(read(module), query, Compute()).upper
+    assert isinstance(upper, Tensor)
+    assert 0 < float(upper) < 40

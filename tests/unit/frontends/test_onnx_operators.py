@@ -194,7 +194,7 @@ POOLING = [
 ]  # fmt: skip
 REDUCTIONS = [
     case
-    for op in ("ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceL1", "ReduceSumSquare")
+    for op in ("ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceL1", "ReduceL2", "ReduceSumSquare")
     for since in (13 if op == "ReduceSum" else 18,)
     for case in [
         C(op, (3, 4, 5), opsets=(7, 11) if since == 13 else (7, 11, 13, 17), attributes={"axes": [2, 3]}),

@@ -13,6 +13,7 @@ and softmax a new family begins. With |.|_2 of a token, u a token's vector, X, Y
     sum_j p_j (V u_j + c)    = V (sum_j p_j u_j) + c, whose average has L <= |dp|_1 max s_j + max L_j and size max s_j
     where p_j falls with -s |u_j - u_i|^2    L <= (1 + 4 W) max L_j without any size, W = W_0((keys - 1)/e) (`distances`)
     n(u), variance + eps     |n(u)| <= sqrt d, L_n <= L / sqrt(eps)
+    u / l(|u|)               at most 1, and L / l(0) (`lengths`)
 
 Source: Newhouse, Hess, Cesista et al. 2025 (arXiv 2507.13338) for the geometry; Kim, Papamakarios, Mnih 2021 (arXiv 2006.04710)
 for what has no constant. Masks and rotations are covered as what they are: fewer keys, matrices that differ from token to token.

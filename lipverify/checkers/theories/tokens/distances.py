@@ -8,32 +8,23 @@ With s > 0, L the largest constant of the u_j, E the mean with weights P, w_j = 
 Of two vectors it holds whichever is the query, as one has the distance of the other.
 Source: Kim, Papamakarios, Mnih 2021 (arXiv 2006.04710), theorem 3.2; W does not depend on s.
 
-Nothing is taken from a name: scores are expanded into polynomials of degree 2 in entries of earlier steps, by factors that are
-powers of 2, so exactly; what is left after -s (u_j - u_o)^2 is taken off has to be 0 or common to a row.
+Nothing is taken from a name: scores are expanded into polynomials of degree 2 in entries of earlier steps, exactly; what is left
+after -s (u_j - u_o)^2 is taken off has to be 0 or common to a row.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from lipverify.checkers.kernel.account import charge
 from lipverify.checkers.kernel.arithmetic import Array, gamma
-from lipverify.checkers.kernel.program import (
-    Affine,
-    Product,
-    Scalar,
-    Softmax,
-    Step,
-    View,
-    by_source,
-    sizes_of,
-)
+from lipverify.checkers.kernel.program import Affine, Softmax, Step
 from lipverify.checkers.theories.tokens.forms import UP
+from lipverify.checkers.theories.tokens.polynomials import Polynomials, collected
 
 
 class Weights(NamedTuple):
@@ -64,23 +55,18 @@ def lambert(count: int) -> float:
     return w
 
 
-def compared(steps: Sequence[Step]) -> tuple[list[Tokens], set[int]]:
-    """All tokens whose distances a softmax takes, and the steps that are needed beside.
-
-    Sets of tokens that share a step but not all vectors are left out.
-    """
-    polynomials = _Polynomials(steps)
+def compared(polynomials: Polynomials) -> list[Tokens]:
+    """All tokens whose distances a softmax takes. Sets of tokens that share a step but not all vectors are left out."""
+    steps = polynomials.steps
     found: dict[tuple[int, ...], list[tuple[int, Array, Array]]] = {}
     for k, step in enumerate(steps):
         if isinstance(step, Softmax) and step.groups.shape[1] > 1:
             known = _distances(steps, polynomials, step)
             if known is not None:
                 found.setdefault(known[0], []).append((k, *known[1:]))
-    tokens = []
-    if len({s for sources in found for s in sources}) == sum(map(len, found)):
-        tokens = [one for sources, every in found.items() if (one := _joined(sources, every)) is not None]
-    used = _needed(steps, tokens)
-    return [one for one in tokens if used & one.weights.keys()], used
+    if len({s for sources in found for s in sources}) != sum(map(len, found)):
+        return []
+    return [one for sources, every in found.items() if (one := _joined(sources, every)) is not None]
 
 
 def _joined(sources: tuple[int, ...], every: Sequence[tuple[int, Array, Array]]) -> Tokens | None:
@@ -99,154 +85,8 @@ def _joined(sources: tuple[int, ...], every: Sequence[tuple[int, Array, Array]])
     return Tokens(sources, places, weights)
 
 
-def _needed(steps: Sequence[Step], tokens: Sequence[Tokens]) -> set[int]:
-    """The steps behind the last one, where softmaxes over distances read their tokens alone, and those of one number nothing."""
-    reads: dict[int, tuple[int, ...]] = {k: one.sources for one in tokens for k in one.weights}
-    found, left = set[int](), [len(steps) - 1]
-    while left:
-        k = left.pop()
-        if k not in found:
-            found.add(k)
-            step = steps[k]
-            alone = isinstance(step, Softmax) and step.groups.shape[1] == 1
-            left += () if alone else reads.get(k, step.reads)
-    return found | {0}
-
-
-class _Linear(NamedTuple):
-    """Entries sum_t factor_t x_t: [size, terms] each, variables numbered over all steps."""
-
-    factor: Array
-    one: Array
-
-
-class _Quadratic(NamedTuple):
-    """Entries sum_t factor_t x_t y_t."""
-
-    factor: Array
-    one: Array
-    two: Array
-
-
-class _Polynomials:
-    """Entries of steps in entries of earlier ones, by exact factors. starts: the first variable of each step."""
-
-    def __init__(self, steps: Sequence[Step]) -> None:
-        self.steps = steps
-        self.starts = np.cumsum([0, *(s.size for s in steps)])
-        self._linear: dict[int, _Linear] = {}
-        self._quadratic: dict[int, _Quadratic | None] = {}
-
-    def linear(self, k: int) -> _Linear:
-        """Entries as differences of two others, or multiples of one, as far back as that goes."""
-        if k not in self._linear:
-            own = np.arange(self.steps[k].size)[:, None] + self.starts[k]
-            found = _Linear(np.ones(own.shape), own)
-            step = self.steps[k]
-            if isinstance(step, Affine) and _exact(step) and step.index.shape[2] <= 2:
-                inner = self._view(step.view, self.linear, 1)
-                other = None if inner is None else _Linear(*_summed(step, *inner))
-                if other is not None and other.factor.shape[1] <= 2 and _near(other.factor):
-                    found = other
-            self._linear[k] = found
-        return self._linear[k]
-
-    def squared(self, k: int) -> bool:
-        """Whether any square is among what entries are sums of: elsewhere nothing is expanded."""
-        seen, left = set[int](), [k]
-        while left:
-            k = left.pop()
-            step = self.steps[k]
-            if isinstance(step, Product):
-                if step.view.sources == step.other.sources and np.array_equal(
-                    step.view.places, step.other.places
-                ):
-                    return True
-            elif isinstance(step, Scalar) and step.law == "Square":
-                return True
-            elif k not in seen and _exact(step):
-                left += step.reads
-            seen.add(k)
-        return False
-
-    def quadratic(self, k: int) -> _Quadratic | None:
-        """Entries as sums of products of two others; None where they are none."""
-        if k not in self._quadratic:
-            self._quadratic[k] = self._of(self.steps[k])
-        return self._quadratic[k]
-
-    def _of(self, step: Step) -> _Quadratic | None:
-        found: tuple[Array, ...] | None = None
-        if isinstance(step, Product) or (isinstance(step, Scalar) and step.law == "Square"):
-            x = self._view(step.view, self.linear, 1)
-            y = self._view(step.other, self.linear, 1) if isinstance(step, Product) else x
-            if x is not None and y is not None:
-                shape = len(x[0]), x[0].shape[1], y[0].shape[1]
-                a, b = np.broadcast_to(x[1][:, :, None], shape), np.broadcast_to(y[1][:, None, :], shape)
-                found = tuple(
-                    v.reshape(shape[0], -1)
-                    for v in (x[0][:, :, None] * y[0][:, None, :], np.minimum(a, b), np.maximum(a, b))
-                )
-        elif _exact(step):
-            inner = self._view(step.view, self.quadratic, 2)
-            found = None if inner is None else _summed(step, *inner)
-        return _Quadratic(*found) if found is not None and _near(found[0]) else None
-
-    def _view(
-        self, view: View, of: Callable[[int], tuple[Array, ...] | None], degree: int
-    ) -> tuple[Array, ...] | None:
-        """What a view shows, factors 0 behind shorter entries and for the number 0."""
-        shown = []
-        for source, at, entries in by_source(view, sizes_of(view, self.steps)):
-            found = of(source)
-            if found is None:
-                return None
-            shown.append((at, [v[entries] for v in found]))
-        most = max((v[0].shape[1] for _, v in shown), default=1)
-        charge(3 * len(view.places) * most)
-        factor = np.zeros((len(view.places), most))
-        variables = [np.zeros(factor.shape, dtype=np.int64) for _ in range(degree)]
-        for at, (f, *vs) in shown:
-            factor[at, : f.shape[1]] = f
-            for all_of, v in zip(variables, vs, strict=True):
-                all_of[at, : v.shape[1]] = v
-        return factor, *variables
-
-
-def _exact(step: Step) -> bool:
-    """An affine step without constants whose factors are small powers of 2: products with them round nothing."""
-    if not isinstance(step, Affine) or step.rounded or (step.offset is not None and step.offset.any()):
-        return False
-    return bool(((np.abs(np.frexp(step.kernel)[0]) == 0.5) | (step.kernel == 0)).all()) and _near(step.kernel)
-
-
-def _bounded(scale: Array) -> bool:
-    """A product with one more factor of a kernel underflows nowhere."""
-    return bool(((scale > 2.0**-400) & (scale < 2.0**400)).all())
-
-
-def _near(factor: Array) -> bool:
-    """Sums of a million of them, and of their halves, are exact."""
-    size = np.abs(factor)
-    return bool(((size == 0) | ((size >= 2.0**-12) & (size <= 2.0**12))).all()) and factor.shape[-1] < 1 << 20
-
-
-def _summed(step: Step, factor: Array, *variables: Array) -> tuple[Array, ...]:
-    assert isinstance(step, Affine)
-    groups, out, terms = step.kernel.shape
-    positions, inner = step.index.shape[1], factor.shape[1]
-    shape = groups, out, positions, terms, inner
-    charge((1 + len(variables)) * math.prod(shape))
-    gone = step.index < 0
-    f = np.where(gone[..., None], 0.0, factor[step.index])[:, None] * step.kernel[:, :, None, :, None]
-    return tuple(
-        np.broadcast_to(v, shape).reshape(-1, terms * inner)
-        for v in (f, *(v[step.index][:, None] for v in variables))
-    )
-
-
 def _distances(
-    steps: Sequence[Step], p: _Polynomials, softmax: Softmax
+    steps: Sequence[Step], p: Polynomials, softmax: Softmax
 ) -> tuple[tuple[int, ...], Array, Array] | None:
     """Sources, places [rows, n, width] of the vectors that a softmax compares with one of them, and s [rows]; else None."""
     rows, n = softmax.groups.shape
@@ -259,7 +99,7 @@ def _distances(
         return None
     factor, one, two = (v[entries.reshape(-1)] for v in found)
     entry = np.broadcast_to(np.arange(rows * n)[:, None], factor.shape)[factor != 0]
-    e, a, b, c = _collected(entry, one[factor != 0], two[factor != 0], factor[factor != 0])
+    e, a, b, c = collected(entry, one[factor != 0], two[factor != 0], factor[factor != 0])
     cross = a != b
     count = np.bincount(e[cross], minlength=rows * n).reshape(rows, n)
     width = int(count.max())
@@ -281,7 +121,7 @@ def _distances(
     copies = repeated[0] * n + np.tile(np.arange(n), int(of_query.sum()))
     squares = ~cross & ~own.reshape(-1)[e]
     kept = np.isin(copies, others)
-    rest = _collected(
+    rest = collected(
         *(
             np.concatenate(v)
             for v in (
@@ -332,16 +172,9 @@ def _vectors(row: Array, key: Array, a: Array, b: Array, query: Array, n: int, w
     return keys
 
 
-def _collected(entry: Array, one: Array, two: Array, factor: Array) -> tuple[Array, Array, Array, Array]:
-    """Equal products of an entry together; without those that cancel."""
-    if not len(entry):
-        return entry, one, two, factor
-    order = np.lexsort([two, one, entry])
-    e, a, b, c = (v[order] for v in (entry, one, two, factor))
-    new = np.concatenate([[True], (e[1:] != e[:-1]) | (a[1:] != a[:-1]) | (b[1:] != b[:-1])])
-    total = np.add.reduceat(c, np.flatnonzero(new))
-    there = total != 0
-    return e[new][there], a[new][there], b[new][there], total[there]
+def _bounded(scale: Array) -> bool:
+    """A product with one more factor of a kernel underflows nowhere."""
+    return bool(((scale > 2.0**-400) & (scale < 2.0**400)).all())
 
 
 def _peeled(steps: Sequence[Step], softmax: Softmax) -> tuple[int, Array, Array, Array] | None:

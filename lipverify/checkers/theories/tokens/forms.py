@@ -12,6 +12,7 @@ from lipverify.checkers.kernel.arithmetic import TINY, Array, sums
 
 UP = 1.0 + 2.0**-46
 """More than the few roundings of any one line below."""
+DOWN = 1.0 - 2.0**-46
 
 
 class Shared(NamedTuple):

@@ -34,6 +34,8 @@ from lipverify.checkers.theories.tokens.forms import (
     lines,
     times,
 )
+from lipverify.checkers.theories.tokens.lengths import unit_vectors
+from lipverify.checkers.theories.tokens.polynomials import Polynomials
 from lipverify.checkers.theories.tokens.products import RAW, Products
 from lipverify.errors import NotCovered
 
@@ -56,8 +58,10 @@ class Sequences(Products):
         self.variance = variance
         self._forms: list[Form] = []
         self._steps = program.steps
-        near, used = compared(program.steps)
+        polynomials = Polynomials(program.steps)
+        near, self._units = compared(polynomials), unit_vectors(polynomials)
         self._distances = {k: (tokens, number) for number, tokens in enumerate(near) for k in tokens.weights}
+        used = self._needed()
         self._tokens: dict[int, int] = {}
         for k, step in enumerate(program.steps):
             charge(0, STEP)
@@ -73,8 +77,25 @@ class Sequences(Products):
             else:
                 self._forms.append(self._step(step))
             for number, tokens in enumerate(near):
-                if k == max(tokens.sources):
+                if k == max(tokens.sources) and used & tokens.weights.keys():
                     self._tokens[number] = self._begin(tokens)
+
+    def _needed(self) -> set[int]:
+        """The steps behind the last one, where weights by distances read their tokens alone, unit vectors themselves, and a
+        softmax of one number nothing."""
+        found, left = {0}, [len(self._steps) - 1]
+        while left:
+            k = left.pop()
+            if k not in found:
+                found.add(k)
+                step = self._steps[k]
+                if k in self._distances:
+                    left += self._distances[k][0].sources
+                elif k in self._units:
+                    left += self._units[k].view.sources
+                elif not (isinstance(step, Softmax) and step.groups.shape[1] == 1):
+                    left += step.reads
+        return found
 
     def _begin(self, tokens: Tokens) -> int:
         """Begins a family of vectors whose distances are taken: what is computed from them is a function of its rows."""
@@ -111,11 +132,18 @@ class Sequences(Products):
             return Form((), np.where(step.values == 0, -1, places.reshape(-1)), values, np.zeros(len(values)))
         if isinstance(step, Affine):
             product = self._steps[step.reads[0]] if len(step.reads) == 1 else None
-            if isinstance(product, Product) and step.kernel.shape[:2] == (1, 1) and step.index.shape[2] > 1:
+            summing = step.kernel.shape[:2] == (1, 1) and step.index.shape[2] > 1
+            if isinstance(product, Product) and summing and step.reads[0] not in self._units:
                 found = self._bilinear(step, self._seen(product.view), self._seen(product.other))
                 if found is not None:
                     return found
             return self._affine(step, self._seen(step.view))
+        if self._at in self._units:
+            view, sets, most = self._units[self._at]
+            slope, size, power = self._bounds(self._seen(view), sets)
+            return self._family(
+                sets, times(most, slope), np.minimum(times(most, size), UP), power, "unit vectors"
+            )
         if isinstance(step, Product):
             later = [s for s in self._steps if self._at in s.reads]
             summed = all(
