@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,10 +36,12 @@ from lipverify.ir.graph import Graph
 from lipverify.ir.norm import Norm
 from lipverify.ir.region import Ball, Everywhere, Query, Region, misfit
 from lipverify.ir.shown import above, at_most
+from lipverify.joining import joined_lower, joined_rows
 from lipverify.ops import Linear, Reshape
 from lipverify.passes import simplify
 from lipverify.propagation.magnitudes import out_of_range, refuse_lost_products
 from lipverify.results import Audit, Lower, Row, tightness
+from lipverify.units import Lost, results
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -246,6 +248,7 @@ def audit(
     hints: Tensor | None = None,
     search: Search | None = None,
     report: Report | None = None,
+    scheduler: str | None = None,
 ) -> Audit:
     """Upper bounds by every analyzer and a lower bound with a witness.
 
@@ -256,6 +259,7 @@ def audit(
             buys (`Audit.choice` says what that was).
         budget: seconds for everything together.
         box, hints: where the search for the lower bound looks when the region is everywhere.
+        scheduler: address of a Dask scheduler, whose workers search for bounds of some balls at a time; proofs are made here.
 
     What breaks inside an analyzer, a certificate that does not check, and a bound that a witness contradicts are rows without a
     bound (`Row.failed`, `Row.refuted`), and lose no other row.
@@ -272,6 +276,8 @@ def audit(
         raise UsageError(why)
     if missing := query.without_tokens(graph.input_shape):
         raise UnsupportedModel(missing)
+    if scheduler is not None and not isinstance(query.region, Ball):
+        raise UsageError("--scheduler shares out points: give --data and --radius, in Python a Ball")
     if budget is None and AUTO in listed(analyzers):
         budget = MINUTE
     end = None if budget is None else started + budget
@@ -281,12 +287,17 @@ def audit(
     if end is not None and not query.of_tokens:
         # The cheapest bound and its lower bound come first, whatever was asked: they are there when the rest is cut.
         first = _first(graph, query, compute)
-    elif _large(graph, query):
+    elif scheduler is not None or _large(graph, query):
         first = _answer(Product(), graph, query, compute, None)
-    lower = _lower(graph, query, compute, search, box, hints, first)
-    # Asking every analyzer whether it refuses takes its time too.
-    methods, choice = chosen(analyzers, [(graph, query)], budget)
-    rows = _rows(methods, graph, query, compute, first)
+    if scheduler is not None:
+        assert first is not None, "the product, of norms that balls are in"
+        methods, choice = chosen(analyzers, [(graph, query)], budget)
+        rows, lower = _shared_out(methods, graph, query, compute, search, first, scheduler)
+    else:
+        lower = _lower(graph, query, compute, search, box, hints, first)
+        # Asking every analyzer whether it refuses takes its time too.
+        methods, choice = chosen(analyzers, [(graph, query)], budget)
+        rows = _rows(methods, graph, query, compute, first)
     rows = tuple(held_against(row, graph, query, lower.witness) for row in rows)
     rows = _proved(rows, graph, query, compute)
     return Audit(graph, query, rows, lower, time.monotonic() - started, choice=choice)
@@ -299,6 +310,75 @@ LARGE = 0.3
 """Seconds of one evaluation, as counted, from which on pairs are proved by the gains of layers."""
 OWED = 2.0
 """Seconds that the lower bound may take beyond the budget, and half of it each other bound: without them there is no answer."""
+
+
+AT_ONCE = 16
+"""Balls of a unit of work: a dead worker loses few, and what a network alone costs is shared by some."""
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What all units of work need."""
+
+    graph: Graph
+    norms: tuple[Norm, Norm]
+    methods: tuple[Analyzer, ...]
+    device: torch.device
+    seed: int
+    search: Search
+
+
+def _shared_out(
+    methods: list[Analyzer],
+    graph: Graph,
+    query: Query,
+    compute: Compute,
+    search: Search,
+    first: Row,
+    scheduler: str,
+) -> tuple[tuple[Row, ...], Lower]:
+    """What `_rows` and `_lower` give, found by the workers of a cluster for some balls at a time. The product is known."""
+    region = query.region
+    assert isinstance(region, Ball)
+    others = tuple(method for method in methods if method != first.method)
+    asked = _Asked(graph, (query.norm_in, query.norm_out), others, compute.device, compute.seed, search)
+    chunks = [region[start : start + AT_ONCE] for start in range(0, len(region), AT_ONCE)]
+    end = None if compute.deadline is None else time.monotonic() + SEARCHED * compute.remaining()
+    found: dict[int, tuple[tuple[Row, ...], Lower]] = {}
+    units = ((chunk,) for chunk in chunks)
+    for place, answer in results(_unit, asked, units, len(chunks), scheduler=scheduler, deadline=end):
+        if isinstance(answer, Lost):
+            answer = _without(asked, chunks[place], answer.reason, failed=True)
+        found[place] = answer
+        compute.report(f"points: {len(found)} of {len(chunks)} chunks", None)
+    counts = [len(chunk) for chunk in chunks]
+    parts = [found[place] for place in range(len(chunks))]
+    joined = iter(
+        [
+            joined_rows(method, query, [rows[k] for rows, _ in parts], counts)
+            for k, method in enumerate(others)
+        ]
+    )
+    rows = [first if method == first.method else next(joined) for method in methods]
+    return _with_product(rows, first), joined_lower([lower for _, lower in parts], counts)
+
+
+def _unit(asked: _Asked, region: Ball, seconds: float | None) -> tuple[tuple[Row, ...], Lower]:
+    """Some balls: the row of every analyzer, unproved, and the lower bounds."""
+    if seconds is not None and seconds <= 0.0:
+        return _without(asked, region, NOT_RUN, undecided=True, cut=True)
+    query = Query(*asked.norms, region)
+    deadline_ = None if seconds is None else time.monotonic() + seconds
+    compute = Compute(asked.device, asked.seed, deadline_)
+    lower = _lower(asked.graph, query, compute, asked.search, None, None, None)
+    return _rows(list(asked.methods), asked.graph, query, compute, None, 1.0), lower
+
+
+def _without(asked: _Asked, region: Ball, why: str, **flags: Any) -> tuple[tuple[Row, ...], Lower]:
+    """The answer about balls that nobody looked at."""
+    rows = tuple(Row(method, 0.0, refused=why, **flags) for method in asked.methods)
+    nothing = _nothing(asked.graph, Query(*asked.norms, region), why)
+    return rows, Lower(*nothing, failed=flags.get("failed", False), cut=flags.get("cut", False))
 
 
 def _large(graph: Graph, query: Query) -> bool:
@@ -361,7 +441,12 @@ def _nothing(graph: Graph, query: Query, why: str) -> tuple[float | Tensor, Witn
 
 
 def _rows(
-    methods: list[Analyzer], graph: Graph, query: Query, compute: Compute, first: Row | None
+    methods: list[Analyzer],
+    graph: Graph,
+    query: Query,
+    compute: Compute,
+    first: Row | None,
+    searched: float = SEARCHED,
 ) -> tuple[Row, ...]:
     """The answers in order; what is left of the time for bounds is shared evenly by those to come, proofs have the rest.
 
@@ -371,10 +456,11 @@ def _rows(
     Args:
         first: the row of the product, which is there already. Where nobody asked for it, it stands at the end if for want of time
             nothing else has a bound.
+        searched: the part of what is left that is for bounds.
     """
     rows: list[Row] = []
     left = len([method for method in methods if first is None or method != first.method])
-    end = None if compute.deadline is None else time.monotonic() + SEARCHED * compute.remaining()
+    end = None if compute.deadline is None else time.monotonic() + searched * compute.remaining()
     for method in methods:
         if first is not None and method == first.method:
             rows.append(first)
@@ -398,7 +484,12 @@ def _rows(
         except KeyboardInterrupt:
             seconds = time.monotonic() - started
             rows.append(Row(method, seconds, refused="interrupted before it had a bound", stopped=True))
-    bounds = [row for row in rows if row.certificate is not None]
+    return _with_product(rows, first)
+
+
+def _with_product(rows: list[Row], first: Row | None) -> tuple[Row, ...]:
+    """The rows, and the product behind them if for want of time nothing else has a bound."""
+    bounds = any(row.certificate is not None for row in rows)
     if first is not None and first not in rows and not bounds and any(row.undecided for row in rows):
         rows.append(first)
     return tuple(rows)

@@ -333,6 +333,7 @@ audit = verb(
     analyzers=listed,
     box=_box,
     search=taking.of_kind(Search, "search"),
+    scheduler=_maybe(_word("scheduler")),
     **_RUN,
 )
 bounds = verb(

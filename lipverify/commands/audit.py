@@ -20,6 +20,7 @@ from lipverify.options import (
     Model,
     NormOut,
     Options,
+    Scheduler,
     option,
     parse_claimed,
     parse_gate,
@@ -67,6 +68,7 @@ class AuditOptions(Options):
         ),
     ] = None
     free: Free = ()
+    scheduler: Scheduler = None
     ball: Annotated[str | None, option("norm of the balls: l2 or linf; default: --norm")] = None
     margin: Margin = None
     fail_above: Annotated[
@@ -120,7 +122,12 @@ class AuditOptions(Options):
         if self.radius is not None and self.data is None:
             raise UsageError("--radius needs --data: the balls are around the points of a file")
         if self.radius is None:
-            refuse_alone("--data and --radius", ("--ball", self.ball), ("--free", self.free or None))
+            refuse_alone(
+                "--data and --radius",
+                ("--ball", self.ball),
+                ("--free", self.free or None),
+                ("--scheduler", self.scheduler),
+            )
         if (
             isinstance(self.radius, Entries)
             and self.ball is not None
@@ -195,6 +202,7 @@ def _audit(options: AuditOptions, start: Start) -> Outcome:
         box=options.box if isinstance(options.box, tuple) else box if radius is None else None,
         hints=hints,
         report=start.progress.report,
+        scheduler=options.scheduler,
     )
     result = replace(result, command=options.command)
     document = result.to_json()

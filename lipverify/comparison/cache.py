@@ -18,7 +18,7 @@ from typing import Any
 
 from lipverify.comparison.task import Solved
 from lipverify.errors import UsageError
-from lipverify.loading.names import cannot_write, display_path
+from lipverify.loading.names import GONE, cannot_write, display_path
 
 SCHEMA = "lipverify.compare.entry/1"
 _LARGEST = 1 << 31
@@ -85,7 +85,7 @@ class Cache:
             os.replace(part, self.folder / f"{key_of(identity)}.json")
         except OSError as error:
             gone = not self.folder.parent.exists()
-            kept = "; the folder is no longer there" if gone else "; the answers before are kept there"
+            kept = GONE if gone else "; the answers before are kept there"
             raise cannot_write(self.folder, error, kept) from error
         finally:
             if part is not None:

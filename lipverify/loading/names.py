@@ -43,6 +43,10 @@ def display_path(path: str | os.PathLike[str], limit: int = 60) -> str:
     return display(os.path.basename(text.rstrip("/")) or text, limit)
 
 
+GONE = "; the folder is no longer there"
+"""Of a folder that was there when the run began."""
+
+
 def cannot_write(path: str | os.PathLike[str], error: OSError, state: str = "") -> LipverifyError:
     """What to raise where a disk refuses; state: what became of the work, after the reason."""
     reason = error.strerror or type(error).__name__

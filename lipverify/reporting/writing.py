@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lipverify.errors import LipverifyError, UsageError
-from lipverify.loading.names import cannot_write, display, display_path
+from lipverify.loading.names import GONE, cannot_write, display, display_path
 from lipverify.reporting.places import CERTIFICATE, CERTIFICATES, REPORT, RESULT, WITNESS
 
 if TYPE_CHECKING:
@@ -219,7 +219,7 @@ class OutputFolder:
 
     def _refusal(self, error: OSError, state: str = "") -> LipverifyError:
         made = self._created or self._folder is not None
-        gone = "; the folder is no longer there" if made and not self.path.exists() else None
+        gone = GONE if made and not self.path.exists() else None
         return cannot_write(self.path, error, gone or state)
 
     def _leaves_parts(self) -> bool:

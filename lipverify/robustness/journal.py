@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from lipverify.errors import InvalidFile, UsageError
-from lipverify.loading.names import cannot_write, display_path, sentence
+from lipverify.loading.names import GONE, cannot_write, display_path, sentence
 
 SCHEMA = "lipverify.radius.journal/1"
 _LARGEST_LINE = 1 << 24
@@ -40,17 +40,17 @@ class Journal:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             self._file = os.open(self.path, flags, 0o644)
-        except OSError as error:
-            raise cannot_write(self.path, error) from error
-        try:
             end = self._read() if self.resume else 0
             os.ftruncate(self._file, end)
             os.lseek(self._file, end, os.SEEK_SET)
             if end == 0:
                 self.records, self.shared = {}, None
                 self._append({"kind": "header", "schema": SCHEMA, "question": self.question})
-        except BaseException:
+        except BaseException as error:
             self.close()
+            if isinstance(error, OSError):
+                gone = "" if self.path.parent.exists() else GONE
+                raise cannot_write(self.path, error, gone) from error
             raise
         return self
 

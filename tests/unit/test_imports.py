@@ -46,7 +46,9 @@ LAYERS: dict[str, str] = {
     "falsify": "errors ir rules ops linalg interpreter propagation analyzers",
     "failures": "errors ir certificates analyzers",
     "results": "errors ir loading certificates analyzers documents reporting",
-    "pipeline": "errors loading zoo ir ops frontends passes certificates propagation analyzers falsify failures results",
+    "joining": "ir certificates analyzers results",
+    "pipeline": "errors units loading zoo ir ops frontends passes certificates propagation analyzers falsify failures results "
+    "joining",
     "monotonicity": "errors ir ops interpreter propagation checkers certificates analyzers documents reporting",
     "robustness": "errors units loading ir ops linalg interpreter propagation certificates analyzers falsify failures "
     "documents reporting pipeline",

@@ -1,10 +1,11 @@
-"""Points and tasks of comparisons on a Dask cluster on loopback."""
+"""Points, chunks of points and tasks of comparisons on a Dask cluster on loopback, whose workers are killed."""
 
 from __future__ import annotations
 
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,11 @@ import torch
 from lipverify import ops
 from lipverify.comparison import compare
 from lipverify.errors import UsageError
+from lipverify.falsify import Search
+from lipverify.ir.certificate import Rigour
 from lipverify.ir.norm import Norm
+from lipverify.ir.region import Ball
+from lipverify.pipeline import audit
 from lipverify.robustness import Plan, radii
 from lipverify.robustness.journal import Journal
 from tests.networks import chain, tensor
@@ -29,12 +34,19 @@ def _processor_clock() -> None:
     """The loops of Dask need the clock on the wall."""
 
 
-def test_a_worker_that_is_killed_changes_nothing(tmp_path: Path, rng: np.random.Generator) -> None:
+def test_a_worker_that_is_killed_changes_nothing(
+    tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
     graph = chain([tensor(rng, 24, 6), tensor(rng, 16, 24), tensor(rng, 4, 16)], ops.ReLU())
     x = torch.tensor(rng.random((6, 6)))
     plan = Plan(Norm.LINF, "crown", looks=4)
     whole = radii(graph, x, plan=plan)
     killed: list[int] = []
+    balls: dict[str, Any] = {
+        "region": Ball(x, 0.02, Norm.L2),
+        "analyzers": ["product", "local"],
+        "search": Search(rounds=3),
+    }
     settings = {"n_workers": 2, "threads_per_worker": 1, "processes": True, "host": "127.0.0.1"}
     server()
     config = {"distributed.worker.multiprocessing-method": "forkserver"}
@@ -51,8 +63,23 @@ def test_a_worker_that_is_killed_changes_nothing(tmp_path: Path, rng: np.random.
             found = radii(
                 graph, x, plan=plan, scheduler=cluster.scheduler_address, journal=journal, advance=advance
             )
+        with distributed.Client(cluster) as client:
+            client.wait_for_workers(2)
+            second = next(iter(client.run(os.getpid).values()))
+
+        def stage(name: str, best: float | None) -> None:
+            if name == "points: 1 of 6 chunks":
+                os.kill(second, signal.SIGKILL)
+                killed.append(len(killed))
+
+        monkeypatch.setattr("lipverify.pipeline.AT_ONCE", 1)
+        audited = audit(graph, **balls, scheduler=cluster.scheduler_address, report=stage)
         compared = compare({"net": graph}, analyzers=["product"], scheduler=cluster.scheduler_address)
-    assert killed == [2]
+    assert killed == [2, 1]
+    for row, known in zip(audited.rows, audit(graph, **balls).rows, strict=True):
+        assert row.upper == pytest.approx(known.upper, rel=1e-6)
+        assert row.certificate is not None
+        assert row.certificate.rigour is Rigour.CHECKED
     here = compare({"net": graph}, analyzers=["product"])
     assert compared.upper("net", "product") == here.upper("net", "product")
     assert same_without_times(found.to_json(), whole.to_json())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import random
 import signal
 from pathlib import Path
@@ -14,7 +16,7 @@ import torch
 
 from lipverify import ops, zoo
 from lipverify.commands.radius import JOURNAL
-from lipverify.errors import UsageError
+from lipverify.errors import LipverifyError, UsageError
 from lipverify.ir.norm import Norm
 from lipverify.robustness import Attack, Plan, radii
 from lipverify.robustness.journal import Journal
@@ -172,3 +174,18 @@ def test_a_journal_of_another_question_is_refused(tmp_path: Path) -> None:
         pass
     with Journal(path, {"graph": "b", "norm": "l2"}) as journal:
         assert journal.records == {}
+
+
+@pytest.mark.parametrize("operation", ["open", "ftruncate", "lseek", "write", "fsync"])
+def test_what_a_disk_refuses_a_journal_is_its_fault(
+    operation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(os, operation, refuse)
+    with pytest.raises(LipverifyError, match=r"cannot write to .*: Read-only file system"):
+        Journal(tmp_path / JOURNAL, {"graph": "a"}).__enter__()
+    monkeypatch.undo()
+    with pytest.raises(LipverifyError, match="the folder is no longer there"):
+        Journal(tmp_path / "gone" / JOURNAL, {"graph": "a"}).__enter__()

@@ -1,0 +1,127 @@
+"""Audits whose points are shared out: chunks are joined in their order, proved as one, and what a chunk lacks is said.
+
+The units run in this process here; `robustness/test_cluster.py` has a cluster, whose workers are killed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import lipverify as lv
+from lipverify import ops, pipeline, units
+from lipverify.certificates.pending import kept, restored
+from lipverify.errors import UsageError
+from lipverify.falsify import Search
+from lipverify.joining import Chunks
+from lipverify.units import Lost
+from tests.networks import chain, tensor
+
+NAMES = ["product", "local", "local-sdp"]
+SEARCH = Search(rounds=3)
+
+
+@pytest.fixture
+def graph(rng: np.random.Generator) -> lv.Graph:
+    return chain([tensor(rng, 6, 4), tensor(rng, 5, 6), tensor(rng, 3, 5)], ops.Tanh())
+
+
+@pytest.fixture
+def region(rng: np.random.Generator) -> lv.Ball:
+    return lv.Ball(tensor(rng, 7, 4), 0.1, "l2", (-9.0, 9.0))
+
+
+@pytest.fixture
+def lost(monkeypatch: pytest.MonkeyPatch) -> dict[int, Any]:
+    """Units run here, three points each, the last first; those in this table come back as it says."""
+    instead: dict[int, Any] = {}
+
+    def here(*given: Any, scheduler: str, **options: Any) -> Iterator[tuple[int, Any]]:
+        found = dict(units.results(*given, **options)) | instead
+        return iter(sorted(found.items(), reverse=True))
+
+    monkeypatch.setattr(pipeline, "results", here)
+    monkeypatch.setattr(pipeline, "AT_ONCE", 3)
+    return instead
+
+
+def shared_out(graph: lv.Graph, region: lv.Ball, **options: Any) -> lv.Audit:
+    return lv.audit(graph, region=region, search=SEARCH, scheduler="tcp://here", **options)
+
+
+def test_chunks_are_the_whole(graph: lv.Graph, region: lv.Ball, lost: dict[int, Any]) -> None:
+    whole = lv.audit(graph, region=region, analyzers=NAMES, search=SEARCH)
+    found = shared_out(graph, region, analyzers=NAMES)
+    assert [row.analyzer for row in found.rows] == NAMES
+    for row, known in zip(found.rows, whole.rows, strict=True):
+        assert row.upper == pytest.approx(known.upper, rel=1e-6)
+        assert row.certificate is not None
+        assert str(row.certificate.rigour) == "checked", row.certificate.unchecked
+        verdict = lv.verify(row.certificate, graph)
+        assert verdict.fields["region"]["count"] == len(region)
+    assert found.lower.witness.points.shape == region.center.shape
+    lower = torch.as_tensor(found.lower.value)
+    assert bool((lower > 0).all())
+    assert bool((lower <= torch.as_tensor(found.upper)).all())
+    assert found.to_json()["results"][1]["upper"] == torch.as_tensor(found.rows[1].upper).tolist()
+
+
+def test_evidence_of_chunks_is_kept_and_proved_later(
+    graph: lv.Graph, region: lv.Ball, lost: dict[int, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = shared_out(graph, region, analyzers=["local"])
+    [row] = found.rows
+    assert row.certificate is not None
+    evidence = row.certificate.evidence
+    assert isinstance(evidence, Chunks)
+    assert evidence.counts == (3, 3, 1)
+    again, query = restored(kept(evidence, found.query))
+    assert again.to_json() == evidence.to_json()
+    assert torch.equal(query.region.center, region.center)
+    with pytest.raises(IndexError):
+        evidence.proof(None, _place(7))
+
+
+def _place(centre: int) -> Any:
+    from lipverify.certificates.recording import Part
+
+    return Part(centre, 0, 1.0, ("l2", "l2"), 0, 1, (0, 1))
+
+
+def test_a_chunk_that_is_lost_leaves_no_number(
+    graph: lv.Graph, region: lv.Ball, lost: dict[int, Any]
+) -> None:
+    lost[1] = Lost("its process was ended")
+    found = shared_out(graph, region, analyzers=NAMES)
+    product, local, sdp = found.rows
+    assert product.certificate is not None
+    for row in (local, sdp):
+        assert row.certificate is None
+        assert row.failed
+        assert row.refused == "points 3 to 5: its process was ended"
+    assert pipeline.exit_code(found) == 1
+    assert isinstance(found.lower.value, torch.Tensor)
+    assert (found.lower.value == 0).tolist() == [False] * 3 + [True] * 3 + [False]
+    assert found.lower.witness.note == "points 3 to 5: its process was ended"
+
+
+def test_without_time_chunks_are_not_run_and_the_product_is_there(
+    graph: lv.Graph, region: lv.Ball, lost: dict[int, Any]
+) -> None:
+    found = shared_out(graph, region, analyzers=["local"], budget=1e-9)
+    local, product = found.rows
+    assert local.cut
+    assert str(local.refused).startswith("not run: the budget ended")
+    assert product.analyzer == "product"
+    assert product.upper is not None
+    assert found.lower.cut
+    assert found.to_json()["lower"]["value"] is None
+
+
+def test_only_points_can_be_shared_out(graph: lv.Graph) -> None:
+    with pytest.raises(UsageError, match="--scheduler shares out points"):
+        lv.audit(graph, scheduler="tcp://127.0.0.1:9")
