@@ -90,19 +90,24 @@ def _view(b: Lowerer, x: Value | Merged, *_: Any, **__: Any) -> Value | Merged:
     return viewed(b, x)
 
 
-# Which positional arguments of an operator are axes; None: all its axes are the last ones or there are none.
+# Which positional arguments of an operator are axes, 0 where they are left out.
 _AXES: dict[str, Sequence[int]] = {
-    "transpose": (1, 2), "softmax": (1,), "_softmax": (1,), "log_softmax": (1,), "select": (1,), "slice": (1,),
+    "transpose": (1, 2), "softmax": (1,), "_softmax": (1,), "log_softmax": (1,), "select": (1,), "slice": (1,), "unbind": (1,),
+    "split": (2,), "split_with_sizes": (2,), "chunk": (2,),
 }  # fmt: skip
 _ALONG_LAST = {"linear": 1, "layer_norm": 1, "rms_norm": 1}
 _ENTRYWISE = {
     "relu", "gelu", "silu", "tanh", "sigmoid", "elu", "leaky_relu", "softplus", "mish", "hardtanh", "clone", "contiguous",
     "alias", "detach", "dropout", "mul", "div", "add", "sub", "neg", "abs", "to", "_to_copy", "selu", "hardswish",
 }  # fmt: skip
+_PRODUCTS = {"bmm": 2, "matmul": 2, "baddbmm": 2, "scaled_dot_product_attention": 3}
+"""Along the last two axes of so many tensors."""
 _VIEWS = {"view", "reshape", "_unsafe_view", "view_copy", "flatten", "unflatten", "view_as", "reshape_as"}
 
 
-def lowered(b: Lowerer, translate: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Value | Merged:
+def lowered(
+    b: Lowerer, translate: Any, args: Sequence[Any], kwargs: dict[str, Any]
+) -> Value | Merged | list[Merged]:
     """An operator with a merged argument, on the values before merging.
 
     Raises:
@@ -110,40 +115,39 @@ def lowered(b: Lowerer, translate: Any, args: Sequence[Any], kwargs: dict[str, A
     """
     if b.what in _VIEWS:
         return viewed(b, args[0])
-    x = args[0]
     merged = [a for a in args if isinstance(a, Merged)]
-    inner = [a.inner if isinstance(a, Merged) else a for a in args]
-    alike = isinstance(x, Merged) and all(_same_split(a, x) for a in merged)
-    if b.what == "bmm" and len(merged) == 2 and all(a.axis == 0 for a in merged):
-        return Merged(translate(b, *inner), 0)
-    if (
-        b.what == "baddbmm"
-        and isinstance(x, Tensor)
-        and len(merged) == 2
-        and all(a.axis == 0 for a in merged)
-    ):
-        return Merged(translate(b, _spread_stored(x, merged[0]), *inner[1:], **kwargs), 0)
-    if b.what == "permute" and isinstance(x, Merged):
+    x = merged[0]
+    inner = [a.inner if isinstance(a, Merged) else _before(a, x) for a in args]
+    first = args[0] is x
+    plain = not any(isinstance(a, (Value, Masked)) for a in args)
+    plain = plain and not any(isinstance(a, (Value, Masked, Merged, Tensor)) for a in kwargs.values())
+    plain = plain and all((before is None) == (a is None) for a, before in zip(args, inner, strict=True))
+    behind = x.rank - 1 - x.axis
+    batches = plain and behind >= 2 and all(_alike(a, x, x.axis + 3) for a in merged)
+    if batches and len(merged) == _PRODUCTS.get(b.what):
+        return Merged(translate(b, *inner, **kwargs), x.axis)
+    alike = plain and all(_alike(a, x, None) for a in merged)
+    if b.what == "permute" and first:
         order = [a % x.rank for a in args[1]]
         return Merged(translate(b, x.inner, _spread(order, x.axis)), order.index(x.axis))
-    if b.what == "transpose" and isinstance(x, Merged):
+    if b.what == "transpose" and first:
         order = list(range(x.rank))
         order[args[1]], order[args[2]] = order[args[2]], order[args[1]]
         assert isinstance(x.inner, Value)
         return Merged(b.transpose(x.inner, _spread(order, x.axis)), order.index(x.axis))
-    behind = x.rank - 1 - x.axis if isinstance(x, Merged) else 0
-    others = [a for a in args[1:] if isinstance(a, (Value, Tensor))]
-    if alike and b.what in _ENTRYWISE and all(isinstance(a, Tensor) and a.ndim <= behind for a in others):
+    if alike and b.what in _ENTRYWISE:
         return Merged(translate(b, *inner, **kwargs), x.axis)
-    if alike and b.what in _ALONG_LAST and behind >= (len(args[1]) if isinstance(args[1], list) else 1):
-        return Merged(translate(b, *inner, **kwargs), x.axis)
-    if alike and b.what in _AXES:
-        axes = [args[i] % x.rank for i in _AXES[b.what] if i < len(args)]
-        if axes and x.axis not in axes:
-            for i, axis in zip(_AXES[b.what], axes, strict=False):
-                inner[i] = axis + 2 if axis > x.axis else axis
-            removed = b.what == "select" and axes[0] < x.axis
-            return Merged(translate(b, *inner, **kwargs), x.axis - removed)
+    if first and b.what in _ALONG_LAST and behind >= (len(args[1]) if isinstance(args[1], list) else 1):
+        return Merged(translate(b, x.inner, *args[1:], **kwargs), x.axis)
+    if alike and first and b.what in _AXES and not kwargs.keys() & {"dim", "dim0", "dim1"}:
+        axes = [args[i] % x.rank if i < len(args) else 0 for i in _AXES[b.what]]
+        if x.axis not in axes:
+            for i, axis in zip(_AXES[b.what], axes, strict=True):
+                if i < len(args):
+                    inner[i] = axis + 2 if axis > x.axis else axis
+            found = translate(b, *inner, **kwargs)
+            axis = x.axis - (b.what in ("select", "unbind") and axes[0] < x.axis)
+            return [Merged(part, axis) for part in found] if isinstance(found, list) else Merged(found, axis)
     raise b.refuse(
         "is not covered where the batch axis is merged with another one",
         [a.inner for a in merged],
@@ -151,17 +155,24 @@ def lowered(b: Lowerer, translate: Any, args: Sequence[Any], kwargs: dict[str, A
     )
 
 
-def _spread_stored(x: Tensor, like: Merged) -> Tensor:
-    """A stored tensor [merged or 1, ...] of a batch of one as it broadcasts to the value before merging."""
-    before = like.inner.source_shape[:3]
-    return x.reshape(*((1, 1, 1) if len(x) == 1 else before), *x.shape[1:])
+def _before(a: Any, like: Merged) -> Any:
+    """A stored tensor as it broadcasts to the value before merging; None for one that differs along the merged axis."""
+    if not isinstance(a, Tensor) or a.ndim < like.rank - like.axis:
+        return a
+    axis, shape = like.axis - (like.rank - a.ndim), tuple(a.shape)
+    before = like.inner.source_shape[like.axis : like.axis + 3]
+    if shape[axis] not in (1, math.prod(before)):
+        return None
+    return a.reshape(*shape[:axis], *((1, 1, 1) if shape[axis] == 1 else before), *shape[axis + 1 :])
 
 
-def _same_split(a: Merged, other: Merged) -> bool:
-    return (a.axis, a.inner.source_shape, a.inner.batch) == (
+def _alike(a: Merged, other: Merged, axes: int | None) -> bool:
+    """Whether both are merged of the same axes, and the first `axes` before merging, or all, are of the same sizes."""
+    return (a.axis, a.rank, a.inner.batch, a.inner.source_shape[:axes]) == (
         other.axis,
-        other.inner.source_shape,
+        other.rank,
         other.inner.batch,
+        other.inner.source_shape[:axes],
     )
 
 

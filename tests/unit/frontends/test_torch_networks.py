@@ -387,6 +387,64 @@ def test_frames_counted_with_the_batch():
     agrees(EachFrame().eval(), 5, 4)
 
 
+class Windows(nn.Module):
+    """Attention within windows that are counted with the batch, with biases of places, shifted and masked: as Swin has it."""
+
+    def __init__(self, fused):
+        super().__init__()
+        self.fused = fused
+        self.parts, self.out = nn.Linear(6, 18), nn.Linear(6, 6)
+        self.register_buffer("bias", torch.linspace(-1, 1, 32).reshape(1, 2, 4, 4))
+        self.register_buffer("mask", torch.linspace(-2, 0, 64).reshape(4, 1, 4, 4).round())
+
+    def cut(self, x):
+        return x.view(-1, 2, 2, 2, 2, 6).permute(0, 1, 3, 2, 4, 5).contiguous()
+
+    def forward(self, x):
+        for shift in (0, 1):
+            y = self.cut(torch.roll(x, (-shift, -shift), (1, 2))).view(-1, 4, 6)
+            q, k, v = self.parts(y).reshape(y.shape[0], 4, 3, 2, 3).permute(2, 0, 3, 1, 4).unbind(0)
+            if self.fused and not shift:
+                y = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=self.bias)
+            else:
+                scores = self.bias + (q * 3**-0.5) @ k.transpose(-2, -1)
+                if shift:
+                    scores = (scores.view(-1, 4, 2, 4, 4) + self.mask).view(-1, 2, 4, 4)
+                y = scores.softmax(-1) @ v
+            y = self.out(y.transpose(1, 2).reshape(y.shape[0], 4, 6))
+            y = self.cut(y.view(-1, 2, 2, 2, 2, 6)).view(-1, 4, 4, 6)
+            x = x + torch.roll(y, (shift, shift), (1, 2))
+        return x
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_windows_counted_with_the_batch(fused):
+    graph = agrees(Windows(fused).eval(), 4, 4, 6)
+    assert graph.operators()["Softmax"] == 2
+
+
+class WindowsConfused(nn.Module):
+    """Stored numbers that differ from sample to sample, or products of samples."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, x):
+        y = x.reshape(-1, 2, 4)
+        if self.kind == "products":
+            return (y.transpose(0, 1) @ y.permute(1, 2, 0)).sum()
+        if self.kind == "parts":
+            return y.unbind(0)[0]
+        return y + torch.ones(12, 2, 4)  # six windows of each of two samples
+
+
+@pytest.mark.parametrize("kind", ["products", "parts", "numbers"])
+def test_windows_torn_apart_are_refused(kind):
+    with pytest.raises(UnsupportedModel):
+        extract(WindowsConfused(kind), torch.zeros(2, 12, 4))
+
+
 class FramesConfused(nn.Module):
     """Cuts the merged axis at another place than where it was joined."""
 
