@@ -498,9 +498,12 @@ def _with_product(rows: list[Row], first: Row | None) -> tuple[Row, ...]:
 def _proved(rows: tuple[Row, ...], graph: Graph, query: Query, compute: Compute) -> tuple[Row, ...]:
     """The rows, `checked` where the checker has a proof, which is looked for from the smallest bound on.
 
-    After an interrupt bounds stay, as `real` as they were.
+    One that its share of the time cut is tried again where the others left more than it had. After an interrupt bounds stay, as
+    `real` as they were.
     """
-    found = list(rows)
+    from lipverify.certificates.pending import UNPROVED
+
+    found, had = list(rows), dict[int, float]()
     places = sorted(
         (k for k, row in enumerate(rows) if row.certificate is not None), key=lambda k: tightness(rows[k])
     )
@@ -515,9 +518,19 @@ def _proved(rows: tuple[Row, ...], graph: Graph, query: Query, compute: Compute)
             end = compute.share(left)
             if end is not None and done == 0 < left - 1:
                 end = time.monotonic() + PROVED * compute.remaining()
+            had[place] = float("inf") if end is None else end - time.monotonic()
             found[place] = _checked(row, graph, query, end)
         except KeyboardInterrupt:
             found[place] = _unproved(row)
+    for place, seconds in had.items():
+        certificate = found[place].certificate
+        cut = certificate is not None and certificate.unchecked == UNPROVED
+        if cut and compute.remaining() > seconds and not any(row.stopped for row in found):
+            try:
+                compute.report(f"proof of {rows[place].analyzer}", None)
+                found[place] = _checked(rows[place], graph, query, compute.deadline)
+            except KeyboardInterrupt:
+                found[place] = _unproved(rows[place])
     return tuple(found)
 
 

@@ -219,8 +219,15 @@ class OutputFolder:
 
     def _refusal(self, error: OSError, state: str = "") -> LipverifyError:
         made = self._created or self._folder is not None
-        gone = GONE if made and not self.path.exists() else None
-        return cannot_write(self.path, error, gone or state)
+        return cannot_write(self.path, error, GONE if made and self._gone() else state)
+
+    def _gone(self) -> bool:
+        """Whether the folder is no longer at its path; somebody may have made another one there."""
+        try:
+            now = os.stat(self.path)
+        except OSError:
+            return True
+        return self._folder is not None and not os.path.samestat(os.fstat(self._folder), now)
 
     def _leaves_parts(self) -> bool:
         """Whether a write that did not end left something: the lock then says to the next run whose it is."""
@@ -231,6 +238,7 @@ class OutputFolder:
         return bool(names & _WRITTEN) and RESULT not in names
 
     def _close(self) -> None:
+        ours = self._created and not self._gone()
         if self._lock is not None:
             with suppress(OSError):
                 if not self._leaves_parts():
@@ -240,10 +248,10 @@ class OutputFolder:
         if self._folder is not None:
             os.close(self._folder)
             self._folder = None
-        if self._created:
+        if ours:
             with suppress(OSError):
                 self.path.rmdir()
-            self._created = False
+        self._created = False
 
 
 def _write(folder: int, name: str, data: bytes) -> None:

@@ -1,9 +1,10 @@
 """What happens to runs that something happens to; writes faults.json and the table of README.md beside this file.
 
-    python reports/reliability/faults.py [--every 1]
+    python reports/reliability/faults.py [--every 1] [--resume]
 
 Each command runs on two small networks. A run is ended, or its disk refuses, at each operation on its folder (or at one in so
 many): what it says must be one sentence, and the run that follows must leave every file as an undisturbed run does, times aside.
+Every cell is on disk when it is done; `--resume` keeps those that are there with nothing wrong.
 """
 
 from __future__ import annotations
@@ -369,20 +370,35 @@ def readme(document: dict[str, Any]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--every", type=int, default=1, help="try one operation in so many")
+    parser.add_argument(
+        "--resume", action="store_true", help="keep the cells that are there, where none is wrong"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    written = HERE / "faults.json"
+    before = json.loads(written.read_text()) if arguments.resume and written.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
         matrix = Matrix(Path(folder), arguments.every)
+        document = {
+            "schema": "lipverify.faults/1",
+            "every": arguments.every,
+            "operations": matrix.counts,
+            "matrix": matrix.cells,
+        }
+        # Another number of operations is another command: none of its cells is this one's.
+        same = {
+            verb: before.get("every") == arguments.every and before["operations"].get(verb) == count
+            for verb, count in matrix.counts.items()
+        }
         for kind, row in ROWS.items():
             for verb in VERBS:
+                known = before["matrix"].get(kind, {}).get(verb) if same[verb] else None
+                if known is not None and not known["wrong"]:
+                    matrix.cells.setdefault(kind, {})[verb] = known
+                    continue
                 matrix.cell(kind, verb, row(matrix, verb))
-    document = {
-        "schema": "lipverify.faults/1",
-        "every": arguments.every,
-        "operations": matrix.counts,
-        "matrix": matrix.cells,
-    }
-    (HERE / "faults.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+                written.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    written.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     (HERE / "README.md").write_text(readme(document), encoding="utf-8")
     return int(any(cell["wrong"] for cells in matrix.cells.values() for cell in cells.values()))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,14 +13,18 @@ import torch
 from torch import nn
 
 import lipverify as lv
-from lipverify import deadline
+from lipverify import certificates, deadline, pipeline
 from lipverify.analyzers import registry
+from lipverify.analyzers.product import Product
 from lipverify.analyzers.protocol import Compute, keeping_best
+from lipverify.certificates.pending import UNPROVED
 from lipverify.commands import questions
 from lipverify.errors import BudgetEnded, Undecided
 from lipverify.falsify import Search
+from lipverify.ir.certificate import Certificate, Rigour
 from lipverify.ir.norm import Norm
-from lipverify.ir.region import Ball
+from lipverify.ir.region import Ball, Query
+from lipverify.results import Row
 from tests.command import lipverify
 
 
@@ -164,9 +169,6 @@ def test_every_analyzer_ends_soon_after_its_deadline(name: str, graph: str, cloc
 
 
 def test_a_product_that_has_no_time_is_rough_and_still_a_bound(clock: Counted) -> None:
-    from lipverify.analyzers.product import Product
-    from lipverify.ir.region import Query
-
     for norms in ((Norm.L2, Norm.L2), (Norm.LINF, Norm.L2), (Norm.L1, Norm.LINF), (Norm.LINF, Norm.LINF)):
         query = Query(*norms)
         exact = Product().bound(GRAPHS["cnn"], query, Compute())
@@ -174,3 +176,43 @@ def test_a_product_that_has_no_time_is_rough_and_still_a_bound(clock: Counted) -
         assert exact.upper is not None
         assert rough.upper is not None
         assert float(rough.upper) >= float(exact.upper) * (1 - 1e-12)
+
+
+# -- proofs
+
+
+@pytest.mark.parametrize(("second", "tries", "checked"), [(50.0, 2, True), (70.0, 2, False), (20.0, 1, True)])
+def test_a_proof_that_was_cut_is_tried_again_with_what_the_others_left(
+    second: float, tries: int, checked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 100 seconds the first proof takes 10 and the last two 1 each: the second may have a third of 90, and then 58."""
+    cost = {"first": 10.0, "second": second, "third": 1.0, "fourth": 1.0}
+    now, asked = [0.0], list[str]()
+
+    def issue(
+        certificate: Certificate, graph: object, query: object, method: Any, seconds: float
+    ) -> Certificate:
+        asked.append(method.name)
+        given = deadline.left()
+        now[0] += min(given, cost[method.name])
+        if given < cost[method.name]:
+            raise BudgetEnded("the budget ended")
+        return replace(certificate, rigour=Rigour.CHECKED)
+
+    monkeypatch.setattr(certificates, "issue", issue)
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    graph, query = GRAPHS["mlp"], Query(Norm.L2, Norm.L2)
+    bound = Product().bound(graph, query, Compute())
+    methods: list[Any] = [SimpleNamespace(name=name) for name in cost]
+    rows = tuple(
+        Row(method, 0.0, replace(bound, upper=torch.tensor(float(k + 1), dtype=torch.float64)))
+        for k, method in enumerate(methods)
+    )
+    proved = pipeline._proved(rows, graph, query, Compute(deadline=100.0))
+    monkeypatch.undo()
+    assert asked.count("second") == tries
+    assert len(asked) == 3 + tries
+    ranks = [row.certificate.rigour for row in proved if row.certificate is not None]
+    assert ranks == [Rigour.CHECKED, Rigour.CHECKED if checked else Rigour.REAL, *[Rigour.CHECKED] * 2]
+    assert proved[1].certificate is not None
+    assert proved[1].certificate.unchecked == ("" if checked else UNPROVED)

@@ -193,15 +193,19 @@ def test_a_full_disk_leaves_what_was_there(
     assert contents(tmp_path) == before
 
 
-def test_a_folder_removed_in_mid_run_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("another", [False, True])
+def test_a_folder_removed_in_mid_run_is_named(another: bool, tmp_path: Path) -> None:
+    """Also where somebody, such as a cache in it, has made another folder at its path."""
     place = tmp_path / "gone"
     with OutputFolder(place) as folder:
         os.unlink(place / ".lipverify.lock")
         place.rmdir()
-        with pytest.raises(LipverifyError, match="gone") as caught:
+        if another:
+            place.mkdir()
+        with pytest.raises(LipverifyError, match="the folder is no longer there") as caught:
             write(folder)
     assert caught.value.exit_code == 1
-    assert not place.exists()
+    assert place.exists() == another
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes to read-only folders")
