@@ -112,7 +112,6 @@ _WORDS: Mapping[str, str] = {
     "sum": "tokens of a sum",
     "normalised": "normalised tokens",
     "product": "products of values",
-    "unit vectors": "vectors over their own length",
     "factor": "tokens of a factor of scores",
     "values": "tokens of the values",
 }

@@ -138,6 +138,7 @@ FLOORS: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
     "in front of the root": (lambda x: x / (x * x).sum(-1, keepdim=True).clamp_min(0.25).sqrt(), 2.0),
     "on both sides": (lambda x: x / ((x * x).sum(-1, keepdim=True) + 0.25).sqrt().clamp_min(0.75), 4 / 3),
     "twice": (lambda x: x / ((x * x).sum(-1, keepdim=True).clamp_min(0.25).sqrt() + 0.5), 1.0),
+    "mean": (lambda x: x / (x.square().mean(-1, keepdim=True) + 0.25).sqrt(), 2.0),
     "inverse under the root": (lambda x: x * (1 / ((x * x).sum(-1, keepdim=True) + 0.25)).sqrt(), 2.0),
 }
 
@@ -175,7 +176,7 @@ def test_cosine_attention_of_tokens_is_checked_and_another_limit_is_not(name: st
     graph = read(network)
     result = lv.audit(graph, norm="token-l2", analyzers="tokens", search=Search(seconds=0.1))
     certificate = result.best.certificate
-    assert token_steepest(network) <= float(result.upper) < 40
+    assert token_steepest(network) <= float(result.upper) < 100
     assert lv.verify(certificate, graph).claim
     (step,) = certificate.issued.document["proof"]["steps"]
     step["limit"] = (float.fromhex(step["limit"]) * 0.999).hex()
@@ -215,6 +216,9 @@ BROKEN: dict[str, Callable[[Tensor], Tensor]] = {
     "less": lambda x: x / ((x * x).sum(-1, keepdim=True).sqrt() - 0.5),
     "at most": lambda x: x / (x * x).sum(-1, keepdim=True).sqrt().clamp(0.5, 2.0),
     "half": lambda x: x / (0.5 * (x * x).sum(-1, keepdim=True).sqrt() + 0.5),
+    "a floor for every entry": lambda x: (
+        x / ((x * x).sum(-1, keepdim=True).sqrt() + torch.tensor([0.5, 5.0]))
+    ),
     "no root": lambda x: x / ((x * x).sum(-1, keepdim=True) + 0.25),
     "two roots": lambda x: x / ((x * x).sum(-1, keepdim=True).sqrt().sqrt() + 0.25),
     "sum of sizes": lambda x: x / (x.abs().sum(-1, keepdim=True) + 0.5),

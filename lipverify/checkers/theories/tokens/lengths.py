@@ -5,48 +5,55 @@ value: its length is at most 1, its constant in l2 at most 1/l(0).
 Proof: l rises, l(r) >= r and l(r)/r falls: this holds of r, and each part keeps it. With g = 1/l the Jacobian of x g(r) is g
 across x and (r g)' = g + r g' in [0, g] along x, and g(r) <= g(0).
 
+A mean under the root, factors f_t in front of its squares, is |Dx|^2 for D^2 = diag(f): x is D^-1 times Dx over its length.
+
 Nothing is taken from a name: the sum under the root is the polynomial sum of squares of the entries that it divides, each once.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from lipverify.checkers.kernel.arithmetic import Array
+from lipverify.checkers.kernel.arithmetic import Array, gamma
 from lipverify.checkers.kernel.program import Affine, Product, Scalar, Step, View, by_source, sizes_of
 from lipverify.checkers.theories.tokens.forms import DOWN, UP, sets_of
 from lipverify.checkers.theories.tokens.polynomials import Polynomials, collected
 
+Laws = list[tuple[str, Array | float]]
+"""Roots, least values and what is added, with their numbers."""
+
 
 class Units(NamedTuple):
     """A product that is vectors over their lengths. view: the vectors; sets: the entries of each [count, width], -1 behind
-    shorter ones; slope: 1/l(0) of each from above."""
+    shorter ones; slope: their constants, 1/l(0) [count]; size: how long they are at most."""
 
     view: View
     sets: Array
     slope: Array
+    size: float
 
 
-def unit_vectors(p: Polynomials) -> dict[int, Units]:
-    """The products of a program that are vectors over their own length."""
+def unit_vectors(p: Polynomials, variance: float) -> dict[int, Units]:
+    """The products of a program that are vectors over their own length. variance: what is known of the least mean square."""
     found = {}
     for k, step in enumerate(p.steps):
         if isinstance(step, Product):
-            one = _units(p, step.view, step.other) or _units(p, step.other, step.view)
+            one = _units(p, step.view, step.other, variance) or _units(p, step.other, step.view, variance)
             if one is not None:
                 found[k] = one
     return found
 
 
-def _units(p: Polynomials, x: View, inverse: View) -> Units | None:
+def _units(p: Polynomials, x: View, inverse: View, variance: float) -> Units | None:
     under = _under(p.steps, inverse)
     if under is None:
         return None
-    step, entries, least = under
-    squares, total = p.multiplied(x, x), p.quadratic(step)
+    k, entries, laws = under
+    squares, (total, factor) = p.multiplied(x, x), p.alike(k)
     if squares is None or total is None:
         return None
     # Entries over one length are a vector, and what is under its root are their squares.
@@ -59,13 +66,17 @@ def _units(p: Polynomials, x: View, inverse: View) -> Units | None:
             (np.arange(len(sets)), [v[entries[sets[:, 0]]] for v in total]),
         )
     )
-    alike = all(np.array_equal(a, b) for a, b in zip(own, whole, strict=True))
-    return Units(x, sets, UP / least[sets[:, 0]]) if alike else None
+    if not all(np.array_equal(a, b) for a, b in zip(own, whole, strict=True)):
+        return None
+    step = p.steps[k]
+    off = 1.0 + 2.0 * gamma(4 + (step.rounded if isinstance(step, Affine) else 0))
+    least = _least(laws, (sets >= 0).sum(1) * (factor * variance / off * DOWN), sets)
+    return None if least is None else Units(x, sets, off / least * UP, math.sqrt(off / factor) * UP)
 
 
-def _under(steps: Sequence[Step], view: View) -> tuple[int, Array, Array] | None:
-    """For 1/l(|x|), entry by entry: the step and its entries that hold |x|^2, and l(0) from below; None for anything else."""
-    entries, laws = np.arange(len(view.places)), list[tuple[str, Array | float]]()
+def _under(steps: Sequence[Step], view: View) -> tuple[int, Array, Laws] | None:
+    """For 1/l(|x|), entry by entry: the step and its entries that hold |x|^2, and the parts of l; None for anything else."""
+    entries, laws = np.arange(len(view.places)), Laws()
     inverse = root = False
     while True:
         shown = list(by_source(View(view.sources, view.places[entries]), sizes_of(view, steps)))
@@ -95,20 +106,24 @@ def _under(steps: Sequence[Step], view: View) -> tuple[int, Array, Array] | None
         else:
             break
         view = step.view
-    if not (inverse and root):
-        return None
-    least = np.zeros(len(entries))
-    for name, number in reversed(laws):
-        if name == "Add" and np.min(number) < 0:
-            return None
-        least = (
-            np.sqrt(least)
-            if name == "Sqrt"
-            else np.maximum(least, number)
-            if name == "Clip"
-            else least + number
-        ) * DOWN
-    return (k, entries, least) if bool(((least > 2.0**-200) & (least < 2.0**200)).all()) else None
+    return (k, entries, laws[::-1]) if inverse and root else None
+
+
+def _least(laws: Laws, square: Array, sets: Array) -> Array | None:
+    """l from below for every vector, where |x|^2 is at least `square`; None where it may be 0, or is not one l of all entries."""
+    least = square
+    for name, number in laws:
+        if name == "Sqrt":
+            least = np.sqrt(least)
+        elif name == "Clip":
+            least = np.maximum(least, number)
+        else:
+            each = np.asarray(number)[sets]
+            if ((each != each[:, :1]) & (sets >= 0)).any() or (each[:, 0] < 0).any():
+                return None
+            least = least + each[:, 0]
+        least = least * DOWN
+    return least if bool(((least > 2.0**-200) & (least < 2.0**200)).all()) else None
 
 
 def _shifted(step: Affine) -> bool:

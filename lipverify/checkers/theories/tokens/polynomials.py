@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -80,6 +81,17 @@ class Polynomials:
         inner = self._shown(step.view, self.quadratic, 2) if _exact(step) else None
         found = None if inner is None else Quadratic(*_summed(step, *inner))
         return found if found is not None and _near(found.factor) else None
+
+    def alike(self, k: int) -> tuple[Quadratic | None, float]:
+        """Entries over the factor that all their terms have, up to the roundings of the step, and that factor."""
+        step = self.steps[k]
+        first = float(step.kernel.flat[0]) if isinstance(step, Affine) and step.offset is None else 0.0
+        if not isinstance(step, Affine) or first <= 0 or not (step.kernel == first).all():
+            return self.quadratic(k), 1.0
+        inner = self._shown(step.view, self.quadratic, 2)
+        ones = replace(step, kernel=np.ones_like(step.kernel))
+        found = None if inner is None else Quadratic(*_summed(ones, *inner))
+        return found if found is not None and _near(found.factor) else None, first
 
     def _under_root(self, k: int) -> tuple[Array, ...] | None:
         """The square of a root of a sum of squares; None for other steps."""

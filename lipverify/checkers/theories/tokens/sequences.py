@@ -59,7 +59,7 @@ class Sequences(Products):
         self._forms: list[Form] = []
         self._steps = program.steps
         polynomials = Polynomials(program.steps)
-        near, self._units = compared(polynomials), unit_vectors(polynomials)
+        near, self._units = compared(polynomials), unit_vectors(polynomials, variance)
         self._distances = {k: (tokens, number) for number, tokens in enumerate(near) for k in tokens.weights}
         used = self._needed()
         self._tokens: dict[int, int] = {}
@@ -139,11 +139,10 @@ class Sequences(Products):
                     return found
             return self._affine(step, self._seen(step.view))
         if self._at in self._units:
-            view, sets, most = self._units[self._at]
-            slope, size, power = self._bounds(self._seen(view), sets)
-            return self._family(
-                sets, times(most, slope), np.minimum(times(most, size), UP), power, "unit vectors"
-            )
+            view, sets, most, longest = self._units[self._at]
+            slope, _, power = self._bounds(self._seen(view), sets)
+            size = np.full(len(sets), longest)
+            return self._family(sets, times(most, slope), size, power, "normalised")
         if isinstance(step, Product):
             later = [s for s in self._steps if self._at in s.reads]
             summed = all(
