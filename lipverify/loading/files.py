@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
@@ -176,8 +177,11 @@ def _require_regular(path: str, status: os.stat_result) -> None:
 
 
 def _read(descriptor: int, path: str, max_bytes: int) -> bytes:
-    pieces = list(_pieces(descriptor, path, max_bytes))
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    # Pieces and their sum are never both in memory; the value is the buffer itself.
+    buffer = io.BytesIO()
+    for piece in _pieces(descriptor, path, max_bytes):
+        buffer.write(piece)
+    return buffer.getvalue()
 
 
 def _pieces(descriptor: int, path: str, max_bytes: int) -> Iterator[bytes]:

@@ -54,15 +54,20 @@ def require_finite(array: NDArray[np.generic], name: str, path: Path) -> None:
     raise InvalidFile(sentence(path, what, "only finite numbers have a meaning here"))
 
 
-def parse_npz(data: bytes, path: Path, only: tuple[str, ...] | None = None) -> dict[str, NDArray[np.generic]]:
-    """Arrays in the bytes of an .npz file; `only` limits what is unpacked."""
+def parse_npz(
+    data: bytes, path: Path, only: tuple[str, ...] | None = None, copy: bool = True
+) -> dict[str, NDArray[np.generic]]:
+    """Arrays in the bytes of an .npz file; `only` limits what is unpacked. copy: as of `parse_npy`."""
     found = {name.removesuffix(".npy"): member for name, member in members(data, path).items()}
     wanted = [name for name in found if only is None or name in only]
-    return {name: parse_npy(read_member(data, found[name], path), name, path) for name in wanted}
+    return {name: parse_npy(read_member(data, found[name], path), name, path, copy) for name in wanted}
 
 
-def parse_npy(data: bytes, name: str, path: Path) -> NDArray[np.generic]:
-    """The array in the bytes of an .npy file, native byte order, memory of its own. Raises InvalidFile."""
+def parse_npy(data: bytes, name: str, path: Path, copy: bool = True) -> NDArray[np.generic]:
+    """The array in the bytes of an .npy file, native byte order. Raises InvalidFile.
+
+    copy: with memory of its own; without, it may look into the bytes, and nobody writes to it.
+    """
     shown = display(name, 40)
     version = data[6:8]
     wide = version in (b"\x02\x00", b"\x03\x00")
@@ -93,7 +98,7 @@ def parse_npy(data: bytes, name: str, path: Path) -> NDArray[np.generic]:
         raise InvalidFile(sentence(path, what))
     flat = np.frombuffer(data, dtype, offset=start)
     array = flat.reshape(shape, order="F" if header["fortran"] == "True" else "C")
-    return array.astype(dtype.newbyteorder("="), order="C", copy=True)
+    return array.astype(dtype.newbyteorder("="), order="C", copy=copy)
 
 
 def _shape(text: str, shown: str, path: Path) -> tuple[int, ...]:

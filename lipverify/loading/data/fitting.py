@@ -67,7 +67,7 @@ def fit(
     notes = list(raw.notes)
     x, said = _shaped(raw, shape)
     notes += said
-    kept = np.ascontiguousarray(x[: settings.limit], np.float64)
+    kept = np.array(x[: settings.limit], np.float64, order="C")
     if raw.x.dtype == np.uint8 and not settings.rescaled and kept.max() > 1:
         notes.append(
             f"values are whole numbers up to {kept.max():g}, taken as they are; for a model of inputs from 0 to 1: --scale 1/255"

@@ -84,15 +84,16 @@ def _arrays(
     file: FileBytes, found: Format, settings: Settings
 ) -> tuple[NDArray[np.generic], NDArray[np.generic] | None, tuple[str, ...]]:
     if found is Format.NPY:
-        return parse_npy(file.data, "x", file.path), None, ()
+        return parse_npy(file.data, "x", file.path, copy=False), None, ()
     if found is Format.NPZ:
         from lipverify.loading.zip_archive import members
 
         names = [name.removesuffix(".npy") for name in members(file.data, file.path)]
         x, y, notes = arrays.choose(names, settings, file.path)
-        wanted = (x,) if y is None else (x, y)
-        held = parse_npz(file.data, file.path, only=wanted)
-        return held[x], None if y is None else held[y], notes
+        # `fit` copies the points that are kept, often few of them.
+        held = parse_npz(file.data, file.path, only=(x,), copy=False)
+        labels = None if y is None else parse_npz(file.data, file.path, only=(y,))[y]
+        return held[x], labels, notes
     tensors = _tensors(file, found)
     x, y, notes = arrays.choose(tensors, settings, file.path)
     return tensors[x], None if y is None else tensors[y], notes
