@@ -23,6 +23,7 @@ from lipverify.checkers.closed_forms import RULES, exponential_above, positive_d
 from lipverify.derived.derivation import derive
 from lipverify.derived.networks import audited
 from lipverify.errors import (
+    NotCovered,
     Refuted,
     RefutedCertificate,
     Undecided,
@@ -340,6 +341,15 @@ def test_a_sector_falls_at_every_corner_and_so_in_between() -> None:
         )
     with pytest.raises(UsageError, match="lower ends first"):
         derived.closed_loop((high, low), *DOUBLE, radius=0.5, by="sector")
+
+
+def test_corners_of_a_sector_take_time_that_is_counted(tmp_path: Path) -> None:
+    """Ten free derivatives of sixteen states took a minute, whatever `seconds` said."""
+    found = derived.closed_loop(([[-0.9, -8.0]], [[-0.3, -0.8]]), *DOUBLE, radius=0.5, by="sector")
+    found.save(tmp_path / "loop.json")
+    assert derivations.verify_derivation(tmp_path / "loop.json", []).value == found.upper
+    with pytest.raises(NotCovered, match="time for checking is over"):
+        derivations.verify_derivation(tmp_path / "loop.json", [], seconds=0.0)
 
 
 def test_the_sector_of_a_network_holds_its_slopes() -> None:
