@@ -416,21 +416,27 @@ class Expectation:
                 return f"it proves {outward(max(claim.upper))}, not {self.at_most!r}"
         return None
 
-    def other_inputs(self, reading: Reading | None) -> str | None:
-        """How the inputs of a claim, whose arrays are known, differ from the expected ones; None if they do not."""
+    def other_inputs(self, reading: Reading | None, alone: str | None = None) -> str | None:
+        """How the inputs of a claim, whose arrays are known, differ from the expected ones; None if they do not.
+
+        alone: the name of the input of a file that has one, of which no reading says anything; None: it has no name.
+        """
         if self.varying is None and self.fixed is None:
+            if reading is not None and self.everywhere:
+                return f"it is{reading.words()[1:]}: say so with --input, or with --constant"
             return None
-        if reading is None:
-            return "the file has one input, of a fixed size, and the claim is about that"
-        names = {name for name, _ in reading.inputs}
+        if reading is None and alone is None:
+            return "the claim is about the one input of what it was read from, which has no name"
+        names = {name for name, _ in reading.inputs} if reading is not None else {str(alone)}
         if self.varying is not None and names != self.varying:
             return f"it is about inputs {sorted(names)}, not about {sorted(self.varying)}"
         if self.fixed is None:
             return None
-        if self.fixed.keys() != reading.arrays.keys():
-            return f"it fixes the inputs {sorted(reading.arrays)}, not {sorted(self.fixed)}"
+        arrays = {} if reading is None else reading.arrays
+        if self.fixed.keys() != arrays.keys():
+            return f"it fixes the inputs {sorted(arrays)}, not {sorted(self.fixed)}"
         for name, wanted in self.fixed.items():
-            if not _stands_for(np.asarray(wanted), reading.arrays[name]):
+            if not _stands_for(np.asarray(wanted), arrays[name]):
                 return f"other numbers stand for input {name!a}"
         return None
 

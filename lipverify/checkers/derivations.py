@@ -36,7 +36,7 @@ from lipverify.checkers.reader import (
 )
 from lipverify.checkers.tables import fields, hexadecimal, integer, text
 from lipverify.checkers.verdict import Verdict
-from lipverify.errors import NotCovered, RefutedCertificate, Undecided, UnreadableCertificate
+from lipverify.errors import BudgetEnded, NotCovered, RefutedCertificate, Undecided, UnreadableCertificate
 
 SCHEMA = "lipverify.derivation/1"
 LONGEST = 4096
@@ -258,7 +258,7 @@ def _verified(
         if named not in proved:
             left = last - runtimes.spent()
             if left <= 0:
-                raise NotCovered("the time for checking is over")
+                raise BudgetEnded("the time for checking is over")
             proved[named] = _certified(path.parent / named[0], named[1], known, exact, left, seed)
         verdict = proved[named]
         _fits(derivation, verdict, named[0])

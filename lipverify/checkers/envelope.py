@@ -37,6 +37,7 @@ from lipverify.checkers.reader import (
     tensors_read,
 )
 from lipverify.checkers.reader.agreement import Agreement, agree
+from lipverify.checkers.reader.onnx import input_of
 from lipverify.checkers.reader.openings import Around
 from lipverify.checkers.reader.runtimes import spent
 from lipverify.checkers.regions import MAX_REGIONS, REGION, Ball, centres_of, region_in, region_of
@@ -281,7 +282,10 @@ def _bound(
     models = [model.read_as(about.reading and about.reading.known(beside, digest_of))
               for about, model in zip(abouts, models, strict=True)]  # fmt: skip
     for model in models:
-        if (reason := expected.other_inputs(model.reading)) is not None:
+        whole = model.binding == "file" and model.program is not None and model.reading is None
+        named = expected.varying is not None and whole and model.data is not None
+        alone = input_of(model.data or b"")[0] if named else None
+        if (reason := expected.other_inputs(model.reading, alone)) is not None:
             raise RefutedCertificate(f"it proves something else than expected: {reason}")
     read_in = [_program(found, k, model, beside) for k, model in enumerate(models)]
     ended = [_ending(about, model, p) for about, model, (p, _) in zip(abouts, models, read_in, strict=True)]

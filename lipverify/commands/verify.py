@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lipverify.commands.shell import Json, print_json
-from lipverify.errors import LipverifyError, OtherModel, Refuted, Undecided, UnreadableCertificate, UsageError
+from lipverify.errors import (
+    BudgetEnded,
+    LipverifyError,
+    OtherModel,
+    Refuted,
+    Undecided,
+    UnreadableCertificate,
+    UsageError,
+)
 from lipverify.ir.norm import Norm
 from lipverify.loading.arguments import parse_box, parse_margin, parse_radius
 from lipverify.loading.names import display_path
@@ -151,6 +159,8 @@ class _Answer:
             Undecided.exit_code: "nothing to prove",
             UnreadableCertificate.exit_code: "unreadable",
         }
+        if isinstance(self.error, BudgetEnded):
+            said[self.error.exit_code] = "not decided"
         if isinstance(self.error, OtherModel):
             said[self.error.exit_code] = "of another model"
         why = self.document["claim"] if self.error is None else self.document["reason"]

@@ -29,7 +29,7 @@ from lipverify.checkers.reader.building import Builder, stored
 from lipverify.checkers.reader.entries import compared
 from lipverify.checkers.reader.folding import fold
 from lipverify.checkers.theories.carried import Base, Carried
-from lipverify.errors import NotCovered, RefutedCertificate, UnreadableCertificate
+from lipverify.errors import BudgetEnded, NotCovered, RefutedCertificate, UnreadableCertificate
 from tests.soundness.test_forged import SIZE, array, certificate, forged, harmless, network, node
 from tests.unit.checkers.kernel.programs import Writing, ball
 
@@ -299,13 +299,46 @@ def test_reading_and_comparing_ask_the_time(tmp_path: Path) -> None:
         asked = itertools.count()
         with spending(Account(lambda asked=asked: next(asked) > 35)):  # type: ignore[misc]
             if wanted == "read":
-                assert read_model(path).reason == "the time for checking is over"
+                with pytest.raises(BudgetEnded, match="the time for checking is over"):
+                    read_model(path)
                 continue
         model = read_model(path)
         assert model.program is not None
         assert model.data is not None
-        with spending(Account(lambda asked=asked: next(asked) > 35)), pytest.raises(NotCovered, match="time"):  # type: ignore[misc]
+        with (
+            spending(Account(lambda asked=asked: next(asked) > 35)),
+            pytest.raises(BudgetEnded, match="time"),
+        ):  # type: ignore[misc]
             agree(model.data, model.program, 0)
+
+
+def test_rounds_of_a_loop_ask_the_time(tmp_path: Path) -> None:
+    """Bodies are written out up to 1,024 times: at every operator of every round."""
+    rounds, length = 16, 40
+    names = ["s", *(f"a{k}" for k in range(length))]
+    value = [onnx.helper.make_tensor_value_info(n, t, []) for n, t in (("i", 7), ("c", 9), ("c1", 9))]
+    kept = [onnx.helper.make_tensor_value_info(n, 1, [1, 2]) for n in (names[0], names[-1])]
+    inner = [node("Tanh", [a], [b]) for a, b in itertools.pairwise(names)]
+    body = onnx.helper.make_graph(
+        [node("Identity", ["c"], ["c1"]), *inner], "body", [*value[:2], kept[0]], [value[2], kept[1]]
+    )
+    loop = onnx.helper.make_node("Loop", ["n", "", "x"], ["y"], body=body)
+    path = network(
+        tmp_path / "m.onnx",
+        [loop],
+        [onnx.numpy_helper.from_array(np.array(rounds), "n")],
+        [1, 2],
+        [("y", None)],
+    )
+    asked = itertools.count()
+    with spending(Account(lambda: next(asked) < 0)):
+        assert read_model(path).program is not None
+    assert next(asked) > rounds * length
+    with (
+        spending(Account(lambda: next(asked) > 0)),
+        pytest.raises(BudgetEnded, match="time for checking is over"),
+    ):
+        read_model(path)
 
 
 def test_entries_of_a_large_result_are_looked_at_alone(tmp_path: Path) -> None:

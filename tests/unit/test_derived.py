@@ -23,7 +23,7 @@ from lipverify.checkers.closed_forms import RULES, exponential_above, positive_d
 from lipverify.derived.derivation import derive
 from lipverify.derived.networks import audited
 from lipverify.errors import (
-    NotCovered,
+    BudgetEnded,
     Refuted,
     RefutedCertificate,
     Undecided,
@@ -348,7 +348,7 @@ def test_corners_of_a_sector_take_time_that_is_counted(tmp_path: Path) -> None:
     found = derived.closed_loop(([[-0.9, -8.0]], [[-0.3, -0.8]]), *DOUBLE, radius=0.5, by="sector")
     found.save(tmp_path / "loop.json")
     assert derivations.verify_derivation(tmp_path / "loop.json", []).value == found.upper
-    with pytest.raises(NotCovered, match="time for checking is over"):
+    with pytest.raises(BudgetEnded, match="time for checking is over"):
         derivations.verify_derivation(tmp_path / "loop.json", [], seconds=0.0)
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 from lipverify.deadline import look
-from lipverify.errors import NotCovered
+from lipverify.errors import BudgetEnded, NotCovered
 
 NUMBERS, NUMBERS_PER_BYTE = 1 << 30, 1 << 6
 OPERATIONS, OPERATIONS_PER_BYTE, OPERATIONS_PER_LETTER = 1 << 41, 1 << 22, 1 << 28
@@ -36,7 +36,7 @@ class Account:
         self.numbers -= numbers
         self.operations -= operations + MAKING * numbers
         if self.expired():
-            raise NotCovered("the time for checking is over")
+            raise BudgetEnded("the time for checking is over")
         if self.numbers < 0:
             raise NotCovered(f"it takes more memory than files of {self.size} bytes may (docs/soundness.md)")
         if self.operations < 0:

@@ -44,8 +44,7 @@ def exact_gram(whole: Array) -> Array:
     total = np.zeros((whole.shape[1], whole.shape[1]), dtype=object)
     for i, first in enumerate(limbs):
         for j, second in enumerate(limbs):
-            product = (first.T @ second).astype(np.int64).astype(object)
-            total = total + product * (1 << _LIMB * (i + j))
+            total = total + (first.T @ second).astype(np.int64).astype(object) * (1 << _LIMB * (i + j))
     return total
 
 
@@ -61,14 +60,14 @@ def exactly_definite(a: Array) -> bool:
     )
     guess = np.ldexp(guess, -60)
     mean = float(np.diagonal(guess).mean())
-    for shift in (2.0**-42, 2.0**-36, 2.0**-30):
+    for shift in (2.0**-49, 2.0**-46, 2.0**-42, 2.0**-36, 2.0**-30):
         try:
             lower = np.linalg.cholesky(guess - shift * mean * np.eye(len(a)))
         except np.linalg.LinAlgError:
             continue
-        whole = np.rint(np.ldexp(lower.T, 50)).astype(np.int64).astype(object)
-        # guess is about a 2^-top, so that R'R is about a 2^(100 - top).
-        error = a * 2 ** max(0, 100 - top) - exact_gram(whole) * 2 ** max(0, top - 100)
+        whole = np.rint(np.ldexp(lower.T, 58)).astype(np.int64).astype(object)
+        # guess is about a 2^-top, so that R'R is about a 2^(116 - top).
+        error = a * 2 ** max(0, 116 - top) - exact_gram(whole) * 2 ** max(0, top - 116)
         if bool((2 * np.diagonal(error) >= abs(error).sum(1)).all()):
             return True
     return False

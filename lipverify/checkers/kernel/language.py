@@ -14,6 +14,7 @@ from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
+from lipverify.checkers.kernel.account import charge
 from lipverify.checkers.kernel.arithmetic import Array, need
 from lipverify.checkers.kernel.elementary import Elementary, behind, elementary
 from lipverify.checkers.kernel.gains import NORMS, Factors, Torus
@@ -44,8 +45,9 @@ class Subject:
         size = (self.program.steps[0].size,)
         for r in self.regions:
             known = all(a.shape == size and bool(np.isfinite(a).all()) for a in (r.centre, r.low, r.high))
-            inside = known and bool(((r.low <= r.centre) & (r.centre <= r.high)).all())
-            need(inside, "a region of another size")
+            need(
+                known and bool(((r.low <= r.centre) & (r.centre <= r.high)).all()), "a region of another size"
+            )
             need(r.norm in ("l2", "linf") and 0.0 <= r.radius < 2.0**100, "a region that is no ball")
 
     @cached_property
@@ -167,8 +169,8 @@ class Scope:
         need(type(name) is str and name in self.arrays, "an array that is not there")
         found = self.arrays[name]
         need(found.dtype == np.float64 and found.shape == shape, "an array of another type or shape")
-        good = np.isfinite(found) & ((found > 0) | (not positive))
-        need(bool(good.all()), "an array with other numbers")
+        charge(0, 8 * found.size)  # for every name of it: a list may have the same one as often as it likes
+        need(bool((np.isfinite(found) & ((found > 0) | (not positive))).all()), "an array with other numbers")
         return found
 
     def rows(self, value: Any) -> Rows:

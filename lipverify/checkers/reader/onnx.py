@@ -105,7 +105,6 @@ def read_onnx(data: bytes, reading: Reading | None = None) -> Read:
         need(output in values or output in writers, f"output {shown(output)} is written by nothing")
     order, wanted = _order(nodes, writers), _behind([o for o, _ in outputs], nodes, writers)
     for k in order:
-        charge(0)  # whoever waits may have waited long enough
         if nodes[k].op != "Constant" and not wanted.isdisjoint(nodes[k].outputs):
             _translate(nodes[k], values, builder, version)
     found: list[Output] = []
@@ -423,6 +422,7 @@ def _behind(outputs: Sequence[str], nodes: Sequence[_Node], writers: Mapping[str
 
 def _translate(node: _Node, values: dict[str, Operand], builder: Builder, version: int) -> None:
     """One operator. What is not covered makes results that cannot be used; an output that needs none of them is still read."""
+    charge(0)  # whoever waits may have waited long enough, for every operator of every round of a body
     operands = [values[name] if name else None for name in node.inputs]
     results: Sequence[Operand]
     try:

@@ -20,7 +20,7 @@ from lipverify.checkers.kernel.program import Affine, Lattice
 from lipverify.checkers.reader import architecture, building, read_bytes, read_model
 from lipverify.checkers.regions import Ball, region_of
 from lipverify.cli import app
-from lipverify.errors import NotCovered, UnreadableCertificate, UsageError
+from lipverify.errors import BudgetEnded, NotCovered, UnreadableCertificate, UsageError
 from tests.soundness.forged import Case, cases
 from tests.unit.checkers.kernel.programs import Writing, ball
 
@@ -187,9 +187,30 @@ def steep(factor: float) -> Case:
     return c
 
 
+def many_names() -> Case:
+    """A step that is read and never proved, with the same array under 5,000 places of a list."""
+    w = Writing(1)
+    w.scalar("Relu")
+    c = case(w)
+    c.arrays["a"] = np.ones(1 << 14)
+    c.add(
+        "frequencies",
+        start=0,
+        last=0,
+        through=0,
+        end=0,
+        image=[1],
+        torus=[1],
+        channels=["a"] * 5000,
+        blocks=[],
+        limit=HUGE,
+    )
+    return c
+
+
 LARGE: list[Callable[[], Case]] = [wide_input, many_neurons, many_differences, large_matrix, dense_gain, wide_stride, fine_torus,
                                    many_ranges]  # fmt: skip
-LONG: list[Callable[[], Case]] = [many_products, many_signs, many_conditions, smooth_lines]
+LONG: list[Callable[[], Case]] = [many_products, many_signs, many_conditions, smooth_lines, many_names]
 
 
 def peak(run: Callable[[], object]) -> int:
@@ -273,7 +294,7 @@ def test_what_is_counted_is_what_is_made() -> None:
 
 
 def test_time_ends_a_check() -> None:
-    with pytest.raises(NotCovered, match="the time for checking is over"):
+    with pytest.raises(BudgetEnded, match="the time for checking is over"):
         proved(cases()[0], Account(lambda: True))
 
 

@@ -183,6 +183,18 @@ def test_a_planted_underestimate_is_caught(rng: np.random.Generator) -> None:
     assert "below" in str(caught.value)
 
 
+@pytest.mark.parametrize("scale", [1e-6, 1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("name", ["product", "lipsdp"])
+def test_what_floats_prove_integers_prove(
+    name: str, scale: float, rng: np.random.Generator, tmp_path: Path
+) -> None:
+    """An optimum lies nearer to the edge of definiteness than factors on a grid of 2^-50 showed."""
+    graph = networks.chain([scale * networks.tensor(rng, 40, 5), networks.tensor(rng, 3, 40)], ops.ReLU())
+    found = lv.audit(graph, analyzers=[name], search=QUICK)
+    found.certificates[name].save(tmp_path / "c.json")
+    assert verify(tmp_path / "c.json", graph, exact=True).upper == found.best.upper
+
+
 @pytest.mark.parametrize("name", ["product", "lipsdp-fast"])
 def test_certificates_survive_the_disk(name: str, rng: np.random.Generator, tmp_path: Path) -> None:
     graph = mlp(rng, 6, 9, 7, 3)

@@ -198,6 +198,8 @@ def test_the_command_says_steps_and_states(tmp_path: Path) -> None:
         (("--input", "x"), 0),
         (("--constant", "h=0", "--constant", f"c={tmp_path / 'c.npy'}"), 0),
         (("--input", "h"), 3),
+        (("--everywhere",), 3),
+        (("--everywhere", "--input", "x"), 0),
         (("--constant", "h=0"), 3),
         (("--constant", "h=0", "--constant", "c=0.1"), 3),
         (("--constant", "h=0", "--constant", "c=0,0"), 3),

@@ -70,8 +70,18 @@ def test_a_verdict_says_on_which_inputs_the_file_was_compared(ball: tuple[Path, 
     assert first["inputs"] >= 7
     assert first["evaluator"].startswith("onnx")
     gone = lipverify("verify", path, "--model", net, "--seconds", "0")
-    assert gone.returncode == 3
+    assert gone.returncode == 4
     assert "the time for checking is over" in gone.stderr
+
+
+def test_the_one_input_of_a_file_has_its_name(ball: tuple[Path, Path]) -> None:
+    """`--input x` was refused with words about a fixed size, whatever the input is called."""
+    net, path = ball
+    box = (-0.5, 1.0)
+    checkers.verify_file(path, net, expected=Expectation(varying=frozenset("x"), fixed={}, box=box))
+    for other in (frozenset("y"), frozenset("xh")):
+        with pytest.raises(lv.RefutedCertificate, match=r"about inputs \['x'\], not about"):
+            checkers.verify_file(path, net, expected=Expectation(varying=other, box=box))
 
 
 GOOD = {
