@@ -128,7 +128,7 @@ BACKED = {
     "an axis of a torus": "ends in an error", "a torus": "ends in an error", "a scaling": "ends in an error",
     "a torus that is too small": "the cosine is below 0 there, and so is the limit",
     "a torus with too many frequencies": "a limit of work, not of truth",
-    "a region of another size": "regions are the envelope's", "a region that is no ball": "regions are the envelope's",
+    "a misfit region": "regions are the envelope's", "a region that is no ball": "regions are the envelope's",
 }  # fmt: skip
 """Checks without a forgery that they alone refuse, and why there is none."""
 

@@ -44,10 +44,8 @@ class Subject:
     def __post_init__(self) -> None:
         size = (self.program.steps[0].size,)
         for r in self.regions:
-            known = all(a.shape == size and bool(np.isfinite(a).all()) for a in (r.centre, r.low, r.high))
-            need(
-                known and bool(((r.low <= r.centre) & (r.centre <= r.high)).all()), "a region of another size"
-            )
+            fits = all(a.shape == size and bool(np.isfinite(a).all()) for a in (r.centre, r.low, r.high))
+            need(fits and bool(((r.low <= r.centre) & (r.centre <= r.high)).all()), "a misfit region")
             need(r.norm in ("l2", "linf") and 0.0 <= r.radius < 2.0**100, "a region that is no ball")
 
     @cached_property
