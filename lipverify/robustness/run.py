@@ -32,6 +32,8 @@ SEARCHED = 0.65
 """The part of a limited time that is for searches; the rest is for proofs."""
 QUICK = 1e7
 """Multiplications of a network for whose points closed forms are given even when no time is left."""
+FEW = 100
+"""How many points are given them then."""
 SHARED = 10
 """The part of a limited time that constants of the whole input space may take: one in so many."""
 
@@ -99,7 +101,8 @@ def radii(
         waiting += [index for index, record in sorted(done.items()) if plan.unfinished(record)]
     report("certifying points", None)
     end = None if budget is None else started + (SEARCHED if proofs else 1.0) * budget
-    asked = ((i, x[i].numpy(), None if labels is None else labels[i], done.get(i)) for i in waiting)
+    owed = len(waiting) <= FEW and multiplications(graph) <= QUICK
+    asked = ((i, x[i].numpy(), None if labels is None else labels[i], done.get(i), owed) for i in waiting)
     for place, answer in results(
         _unit, work, asked, len(waiting), jobs=jobs, scheduler=scheduler, deadline=end
     ):
@@ -168,8 +171,9 @@ def _unit(
     x: np.ndarray[Any, Any],
     label: int | None,
     before: Record | None,
+    owed: bool,
     seconds: float | None,
 ) -> Record:
-    if seconds is not None and seconds <= 0.0 and (before or multiplications(work.graph) > QUICK):
+    if seconds is not None and seconds <= 0.0 and (before or not owed):
         return before or not_run(work, index, label)
     return answered(work, index, torch.from_numpy(x), label, seconds, before)

@@ -372,6 +372,18 @@ def test_a_budget_holds_and_its_radii_are_certified(norm: Norm, rng: np.random.G
     assert max(r.seconds for r in found.records) < 1.2
 
 
+@pytest.mark.parametrize("few", [2, 3])
+def test_without_any_time_left_a_few_points_are_answered_and_more_are_not_run(
+    few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Closed forms of a hundred thousand points would be no little thing beyond the budget."""
+    monkeypatch.setattr("lipverify.robustness.run.FEW", few)
+    x = torch.tensor([[2.0, 1.0]] * 3)
+    found = lv.radii(chain([IDENTITY]), x, method="global", budget=1e-9, proofs=False)
+    assert [r.predicted for r in found.records] == [-1 if few < 3 else 0] * 3
+    assert [r.radius > 0 for r in found.records] == [few >= 3] * 3
+
+
 @pytest.mark.parametrize("norm", [Norm.L2, Norm.LINF])
 def test_without_any_time_left_closed_forms_answer(norm: Norm, rng: np.random.Generator) -> None:
     graph = chain([tensor(rng, 10, 4), tensor(rng, 3, 10)], ops.ReLU())
