@@ -30,6 +30,8 @@ POSITIVE = 5e-324
 """What a margin is at least that is only shown to be positive."""
 PART, SHORT = 0.125, 0.05
 """The first step beyond what is certified, of the way to the attack; the share of the time left that makes a step short."""
+TRIAL = 1 / 64
+"""The first step of the radius where forms bound products and softmaxes: what they leave open no sign of a neuron settles."""
 
 
 def grow(
@@ -39,14 +41,17 @@ def grow(
     looks: int | None,
     resolution: float,
     compute: Compute,
+    trial: bool = False,
 ) -> None:
     """Goes outward by branch and bound: every ball from the trees of the one before; longer steps while they are cheap.
 
     Args:
-        farthest: no radius beyond can be certified. looks: balls at most; None: as many as time lasts for.
+        farthest: no radius beyond can be certified. looks: balls at most; None: as many as time lasts for. trial: begin with a
+            ball hardly larger, and end if not even that is proved.
     """
     low, high = max(shells.radius(), shells.optimised()), farthest
     step = PART * (high - low) if high < LARGEST else PART * low
+    step = min(step, TRIAL * low) if trial else step
     while (looks is None or looks > 0) and step > resolution * low > 0.0:
         remaining = compute.remaining()
         radius = min(low + step, 0.5 * (low + high)) if high < LARGEST else low + step
@@ -61,6 +66,9 @@ def grow(
             low = radius
             if time.monotonic() - started < SHORT * remaining or looks is not None:
                 step *= 2.0
+            trial = False
+        elif trial:
+            return
         else:
             high, step = radius, 0.5 * (radius - low)
         step = min(step, 0.5 * (high - low)) if high < LARGEST else step

@@ -366,10 +366,9 @@ def _shells(
         certain = torch.full_like(shells.margin, POSITIVE)
         shells.known.append(Shell(before.radius, None, None, certain, branched=True))
         balls.trees.update(before.carried.trees)
+        most, trial = LARGEST if found is None else found.size, mixes(graph)
         with suppress(BudgetEnded), within(_wall(compute)):
-            grow(
-                shells, balls.prove, LARGEST if found is None else found.size, None, plan.resolution, compute
-            )
+            grow(shells, balls.prove, most, None, plan.resolution, compute, trial)
         shells.trees = balls.trees
         return shells
     with suppress(BudgetEnded), within(_wall(compute)):
@@ -421,7 +420,7 @@ def _searched(
         shells.search(first, farthest, plan.looks, resolution, local, share)
     if branching:
         looks = None if timed else plan.harder_looks
-        grow(shells, balls.prove, farthest, looks, plan.resolution, compute)
+        grow(shells, balls.prove, farthest, looks, plan.resolution, compute, mixes(graph))
 
 
 def _affordable(plan: Plan, graph: Graph) -> bool:

@@ -95,6 +95,24 @@ def test_growing_stops_below_what_cannot_be_shown() -> None:
     assert shells.linear() == 0.1
 
 
+@pytest.mark.parametrize("end", [0.101, 0.7])
+def test_a_trial_ends_with_the_first_ball_that_is_not_proved(end: float) -> None:
+    asked: list[float] = []
+
+    def prove(radius: float, deadline: float) -> bool:
+        asked.append(radius)
+        return radius <= end
+
+    shells = Shells(
+        torch.ones(2, dtype=torch.float64), None, Shell, [Shell(0.1, margins=torch.ones(2).double())]
+    )
+    grow(shells, prove, 1.0, 40, 1e-3, Compute(), trial=True)
+    assert asked[0] == pytest.approx(0.1 * (1 + 1 / 64))
+    assert (len(asked) == 1) == (end < asked[0])
+    assert shells.branched() <= end
+    assert end < asked[0] or shells.branched() >= 0.69
+
+
 @pytest.mark.parametrize("norm", [Norm.L2, Norm.LINF])
 def test_the_attack_finds_what_gradients_at_the_centre_point_to(norm: Norm) -> None:
     """A network that is nearly affine: the nearest example lies along the gradient, which noise rarely meets."""
