@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lipverify.commands.headlines import overstated
 from lipverify.commands.shell import Json, print_json
 from lipverify.errors import (
     BudgetEnded,
@@ -221,6 +222,15 @@ def _report(
                 "a result in the folder names this certificate, which is not among those of the folder"
             )
             answers.append(_refused(folder / name, missing))
+    proved = {
+        os.path.relpath(p, folder): a.document
+        for p, a in zip(found, answers, strict=False)
+        if a.error is None
+    }
+    for path, document in beside.items():
+        if path not in found:
+            said = sorted(set(overstated(document, proved)))
+            answers += [_refused(path, Refuted(reason)) for reason in said]
     return answers
 
 
