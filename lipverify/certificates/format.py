@@ -23,6 +23,7 @@ from lipverify.documents import NOT_COVERED, environment, model_document
 from lipverify.ir.graph import Graph
 from lipverify.ir.region import Ball, Bounded, Region
 from lipverify.loading.names import display
+from lipverify.loading.putting import put
 from lipverify.version import __version__
 
 
@@ -53,12 +54,12 @@ class Issued:
         return {**files, name: (json.dumps(document, indent=1, allow_nan=False) + "\n").encode()}
 
     def save(self, path: str | Path) -> None:
-        """Writes the certificate, and its arrays beside it."""
+        """Writes the certificate, and its arrays beside it. Raises UsageError: the path cannot be written."""
         path = Path(path)
         name = path.name if path.name.endswith(".json") else f"{path.name}.json"
         for file, data in self.files(name).items():
             target = path if file == name else path.with_name(file)
-            target.write_bytes(data)
+            put(target, data)
 
     def check(
         self,

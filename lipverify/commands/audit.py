@@ -176,6 +176,7 @@ def _audit(options: AuditOptions, start: Start) -> Outcome:
     from lipverify.commands.regions import limits
     from lipverify.commands.start import load, points_of
     from lipverify.ir.region import Bounded
+    from lipverify.loading.putting import put
     from lipverify.reporting import pipelines, writing
 
     auto.listed(options.analyzers)
@@ -219,10 +220,10 @@ def _audit(options: AuditOptions, start: Start) -> Outcome:
 
     def beside() -> None:
         if options.junit is not None:
-            pipelines.write_text(options.junit, pipelines.junit(document, options.fail_above))
+            put(options.junit, pipelines.junit(document, options.fail_above))
         if options.statement is not None:
             made = pipelines.statement(document, result.certificate_files())
-            pipelines.write_text(options.statement, pipelines.as_json(made))
+            put(options.statement, pipelines.as_json(made))
 
     files = writing.audit_files(result, document) if start.folder is not None else {}
     code = pipeline.exit_code(result)

@@ -24,7 +24,7 @@ from lipverify.errors import (
 )
 from lipverify.ir.norm import Norm
 from lipverify.loading.arguments import parse_box, parse_margin, parse_radius
-from lipverify.loading.names import display_path
+from lipverify.loading.names import display, display_path
 
 if TYPE_CHECKING:
     from lipverify.checkers import Expectation, Model
@@ -44,7 +44,7 @@ def verify(
         typer.Option(
             help="the model file, or zoo:<name>; once for each model, of a deviation the original first"
         ),
-    ],
+    ] = [],  # noqa: B006 (typer copies it)
     norm: Annotated[str | None, typer.Option(help="expect this norm at the input, and at the output")] = None,
     norm_out: Annotated[
         str | None, typer.Option(help="expect this norm at the output, of a deviation also pairs")
@@ -87,11 +87,16 @@ def verify(
     """Prove a certificate again: numpy alone, no torch, no solver, nothing of the analyzers.
 
     Exit code 3 where the evidence does not carry the claim, or the claim is another one than expected; 4 where the certificate
-    says itself that it is not proved, or the folder holds none; 7 where it is unreadable or for another model. Of a report the
-    gravest.
+    says itself that it is not proved, the folder holds none, or the time is over; 7 where it is unreadable or for another model.
+    Of a report the gravest.
     """
     from lipverify import checkers
 
+    if not model and os.path.exists(certificate):
+        named = _about(certificate)
+        if named or os.path.isdir(certificate) or not _is_derivation(_document(certificate)):
+            given = " ".join(f"--model {name}" for name in named) or "--model FILE"
+            raise UsageError(f"{display_path(certificate)} is about files that have to be given: add {given}")
     if at_most is not None and math.isnan(at_most):
         raise UsageError("--at-most takes a number, not nan")
     expected = checkers.Expectation(
@@ -299,6 +304,23 @@ def _document(path: Path) -> Any:
         return parse_json(read_bytes(path, MAX_CERTIFICATE))
     except (LipverifyError, OSError, ValueError, RecursionError):
         return None
+
+
+def _about(path: Path) -> list[str]:
+    """The names that certificates give to their models: of one, of those of a folder, or that a derivation rests on."""
+    folder = path if os.path.isdir(path) else path.parent
+    files = [*_json_files(folder / "certificates"), *_json_files(folder)] if folder == path else [path]
+    documents = [_document(file) for file in files]
+    rested = [name for d in documents if _is_derivation(d) for name in _named(d)]
+    documents += [_document(folder / name) for name in rested if os.path.basename(name) == name]
+    found = [
+        model.get("name")
+        for document in documents
+        if isinstance(document, dict) and isinstance(document.get("models"), list)
+        for model in document["models"]
+        if isinstance(model, dict)
+    ]
+    return [display(name) for name in dict.fromkeys(name for name in found if isinstance(name, str))]
 
 
 def _schema(document: Any) -> str | None:

@@ -25,6 +25,7 @@ from lipverify.errors import UnreadableCertificate, UsageError
 from lipverify.ir.certificate import Certificate, Rigour
 from lipverify.ir.graph import Graph
 from lipverify.ir.norm import Norm
+from lipverify.loading.putting import put
 from lipverify.results import Audit
 from lipverify.version import __version__
 
@@ -121,14 +122,14 @@ class Derived:
         return {**files, name: (json.dumps(document, indent=1, allow_nan=False) + "\n").encode()}
 
     def save(self, path: str | Path) -> None:
-        """Writes the document, and beside it the certificates it rests on."""
+        """Writes the document, and beside it the certificates it rests on. Raises UsageError: the path cannot be written."""
         path = Path(path)
         name = path.name if path.name.endswith(".json") else f"{path.name}.json"
         for file, data in self.files(name).items():
-            path.with_name(file).write_bytes(data)
+            put(path.with_name(file), data)
 
     def to_html(self, path: str | Path | None = None) -> str:
-        """The self-contained page; also written to `path` when given."""
+        """The self-contained page; also written to `path` when given. Raises UsageError: it cannot be written."""
         from lipverify.reporting.derived import render_derived
 
         claims = {
@@ -138,7 +139,7 @@ class Derived:
         }
         text = render_derived(self.to_json(), RULES[self.rule].side, str(self.rigour), claims)
         if path is not None:
-            Path(path).write_text(text, encoding="utf-8")
+            put(path, text)
         return text
 
     def _repr_html_(self) -> str:

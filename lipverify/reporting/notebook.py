@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
+from lipverify.loading.putting import put
+
 
 def framed(page: str) -> str:
     """A report in a frame of its own: its styles stay away from the notebook's."""
@@ -38,10 +40,10 @@ class Result(ABC):
         """The self-contained page."""
 
     def to_html(self, path: str | Path | None = None) -> str:
-        """The self-contained report; also written to `path` when given."""
+        """The self-contained report; also written to `path` when given. Raises UsageError: it cannot be written."""
         text = self.page(self.to_json())
         if path is not None:
-            Path(path).write_text(text, encoding="utf-8")
+            put(path, text)
         return text
 
     def __str__(self) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from lipverify.errors import UsageError
-from lipverify.loading.names import display, display_path
+from lipverify.loading.names import display
 from lipverify.reporting.answers import Document
 
 PREDICATE = "urn:lipverify:audit:1"
@@ -122,18 +122,6 @@ def statement(document: Document, certificates: Mapping[str, Mapping[str, bytes]
             "not_covered": document["not_covered"],
         },
     }
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file that a pipeline reads.
-
-    Raises:
-        UsageError: the path cannot be written.
-    """
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"{display_path(path)} cannot be written: {error.strerror}") from None
 
 
 def as_json(document: Mapping[str, Any]) -> str:

@@ -352,6 +352,15 @@ def test_corners_of_a_sector_take_time_that_is_counted(tmp_path: Path) -> None:
         derivations.verify_derivation(tmp_path / "loop.json", [], seconds=0.0)
 
 
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    """A raw FileNotFoundError said nothing of what was asked for."""
+    found = derived.grid_margin(2.0, 0.1, 2)
+    result = audited(chain([torch.eye(2)]), ["product"])
+    for write in (found.save, found.to_html, result.to_html, result.certificates["product"].save):
+        with pytest.raises(UsageError, match="cannot be written: No such file or directory"):
+            write(tmp_path / "away" / "found.json")
+
+
 def test_the_sector_of_a_network_holds_its_slopes() -> None:
     rng = np.random.default_rng(4)
     policy = chain([tensor(rng, 8, 2), tensor(rng, 1, 8)], ops.Tanh()).to(dtype=torch.float64)

@@ -79,6 +79,16 @@ def test_reports_as_they_are_written_are_carried(reports: dict[str, Path], kind:
     assert done.returncode == 0, done.stdout
 
 
+def test_the_files_to_give_are_named(reports: dict[str, Path], tmp_path: Path) -> None:
+    for about in (reports["audit"], reports["audit"] / "certificates" / "product.json"):
+        done = lipverify("verify", about)
+        assert done.returncode == 2
+        assert "add --model net.onnx" in done.stderr
+    (tmp_path / "c.json").write_text("{}")
+    assert "add --model FILE" in lipverify("verify", tmp_path / "c.json").stderr
+    assert "does not exist" in lipverify("verify", tmp_path / "away.json").stderr
+
+
 def test_whatever_stands_in_a_result_is_no_error() -> None:
     proved = {"certificates/a.json": {"upper": 2.0, "norm_in": "l2"}}
     for upper in (None, "3", [], {}, [[3.0]], True):
