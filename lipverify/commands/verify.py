@@ -91,7 +91,9 @@ def verify(
     Of a report the gravest.
     """
     from lipverify import checkers
+    from lipverify.memory import keep_freed
 
+    keep_freed()
     if not model and os.path.exists(certificate):
         named = _about(certificate)
         if named or os.path.isdir(certificate) or not _is_derivation(_document(certificate)):

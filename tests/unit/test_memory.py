@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -82,3 +84,22 @@ class Hungry(Product):
 def test_an_analyzer_whose_chunk_was_too_large_has_its_bound() -> None:
     row = lv.audit(network(), analyzers=[Hungry()], search=QUICK).rows[0]
     assert row.upper == pytest.approx(3.0)
+
+
+def test_freed_memory_is_kept_for_the_next_array() -> None:
+    """In processes of their own: it stays asked for."""
+    line = (
+        "import resource, sys, numpy as np; from lipverify.memory import keep_freed; "
+        "asked = keep_freed() if sys.argv[1] == 'keep' else True; "
+        "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt; "
+        "np.ones(1 << 23).sum(); before = faults(); "
+        "[np.ones(1 << 23).sum() for _ in range(10)]; print(int(asked), faults() - before)"
+    )
+    made = [
+        subprocess.run([sys.executable, "-c", line, how], capture_output=True, text=True)
+        for how in ("keep", "not")
+    ]
+    (asked, kept), (_, given_back) = (map(int, done.stdout.split()) for done in made)
+    if not asked:
+        pytest.skip("not the GNU C library")
+    assert 4 * kept < given_back
