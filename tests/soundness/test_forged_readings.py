@@ -341,6 +341,16 @@ def test_rounds_of_a_loop_ask_the_time(tmp_path: Path) -> None:
         read_model(path)
 
 
+def test_entries_of_an_archive_ask_the_time(tmp_path: Path) -> None:
+    np.savez(tmp_path / "w.npz", **{f"a{k}": np.ones(k) for k in range(30)})
+    asked = itertools.count()
+    with (
+        spending(Account(lambda: next(asked) > 45)),
+        pytest.raises(BudgetEnded, match="time for checking is over"),
+    ):
+        read_model(tmp_path / "w.npz")
+
+
 def test_entries_of_a_large_result_are_looked_at_alone(tmp_path: Path) -> None:
     """Every look took as long as the result is, 1,000 times, and nobody counted that."""
     large, count = 1 << 22, 1000

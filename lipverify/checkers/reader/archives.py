@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lipverify.checkers.kernel.account import charge
 from lipverify.checkers.kernel.program import Array
 from lipverify.checkers.reader.pickles import stored_tensors
 from lipverify.checkers.reader.refusals import need
@@ -44,6 +45,7 @@ def parse_archive(data: bytes) -> tuple[list[Array], int, str]:
     entries = _directory(data)
     content, position, total = {}, 0, 0
     for entry in sorted(entries, key=lambda e: e.offset):
+        charge(0)  # whoever waits may have waited long enough
         need(entry.offset == position, "an archive with bytes between its entries")
         total += entry.size if entry.method else 0
         need(total <= MAX_INFLATED, "an archive that unpacks to too much to check")
@@ -174,6 +176,7 @@ def _npy(body: bytes) -> Array:
     form, start = ("<H", 10) if body[6] == 1 else ("<I", 12)
     (length,) = struct.unpack_from(form, body, 8)
     need(length <= 1 << 16 and start + length <= len(body), "an entry that is no array")
+    charge(0)
     try:
         header = ast.literal_eval(body[start : start + length].decode("latin-1").strip())
         need(
