@@ -248,6 +248,36 @@ def test_files_that_contradict_themselves_are_refused(
     assert model_of_bytes("m.onnx", model.SerializeToString()).program is None
 
 
+@pytest.mark.parametrize("layout", [0, 1])
+def test_an_lstm_whose_projection_the_exporter_left_out_is_refused(layout: int) -> None:
+    """torch writes a memory of the hidden size beside weights of the projected one: runtimes refuse the file."""
+    sizes = {"W": (1, 16, 3), "R": (1, 16, 4), "h": (1, 1, 4), "c": (1, 1, 6)}
+    node = helper.make_node(
+        "LSTM", ["x", "W", "R", "", "", "h", "c"], ["", "y"], name="layer", hidden_size=4, layout=layout
+    )
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [node], "g", [info("x", TensorProto.FLOAT, [1, 1, 3])], [info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.zeros(s, np.float32), n) for n, s in sizes.items()],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8)
+    with pytest.raises(
+        UnsupportedModel, match=r"memory of 6 numbers and a state of 4.*proj_size.*give the torch module"
+    ):
+        extract_onnx(model)
+    assert model_of_bytes("m.onnx", model.SerializeToString()).program is None
+
+
+def test_an_lstm_with_its_defaults_written_out_is_the_same_layer() -> None:
+    """torch writes input_forget = 0, which the checker refused."""
+    model = recurrent(np.random.default_rng(0), "LSTM")
+    told = model_of_bytes("m.onnx", model.SerializeToString()).program
+    model.graph.node[0].attribute.append(helper.make_attribute("input_forget", 0))
+    found = model_of_bytes("m.onnx", model.SerializeToString()).program
+    assert found is not None
+    assert repr(found) == repr(told)
+
+
 def batch_first(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same layer in layout 1: of a single sample no number moves, only axes do."""
     other = onnx.ModelProto()

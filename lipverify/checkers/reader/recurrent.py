@@ -21,7 +21,7 @@ from lipverify.checkers.reader.refusals import need
 from lipverify.checkers.reader.sums import combined
 
 _GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
-_LAWS = {"RNN": ("Tanh",), "GRU": ("Sigmoid", "Tanh"), "LSTM": ("Sigmoid", "Tanh", "Tanh")}
+LAWS = {"RNN": ("Tanh",), "GRU": ("Sigmoid", "Tanh"), "LSTM": ("Sigmoid", "Tanh", "Tanh")}
 _STEPS_AT_MOST = 1024
 _KNOWN = ("Tanh", "Sigmoid", "Relu", "Softsign")
 
@@ -60,6 +60,8 @@ def _recurrent(p: Builder, c: Call) -> Results:
     need(backward is not None, f"{c.op} in an unknown direction")
     assert backward is not None
     length = _length(c, len(places), places.shape[1])
+    if c.op == "LSTM":
+        need(not c.flag("input_forget", 0), "an LSTM with input_forget is not covered by the checker")
     cells = _cells(c, len(backward), x)
     starts = [c.operand(k) for k in ((5, 6) if c.op == "LSTM" else (5,))]
     rows = [x.showing(row) for row in places[:length]]
@@ -109,8 +111,8 @@ def _cells(c: Call, ways: int, x: Value) -> list[_Cell]:
     bias = c.optional(3, x.kind)
     bias = np.zeros((ways, 2 * gates * hidden)) if bias is None else bias
     need(bias.shape == (ways, 2 * gates * hidden), f"{c.op} with a bias of another size")
-    count = len(_LAWS[c.op])
-    laws = c.texts("activations", _LAWS[c.op] * ways)
+    count = len(LAWS[c.op])
+    laws = c.texts("activations", LAWS[c.op] * ways)
     need(len(laws) == count * ways and all(law in _KNOWN for law in laws), f"{c.op} with other activations")
     before = c.flag("linear_before_reset", 0) if c.op == "GRU" else True
     peephole = c.optional(7, x.kind) if c.op == "LSTM" else None

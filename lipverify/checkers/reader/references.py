@@ -5,6 +5,9 @@ It passes over settings that it does not know. What it has of old operator sets 
 
 from __future__ import annotations
 
+from typing import Any
+
+from lipverify.checkers.reader.recurrent import LAWS
 from lipverify.checkers.reader.subgraphs import all_nodes
 from lipverify.checkers.reader.wire import parse_model
 
@@ -21,6 +24,13 @@ UNREAD = {
 """Operator -> settings that it does not read, or not as they are meant, in the operator sets that are read."""
 UNREAD_INPUTS = {"GRU": 4, "LSTM": 4, "RNN": 4}
 """Operator -> the place of an input that it does not read: of how many steps are, it takes all."""
+_IDLE = {
+    "input_forget": ("i", 0),
+    "sorted": ("i", 1),
+    "auto_pad": ("s", b"NOTSET"),
+    "round_mode": ("s", b"up"),
+}
+"""Setting -> its default, which exporters write out: to pass over it changes nothing."""
 _EXPANDED = ("GroupNormalization",)
 """Operators that it writes out in others, with constants of float32."""
 
@@ -31,8 +41,17 @@ def told_by_reference(data: bytes, wide: bool = False) -> bool:
         op, unread = node.get("op_type", ""), UNREAD.get(node.get("op_type", ""), "").split()
         if wide and op in _EXPANDED:
             return False
-        if any(attribute.get("name") in unread for attribute in node["attribute"]):
+        if any(a.get("name") in unread and not _idle(op, a) for a in node["attribute"]):
             return False
         if op in UNREAD_INPUTS and any(node["input"][UNREAD_INPUTS[op] : UNREAD_INPUTS[op] + 1]):
             return False
     return True
+
+
+def _idle(op: str, attribute: Any) -> bool:
+    """Whether a setting says what holds without it."""
+    if attribute["name"] == "activations":
+        laws = [law.encode() for law in LAWS.get(op, ())]
+        return list(attribute["strings"]) in (laws, laws * 2)
+    field, usual = _IDLE.get(attribute["name"], ("", None))
+    return field in attribute and bool(attribute[field] == usual)

@@ -85,7 +85,15 @@ def _start(c: Call, position: int, direction: int, size: tuple[int, int, int], b
     found = c.operand(position)
     axis = 1 if batched else 0
     shape = found.source_shape if isinstance(found, Value) else tuple(found.shape)
-    if tuple(shape) != ((size[1], size[0], size[2]) if batched else size):
+    expected = (size[1], size[0], size[2]) if batched else size
+    if position == 6 and tuple(shape[:-1]) == expected[:-1] and shape[-1] > expected[-1]:
+        # A projection has an exporter write a memory larger than the state, and leave out its weights: runtimes refuse the file.
+        raise c.refuse(
+            f"has a memory of {shape[-1]} numbers and a state of {expected[-1]}: a projected state (proj_size), which an LSTM of "
+            "ONNX does not have",
+            "give the torch module itself, lipverify.audit(module, example=x)",
+        )
+    if tuple(shape) != expected:
         raise c.invalid(f"its state {list(shape)} does not fit its weights and its input")
     if isinstance(found, Value):
         b = c.build

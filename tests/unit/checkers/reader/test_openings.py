@@ -247,13 +247,17 @@ def test_inputs_that_the_reference_does_not_read_are_known() -> None:
 
 
 @pytest.mark.parametrize(
-    ("names", "steps", "told"),
-    [(None, None, True), (["Sigmoid", "Relu", "Tanh"], None, False), (None, 2, False)],
+    ("given", "steps", "told"),
+    [
+        ({}, None, True),
+        ({"input_forget": 0, "activations": ["Sigmoid", "Tanh", "Tanh"]}, None, True),
+        ({"activations": ["Sigmoid", "Relu", "Tanh"]}, None, False),
+        ({}, 2, False),
+    ],
 )
 def test_an_evaluator_that_passes_over_settings_does_not_decide(
-    names: list[str] | None, steps: int | None, told: bool
+    given: dict[str, Any], steps: int | None, told: bool
 ) -> None:
-    given = {} if names is None else {"activations": names}
     nodes = [
         node(
             "LSTM", ["x", "w", "r", *([] if steps is None else ["", "n"])], ["", "h"], hidden_size=2, **given
@@ -265,6 +269,26 @@ def test_an_evaluator_that_passes_over_settings_does_not_decide(
     assert told_by_reference(data) is told
     for seed in range(6):
         assert agree(data, program_of(data), seed).share < 1.0
+
+
+def test_a_setting_written_out_as_its_default_leaves_the_evaluator_its_word() -> None:
+    for mode, told in (("NOTSET", True), ("SAME_UPPER", False)):
+        pool = node("MaxPool", ["x"], ["y"], kernel_shape=[2], auto_pad=mode)
+        assert told_by_reference(model([pool], [1, 1, 6], 13, {}).SerializeToString()) is told
+    lstm = node("LSTM", ["x", "w", "r"], ["", "y"], hidden_size=2, input_forget=1)
+    stored = {"w": random(1, 8, 2), "r": random(1, 8, 2)}
+    assert not told_by_reference(model([lstm], [3, 1, 2], 14, stored).SerializeToString())
+
+
+def test_every_default_of_a_recurrent_layer_written_out_is_read() -> None:
+    for op, gates in (("RNN", 1), ("GRU", 3), ("LSTM", 4)):
+        layer = node(op, ["x", "w", "r"], ["", "y"], hidden_size=2)
+        layer.attribute.extend(
+            a.default_value for a in defs.get_schema(op, 14).attributes.values()
+            if a.default_value.type and not (op == "RNN" and a.name == "activations")
+        )  # fmt: skip
+        stored = {"w": random(1, 2 * gates, 2), "r": random(1, 2 * gates, 2)}
+        program_of(model([layer], [3, 1, 2], 14, stored).SerializeToString())
 
 
 def test_looking_takes_nothing_from_a_proof_and_counts_its_time() -> None:
