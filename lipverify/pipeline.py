@@ -501,7 +501,7 @@ def _proved(rows: tuple[Row, ...], graph: Graph, query: Query, compute: Compute)
     One that its share of the time cut is tried again where the others left more than it had. After an interrupt bounds stay, as
     `real` as they were.
     """
-    from lipverify.certificates.pending import UNPROVED
+    from lipverify.certificates.pending import ENDED, UNPROVED
 
     found, had = list(rows), dict[int, float]()
     places = sorted(
@@ -524,8 +524,8 @@ def _proved(rows: tuple[Row, ...], graph: Graph, query: Query, compute: Compute)
             found[place] = _unproved(row)
     for place, seconds in had.items():
         certificate = found[place].certificate
-        cut = certificate is not None and certificate.unchecked == UNPROVED
-        if cut and compute.remaining() > seconds and not any(row.stopped for row in found):
+        ended = certificate is not None and certificate.unchecked in (UNPROVED, ENDED)
+        if ended and compute.remaining() > seconds and not any(row.stopped for row in found):
             try:
                 compute.report(f"proof of {rows[place].analyzer}", None)
                 found[place] = _checked(rows[place], graph, query, compute.deadline)
@@ -589,14 +589,14 @@ def _checked(row: Row, graph: Graph, query: Query, end: float | None = None) -> 
     if row.certificate is None:
         return row
     from lipverify.certificates import issue
-    from lipverify.certificates.pending import UNPROVED
+    from lipverify.certificates.pending import cut
 
     try:
         with deadline.within(end):
             deadline.look()
             return replace(row, certificate=issue(row.certificate, graph, query, row.method, row.seconds))
     except BudgetEnded:
-        return replace(row, certificate=replace(row.certificate, unchecked=UNPROVED))
+        return replace(row, certificate=cut(row.certificate))
     except InternalError as error:
         reason = failure_words(error)  # names the certificate, which `issue` has kept
     except Exception as error:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lipverify.errors import InternalError, InvalidFile
-from lipverify.ir.certificate import Gains, Step
+from lipverify.ir.certificate import Certificate, Gains, Step
 from lipverify.ir.norm import Norm
 from lipverify.ir.region import Ball, Everywhere, Query
 from lipverify.linalg.rounding import Upper
@@ -27,6 +27,8 @@ UNPROVED = (
     "the budget ended before the checker had proved it; `lipverify prove` goes on with the folder of --out"
 )
 """Why a bound whose evidence is kept has no proof yet."""
+ENDED = "the budget ended before the checker had proved it; give a larger --budget"
+"""The same where nothing is kept."""
 
 
 Kind = TypeVar("Kind", bound=type[Any])
@@ -52,6 +54,12 @@ def kept(evidence: Any, query: Query) -> dict[str, Any] | None:
         return {"evidence": _written(evidence), "query": _written_query(query)}
     except TypeError:
         return None
+
+
+def cut(certificate: Certificate) -> Certificate:
+    """A bound whose proof the budget ended; it names what goes on with it, which is `prove` where its evidence can be kept."""
+    pending = kept(certificate.evidence, certificate.query) is not None
+    return dataclasses.replace(certificate, unchecked=UNPROVED if pending else ENDED)
 
 
 def restored(document: Any) -> tuple[Any, Query]:

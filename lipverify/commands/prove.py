@@ -57,7 +57,9 @@ def prove(options: ProveOptions, as_json: bool) -> int:
     left = _left(document, [row["analyzer"] for row, _ in waiting])
     if not waiting:
         words = f"no bound in {display_path(folder)} waits for a proof that the budget ended"
-        more = "".join(f"; {name} has none, and time brings none: {why}" for name, why in left.items())
+        more = "".join(
+            f"; {name} has none, and none is kept to go on with: {why}" for name, why in left.items()
+        )
         raise UsageError(words + more)
     graph = load(options, options.model or str(document["model"].get("path")))
     margin = waiting[0][1]["models"][0]["margin"]
@@ -86,7 +88,7 @@ def prove(options: ProveOptions, as_json: bool) -> int:
         for name, words in told.items():
             typer.echo(f"{name}: {words}")
         for name, words in left.items():
-            typer.echo(f"{name}: has no proof, and time brings none: {words}")
+            typer.echo(f"{name}: has no proof, and none is kept to go on with: {words}")
     return 0 if all(words == "checked" for words in told.values()) else Undecided.exit_code
 
 

@@ -204,8 +204,8 @@ def _report(
     found = {p: document for p, document in beside.items() if _is_certificate(document)} | inside
     if not found:
         raise Undecided(
-            f"{display_path(folder)} holds no certificates, there is nothing to prove: `checked` rows of a report have one "
-            "(`lipverify prove` goes on with those that a budget ended)"
+            f"{display_path(folder)} holds no certificates, there is nothing to prove: `checked` rows of a report have one, "
+            "and the others say there why not"
         )
     read = checkers.read_models(files, seconds)
     models = {(known.sha256, known.beside): known for known in read}

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lipverify.analyzers.protocol import Compute, Report, silent
+from lipverify.certificates.pending import ENDED
 from lipverify.deadline import within
 from lipverify.errors import BudgetEnded, Undecided, UsageError
 from lipverify.ir.certificate import Rigour
@@ -29,7 +30,6 @@ SEARCHED = 0.7
 """Part of the budget for verdicts; what is left then is for their proof."""
 OWED = 2.0
 """Seconds that the first ranges may take beyond it: without them there is no answer."""
-UNPROVED = "the budget ended before the checker had proved it; give a larger --budget"
 Region = Ball | Interval | tuple[Any, Any]
 
 
@@ -103,7 +103,7 @@ def monotone(
         with within(end):
             told, issued = certified(graph, ball, boxes, entry, findings, report or silent)
     except BudgetEnded:
-        told = tuple(replace(f, unchecked=UNPROVED if f.verdict in SIGNS else "") for f in findings)
+        told = tuple(replace(f, unchecked=ENDED if f.verdict in SIGNS else "") for f in findings)
         issued = None
     directed = [f for f in told if f.verdict in SIGNS]
     rigour = Rigour.CHECKED if directed and all(f.checked for f in directed) else Rigour.REAL

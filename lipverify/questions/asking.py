@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lipverify.analyzers.protocol import Compute, Report, keeping_best, silent
 from lipverify.certificates.issuing import MOST
+from lipverify.certificates.pending import ENDED
 from lipverify.certificates.writing import NOTHING
 from lipverify.deadline import within
 from lipverify.errors import BudgetEnded, InternalError, LipverifyError, Refuted, Undecided
@@ -133,7 +134,7 @@ def _proved(question: Any, upper: Tensor, found: Found, fields: dict[str, Any], 
                 )
             return replace(proved, upper=carried(question, proved, len(upper)))
     except BudgetEnded:
-        return Proved(reason="the budget ended before the checker had proved it; give a larger --budget")
+        return Proved(reason=ENDED)
     except LipverifyError as error:
         return Proved(reason=f"its certificate does not carry the answer: {error}")
 

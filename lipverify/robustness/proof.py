@@ -22,6 +22,7 @@ from torch import Tensor
 from lipverify.analyzers.protocol import Report
 from lipverify.certificates.format import Author, Issued, radius_claim
 from lipverify.certificates.issuing import Subject, subject_of, written
+from lipverify.certificates.pending import ENDED
 from lipverify.certificates.writing import NOTHING, Condition, Flat, Layer, Part, Writer
 from lipverify.deadline import look, within
 from lipverify.errors import BudgetEnded, LipverifyError, NotCovered, RefutedCertificate
@@ -48,9 +49,6 @@ CLOSE, HALVINGS = 0.02, 3
 """Halving ends where a radius without a proof is so little above one that has, relatively; over parts after so many steps."""
 WHOLE = 0.8
 """The part of the time of proofs that those of the radii themselves may take."""
-
-
-UNPROVED = "the budget ended before the checker had proved it; give a larger --budget"
 
 
 class _Proved(NamedTuple):
@@ -94,7 +92,7 @@ def certified(
             look()
             subject = subject_of(graph)
     except BudgetEnded:
-        return Certified(tuple(replace(r, unchecked=UNPROVED) if r.radius > 0 else r for r in records), None)
+        return Certified(tuple(replace(r, unchecked=ENDED) if r.radius > 0 else r for r in records), None)
     except (LipverifyError, OSError) as error:
         return Certified(
             tuple(replace(r, unchecked=str(error)) if r.radius > 0 else r for r in records), None
@@ -117,7 +115,7 @@ def certified(
             with within(deadline):
                 made.check(subject.model)
         except LipverifyError as error:
-            reason = UNPROVED if isinstance(error, BudgetEnded) else str(error)
+            reason = ENDED if isinstance(error, BudgetEnded) else str(error)
             lost = {k for k, found in rounds.proved.items() if held.get(k) is not found}
             rounds.reasons |= {k: rounds.reasons.get(k, reason) for k in lost}
             break
@@ -175,9 +173,9 @@ class _Rounds:
                         self.proved[record.index] = found
             except BudgetEnded:
                 left.append(record)
-                self.reasons.setdefault(record.index, UNPROVED)
+                self.reasons.setdefault(record.index, ENDED)
             except LipverifyError as error:  # one point's failure never loses the others
-                if self.reasons.get(record.index, UNPROVED) == UNPROVED:
+                if self.reasons.get(record.index, ENDED) == ENDED:
                     self.reasons[record.index] = str(error)
         return left
 
@@ -194,7 +192,7 @@ class _Rounds:
 
 def _told(record: Record, proved: _Proved | None, reason: str | None) -> Record:
     if proved is not None and not proved.whole:
-        return replace(record, proved=proved.radius, unchecked=reason or UNPROVED)
+        return replace(record, proved=proved.radius, unchecked=reason or ENDED)
     if proved is not None:
         radius = min(record.radius, proved.radius)
         note = record.note

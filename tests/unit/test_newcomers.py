@@ -45,6 +45,7 @@ def test_a_folder_without_certificates_has_nothing_to_prove(tmp_path: Path) -> N
     done = lipverify("verify", tmp_path, "--model", MODEL)
     assert done.returncode == 4
     assert "nothing to prove" in done.stderr
+    assert "lipverify prove" not in done.stderr, "which goes on with certificates, of which there are none"
 
 
 def test_prove_names_what_time_does_not_prove(report: Path) -> None:
@@ -55,7 +56,7 @@ def test_prove_names_what_time_does_not_prove(report: Path) -> None:
     (copy / "result.json").write_text(json.dumps(document))
     done = lipverify("prove", copy)
     assert done.returncode == 2
-    assert "product has none, and time brings none: nobody knows how" in done.stderr
+    assert "product has none, and none is kept to go on with: nobody knows how" in done.stderr
 
 
 def test_centres_are_told_what_is_wrong_with_their_shape() -> None:

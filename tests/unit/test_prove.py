@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import lipverify as lv
 from lipverify import certificates
-from lipverify.certificates.pending import UNPROVED, kept, restored
+from lipverify.analyzers.local.forms import FormRows
+from lipverify.certificates.pending import ENDED, UNPROVED, cut, kept, restored
 from lipverify.errors import BudgetEnded, InvalidFile
 from tests.command import lipverify
 
@@ -108,3 +111,15 @@ def test_kept_evidence_is_read_strictly(tmp_path: Path, monkeypatch: pytest.Monk
     done = lipverify("prove", out)
     assert done.returncode == 2
     assert "damaged" in done.stderr
+
+
+def test_prove_is_named_only_where_it_can_go_on() -> None:
+    bound = lv.audit(lv.load(MODEL), analyzers="product").best
+    assert bound is not None
+    assert bound.certificate is not None
+    made = bound.certificate
+    assert cut(made).unchecked == UNPROVED
+    rows = torch.full((1, 3), float("inf"), dtype=torch.float64)  # of a search that ended before it had any
+    lost = cut(replace(made, evidence=FormRows(0, rows)))
+    assert lost.unchecked == ENDED
+    assert "prove`" not in lost.unchecked
