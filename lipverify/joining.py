@@ -6,7 +6,7 @@ chunk, and the checker proves the joined certificate like any other.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -104,38 +104,39 @@ def _certificate(query: Query, found: Sequence[Certificate], counts: Sequence[in
     )
 
 
-def joined_lower(lowers: Sequence[Lower], counts: Sequence[int]) -> Lower:
-    """The lower bounds of all balls. A chunk for which nothing was shown has 0, which is one, and its note says so."""
-    witnesses = [lower.witness for lower in lowers]
-    notes, first = [], 0
+def joined_lower(lowers: Iterable[Lower], counts: Sequence[int]) -> Lower:
+    """The lower bounds of all balls. A chunk for which nothing was shown has 0, which is one, and its note says so; one that
+    was not run is missing.
+
+    Args:
+        lowers: those of the chunks, in order; none is kept. counts: how many balls each chunk has.
+    """
+    value = torch.zeros(sum(counts), dtype=torch.float64)
+    both: tuple[torch.Tensor, ...] = ()
+    notes: list[tuple[int, int, str]] = []
+    nothing: list[slice] = []
+    missing = torch.zeros(len(value), dtype=torch.bool)
+    failed, method, along, start = False, "none", False, 0
     for lower, count in zip(lowers, counts, strict=True):
-        if lower.witness.note:
-            notes.append(f"points {first} to {first + count - 1}: {lower.witness.note}")
-        first += count
-    shown = next((w for w in witnesses if w.method != "none"), witnesses[0])
-    same = {witness.note for witness in witnesses}
-    witness = Witness(
-        torch.cat([w.value for w in witnesses]),
-        torch.cat([w.points for w in witnesses]),
-        shown.method,
-        _stacked(witnesses, "partner") if shown.direction is None else None,
-        None if shown.direction is None else _stacked(witnesses, "direction"),
-        next(iter(same)) if len(same) == 1 else "; ".join(notes),
-    )
-    return Lower(
-        witness.value,
-        witness,
-        failed=any(lower.failed for lower in lowers),
-        cut=all(lower.cut for lower in lowers),
-    )
-
-
-def _stacked(witnesses: Sequence[Witness], name: str) -> torch.Tensor:
-    """What belongs to each point; that of a chunk that shows nothing is the point itself, or no direction."""
-    found = []
-    for witness in witnesses:
-        given = getattr(witness, name)
-        if given is None:
-            given = witness.points if name == "partner" else torch.zeros_like(witness.points)
-        found.append(given)
-    return torch.cat(found)
+        found, rows = lower.witness, slice(start, start + count)
+        both = both or tuple(found.points.new_empty(len(value), *found.points.shape[1:]) for _ in range(2))
+        value[rows], both[0][rows] = found.value, found.points
+        # What belongs to each point; that of a chunk that shows nothing is the point itself, or no direction.
+        other = found.partner if found.direction is None else found.direction
+        both[1][rows] = found.points if other is None else other
+        if found.method == "none":
+            nothing.append(rows)
+        elif method == "none":
+            method, along = found.method, found.direction is not None
+        first = notes.pop()[0] if notes and notes[-1][2] == found.note else start
+        failed, start = failed or lower.failed, rows.stop
+        missing[rows] = lower.cut if lower.missing is None else lower.missing
+        notes.append((first, start - 1, found.note))
+    points, others = both
+    for rows in nothing if along else ():
+        others[rows] = 0.0
+    said = [f"points {first} to {last}: {note}" for first, last, note in notes if note]
+    note = notes[0][2] if len(notes) == 1 else "; ".join(said)
+    pairs = {"direction": others} if along else {"partner": others}
+    witness = Witness(value, points, method, note=note, **pairs)
+    return Lower(value, witness, failed=failed, cut=bool(missing.all()), missing=missing)

@@ -312,6 +312,9 @@ OWED = 2.0
 """Seconds that the lower bound may take beyond the budget, and half of it each other bound: without them there is no answer."""
 
 
+SEARCHED_BYTES, CANDIDATES = 1 << 28, 100
+"""What a search may hold of points of balls, and about how many points it has for each ball, in float64."""
+NOT_SEARCHED = "not run: the budget ended before a pair of points was proved"
 AT_ONCE = 16
 """Balls of a unit of work: a dead worker loses few, and what a network alone costs is shared by some."""
 
@@ -407,14 +410,53 @@ def _lower(
     gains = None
     if product is not None and product.certificate is not None and _large(graph, query):
         gains = layer_gains(graph, product.certificate)
-    local = isinstance(query.region, Ball)
     end = None if compute.deadline is None else time.monotonic() + LOWER * compute.remaining()
+    wall = None if compute.deadline is None else compute.deadline + OWED
+    share = replace(compute, deadline=end)
+    if not isinstance(query.region, Ball) or len(query.region) <= together(graph):
+        return _searched(graph, query, share, search, wall, box=box, hints=hints, gains=gains)
+    return _of_many(graph, query, query.region, share, search, wall)
+
+
+def together(graph: Graph) -> int:
+    """Balls whose lower bounds are searched for at once. A number of the network alone: a seed decides the result."""
+    return max(1, SEARCHED_BYTES // (8 * CANDIDATES * graph.input.size))
+
+
+def _of_many(
+    graph: Graph, query: Query, region: Ball, compute: Compute, search: Search, wall: float | None
+) -> Lower:
+    """The lower bounds of many balls, of some at a time: the memory is that of some, and what is proved at the end is kept.
+
+    The first ones may take what an answer is owed, the others are not begun after the end.
+    """
+    at_once = together(graph)
+    starts = range(0, len(region), at_once)
+    chunks = ((region[start : start + at_once],) for start in starts)
+    counts = [min(at_once, len(region) - start) for start in starts]
+
+    def some(_: object, part: Ball, seconds: float | None) -> Lower:
+        asked = replace(query, region=part)
+        first = part.center.data_ptr() == region.center.data_ptr()
+        if seconds is not None and seconds <= 0.0 and not first:
+            return Lower(*_nothing(graph, asked, NOT_SEARCHED), cut=True)
+        end = None if seconds is None else time.monotonic() + seconds
+        effort = replace(search, seconds=search.seconds * len(part) / len(region))
+        within = wall if first else compute.deadline
+        return _searched(graph, asked, replace(compute.one_of(2), deadline=end), effort, within)
+
+    found = results(some, None, chunks, len(counts), deadline=compute.deadline)
+    return joined_lower((lower for _, lower in found), counts)
+
+
+def _searched(
+    graph: Graph, query: Query, compute: Compute, search: Search, wall: float | None, **given: Any
+) -> Lower:
+    """The lower bound of balls that are searched at once, or of everywhere."""
+    local = isinstance(query.region, Ball)
     try:
-        with deadline.within(None if compute.deadline is None else compute.deadline + OWED):
-            share = replace(compute, deadline=end)
-            witness = memory.halving(
-                lambda: falsify(graph, query, share, search, box=box, hints=hints, gains=gains)
-            )
+        with deadline.within(wall):
+            witness = memory.halving(lambda: falsify(graph, query, compute, search, **given))
     except BudgetEnded as error:
         return Lower(
             *_nothing(graph, query, f"not run: {error} before a pair of points was proved"), cut=True

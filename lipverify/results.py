@@ -120,9 +120,20 @@ class Lower(Shown):
     """Whether the search broke; its value is then 0, and the witness notes why."""
     cut: bool = False
     """Whether the budget ended before anything was shown; its value is then 0, and the witness notes it."""
+    missing: Tensor | None = None
+    """Of many balls, [count] those for which it ended before: their values are 0, and no part of the document."""
 
     def __repr__(self) -> str:
         return f"Lower({at_least(self.value)})"
+
+    def found(self) -> float | list[float | None] | None:
+        """The value as it is written: None where nothing was run."""
+        if self.cut:
+            return None
+        if not isinstance(self.value, Tensor):
+            return self.value
+        missing = [False] * len(self.value) if self.missing is None else self.missing.tolist()
+        return [None if gone else v for v, gone in zip(self.value.tolist(), missing, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -206,7 +217,7 @@ class Audit(Result):
 
     def to_json(self) -> dict[str, Any]:
         """The document of `audit --json`."""
-        best, value = self.best, self.lower.value
+        best = self.best
         return envelope(
             "lipverify.audit/1",
             self.command,
@@ -221,7 +232,7 @@ class Audit(Result):
             results=[row.to_json() for row in self.rows],
             lower={
                 # What was not run is no 0.
-                "value": None if self.lower.cut else value.tolist() if isinstance(value, Tensor) else value,
+                "value": self.lower.found(),
                 "method": self.lower.witness.method,
                 "witness": None if self.lower.cut else "witness.npz",
                 **({"note": self.lower.witness.note} if self.lower.witness.note else {}),

@@ -18,7 +18,7 @@ from lipverify.checkers.kernel.arithmetic import above
 from lipverify.checkers.kernel.language import Subject
 from lipverify.checkers.kernel.program import Program
 from lipverify.checkers.kernel.proof import added, parse_step
-from lipverify.checkers.kernel.ranges import Condition, Empty
+from lipverify.checkers.kernel.ranges import Condition, Empty, Region
 from lipverify.checkers.kernel.theorems import Constant, Emptiness, Fact, Known
 from lipverify.checkers.regions import Ball as BallOf
 from lipverify.checkers.regions import region_of
@@ -83,6 +83,22 @@ class Part:
         return replace(self, region=None, conditions=())
 
 
+class _Regions(Sequence[Region]):
+    """The regions of balls, each made when it is looked at: of many balls all boxes together are twice their centres."""
+
+    def __init__(self, balls: Sequence[BallOf], centres: Array, box: tuple[Array, Array] | None) -> None:
+        self._balls, self._given = balls, (centres, box)
+        self._last: tuple[int, Region] | None = None
+
+    def __len__(self) -> int:
+        return len(self._balls)
+
+    def __getitem__(self, place: Any) -> Any:
+        if self._last is None or self._last[0] != place:
+            self._last = place, region_of(self._balls[place], *self._given)
+        return self._last[1]
+
+
 @dataclass
 class Record:
     """A proof about a program. centres: [count, inputs] and box: those that regions are balls around, and are cut by.
@@ -101,7 +117,8 @@ class Record:
     balls: list[BallOf] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._regions: list[Any] = []
+        self._regions = _Regions(self.balls, self.centres, self.box)
+        self._places = {ball: k for k, ball in enumerate(self.balls)}
         self.subject = Subject(self.program, self._regions)
         self._facts = theorems.Facts(self.subject)
         self._shared: dict[Any, int] = {}
@@ -118,10 +135,10 @@ class Record:
     def region(self, norm: str, radius: float, centre: int, box: bool = False) -> int:
         """The number of a ball; the same one for the same ball."""
         ball = BallOf(norm, radius, centre, box)
-        if ball not in self.balls:
+        if ball not in self._places:
+            self._places[ball] = len(self.balls)
             self.balls.append(ball)
-            self._regions.append(region_of(ball, self.centres, self.box))
-        return self.balls.index(ball)
+        return self._places[ball]
 
     def part(self, region: int | None, norms: tuple[str, str], upper: float, centre: int = 0) -> Part:
         """All of the output, over a ball or everywhere."""

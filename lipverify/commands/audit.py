@@ -282,7 +282,7 @@ def _claimed(document: dict[str, Any], claimed: float, stored: bool) -> Refuted 
     A solver's status proves nothing: bounds that rest on it leave the question open.
     """
     found = document["lower"]["value"]
-    lower = max(found) if isinstance(found, list) else found
+    lower = max(v for v in found if v is not None) if isinstance(found, list) else found
     sound = {str(Rigour.REAL), str(Rigour.CHECKED)}
     uppers = [row.get("upper") for row in document["results"] if row.get("rigour") in sound]
     proved = any(u is not None and (max(u) if isinstance(u, list) else u) <= claimed for u in uppers)

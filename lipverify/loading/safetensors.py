@@ -122,10 +122,12 @@ def write_safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 
     names = {dtype: name for name, (dtype, _) in DTYPES.items()}
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    body, offset = [], 0
+    body: list[bytes | memoryview] = []
+    offset = 0
     for name, tensor in tensors.items():
         dense = tensor.detach().to("cpu").contiguous()
-        raw = dense.reshape(-1).view(torch.uint8).numpy().tobytes() if dense.numel() else b""
+        # Copied once, when all are joined.
+        raw = dense.reshape(-1).view(torch.uint8).numpy().data if dense.numel() else b""
         dtype = names[str(dense.dtype).removeprefix("torch.")]
         header[name] = {
             "dtype": dtype,

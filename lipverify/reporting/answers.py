@@ -112,7 +112,8 @@ def _lowers(lower: Document | None) -> tuple[float, ...]:
     value = None if lower is None else lower.get("value")
     if value is None:
         return ()
-    return tuple(Magnitude(float(number)).value or 0.0 for number in _as_list(value))
+    # What was not run for a centre leaves it without a ratio, as a lower bound of 0 does.
+    return tuple(Magnitude(float(number or 0.0)).value or 0.0 for number in _as_list(value))
 
 
 def _answer(name: str, row: Document, count: int, lowers: tuple[float, ...]) -> Answer:

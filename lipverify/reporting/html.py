@@ -247,9 +247,10 @@ def _lower_words(lower: Document | None, answers: Answers) -> str:
         return "No lower bound was searched for."
     method = display(lower.get("method") or "search")
     what = "at each centre a slope" if answers.local else "a slope"
+    said = f" {display(lower['note'], 600)}." if lower.get("note") else ""
     return (
         f"The lower bound is {what} that was found by {method}, and proved with every rounding accounted for. "
-        "No valid upper bound lies below it."
+        f"No valid upper bound lies below it.{said}"
     )
 
 

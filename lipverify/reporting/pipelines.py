@@ -46,7 +46,7 @@ def junit(document: Document, limit: float | None = None) -> str:
         case = _case(suite, name, f"the constant is at most {claimed['constant']!r}, as claimed", "0.000")
         if claimed["verdict"] == "refuted":
             shown = document["lower"]["value"]
-            steepest = max(shown) if isinstance(shown, list) else shown
+            steepest = max(v for v in shown if v is not None) if isinstance(shown, list) else shown
             said = f"a pair of inputs has a slope of at least {steepest!r}"
             ElementTree.SubElement(case, "failure", message=said)
         elif claimed["verdict"] != "proved":

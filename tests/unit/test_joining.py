@@ -14,10 +14,14 @@ import torch
 
 import lipverify as lv
 from lipverify import ops, pipeline, units
+from lipverify.certificates import recording
 from lipverify.certificates.pending import kept, restored
+from lipverify.checkers.regions import region_of
 from lipverify.errors import UsageError
-from lipverify.falsify import Search
+from lipverify.falsify import Search, falsify
+from lipverify.interpreter import evaluate
 from lipverify.joining import Chunks
+from lipverify.reporting import answers
 from lipverify.units import Lost
 from tests.networks import chain, tensor
 
@@ -125,3 +129,67 @@ def test_without_time_chunks_are_not_run_and_the_product_is_there(
 def test_only_points_can_be_shared_out(graph: lv.Graph) -> None:
     with pytest.raises(UsageError, match="--scheduler shares out points"):
         lv.audit(graph, scheduler="tcp://127.0.0.1:9")
+
+
+def test_lower_bounds_of_many_balls_are_searched_for_some_at_a_time(
+    graph: lv.Graph, region: lv.Ball, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: list[int] = []
+
+    def counted(graph: lv.Graph, query: lv.Query, *given: Any, **more: Any) -> Any:
+        assert isinstance(query.region, lv.Ball)
+        counts.append(len(query.region))
+        return falsify(graph, query, *given, **more)
+
+    monkeypatch.setattr(pipeline, "falsify", counted)
+    monkeypatch.setattr(pipeline, "together", lambda _: 3)
+    found = lv.audit(graph, region=region, analyzers="product", search=SEARCH)
+    assert counts == [3, 3, 1]
+    witness = found.lower.witness
+    assert found.lower.missing is not None
+    assert not found.lower.missing.any()
+    assert witness.partner is not None
+    assert not witness.note
+    for ends in (witness.points, witness.partner):
+        assert ends.shape == region.center.shape
+        assert bool(((ends - region.center).norm(dim=1) <= region.radius).all())
+    value = torch.as_tensor(found.lower.value)
+    outs = [evaluate(graph.to(dtype=torch.float64), ends) for ends in (witness.points, witness.partner)]
+    slopes = (outs[1] - outs[0]).norm(dim=1) / (witness.partner - witness.points).norm(dim=1)
+    assert bool((value > 0).all())
+    assert torch.allclose(value, slopes, rtol=1e-6)
+
+
+def test_what_the_budget_cut_of_many_balls_is_no_number(
+    graph: lv.Graph, region: lv.Ball, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut(*given: Any, **more: Any) -> Iterator[tuple[int, Any]]:
+        for place, arguments in enumerate(given[2]):
+            yield place, given[0](given[1], *arguments, None if place == 0 else 0.0)
+
+    monkeypatch.setattr(pipeline, "results", cut)
+    monkeypatch.setattr(pipeline, "together", lambda _: 3)
+    found = lv.audit(graph, region=region, analyzers="product", search=SEARCH)
+    document = found.to_json()
+    assert document["lower"]["value"][3:] == [None] * 4
+    assert min(document["lower"]["value"][:3]) > 0
+    assert document["lower"]["note"].startswith("points 3 to 6: not run")
+    assert len(answers.read(document).lowers) == 7
+    assert "not run" in found.page(document)
+
+
+def test_regions_of_many_balls_are_not_all_made(
+    graph: lv.Graph, region: lv.Ball, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Any] = []
+
+    def counted(*given: Any) -> Any:
+        made.append(given)
+        return region_of(*given)
+
+    monkeypatch.setattr(recording, "region_of", counted)
+    found = lv.audit(graph, region=region, analyzers="product", search=SEARCH)
+    assert found.best is not None
+    assert found.best.certificate is not None
+    assert found.best.certificate.rigour is lv.Rigour.CHECKED
+    assert not made

@@ -193,9 +193,9 @@ def parse_safetensors(data: bytes) -> dict[str, Array]:
 
 def digest_of(array: Array) -> str:
     """sha256 of type, shape and little-endian numbers of a stored tensor."""
-    return hashlib.sha256(
-        f"{array.dtype.name}{list(array.shape)}".encode() + _little(array).tobytes()
-    ).hexdigest()
+    found = hashlib.sha256(f"{array.dtype.name}{list(array.shape)}".encode())
+    found.update(_little(array).reshape(-1).view(np.uint8).data)
+    return found.hexdigest()
 
 
 def _little(array: Array) -> Array:
