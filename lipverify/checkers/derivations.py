@@ -266,6 +266,7 @@ def _verified(
         if (max(upper) if isinstance(upper, list) else upper) > number:
             raise RefutedCertificate(f"{named[0]} proves {upper}, more than {name} says")
         uses.append({"number": name, "place": place, "certificate": named[0], "claim": verdict.claim})
+    _joined({where: proved[named].sizes[0] for where, named in derivation.certificates.items()})
     if exact and derivation.computed:
         raise NotCovered("exact checking covers no numbers of networks beside their constants")
     for where in derivation.computed:
@@ -370,6 +371,29 @@ def _fits(derivation: Derivation, verdict: Verdict, file: str) -> None:
         sizes = len(derivation.numbers["dynamics"]), len(derivation.numbers["control"][0])
         need(verdict.sizes == (sizes,), f"{file} is about a function of other sizes than the loop's policy")
     fits_region(derivation.rule, derivation.numbers, found["region"], file)
+
+
+_ENDS = {
+    "inputs": ("input", "state"),
+    "states": ("state", "state"),
+    "old": ("point", "score"),
+    "new": ("point", "score"),
+}
+"""Constant -> the spaces its function goes between. Functions of a game may take the variables of all players."""
+
+
+def _joined(sizes: Mapping[Place, tuple[int, int]]) -> None:
+    """That functions whose constants one rule takes can be what it says of each: certificates exchanged between two are not.
+
+    sizes: (inputs, outputs) of each function that has a certificate.
+    """
+    spaces: dict[str, int] = {}
+    for (name, _), found in sizes.items():
+        for end, size in zip(_ENDS.get(name, ()), found, strict=False):
+            need(
+                spaces.setdefault(end, size) == size,
+                f"the function of {name} does not fit the others: its sizes are {found}",
+            )
 
 
 def fits_region(rule: str, numbers: Numbers, region: Mapping[str, Any], name: str) -> None:
