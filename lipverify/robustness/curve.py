@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from lipverify.robustness.arithmetic import LARGEST
 from lipverify.robustness.plan import Record
@@ -35,19 +38,35 @@ class Curve:
 
 def certified_at(records: Sequence[Record], radius: float) -> float:
     """Share of all points that are classified correctly and keep their label within the radius."""
-    return sum(_correct(r) and r.radius >= radius and (radius > 0 or r.radius > 0) for r in records) / len(
-        records
-    )
+    return _Sizes.of(records).certified(radius)
 
 
 def attacked_at(records: Sequence[Record], radius: float) -> float:
     """Share of all points that are classified correctly and for which no example of at most this size is known."""
-    kept = (_correct(r) and (r.attack_radius is None or r.attack_radius > radius) for r in records)
-    return sum(kept) / len(records)
+    return _Sizes.of(records).attacked(radius)
 
 
-def _correct(record: Record) -> bool:
-    return record.label == record.predicted
+class _Sizes(NamedTuple):
+    """Of points that are classified correctly, in order: radii above 0, sizes of examples (infinite where none is known).
+
+    A curve asks for a hundred radii, each a look into a sorted list and no walk over all points.
+    """
+
+    radii: list[float]
+    examples: list[float]
+    points: int
+
+    @staticmethod
+    def of(records: Sequence[Record]) -> _Sizes:
+        correct = [r for r in records if r.label == r.predicted]
+        examples = (math.inf if r.attack_radius is None else r.attack_radius for r in correct)
+        return _Sizes(sorted(r.radius for r in correct if r.radius > 0), sorted(examples), len(records))
+
+    def certified(self, radius: float) -> float:
+        return (len(self.radii) - bisect_left(self.radii, radius)) / self.points
+
+    def attacked(self, radius: float) -> float:
+        return (len(self.examples) - bisect_right(self.examples, radius)) / self.points
 
 
 def curve(records: Sequence[Record]) -> Curve:
@@ -55,8 +74,9 @@ def curve(records: Sequence[Record]) -> Curve:
     sizes = [r.radius for r in records if r.radius < LARGEST] + [r.attack_radius or 0.0 for r in records]
     largest = max(sizes, default=0.0) or 1.0
     radii = tuple(largest * step / STEPS for step in range(STEPS + 1))
+    known = _Sizes.of(records)
     return Curve(
         radii,
-        tuple(certified_at(records, radius) for radius in radii),
-        tuple(attacked_at(records, radius) for radius in radii),
+        tuple(known.certified(radius) for radius in radii),
+        tuple(known.attacked(radius) for radius in radii),
     )
