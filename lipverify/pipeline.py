@@ -432,12 +432,11 @@ def _of_many(
     """
     at_once = together(graph)
     starts = range(0, len(region), at_once)
-    chunks = ((region[start : start + at_once],) for start in starts)
+    chunks = ((region[start : start + at_once], start == 0) for start in starts)
     counts = [min(at_once, len(region) - start) for start in starts]
 
-    def some(_: object, part: Ball, seconds: float | None) -> Lower:
+    def some(_: object, part: Ball, first: bool, seconds: float | None) -> Lower:
         asked = replace(query, region=part)
-        first = part.center.data_ptr() == region.center.data_ptr()
         if seconds is not None and seconds <= 0.0 and not first:
             return Lower(*_nothing(graph, asked, NOT_SEARCHED), cut=True)
         end = None if seconds is None else time.monotonic() + seconds

@@ -178,6 +178,16 @@ def test_what_the_budget_cut_of_many_balls_is_no_number(
     assert "not run" in found.page(document)
 
 
+def test_without_time_the_first_balls_have_a_lower_bound(
+    graph: lv.Graph, region: lv.Ball, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "together", lambda _: 3)
+    found = lv.audit(graph, region=region, analyzers="product", budget=1e-9)
+    value = found.to_json()["lower"]["value"]
+    assert min(value[:3]) > 0
+    assert value[3:] == [None] * 4
+
+
 def test_regions_of_many_balls_are_not_all_made(
     graph: lv.Graph, region: lv.Ball, monkeypatch: pytest.MonkeyPatch
 ) -> None:
