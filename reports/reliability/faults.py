@@ -347,7 +347,8 @@ went wrong is in bold.
 
 PROMISES = (
     "Whether budgets of time and memory are kept, on every network of the sibling folder `shared/checkpoints`: "
-    "[promises.md](promises.md). What a cluster gains: [cluster.md](cluster.md). Large models and many points: [large.md](large.md)."
+    "[promises.md](promises.md). What a cluster gains: [cluster.md](cluster.md). Large models and many "
+    "points: [large.md](large.md)."
 )
 
 
