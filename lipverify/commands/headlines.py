@@ -8,7 +8,6 @@ from typing import Any
 
 Verdicts = Mapping[str, Mapping[str, Any]]
 """The name of a certificate in the folder -> the document of `verify --json`, of those that are proved."""
-_ROWS = ("results", "points")
 
 
 def overstated(document: Any, verdicts: Verdicts) -> Iterator[str]:
@@ -23,14 +22,13 @@ def overstated(document: Any, verdicts: Verdicts) -> Iterator[str]:
         return
     if not isinstance(document, dict):
         return
-    for key in _ROWS:
-        rows = [row for row in _listed(document.get(key)) if isinstance(row, dict)]
-        for row in rows:
-            if row.get("rigour") == "checked" and not isinstance(row.get("certificate"), str):
-                yield f"a row of its {key} is `checked` and names no certificate"
-    yield from _best(document)
-    yield from _radii([row for row in _listed(document.get("points")) if isinstance(row, dict)], verdicts)
-    for row in [document, *(row for row in _listed(document.get("results")) if isinstance(row, dict))]:
+    results, points = (_rows(document, key) for key in ("results", "points"))
+    for row in [*results, *points]:
+        if row.get("rigour") == "checked" and not isinstance(row.get("certificate"), str):
+            yield "a row is `checked` and names no certificate"
+    yield from _best(document, results)
+    yield from _radii(points, verdicts)
+    for row in [document, *results]:
         proved = _proved(row, verdicts)
         if proved is None or row.get("rigour") != "checked" or "upper" not in row:
             continue
@@ -50,13 +48,11 @@ def _proved(row: Mapping[str, Any], verdicts: Verdicts) -> Mapping[str, Any] | N
     return verdicts.get(os.path.normpath(named)) if isinstance(named, str) and named else None
 
 
-def _best(document: Mapping[str, Any]) -> Iterator[str]:
+def _best(document: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """The best constant is that of one of the rows."""
-    best, rows = document.get("best"), _listed(document.get("results"))
-    if isinstance(best, dict) and "upper" in best and rows:
-        named = [
-            r.get("upper") for r in rows if isinstance(r, dict) and r.get("analyzer") == best.get("analyzer")
-        ]
+    best = document.get("best")
+    if isinstance(best, dict) and "upper" in best and results:
+        named = [row.get("upper") for row in results if row.get("analyzer") == best.get("analyzer")]
         if not any(_at_least(best["upper"], upper) for upper in named):
             yield f"its best constant {best['upper']!r} is that of no row"
 
@@ -78,8 +74,9 @@ def _radii(rows: Sequence[Mapping[str, Any]], verdicts: Verdicts) -> Iterator[st
                 yield f"it says radius {said!r} with label {row.get('label')!r} where {named} proves {radius!r} with {label:.0f}"
 
 
-def _listed(found: Any) -> list[Any]:
-    return found if isinstance(found, list) else []
+def _rows(document: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
+    found = document.get(key)
+    return [row for row in found if isinstance(row, dict)] if isinstance(found, list) else []
 
 
 def _numbers(found: Any) -> list[float] | None:

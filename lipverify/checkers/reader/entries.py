@@ -14,7 +14,8 @@ import numpy as np
 
 from lipverify.checkers.evaluation import absorbed, evaluate_with_deviations
 from lipverify.checkers.kernel.account import charge, held, returned
-from lipverify.checkers.kernel.program import Affine, Array, Program, Scalar
+from lipverify.checkers.kernel.program import Array, Program, Scalar
+from lipverify.checkers.reader.gates import work_of
 
 FACTOR = 64.0
 """Standard deviations (`evaluation`) that a difference may have."""
@@ -120,8 +121,7 @@ def _parts(most: Array, change: Array) -> float:
 def _absorbed(program: Program, outputs: Sequence[int], pair: Array) -> list[Array]:
     """Of each entry how much it changes from one input to another where float64 does not show it. pair: [2, inputs]."""
     before, sizes = held(), [s.size for s in program.steps]
-    work = sum(s.index.size * s.kernel.shape[1] for s in program.steps if isinstance(s, Affine))
-    charge(3 * sum(sizes) + 12 * max(sizes), 8 * 5 * work)
+    charge(3 * sum(sizes) + 12 * max(sizes), 8 * 5 * work_of(program))
     found = absorbed(program, pair)
     returned(before - held())
     return [found[k] for k in outputs]

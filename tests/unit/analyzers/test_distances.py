@@ -21,8 +21,10 @@ from lipverify.interpreter import evaluate
 from lipverify.ir.norm import Norm
 from lipverify.ir.region import Query
 from lipverify.rules import Unbounded
+from tests.steep_tokens import token_steepest
 
 TOKENS, WIDTH, HEADS = 4, 8, 2
+SIZES = (0.1, 0.3, 1.0, 1.0, 3.0, 10.0)
 HEAD = WIDTH // HEADS
 
 
@@ -160,23 +162,6 @@ def test_a_matrix_for_every_head() -> None:
     assert steepest(network, Norm.L2) <= float(upper)
 
 
-def token_steepest(network: nn.Module) -> float:
-    """The largest change of an output token found where no input token moves by more than 1 per unit."""
-    network, generator = network.double(), torch.Generator().manual_seed(1)
-    found = 0.0
-    for size in (0.1, 0.3, 1.0, 1.0, 3.0, 10.0):
-        x = size * torch.randn(1, TOKENS, WIDTH, generator=generator, dtype=torch.float64)
-        j = torch.autograd.functional.jacobian(network, x).reshape(TOKENS, -1, TOKENS, WIDTH)
-        for i in range(TOKENS):
-            d = torch.randn(TOKENS, WIDTH, generator=generator, dtype=torch.float64)
-            for _ in range(20):  # each input token along what moves the output token most
-                d = d / d.norm(dim=1, keepdim=True).clamp_min(1e-12)
-                y = torch.einsum("oja,ja->o", j[i], d)
-                found = max(found, float(y.norm()))
-                d = torch.einsum("oja,o->ja", j[i], y)
-    return found
-
-
 @pytest.mark.parametrize(
     "network",
     [
@@ -190,7 +175,7 @@ def test_tokens_have_a_checked_constant_that_another_limit_or_norm_does_not_get(
     graph = read(network)
     result = lv.audit(graph, norm="token-l2", analyzers="tokens", search=Search(seconds=0.1))
     certificate = result.best.certificate
-    assert token_steepest(network) <= float(result.upper) < 10
+    assert token_steepest(network, TOKENS, WIDTH, SIZES) <= float(result.upper) < 10
     assert lv.verify(certificate, graph).claim
     document = certificate.issued.document
     (step,) = document["proof"]["steps"]
@@ -239,7 +224,7 @@ def test_what_only_looks_like_it_has_no_checked_constant(kind: str) -> None:
         Tokens().bound(read(network), Query(Norm.TOKEN_L2, Norm.TOKEN_L2), Compute())
     if not known:
         upper = Tokens().bound(read(Broken(expanded)), Query(Norm.TOKEN_L2, Norm.TOKEN_L2), Compute()).upper
-        assert token_steepest(Broken(expanded)) <= float(upper) < 10  # type: ignore[arg-type]
+        assert token_steepest(Broken(expanded), TOKENS, WIDTH, SIZES) <= float(upper) < 10  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 16, 196, 4096])

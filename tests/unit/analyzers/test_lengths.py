@@ -25,6 +25,7 @@ from lipverify.ir.region import Ball, Query
 from lipverify.propagation.forms.unit import Unit
 from lipverify.propagation.interval import interval_ranges
 from lipverify.rules import Unbounded
+from tests.steep_tokens import token_steepest
 
 SPELLINGS: dict[str, Callable[[Tensor], Tensor]] = {
     "normalize": lambda x: functional.normalize(x, dim=-1, eps=0.5),
@@ -176,29 +177,12 @@ def test_cosine_attention_of_tokens_is_checked_and_another_limit_is_not(name: st
     graph = read(network)
     result = lv.audit(graph, norm="token-l2", analyzers="tokens", search=Search(seconds=0.1))
     certificate = result.best.certificate
-    assert token_steepest(network) <= float(result.upper) < 100
+    assert token_steepest(network, 4, 4, (0.01, 0.1, 0.3, 1.0, 3.0)) <= float(result.upper) < 100
     assert lv.verify(certificate, graph).claim
     (step,) = certificate.issued.document["proof"]["steps"]
     step["limit"] = (float.fromhex(step["limit"]) * 0.999).hex()
     with pytest.raises(lv.RefutedCertificate):
         lv.verify(certificate, graph)
-
-
-def token_steepest(network: nn.Module) -> float:
-    """The largest change of an output token found where no input token moves by more than 1 per unit."""
-    network, generator = network.double(), torch.Generator().manual_seed(1)
-    found = 0.0
-    for size in (0.01, 0.1, 0.3, 1.0, 3.0):
-        x = size * torch.randn(1, 4, 4, generator=generator, dtype=torch.float64)
-        j = torch.autograd.functional.jacobian(network, x).reshape(4, -1, 4, 4)
-        for i in range(4):
-            d = torch.randn(4, 4, generator=generator, dtype=torch.float64)
-            for _ in range(20):  # each input token along what moves the output token most
-                d = d / d.norm(dim=1, keepdim=True).clamp_min(1e-12)
-                y = torch.einsum("oja,ja->o", j[i], d)
-                found = max(found, float(y.norm()))
-                d = torch.einsum("oja,o->ja", j[i], y)
-    return found
 
 
 def length(x: Tensor, squares: Tensor) -> Tensor:
