@@ -53,7 +53,11 @@ class About:
     beside: tuple[tuple[str, str], ...] = ()
 
     def words(self, letter: str = "f") -> str:
-        """`f: entry 3 minus entry 5 of output 0 ('y') of the model file with sha256 ...`."""
+        """What a letter stands for: `f the real-valued function of output 0 ('y') of the file with sha256 ...`."""
+        return f"{letter} the real-valued function of {self.function()}"
+
+    def function(self) -> str:
+        """`entry 3 minus entry 5 of output 0 ('y') of the file with sha256 ...`, with what goes in."""
         name = "" if self.output_name is None else f" ({self.output_name[:80]!a})"
         entries = "" if self.margin is None else f"entry {self.margin[0]} minus entry {self.margin[1]} of "
         file = (
@@ -65,7 +69,7 @@ class About:
             f", its tensors in {name[:80]!a} with sha256 {digest}" for name, digest in self.beside
         )
         inputs = "" if self.reading is None else self.reading.words()
-        return f"{letter} the real-valued function of {entries}output {self.output}{name} of {file}{inputs}"
+        return f"{entries}output {self.output}{name} of {file}{inputs}"
 
 
 @dataclass(frozen=True)

@@ -214,18 +214,21 @@ def verify_derivation(
     exact: bool = False,
     seconds: float = math.inf,
     seed: int | None = None,
+    roles: Mapping[str, Path | Model] | None = None,
 ) -> Proved:
     """Proves a derivation again, with every certificate that it names, once each, for these model files.
 
     Args:
         at_most: the largest value to accept. exact, seconds, seed: as in `verify_file`; seconds of all certificates together.
+        roles: name of a constant, or name.place of one in a list -> the model file that it has to be of. The rule cannot know
+        which function is which: certificates exchanged between two of one size make another true statement.
 
     Raises:
         RefutedCertificate: a certificate or the rule does not carry the value, or it is above `at_most`. UnreadableCertificate:
         damaged, or a certificate of another model. Undecided: a certificate says itself that it is not proved.
     """
     try:
-        return _verified(path, models, at_most, exact, runtimes.spent() + seconds, seed)
+        return _verified(path, models, at_most, exact, runtimes.spent() + seconds, seed, roles or {})
     except (RefutedCertificate, UnreadableCertificate, Undecided):
         raise
     except Exception as error:
@@ -239,6 +242,7 @@ def _verified(
     exact: bool,
     last: float,
     seed: int | None,
+    roles: Mapping[str, Path | Model],
 ) -> Proved:
     started = time.monotonic()
     document = parse_json(read_bytes(path, MAX_CERTIFICATE))
@@ -250,9 +254,11 @@ def _verified(
         raise RefutedCertificate("its statement is not the one its numbers make")
     rule = RULES[derivation.rule]
     known = _read(models, last)
+    expected = dict(zip(roles, _read(list(roles.values()), last), strict=True))
+    known += expected.values()
     need(len(set(derivation.certificates.values())) <= CERTIFICATES, "too many certificates")
     proved: dict[File, Verdict] = {}
-    uses = []
+    uses, functions = [], []
     for (name, place), named in derivation.certificates.items():
         number = derivation.numbers[name] if place is None else derivation.numbers[name][place]
         if named not in proved:
@@ -265,7 +271,17 @@ def _verified(
         upper = verdict.upper
         if (max(upper) if isinstance(upper, list) else upper) > number:
             raise RefutedCertificate(f"{named[0]} proves {upper}, more than {name} says")
-        uses.append({"number": name, "place": place, "certificate": named[0], "claim": verdict.claim})
+        uses.append(
+            {
+                "number": name,
+                "place": place,
+                "certificate": named[0],
+                "claim": verdict.claim,
+                "model": verdict.model,
+            }
+        )
+        functions += [f"; {_called(name, place)}: {verdict.model['name']!a}, {verdict.functions[0]}"]
+    _cast(derivation.numbers, uses, expected)
     _joined({where: proved[named].sizes[0] for where, named in derivation.certificates.items()})
     if exact and derivation.computed:
         raise NotCovered("exact checking covers no numbers of networks beside their constants")
@@ -278,7 +294,7 @@ def _verified(
     if at_most is not None and (rule.side != "upper" or not claimed <= at_most):
         raise RefutedCertificate(f"the derivation proves {claimed!r}, not at most {at_most!r}")
     return Proved(
-        said,
+        said + "".join(functions),
         derivation.rule,
         rule.side,
         claimed,
@@ -295,6 +311,36 @@ def _read(models: Sequence[Path | Model], last: float) -> list[Model]:
         left = last - runtimes.spent()
         found += [model] if isinstance(model, Model) else read_models([model], left)
     return found
+
+
+def _cast(numbers: Numbers, uses: Sequence[Mapping[str, Any]], roles: Mapping[str, Model]) -> None:
+    """That constants are of the files their user expects.
+
+    Raises:
+        RefutedCertificate: one is of another file, or of none.
+    """
+    for role, model in roles.items():
+        name = role.partition(".")[0]
+        cast = [use for use in uses if role in (use["number"], _called(use["number"], use["place"]))]
+        count = len(numbers[name]) if role == name and isinstance(numbers.get(name), list) else 1
+        if len(cast) < count:
+            raise RefutedCertificate(
+                f"it proves something else than expected: {role} is not the constant of a file"
+            )
+        for use in cast:
+            beside = tuple((file["name"], file["sha256"]) for file in use["model"].get("beside", ()))
+            if (use["model"]["sha256"], beside) != (
+                model.sha256,
+                tuple((n[:80], d) for n, d in model.beside),
+            ):
+                raise RefutedCertificate(
+                    f"it proves something else than expected: {_called(use['number'], use['place'])} is the constant of "
+                    f"{use['model']['name']!a}, not of {model.name[:80]!a}"
+                )
+
+
+def _called(name: str, place: int | None) -> str:
+    return name if place is None else f"{name}.{place}"
 
 
 def _stated(derivation: Derivation) -> tuple[str, ...]:

@@ -347,7 +347,16 @@ def _check(data: bytes, sidecar: Callable[[str], bytes], read: Callable[[], list
              for about, model, used, one in each]  # fmt: skip
     said = words(claim.statement(*abouts), models, weights, agreements, exact, theories)
     sizes = tuple((p.steps[0].size, p.steps[-1].size) for p in ended)
-    return Verdict(said, claim.to_json(), shown, time.monotonic() - started, sizes, theories, tuple(ended))
+    return Verdict(
+        said,
+        claim.to_json(),
+        shown,
+        time.monotonic() - started,
+        sizes,
+        theories,
+        tuple(ended),
+        tuple(about.function() for about in abouts),
+    )
 
 
 def _claim(table: Any, abouts: Sequence[About]) -> AnyClaim:

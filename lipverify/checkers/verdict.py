@@ -29,6 +29,8 @@ class Verdict:
     """What the proof rests on beside the core of the kernel (docs/proof-format.md)."""
     programs: tuple[Program, ...] = field(default=(), repr=False, compare=False)
     """What the claim is about, of each model, as it was read."""
+    functions: tuple[str, ...] = ()
+    """The same in words."""
 
     @property
     def model(self) -> Mapping[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -42,7 +42,8 @@ def verify(
     model: Annotated[
         list[str],
         typer.Option(
-            help="the model file, or zoo:<name>; once for each model, of a deviation the original first"
+            help="the model file, or zoo:<name>; once for each model, of a deviation the original first; of a derivation also "
+            "NAME=FILE: expect its constant NAME to be of this file"
         ),
     ] = [],  # noqa: B006 (typer copies it)
     norm: Annotated[str | None, typer.Option(help="expect this norm at the input, and at the output")] = None,
@@ -115,7 +116,7 @@ def verify(
     )
     if not os.path.isdir(certificate):  # False for a name too long to exist, too
         if _is_derivation(_document(certificate)):
-            _derivation(certificate, [_file(name) for name in model], expected, exact, seconds, seed, as_json)
+            _derivation(certificate, model, expected, exact, seconds, seed, as_json)
             return
         answer = _proved(certificate, [_file(name) for name in model], expected, exact, seconds, seed)
         if as_json:
@@ -252,6 +253,7 @@ def _followed(
     exact: bool,
     seconds: float,
     seed: int | None,
+    roles: Mapping[str, Path] | None = None,
 ) -> _Answer:
     """What became of a derivation: what follows from certified constants, with every certificate that it names."""
     from lipverify.checkers.derivations import verify_derivation
@@ -259,7 +261,7 @@ def _followed(
     try:
         if not _of_derivations(expected):
             raise Refuted("it is a derivation, of which only --at-most can be expected")
-        found = verify_derivation(path, models, expected.at_most, exact, seconds, seed)
+        found = verify_derivation(path, models, expected.at_most, exact, seconds, seed, roles)
     except (Refuted, Undecided, UnreadableCertificate) as error:
         return _refused(path, error)
     return _Answer(display_path(path), found.to_json())
@@ -272,7 +274,7 @@ def _of_derivations(expected: Expectation) -> bool:
 
 def _derivation(
     path: Path,
-    models: Sequence[Path],
+    models: Sequence[str],
     expected: Expectation,
     exact: bool,
     seconds: float,
@@ -282,7 +284,9 @@ def _derivation(
     """Prints what became of one derivation."""
     if not _of_derivations(expected):
         raise UsageError("of a derivation only --at-most can be expected; norms and regions are its rule's")
-    answer = _followed(path, models, expected, exact, seconds, seed)
+    roles = dict(role for model in models if (role := _role(model)) is not None)
+    files = [_file(model) for model in models if _role(model) is None]
+    answer = _followed(path, files, expected, exact, seconds, seed, roles)
     found = answer.document
     if as_json:
         print_json(found)
@@ -296,6 +300,12 @@ def _derivation(
             )
     if answer.error is not None:
         raise type(answer.error)(f"{answer.name} is not proved: {answer.error}") from answer.error
+
+
+def _role(model: str) -> tuple[str, Path] | None:
+    """The constant and the file of `NAME=FILE`; None where it is the name of a file."""
+    name, equals, file = model.partition("=")
+    return (name, _file(file)) if equals and not os.path.exists(model) else None
 
 
 def _document(path: Path) -> Any:

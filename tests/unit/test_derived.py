@@ -815,3 +815,34 @@ def test_derivations_fail_closed(certified: derived.Derived, tmp_path: Path) -> 
     with pytest.raises(BudgetEnded, match="time"):
         derivations.verify_derivation(tmp_path / "tail.json", [model], seconds=0.0)
     assert derivations.verify_derivation(tmp_path / "tail.json", [model], exact=True).value == certified.upper
+
+
+def test_which_file_a_constant_is_of_is_said_and_can_be_expected(tmp_path: Path) -> None:
+    """Functions of one size can be exchanged, and what is proved stays true: it says which is which, and NAME=FILE asks."""
+    audits = {}
+    for name in ("u", "w"):
+        weights = {"m": random(4, 4, seed=ord(name)) / 8}
+        (tmp_path / f"{name}.onnx").write_bytes(
+            model([node("MatMul", ["x", "m"], ["y"])], [1, 4], constants=weights).SerializeToString()
+        )
+        audits[name] = audited(lv.load(tmp_path / f"{name}.onnx"), ["product"])
+    found = derived.recurrent(audits["u"], audits["w"], 5, of="last")
+    found.save(tmp_path / "rec.json")
+    u, w = (str(tmp_path / f"{name}.onnx") for name in ("u", "w"))
+    said = lipverify("verify", str(tmp_path / "rec.json"), "--model", u, "--model", w)
+    assert said.returncode == 0
+    assert "; inputs: 'u.onnx', output 0 ('y') of the file with sha256" in said.stdout
+    assert "; states: 'w.onnx', output 0 ('y') of the file with sha256" in said.stdout
+
+    def given(*models: str) -> Any:
+        return lipverify(
+            "verify", str(tmp_path / "rec.json"), *(part for m in models for part in ("--model", m))
+        )
+
+    assert given(f"inputs={u}", f"states={w}").returncode == 0
+    assert given(f"inputs={u}", w).returncode == 0
+    turned = given(f"inputs={w}", f"states={u}")
+    assert turned.returncode == 3
+    assert "inputs is the constant of 'u.onnx', not of 'w.onnx'" in turned.stderr
+    assert given(f"inputs={u}", f"states={w}", f"gain={w}").returncode == 3
+    assert given(f"inputs={tmp_path}/none.onnx", w).returncode == 2
