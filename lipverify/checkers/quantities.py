@@ -106,7 +106,7 @@ def slopes(program: Program, radius: Fraction) -> tuple[Array, Array]:
     known = Ranges(subject.whole, subject.regions[0], ())
     found = between(Facts(subject), 0, len(program.steps) - 1, known)
     rows = list(gradients(found, known, found.output, True))
-    low, high = np.array([row.low for row in rows]), np.array([row.high for row in rows])
+    low, high = (np.concatenate([getattr(some, end) for some in rows]) for end in ("low", "high"))
     if not bool((np.isfinite(low) & np.isfinite(high)).all()):
         raise NotCovered("derivatives without ends")
     return low, high

@@ -34,7 +34,8 @@ Ends = tuple[Any, Any]
 
 
 class Lines(NamedTuple):
-    """below v + under <= w - also <= above v + over, and low <= w <= high, entry by entry; `also`: a signal, or none.
+    """below v + under <= w - also <= above v + over, and low <= w <= high, entry by entry. also: (factor, signal) of a
+    product row by row, or none.
 
     among: [groups, members] of neurons w_i = p_i v with p_i >= 0 of sum 1, of one v; below is 1 and under 0, above v + over at
     least max(v, 0). Members may be listed twice. Then low and high are those of neurons, the rest has one number for each group.

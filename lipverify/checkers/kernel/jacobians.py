@@ -19,15 +19,15 @@ from lipverify.checkers.kernel.arithmetic import TINY, Array, gamma
 from lipverify.checkers.kernel.curves import Lines, secant
 from lipverify.checkers.kernel.neurons import Differences
 from lipverify.checkers.kernel.ranges import Chain, Ranges
-from lipverify.checkers.kernel.signals import INPUT, ONE, Signal, scaled, totals
+from lipverify.checkers.kernel.signals import INPUT, ROW, Signal, total
 from lipverify.errors import NotCovered
 
-_AT_ONCE = 1 << 16
-"""Numbers of gradients that are made together, as long as one does not need more."""
+_MANY, _AT_ONCE = 64, 1 << 18
+"""Rows whose gradients are found together, and coefficients for them at a time, unless one row needs more."""
 
 
 class Gradient(NamedTuple):
-    """low <= J'g <= high for one row g, with the chain and the signal they come from; of `_many`, [rows, entries]."""
+    """low <= J'g <= high for some rows g, [rows, entries], with the chain and the signal they come from."""
 
     low: Array
     high: Array
@@ -51,7 +51,7 @@ def jacobian_limit(
     """
     rows, ends = [np.zeros(0)], []
     # Sums of sizes take entries one by one and together: the middle of all slopes adds nothing.
-    for g in _many(found, ranges, output, norms != ("linf", "linf"), free):
+    for g in gradients(found, ranges, output, norms != ("linf", "linf"), free):
         ends.append((g.low, g.high))
         most = np.maximum(np.abs(g.low), np.abs(g.high)).max(1, initial=0.0)
         rows.append(most if norms[0] == "l1" else _summed(g, norms[0] == "l2"))
@@ -95,7 +95,8 @@ def _summed(g: Gradient, squared: bool) -> Array:
     rest = np.maximum(ends[0] - slope * low, ends[1] - slope * high)
     rest = rest + 2.0**-50 * (ends[0] + ends[1] + np.abs(slope) * (np.abs(low) + np.abs(high))) + TINY
     extra = rest.sum(1) + arith.sums(rest, 1) * (2.0 * gamma(rest.shape[1] + 8))
-    joint = np.maximum(0.0, g.chain.largest(totals(slope, g.signal)) + extra) * (1.0 + 2.0**-50)
+    most = g.chain.largest(total(slope, g.signal)).diagonal()
+    joint = np.maximum(0.0, most + extra) * (1.0 + 2.0**-50)
     best = np.minimum(arith.sums(np.maximum(*ends), 1), joint)
     return np.asarray(np.sqrt(best) * (1.0 + gamma(8)) if squared else best)
 
@@ -113,34 +114,10 @@ def moving(ranges: Ranges | None, start: int) -> Array | None:
     return free if 0 < len(free) < len(region.low) else None
 
 
-def _many(
-    found: Differences, ranges: Ranges | None, output: Signal, middle: bool, free: Array | None
-) -> Iterator[Gradient]:
-    """`gradients`, many rows at once where no neuron is between them: then they are known numbers, and nothing is walked."""
-    if found.blocks:
-        for g in gradients(found, ranges, output, middle, free):
-            yield g._replace(low=g.low[None], high=g.high[None])
-        return
-    explicit(found)
-    at = np.arange(found.inputs) if free is None else free
-    step = max(1, _AT_ONCE // max(1, len(at)))
-    for first in range(0, output.height, step):
-        rows = slice(first, min(first + step, output.height))
-        count = rows.stop - first
-        charge(2 * count * found.inputs)
-        entries, terms = np.zeros((count, len(at))), np.zeros((count, len(at)))
-        if INPUT in output.parts:
-            entries, terms = output.parts[INPUT][rows][:, at], output.size(INPUT)[rows][:, at]
-        parts, sizes = {ONE: entries.reshape(-1, 1)}, {ONE: terms.reshape(-1, 1)}
-        one, chain = Signal(parts, sizes, output.rounds, False, output.growth), Chain()
-        low, high = (end.reshape(count, len(at)) for end in chain.ranges(one))
-        yield Gradient(low, high, chain, one)
-
-
 def gradients(
     found: Differences, ranges: Ranges | None, output: Signal, middle: bool, free: Array | None = None
 ) -> Iterator[Gradient]:
-    """The ranges of the gradient of every row of `output`, of the entries `free` of the input alone.
+    """The ranges of the gradients of all rows of `output`, some at a time, of the entries `free` of the input alone.
 
     middle: whether to try lines around the middle of all slopes too.
     """
@@ -156,20 +133,20 @@ def gradients(
         readers = [(base + count - 1 - k, b) for k, b in enumerate(found.blocks) if key in b.parts]
         parts, sizes = {j: b.parts[key].T for j, b in readers}, {j: b.size(key).T for j, b in readers}
         behind[key] = Signal(parts, sizes, rounds, False, growth)
-    for row in range(output.height):
-        charge(2 * found.inputs)  # the rows of all gradients are kept
-        chain = values.continued()
+    widest = max(found.sizes, default=1)
+    at_once = max(1, min(_MANY, _AT_ONCE // (widest * max(widest, found.inputs))))
+    for first in range(0, output.height, at_once):
+        g = output.rows(range(first, min(first + at_once, output.height)))
+        charge(2 * found.inputs * g.height)  # the rows of all gradients are kept
+        chain = values.continued(g.height)
         chain.kinds = (0, 1) if bends else (0,)
         # Lines that follow the values are the better ones nearly always: alone they take half the time.
         inner = (1,) if found.cuts else ()
         chain.stops = set(chain.stops or ()) if found.cuts else None
         for key in (*reversed(range(count)), INPUT):
             b, n = behind[key], found.inputs if key == INPUT else found.sizes[key]
-            entries, terms = np.zeros((n, 1)), np.zeros((n, 1))
-            if key in output.parts:
-                entries, terms = output.parts[key][row][:, None], output.size(key)[row][:, None]
-            assert b.sizes is not None
-            b = b._replace(parts=b.parts | {ONE: entries}, sizes=b.sizes | {ONE: terms})
+            entries, terms = (g.parts[key].T, g.size(key).T) if key in g.parts else np.zeros((2, n, g.height))
+            b = b._replace(parts=b.parts | {ROW: entries}, sizes=(b.sizes or {}) | {ROW: terms})
             if key == INPUT:
                 b = b if free is None else b.rows(free)
                 yield Gradient(*chain.ranges(b, (*chain.kinds, 2) if middle else chain.kinds), chain, b)
@@ -204,9 +181,9 @@ def _shared(chain: Chain, b: Signal, among: Array) -> tuple[Signal, Lines]:
     """Lines around p_i b with p_i >= 0 of sum 1: the terms of one maximum read the same b."""
     b = b.rows(among[:, 0])
     low, high = chain.ranges(b)
-    (slope, offset), one = secant(low, high), np.ones(len(low))
-    ends = np.zeros((2, int(among.max()) + 1))
-    ends[0, among], ends[1, among] = np.minimum(low, 0.0)[:, None], np.maximum(high, 0.0)[:, None]
+    (slope, offset), one = secant(low, high), np.ones(low.shape[-1])
+    ends = np.zeros((2, len(low), int(among.max()) + 1))
+    ends[0][:, among], ends[1][:, among] = np.minimum(low, 0.0)[..., None], np.maximum(high, 0.0)[..., None]
     return b, Lines(one, 0.0 * one, slope, offset, ends[0], ends[1], None, among)
 
 
@@ -246,4 +223,4 @@ def _coupled(chord: Lines, q: Array, low: Array, high: Array, bend: _Bend) -> Li
 
     slack = 2.0**-48 * most * (q + np.abs(under) + np.abs(over) + np.abs(k) * reach) + TINY
     return chord._replace(below=m, under=-above(-high, -low) - slack, above=m, over=above(low, high) + slack,
-                          also=scaled(factor, v))  # fmt: skip
+                          also=(factor, v))  # fmt: skip

@@ -22,6 +22,7 @@ from lipverify.checkers.kernel.program import Implicit, Product, Scalar, Step
 from lipverify.checkers.kernel.signals import (
     INPUT,
     ONE,
+    ROW,
     Signal,
     alike,
     identity,
@@ -65,7 +66,8 @@ class Chain:
 
     A block may have lines of several kinds, of which each holds; `kinds` are those that bounds are tried with. part: whether the
     inputs are those of a part of the region, which may be empty. stops: the blocks at which bounds on the way are looked at, sums
-    (`cut`); None: all blocks.
+    (`cut`); None: all blocks. Chains that differ in the numbers of their lines alone are one, which takes [many, n] for them and
+    gives [many, rows] (`continued`).
     """
 
     def __init__(self, region: Region | None = None, part: bool = False) -> None:
@@ -79,19 +81,22 @@ class Chain:
         self._ends: dict[int, Slopes] = {ONE: (np.ones(1), np.zeros(1))}
         self._most: dict[int, Array] = {ONE: np.ones(1)}
         self._charges: list[list[Slopes]] = []
-        self._terms = 1
+        self._terms = self._many = 1
         if region is not None:
             self._ends[INPUT] = _around(region.low, region.high)
             reach = np.maximum(np.abs(region.low), np.abs(region.high))
             self._most[INPUT] = np.maximum(reach, np.abs(region.centre) + region.radius) * (1 + 2.0**-50)
             self._terms += len(reach)
 
-    def continued(self) -> Chain:
-        """A chain that more blocks can follow without changing this one."""
+    def continued(self, many: int = 0) -> Chain:
+        """A chain that more blocks can follow without changing this one; or so many, whose source ROW is the number of each."""
         other = copy(self)
         for name, value in vars(self).items():
             if isinstance(value, list | dict | set):
                 setattr(other, name, copy(value))
+        if many:
+            other._many, other._most[ROW] = many, np.eye(many)
+            other._ends[ROW] = np.eye(many), np.zeros(many)
         return other
 
     def put(self, v: Signal, *lines: Lines, reads: Slopes | None = None) -> int:
@@ -101,10 +106,10 @@ class Chain:
         """
         weighed = self._weighed(v)
         charges = [self._charged(one, weighed) for one in lines]
-        k, (low, high) = len(self.blocks), lines[0][4:6]
+        k, (low, high), n = len(self.blocks), lines[0][4:6], lines[0].low.shape[-1]
         self._ends[k], self._most[k] = _around(low, high), np.maximum(np.abs(low), np.abs(high))
-        self._terms += max(v.height, len(low)) + len(low) * any(one.also is not None for one in lines)
-        self.blocks.append(v.parts)
+        self._terms += max(v.height, n) + n * any(one.also is not None for one in lines)
+        self.blocks.append(_thin(v.parts))
         self._weights.append(weighed)
         self.lines.append(lines)
         self._charges.append(charges)
@@ -124,9 +129,12 @@ class Chain:
             raise NotCovered(ENDS)
         slope = np.maximum(np.abs(one.below), np.abs(one.above))
         offset = np.maximum(np.abs(one.under), np.abs(one.over))
-        more, off = (0.0, 0.0) if one.also is None else self._weighed(one.also)
-        size, error = ((slope * part).reshape(-1, len(offset)).sum(0) for part in weighed)
-        return size + offset + more, error + off
+        terms = (slope * part for part in weighed)
+        size, error = (t.reshape(*t.shape[:-1], -1, offset.shape[-1]).sum(-2) for t in terms)
+        if one.also is not None:
+            more, off = (np.abs(one.also[0]) * part for part in self._weighed(one.also[1]))
+            size, error = size + more, error + off
+        return size + offset, error
 
     def replaced(self, lines: dict[int, Lines]) -> Chain:
         """The chain with other lines of some blocks, narrower ones or others of the kinks they lie around."""
@@ -152,7 +160,7 @@ class Chain:
             first, where = alike(x)
             if len(first) < x.height:
                 low, high = self._between(x.rows(first), kinds)
-                return low[where], high[where]
+                return low[..., where], high[..., where]
         unknown = np.any([np.isnan(m).any(1) for m in x.parts.values()], axis=0)
         x = x.rows(np.where(unknown, -1, np.arange(x.height))) if unknown.any() else x
         negative = x._replace(parts={k: -m for k, m in x.parts.items()})
@@ -160,7 +168,7 @@ class Chain:
             low, high = -self.largest(negative, kinds), self.largest(x, kinds)
         else:
             both = self.largest(stacked([negative, x]), kinds)
-            low, high = -both[: x.height], both[x.height :]
+            low, high = -both[..., : x.height], both[..., x.height :]
         if x.ends is not None:
             low, high = np.maximum(low, x.ends[0]), np.minimum(high, x.ends[1])
         if self.part and bool((low > high).any()):
@@ -182,14 +190,14 @@ class Chain:
             step. 16 gamma_n covers products, sums, the bound at the end and the rounding of the charges.
         """
         rows, n = x.height, self._terms
-        if rows * n > _ROWS and rows > 1:
-            step = max(1, _ROWS // n)
+        if rows * n * self._many > _ROWS and rows > 1:
+            step = max(1, _ROWS // (n * self._many))
             cuts = (x.rows(range(i, min(i + step, rows))) for i in range(0, rows, step))
-            return np.concatenate([self.largest(cut, kinds) for cut in cuts])
+            return np.concatenate([self.largest(cut, kinds) for cut in cuts], -1)
         unit = 16.0 * gamma(n + 64)
         size, error = self._weighed(x)
         error = error + unit * size + TINY
-        best = self._over(x.parts) + error * (1.0 + 2.0**-20)
+        best = self._over(x.parts, {}) + error * (1.0 + 2.0**-20)
         for kind in kinds or self.kinds:
             best = np.minimum(best, self._walked(dict(x.parts), error, unit, kind))
         # A bound on the way that overflows says nothing, and neither NaN nor minus infinity is a bound.
@@ -197,8 +205,9 @@ class Chain:
 
     def _walked(self, parts: dict[int, Array], error: Array, unit: float, kind: int) -> Array:
         """The least bound on the way through lines of one kind, or of the last where a block has fewer."""
-        charge(0, 8 * self._terms * len(error))
+        charge(0, 8 * self._terms * self._many * error.shape[-1])
         constant, best = np.zeros_like(error), np.full_like(error, np.inf)
+        known: dict[int, tuple[Array, Array]] = {}
         for k in reversed(range(len(self.blocks))):
             if k not in parts:
                 continue
@@ -207,40 +216,59 @@ class Chain:
             size, off = self._charges[k][own]
             up, down = _sides(a, line.among)
             weight = np.abs(a) if line.among is None else up + 2.0 * np.abs(down)
-            constant = constant + up @ line.over + down @ line.under
-            error = error + weight @ (unit * size + off)
-            if len(line.above) > len(line.over):
-                up, down = (np.tile(side, (1, len(line.above) // len(line.over))) for side in (up, down))
-            back = up * line.above + down * line.below
+            error = error + _at(weight, unit * size + off)
             if line.also is not None:
-                _add(parts, a, line.also.parts)
+                _add(parts, a * line.also[0][..., None, :], line.also[1].parts)
+            stop = self.stops is None or k in self.stops
+            if self.stops is None or not stop:  # a sum is what it reads
+                constant = constant + _at(up, line.over) + _at(down, line.under)
+                if (times := line.above.shape[-1] // line.over.shape[-1]) > 1:
+                    up, down = (np.tile(side, times) for side in (up, down))
+                a = up * line.above[..., None, :] + down * line.below[..., None, :]
             slack = constant + error * (1.0 + 2.0**-20)
-            stops = self.stops is None or k in self.stops
-            if reads is not None and stops:
-                known = np.maximum(back, 0.0) @ reads[1] + np.minimum(back, 0.0) @ reads[0]
-                best = np.minimum(best, self._over(parts) + known + slack)
-            _add(parts, back, self.blocks[k])
-            if stops or max(parts) < 0:
-                best = np.minimum(best, self._over(parts) + slack)
+            if reads is not None and stop:
+                read = np.maximum(a, 0.0) @ reads[1] + np.minimum(a, 0.0) @ reads[0]
+                best = np.minimum(best, self._over(parts, known) + read + slack)
+            _add(parts, a, self.blocks[k])
+            if stop or max(parts, default=ONE) < 0:
+                best = np.minimum(best, self._over(parts, known) + slack)
         return best
 
     def _weighed(self, x: Signal) -> Slopes:
         """For every row its terms, and their errors, at the largest values of the sources; roundings are charged by callers."""
         charge(0, 4 * sum(m.size for m in x.parts.values()))
-        size = np.asarray(sum(x.size(k) @ self._most[k] for k in x.parts))
+        size = np.asarray(sum(_at(x.size(k), self._most[k]) for k in x.parts))
         small = TINY * sum(float(self._most[k].sum()) for k in x.parts) if x.rounds else 0.0
         return size, size * (2.0 * gamma(x.rounds)) + small
 
-    def _over(self, parts: dict[int, Array]) -> Array | float:
-        found: Array | float = 0.0
+    def _over(self, parts: dict[int, Array], known: dict[int, tuple[Array, Array]]) -> Array | float:
+        """The most that the sum of the parts can be. known: arrays, and what was found for them, as not all change at a step."""
         for key, a in parts.items():
-            middle, apart = self._ends[key]
-            value = a @ middle + np.abs(a) @ apart
-            if key == INPUT and self.region is not None and self.region.norm == "l2":
-                round_ = a @ self.region.centre + self.region.radius * np.sqrt((a * a).sum(1))
-                value = np.minimum(value, round_)
-            found = found + value
-        return found
+            if key not in known or known[key][0] is not a:
+                known[key] = a, self._reach(key, a)
+        return sum((known[key][1] for key in parts), 0.0)
+
+    def _reach(self, key: int, a: Array) -> Array:
+        middle, apart = self._ends[key]
+        value = _at(a, middle) + _at(np.abs(a), apart)
+        if key == INPUT and self.region is not None and self.region.norm == "l2":
+            value = np.minimum(value, a @ self.region.centre + self.region.radius * np.sqrt((a * a).sum(-1)))
+        return value
+
+
+def _at(a: Array, values: Array) -> Array:
+    """The rows of a, of one chain or of many, at the values of a source."""
+    return np.asarray((a @ values[..., None])[..., 0])
+
+
+def _thin(parts: dict[int, Array]) -> dict[int, Array]:
+    """The parts without those that are 0, and diagonals as vectors: between gates most parts are one or the other."""
+    found = {}
+    for key, m in parts.items():
+        count, line = np.count_nonzero(m), np.diagonal(m)
+        if count:
+            found[key] = line if len(line) * len(line) == m.size and np.count_nonzero(line) == count else m
+    return found
 
 
 def _around(low: Array, high: Array) -> Slopes:
@@ -253,16 +281,16 @@ def _sides(a: Array, among: Array | None) -> Slopes:
     """Coefficients of the lines above and below; one each for neurons among which weights are shared."""
     if among is None:
         return np.maximum(a, 0.0), np.minimum(a, 0.0)
-    charge(0, 2 * len(a) * among.size)
-    least = most = a[:, among[:, 0]]
+    charge(0, 2 * a.size // a.shape[-1] * among.size)
+    least = most = a[..., among[:, 0]]
     for column in among.T[1:]:
-        least, most = np.minimum(least, a[:, column]), np.maximum(most, a[:, column])
+        least, most = np.minimum(least, a[..., column]), np.maximum(most, a[..., column])
     return most - least, least
 
 
 def _add(parts: dict[int, Array], a: Array, block: dict[int, Array]) -> None:
     for key, m in block.items():
-        found = product(a, m)
+        found = a * m if m.ndim == 1 else product(a, m)
         parts[key] = parts[key] + found if key in parts else found
 
 
@@ -362,7 +390,7 @@ class Ranges:
         bottom, top = corners.min(0) - slack, corners.max(0) + slack
         if isinstance(step, Within):
             bottom, top = np.maximum(bottom, step.least), np.minimum(top, step.most)
-        also = scaled(a, v.rows(np.arange(n, 2 * n)))._replace(ends=None)
+        also = a, v.rows(np.arange(n, 2 * n))
         lines = Lines(b, -a * b - rest - slack, b, rest - a * b + slack, bottom, top, also)
         x = v.rows(np.arange(n))
         y = self._grown(k, x, np.zeros(n), np.arange(n), lines, (low[:n], high[:n]))

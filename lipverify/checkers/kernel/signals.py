@@ -13,8 +13,8 @@ from lipverify.checkers.kernel.arithmetic import TINY, Array, gamma
 from lipverify.errors import NotCovered
 
 _CHUNK, _NARROW, _FEW, _THIN = 1 << 23, 256, 4, 32
-INPUT, ONE = -1, -2
-"""Sources that are no neurons: the input, and the number 1 before constants."""
+INPUT, ONE, ROW = -1, -2, -3
+"""Sources that are no neurons: the input, the number 1 before constants, and 1 for one of many chains, 0 for the others."""
 Parts = dict[int, Array]
 
 
@@ -69,7 +69,9 @@ def alike(x: Signal) -> tuple[Array, Array]:
 
 def product(a: Array, m: Array) -> Array:
     """a @ m. Rows that begin at one column, as those of one position of a convolution do, go together over what they read."""
-    charge(0, len(a) * m.size)
+    if a.ndim > 2:
+        return product(a.reshape(-1, a.shape[-1]), m).reshape(*a.shape[:-1], -1)
+    charge(0, a.size * m.shape[1])
     if a.size < _CHUNK >> 6 or m.shape[1] < _THIN:
         return a @ m
     known = a != 0
@@ -134,13 +136,8 @@ def scaled(factor: Array, x: Signal) -> Signal:
 
 
 def total(factor: Array, x: Signal) -> Signal:
-    """The row factor [size] @ x."""
-    return totals(factor[None], x)
-
-
-def totals(factor: Array, x: Signal) -> Signal:
-    """The rows factor [rows, size] @ x, each of as many rows of x of its own: those of x are one row after another."""
-    return mapped(factor[:, None], np.arange(factor.size).reshape(len(factor), 1, -1), x)
+    """The rows factor [rows, size] @ x."""
+    return mapped(factor[None], np.arange(factor.shape[1])[None, None], x)
 
 
 def added(first: Signal, second: Signal) -> Signal:

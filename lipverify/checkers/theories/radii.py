@@ -66,7 +66,7 @@ def largest_where(
     if not all(c.layer in known.reads for c in conditions):
         raise NotCovered("a condition on a layer of which nothing is known")
     rows = stacked([row, *(known.reads[c.layer].rows([c.entry]) for c in conditions)])
-    most = float(known.chain.replaced(lines).largest(total(np.append(1.0, signed), rows))[0])
+    most = float(known.chain.replaced(lines).largest(total(np.append(1.0, signed)[None], rows))[0])
     if not abs(most) < FAR:
         raise NotCovered(ENDS)
     return Fraction(most) - limit

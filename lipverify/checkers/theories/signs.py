@@ -155,7 +155,7 @@ def sign(facts: Facts, *, ranges: is_.Part, row: is_.Row, input: is_.Entry, sign
     output = scaled(np.array([float(sign)]), found.output.rows([row]))
     if not never_falling(found, output)[input]:
         (gradient,) = gradients(found, known, output, True)
-        shown(bool(gradient.low[input] >= 0), "a derivative without that sign")
+        shown(bool(gradient.low[0, input] >= 0), "a derivative without that sign")
     return Monotone(part, Fraction(0), row, input, sign)
 
 

@@ -122,9 +122,9 @@ def derivatives_are_inside(program: Program, rng: np.random.Generator) -> None:
     end = len(subject.elements.steps) - 1
     found = differences(subject.elements, 0, end, ranges.slopes.get, cut=True)
     seen = jacobians(program.steps, points(rng, region._replace(radius=region.radius * 0.999), 100))
-    for row, g in enumerate(gradients(found, ranges, found.output, True)):
-        assert (seen[:, row] >= g.low - 1e-7).all()
-        assert (seen[:, row] <= g.high + 1e-7).all()
+    some = list(gradients(found, ranges, found.output, True))
+    assert (seen >= np.concatenate([g.low for g in some]) - 1e-7).all()
+    assert (seen <= np.concatenate([g.high for g in some]) + 1e-7).all()
     for first, last in itertools.product(ORDER, ORDER):
         bound = jacobian_limit(found, ranges, found.output, (first, last))
         assert largest_gain(seen, ORDER[first], ORDER[last]) <= bound * (1 + 1e-6) + 1e-7
