@@ -7,6 +7,7 @@ its analyzer found: bounds, multipliers, parts of balls; the writer knows the pr
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -46,6 +47,9 @@ Flat = tuple[Sequence[float], Sequence[Array | None]]
 
 class Writer(Record):
     """A record that knows how what an analyzer found becomes steps."""
+
+    took = 0.0
+    """Seconds of the last ranges of derivatives, which whoever checks the proof needs as well; 0: none yet."""
 
     def ranges(self, part: Part) -> int:
         """What every layer reads over a part, or that no input is in it."""
@@ -213,7 +217,9 @@ class Writer(Record):
             if ranges is not None and self.is_empty(ranges):
                 return ranges
             try:
+                begun = time.monotonic()
                 proved = derivatives(self.subject, part.start, part.end, self._ranges(ranges), rows, norms)
+                self.took = time.monotonic() - begun
             except Empty:
                 assert ranges is not None
                 empty = {"step": "jacobian", **fields, "limit": (0.0).hex()}

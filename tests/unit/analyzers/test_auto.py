@@ -53,6 +53,15 @@ def test_around_points_local_and_semidefinite_bounds_and_branching_for_more_time
     assert "local-bab" in found.to_json()["choice"]["more"]
 
 
+def test_where_gates_multiply_local_sdp_is_left_to_whoever_asks_for_it() -> None:
+    ball = lv.Ball(torch.zeros(1, 4), 0.1)
+    found = lv.audit(product_of_halves(), region=ball, search=QUICK)
+    assert [row.analyzer for row in found.rows] == ["product", "local"]
+    assert found.to_json()["choice"]["left_out"]["local-sdp"].endswith("(--analyzers local-sdp)")
+    asked = lv.audit(product_of_halves(), region=ball, analyzers=["local-sdp"], search=QUICK)
+    assert [row.analyzer for row in asked.rows] == ["local-sdp"]
+
+
 def test_what_would_refuse_is_left_out_with_its_reason(graph: lv.Graph) -> None:
     found = lv.audit(graph, norm="l1", search=QUICK)
     assert [row.analyzer for row in found.rows] == ["product"]

@@ -15,6 +15,7 @@ from lipverify.analyzers.local import analyzer as analyzer_of_balls
 from lipverify.analyzers.local.analyzer import Local
 from lipverify.analyzers.protocol import Analyzer, Compute
 from lipverify.analyzers.registry import resolve
+from lipverify.certificates.writing import Writer
 from lipverify.errors import UnsupportedModel
 from lipverify.falsify import Search
 from lipverify.frontends.builder import Builder
@@ -149,9 +150,12 @@ def test_an_audit_shows_it_beside_a_lower_bound(rng: np.random.Generator) -> Non
     assert result.certificates["local"].evidence.to_json()["kind"] == "jacobian-rows"
 
 
-@pytest.mark.parametrize(("seconds", "lowered"), [(float("inf"), True), (0.0, False)])
+@pytest.mark.parametrize(
+    ("seconds", "took", "lowered"),
+    [(float("inf"), 0.0, True), (0.0, 0.0, False), (1e3, 100.0, True), (1e3, 1e3, False)],
+)
 def test_through_gates_the_smaller_bound_of_the_checker_is_issued_where_time_allows(
-    seconds: float, lowered: bool, monkeypatch: pytest.MonkeyPatch
+    seconds: float, took: float, lowered: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The bound of the analyzer was issued, though the checker alone proves less: 46.9 for 28.4 of a GRU on digits."""
 
@@ -170,6 +174,7 @@ def test_through_gates_the_smaller_bound_of_the_checker_is_issued_where_time_all
         p.data *= 2.5
     graph = lv.extract(net, torch.zeros(1, 6, 3))
     monkeypatch.setattr(analyzer_of_balls, "left", lambda: seconds)
+    monkeypatch.setattr(Writer, "took", took)
     ball = lv.Ball(torch.zeros(1, 6, 3), 0.3, "l2")
     own = upper(Local(), graph, Query(Norm.L2, Norm.L2, ball))
     found = lv.audit(graph, norm="l2", region=ball, analyzers=["local"], search=Search(seconds=0.05)).best
