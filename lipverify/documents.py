@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lipverify.ir.graph import Graph
+from lipverify.ir.graph import Graph, Origin
 from lipverify.ir.region import Query
 from lipverify.version import __version__
 
@@ -23,6 +23,7 @@ NOT_COVERED = (
 def model_document(graph: Graph) -> dict[str, Any]:
     """Who the model is: file, digest, shapes, operators, import check."""
     origin = graph.origin
+    place, name = output_of(origin)
     found: dict[str, Any] = {
         "path": origin.path,
         "sha256": origin.sha256,
@@ -34,7 +35,10 @@ def model_document(graph: Graph) -> dict[str, Any]:
         "operators": graph.operators(),
         "notes": list(origin.notes),
         "trusted_code": list(origin.trusted_code),
+        "output": {"index": place, "name": name},
     }
+    if origin.margin is not None:
+        found["margin"] = list(origin.margin)
     if origin.beside:
         found["beside"] = [{"name": name, "sha256": digest} for name, digest in origin.beside]
     if origin.reading is not None:
@@ -48,6 +52,14 @@ def model_document(graph: Graph) -> dict[str, Any]:
             "reference": check.reference,
         }
     return found
+
+
+def output_of(origin: Origin) -> tuple[int | None, str | None]:
+    """Place and name of the output of the model that a graph computes, as far as they are known."""
+    named, place = origin.outputs, origin.output
+    if isinstance(place, str):
+        return (named.index(place) if place in named else None), place
+    return place, (named[place] if place < len(named) else None)
 
 
 def query_document(query: Query, part: str | None) -> dict[str, Any]:

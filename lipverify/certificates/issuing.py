@@ -36,9 +36,11 @@ from lipverify.checkers.kernel.program import Program
 from lipverify.checkers.reader import FIXED_KINDS, Reading, digest_of, stating
 from lipverify.checkers.reader.entries import rounds
 from lipverify.deadline import look
+from lipverify.documents import output_of
 from lipverify.errors import (
     InternalError,
     LipverifyError,
+    OtherModel,
     RefutedCertificate,
     UnreadableCertificate,
     UnsupportedModel,
@@ -455,7 +457,7 @@ def verify(
     readings = tuple(map(reading_of, graphs)) if len(graphs) == len(models) else None
     expected = replace(expected or Expectation(), digests=digests, readings=readings)
     if isinstance(certificate, str | Path):
-        return checkers.verify_file(Path(certificate), bound, exact, expected)
+        return _of_graphs(checkers.verify_file(Path(certificate), bound, exact, expected), models)
     issued = certificate.issued if isinstance(certificate, Certificate) else certificate
     if issued is None:
         assert isinstance(certificate, Certificate)
@@ -463,7 +465,33 @@ def verify(
             f"this bound has no certificate that can be checked: {certificate.unchecked or 'not audited'}"
         )
     assert isinstance(issued, Issued)
-    return issued.check(bound, exact, expected)
+    return _of_graphs(issued.check(bound, exact, expected), models)
+
+
+def _of_graphs(verdict: checkers.Verdict, models: Sequence[Given]) -> checkers.Verdict:
+    """The verdict, where it is about the graphs that were given, and not about something else in their files.
+
+    A graph's digest in a certificate for a file is the word of its author: what is compared is which output of the file the claim
+    is about, and what the checker's program computes.
+
+    Raises:
+        OtherModel: it is not.
+    """
+    for graph, shown, program in zip(models, verdict.models, verdict.programs, strict=True):
+        if not isinstance(graph, Graph):
+            continue
+        place, name = output_of(graph.origin)
+        found = shown["output"]["index"] if place is not None else shown["output"]["name"]
+        if shown["binding"] == "file" and (found, shown["margin"]) != (
+            name if place is None else place,
+            graph.origin.margin,
+        ):
+            raise OtherModel("it is about another output of the model's file than the graph")
+        try:
+            _same_function(graph, program)
+        except NotCovered:
+            raise OtherModel("it is about another function of the model's file than the graph") from None
+    return verdict
 
 
 def bound_model(graph: Graph) -> Model:

@@ -26,7 +26,8 @@ RATIONAL = 1 << 10
 @dataclass(frozen=True)
 class Rule:
     """A theorem. takes: the kind of every number: `count`, `number` (any), `size` (not negative), `constant` (not negative, may
-    come with a certificate), and lists (`numbers`, `sizes`, `constants`) and square or oblong `matrix`.
+    come with a certificate), `assumed` (a constant that comes with none), and lists (`numbers`, `sizes`, `constants`) and square
+    or oblong `matrix`.
 
     side: whether the value is never below (`upper`) or never above (`lower`) what the statement speaks of.
     """
@@ -397,7 +398,7 @@ RULES: dict[str, Rule] = {
         _generator,
     ),
     "grid": Rule(
-        {"directions": "count", "norm": "count", "constant": "size", "pitch": "size"},
+        {"directions": "count", "norm": "count", "constant": "assumed", "pitch": "size"},
         "upper",
         "margins above {value} at all points of a grid of pitch {pitch} along {directions} entries of the input leave no "
         "other label between them, if margins have the constant {constant} in the norm {norm} (0: largest entry)",

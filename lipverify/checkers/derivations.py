@@ -149,11 +149,11 @@ class _Reading:
             return integer(found, 0, MOST)
         if kind == "constant":
             return self._constant(found, (name, None))
-        if kind in ("number", "size", "matrix"):
+        if kind in ("number", "size", "assumed", "matrix"):
             found = self._number(found, (name, None))
         if kind == "number":
             return _rational(found)
-        if kind == "size":
+        if kind in ("size", "assumed"):
             return _size(found)
         need(isinstance(found, list) and 0 < len(found) <= LONGEST, f"{name} is no list")
         if kind == "constants":
@@ -282,7 +282,10 @@ def _verified(
         )
         functions += [f"; {_called(name, place)}: {verdict.model['name']!a}, {verdict.functions[0]}"]
     _cast(derivation.numbers, uses, expected)
-    _joined({where: proved[named].sizes[0] for where, named in derivation.certificates.items()})
+    _joined(
+        derivation.numbers,
+        {where: proved[named].sizes[0] for where, named in derivation.certificates.items()},
+    )
     if exact and derivation.computed:
         raise NotCovered("exact checking covers no numbers of networks beside their constants")
     for where in derivation.computed:
@@ -348,7 +351,7 @@ def _stated(derivation: Derivation) -> tuple[str, ...]:
     quantities = QUANTITIES.get(derivation.rule, {})
     found = []
     for name, kind in RULES[derivation.rule].takes.items():
-        if kind not in ("constant", "constants") and name not in quantities:
+        if kind not in ("constant", "constants", "assumed") and name not in quantities:
             continue
         known = derivation.computed if name in quantities else derivation.certificates
         many = kind in ("constants", "sizes")
@@ -419,25 +422,37 @@ def _fits(derivation: Derivation, verdict: Verdict, file: str) -> None:
     fits_region(derivation.rule, derivation.numbers, found["region"], file)
 
 
-_ENDS = {
+_ENDS: Mapping[str, tuple[str | None, str | None]] = {
     "inputs": ("input", "state"),
     "states": ("state", "state"),
     "old": ("point", "score"),
     "new": ("point", "score"),
+    "heads": ("sample", None),
+    "tails": (None, "logits"),
+    "loss": ("logits", None),
 }
-"""Constant -> the spaces its function goes between. Functions of a game may take the variables of all players."""
+"""Constant -> the spaces its function goes between, None: one of its own."""
 
 
-def _joined(sizes: Mapping[Place, tuple[int, int]]) -> None:
+def _players(name: str, place: int | None, count: int) -> tuple[str | None, str | None]:
+    """Of a game: functions of one player give its gradient, whatever they take, which may be the variables of all."""
+    assert place is not None
+    return None, f"player {place // count if name == 'couplings' else place}"
+
+
+def _joined(numbers: Numbers, sizes: Mapping[Place, tuple[int, int]]) -> None:
     """That functions whose constants one rule takes can be what it says of each: certificates exchanged between two are not.
 
     sizes: (inputs, outputs) of each function that has a certificate.
     """
     spaces: dict[str, int] = {}
-    for (name, _), found in sizes.items():
-        for end, size in zip(_ENDS.get(name, ()), found, strict=False):
+    for (name, place), found in sizes.items():
+        ends = _ENDS.get(name, (None, None))
+        if name in ("shifted", "couplings"):
+            ends = _players(name, place, max(len(numbers["shifted"]), 1))
+        for end, size in zip(ends, found, strict=True):
             need(
-                spaces.setdefault(end, size) == size,
+                end is None or spaces.setdefault(end, size) == size,
                 f"the function of {name} does not fit the others: its sizes are {found}",
             )
 

@@ -349,7 +349,7 @@ def _check(data: bytes, sidecar: Callable[[str], bytes], read: Callable[[], list
     sizes = tuple((p.steps[0].size, p.steps[-1].size) for p in ended)
     return Verdict(
         said,
-        claim.to_json(),
+        _told(claim, box),
         shown,
         time.monotonic() - started,
         sizes,
@@ -357,6 +357,14 @@ def _check(data: bytes, sidecar: Callable[[str], bytes], read: Callable[[], list
         tuple(ended),
         tuple(about.function() for about in abouts),
     )
+
+
+def _told(claim: AnyClaim, box: tuple[Array, Array] | None) -> dict[str, Any]:
+    """The fields of a claim, and of a box that cuts its region the smallest and the largest end."""
+    found = claim.to_json()
+    if box is not None and isinstance(found.get("region"), dict):
+        found["region"] = {**found["region"], "ends": [float(box[0].min()), float(box[1].max())]}
+    return found
 
 
 def _claim(table: Any, abouts: Sequence[About]) -> AnyClaim:

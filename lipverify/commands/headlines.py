@@ -1,88 +1,415 @@
-"""The numbers of a report against what its certificates prove: a result in a folder says nothing better than they do."""
+"""What a result in a folder says, held against what its certificates prove: nothing better, and of nothing else.
+
+Each kind of document has a reader. It gives the rows whose numbers are called `checked`, with what they are about: models, norms,
+region. A dict that says `checked` where no reader looks is refused, as is a kind of document that has none. What cannot be
+compared without the data or the search (`NOT_COMPARED`) is said.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
+
+from lipverify.checkers.reader import digest_of
 
 Verdicts = Mapping[str, Mapping[str, Any]]
 """The name of a certificate in the folder -> the document of `verify --json`, of those that are proved."""
 
+NOT_COMPARED = (
+    "lower bounds, attacks, times, sentences, which row of the data a point is, and numbers that are called `real` or come of a "
+    "search alone (methods compared, differences of entries, labels kept but for `checked`); curves in a comparison have no "
+    "certificates"
+)
+Entries = Callable[[Mapping[str, Any]], list[Mapping[str, Any]]]
+SIGNS = {"increasing": (1,), "decreasing": (-1,), "constant": (1, -1)}
+CURVATURES = {"convex": (1,), "concave": (-1,), "affine": (1, -1)}
+DEVIATION = "deviation"
+
+
+@dataclass(frozen=True)
+class _About:
+    """What a row is about, as its document says it: models in order, norms where there are any, region."""
+
+    models: Sequence[Any]
+    norm_in: Any = None
+    norm_out: Any = None
+    region: Any = None
+
+
+@dataclass
+class _Reader:
+    """A document with the verdicts; what was looked at, so that nothing that says `checked` is passed over."""
+
+    verdicts: Verdicts
+    seen: set[int] = field(default_factory=set)
+
+    def proved(self, row: Mapping[str, Any], about: _About, kind: str) -> Iterator[str | Mapping[str, Any]]:
+        """The verdict that a row rests on, or why it rests on none; nothing where no certificate that was proved is named.
+
+        kind: a field that only verdicts of the kind have.
+        """
+        self.seen.add(id(row))
+        checked, named = row.get("rigour") == "checked", row.get("certificate")
+        if not isinstance(named, str) or not named:
+            if checked:
+                yield "a row is `checked` and names no certificate"
+            return
+        found = self.verdicts.get(os.path.normpath(named))
+        if found is None or not checked:
+            return  # certificates that are not proved speak for themselves
+        if kind not in found or found.get("kind") == "derivation":
+            yield f"{named} is about something else than its row"
+            return
+        different = list(self._other(found, about))
+        yield from (f"{said} where {named} is about {other}" for said, other in different)
+        if not different:
+            yield found
+
+    def _other(self, found: Mapping[str, Any], about: _About) -> Iterator[tuple[str, str]]:
+        """How what a row is about differs from what was proved: what the row says, and what was proved."""
+        models = [found["model"]] if "model" in found else list(found.get("models", ()))
+        if len(models) != len(about.models):
+            yield f"it is about {len(about.models)} models", f"{len(models)}"
+            return
+        for said, model in zip(about.models, models, strict=True):
+            said = _table(said)
+            if _identity(said) != _identity(model) or (
+                model["sha256"] is None and said.get("graph_digest") != model["graph_digest"]
+            ):
+                yield f"its model is {_called(said)}", _called(model)
+        for name in ("norm_in", "norm_out"):
+            said, known = getattr(about, name), found.get(name)
+            if known is not None and said != known:
+                yield f"its query is about {said}", f"{known}"
+        if _region(about.region) != _region(found.get("region")):
+            yield f"its region is {_region(about.region)}", f"{_region(found.get('region'))}"
+
+    def constants(self, rows: Any, about: _About) -> Iterator[str]:
+        """Lipschitz constants."""
+        for row in _rows(rows):
+            for found in self.proved(row, about, "norm_in"):
+                yield from [found] if isinstance(found, str) else _below(row, found)
+
+    def signs(self, rows: Any, document: Mapping[str, Any], entry: Entries) -> Iterator[str]:
+        """Verdicts on entries, all of one certificate; entry: what a row is about -> as the certificate's entries are told."""
+        region = _table(document.get("query")).get("region")
+        for row in _rows(rows):
+            self.seen.add(id(row))
+            found = self.verdicts.get(os.path.normpath(str(document.get("certificate"))))
+            if row.get("rigour") != "checked" or found is None:
+                continue
+            about = _About([document.get("model")], region=_as_ball(region, _table(found.get("region"))))
+            different = [
+                f"{said} where its certificate is about {other}" for said, other in self._other(found, about)
+            ]
+            yield from different
+            told = {tuple(sorted(_table(one).items())) for one in _rows(found.get("entries"))}
+            if not different and not all(tuple(sorted(one.items())) in told for one in entry(row)):
+                yield f"a verdict is {row.get('verdict')!r} and its certificate does not say so"
+
+    def left(self, document: Any) -> Iterator[str]:
+        """What says `checked` and was looked at by nobody."""
+        if (
+            isinstance(document, dict)
+            and document.get("rigour") == "checked"
+            and id(document) not in self.seen
+        ):
+            yield "something is called `checked` that no certificate of its kind of document carries"
+        entries = (
+            document.values()
+            if isinstance(document, dict)
+            else document
+            if isinstance(document, list)
+            else ()
+        )
+        for entry in entries:
+            yield from self.left(entry)
+
 
 def overstated(document: Any, verdicts: Verdicts) -> Iterator[str]:
-    """Where a result says that a number is `checked` and its certificate proves less, or none is named.
-
-    Compared are constants, certified radii with their labels, the best one, and the norms of a query; certificates that are not
-    proved speak for themselves.
-    """
-    if isinstance(document, list):
-        for entry in document:
-            yield from overstated(entry, verdicts)
-        return
-    if not isinstance(document, dict):
-        return
-    results, points = (_rows(document, key) for key in ("results", "points"))
-    for row in [*results, *points]:
-        if row.get("rigour") == "checked" and not isinstance(row.get("certificate"), str):
-            yield "a row is `checked` and names no certificate"
-    yield from _best(document, results)
-    yield from _radii(points, verdicts)
-    for row in [document, *results]:
-        proved = _proved(row, verdicts)
-        if proved is None or row.get("rigour") != "checked" or "upper" not in row:
-            continue
-        if not _at_least(row["upper"], proved.get("upper")):
-            yield f"it says {row['upper']!r} where {row['certificate']} proves {proved.get('upper')!r}"
-        query = document.get("query")
-        for norm in ("norm_in", "norm_out"):
-            said = query.get(norm) if isinstance(query, dict) else None
-            if isinstance(said, str) and proved.get(norm) not in (None, said):
-                yield f"its query is about {said} where {row['certificate']} is about {proved[norm]}"
-    for entry in document.values():
-        yield from overstated(entry, verdicts)
+    """Where a result calls something `checked` that its certificates do not prove."""
+    reader = _Reader(verdicts)
+    found = _table(document)
+    read = READERS.get(str(found.get("schema")))
+    if read is not None:
+        yield from read(reader, found)
+    yield from reader.left(document)
 
 
-def _proved(row: Mapping[str, Any], verdicts: Verdicts) -> Mapping[str, Any] | None:
-    named = row.get("certificate")
-    return verdicts.get(os.path.normpath(named)) if isinstance(named, str) and named else None
+def _audit(reader: _Reader, document: Mapping[str, Any]) -> Iterator[str]:
+    yield from _audited(reader, document, document.get("model"), document.get("query"))
 
 
-def _best(document: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """The best constant is that of one of the rows."""
-    best = document.get("best")
-    if isinstance(best, dict) and "upper" in best and results:
-        named = [row.get("upper") for row in results if row.get("analyzer") == best.get("analyzer")]
+def _audited(reader: _Reader, found: Mapping[str, Any], model: Any, query: Any) -> Iterator[str]:
+    asked = _table(query)
+    about = _About([model], asked.get("norm_in"), asked.get("norm_out"), asked.get("region"))
+    yield from reader.constants(found.get("results"), about)
+    best = found.get("best")
+    if isinstance(best, dict) and "upper" in best:
+        named = [
+            r.get("upper") for r in _rows(found.get("results")) if r.get("analyzer") == best.get("analyzer")
+        ]
         if not any(_at_least(best["upper"], upper) for upper in named):
             yield f"its best constant {best['upper']!r} is that of no row"
 
 
-def _radii(rows: Sequence[Mapping[str, Any]], verdicts: Verdicts) -> Iterator[str]:
-    """Certified radii: the rows that name one certificate are its points, in their order."""
+def _compare(reader: _Reader, document: Mapping[str, Any]) -> Iterator[str]:
+    queries, entries = _rows(document.get("queries")), _rows(document.get("models"))
+    models: dict[str, Any] = {}
+    for entry in entries:
+        name, model = str(entry.get("name")), entry.get("model")
+        models[name] = None if name in models else model
+        yield from _misnamed(reader, name, model)
+        for audit in _rows(entry.get("audits")):
+            place = audit.get("query")
+            if type(place) is not int or not 0 <= place < len(queries):
+                yield "an audit is about no query"
+                continue
+            yield from _audited(reader, audit, model, queries[place])
+    reader.seen |= {id(curve) for curve in _rows(document.get("curves"))}
+    deviations = _table(document.get("deviations"))
+    asked = _table(deviations.get("query"))
+    for row in _rows(deviations.get("rows")):
+        pair = [models.get(str(deviations.get("original"))), models.get(str(row.get("model")))]
+        yield from _deviation(reader, row, _About(pair, None, asked.get("norm_out"), asked.get("region")))
+
+
+def _misnamed(reader: _Reader, name: str, model: Any) -> Iterator[str]:
+    """A row called as another of the files that were given."""
+    for found in reader.verdicts.values():
+        for known in [found["model"]] if "model" in found else _rows(found.get("models")):
+            if known.get("name") == os.path.basename(name) and known.get("sha256") != _table(model).get(
+                "sha256"
+            ):
+                clash = [
+                    one
+                    for v in reader.verdicts.values()
+                    if (one := v.get("model")) and one["name"] == known["name"]
+                ]
+                if len({one["sha256"] for one in clash}) < 2:
+                    yield f"it calls another model {name!r}"
+                return
+
+
+def _deviation(reader: _Reader, row: Mapping[str, Any], about: _About) -> Iterator[str]:
+    for found in reader.proved(row, about, "differences"):
+        if isinstance(found, str):
+            yield found
+            continue
+        yield from _below(row, found)
+        kept, labels = _table(row.get("kept")), found.get("labels")
+        if isinstance(labels, list) and labels and "checked" in kept:
+            share = sum(label is not None for label in labels) / len(labels)
+            if not _at_least(share, kept["checked"]):
+                yield f"it says that {kept['checked']!r} of the labels are kept where {row['certificate']} proves {share!r}"
+
+
+def _answer(reader: _Reader, document: Mapping[str, Any]) -> Iterator[str]:
+    asked, models = _table(document.get("query")), document.get("models")
+    models = models if isinstance(models, list) else []
+    about = _About(models, asked.get("norm_in"), asked.get("norm_out"), asked.get("region"))
+    needs = _rows(document.get("needs"))
+    reader.seen |= {id(document), *map(id, needs)}
+    carried = [need for need in needs if isinstance(need.get("certificate"), str)]
+    for need in carried:
+        found = reader.verdicts.get(os.path.normpath(need["certificate"]))
+        if found is not None and not _at_least(need.get("upper"), found.get("upper")):
+            yield f"it needs {need.get('upper')!r} where {need['certificate']} proves {found.get('upper')!r}"
+    # The formula of a question of another package makes its number of the constants that are proved.
+    if document.get("question") == DEVIATION or not carried:
+        yield from _deviation(reader, document, about)
+    said = {str(found.get("claim")) for found in reader.verdicts.values()}
+    for sentence in document["proved"] if isinstance(document.get("proved"), list) else []:
+        if not any(str(sentence) in claim for claim in said):
+            yield f"it says that the checker states {str(sentence)[:200]!r}, which no certificate here does"
+
+
+def _answers(reader: _Reader, document: Mapping[str, Any]) -> Iterator[str]:
+    for one in _rows(document.get("answers")):
+        yield from _answer(reader, one)
+
+
+def _radius(reader: _Reader, document: Mapping[str, Any]) -> Iterator[str]:
+    """Certified radii: the rows that name one certificate are its points, in their order; shares are those of the rows."""
+    rows = _rows(document.get("points"))
+    reader.seen |= {id(document), *map(id, rows)}
+    for row in rows:
+        if row.get("rigour") == "checked" and not isinstance(row.get("certificate"), str):
+            yield "a row is `checked` and names no certificate"
     for named in dict.fromkeys(row["certificate"] for row in rows if isinstance(row.get("certificate"), str)):
-        own = [row for row in rows if row.get("certificate") == named]
-        proved = _proved(own[0], verdicts)
-        if proved is None:
-            continue
-        radii, labels = (_numbers(proved.get(key)) for key in ("radius", "labels"))
-        if radii is None or labels is None or len(radii) != len(own) or len(labels) != len(own):
-            yield f"its points are not those of {named}"
-            continue
-        for row, radius, label in zip(own, radii, labels, strict=True):
-            said = row.get("radius") if row.get("rigour") == "checked" else row.get("proved") or 0.0
-            if not _at_least(radius, said) or row.get("label") != label:
-                yield f"it says radius {said!r} with label {row.get('label')!r} where {named} proves {radius!r} with {label:.0f}"
+        found = reader.verdicts.get(os.path.normpath(named))
+        if found is not None:
+            yield from _points(
+                reader, document, named, found, [r for r in rows if r.get("certificate") == named]
+            )
+    radii = [r for row in rows if (r := _number(row.get("radius"))) is not None and r > 0]
+
+    def share(radius: Any) -> float:
+        least = _number(radius)
+        return 0.0 if least is None else sum(r >= least for r in radii) / max(len(rows), 1)
+
+    curve = _table(document.get("curve"))
+    at, shares = curve.get("radii"), curve.get("certified_accuracy")
+    told = zip(at, shares, strict=False) if isinstance(at, list) and isinstance(shares, list) else ()
+    more = [(_table(entry).get("radius"), _table(entry).get("certified"))
+            for entry in _table(document.get("robust_accuracy")).values()]  # fmt: skip
+    for radius, said in [*told, *more]:
+        if not _at_least(share(radius), said):
+            yield f"it says that {said!r} of the points are certified at {radius!r}, which its radii do not"
+            return
 
 
-def _rows(document: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
-    found = document.get(key)
+def _several(reader: _Reader, document: Mapping[str, Any]) -> Iterator[str]:
+    """Radii of several networks have no certificates in their folder."""
+    reader.seen |= {id(entry) for entry in _rows(document.get("models"))}
+    yield from ()
+
+
+def _points(
+    reader: _Reader,
+    document: Mapping[str, Any],
+    named: str,
+    found: Mapping[str, Any],
+    own: Sequence[Mapping[str, Any]],
+) -> Iterator[str]:
+    radii, labels = (_numbers(found.get(key)) for key in ("radius", "labels"))
+    if radii is None or labels is None or len(radii) != len(own) or len(labels) != len(own):
+        yield f"its points are not those of {named}"
+        return
+    region = {"kind": "points", "norm": document.get("norm"), "count": len(own), "box": document.get("box")}
+    about = _About([document.get("model")], document.get("norm"), None, region)
+    yield from (f"{said} where {named} is about {other}" for said, other in reader._other(found, about))
+    for row, radius, label in zip(own, radii, labels, strict=True):
+        said = row.get("radius") if row.get("rigour") == "checked" else row.get("proved") or 0.0
+        if not _at_least(radius, said) or row.get("label") != label:
+            yield f"it says radius {said!r} with label {row.get('label')!r} where {named} proves {radius!r} with {label:.0f}"
+
+
+def _monotone(reader: _Reader, document: Mapping[str, Any]) -> Iterator[str]:
+    reader.seen.add(id(document))
+    output = _table(document.get("query")).get("output")
+
+    def entries(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        signs = SIGNS.get(str(row.get("verdict")), ())
+        return [{"output": output, "input": row.get("feature"), "sign": sign} for sign in signs]
+
+    yield from reader.signs(document.get("features"), document, entries)
+
+
+def _convex(reader: _Reader, document: Mapping[str, Any]) -> Iterator[str]:
+    def entries(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        return [
+            {"output": row.get("output"), "sign": sign}
+            for sign in CURVATURES.get(str(row.get("verdict")), ())
+        ]
+
+    everywhere = {**document, "query": {"region": {"kind": "everywhere"}}}
+    yield from reader.signs(document.get("outputs"), everywhere, entries)
+
+
+READERS: Mapping[str, Callable[[_Reader, Mapping[str, Any]], Iterator[str]]] = {
+    "lipverify.audit/1": _audit,
+    "lipverify.compare/1": _compare,
+    "lipverify.answer/1": _answer,
+    "lipverify.answers/1": _answers,
+    "lipverify.radius/1": _radius,
+    "lipverify.compare-radii/1": _several,
+    "lipverify.monotone/1": _monotone,
+    "lipverify.convex/1": _convex,
+}
+
+
+def _below(row: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[str]:
+    if not _at_least(row.get("upper"), found.get("upper")):
+        yield f"it says {row.get('upper')!r} where {row['certificate']} proves {found.get('upper')!r}"
+
+
+def _identity(model: Mapping[str, Any]) -> tuple[Any, ...]:
+    """File, output and inputs of a model; a document of an older version says no output, and is about the first."""
+    output, beside, margin = _table(model.get("output")), _rows(model.get("beside")), model.get("margin")
+    return (model.get("sha256"), output.get("index", 0), None if margin is None else list(margin), _reading(model.get("reading")),
+            [one.get("sha256") for one in beside])  # fmt: skip
+
+
+def _reading(reading: Any) -> Any:
+    """Names and sizes of the inputs, and of what is fixed, with the number where it is one for all entries."""
+    if reading is None:
+        return None
+    found = _table(reading)
+    inputs = [(one.get("name"), one.get("shape")) for one in _rows(found.get("inputs"))]
+    fixed = [
+        (one.get("name"), one.get("shape"), _stated(one.get("value"))) for one in _rows(found.get("fixed"))
+    ]
+    return inputs, fixed
+
+
+def _stated(value: Any) -> float | None:
+    """A number as a result writes it, or as a certificate does: hexadecimal, or an integer."""
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError, OverflowError):
+            return float.fromhex(value)
+    return float(value) if isinstance(value, bool) else _number(value)
+
+
+def _called(model: Mapping[str, Any]) -> str:
+    sha256, output, margin, reading, _ = _identity(model)
+    entries = "" if margin is None else f", entries {margin!r}"
+    inputs = "" if reading is None else " with inputs of its own"
+    return f"output {output!r}{entries} of the file with sha256 {str(sha256)[:16]}{inputs}"
+
+
+def _region(region: Any) -> dict[str, Any]:
+    """A region as a document and a verdict can both tell it: of a box that cuts, its smallest and its largest end."""
+    found = _table(region)
+    told = {key: found.get(key) for key in ("kind", "norm", "radius", "count", "low", "high", "most")}
+    ends = found.get("ends", found.get("box"))
+    if found.get("kind") == "box":
+        told, ends = {"kind": "box"}, found.get("ends", [found.get("low"), found.get("high")])
+    return {key: value for key, value in {**told, "ends": ends}.items() if value is not None}
+
+
+def _as_ball(region: Any, proved: Mapping[str, Any]) -> Any:
+    """A box as the ball around its middle that it cuts, where that is what was proved."""
+    low, high = (np.array(_numbers(_table(region).get(end)) or [], np.float64) for end in ("low", "high"))
+    if (
+        _table(region).get("kind") != "box"
+        or proved.get("kind") != "ball"
+        or low.shape != high.shape
+        or low.size == 0
+    ):
+        return region
+    middle = np.clip(low / 2 + high / 2, low, high)
+    reach = float(np.maximum(high - middle, middle - low).max())
+    whole = (
+        proved["norm"] == "linf"
+        and proved["radius"] >= reach
+        and proved["centres"] == digest_of(middle[None])
+    )
+    return {**proved, "ends": [float(low.min()), float(high.max())]} if whole else region
+
+
+def _table(found: Any) -> Mapping[str, Any]:
+    return found if isinstance(found, dict) else {}
+
+
+def _rows(found: Any) -> list[dict[str, Any]]:
     return [row for row in found if isinstance(row, dict)] if isinstance(found, list) else []
+
+
+def _number(found: Any) -> float | None:
+    return float(found) if type(found) in (int, float) else None
 
 
 def _numbers(found: Any) -> list[float] | None:
     """One number or a list of them; None: neither."""
-    listed = found if isinstance(found, list) else [found]
-    return [float(x) for x in listed] if all(type(x) in (int, float) for x in listed) else None
+    listed = [_number(x) for x in (found if isinstance(found, list) else [found])]
+    known = [x for x in listed if x is not None]
+    return known if len(known) == len(listed) else None
 
 
 def _at_least(large: Any, small: Any) -> bool:

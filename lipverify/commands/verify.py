@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lipverify.commands.headlines import overstated
+from lipverify.commands.headlines import NOT_COMPARED, READERS, overstated
 from lipverify.commands.shell import Json, print_json
 from lipverify.errors import (
     BudgetEnded,
@@ -128,14 +128,18 @@ def verify(
             names = " and ".join(model)
             raise kind(f"{display_path(certificate)} is not proved for {names}: {said}") from answer.error
         return
-    answers = _report(certificate, [_file(name) for name in model], expected, exact, seconds, seed)
+    answers, carried = _report(certificate, [_file(name) for name in model], expected, exact, seconds, seed)
     worst = max((answer.code for answer in answers), key=GRAVITY.index)
     if as_json:
         documents = [{"certificate": a.name, "exit_code": a.code, **a.document} for a in answers]
-        print_json({"schema": SCHEMA, "valid": worst == 0, "certificates": documents})
+        results = [{"result": name, "not_compared": NOT_COMPARED} for name in carried]
+        print_json({"schema": SCHEMA, "valid": worst == 0, "certificates": documents, "results": results})
     else:
         for answer in answers:
             typer.echo(answer.line)
+        for name in carried:
+            said = "it calls nothing `checked` that these certificates do not prove"
+            typer.echo(f"carried: {name}: {said}; not compared: {NOT_COMPARED}")
     if worst:
         raise typer.Exit(worst)
 
@@ -197,8 +201,11 @@ def _proved(
 
 def _report(
     folder: Path, files: Sequence[Path], expected: Expectation, exact: bool, seconds: float, seed: int | None
-) -> list[_Answer]:
-    """Every certificate of a folder and of `certificates` in it, against the model file it names by its digest."""
+) -> tuple[list[_Answer], list[str]]:
+    """Every certificate of a folder and of `certificates` in it, against the model file it names by its digest.
+
+    Returns also which of its other documents say nothing better.
+    """
     from lipverify import checkers
 
     beside, inside = ({p: _document(p) for p in _json_files(f)} for f in (folder, folder / "certificates"))
@@ -235,11 +242,13 @@ def _report(
         for p, a in zip(found, answers, strict=False)
         if a.error is None
     }
+    carried = []
     for path, document in beside.items():
         if path not in found:
             said = sorted(set(overstated(document, proved)))
             answers += [_refused(path, Refuted(reason)) for reason in said]
-    return answers
+            carried += [display_path(path)] if not said and _schema(document) in READERS else []
+    return answers, carried
 
 
 def _refused(path: Path, error: LipverifyError) -> _Answer:

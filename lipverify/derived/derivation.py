@@ -220,7 +220,7 @@ def _written(
         if isinstance(found, bool) or not isinstance(found, int):
             raise UsageError(f"{name} is a whole number, not {found!r}")
         return found
-    if kind in ("number", "size"):
+    if kind in ("number", "size", "assumed"):
         return _hex(found, name)
     if kind == "constant":
         return _constant(found, name, certificates, graphs)

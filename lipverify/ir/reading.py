@@ -23,9 +23,18 @@ class Reading:
     steps: int | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """For documents: sizes alone of what is fixed, whose values the words of the question tell."""
+        """For documents: of what is fixed the sizes, and the number where it is one for all entries."""
         return {
             "inputs": [{"name": name, "shape": list(shape)} for name, shape in self.inputs],
-            "fixed": [{"name": name, "shape": list(array.shape)} for name, array in self.fixed.items()],
+            "fixed": [
+                {"name": name, "shape": list(array.shape), "value": _one(array)}
+                for name, array in self.fixed.items()
+            ],
             "steps": self.steps,
         }
+
+
+def _one(array: NDArray[Any]) -> float | None:
+    """The number that every entry is; None where they differ, or there is none."""
+    alike = array.size > 0 and bool((array == array.flat[0]).all())
+    return float(array.flat[0]) if alike else None

@@ -216,7 +216,7 @@ def _only_stated(folder: Path) -> bool:
     file.write_bytes(_flat_then_steep())
     lines = [
         a.line
-        for a in _report(folder, [file], checkers.Expectation(), False, 60.0, 0)
+        for a in _report(folder, [file], checkers.Expectation(), False, 60.0, 0)[0]
         if a.name.endswith("q.json")
     ]
     assert len(lines) == 1
@@ -232,7 +232,7 @@ def _passed_over(name: str, content: Callable[[str], str]) -> Deceived:
     def deceived(folder: Path) -> bool:
         path, file = _put(folder, _issued(None))
         (folder / name).write_text(content(path.read_text().rstrip()))
-        return all(a.code == 0 for a in _report(folder, [file], checkers.Expectation(), False, 60.0, 0))
+        return all(a.code == 0 for a in _report(folder, [file], checkers.Expectation(), False, 60.0, 0)[0])
 
     return deceived
 

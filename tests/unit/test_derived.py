@@ -686,7 +686,8 @@ EDGES = [
 @pytest.mark.parametrize("rule", sorted(RULES))
 def test_numbers_of_another_kind_are_unreadable(rule: str) -> None:
     """Every number of every rule replaced by every edge: a typed refusal or a value, never an error of another kind."""
-    kinds = {"count": 1, "number": (1.0).hex(), "size": (0.5).hex(), "constant": (0.5).hex(), "numbers": [(1.0).hex()],
+    kinds = {"assumed": (0.5).hex(), "count": 1, "number": (1.0).hex(), "size": (0.5).hex(), "constant": (0.5).hex(),
+             "numbers": [(1.0).hex()],
              "sizes": [(0.5).hex()], "constants": [(0.5).hex()], "matrix": [[(0.5).hex()]]}  # fmt: skip
     plain = {name: kinds[kind] for name, kind in RULES[rule].takes.items()}
     for name in plain:
@@ -794,6 +795,21 @@ def test_certificates_exchanged_between_two_constants_prove_nothing() -> None:
     )
     with pytest.raises(UnreadableCertificate, match="does not fit"):
         derived.verify_derived(derive("recurrent-last", steps=5, inputs=states, states=inputs))
+    heads, tails = [of(3, 3, 1.0), of(3, 5, 1.0)], [of(2, 3, 1.0), of(2, 4, 1.0)]
+    layers = {"offsets": [0.0, 0.0], "factors": [1.0, 1.0], "neighbours": 1, "reach": 1.0}
+    for more in ({"heads": heads}, {"heads": heads[:1] * 2, "tails": [tails[0], of(5, 4, 1.0)]},
+                 {"heads": heads[:1] * 2, "loss": of(1, 7, 1.0)}):  # fmt: skip
+        given = {"loss": 1.0, "tails": tails, **layers, **more}
+        with pytest.raises(UnreadableCertificate, match="does not fit"):
+            derived.verify_derived(derive("sensitivity", **given))
+    own, other = of(2, 3, 0.1), of(3, 3, 0.1)
+    game = {"curvature": [1.0, 1.0], "weights": [1.0, 1.0], "vector": [1.0, 1.0]}
+    right = {"shifted": [own, other], "couplings": [0.0, own, other, 0.0]}
+    assert derived.verify_derived(derive("game", **game, **right)).stated == (
+        "couplings",
+    )  # 0 on the diagonal
+    with pytest.raises(UnreadableCertificate, match="does not fit"):
+        derived.verify_derived(derive("game", **game, **{**right, "couplings": [0.0, other, own, 0.0]}))
     for old, new in ((of(1, 3, 1.0), of(1, 2, 1.0)), (of(1, 3, 1.0), of(2, 3, 1.0))):
         found = derive("stability", samples=9, factor=2, epsilon=1.0, deviation=1.0, old=old, new=new)
         with pytest.raises(UnreadableCertificate, match="does not fit"):

@@ -10,27 +10,68 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 
-from lipverify.commands.headlines import overstated
+from lipverify.commands.headlines import READERS, overstated
 from tests.command import lipverify
+from tests.onnx_models import model, node, random
+from tests.processes import Done
 from tests.soundness.certified import kinked_network
 
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folders of an audit, of one over balls and of radii, of one network."""
+    """A folder of each kind, of one or two networks."""
     folder = tmp_path_factory.mktemp("reports")
-    net = kinked_network(folder / "net.onnx", 0)
+    net, other = kinked_network(folder / "net.onnx", 0), kinked_network(folder / "other.onnx", 1)
+    rising = folder / "rising.onnx"
+    weights = {"w": abs(random(4, 3)), "v": abs(random(3, 1))}
+    nodes = [node("MatMul", ["x", "w"], ["h"]), node("Relu", ["h"], ["r"]), node("MatMul", ["r", "v"], ["y"])]
+    rising.write_bytes(model(nodes, [1, 4], constants=weights).SerializeToString())
+    two = model([node("Relu", ["x"], ["r"]), node("Mul", ["r", "z"], ["y"])], [1, 4])
+    two.graph.input.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, [1, 1]))
+    (folder / "two.onnx").write_bytes(two.SerializeToString())
     np.savez(folder / "x.npz", x=np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32))
     data = ("--data", folder / "x.npz", "--norm", "linf")
+    product = ("--analyzers", "product")
     for name, line in {
         "audit": ("audit", net, "--analyzers", "product,lipsdp"),
         "balls": ("audit", net, "--analyzers", "local", *data, "--radius", "0.05"),
+        "cut": ("audit", net, "--analyzers", "local", *data, "--radius", "0.05", "--box=-4,4"),
         "radius": ("radius", net, *data, "--method", "crown"),
+        "compare": ("compare", net, other, *data, "--radius", "0.05,0.5", *product),
+        "deviate": ("deviate", net, other, "--box=-1,1"),
+        "around": ("deviate", net, other, "--data", folder / "x.npz", "--radius", "0.05"),
+        "copies": ("compare", net, other, "--deviate", "--box=-1,1", *product),
+        "monotone": ("audit", rising, "--monotone", "all", "--box=-1,1"),
+        "convex": ("audit", rising, "--convex"),
+        "fixed": ("audit", folder / "two.onnx", "--input", "x", "--constant", "z=0.5", *product),
     }.items():
         done = lipverify(*line, "--out", folder / name, "-q")
         assert done.returncode == 0, done.stderr
-    return {"net": net, **{name: folder / name for name in ("audit", "balls", "radius")}}
+    return {path.stem: path for path in folder.iterdir()}
+
+
+MODELS = {"fixed": ("two",), "monotone": ("rising",), "convex": ("rising",), "compare": ("net", "other"),
+          "deviate": ("net", "other"), "around": ("net", "other"), "copies": ("net", "other")}  # fmt: skip
+
+
+def verified(reports: dict[str, Path], kind: str, folder: Path, *words: str) -> Done:
+    files = [part for name in MODELS.get(kind, ("net",)) for part in ("--model", str(reports[name]))]
+    return lipverify("verify", folder, *files, *words)
+
+
+def compared(document: Any, model: int = 0, query: int = 0) -> dict[str, Any]:
+    found = document["models"][model]["audits"][query]
+    assert isinstance(found, dict)
+    return found
+
+
+def exchanged(first: dict[str, Any], second: dict[str, Any]) -> None:
+    """What the second says of itself, said of the first."""
+    taken = {key: second["results"][0][key] for key in ("upper", "certificate")}
+    first["results"][0].update(taken)
+    first["best"].update(upper=taken["upper"])
 
 
 def row(document: Any, key: str = "results") -> dict[str, Any]:
@@ -55,28 +96,114 @@ CHANGES: dict[str, tuple[str, Callable[[Any], Any], str]] = {
     "a smaller constant, called the proved one of nothing": (
         "radius", lambda d: row(d, "points").update(rigour="real", proved=9.0), "it says radius 9.0",
     ),
+    "another number for an input": ("fixed", lambda d: d["model"]["reading"]["fixed"][0].update(value=9.0), "its model is"),
+    "another input fixed": ("fixed", lambda d: d["model"]["reading"]["fixed"][0].update(name="x"), "its model is"),
+    "no input fixed": ("fixed", lambda d: d["model"].pop("reading"), "its model is"),
+    "no rows and a best": ("audit", lambda d: d.update(results=[], best={"analyzer": "x", "upper": 1e-3}), "that of no row"),
+    "the constant of another model": ("compare", lambda d: exchanged(compared(d), compared(d, 1)), "its model is"),
+    "the constant of a smaller ball": ("compare", lambda d: exchanged(compared(d, 0, 1), compared(d)), "its region is"),
+    "another query": ("compare", lambda d: d["queries"][0].update(norm_in="l2"), "its query is about l2"),
+    "a query that is none": ("compare", lambda d: compared(d).update(query=7), "about no query"),
+    "names exchanged": (
+        "compare", lambda d: [m.update(name=n) for m, n in zip(d["models"], ["other.onnx", "net.onnx"], strict=True)],
+        "it calls another model",
+    ),
+    "a larger ball": ("balls", lambda d: d["query"]["region"].update(radius=5.0), "its region is"),
+    "everywhere": ("balls", lambda d: d["query"].update(region={"kind": "everywhere"}), "its region is"),
+    "another box": ("cut", lambda d: d["query"]["region"].update(box=[-9.0, 9.0]), "its region is"),
+    "no box": ("cut", lambda d: d["query"]["region"].pop("box"), "its region is"),
+    "another file": ("audit", lambda d: d["model"].update(sha256="0" * 64), "its model is"),
+    "another output": ("audit", lambda d: d["model"].update(output={"index": 1, "name": "z"}), "its model is"),
+    "a difference of two entries": ("audit", lambda d: d["model"].update(margin=[0, 1]), "its model is"),
+    "radii in another norm": ("radius", lambda d: d.update(norm="l1"), "its query is about l1"),
+    "radii in a box": ("radius", lambda d: d.update(box=[0.0, 1.0]), "its region is"),
+    "radii of another file": ("radius", lambda d: d["model"].update(sha256="0" * 64), "its model is"),
+    "a better curve": (
+        "radius", lambda d: d["curve"].update(certified_accuracy=[1.0] * len(d["curve"]["radii"])),
+        "are certified at",
+    ),
+    "a better share": (
+        "radius", lambda d: d.update(robust_accuracy={"1": {"radius": 50.0, "certified": 1.0}}),
+        "are certified at",
+    ),
+    "a smaller deviation": ("deviate", lambda d: d.update(upper=1e-3), "it says 0.001"),
+    "no certificate": ("deviate", lambda d: d.update(certificate=None, upper=1e-3), "names no certificate"),
+    "a larger box": ("deviate", lambda d: d["query"]["region"].update(low=-100.0, high=100.0), "its region is"),
+    "the other direction": ("deviate", lambda d: d["models"].reverse(), "its model is"),
+    "one model": ("deviate", lambda d: d["models"].pop(), "about 1 models"),
+    "another norm of the difference": ("deviate", lambda d: d["query"].update(norm_out="l2"), "its query is about l2"),
+    "another sentence": (
+        "deviate", lambda d: d.update(proved=["|f(x) - g(x)|_linf <= 0.001 everywhere"]),
+        "no certificate here does",
+    ),
+    "more labels kept": ("around", lambda d: d["kept"].update(checked=1.5), "of the labels are kept"),
+    "a larger ball of a deviation": ("around", lambda d: d["query"]["region"].update(radius=1.0), "its region is"),
+    "a copy without a certificate": (
+        "copies", lambda d: row(d["deviations"], "rows").update(certificate=None),
+        "names no certificate",
+    ),
+    "the original as the copy": ("copies", lambda d: d["deviations"].update(original="other.onnx"), "its model is"),
+    "a deviation as a constant": (
+        "copies", lambda d: compared(d)["results"][0].update(certificate=row(d["deviations"], "rows")["certificate"]),
+        "about something else",
+    ),
+    "falls": ("monotone", lambda d: row(d, "features").update(verdict="decreasing"), "does not say so"),
+    "another feature": ("monotone", lambda d: row(d, "features").update(feature=9), "does not say so"),
+    "rises in a larger box": ("monotone", lambda d: d["query"]["region"].update(low=[-2.0] * 4), "its region is"),
+    "concave": ("convex", lambda d: row(d, "outputs").update(verdict="concave"), "does not say so"),
+    "a kind of document that is not known": ("audit", lambda d: d.update(schema="lipverify.other/1"), "something is called"),
+    "a row where none is looked for": (
+        "audit", lambda d: d.update(more=[{"rigour": "checked", "upper": 1e-3}]),
+        "something is called",
+    ),
 }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def proved(reports: dict[str, Path]) -> dict[str, Any]:
+    """Kind of report -> certificate -> the document of its verdict; every report as it was written is carried."""
+    found = {}
+    for kind in dict.fromkeys(kind for kind, _, _ in CHANGES.values()):
+        done = verified(reports, kind, reports[kind], "--json")
+        assert done.returncode == 0, (kind, done.stdout)
+        told = json.loads(done.stdout)
+        assert [Path(one["result"]).name for one in told["results"]] == ["result.json"], kind
+        assert "checked" in (reports[kind] / "result.json").read_text()
+        found[kind] = {f"certificates/{Path(one['certificate']).name}": one for one in told["certificates"]}
+    return found
+
+
 @pytest.mark.parametrize("change", CHANGES)
-def test_numbers_that_no_certificate_carries(reports: dict[str, Path], change: str, tmp_path: Path) -> None:
+def test_numbers_that_no_certificate_carries(
+    reports: dict[str, Path], proved: dict[str, Any], change: str
+) -> None:
     kind, edit, said = CHANGES[change]
-    shutil.copytree(reports[kind], tmp_path / "report")
+    document = json.loads((reports[kind] / "result.json").read_text())
+    assert not list(overstated(document, proved[kind]))
+    edit(document)
+    found = list(overstated(document, proved[kind]))
+    assert any(said in reason for reason in found), found
+
+
+def test_a_report_says_what_its_numbers_are_held_against(reports: dict[str, Path], tmp_path: Path) -> None:
+    done = verified(reports, "audit", reports["audit"])
+    assert done.returncode == 0
+    assert (
+        "calls nothing `checked` that these certificates do not prove; not compared: lower bounds"
+        in done.stdout
+    )
+    shutil.copytree(reports["audit"], tmp_path / "report")
     result = tmp_path / "report" / "result.json"
     document = json.loads(result.read_text())
-    edit(document)
+    row(document).update(upper=0.01)
     result.write_text(json.dumps(document))
-    done = lipverify("verify", tmp_path / "report", "--model", reports["net"], "--json")
+    done = verified(reports, "audit", tmp_path / "report", "--json")
     assert done.returncode == 3
-    refused = [c for c in json.loads(done.stdout)["certificates"] if c["exit_code"]]
-    assert all(c["certificate"].endswith("result.json") for c in refused)
-    assert any(said in c["reason"] for c in refused), refused
-
-
-@pytest.mark.parametrize("kind", ["audit", "balls", "radius"])
-def test_reports_as_they_are_written_are_carried(reports: dict[str, Path], kind: str) -> None:
-    done = lipverify("verify", reports[kind], "--model", reports["net"])
-    assert done.returncode == 0, done.stdout
+    told = json.loads(done.stdout)
+    assert not told["results"]
+    (refused,) = [one for one in told["certificates"] if one["exit_code"]]
+    assert refused["certificate"].endswith("result.json")
+    assert "it says 0.01 where" in refused["reason"]
 
 
 def test_the_files_to_give_are_named(reports: dict[str, Path], tmp_path: Path) -> None:
@@ -89,18 +216,50 @@ def test_the_files_to_give_are_named(reports: dict[str, Path], tmp_path: Path) -
     assert "does not exist" in lipverify("verify", tmp_path / "away.json").stderr
 
 
+MODEL = {
+    "sha256": "a",
+    "graph_digest": None,
+    "output": {"index": 0, "name": "y"},
+    "margin": None,
+    "name": "net.onnx",
+}
+CONSTANT = {"upper": 2.0, "norm_in": "l2", "norm_out": "l2", "region": {"kind": "everywhere"}, "model": MODEL}
+
+
 def test_whatever_stands_in_a_result_is_no_error() -> None:
-    proved = {"certificates/a.json": {"upper": 2.0, "norm_in": "l2"}}
-    for upper in (None, "3", [], {}, [[3.0]], True):
-        said = {
-            "results": [{"rigour": "checked", "certificate": "certificates/a.json", "upper": upper}, 1, None]
+    proved = {"certificates/a.json": CONSTANT}
+    query = {"norm_in": "l2", "norm_out": "l2", "region": {"kind": "everywhere"}}
+    for upper, said in ((None, 1), ("3", 1), ([], 1), ({}, 1), ([[3.0]], 1), (True, 1), (2.0, 0), (3, 0)):
+        results = [{"rigour": "checked", "certificate": "certificates/a.json", "upper": upper}, 1, None]
+        document = {
+            "schema": "lipverify.audit/1",
+            "model": {"sha256": "a"},
+            "query": query,
+            "results": results,
         }
-        assert list(overstated(said, proved))
-    for document in (
+        assert len(list(overstated(document, proved))) == said
+    bent: list[Any] = [
         None,
         3,
+        "x",
         [],
-        {"results": 3, "points": {}, "best": 1},
-        {"points": [3, {"certificate": 4}]},
-    ):
-        assert not list(overstated(document, proved))
+        {},
+        [3],
+        [None],
+        [[]],
+        [{}],
+        {"a": 3},
+        {"kind": "ball"},
+        [{"certificate": 4}],
+        True,
+    ]
+    keys = ("models", "model", "query", "queries", "results", "points", "best", "curve", "robust_accuracy", "deviations", "needs",
+            "proved", "kept", "features", "outputs", "answers", "certificate", "region", "norm", "box")  # fmt: skip
+    for schema in (*READERS, "other", None):
+        for key in keys:
+            for value in bent:
+                list(overstated({"schema": schema, key: value}, proved))
+                filled = {
+                    other: [{"rigour": "checked", "certificate": "certificates/a.json"}] for other in keys
+                }
+                assert list(overstated({**filled, "schema": schema, key: value}, proved))
