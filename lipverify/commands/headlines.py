@@ -223,6 +223,9 @@ def _answer(reader: _Reader, document: Mapping[str, Any]) -> Iterator[str]:
     # The formula of a question of another package makes its number of the constants that are proved.
     if document.get("question") == DEVIATION or not carried:
         yield from _deviation(reader, document, about)
+    named = [one["certificate"] for one in [document, *needs] if isinstance(one.get("certificate"), str)]
+    if any(os.path.normpath(name) not in reader.verdicts for name in named):
+        return
     said = {str(found.get("claim")) for found in reader.verdicts.values()}
     for sentence in document["proved"] if isinstance(document.get("proved"), list) else []:
         if not any(str(sentence) in claim for claim in said):
