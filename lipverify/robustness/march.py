@@ -16,14 +16,13 @@ from torch import Tensor
 
 from lipverify.analyzers.protocol import Compute
 from lipverify.robustness.arithmetic import LARGEST
-from lipverify.robustness.shells import Shell, Shells, between
+from lipverify.robustness.ends import End
+from lipverify.robustness.shells import Shell, Shells
 
 Steepen = Callable[[float, Tensor, Tensor], Tensor | None]
 """Constants [rivals] on the ball of a radius; from constants that hold there already and the margins where its shell begins."""
 FIRST, STEP, SHARE = 0.6, 0.4, 0.6
 """The first shell and the longest step, of the radius of linear bounds; the share of M / L that a step takes."""
-POWER = 2.5
-"""Of the radius, like which margins of attention are lost; until two balls tell it."""
 ENOUGH = 0.1
 """The part of the resolution within which an end that is foreseen ends the search."""
 LAST, NEAR = 1.0, 0.025
@@ -82,69 +81,20 @@ def grow(
 def bracket(shells: Shells, first: float, farthest: float, resolution: float, compute: Compute) -> None:
     """Looks at balls until linear bounds are known, or foreseen, to end within the resolution, or at the deadline.
 
-    What the smallest margin has lost grows like a power of the radius that grows slowly: a secant in logarithms, and then an
-    inverse parabola, find where all is lost. A ball too large shows nothing, so guesses are a little too small.
+    A ball too large shows nothing, so guesses are a little too small.
     """
-    whole = float(shells.margin.min())
-    low, high, radius = 0.0, farthest, first
-    lost: list[tuple[float, float]] = []
-    widths: list[float] = []
+    end = End(float(shells.margin.min()), 0.0, farthest, resolution, ENOUGH * resolution)
+    radius: float | None = first
     for _ in range(64):
-        if not 0.0 < radius < LARGEST or (shells.known and not shells.time_for_more(compute)):
+        if (
+            radius is None
+            or not 0.0 < radius < LARGEST
+            or (shells.known and not shells.time_for_more(compute))
+        ):
             return
         margins = shells.add(radius).best
-        value = -math.inf if margins is None else float(margins.min())
-        if value > 0:
-            low = radius
-        else:
-            high = radius
-        if high - low <= resolution * high:
-            return
-        if -math.inf < value < whole:
-            lost.append((math.log(radius), math.log1p(-value / whole)))
-        widths.append(high - low)
-        # Four guesses that do not halve the gap are no better than the middle.
-        stuck = len(widths) > 4 and widths[-1] > 0.5 * widths[-5]
-        end = None if stuck else _foreseen(low, high, lost)
-        if end is not None and end <= low * (1.0 + ENOUGH * resolution):
-            return
-        radius = _next(low, high, end, resolution)
-
-
-def _next(low: float, high: float, end: float | None, resolution: float) -> float:
-    """A little inside of the end that is foreseen; the middle where none is."""
-    if high >= LARGEST:
-        return 2.0 * low
-    if end is None:
-        return between(low, high)
-    inside = 0.1 * resolution * high
-    return min(max(end * (1.0 - 0.5 * ENOUGH * resolution), low + inside), high - inside)
-
-
-def _foreseen(low: float, high: float, lost: list[tuple[float, float]]) -> float | None:
-    """Where the guesses so far predict the end, between `low` and `high`; None where they say nothing.
-
-    Args:
-        lost: logarithms of radii and of the lost share of the margin, 0 at the end.
-    """
-    near = sorted((point for point in lost if abs(point[1]) <= 3.0), key=lambda point: abs(point[1]))[:3]
-    ends = []
-    if len(near) == 3:
-        (a, x), (b, y), (c, z) = near
-        if len({x, y, z}) == 3:
-            ends = [
-                a * y * z / ((x - y) * (x - z))
-                + b * x * z / ((y - x) * (y - z))
-                + c * x * y / ((z - x) * (z - y))
-            ]
-    if len(near) > 1:
-        (a, x), (b, y) = near[:2]
-        # Linear bounds lose margin at least in proportion to the radius.
-        ends.append(a - x / (max((y - x) / (b - a), 1.0) if y != x else 1.0))
-    elif near:
-        ends = [near[0][0] - near[0][1] / POWER]
-    lowest = math.log(low) if low > 0.0 else -math.inf
-    return next((math.exp(end) for end in ends if lowest < end < math.log(high)), None)
+        end.told(radius, -math.inf if margins is None else float(margins.min()))
+        radius = end.following()
 
 
 def march(

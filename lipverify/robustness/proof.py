@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from itertools import count
 from typing import NamedTuple
 
 import numpy as np
@@ -32,6 +31,7 @@ from lipverify.ir.region import Ball
 from lipverify.robustness.branching import Tree
 from lipverify.robustness.carried import Array, Carried, Multipliers, Outward, Path
 from lipverify.robustness.constants import PairConstants
+from lipverify.robustness.ends import End
 from lipverify.robustness.pairs import rivals
 from lipverify.robustness.plan import Plan, Record
 
@@ -43,10 +43,13 @@ PARTS, WORK = 256, 1 << 21
 """Parts of a ball for one rival, and how many numbers all their lines together hold, about."""
 MOST = 0.05
 """What the checker's radius may be below that of the search, relatively; beyond it the point stays `real` and says both."""
-SMALLER = (0.9, 0.75, 0.5, 0.25, 0.1)
-"""Parts of a radius without a proof at which lines are tried, beside what other methods found; halving goes on from there."""
-CLOSE, HALVINGS = 0.02, 3
-"""Halving ends where a radius without a proof is so little above one that has, relatively; over parts after so many steps."""
+LEAST = 0.1
+"""Where lines know no number of the whole radius they are asked for this part of it, and for no other if they know none there."""
+CLOSE, NEAR, HALVINGS = 0.02, 0.005, 3
+"""A search ends where a radius without a proof is so little above one that has, relatively, or where its end is foreseen so
+near; over parts after so many steps."""
+HOPELESS = 8
+"""Margins are lost like this power of the radius at most: what is lost beyond all of it is not made good by `LESS`."""
 WHOLE = 0.8
 """The part of the time of proofs that those of the radii themselves may take."""
 
@@ -235,6 +238,8 @@ class _Proving:
     plan: Plan
     classes: int
     constants: PairConstants | None
+    values: dict[tuple[int, float], float] = field(default_factory=dict)
+    """By row and radius the least margin that lines show, where they know a number."""
 
     def point(self, record: Record, row: int) -> _Proved:
         """The search's radius, up to a twentieth; else the largest that its path reaches in the checker's numbers.
@@ -246,7 +251,7 @@ class _Proving:
         reasons: list[str] = []
         # Where nothing is proved of the smallest ball nothing is of those between: the rest is asked only where it helps.
         for less in (LESS[0], LESS[-1], *LESS[1:-1]):
-            if best is None and len(reasons) > 1:
+            if best is None and reasons and (len(reasons) > 1 or self._hopeless(record, row)):
                 break
             try:
                 with self.writer.attempt():
@@ -261,51 +266,55 @@ class _Proving:
             raise NotCovered(f"{reasons[0]}, and as little on balls up to {LESS[-1]:.1%} smaller")
         return best
 
+    def _hopeless(self, record: Record, row: int) -> bool:
+        """Whether lines alone have to do it, and are far from it at the search's radius or know no number there."""
+        paths = () if record.carried is None else record.carried.paths
+        if PARTED & set(self.plan.parts) or any(path.shells for path in paths):
+            return False
+        value = self.values.get((row, record.radius), -math.inf)
+        return (1.0 - value / record.margin) * (1.0 - LESS[-1]) ** HOPELESS > 1.0
+
     def smaller(self, record: Record, row: int, known: _Proved | None = None) -> _Proved:
         """The largest radius found between what is known and the search's that lines reach, on the whole ball or on parts.
+
+        What each step has proved is kept, also where the time ends.
 
         Raises:
             NotCovered: none of those that are tried.
         """
-        tried = {record.radius * part for part in SMALLER}
-        tried |= {found * (1.0 - LESS[2]) for found in record.by_method.values()}
-        best, above = known, record.radius
-        below = sorted((r for r in tried if r < record.radius * (1.0 - LESS[2])), reverse=True)
-        for place, radius in enumerate(below):
-            if best is not None and radius <= best.radius:
-                break
-            if place == 1 and best is None:  # what has no proof on the smallest ball has none on larger ones
-                best = self._lines(record, row, below[-1], parts=False)
-                if best is None:
+        end = End(record.margin, 0.0 if known is None else known.radius, record.radius, CLOSE, NEAR)
+        end.told(record.radius, min(self.values.get((row, record.radius), -math.inf), 0.0))
+        others = (found * (1.0 - LESS[2]) for found in record.by_method.values())
+        tried = [r for r in others if end.low < r < record.radius * (1.0 - LESS[2])]
+        least, best = LEAST * record.radius, known
+        unseen = not end.lost and best is None
+        radius = max(tried, default=None) or (least if unseen else end.following())
+        try:
+            while radius is not None:
+                found = self._lines(record, row, radius, parts=False)
+                value = self.values.get((row, radius), -math.inf)
+                end.told(radius, value if (found is not None) == (value > 0) else -math.inf)
+                best = found or best
+                if best is None and radius <= least:
                     break
-            found = self._lines(record, row, radius, parts=False)
-            if found is not None:
-                best = found
-                break
-            above = radius
+                unseen = not end.lost and best is None
+                radius = least if unseen else end.following()
+        except BudgetEnded:
+            if best is None:
+                raise
         if best is None:
             raise NotCovered("nor at a tenth of it")
-        best = self._halved(record, row, best, above)
-        return (
-            self._halved(record, row, best, record.radius, HALVINGS)
-            if PARTED & set(self.plan.parts)
-            else best
-        )
+        return self._halved(record, row, best) if PARTED & set(self.plan.parts) else best
 
-    def _halved(
-        self, record: Record, row: int, best: _Proved, above: float, parted: int | None = None
-    ) -> _Proved:
-        """What halving between a proof and `above` reaches by lines on the whole ball, or in so many steps over its parts.
-
-        Each step keeps what the one before has proved, also where the time ends.
-        """
-        steps = count() if parted is None else range(parted)
+    def _halved(self, record: Record, row: int, best: _Proved) -> _Proved:
+        """What a few halvings between a proof and the search's radius reach by lines over parts of the ball."""
+        above = record.radius
         with suppress(BudgetEnded):
-            for _ in steps:
+            for _ in range(HALVINGS):
                 if above <= best.radius * (1.0 + CLOSE):
                     break
                 middle = 0.5 * (best.radius + above)
-                found = self._lines(record, row, middle, parts=parted is not None)
+                found = self._lines(record, row, middle, parts=True)
                 best, above = (best, middle) if found is None else (found, above)
         return best
 
@@ -369,9 +378,8 @@ class _Proving:
         """A margin by lines over a ball; over parts of it, where they were searched for or split in the search too."""
         part = self._part(radius, row)
         value, low = self.writer.value(part, (label, rival))
-        if low <= 0 and not parts:
-            raise RefutedCertificate("lines over the whole ball do not reach it")
-        if low > 0 or not PARTED & set(self.plan.parts):
+        self.values[row, radius] = min(low, self.values.get((row, radius), math.inf))
+        if low > 0 or not parts or not PARTED & set(self.plan.parts):
             return value, low
         if tree is not None:
             with suppress(RefutedCertificate):

@@ -16,6 +16,7 @@ from lipverify.ir.norm import Norm
 from lipverify.ir.region import Ball
 from lipverify.propagation import bounds
 from lipverify.robustness import Plan, compare_radii, radii
+from lipverify.robustness.ends import End
 from lipverify.robustness.march import bracket, march
 from lipverify.robustness.semidefinite import ball_constants
 from lipverify.robustness.shells import Shell, Shells
@@ -43,6 +44,18 @@ def test_the_end_of_linear_bounds_is_enclosed(margin: Callable[[float], float], 
     bracket(shells, 0.7, 1.0, 1e-3, Compute())
     assert end * (1 - 2e-3) <= shells.linear() < end
     assert len(looked) <= 9
+
+
+def test_an_end_is_found_from_a_radius_beyond_it_in_a_few_steps() -> None:
+    """As proofs look for the radius that lines reach, below that of a search: 1 - r exp(4 r) ends at .3076 or so."""
+    end = End(1.0, 0.0, 0.6, 0.02, 0.005)
+    radius: float | None = 0.6
+    looked = 0
+    while radius is not None:
+        end.told(radius, 1.0 - radius * math.exp(4.0 * radius))
+        radius, looked = end.following(), looked + 1
+    assert 1.0 - end.low * math.exp(4.0 * end.low) > 0 > 1.0 - 1.02 * end.low * math.exp(4.08 * end.low)
+    assert looked <= 6
 
 
 def test_marching_integrates_a_growing_constant() -> None:
