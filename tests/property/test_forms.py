@@ -138,6 +138,24 @@ def test_variances_from_below_hold_on_constant_patches(block: int) -> None:
         assert wrong_in(*_patches(seed), seed, 30) == [], f"seed {seed}"
 
 
+@pytest.mark.parametrize("tokens", [13, 17])
+def test_differences_of_more_logits_hold_and_are_tighter(
+    tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where logits are loose, each difference of them is followed in longer rows as well."""
+    for seed in range(tier(2, 60)):
+        graph, x = prenorm_patches(seed, depth=2, d=4, tokens=tokens)
+        norm, norm_in = PAIRS[seed % len(PAIRS)]
+        ball = Ball(x, (0.02, 0.002)[seed % 2], norm)
+        assert wrong_in(graph, ball, Norm.parse(norm_in), seed, 30) == [], f"seed {seed}"
+    graph, x = prenorm_patches(2, depth=2, d=8, tokens=tokens)
+    ball = Ball(x, 0.02, "linf")
+    both = form_bounds(graph, ball, Norm.LINF, device=CPU).rows.max()
+    monkeypatch.setattr(softmax, "MORE_PAIRS", 0)
+    single = form_bounds(graph, ball, Norm.LINF, device=CPU).rows.max()
+    assert float(both) < 0.95 * float(single)
+
+
 def test_three_prenorm_blocks_with_a_small_eps_stay_near_what_is_met() -> None:
     """Errors of a token add up entry by entry to many times what they can do together: 2,207 times what is met, that way."""
     graph, x = prenorm_patches(2)

@@ -36,8 +36,10 @@ from lipverify.rules import relax
 if TYPE_CHECKING:
     from lipverify.propagation.forms.sweep import Sweep
 
-PAIRS = 12
-"""Logits in a row up to which every difference gets facts of its own."""
+PAIRS, MORE_PAIRS = 12, 24
+"""Logits in a row up to which every difference gets facts of its own: always, and where forms of the logits are loose."""
+LOOSE = 1.02
+"""Gradients of logits above this many times those of the reference network: differences know what symbols they share."""
 CHUNK = 1 << 26
 """Bytes for the differences of a few rows."""
 _EXP = gamma(4096)
@@ -100,7 +102,7 @@ def _rows(sweep: Sweep, node: Node, axis: int, last: int) -> _Rows:
     lower, upper = _apart(facts.lower, -facts.upper), _apart(facts.upper, -facts.lower)
     lower, upper = _out(lower, -1.0), _out(upper, 1.0)
     steep = _apart(facts.slopes, facts.slopes) * FAR
-    pairs = n <= PAIRS
+    pairs = n <= PAIRS or (n <= MORE_PAIRS and _loose(sweep, logits, facts))
     if pairs:
         ends = flat(point.lower, 1), flat(point.upper, 1)
         lower, upper, steep = _differences(sweep, logits, Interval(*ends), (lower, upper, steep))
@@ -111,6 +113,13 @@ def _rows(sweep: Sweep, node: Node, axis: int, last: int) -> _Rows:
         out = eye | ~_apart_kept(kept)
     lower, upper, steep = (part.masked_fill(out, 0.0) for part in (lower, upper, steep))
     return _Rows(logits, facts, lower, upper, steep, pairs, kept)
+
+
+def _loose(sweep: Sweep, logits: Form, facts: Facts) -> bool:
+    """Whether what nodes before left out is more than a sliver of the gradients of the logits."""
+    assert logits.matrix is not None
+    reference = sweep.domain.sizes(logits.matrix[:, : sweep.domain.rows].flatten(2))[:, 1:]
+    return bool((facts.slopes.flatten(2).amax(2) > LOOSE * reference.amax(2)).any())
 
 
 def _apart_kept(kept: Tensor) -> Tensor:
@@ -281,7 +290,7 @@ def _secant(rows: _Rows, at: Tensor, far: Tensor, pair: Tensor) -> tuple[Tensor,
         -2, heaviest.unsqueeze(-1).expand_as(far)
     )  # [.., a, b]: how far D of b and the heaviest key moves
     bulge = (weights * (beside.expm1() - beside)).sum(-1)
-    if far.shape[-1] <= PAIRS:
+    if rows.pairs:
         apart = (far.unsqueeze(-3) * pair.unsqueeze(-1) * pair.unsqueeze(-2)).amax((-2, -1))
     else:  # also the pairs with a itself
         apart = far.amax((-2, -1)).unsqueeze(-1).expand_as(y)
