@@ -91,6 +91,14 @@ def windows(x: Tensor, kernel: Shape, stride: Shape, dilation: Shape) -> Tensor:
     return x
 
 
+def _places(x: Tensor, axis: int, size: int, step: int, spread: int = 1) -> list[Tensor]:
+    """The first, the second, ... entry of every window along one axis, counted from the end: of each [..., positions, ...]."""
+    reach = step * ((x.shape[axis] - spread * (size - 1) - 1) // step) + 1
+    moved = x.movedim(axis, -1)
+    # Slices, and no `unfold`: gradients of many outputs at once have a rule for those alone.
+    return [moved[..., spread * k : spread * k + reach : step].movedim(-1, axis) for k in range(size)]
+
+
 @forward.register(MaxPool)
 def _max_pool(op: MaxPool, x: Tensor) -> Tensor:
     largest = torch.nn.functional.pad(x, flat_pads(op.padding), value=-float("inf"))
@@ -98,12 +106,7 @@ def _max_pool(op: MaxPool, x: Tensor) -> Tensor:
     for axis, size, step, spread in zip(
         range(-len(op.kernel), 0), op.kernel, op.stride, op.dilation, strict=True
     ):
-        positions = (largest.shape[axis] - spread * (size - 1) - 1) // step + 1
-        places = [
-            largest.narrow(axis, spread * k, step * (positions - 1) + 1).unfold(axis, 1, step)[..., 0]
-            for k in range(size)
-        ]
-        largest = reduce(torch.maximum, places)
+        largest = reduce(torch.maximum, _places(largest, axis, size, step, spread))
     return largest
 
 
@@ -116,9 +119,10 @@ def _avg_pool(op: AvgPool, x: Tensor) -> Tensor:
 def window_sums(op: AvgPool, x: Tensor) -> Tensor:
     """Sum of every window, padding included as zeros."""
     pads = tuple((a, b + extra) for (a, b), extra in zip(op.padding, op.uncounted, strict=True))
-    padded = torch.nn.functional.pad(x, flat_pads(pads))
-    dilation = (1,) * len(op.kernel)
-    return windows(padded, op.kernel, op.stride, dilation).sum(dim=tuple(range(-len(op.kernel), 0)))
+    sums = torch.nn.functional.pad(x, flat_pads(pads))
+    for axis, size, step in zip(range(-len(op.kernel), 0), op.kernel, op.stride, strict=True):
+        sums = reduce(torch.add, _places(sums, axis, size, step))
+    return sums
 
 
 def window_counts(op: AvgPool, x: Tensor) -> Tensor:
