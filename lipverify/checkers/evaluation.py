@@ -281,7 +281,8 @@ def _deviation(
         )
         return _root(out, unit * y)
     if isinstance(step, Product):
-        return _root(x * beside, other * spread, unit * y)
+        # Where both factors are rounding so is their product: of the size that a square has above, one step of a curve.
+        return _root(x * beside, other * spread, 64.0 * spread * beside, unit * y)
     if isinstance(step, Softmax):
         z, s, p = x[:, step.groups], spread[:, step.groups], y.reshape(len(x), *step.groups.shape)
         around = np.sqrt(np.square(p * s).sum(-1, keepdims=True))
