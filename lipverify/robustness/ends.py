@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from lipverify.robustness.arithmetic import LARGEST
 from lipverify.robustness.shells import between
 
-POWER = 2.5
-"""Of the radius, like which margins of attention are lost; until two balls tell it."""
+POWER, STEEP = 2.5, 6.0
+"""Of the radius, like which margins of attention are lost, before their end and beyond it; until two balls tell it."""
 EXPLODED = 3.0
 """Balls on which exp of this times the number is lost say nothing of where it ends."""
 
@@ -75,6 +75,6 @@ class End:
             # At least in proportion to the radius.
             ends.append(a - x / (max((y - x) / (b - a), 1.0) if y != x else 1.0))
         elif near:
-            ends = [near[0][0] - near[0][1] / POWER]
+            ends = [near[0][0] - near[0][1] / (POWER if near[0][1] < 0.0 else STEEP)]
         lowest = math.log(self.low) if self.low > 0.0 else -math.inf
         return next((math.exp(end) for end in ends if lowest < end < math.log(self.high)), None)
