@@ -417,7 +417,7 @@ class Expectation:
             if not isinstance(claim, Constant):
                 return f"it claims no constant, so none of at most {self.at_most!r}"
             if not max(claim.upper) <= self.at_most:
-                return f"it proves {outward(max(claim.upper))}, not {self.at_most!r}"
+                return f"it proves {outward(max(claim.upper))}, not at most {self.at_most!r}"
         return None
 
     def other_inputs(self, reading: Reading | None, alone: str | None = None) -> str | None:

@@ -36,7 +36,14 @@ from lipverify.checkers.reader import (
 )
 from lipverify.checkers.tables import fields, hexadecimal, integer, text
 from lipverify.checkers.verdict import Verdict
-from lipverify.errors import BudgetEnded, NotCovered, RefutedCertificate, Undecided, UnreadableCertificate
+from lipverify.errors import (
+    BudgetEnded,
+    NotCovered,
+    OtherModel,
+    RefutedCertificate,
+    Undecided,
+    UnreadableCertificate,
+)
 
 SCHEMA = "lipverify.derivation/1"
 LONGEST = 4096
@@ -231,6 +238,11 @@ def verify_derivation(
         return _verified(path, models, at_most, exact, runtimes.spent() + seconds, seed, roles or {})
     except (RefutedCertificate, UnreadableCertificate, Undecided):
         raise
+    except OSError as error:
+        missing = Path(str(error.filename)).name[:80]
+        raise UnreadableCertificate(
+            f"it rests on {missing!a}, which cannot be read ({error.strerror})"
+        ) from error
     except Exception as error:
         raise UnreadableCertificate(f"the derivation cannot be followed ({type(error).__name__})") from error
 
@@ -327,8 +339,9 @@ def _cast(numbers: Numbers, uses: Sequence[Mapping[str, Any]], roles: Mapping[st
         cast = [use for use in uses if role in (use["number"], _called(use["number"], use["place"]))]
         count = len(numbers[name]) if role == name and isinstance(numbers.get(name), list) else 1
         if len(cast) < count:
+            known = ", ".join(_called(use["number"], use["place"]) for use in uses) or "none"
             raise RefutedCertificate(
-                f"it proves something else than expected: {role} is not the constant of a file"
+                f"it proves something else than expected: {role} is not the constant of a file; those are: {known}"
             )
         for use in cast:
             beside = tuple((file["name"], file["sha256"]) for file in use["model"].get("beside", ()))
@@ -405,9 +418,19 @@ def _certified(
         try:
             return check(lambda: data, lambda name: read_bytes(path.parent / name, MAX_MODEL), partial(list, [model]),
                          exact, None, seconds, seed, apart=True)  # fmt: skip
+        except OtherModel:
+            refusal = OtherModel(
+                f"{path.name} is about {_model_of(data)}, which is none of the files that were given"
+            )
         except UnreadableCertificate as error:
             refusal = error
     raise refusal
+
+
+def _model_of(certificate: bytes) -> str:
+    """The name and the digest that a certificate gives its model: its author's words, of what to look for."""
+    models = parse_json(certificate)["models"]
+    return f"{str(models[0]['name'])[:80]!a} with sha256 {str(models[0]['sha256'])[:64]}"
 
 
 def _fits(derivation: Derivation, verdict: Verdict, file: str) -> None:

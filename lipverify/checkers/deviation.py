@@ -264,5 +264,5 @@ def disappointed(expected: Expectation, claim: Deviation, abouts: Sequence[About
     if expected.radius is not None and balls is not None and balls.radius != expected.radius:
         return f"its balls have the radius {balls.radius!r}, not {expected.radius!r}"
     if expected.at_most is not None and not max(claim.upper) <= expected.at_most:
-        return f"it proves {outward(max(claim.upper))}, not {expected.at_most!r}"
+        return f"it proves {outward(max(claim.upper))}, not at most {expected.at_most!r}"
     return None

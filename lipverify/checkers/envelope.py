@@ -141,7 +141,8 @@ def check(certificate: Callable[[], bytes], sidecar: Callable[[str], bytes], mod
     except (RefutedCertificate, UnreadableCertificate, Undecided):
         raise
     except OSError as error:
-        raise UnreadableCertificate(f"a file cannot be read ({error.strerror})") from error
+        missing = "a file" if error.filename is None else f"{Path(str(error.filename)).name[:80]!a}"
+        raise UnreadableCertificate(f"{missing} cannot be read ({error.strerror})") from error
     except Exception as error:
         raise UnreadableCertificate(f"the certificate cannot be followed ({type(error).__name__})") from error
 
@@ -261,9 +262,10 @@ def _bound(
         )
     if [about.sha256 for about in abouts] != [model.sha256 for model in models]:
         turned = [about.sha256 for about in reversed(abouts)] == [model.sha256 for model in models]
-        raise OtherModel(
-            "it is for these models in the other order" if turned else "it is for another model file"
-        )
+        if turned:
+            raise OtherModel("it is for these models in the other order")
+        asked, given = (" and ".join(str(one.sha256) for one in ones) for ones in (abouts, models))
+        raise OtherModel(f"it is for another model file: one with sha256 {asked}, not {given}")
     for about, model in zip(abouts, models, strict=True):
         if about.beside != model.beside:
             why = f": {model.reason}" if model.reason else ""

@@ -141,6 +141,21 @@ def overstated(document: Any, verdicts: Verdicts) -> Iterator[str]:
     yield from reader.left(document)
 
 
+def rests_on(document: Any) -> Iterator[str]:
+    """The certificates of what a result calls `checked`."""
+    if (
+        isinstance(document, dict)
+        and document.get("rigour") == "checked"
+        and isinstance(document.get("certificate"), str)
+    ):
+        yield os.path.normpath(document["certificate"])
+    entries = (
+        document.values() if isinstance(document, dict) else document if isinstance(document, list) else ()
+    )
+    for entry in entries:
+        yield from rests_on(entry)
+
+
 def _audit(reader: _Reader, document: Mapping[str, Any]) -> Iterator[str]:
     yield from _audited(reader, document, document.get("model"), document.get("query"))
 

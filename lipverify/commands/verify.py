@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lipverify.commands.headlines import NOT_COMPARED, READERS, overstated
+from lipverify.commands.headlines import NOT_COMPARED, READERS, overstated, rests_on
 from lipverify.commands.shell import Json, print_json
 from lipverify.errors import (
     BudgetEnded,
@@ -247,7 +247,8 @@ def _report(
         if path not in found:
             said = sorted(set(overstated(document, proved)))
             answers += [_refused(path, Refuted(reason)) for reason in said]
-            carried += [display_path(path)] if not said and _schema(document) in READERS else []
+            whole = _schema(document) in READERS and proved.keys() >= set(rests_on(document))
+            carried += [display_path(path)] if whole and not said else []
     return answers, carried
 
 

@@ -861,4 +861,12 @@ def test_which_file_a_constant_is_of_is_said_and_can_be_expected(tmp_path: Path)
     assert turned.returncode == 3
     assert "inputs is the constant of 'u.onnx', not of 'w.onnx'" in turned.stderr
     assert given(f"inputs={u}", f"states={w}", f"gain={w}").returncode == 3
+    assert "those are: inputs, states" in " ".join(
+        given(f"inputs={u}", f"states={w}", f"gain={w}").stderr.split()
+    )
     assert given(f"inputs={tmp_path}/none.onnx", w).returncode == 2
+    forgotten = given(u)
+    assert forgotten.returncode == 7
+    assert "rec-states.json is about 'w.onnx' with sha256" in " ".join(forgotten.stderr.split())
+    (tmp_path / "rec-states.json").unlink()
+    assert "it rests on 'rec-states.json', which cannot be read" in " ".join(given(u, w).stderr.split())

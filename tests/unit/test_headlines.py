@@ -206,6 +206,23 @@ def test_a_report_says_what_its_numbers_are_held_against(reports: dict[str, Path
     assert "it says 0.01 where" in refused["reason"]
 
 
+def test_a_report_whose_certificates_are_gone_is_not_called_carried(
+    reports: dict[str, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(reports["audit"], tmp_path / "report")
+    (tmp_path / "report" / "certificates" / "lipsdp.json").unlink()
+    done = verified(reports, "audit", tmp_path / "report")
+    assert done.returncode == 4
+    assert "carried" not in done.stdout
+    shutil.copytree(reports["audit"], tmp_path / "arrays")
+    for file in (tmp_path / "arrays" / "certificates").glob("*.safetensors"):
+        file.unlink()
+    done = verified(reports, "audit", tmp_path / "arrays")
+    assert done.returncode == 7
+    assert ".safetensors' cannot be read" in done.stdout
+    assert "carried" not in done.stdout
+
+
 def test_the_files_to_give_are_named(reports: dict[str, Path], tmp_path: Path) -> None:
     for about in (reports["audit"], reports["audit"] / "certificates" / "product.json"):
         done = lipverify("verify", about)
