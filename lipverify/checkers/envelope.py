@@ -176,7 +176,9 @@ def _envelope(data: bytes) -> _Envelope:
     if table["rigour"] != "checked":
         if table["rigour"] not in ("real", "solver"):
             raise UnreadableCertificate("an unknown rigour")
-        raise Undecided(f"it says itself that the checker has not proved it (rigour {table['rigour']})")
+        raise Undecided(
+            f"it says itself that the checker has not proved it (rigour {table['rigour']}): nothing to prove here"
+        )
     regions, models = table["regions"], table["models"]
     if not isinstance(models, list) or len(models) not in ROLES:
         raise UnreadableCertificate("a claim about no model, or about more than two")

@@ -177,6 +177,7 @@ class _Answer:
         if isinstance(self.error, OtherModel):
             said[self.error.exit_code] = "of another model"
         why = self.document["claim"] if self.error is None else self.document["reason"]
+        why = why.removesuffix(": nothing to prove here")  # the line begins with it
         stated = self.document.get("stated")
         why += f"; constants taken as stated, not proved: {', '.join(stated)}" if stated else ""
         return f"{said.get(self.code, 'not proved')}: {self.name}: {why}"
