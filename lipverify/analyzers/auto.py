@@ -136,7 +136,7 @@ def _choice(questions: Sequence[tuple[Graph, Query]], seconds: float) -> Choice:
         else (*(() if balls and all(balls) else EVERYWHERE), *(AROUND if any(balls) else ()))
     )
     reasons = {name: _reason(name, questions) for name in candidates}
-    if reasons.get("local", GATED) is None and all(_multiplies(graph) for graph, _ in questions):
+    if reasons.get("local", GATED) is None and all(graph.has(Mul) for graph, _ in questions):
         reasons["local-sdp"] = reasons["local-sdp"] or GATED
     asked = tuple(name for name, reason in reasons.items() if reason is None)
     branching = any(balls) and _reason(BRANCHING, questions) is None
@@ -145,10 +145,6 @@ def _choice(questions: Sequence[tuple[Graph, Query]], seconds: float) -> Choice:
     return Choice(
         asked, {n: reason for n, reason in reasons.items() if reason is not None}, seconds, branching
     )
-
-
-def _multiplies(graph: Graph) -> bool:
-    return any(isinstance(node.op, Mul) for node in graph.nodes)
 
 
 def _reason(name: str, questions: Sequence[tuple[Graph, Query]]) -> str | None:

@@ -165,4 +165,4 @@ def _norm(value: Tensor, norm: Norm) -> Upper:
 
 def has_products(graph: Graph) -> bool:
     """Whether computed values are multiplied by each other."""
-    return any(isinstance(node.op, ops.Mul | ops.MatMul) for node in graph.nodes)
+    return graph.has(ops.Mul, ops.MatMul)

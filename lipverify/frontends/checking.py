@@ -122,7 +122,7 @@ def differences(graph: Graph, reference: Reference, x: Tensor, dtype: torch.dtyp
             raise ExtractionMismatch(
                 f'output "{display(output)}" has shape {list(right.shape[1:])} in the source, {list(left.shape[1:])} in the graph'
             )
-        if any(isinstance(node.op, Quantize) for node in graph.nodes):
+        if graph.has(Quantize):
             left = _either_way(graph.select(graph.outputs.index(output)), rounded, left, right)
         yield compare(output, left, right, TOLERANCE[dtype])
 

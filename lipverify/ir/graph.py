@@ -185,6 +185,10 @@ class Graph(Shown):
         """Sample shape of the selected output."""
         return self.output.shape
 
+    def has(self, *kinds: type[Op]) -> bool:
+        """Whether a node is one of these operators."""
+        return any(isinstance(node.op, kinds) for node in self.nodes)
+
     def select(self, index: int) -> Graph:
         """The same network with another of its outputs, without the nodes that output does not need.
 

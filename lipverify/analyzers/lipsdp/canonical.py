@@ -76,7 +76,7 @@ def _followed(
     graph, boxes = commuted(graph, boxes)
     form = Canonical(device)
     # Factors of products have to have a range; that of other values does not matter where slopes are those everywhere.
-    factors = everywhere(graph) if boxes is None and _multiplies(graph) else {}
+    factors = everywhere(graph) if boxes is None and graph.has(ops.Mul) else {}
     signals: dict[str, Signal] = {}
     waiting = {name: len(users) for name, users in graph.consumers.items()}
     for node in graph.nodes:
@@ -114,10 +114,6 @@ def _within(form: Canonical, signal: Signal, box: Interval) -> Signal:
     return replace(signal, box=(box.lower.flatten().to(form.device), box.upper.flatten().to(form.device)))
 
 
-def _multiplies(graph: Graph) -> bool:
-    return any(isinstance(node.op, ops.Mul) for node in graph.nodes)
-
-
 def available() -> int:
     """Bytes that dense matrices may take: what is free, and never more than `MAX_BYTES`."""
     return min(MAX_BYTES, memory.free())
@@ -143,7 +139,7 @@ def refuse_unencodable(graph: Graph) -> None:
 
 def refuse_unbounded(graph: Graph) -> None:
     """Raises UnsupportedModel naming the first product with a factor that is not bounded over all inputs."""
-    if not _multiplies(graph):
+    if not graph.has(ops.Mul):
         return
     ranges = everywhere(graph)
     for node in graph.nodes:

@@ -153,7 +153,7 @@ class _Bounded:
 
         self.ball, self.device, self.outputs = ball, device, graph.output.size
         # Its gradients of convolutions take one output at a time, those of sums all of them together.
-        single = any(isinstance(node.op, Conv) for node in graph.nodes)
+        single = graph.has(Conv)
         self.mask = torch.eye(self.outputs, 1, device=device) if single else None
         # A bounded tensor already here: with a plain one the gradient nodes are not built.
         example = auto_LiRPA.BoundedTensor(self._center(0))

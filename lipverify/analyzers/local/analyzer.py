@@ -294,7 +294,7 @@ def _certificate(
         raise UnsupportedModel(reason)
     begun = time.monotonic()
     product = _product(graph, query, compute) if with_product else None
-    if any(isinstance(node.op, ops.Mul) for node in graph.nodes):
+    if graph.has(ops.Mul):
         # Through gates the checker's lines are the narrower ones: the other half of the time is for them (`JacobianRows.proof`).
         compute = replace(compute, deadline=compute.share(2))
     found = local_bounds(graph, query, compute, method, forward, precision)
