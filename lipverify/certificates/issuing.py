@@ -481,11 +481,8 @@ def _of_graphs(verdict: checkers.Verdict, models: Sequence[Given]) -> checkers.V
         if not isinstance(graph, Graph):
             continue
         place, name = output_of(graph.origin)
-        found = shown["output"]["index"] if place is not None else shown["output"]["name"]
-        if shown["binding"] == "file" and (found, shown["margin"]) != (
-            name if place is None else place,
-            graph.origin.margin,
-        ):
+        other = shown["output"]["name"] != name if place is None else shown["output"]["index"] != place
+        if shown["binding"] == "file" and (other or shown["margin"] != graph.origin.margin):
             raise OtherModel("it is about another output of the model's file than the graph")
         try:
             _same_function(graph, program)

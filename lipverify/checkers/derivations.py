@@ -343,12 +343,9 @@ def _cast(numbers: Numbers, uses: Sequence[Mapping[str, Any]], roles: Mapping[st
             raise RefutedCertificate(
                 f"it proves something else than expected: {role} is not the constant of a file; those are: {known}"
             )
+        files = [{"name": name[:80], "sha256": sha256} for name, sha256 in model.beside]
         for use in cast:
-            beside = tuple((file["name"], file["sha256"]) for file in use["model"].get("beside", ()))
-            if (use["model"]["sha256"], beside) != (
-                model.sha256,
-                tuple((n[:80], d) for n, d in model.beside),
-            ):
+            if (use["model"]["sha256"], use["model"].get("beside", [])) != (model.sha256, files):
                 raise RefutedCertificate(
                     f"it proves something else than expected: {_called(use['number'], use['place'])} is the constant of "
                     f"{use['model']['name']!a}, not of {model.name[:80]!a}"
@@ -457,12 +454,6 @@ _ENDS: Mapping[str, tuple[str | None, str | None]] = {
 """Constant -> the spaces its function goes between, None: one of its own."""
 
 
-def _players(name: str, place: int | None, count: int) -> tuple[str | None, str | None]:
-    """Of a game: functions of one player give its gradient, whatever they take, which may be the variables of all."""
-    assert place is not None
-    return None, f"player {place // count if name == 'couplings' else place}"
-
-
 def _joined(numbers: Numbers, sizes: Mapping[Place, tuple[int, int]]) -> None:
     """That functions whose constants one rule takes can be what it says of each: certificates exchanged between two are not.
 
@@ -471,8 +462,9 @@ def _joined(numbers: Numbers, sizes: Mapping[Place, tuple[int, int]]) -> None:
     spaces: dict[str, int] = {}
     for (name, place), found in sizes.items():
         ends = _ENDS.get(name, (None, None))
-        if name in ("shifted", "couplings"):
-            ends = _players(name, place, max(len(numbers["shifted"]), 1))
+        if place is not None and name in ("shifted", "couplings"):
+            # Functions of one player give its gradient, whatever they take, which may be the variables of all.
+            ends = None, f"player {place if name == 'shifted' else place // len(numbers['shifted'])}"
         for end, size in zip(ends, found, strict=True):
             need(
                 end is None or spaces.setdefault(end, size) == size,

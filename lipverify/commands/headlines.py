@@ -22,8 +22,8 @@ Verdicts = Mapping[str, Mapping[str, Any]]
 
 NOT_COMPARED = (
     "lower bounds, attacks, times, sentences, which row of the data a point is, and numbers that are called `real` or come of a "
-    "search alone (methods compared, differences of entries, labels kept but for `checked`); curves in a comparison have no "
-    "certificates"
+    "search alone (methods compared, differences of entries, labels kept but for `checked`) or of a formula; curves in a "
+    "comparison have no certificates"
 )
 Entries = Callable[[Mapping[str, Any]], list[Mapping[str, Any]]]
 SIGNS = {"increasing": (1,), "decreasing": (-1,), "constant": (1, -1)}
@@ -48,112 +48,87 @@ class _Reader:
     verdicts: Verdicts
     seen: set[int] = field(default_factory=set)
 
-    def proved(self, row: Mapping[str, Any], about: _About, kind: str) -> Iterator[str | Mapping[str, Any]]:
-        """The verdict that a row rests on, or why it rests on none; nothing where no certificate that was proved is named.
+    def verdict(self, named: Any) -> Mapping[str, Any] | None:
+        """Of a certificate that was proved; those that are not speak for themselves."""
+        return self.verdicts.get(os.path.normpath(named)) if isinstance(named, str) and named else None
 
-        kind: a field that only verdicts of the kind have.
-        """
+    def bounds(self, row: Mapping[str, Any], about: _About, kind: str) -> Iterator[str]:
+        """That the certificate of a row carries its `upper`, and is about the same. kind: a field that its kind alone has."""
         self.seen.add(id(row))
-        checked, named = row.get("rigour") == "checked", row.get("certificate")
-        if not isinstance(named, str) or not named:
-            if checked:
-                yield "a row is `checked` and names no certificate"
+        if row.get("rigour") != "checked":
             return
-        found = self.verdicts.get(os.path.normpath(named))
-        if found is None or not checked:
-            return  # certificates that are not proved speak for themselves
+        named = row.get("certificate")
+        if not isinstance(named, str) or not named:
+            yield "a row is `checked` and names no certificate"
+        found = self.verdict(named)
+        if found is None or not isinstance(named, str):
+            return
         if kind not in found or found.get("kind") == "derivation":
             yield f"{named} is about something else than its row"
             return
-        different = list(self._other(found, about))
-        yield from (f"{said} where {named} is about {other}" for said, other in different)
-        if not different:
-            yield found
+        yield from different(found, about, named)
+        if not _at_least(row.get("upper"), found.get("upper")):
+            yield f"it says {row.get('upper')!r} where {named} proves {found.get('upper')!r}"
 
-    def _other(self, found: Mapping[str, Any], about: _About) -> Iterator[tuple[str, str]]:
-        """How what a row is about differs from what was proved: what the row says, and what was proved."""
-        models = [found["model"]] if "model" in found else list(found.get("models", ()))
-        if len(models) != len(about.models):
-            yield f"it is about {len(about.models)} models", f"{len(models)}"
-            return
-        for said, model in zip(about.models, models, strict=True):
-            said = _table(said)
-            if _identity(said) != _identity(model) or (
-                model["sha256"] is None and said.get("graph_digest") != model["graph_digest"]
-            ):
-                yield f"its model is {_called(said)}", _called(model)
-        for name in ("norm_in", "norm_out"):
-            said, known = getattr(about, name), found.get(name)
-            if known is not None and said != known:
-                yield f"its query is about {said}", f"{known}"
-        if _region(about.region) != _region(found.get("region")):
-            yield f"its region is {_region(about.region)}", f"{_region(found.get('region'))}"
-
-    def constants(self, rows: Any, about: _About) -> Iterator[str]:
-        """Lipschitz constants."""
-        for row in _rows(rows):
-            for found in self.proved(row, about, "norm_in"):
-                yield from [found] if isinstance(found, str) else _below(row, found)
-
-    def signs(self, rows: Any, document: Mapping[str, Any], entry: Entries) -> Iterator[str]:
-        """Verdicts on entries, all of one certificate; entry: what a row is about -> as the certificate's entries are told."""
-        region = _table(document.get("query")).get("region")
+    def signs(self, rows: Any, document: Mapping[str, Any], region: Any, entries: Entries) -> Iterator[str]:
+        """Verdicts on entries, all of one certificate; entries: what a row is about -> as the certificate tells them."""
+        named = str(document.get("certificate"))
+        found = self.verdict(named)
         for row in _rows(rows):
             self.seen.add(id(row))
-            found = self.verdicts.get(os.path.normpath(str(document.get("certificate"))))
             if row.get("rigour") != "checked" or found is None:
                 continue
             about = _About([document.get("model")], region=_as_ball(region, _table(found.get("region"))))
-            different = [
-                f"{said} where its certificate is about {other}" for said, other in self._other(found, about)
-            ]
-            yield from different
-            told = {tuple(sorted(_table(one).items())) for one in _rows(found.get("entries"))}
-            if not different and not all(tuple(sorted(one.items())) in told for one in entry(row)):
+            yield from different(found, about, named)
+            if not all(entry in _rows(found.get("entries")) for entry in entries(row)):
                 yield f"a verdict is {row.get('verdict')!r} and its certificate does not say so"
 
-    def left(self, document: Any) -> Iterator[str]:
-        """What says `checked` and was looked at by nobody."""
-        if (
-            isinstance(document, dict)
-            and document.get("rigour") == "checked"
-            and id(document) not in self.seen
-        ):
-            yield "something is called `checked` that no certificate of its kind of document carries"
-        entries = (
-            document.values()
-            if isinstance(document, dict)
-            else document
-            if isinstance(document, list)
-            else ()
-        )
-        for entry in entries:
-            yield from self.left(entry)
+
+def different(found: Mapping[str, Any], about: _About, named: str) -> Iterator[str]:
+    """How what a document says a number is about differs from what its certificate is about."""
+    models = _models(found)
+    if len(models) != len(about.models):
+        yield f"it is about {len(about.models)} models where {named} is about {len(models)}"
+        return
+    for said, model in zip(map(_table, about.models), models, strict=True):
+        if _identity(said) != _identity(model):
+            yield f"its model is {_called(said)} where {named} is about {_called(model)}"
+    for name in ("norm_in", "norm_out"):
+        asked, known = getattr(about, name), found.get(name)
+        if known is not None and asked != known:
+            yield f"its query is about {asked} where {named} is about {known}"
+    asked, known = _region(about.region), _region(found.get("region"))
+    if asked != known:
+        yield f"its region is {asked} where {named} is about {known}"
 
 
 def overstated(document: Any, verdicts: Verdicts) -> Iterator[str]:
     """Where a result calls something `checked` that its certificates do not prove."""
-    reader = _Reader(verdicts)
-    found = _table(document)
+    reader, found = _Reader(verdicts), _table(document)
     read = READERS.get(str(found.get("schema")))
     if read is not None:
         yield from read(reader, found)
-    yield from reader.left(document)
+    for table in tables(document):
+        if table.get("rigour") == "checked" and id(table) not in reader.seen:
+            yield "something is called `checked` that no certificate of its kind of document carries"
 
 
 def rests_on(document: Any) -> Iterator[str]:
     """The certificates of what a result calls `checked`."""
-    if (
-        isinstance(document, dict)
-        and document.get("rigour") == "checked"
-        and isinstance(document.get("certificate"), str)
-    ):
-        yield os.path.normpath(document["certificate"])
-    entries = (
+    for table in tables(document):
+        if table.get("rigour") == "checked" and isinstance(table.get("certificate"), str):
+            yield os.path.normpath(table["certificate"])
+
+
+def tables(document: Any) -> Iterator[dict[str, Any]]:
+    """Every table in a document, from the outside inward."""
+    if isinstance(document, dict):
+        yield document
+    inner = (
         document.values() if isinstance(document, dict) else document if isinstance(document, list) else ()
     )
-    for entry in entries:
-        yield from rests_on(entry)
+    for entry in inner:
+        yield from tables(entry)
 
 
 def _audit(reader: _Reader, document: Mapping[str, Any]) -> Iterator[str]:
@@ -163,7 +138,8 @@ def _audit(reader: _Reader, document: Mapping[str, Any]) -> Iterator[str]:
 def _audited(reader: _Reader, found: Mapping[str, Any], model: Any, query: Any) -> Iterator[str]:
     asked = _table(query)
     about = _About([model], asked.get("norm_in"), asked.get("norm_out"), asked.get("region"))
-    yield from reader.constants(found.get("results"), about)
+    for row in _rows(found.get("results")):
+        yield from reader.bounds(row, about, "norm_in")
     best = found.get("best")
     if isinstance(best, dict) and "upper" in best:
         named = [
@@ -195,33 +171,24 @@ def _compare(reader: _Reader, document: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _misnamed(reader: _Reader, name: str, model: Any) -> Iterator[str]:
-    """A row called as another of the files that were given."""
+    """One of the files that were given, called as another of them."""
+    called: dict[Any, set[Any]] = {}
     for found in reader.verdicts.values():
-        for known in [found["model"]] if "model" in found else _rows(found.get("models")):
-            if known.get("name") == os.path.basename(name) and known.get("sha256") != _table(model).get(
-                "sha256"
-            ):
-                clash = [
-                    one
-                    for v in reader.verdicts.values()
-                    if (one := v.get("model")) and one["name"] == known["name"]
-                ]
-                if len({one["sha256"] for one in clash}) < 2:
-                    yield f"it calls another model {name!r}"
-                return
+        for known in _models(found):
+            called.setdefault(known.get("sha256"), set()).add(known.get("name"))
+    own = next((names for sha256, names in called.items() if sha256 == _table(model).get("sha256")), set())
+    if own and os.path.basename(name) in set().union(*called.values()) - own:
+        yield f"it calls another model {name!r}"
 
 
 def _deviation(reader: _Reader, row: Mapping[str, Any], about: _About) -> Iterator[str]:
-    for found in reader.proved(row, about, "differences"):
-        if isinstance(found, str):
-            yield found
-            continue
-        yield from _below(row, found)
-        kept, labels = _table(row.get("kept")), found.get("labels")
-        if isinstance(labels, list) and labels and "checked" in kept:
-            share = sum(label is not None for label in labels) / len(labels)
-            if not _at_least(share, kept["checked"]):
-                yield f"it says that {kept['checked']!r} of the labels are kept where {row['certificate']} proves {share!r}"
+    yield from reader.bounds(row, about, "differences")
+    found = reader.verdict(row.get("certificate"))
+    kept, labels = _table(row.get("kept")), None if found is None else found.get("labels")
+    if row.get("rigour") == "checked" and isinstance(labels, list) and labels and "checked" in kept:
+        share = sum(label is not None for label in labels) / len(labels)
+        if not _at_least(share, kept["checked"]):
+            yield f"it says that {kept['checked']!r} of the labels are kept where {row['certificate']} proves {share!r}"
 
 
 def _answer(reader: _Reader, document: Mapping[str, Any]) -> Iterator[str]:
@@ -232,14 +199,14 @@ def _answer(reader: _Reader, document: Mapping[str, Any]) -> Iterator[str]:
     reader.seen |= {id(document), *map(id, needs)}
     carried = [need for need in needs if isinstance(need.get("certificate"), str)]
     for need in carried:
-        found = reader.verdicts.get(os.path.normpath(need["certificate"]))
+        found = reader.verdict(need["certificate"])
         if found is not None and not _at_least(need.get("upper"), found.get("upper")):
             yield f"it needs {need.get('upper')!r} where {need['certificate']} proves {found.get('upper')!r}"
     # The formula of a question of another package makes its number of the constants that are proved.
     if document.get("question") == DEVIATION or not carried:
         yield from _deviation(reader, document, about)
     named = [one["certificate"] for one in [document, *needs] if isinstance(one.get("certificate"), str)]
-    if any(os.path.normpath(name) not in reader.verdicts for name in named):
+    if any(reader.verdict(name) is None for name in named):
         return
     said = {str(found.get("claim")) for found in reader.verdicts.values()}
     for sentence in document["proved"] if isinstance(document.get("proved"), list) else []:
@@ -260,11 +227,9 @@ def _radius(reader: _Reader, document: Mapping[str, Any]) -> Iterator[str]:
         if row.get("rigour") == "checked" and not isinstance(row.get("certificate"), str):
             yield "a row is `checked` and names no certificate"
     for named in dict.fromkeys(row["certificate"] for row in rows if isinstance(row.get("certificate"), str)):
-        found = reader.verdicts.get(os.path.normpath(named))
+        found = reader.verdict(named)
         if found is not None:
-            yield from _points(
-                reader, document, named, found, [r for r in rows if r.get("certificate") == named]
-            )
+            yield from _points(document, named, found, [r for r in rows if r.get("certificate") == named])
     radii = [r for row in rows if (r := _number(row.get("radius"))) is not None and r > 0]
 
     def share(radius: Any) -> float:
@@ -289,7 +254,6 @@ def _several(reader: _Reader, document: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _points(
-    reader: _Reader,
     document: Mapping[str, Any],
     named: str,
     found: Mapping[str, Any],
@@ -301,7 +265,7 @@ def _points(
         return
     region = {"kind": "points", "norm": document.get("norm"), "count": len(own), "box": document.get("box")}
     about = _About([document.get("model")], document.get("norm"), None, region)
-    yield from (f"{said} where {named} is about {other}" for said, other in reader._other(found, about))
+    yield from different(found, about, named)
     for row, radius, label in zip(own, radii, labels, strict=True):
         said = row.get("radius") if row.get("rigour") == "checked" else row.get("proved") or 0.0
         if not _at_least(radius, said) or row.get("label") != label:
@@ -310,13 +274,13 @@ def _points(
 
 def _monotone(reader: _Reader, document: Mapping[str, Any]) -> Iterator[str]:
     reader.seen.add(id(document))
-    output = _table(document.get("query")).get("output")
+    query = _table(document.get("query"))
 
     def entries(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         signs = SIGNS.get(str(row.get("verdict")), ())
-        return [{"output": output, "input": row.get("feature"), "sign": sign} for sign in signs]
+        return [{"output": query.get("output"), "input": row.get("feature"), "sign": sign} for sign in signs]
 
-    yield from reader.signs(document.get("features"), document, entries)
+    yield from reader.signs(document.get("features"), document, query.get("region"), entries)
 
 
 def _convex(reader: _Reader, document: Mapping[str, Any]) -> Iterator[str]:
@@ -326,8 +290,7 @@ def _convex(reader: _Reader, document: Mapping[str, Any]) -> Iterator[str]:
             for sign in CURVATURES.get(str(row.get("verdict")), ())
         ]
 
-    everywhere = {**document, "query": {"region": {"kind": "everywhere"}}}
-    yield from reader.signs(document.get("outputs"), everywhere, entries)
+    yield from reader.signs(document.get("outputs"), document, {"kind": "everywhere"}, entries)
 
 
 READERS: Mapping[str, Callable[[_Reader, Mapping[str, Any]], Iterator[str]]] = {
@@ -342,16 +305,25 @@ READERS: Mapping[str, Callable[[_Reader, Mapping[str, Any]], Iterator[str]]] = {
 }
 
 
-def _below(row: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[str]:
-    if not _at_least(row.get("upper"), found.get("upper")):
-        yield f"it says {row.get('upper')!r} where {row['certificate']} proves {found.get('upper')!r}"
+def _models(found: Mapping[str, Any]) -> list[Any]:
+    """Of a verdict, in order."""
+    return [found["model"]] if "model" in found else _rows(found.get("models"))
 
 
 def _identity(model: Mapping[str, Any]) -> tuple[Any, ...]:
-    """File, output and inputs of a model; a document of an older version says no output, and is about the first."""
-    output, beside, margin = _table(model.get("output")), _rows(model.get("beside")), model.get("margin")
-    return (model.get("sha256"), output.get("index", 0), None if margin is None else list(margin), _reading(model.get("reading")),
-            [one.get("sha256") for one in beside])  # fmt: skip
+    """File (or graph in memory), output and inputs of a model; a document of an older version says no output: it is the first."""
+    sha256, margin = model.get("sha256"), model.get("margin")
+    graph = model.get("graph_digest") if sha256 is None else None
+    entries = list(margin) if isinstance(margin, tuple) else margin
+    beside = [one.get("sha256") for one in _rows(model.get("beside"))]
+    return (
+        sha256,
+        graph,
+        _table(model.get("output")).get("index", 0),
+        entries,
+        _reading(model.get("reading")),
+        beside,
+    )
 
 
 def _reading(reading: Any) -> Any:
@@ -375,7 +347,7 @@ def _stated(value: Any) -> float | None:
 
 
 def _called(model: Mapping[str, Any]) -> str:
-    sha256, output, margin, reading, _ = _identity(model)
+    sha256, _, output, margin, reading, _ = _identity(model)
     entries = "" if margin is None else f", entries {margin!r}"
     inputs = "" if reading is None else " with inputs of its own"
     return f"output {output!r}{entries} of the file with sha256 {str(sha256)[:16]}{inputs}"

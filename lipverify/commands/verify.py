@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lipverify.commands.headlines import NOT_COMPARED, READERS, overstated, rests_on
+from lipverify.commands.headlines import NOT_COMPARED, READERS, overstated, rests_on, tables
 from lipverify.commands.shell import Json, print_json
 from lipverify.errors import (
     BudgetEnded,
@@ -367,15 +367,9 @@ def _is_derivation(document: Any) -> bool:
 
 def _named(document: Any) -> Iterator[str]:
     """The certificates that a result names, by their files."""
-    if isinstance(document, dict):
-        for key, entry in document.items():
-            if key == "certificate" and isinstance(entry, str) and entry:
-                yield entry
-            else:
-                yield from _named(entry)
-    elif isinstance(document, list):
-        for entry in document:
-            yield from _named(entry)
+    for table in tables(document):
+        if isinstance(named := table.get("certificate"), str) and named:
+            yield named
 
 
 def _file(model: str) -> Path:

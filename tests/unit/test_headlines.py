@@ -280,3 +280,24 @@ def test_whatever_stands_in_a_result_is_no_error() -> None:
                     other: [{"rigour": "checked", "certificate": "certificates/a.json"}] for other in keys
                 }
                 assert list(overstated({**filled, "schema": schema, key: value}, proved))
+    results = [{"rigour": "checked", "certificate": "certificates/a.json", "upper": 2.0}]
+    for key in ("sha256", "output", "margin", "reading", "beside", "graph_digest"):
+        for value in bent:
+            audit = {"model": {"sha256": "a", key: value}, "query": query, "results": results}
+            list(overstated({"schema": "lipverify.audit/1", **audit}, proved))
+            compared = {
+                "queries": [query],
+                "models": [{"name": "net.onnx", **audit, "audits": [{**audit, "query": 0}]}],
+            }
+            list(overstated({"schema": "lipverify.compare/1", **compared}, proved))
+
+
+def test_files_of_one_name_in_two_folders_are_no_contradiction() -> None:
+    models = [
+        {"name": "net.onnx", "model": {"sha256": "a"}},
+        {"name": "copy/net.onnx", "model": {"sha256": "b"}},
+    ]
+    document = {"schema": "lipverify.compare/1", "models": models}
+    assert not list(overstated(document, {"certificates/a.json": CONSTANT}))
+    second = {**CONSTANT, "model": {**MODEL, "sha256": "b"}}
+    assert not list(overstated(document, {"certificates/a.json": CONSTANT, "certificates/b.json": second}))
