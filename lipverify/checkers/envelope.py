@@ -141,8 +141,8 @@ def check(certificate: Callable[[], bytes], sidecar: Callable[[str], bytes], mod
     except (RefutedCertificate, UnreadableCertificate, Undecided):
         raise
     except OSError as error:
-        missing = "a file" if error.filename is None else f"{Path(str(error.filename)).name[:80]!a}"
-        raise UnreadableCertificate(f"{missing} cannot be read ({error.strerror})") from error
+        named = "" if error.filename is None else f": {Path(str(error.filename)).name[:80]!a}"
+        raise UnreadableCertificate(f"a file cannot be read ({error.strerror}){named}") from error
     except Exception as error:
         raise UnreadableCertificate(f"the certificate cannot be followed ({type(error).__name__})") from error
 

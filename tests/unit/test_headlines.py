@@ -219,7 +219,7 @@ def test_a_report_whose_certificates_are_gone_is_not_called_carried(
         file.unlink()
     done = verified(reports, "audit", tmp_path / "arrays")
     assert done.returncode == 7
-    assert ".safetensors' cannot be read" in done.stdout
+    assert "a file cannot be read (No such file or directory): 'lipsdp.safetensors'" in done.stdout
     assert "carried" not in done.stdout
 
 
