@@ -434,9 +434,15 @@ class Expectation:
         names = {name for name, _ in reading.inputs} if reading is not None else {str(alone)}
         if self.varying is not None and names != self.varying:
             return f"it is about inputs {sorted(names)}, not about {sorted(self.varying)}"
-        if self.fixed is None:
-            return None
         arrays = {} if reading is None else reading.arrays
+        if self.fixed is None:
+            # Where another input stands at 0, a network can be as flat as its author likes: that is not everywhere.
+            free = self.everywhere and bool(arrays)
+            return (
+                f"of its author's choice are {sorted(arrays)}: say with --constant what they are"
+                if free
+                else None
+            )
         if self.fixed.keys() != arrays.keys():
             return f"it fixes the inputs {sorted(arrays)}, not {sorted(self.fixed)}"
         for name, wanted in self.fixed.items():

@@ -41,13 +41,9 @@ def prove(options: ProveOptions, as_json: bool) -> int:
     """Proves every bound of the report that waits for it, and writes the report again; 0 if none waits any more, else 4.
 
     Raises:
-        UsageError: no report of `audit`, another model, or nothing that waits. InvalidFile: a damaged file.
+        UsageError: no report of `audit`, or another model. InvalidFile: a damaged file.
     """
-    from lipverify import pipeline
-    from lipverify.commands.start import load
-    from lipverify.reporting.html import render_audit
-    from lipverify.reporting.places import REPORT, RESULT
-    from lipverify.reporting.writing import OutputFolder, document_bytes
+    from lipverify.reporting.places import RESULT
 
     folder = Path(options.folder)
     document = _document(folder / RESULT)
@@ -55,12 +51,38 @@ def prove(options: ProveOptions, as_json: bool) -> int:
         raise UsageError(f"{display_path(folder)} holds no report of audit, whose bounds can be proved later")
     waiting = list(_waiting(folder, document))
     left = _left(document, [row["analyzer"] for row, _ in waiting])
-    if not waiting:
-        words = f"no bound in {display_path(folder)} waits for a proof that the budget ended"
-        more = "".join(
-            f"; {name} has none, and none is kept to go on with: {why}" for name, why in left.items()
+    told = _write_proofs(folder, document, waiting, options) if waiting else {}
+    if as_json:
+        print_json(
+            {"schema": "lipverify.prove/1", "folder": str(folder), "results": told, "unprovable": left}
         )
-        raise UsageError(words + more)
+    else:
+        if not waiting:
+            typer.echo(f"no bound in {display_path(folder)} waits for a proof that the budget ended")
+        for name, words in told.items():
+            typer.echo(f"{name}: {words}")
+        for name, words in left.items():
+            typer.echo(f"{name}: has no proof, and none is kept to go on with: {words}")
+    return 0 if all(words == "checked" for words in told.values()) else Undecided.exit_code
+
+
+def _write_proofs(
+    folder: Path,
+    document: dict[str, Any],
+    waiting: list[tuple[dict[str, Any], dict[str, Any]]],
+    options: ProveOptions,
+) -> dict[str, str]:
+    """Proves what waits, and writes the report with it again; analyzer -> its rigour, or why it has no proof.
+
+    Raises:
+        UsageError: another model than that of the report. InvalidFile: damaged evidence.
+    """
+    from lipverify import pipeline
+    from lipverify.commands.start import load
+    from lipverify.reporting.html import render_audit
+    from lipverify.reporting.places import REPORT, RESULT
+    from lipverify.reporting.writing import OutputFolder, document_bytes
+
     graph = load(options, options.model or str(document["model"].get("path")))
     margin = waiting[0][1]["models"][0]["margin"]
     if margin is not None:
@@ -80,16 +102,7 @@ def prove(options: ProveOptions, as_json: bool) -> int:
             files |= {f"certificates/{file}": data for file, data in found.issued.files(name).items()}
     with OutputFolder(folder) as out:
         out.write({**files, REPORT: render_audit(document).encode("utf-8"), RESULT: document_bytes(document)})
-    if as_json:
-        print_json(
-            {"schema": "lipverify.prove/1", "folder": str(folder), "results": told, "unprovable": left}
-        )
-    else:
-        for name, words in told.items():
-            typer.echo(f"{name}: {words}")
-        for name, words in left.items():
-            typer.echo(f"{name}: has no proof, and none is kept to go on with: {words}")
-    return 0 if all(words == "checked" for words in told.values()) else Undecided.exit_code
+    return told
 
 
 def _document(path: Path) -> dict[str, Any]:

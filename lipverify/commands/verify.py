@@ -212,10 +212,14 @@ def _report(
     beside, inside = ({p: _document(p) for p in _json_files(f)} for f in (folder, folder / "certificates"))
     found = {p: document for p, document in beside.items() if _is_certificate(document)} | inside
     if not found:
-        raise Undecided(
-            f"{display_path(folder)} holds no certificates, there is nothing to prove: `checked` rows of a report have one, "
-            "and the others say there why not"
+        lost = sorted({name for document in beside.values() for name in _named(document)})
+        said = (
+            "there is nothing to prove: `checked` rows of a report have one, and the others say there why not"
         )
+        if lost:
+            some = ", ".join(map(display, lost[:4]))
+            said = f"and its results name {len(lost)}: {some}{', ...' if len(lost) > 4 else ''}"
+        raise Undecided(f"{display_path(folder)} holds no certificates, {said}")
     read = checkers.read_models(files, seconds)
     models = {(known.sha256, known.beside): known for known in read}
     answers, met = [], set()

@@ -214,6 +214,13 @@ def test_a_report_whose_certificates_are_gone_is_not_called_carried(
     done = verified(reports, "audit", tmp_path / "report")
     assert done.returncode == 4
     assert "carried" not in done.stdout
+    shutil.rmtree(tmp_path / "report" / "certificates")
+    done = verified(reports, "audit", tmp_path / "report")
+    assert done.returncode == 4
+    named = (
+        "holds no certificates, and its results name 2: certificates/lipsdp.json, certificates/product.json"
+    )
+    assert named in done.stderr
     shutil.copytree(reports["audit"], tmp_path / "arrays")
     for file in (tmp_path / "arrays" / "certificates").glob("*.safetensors"):
         file.unlink()

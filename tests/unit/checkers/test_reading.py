@@ -144,6 +144,16 @@ def test_what_is_expected_of_an_input_is_not_made_to_fit(
     assert said == (None if met else "other numbers stand for input 'h'")
 
 
+def test_everywhere_wants_to_know_what_stands_for_the_other_inputs() -> None:
+    """A network can be flat where another of its inputs stands at 0: who asks for all inputs says what that one is."""
+    found = Reading((("x", (1, 2)),), {}, arrays={"h": np.zeros(2, "float32")})
+    assert Expectation(varying=frozenset("x")).other_inputs(found) is None
+    alone = Expectation(varying=frozenset("x"), everywhere=True)
+    assert "['h']: say with --constant" in str(alone.other_inputs(found))
+    assert Expectation(varying=frozenset("x"), everywhere=True, fixed={"h": 0}).other_inputs(found) is None
+    assert alone.other_inputs(Reading((("x", (1, 2)),), {}, arrays={})) is None
+
+
 def _fixed(document: dict[str, Any], **changes: Any) -> None:
     document["models"][0]["reading"]["fixed"][0].update(changes)
 
@@ -199,7 +209,8 @@ def test_the_command_says_steps_and_states(tmp_path: Path) -> None:
         (("--constant", "h=0", "--constant", f"c={tmp_path / 'c.npy'}"), 0),
         (("--input", "h"), 3),
         (("--everywhere",), 3),
-        (("--everywhere", "--input", "x"), 0),
+        (("--everywhere", "--input", "x"), 3),
+        (("--everywhere", "--constant", "h=0", "--constant", "c=0"), 0),
         (("--constant", "h=0"), 3),
         (("--constant", "h=0", "--constant", "c=0.1"), 3),
         (("--constant", "h=0", "--constant", "c=0,0"), 3),
