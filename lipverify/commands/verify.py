@@ -213,13 +213,13 @@ def _report(
     found = {p: document for p, document in beside.items() if _is_certificate(document)} | inside
     if not found:
         lost = sorted({name for document in beside.values() for name in _named(document)})
-        said = (
+        why = (
             "there is nothing to prove: `checked` rows of a report have one, and the others say there why not"
         )
         if lost:
             some = ", ".join(map(display, lost[:4]))
-            said = f"and its results name {len(lost)}: {some}{', ...' if len(lost) > 4 else ''}"
-        raise Undecided(f"{display_path(folder)} holds no certificates, {said}")
+            why = f"and its results name {len(lost)}: {some}{', ...' if len(lost) > 4 else ''}"
+        raise Undecided(f"{display_path(folder)} holds no certificates, {why}")
     read = checkers.read_models(files, seconds)
     models = {(known.sha256, known.beside): known for known in read}
     answers, met = [], set()
