@@ -94,6 +94,35 @@ def absorbed(program: Program, x: Array) -> list[Array]:
 _ABSORBED = 2.0**-44
 
 
+def behind(program: Program, start: int, places: Array) -> list[Array]:
+    """Which entries of each output, [n], may depend on results of the step `start` at these places: by how steps are joined."""
+    marks = [np.zeros((1, step.size)) for step in program.steps]
+    marks[start][0, places] = 1.0
+    for k, step in enumerate(program.steps[start + 1 :], start + 1):
+        x = sum((shown(view, marks) for view in views_of(step)), np.zeros(1))
+        if x.any():
+            marks[k] = _joined(step, x)
+    return [shown(o.view, marks)[0] > 0 for o in program.outputs]
+
+
+def _joined(step: Step, x: Array) -> Array:
+    """[1, size], positive where a result of the step reads a place of x [1, n] that is positive."""
+    if isinstance(step, Affine):
+        return _mapped(step, x, np.abs(np.sign(step.kernel)))
+    if isinstance(step, Scalar | Product):
+        return x
+    if isinstance(step, Implicit):
+        return np.ones((1, step.size))
+    assert isinstance(step, Order | Softmax | Normalise | Reflect)
+    found = _grouped(x, step.groups, 0.0).max(-1, keepdims=True)
+    if isinstance(step, Reflect):
+        out = np.empty_like(x)
+        out[:, step.groups] = found
+        return out
+    one = isinstance(step, Order) and not step.whole
+    return np.repeat(found, 1 if one else step.groups.shape[-1], -1).reshape(1, -1)
+
+
 def _lost(step: Step, x: Array, other: Array, y: Array, before: Array, beside: Array) -> Array:
     """Of one step, [1, size]. x, other, y: [2, n]; before, beside: what is lost of x and other, [1, n]."""
     if isinstance(step, Affine):
@@ -244,6 +273,12 @@ def _own(step: Scalar, x: Array, y: Array, unit: float) -> Array:
     return np.maximum(size, most)
 
 
+def _moved(step: Step, x: Array, y: Array, spread: Array) -> Array:
+    """How far a step without sums is from y where all of x moves by 64 deviations either way, in parts of 64."""
+    d = 64.0 * spread
+    return np.asarray(np.fmax(*(np.abs(_value(step, x + by, x) - y) for by in (d, -d))) / 64.0)
+
+
 def _deviation(
     step: Step, x: Array, other: Array, y: Array, spread: Array, beside: Array, unit: float
 ) -> Array:
@@ -261,17 +296,10 @@ def _deviation(
     if isinstance(step, Scalar):
         if step.law == "Round":  # a runtime divides by the step first
             spread = _root(spread, unit * x)
-        value, d = (
-            curve(step.law, step.settings, step.slopes).value,
-            64.0 * np.maximum(spread, unit**2 * (1.0 + np.abs(x))),
-        )
-        moved = np.fmax(np.abs(value(x + d) - y), np.abs(value(x - d) - y)) / 64.0
-        return _root(moved, unit * _own(step, x, y, unit))
-    if isinstance(step, Order):
-        worst = _grouped(spread, step.groups, 0.0).max(-1, keepdims=True)
-        return np.broadcast_to(
-            worst, (*worst.shape[:-1], step.groups.shape[-1] if step.whole else 1)
-        ).reshape(len(x), -1)
+        spread = np.maximum(spread, unit**2 * (1.0 + np.abs(x)))
+        return _root(_moved(step, x, y, spread), unit * _own(step, x, y, unit))
+    if isinstance(step, Order):  # entries that are far below the largest one move it nowhere
+        return _moved(step, x, y, spread)
     if isinstance(step, Reflect):
         w = step.vectors
         inner = np.square(w * _root(spread[:, step.groups], unit * x[:, step.groups])).sum(-1, keepdims=True)

@@ -155,7 +155,8 @@ def agree(data: bytes, program: Program, seed: int | None = None, apart: float |
         )
     # Of many gates one input alone turns some: where float64 was not asked about it, that says little.
     asked = found is not own and not found.unanswered
-    alone = turned_alone(program, inputs, found.hidden | found.lost, 1 if asked else _AGAIN)
+    unseen = [hidden | lost for hidden, lost in zip(found.hidden, found.lost, strict=True)]
+    alone = turned_alone(program, inputs, unseen, 1 if asked else _AGAIN)
     if alone:
         raise NotCovered(
             f"{alone} of the places where its activations turn were not compared: sums inside hide what is computed there, or no "
@@ -169,7 +170,7 @@ def agree(data: bytes, program: Program, seed: int | None = None, apart: float |
         int((found.told & at_gates).sum()) if gates else None,
         found.within,
         found.left,
-        int(found.hidden.sum()),
+        int(_anywhere(found.hidden).sum()),
         own.within if decided else None,
         own.executed if decided else None,
         found.unanswered,
@@ -188,7 +189,7 @@ def _in_float64(run: _Run, data: bytes, kind: str, inputs: Array, at_gates: Arra
     ordinary, work = run.ordinary, work_of(run.program)
     settled = not found.differ and found.within <= CLEAR
     # Every input that is not settled, not the worst alone: what differs by rounding would hide what differs.
-    far = (found.shares > 1.0) | found.hidden
+    far = (found.shares > 1.0) | _anywhere(found.hidden)
     if found.within > CLEAR:
         far[:] = True
     doubtful = far.copy()
@@ -212,14 +213,21 @@ def _in_float64(run: _Run, data: bytes, kind: str, inputs: Array, at_gates: Arra
         return found
     if other.differ or other.hides:
         return other
-    told, hidden, lost = found.told.copy(), found.hidden.copy(), found.lost.copy()
+    told = found.told.copy()
     told[rows] |= other.told
-    hidden[rows] = doubtful[rows] & other.hidden
-    lost[rows] &= other.lost
+    hidden, lost = [one.copy() for one in found.hidden], [one.copy() for one in found.lost]
+    for place in range(len(hidden)):
+        hidden[place][rows] = other.hidden[place] & (doubtful[rows, None] | lost[place][rows])
+        lost[place][rows] &= other.lost[place]
     decided = found if settled else other
     left = min(found.left, other.left) if plain == ordinary else found.left
     within = min(found.within, other.within)
     return decided._replace(told=told, hidden=hidden, lost=lost, left=left, within=within)
+
+
+def _anywhere(entries: Sequence[Array]) -> Array:
+    """[n]: whether it is so of an entry of an output."""
+    return np.asarray(np.any([one.any(1) for one in entries], 0))
 
 
 class _Unanswered(NotCovered):
@@ -305,7 +313,8 @@ def _inputs(program: Program, kind: np.dtype[Any], rng: np.random.Generator) -> 
     charge(few * (2 * sum(sizes) + 12 * max(sizes)), 8 * count * work)
     charge(max((s.index.size for s in program.steps if isinstance(s, Affine)), default=0))
     # Of every output values and deviations and what is made of them to compare, the runtime's numbers, and their extremes.
-    charge((14 * few + count + sum(_BATCHES) + 12) * shown)
+    # What is hidden or lost is a byte of each entry, four times.
+    charge((14 * few + count + sum(_BATCHES) + 12 + (count + _OPEN) // 2) * shown)
     rows = [make(rng, size) for make in _ROWS[:count]]
     return np.array(rows).astype(kind).astype(np.float64)
 

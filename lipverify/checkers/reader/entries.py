@@ -36,19 +36,19 @@ def rounds(program: Program) -> bool:
 
 
 class Held(NamedTuple):
-    """One comparison, of every input [n]: shares, differences in parts of what is allowed; told, whether an entry was compared;
-    lost, whether one has no finite number.
+    """One comparison, of every input [n]: shares, differences in parts of what is allowed; told, whether an entry was compared.
 
-    left: at how many ordinary inputs one entry has no finite number, at most. within: the most that is allowed at those that have
-    to tell, in parts of how much an output changes over them; hidden: whether sums inside hide an entry, at all others.
+    Of every entry of each output [n, size]: lost, whether it has no finite number; hidden, whether sums inside hide it, at inputs
+    that do not have to tell. left: at how many ordinary inputs one entry has no finite number, at most. within: the most that is
+    allowed at those that have to tell, in parts of how much an output changes over them.
     executed: the largest difference at those that have to tell, in the same parts.
     """
 
     evaluator: str
     shares: Array
     told: Array
-    hidden: Array
-    lost: Array
+    hidden: Sequence[Array]
+    lost: Sequence[Array]
     left: int
     within: float
     executed: float
@@ -105,11 +105,13 @@ class _Seen:
     def executed(self, unit: float, several: bool) -> float:
         """The largest difference in parts of how much its entry changes, of those where the type shows it.
 
-        several: inputs, enough that no entry changes little by chance; else each changes as much as all do, as a root of squares.
+        several: inputs, enough that few entries change little by chance, which is nothing beside the others; else each changes as
+        much as all do, as a root of squares.
         """
         change = self.changes(unit)
-        if not several and change.any():
-            change = np.where(change > 0, np.maximum(change, np.sqrt(np.mean(change[change > 0] ** 2))), 0.0)
+        if change.any():
+            least = _BESIDE * change.max() if several else np.sqrt(np.mean(change[change > 0] ** 2))
+            change = np.where(change > 0, np.maximum(change, least), 0.0)
         return _parts(self.apart, change)
 
 
@@ -138,7 +140,8 @@ def compared(program: Program, outputs: Sequence[int], inputs: Array, which: Arr
     """
     ties = rounds(program)
     seen = [_Seen(numbers.shape[1]) for numbers in found]
-    shares, (told_at, hidden_at, lost_at) = np.zeros(len(inputs)), np.zeros((3, len(inputs)), bool)
+    shares, told_at = np.zeros(len(inputs)), np.zeros(len(inputs), bool)
+    hidden_at, lost_at = ([np.zeros((len(inputs), one.shape[1]), bool) for one in found] for _ in range(2))
     for start in range(0, len(inputs), rows):
         results, deviations = evaluate_with_deviations(program, inputs[start : start + rows], unit)
         at = np.flatnonzero((which >= start) & (which < start + rows))
@@ -165,8 +168,8 @@ def compared(program: Program, outputs: Sequence[int], inputs: Array, which: Arr
             seen[place].left += (usual & ~fine)[at < len(inputs)].sum(0)
             np.maximum.at(shares, which[at], share.max(1, initial=0.0))
             np.logical_or.at(told_at, which[at], told.any(1))
-            np.logical_or.at(hidden_at, which[at], hidden.any(1))
-            np.logical_or.at(lost_at, which[at], ~fine.all(1))
+            np.logical_or.at(hidden_at[place], which[at], hidden)
+            np.logical_or.at(lost_at[place], which[at], ~fine)
     lost = [np.zeros(numbers.shape[1]) for numbers in found]
     if any(bool((one.changes(unit) == 0).any()) for one in seen):
         lost = _absorbed(program, outputs, inputs[:2])

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lipverify.checkers.evaluation import evaluate, shown
+from lipverify.checkers.evaluation import behind, evaluate, shown
 from lipverify.checkers.kernel.account import charge, held, returned
 from lipverify.checkers.kernel.curves import curve
 from lipverify.checkers.kernel.program import (
@@ -28,6 +28,8 @@ from lipverify.checkers.kernel.program import (
 
 _HELD = 1 << 22
 """Numbers of steps and gates that are evaluated at once, as long as one input does not need more."""
+_FOLLOWED = 64
+"""Gates that no compared input turns, of which it is asked what depends on them; of more, everything does."""
 _BENDS = 4
 """Places where one activation bends, at most."""
 
@@ -153,12 +155,13 @@ class Gates:
         return numbers, slopes[0]
 
 
-def turned_alone(program: Program, x: Array, at: Array, least: int) -> int:
-    """How many gates stand at so many of the inputs `at` [n], at least, as they stand at no other one. x: [n, inputs].
+def turned_alone(program: Program, x: Array, unseen: Sequence[Array], least: int) -> int:
+    """How many gates stand at so many of the inputs where an entry is unseen, at least, as they stand at no other one, while at
+    none of those all entries that may depend on the gate are seen. x: [n, inputs]; unseen: of each output, [n, size].
 
     Those of quantisers count for nothing, whose steps are the same behind their ends, nor those of smooth laws without a turn.
     """
-    gates = Gates(program)
+    gates, at = Gates(program), np.any([one.any(1) for one in unseen], 0)
     if not at.any() or not gates.count:
         return 0
     chosen = np.concatenate(
@@ -177,7 +180,33 @@ def turned_alone(program: Program, x: Array, at: Array, least: int) -> int:
             own = on[at[start : start + rows] == k]
             seen[int(k), 0] += (~own).sum(0)
             seen[int(k), 1] += own.sum(0)
-    return int(((seen[1] >= least) & (seen[0] == 0)).any(0).sum())
+    only = (seen[1] >= least) & (seen[0] == 0)
+    found = np.flatnonzero(only.any(0))
+    if len(found) > _FOLLOWED:
+        return len(found)
+    return sum(_unseen(gates, chosen[k], only[:, k], x[at], [one[at] for one in unseen]) for k in found)
+
+
+def _unseen(gates: Gates, gate: int, sides: Array, x: Array, unseen: Sequence[Array]) -> bool:
+    """Whether, on a side of a gate, an entry that may depend on it is unseen at all of the inputs x [n, inputs] of that side."""
+    own = int(np.searchsorted(gates.ends, gate, side="right"))
+    block, step = gates.blocks[own], gates.program.steps[gates.blocks[own].step]
+    place = int(gate - (gates.ends[own] - block.size))
+    places = np.array([place])
+    if isinstance(step, Order):
+        group = place // block.width
+        places = (
+            np.arange(group * block.width, (group + 1) * block.width) if step.whole else np.array([group])
+        )
+    charge(gates.numbers, gates.work)
+    entries = [mine for mine in behind(gates.program, block.step, places) if mine.size]
+    returned(gates.numbers)
+    on = gates.at(x, np.array([gate]))[:, 0] > 0
+    return any(
+        bool((mine & one[on == side].all(0)).any())
+        for side in np.flatnonzero(sides)
+        for mine, one in zip(entries, unseen, strict=True)
+    )
 
 
 def _turns(step: Step) -> bool:

@@ -344,6 +344,53 @@ def _grouped(convolution: Any) -> Any:
     return ConvTranspose
 
 
+_LAWS: Mapping[str, Callable[[Array], Array]] = {
+    "Tanh": np.tanh,
+    "Sigmoid": lambda z: 1.0 / (1.0 + np.exp(-z)),
+    "Relu": lambda z: np.maximum(z, 0.0),
+    "Softsign": lambda z: z / (1.0 + np.abs(z)),
+}
+_RECURRENT = {"RNN": ("Tanh",), "GRU": ("Sigmoid", "Tanh"), "LSTM": ("Sigmoid", "Tanh", "Tanh")}
+
+
+def _recurrent(layer: Any, name: str) -> Any:
+    """An implementation of a recurrent layer of onnx, whose own reads no lengths of sequences, nor all activations.
+
+    Of one length for all samples those steps are taken, and states behind them are 0.
+    """
+
+    class Recurrent(layer):  # type: ignore[misc]
+        op_domain = ""
+
+        def choose_act(self, *_: Any) -> None:
+            """Each direction has its own (`_run_forward`)."""
+
+        def _run_forward(self, *given: Array) -> tuple[Array, ...]:
+            for called, law in zip(("f", "g", "h"), self.laws.pop(0), strict=False):
+                setattr(self, "f1" if name == "RNN" else called, _LAWS[law])
+            return super()._run_forward(*given)  # type: ignore[no-any-return]
+
+        def _run(self, x: Array, w: Array, r: Array, b: Array | None = None, lengths: Array | None = None,
+                 *states: Array, **more: Any) -> tuple[Array, ...]:  # fmt: skip
+            laws, time, count = (
+                more.get("activations") or (),
+                int(more.get("layout") or 0),
+                len(_RECURRENT[name]),
+            )
+            self.laws = [laws[k : k + count] or _RECURRENT[name] for k in range(0, count * len(w), count)]
+            length = x.shape[time] if lengths is None else int(lengths[0])
+            if lengths is not None and (lengths != length).any():
+                raise ValueError("sequences of unequal lengths")
+            y, *ends = super()._run(np.take(x, np.arange(length), time), w, r, b, None, *states, **more)
+            if self.laws:
+                raise ValueError("an implementation that reads no activations")
+            rest = [(0, x.shape[time] - length if axis == time else 0) for axis in range(y.ndim)]
+            return (np.pad(y, rest), *ends)
+
+    Recurrent.__name__ = name
+    return Recurrent
+
+
 def _reference(data: bytes, name: str, outputs: Sequence[str]) -> tuple[str, Evaluator]:
     import onnx
     from onnx.reference import ReferenceEvaluator
@@ -420,6 +467,7 @@ def _reference(data: bytes, name: str, outputs: Sequence[str]) -> tuple[str, Eva
         own.append(_maxima(load_op("", "MaxPool", *versions[:1])))
     if any(node.op_type == "ConvTranspose" for node in model.graph.node):
         own.append(_grouped(load_op("", "ConvTranspose", *versions[:1])))
+    own += [_recurrent(load_op("", op, *versions[:1]), op) for op in _RECURRENT]
     if any(version < 13 for version in versions):
         own += [Softmax, LogSoftmax]
     evaluator = ReferenceEvaluator(model, new_ops=own)

@@ -169,6 +169,91 @@ def test_a_gate_that_is_hidden_wherever_it_opens_was_not_compared(end: float) ->
             agree(cancelling(1000.0, end, 2.0**60), program_of(cancelling(1.0, end, 2.0**60)), seed)
 
 
+@pytest.mark.parametrize("behind", [False, True])
+def test_a_gate_was_compared_where_all_that_depends_on_it_is_seen(behind: bool) -> None:
+    """Two outputs: x + relu(x - end), and 2 x, which x^16 hides where the gate is open; with the gate in it, or not."""
+    squares = [node("Mul", [a, a], [b]) for a, b in ("ab", "bc", "cd", "de")]
+    nodes = [
+        *chain("Mul", "x", "k", "a"), *squares, *chain("Mul", "e", "B", "q"), *chain("Sub", "x", "end", "v"),
+        node("Relu", ["v"], ["r"]), node("Add", ["x", "r"], ["y0"]), node("Add", ["q", "y0" if behind else "x"], ["s"]),
+        node("Sub", ["s", "q"], ["h"]), node("Add", ["x", "h"], ["y1"]), node("Concat", ["y0", "y1"], ["y"], axis=1),
+    ]  # fmt: skip
+    data = file(nodes, k=2.0**-17, B=2.0**24, end=2.0**20)
+    for seed in SEEDS:
+        if behind:
+            with pytest.raises(NotCovered, match="its activations turn were not compared"):
+                agree(data, program_of(data), seed)
+        else:
+            assert agree(data, program_of(data), seed).hidden
+
+
+def test_a_maximum_is_as_near_as_what_may_be_it() -> None:
+    """Of 0 and tanh(x) - 5 it is 0, however tanh is rounded: it was hidden wherever nothing was told of it otherwise."""
+    nodes = [
+        node("Tanh", ["x"], ["t"]), *chain("Sub", "t", "five", "u"), node("Max", ["u", "zero"], ["m"]),
+        node("Concat", ["x", "m"], ["y"], axis=1),
+    ]  # fmt: skip
+    data = file(nodes, five=5.0, zero=0.0)
+    for seed in SEEDS:
+        assert agree(data, program_of(data), seed).hidden == 0
+
+
+def test_what_is_nothing_beside_other_outputs_may_be_rounded_away() -> None:
+    """x and 1e-9 x, by sums that lose the second one in the type of the file; as 0.1 x beside x it is refused."""
+    nodes = [
+        *chain("Mul", "x", "k", "a"), *chain("Add", "a", "c", "s"), *chain("Sub", "s", "c", "u"),
+        node("Concat", ["x", "u"], ["y"], axis=1),
+    ]  # fmt: skip
+    for seed in SEEDS:
+        data = file(nodes, k=1e-9, c=100.0)
+        assert agree(data, program_of(data), seed).executed is not None
+        data = file(nodes, k=0.1, c=1e10)
+        with pytest.raises(NotCovered, match="rounding in the type of the file makes another function"):
+            agree(data, program_of(data), seed)
+
+
+@pytest.mark.parametrize("op", ["RNN", "GRU", "LSTM"])
+@pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+@pytest.mark.parametrize("length", [None, 3])
+@pytest.mark.parametrize("layout", [0, 1])
+def test_recurrent_layers_of_the_reference_are_those_of_onnxruntime(
+    op: str, direction: str, length: int | None, layout: int
+) -> None:
+    """Its own take all steps, and no activations but the usual ones."""
+    rng, ways = np.random.default_rng(2), 1 + (direction == "bidirectional")
+    gates = {"RNN": 1, "GRU": 3, "LSTM": 4}[op]
+    usual, laws = runtimes._RECURRENT[op], list(runtimes._LAWS)
+    held = {
+        name: (0.5 * rng.standard_normal(shape)).astype(np.float32)
+        for name, shape in {
+            "w": (ways, 4 * gates, 2),
+            "r": (ways, 4 * gates, 4),
+            "b": (ways, 8 * gates),
+        }.items()
+    }
+    held |= {} if length is None else {"n": np.array([length], np.int32)}
+    x = rng.standard_normal((5, 1, 2))
+    for turn in range(3):
+        settings = {"direction": direction, "hidden_size": 4}
+        settings |= (
+            {"activations": [laws[k] for k in rng.integers(4, size=len(usual) * ways)]} if turn else {}
+        )
+
+        def computed(make: str, batched: int, settings: dict[str, Any] = settings) -> list[Any]:
+            layer = node(op, ["x", *held], ["y", "h"], **settings, layout=batched)
+            given = np.swapaxes(x, 0, 1) if batched else x
+            made = model([layer], list(given.shape), 17, held)
+            made.graph.output.append(helper.make_tensor_value_info("h", 1, None))
+            return list(runtimes.RUNTIMES[make](bytes(made.SerializeToString()), "x", ["y", "h"])[1](given))
+
+        own, ends = computed("onnxruntime", 0)  # it has no layout 1
+        if layout:
+            own, ends = np.moveaxis(own, 2, 0), np.moveaxis(ends, 1, 0)
+        for make in ("reference", "wide"):
+            for found, right in zip(computed(make, layout), (own, ends), strict=True):
+                np.testing.assert_allclose(found, right, atol=1e-5)
+
+
 def test_a_second_opinion_that_does_not_come_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the type of the file settles everything, float64 at gates alone is missing; else the file is refused."""
 
