@@ -6,12 +6,16 @@ chunk, and the checker proves the joined certificate like any other.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+import mmap
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lipverify import memory
 from lipverify.analyzers.protocol import Analyzer
 from lipverify.certificates.pending import keepable
 from lipverify.ir.certificate import Certificate, Evidence, Gains, Witness
@@ -112,14 +116,15 @@ def joined_lower(lowers: Iterable[Lower], counts: Sequence[int]) -> Lower:
         lowers: those of the chunks, in order; none is kept. counts: how many balls each chunk has.
     """
     value = torch.zeros(sum(counts), dtype=torch.float64)
-    both: tuple[torch.Tensor, ...] = ()
+    both, let_go = torch.empty(0), None
     notes: list[tuple[int, int, str]] = []
     nothing: list[slice] = []
     missing = torch.zeros(len(value), dtype=torch.bool)
     failed, method, along, start = False, "none", False, 0
     for lower, count in zip(lowers, counts, strict=True):
         found, rows = lower.witness, slice(start, start + count)
-        both = both or tuple(found.points.new_empty(len(value), *found.points.shape[1:]) for _ in range(2))
+        if start == 0:
+            both, let_go = _room(found.points, len(value))
         value[rows], both[0][rows] = found.value, found.points
         # What belongs to each point; that of a chunk that shows nothing is the point itself, or no direction.
         other = found.partner if found.direction is None else found.direction
@@ -132,11 +137,24 @@ def joined_lower(lowers: Iterable[Lower], counts: Sequence[int]) -> Lower:
         failed, start = failed or lower.failed, rows.stop
         missing[rows] = lower.cut if lower.missing is None else lower.missing
         notes.append((first, start - 1, found.note))
+        if let_go is not None:
+            let_go()
     points, others = both
     for rows in nothing if along else ():
         others[rows] = 0.0
     said = [f"points {first} to {last}: {note}" for first, last, note in notes if note]
     note = notes[0][2] if len(notes) == 1 else "; ".join(said)
     pairs = {"direction": others} if along else {"partner": others}
-    witness = Witness(value, points, method, note=note, **pairs)
+    witness = Witness(value, points, method, note=note, let_go=let_go, **pairs)
     return Lower(value, witness, failed=failed, cut=bool(missing.all()), missing=missing)
+
+
+def _room(points: torch.Tensor, count: int) -> tuple[torch.Tensor, Callable[[], object] | None]:
+    """Room for both ends of pairs, [2, count, *input shape], in a file where they are many; and what lets its pages go."""
+    shape = 2, count, *points.shape[1:]
+    plain = points.device.type == "cpu" and points.dtype == torch.float64
+    held = memory.aside(8 * math.prod(shape)) if plain else None
+    if held is None:
+        return points.new_empty(shape), None
+    let_go = partial(held.madvise, mmap.MADV_DONTNEED)
+    return torch.frombuffer(held, dtype=torch.float64).reshape(shape), let_go

@@ -7,7 +7,10 @@ Sizes are bytes. Estimates are made before memory is taken (`refuse_beyond`), an
 from __future__ import annotations
 
 import ctypes
+import mmap
+import os
 import re
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -23,6 +26,7 @@ _BEFORE = -1 if _RESOURCE is None else _RESOURCE.getrlimit(_RESOURCE.RLIMIT_DATA
 _LIMIT: list[int | None] = [None]
 _PLENTY = 1 << 62
 _LEAST = 1 << 20
+_ASIDE = 1 << 28
 _MOST_HALVINGS = 6
 _CHUNKS = {"halvings": 0, "asked": 0}
 """How often chunks were halved, and how many asked for their size."""
@@ -94,6 +98,22 @@ def halving(work: Callable[[], T]) -> T:
             _CHUNKS["halvings"] += 1
     finally:
         _CHUNKS["halvings"] = before
+
+
+def aside(size: int) -> mmap.mmap | None:
+    """Room for `size` bytes in a file without a name, where that is much and the disk for temporary files has it; else None.
+
+    What is in it stays when its pages are let go (`madvise(MADV_DONTNEED)`): they count to this process only while they are used.
+    """
+    if size < _ASIDE or not hasattr(os, "posix_fallocate"):
+        return None
+    try:
+        with tempfile.TemporaryFile() as file:
+            # All of it now: a page for which the disk has no room would end the process.
+            os.posix_fallocate(file.fileno(), 0, size)
+            return mmap.mmap(file.fileno(), size)
+    except OSError:
+        return None
 
 
 def refuse_beyond(needed: float, what: str, remedy: str = "give a larger --memory") -> None:

@@ -185,6 +185,8 @@ def _audit(options: AuditOptions, start: Start) -> Outcome:
     points = points_of(options, graph, start.progress)
     radius, box = limits(graph, points, options.radius, options.box, options.free)
     region, hints = _region(options, points, radius, box)
+    data = None if points is None else points.to_json()
+    del points  # the region has its own
     if options.within is not None:
         region = Bounded(options.within, Norm.parse(options.norm, tokens=True))
     if options.margin is not None:
@@ -209,8 +211,8 @@ def _audit(options: AuditOptions, start: Start) -> Outcome:
     document = result.to_json()
     if options.fail_above is not None:
         document["limit"] = options.fail_above
-    if points is not None:
-        document["data"] = points.to_json()
+    if data is not None:
+        document["data"] = data
     if options.execution is not None:
         from lipverify.execution import statement
 

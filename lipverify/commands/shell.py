@@ -20,6 +20,7 @@ from lipverify.options import Option, Options
 
 if TYPE_CHECKING:
     from lipverify.commands.start import Start
+    from lipverify.reporting.writing import Content
 
 Json = Annotated[bool, typer.Option("--json", help="exactly one JSON document on standard output")]
 
@@ -35,7 +36,7 @@ class Outcome:
     document: dict[str, Any]
     show: Callable[[dict[str, Any]], None]
     page: Callable[[dict[str, Any]], str]
-    files: Mapping[str, bytes] = field(default_factory=dict)
+    files: Mapping[str, Content] = field(default_factory=dict)
     code: int = 0
     failure: LipverifyError | None = None
     beside: Callable[[], None] = lambda: None

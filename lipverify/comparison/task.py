@@ -138,12 +138,8 @@ def _lower(task: Task, compute: Compute, seconds: float | None) -> Solved:
         raise
     except Exception as error:
         return failed(task, error)
-    arrays = {"value": witness.value, "points": witness.points}
-    arrays |= {} if witness.partner is None else {"partner": witness.partner}
-    arrays |= {} if witness.direction is None else {"direction": witness.direction}
     buffer = io.BytesIO()
-    plain: dict[str, Any] = {key: tensor.detach().cpu().numpy() for key, tensor in arrays.items()}
-    np.savez(buffer, **plain)
+    np.savez(buffer, **witness.arrays())
     local = isinstance(task.query.region, Ball)
     value = witness.value.tolist() if local else float(witness.value[0])
     document = {"value": value, "method": witness.method} | ({"note": witness.note} if witness.note else {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
@@ -143,7 +144,8 @@ class Witness(Shown):
 
     value: [count] (1 for `Everywhere`), a lower bound of the slope of the stored pair, or of the derivative along the stored
     direction, with every rounding accounted for; points: [count, *input shape]; partner: the other point of each pair, or None
-    where the witness is a derivative, with `direction` the input direction; note: why nothing is shown, where nothing is.
+    where the witness is a derivative, with `direction` the input direction; note: why nothing is shown, where nothing is;
+    let_go: gives the memory of points that are kept in a file back until they are looked at again.
     """
 
     value: Tensor
@@ -152,6 +154,14 @@ class Witness(Shown):
     partner: Tensor | None = None
     direction: Tensor | None = None
     note: str = ""
+    let_go: Callable[[], object] | None = field(default=None, compare=False)
+
+    def arrays(self) -> dict[str, Any]:
+        """Its numbers as they are stored, by name: points as float64, so that the slope is found again exactly."""
+        found = {"value": self.value, "points": self.points}
+        found |= {} if self.partner is None else {"partner": self.partner}
+        found |= {} if self.direction is None else {"direction": self.direction}
+        return {name: tensor.detach().cpu().numpy() for name, tensor in found.items()}
 
     def __repr__(self) -> str:
         shape = list(self.points.shape[1:])

@@ -105,7 +105,8 @@ class Ball(Shown):
             raise UsageError(f"a radius is a finite number >= 0, not {radius}")
         if self.center.ndim < 1 or self.center.shape[0] < 1:
             raise UsageError("a ball needs at least one centre; the first axis of the centres counts them")
-        if not bool(torch.isfinite(self.center).all()):
+        # The ends are NaN where an entry is, and many centres need no second array.
+        if self.center.numel() and not bool(torch.stack(self.center.aminmax()).isfinite().all()):
             raise UsageError("a centre of a ball is not finite")
         if box is not None:
             low, high = pair(box, "the input box", in_place)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import io
 import json
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from lipverify.errors import LipverifyError, UsageError
 from lipverify.loading.names import GONE, cannot_write, display, display_path
@@ -30,6 +30,10 @@ _WRITTEN = {REPORT, WITNESS, CERTIFICATES}
 """What a run that is killed while it renames its files may leave without a result."""
 _MARKER = re.compile(rb'\s*\{\s*"schema"\s*:\s*"lipverify\.')
 _LARGEST_RESULT = 1 << 28
+
+
+Content = bytes | Callable[[BinaryIO], object]
+"""Of a file: its bytes, or what writes them."""
 
 
 class _Lower(Protocol):
@@ -104,7 +108,7 @@ class OutputFolder:
         """The folder holds something of ours from now on, even if the run ends early."""
         self._created = False
 
-    def write(self, files: Mapping[str, bytes]) -> None:
+    def write(self, files: Mapping[str, Content]) -> None:
         """Writes files under plain names, or under `certificates/`; all of them are renamed only once all are on disk.
 
         Certificates of an earlier run of ours that are not among `files` are removed.
@@ -254,10 +258,13 @@ class OutputFolder:
         self._created = False
 
 
-def _write(folder: int, name: str, data: bytes) -> None:
+def _write(folder: int, name: str, data: Content) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     with open(os.open(name, flags, 0o644, dir_fd=folder), "wb") as file:
-        file.write(data)
+        if callable(data):
+            data(file)
+        else:
+            file.write(data)
         file.flush()
         os.fsync(file.fileno())
 
@@ -273,7 +280,7 @@ def _listed_certificates(result: bytes) -> set[str]:
     return {name for name in names | beside if CERTIFICATE.fullmatch(name)}
 
 
-def audit_files(audit: WrittenAudit, document: Mapping[str, Any]) -> dict[str, bytes]:
+def audit_files(audit: WrittenAudit, document: Mapping[str, Any]) -> dict[str, Content]:
     """Witness and certificates of an audit, by their places in a folder.
 
     Raises:
@@ -282,7 +289,7 @@ def audit_files(audit: WrittenAudit, document: Mapping[str, Any]) -> dict[str, b
     shown = document["lower"]["witness"] is not None
     return {
         **_certificates(audit, document),
-        **({WITNESS: _witness(audit.lower.witness)} if shown else {}),
+        **({WITNESS: partial(_witness, audit.lower.witness)} if shown else {}),
     }
 
 
@@ -311,16 +318,23 @@ def document_bytes(document: Mapping[str, Any]) -> bytes:
     return (json.dumps(document, indent=1, allow_nan=False) + "\n").encode("utf-8")
 
 
-def _witness(witness: Witness) -> bytes:
-    """The points as float64, so that the slope is found again exactly."""
+def _witness(witness: Witness, file: BinaryIO) -> None:
     import numpy as np
 
-    arrays = {"value": witness.value, "points": witness.points}
-    if witness.partner is not None:
-        arrays["partner"] = witness.partner
-    if witness.direction is not None:
-        arrays["direction"] = witness.direction
-    buffer = io.BytesIO()
-    numbers: dict[str, Any] = {name: tensor.detach().cpu().numpy() for name, tensor in arrays.items()}
-    np.savez(buffer, method=np.array(witness.method), **numbers)
-    return buffer.getvalue()
+    target: Any = file if witness.let_go is None else _Relieved(file, witness.let_go)
+    np.savez(target, method=np.array(witness.method), **witness.arrays())
+
+
+class _Relieved:
+    """A file before which what was written is let go: the pairs of many balls are in memory one piece after the other."""
+
+    def __init__(self, file: BinaryIO, let_go: Callable[[], object]) -> None:
+        self._file, self._let_go = file, let_go
+
+    def write(self, data: bytes) -> int:
+        written = self._file.write(data)
+        self._let_go()
+        return written
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)

@@ -61,6 +61,7 @@ def commands(folder: Path) -> list[tuple[str, list[str]]]:
     np.save(points, np.random.default_rng(1).random((POINTS, INPUTS), dtype=np.float32))
     budget = ["--budget", f"{BUDGET:g}s"]
     around = ["--data", points, *budget]
+    balls = ["audit", small, *around, "--radius", "0.01", "--analyzers", "product"]
     return [
         ("`inspect` of the model", ["inspect", large]),
         ("`audit --analyzers product` of the model", ["audit", large, "--analyzers", "product", *budget]),
@@ -70,9 +71,10 @@ def commands(folder: Path) -> list[tuple[str, list[str]]]:
         ),
         ("`radius --limit 10` of the points", ["radius", small, *around, "--limit", "10"]),
         ("`radius` of the points", ["radius", small, *around, "--method", "global"]),
+        ("`audit --radius 0.01` around the points", balls),
         (
-            "`audit --radius 0.01` around the points",
-            ["audit", small, *around, "--radius", "0.01", "--analyzers", "product"],
+            "`audit --radius 0.01 --memory 2g --out` around the points",
+            [*balls, "--memory", "2g", "--out", str(folder / "balls")],
         ),
     ]
 

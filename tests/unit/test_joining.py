@@ -5,7 +5,10 @@ The units run in this process here; `robustness/test_cluster.py` has a cluster, 
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +16,7 @@ import pytest
 import torch
 
 import lipverify as lv
-from lipverify import ops, pipeline, units
+from lipverify import memory, ops, pipeline, units
 from lipverify.certificates import recording
 from lipverify.certificates.pending import kept, restored
 from lipverify.checkers.regions import region_of
@@ -21,8 +24,11 @@ from lipverify.errors import UsageError
 from lipverify.falsify import Search, falsify
 from lipverify.interpreter import evaluate
 from lipverify.joining import Chunks
-from lipverify.reporting import answers
+from lipverify.reporting import answers, writing
+from lipverify.reporting.places import WITNESS
+from lipverify.reporting.writing import OutputFolder
 from lipverify.units import Lost
+from tests import processes
 from tests.networks import chain, tensor
 
 NAMES = ["product", "local", "local-sdp"]
@@ -203,3 +209,81 @@ def test_regions_of_many_balls_are_not_all_made(
     assert found.best.certificate is not None
     assert found.best.certificate.rigour is lv.Rigour.CHECKED
     assert not made
+
+
+def test_pairs_of_many_balls_are_the_same_in_a_file(
+    graph: lv.Graph, region: lv.Ball, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(pipeline, "together", lambda _: 3)
+    audits = []
+    for size in (memory._ASIDE, 0):
+        monkeypatch.setattr(memory, "_ASIDE", size)
+        audits.append(lv.audit(graph, region=region, analyzers=["product"], search=SEARCH))
+    in_memory, in_file = (audit.lower.witness for audit in audits)
+    assert in_memory.let_go is None
+    assert in_file.let_go is not None
+    for name, array in in_memory.arrays().items():
+        assert np.array_equal(array, in_file.arrays()[name])
+    for place, audit in enumerate(audits):
+        with OutputFolder(tmp_path / str(place)) as folder:
+            folder.write({WITNESS: writing.audit_files(audit, audit.to_json())[WITNESS]})
+    assert (tmp_path / "0" / WITNESS).read_bytes() == (tmp_path / "1" / WITNESS).read_bytes()
+
+
+def test_a_disk_without_room_for_pairs_changes_nothing(
+    graph: lv.Graph, region: lv.Ball, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*given: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(pipeline, "together", lambda _: 3)
+    monkeypatch.setattr(memory, "_ASIDE", 0)
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    found = lv.audit(graph, region=region, analyzers=["product"], search=SEARCH).lower.witness
+    assert found.let_go is None
+    assert bool((found.value > 0).all())
+
+
+COPIES = """
+import sys, tempfile
+from pathlib import Path
+import torch
+import lipverify as lv
+from lipverify import memory, ops, pipeline
+from lipverify.reporting import writing
+from tests import processes
+from tests.networks import chain
+
+def status(name):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+
+def centres(graph, query, *given, **more):
+    ends = query.region.center
+    return Witness(torch.zeros(len(ends), dtype=torch.float64), ends, "gradient-ascent", partner=ends.clone())
+
+def peak(count):
+    centers = torch.rand(count, WIDTH, dtype=torch.float64)
+    before = status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    audit = lv.audit(wide, region=lv.Ball(centers, 0.1), analyzers=["product"])
+    with tempfile.TemporaryDirectory() as place, writing.OutputFolder(Path(place) / "out") as folder:
+        folder.write(writing.audit_files(audit, audit.to_json()))
+    return status("VmHWM") - before
+
+WIDTH = 1 << 13
+wide = chain([torch.ones(4, WIDTH), torch.ones(2, 4)], ops.ReLU())
+# Searches hold the same whatever the number of balls.
+memory._ASIDE, pipeline.together, pipeline.falsify = 0, lambda graph: 50, centres
+peak(10)
+print((peak(1000) - peak(200)) / (800 * 8 * WIDTH))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="asks Linux for the peak")
+def test_a_ball_costs_its_centre_and_its_certificate() -> None:
+    """From points to a written folder, in copies of a centre: tensors are none of Python's memory, so the system is asked for
+    its peak, of a process that keeps nothing freed."""
+    done = processes.run("-c", COPIES, folder=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stderr
+    assert 1.0 < float(done.stdout) < 2.5

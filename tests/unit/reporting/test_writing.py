@@ -173,8 +173,12 @@ def test_a_full_disk_leaves_what_was_there(
         if calls == at:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def failing_write(parent: int, name: str, data: bytes) -> None:
-        real_write(parent, name, data[: len(data) // 2])
+    def failing_write(parent: int, name: str, data: writing.Content) -> None:
+        whole = io.BytesIO()
+        if callable(data):
+            data(whole)
+        written = whole.getvalue() if callable(data) else data
+        real_write(parent, name, written[: len(written) // 2])
         full()
 
     def failing_fsync(file: int) -> None:
