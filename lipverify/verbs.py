@@ -400,6 +400,7 @@ deviation = verb(
     ("x",),
     region=taking.ball,
     norm_out=_word("norm_out"),
+    scheduler=_maybe(_word("scheduler")),
 )
 execution_error = verb(execution.execution_error, ("graph",), box=partial(pair, what="box", end=number))
 verify = verb(

@@ -25,7 +25,7 @@ PARTS = {
     "typer": "command line",
     "pillow": "--data: folders of images",
     "pyarrow": "--data: Parquet",
-    "distributed": "radius, audit and compare --scheduler: work on the workers of a cluster",
+    "distributed": "--scheduler: work on the workers of a cluster",
     "scikit-learn": "retrains the model zoo",
     "onnxscript": "torch.onnx.export of modules, which writes the ONNX files that are read here",
     "dp-accounting": "an epsilon of training with sampled batches",

@@ -125,7 +125,7 @@ def _asked(question: Any, options: Options, start: Start) -> Outcome:
     """
     from lipverify.commands.regions import limits
     from lipverify.commands.start import load, points_of
-    from lipverify.questions.asking import ask
+    from lipverify.questions.sharing import ask_all
     from lipverify.reporting.answer import print_answers, render_answers
     from lipverify.reporting.places import CERTIFICATES, WITNESS
 
@@ -140,10 +140,9 @@ def _asked(question: Any, options: Options, start: Start) -> Outcome:
     if not asked:
         raise UsageError(f"this question needs another model beside {options.models[0]}")
     answers: list[Answer] = []
-    deadline = options.end
-    for place, one in enumerate(asked):
-        share = None if deadline is None else max(deadline - time.monotonic(), 0.0) / (len(asked) - place)
-        answer = ask(one, budget=share, device=start.device, seed=options.seed, report=start.progress.report)
+    given = {"device": start.device, "seed": options.seed, "report": start.progress.report}
+    cluster = getattr(options, "scheduler", None)
+    for answer in ask_all(asked, scheduler=cluster, budget=options.left(), **given):
         answers.append(replace(answer, command=options.command))
         if answer.interrupted:
             break

@@ -62,11 +62,11 @@ def ask(
     trace: list[tuple[float, float]] = []
     owed = None if deadline is None else deadline + OWED
     provable = hasattr(question, "prove")
-    aim = replace(compute, deadline=_part(deadline, REFINED if provable else 1.0))
+    aim = replace(compute, deadline=part(deadline, REFINED if provable else 1.0))
     with keeping_best(until=owed) as interruption:
         for more in question.facts(aim):
             _ranges(question, more.facts)
-            found = more if found is None else _met(found, more)
+            found = more if found is None else met(found, more)
             best = float(question.formula.evaluate(found.facts).upper.max())
             if not trace or best < trace[-1][1]:
                 trace.append((time.monotonic() - started, best))
@@ -117,7 +117,7 @@ def ask(
     )
 
 
-def _part(deadline: float | None, part: float) -> float | None:
+def part(deadline: float | None, part: float) -> float | None:
     """The moment when a part of what is left until the deadline is over."""
     return None if deadline is None else time.monotonic() + part * max(deadline - time.monotonic(), 0.0)
 
@@ -126,7 +126,7 @@ def _proved(question: Any, upper: Tensor, found: Found, fields: dict[str, Any], 
     """The certificate: written within half of what is left, since reading it takes as long; ended with the budget."""
     try:
         with within(compute.deadline):
-            aim = replace(compute, deadline=_part(compute.deadline, 0.5))
+            aim = replace(compute, deadline=part(compute.deadline, 0.5))
             proved: Proved = question.prove(upper, found, fields, aim)
             if proved.issued is None and not proved.constants:
                 return replace(
@@ -189,7 +189,7 @@ def _witness(question: Question, compute: Compute) -> tuple[Witness | None, Tens
     """The points of an untrusted search with the values that interval arithmetic proves there."""
     share = replace(compute, deadline=compute.share(5))
     try:
-        with within(_part(compute.deadline, 0.5)):
+        with within(part(compute.deadline, 0.5)):
             points = question.search(share)
             if points is None:
                 return None, None
@@ -218,7 +218,7 @@ def _better(witness: Witness | None, points: Tensor, question: Question) -> Witn
     return replace(witness, value=torch.where(better, other.value, witness.value), points=chosen)
 
 
-def _met(first: Found, second: Found) -> Found:
+def met(first: Found, second: Found) -> Found:
     """Both hold."""
     facts = {
         name: Interval(

@@ -19,7 +19,6 @@ from lipverify.ir.graph import Graph, Node
 from lipverify.ir.interval import Interval
 from lipverify.ir.region import Ball
 from lipverify.loading.names import display
-from lipverify.propagation import Bounds
 from lipverify.questions import labels
 from lipverify.questions.climb import Climb, climb
 from lipverify.questions.question import Found
@@ -74,7 +73,7 @@ def findings(
             fields["labels_not_run"] = (
                 "the budget ended before the labels were looked at; give a larger --budget"
             )
-    if isinstance(found.more, Bounds):
+    if found.more is not None:
         fields["saturation"] = _saturation(carried, found.more)
         fields["layers"] = _layers(carried, found.more)
     fields["spectra"] = _spectra(carried)
@@ -97,7 +96,7 @@ def _kept(
             carried, graph, labels.table(apart, carried.graph[carried.first].size).upper[0], data
         )
     margins = None
-    if isinstance(found.more, Bounds):
+    if found.more is not None:
         first, second = (found.more[name] for name in graph.outputs[1:3])
         margins = (
             Interval(first.lower.cpu(), first.upper.cpu()),
@@ -106,7 +105,7 @@ def _kept(
     return labels.kept_within(carried, graph, apart, margins, region, compute)
 
 
-def _saturation(carried: Difference, ranges: Bounds) -> list[dict[str, Any]]:
+def _saturation(carried: Difference, ranges: Mapping[str, Interval]) -> list[dict[str, Any]]:
     """For every quantiser what comes in over the region, and what its integers represent; other: what a ReLU or Clip of the other
     network gives there, whose place it takes. What both cut off is no loss: a least integer that stands for 0 is a ReLU too.
     """
@@ -142,7 +141,7 @@ def _reach(box: Interval) -> list[float]:
     return [float(box.lower.min()), float(box.upper.max())]
 
 
-def _layers(carried: Difference, ranges: Bounds) -> list[dict[str, Any]]:
+def _layers(carried: Difference, ranges: Mapping[str, Interval]) -> list[dict[str, Any]]:
     """For every pair of layers how large the difference is behind it, and what its parameters add; largest over the region."""
 
     def size(name: str) -> float:

@@ -23,16 +23,17 @@ from lipverify.ir.shown import Shown
 from lipverify.ir.taking import in_place
 from lipverify.loading.names import display
 from lipverify.loading.survivors import read_survivors
+from lipverify.options import Scheduler
 from lipverify.propagation import bounds
 from lipverify.propagation.points import values
 from lipverify.questions import compared, labels
-from lipverify.questions.asking import ask
 from lipverify.questions.climb import strictly_inside
 from lipverify.questions.deviation_proof import Asked, certified
 from lipverify.questions.formula import Formula, fact, of
 from lipverify.questions.options import Options, option
 from lipverify.questions.question import Answer, Found, Proved, Subject
 from lipverify.questions.regions import InputBox, asked_region, region_words
+from lipverify.questions.sharing import ask_all
 from lipverify.questions.splitting import refined
 from lipverify.reporting.sections import Section
 
@@ -52,6 +53,8 @@ AT_ONCE = 1 << 14
 """Numbers of the widest layer, over all regions that are bounded together; others wait, or are left when time is over."""
 PARTED = 8
 """The part of the time for facts, one in so many, that is spent on parts of regions."""
+_OF_NETWORKS = {"grown", "carried", "graph"}
+"""What a question has made of its networks alone."""
 MEANS = {"linf": "in every output", "l2": "in l2", "pairs": "in every difference of two outputs"}
 
 
@@ -61,6 +64,7 @@ class DeviationOptions(Options):
 
     norm_out: Annotated[str, option("linf, l2, or pairs: differences of two outputs")] = "linf"
     fail_on_change: Annotated[bool, option("exit 3 if a label is shown to change")] = False
+    scheduler: Scheduler = None
     survivors: Annotated[
         Mapping[str, Any] | None,
         option(
@@ -163,6 +167,12 @@ class Deviation(Shown):
 
     def prepare(self) -> None:
         _ = self.carried
+
+    def over(self, region: Ball) -> Self:
+        """The same about other balls, nothing about labels of points; what was made of the networks stays."""
+        made = replace(self, region=region, x=None)
+        made.__dict__.update({key: self.__dict__[key] for key in _OF_NETWORKS & self.__dict__.keys()})
+        return made
 
     def facts(self, compute: Compute) -> Iterator[Found]:
         if self.carried.zero:
@@ -272,9 +282,14 @@ def deviation(
     norm_out: str = "linf",
     x: Tensor | None = None,
     survivors: Mapping[str, Sequence[int]] | None = None,
+    scheduler: str | None = None,
     **settings: Any,
 ) -> Answer:
-    """The answer to `Deviation`; settings as in `ask`. In balls the labels are asked about their centres."""
+    """The answer to `Deviation`; settings as in `ask`. In balls the labels are asked about their centres.
+
+    scheduler: address of a Dask scheduler, whose workers look at some balls at a time; proofs are made here.
+    """
     if x is None and not isinstance(region, InputBox):
         x = region.center
-    return ask(Deviation(f, g, region, norm_out, x, survivors), **settings)
+    asked = Deviation(f, g, region, norm_out, x, survivors)
+    return next(ask_all([asked], scheduler=scheduler, **settings))

@@ -54,7 +54,7 @@ LAYERS: dict[str, str] = {
     "documents reporting pipeline",
     "comparison": "errors version units loading ir analyzers falsify failures documents reporting pipeline robustness",
     "questions": "errors options loading checkers ir ops linalg interpreter propagation combine certificates analyzers falsify "
-    "documents reporting",
+    "documents reporting units",
     "convexity": "errors ir rules ops interpreter propagation checkers certificates documents reporting monotonicity",
     "derived": "analyzers errors version loading checkers ir ops interpreter "
     "propagation combine certificates falsify results documents reporting pipeline",

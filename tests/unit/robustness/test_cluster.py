@@ -1,4 +1,4 @@
-"""Points, chunks of points and tasks of comparisons on a Dask cluster on loopback, whose workers are killed."""
+"""Points, chunks of them, comparisons and pairs of networks on a Dask cluster on loopback, whose workers are killed."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from lipverify.ir.certificate import Rigour
 from lipverify.ir.norm import Norm
 from lipverify.ir.region import Ball
 from lipverify.pipeline import audit
+from lipverify.questions.deviation import deviation
 from lipverify.robustness import Plan, radii
 from lipverify.robustness.journal import Journal
 from tests.networks import chain, tensor
@@ -37,7 +38,9 @@ def _processor_clock() -> None:
 def test_a_worker_that_is_killed_changes_nothing(
     tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    graph = chain([tensor(rng, 24, 6), tensor(rng, 16, 24), tensor(rng, 4, 16)], ops.ReLU())
+    weights = [tensor(rng, 24, 6), tensor(rng, 16, 24), tensor(rng, 4, 16)]
+    graph = chain(weights, ops.ReLU())
+    other = chain([weight.float().half().double() for weight in weights], ops.ReLU())
     x = torch.tensor(rng.random((6, 6)))
     plan = Plan(Norm.LINF, "crown", looks=4)
     whole = radii(graph, x, plan=plan)
@@ -75,7 +78,23 @@ def test_a_worker_that_is_killed_changes_nothing(
         monkeypatch.setattr("lipverify.pipeline.AT_ONCE", 1)
         audited = audit(graph, **balls, scheduler=cluster.scheduler_address, report=stage)
         compared = compare({"net": graph}, analyzers=["product"], scheduler=cluster.scheduler_address)
-    assert killed == [2, 1]
+        with distributed.Client(cluster) as client:
+            client.wait_for_workers(2)
+            third = next(iter(client.run(os.getpid).values()))
+
+        def chunks(name: str, best: float | None) -> None:
+            if name == "regions: 1 of 6 chunks":
+                os.kill(third, signal.SIGKILL)
+                killed.append(len(killed))
+
+        monkeypatch.setattr("lipverify.questions.sharing.AT_ONCE", 1)
+        deviated = deviation(
+            graph, other, balls["region"], scheduler=cluster.scheduler_address, report=chunks
+        )
+    assert killed == [2, 1, 2]
+    there = deviation(graph, other, balls["region"])
+    assert deviated.rigour is there.rigour is Rigour.CHECKED
+    assert torch.as_tensor(deviated.upper) == pytest.approx(torch.as_tensor(there.upper), rel=1e-6)
     for row, known in zip(audited.rows, audit(graph, **balls).rows, strict=True):
         assert row.upper == pytest.approx(known.upper, rel=1e-6)
         assert row.certificate is not None
