@@ -122,13 +122,18 @@ def _name(raw: bytes) -> str:
 
 
 def _long(extra: bytes, sizes: list[int]) -> tuple[int, int, int]:
-    """(packed size, size, offset), with those of 64 bits in their place."""
-    position, large = 0, b""
+    """(packed size, size, offset), with those of 64 bits in their place.
+
+    Two fields of them are refused: some readers take the first, others the last, and an offset says which bytes an entry has.
+    """
+    position, fields = 0, list[bytes]()
     while position + 4 <= len(extra):
         kind, length = struct.unpack_from("<HH", extra, position)
         if kind == 1:
-            large = extra[position + 4 : position + 4 + length]
+            fields.append(extra[position + 4 : position + 4 + length])
         position += 4 + length
+    need(position == len(extra) and len(fields) <= 1, "a damaged archive")
+    large = b"".join(fields)
     wide = [n == 0xFFFFFFFF for n in sizes]
     need(len(large) >= 8 * sum(wide), "a damaged archive")
     values = list(struct.unpack_from(f"<{sum(wide)}Q", large))

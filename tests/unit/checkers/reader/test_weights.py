@@ -302,6 +302,37 @@ def test_archives_with_two_tables() -> None:
     refused(data[:60] + bytes([data[60] ^ 1]) + data[61:], "damaged")
 
 
+def wide(fields: bytes) -> bytes:
+    """An archive of one array, whose place (0) stands in the fields of 64 bits."""
+    data = archive({"a.npy": array(np.ones(3))})
+    at, end = data.index(b"PK\x01\x02"), data.index(b"PK\x05\x06")
+    entry = bytearray(data[at:end])
+    entry[30:32], entry[42:46] = struct.pack("<H", len(fields)), b"\xff" * 4
+    closing = bytearray(data[end:])
+    closing[12:16] = struct.pack("<I", len(entry) + len(fields))
+    return data[:at] + entry + fields + closing
+
+
+def field(kind: int, *values: int) -> bytes:
+    return struct.pack(f"<HH{len(values)}Q", kind, 8 * len(values), *values)
+
+
+def test_a_place_of_64_bits_is_stated_once() -> None:
+    """numpy and torch take the first of two such fields: a certificate for one set of weights, 1e6 times steeper ones loaded."""
+    (found,) = model_of_bytes("m.npz", wide(field(1, 0))).tensors.values()
+    assert found.shape == (3,)
+    assert len(model_of_bytes("m.npz", wide(field(9, 5) + field(1, 0))).tensors) == 1
+    for extra in (
+        field(1, 40) + field(1, 0),
+        field(1, 0) * 2,
+        field(1, 0) + b"\0\0",
+        field(1, 0)[:-4],
+        field(9, 0),
+        b"",
+    ):
+        refused(wide(extra), "a damaged archive")
+
+
 @pytest.mark.parametrize(
     ("start", "what"),
     [(b"\x80\x02\x8a\nl\xfc\x9cF", "pickles"), (b"MATLAB 5.0 MAT-file", "MATLAB"), (b"\x89HDF\r\n\x1a\n", "HDF5"),
