@@ -14,6 +14,8 @@ from hypothesis import HealthCheck, settings
 from lipverify.checkers.reader import agreement, runtimes
 from lipverify.falsify import search
 from lipverify.loading import state_dict
+from lipverify.questions import labels
+from lipverify.questions.climb import Climb
 from lipverify.robustness.attack import Attack
 from tests import checkpoint_children, clocks
 from tests.refused_models import asked_again as asked_again
@@ -38,6 +40,12 @@ for _name, _value in SHORT.items():
 # So do searches for adversarial examples: restarts, steps, halvings, doublings.
 SHORT_ATTACK, WHOLE_ATTACK = (6, 16, 6, 12), Attack.__init__.__defaults__
 Attack.__init__.__defaults__ = SHORT_ATTACK
+
+# And those for inputs where two networks are far apart: starts, steps, points looked at, those that walk, their steps.
+SHORT_CLIMB, WHOLE_CLIMB = (8, 20, 4e9, 12, 2048, 16, 20, 1 << 22), Climb.__init__.__defaults__
+CHANGES = labels.CHANGES
+Climb.__init__.__defaults__ = SHORT_CLIMB
+labels.CHANGES = Climb()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -76,6 +84,8 @@ def whole_search(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in WHOLE.items():
         monkeypatch.setattr(search, name, value)
     monkeypatch.setattr(Attack.__init__, "__defaults__", WHOLE_ATTACK)
+    monkeypatch.setattr(Climb.__init__, "__defaults__", WHOLE_CLIMB)
+    monkeypatch.setattr(labels, "CHANGES", CHANGES)
 
 
 @pytest.fixture

@@ -74,7 +74,7 @@ def numbers(file: str) -> dict[str, Any]:
     plan = Plan(lv.Norm.L2, "crown", looks=5, attack=Attack(4, 8, 3, 6))
     x = torch.tensor(points().tolist(), dtype=torch.float32, device="cpu")
     graph, read = lv.extract(network(), x), lv.load(file)
-    ball = lv.Ball(x, 0.1, box=(-9, 9))
+    ball = lv.Ball(x[:1], 0.1, box=(-9, 9))
     whole = lv.audit(read, analyzers="product,lipsdp-fast,lipsdp", search=quick)
     local = lv.audit(graph, region=ball, norm="linf", analyzers="local", search=quick)
     rows = (*whole.rows, *local.rows)

@@ -16,16 +16,17 @@ from lipverify.analyzers.protocol import Compute
 from lipverify.analyzers.tokens import Tokens
 from lipverify.certificates.tokens import lambert
 from lipverify.errors import UnsupportedModel
-from lipverify.falsify import Search
 from lipverify.interpreter import evaluate
 from lipverify.ir.norm import Norm
 from lipverify.ir.region import Query
+from lipverify.pipeline import answer
 from lipverify.rules import Unbounded
 from tests.steep_tokens import token_steepest
 
 TOKENS, WIDTH, HEADS = 4, 8, 2
 SIZES = (0.1, 0.3, 1.0, 1.0, 3.0, 10.0)
 HEAD = WIDTH // HEADS
+OF_TOKENS = Query(Norm.TOKEN_L2, Norm.TOKEN_L2)
 
 
 def subtracted(q: Tensor, k: Tensor) -> Tensor:
@@ -173,9 +174,9 @@ def test_a_matrix_for_every_head() -> None:
 )
 def test_tokens_have_a_checked_constant_that_another_limit_or_norm_does_not_get(network: nn.Module) -> None:
     graph = read(network)
-    result = lv.audit(graph, norm="token-l2", analyzers="tokens", search=Search(seconds=0.1))
-    certificate = result.best.certificate
-    assert token_steepest(network, TOKENS, WIDTH, SIZES) <= float(result.upper) < 10
+    certificate = answer(Tokens(), graph, OF_TOKENS, Compute()).certificate
+    assert certificate.rigour is lv.Rigour.CHECKED
+    assert token_steepest(network, TOKENS, WIDTH, SIZES) <= float(certificate.upper) < 10
     assert lv.verify(certificate, graph).claim
     document = certificate.issued.document
     (step,) = document["proof"]["steps"]
@@ -221,10 +222,12 @@ def test_what_only_looks_like_it_has_no_checked_constant(kind: str) -> None:
     known = kind in ("untied", "own key masked", "free values")
     network = Attention(expanded, kind) if known else Broken(expanded, kind)
     with pytest.raises(UnsupportedModel, match=r"not bounded|no bound"):
-        Tokens().bound(read(network), Query(Norm.TOKEN_L2, Norm.TOKEN_L2), Compute())
-    if not known:
-        upper = Tokens().bound(read(Broken(expanded)), Query(Norm.TOKEN_L2, Norm.TOKEN_L2), Compute()).upper
-        assert token_steepest(Broken(expanded), TOKENS, WIDTH, SIZES) <= float(upper) < 10  # type: ignore[arg-type]
+        Tokens().bound(read(network), OF_TOKENS, Compute())
+
+
+def test_what_is_not_broken_has_one() -> None:
+    upper = Tokens().bound(read(Broken(expanded)), OF_TOKENS, Compute()).upper
+    assert token_steepest(Broken(expanded), TOKENS, WIDTH, SIZES) <= float(upper) < 10  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 16, 196, 4096])

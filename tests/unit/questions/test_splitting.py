@@ -55,6 +55,7 @@ def test_a_deviation_of_few_inputs_ends_near_its_witness(norm: str) -> None:
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.usefixtures("whole_search")
 def test_a_narrow_difference_is_found_where_no_gradient_leads_to_it(norm: str) -> None:
     place = torch.tensor([0.337, -0.21], dtype=torch.float64)
 
