@@ -23,7 +23,7 @@ Steepen = Callable[[float, Tensor, Tensor], Tensor | None]
 """Constants [rivals] on the ball of a radius; from constants that hold there already and the margins where its shell begins."""
 FIRST, STEP, SHARE = 0.6, 0.4, 0.6
 """The first shell and the longest step, of the radius of linear bounds; the share of M / L that a step takes."""
-ENOUGH = 0.1
+ENOUGH = 0.5
 """The part of the resolution within which an end that is foreseen ends the search."""
 LAST, NEAR = 1.0, 0.025
 """The share of the last step, which is taken once M / L is this part of the radius."""

@@ -45,7 +45,7 @@ MOST = 0.05
 """What the checker's radius may be below that of the search, relatively; beyond it the point stays `real` and says both."""
 LEAST = 0.1
 """Where lines know no number of the whole radius they are asked for this part of it, and for no other if they know none there."""
-CLOSE, NEAR, HALVINGS = 0.02, 0.01, 3
+CLOSE, NEAR, HALVINGS = 0.03, 0.03, 3
 """A search ends where a radius without a proof is so little above one that has, relatively, or where its end is foreseen so
 near; over parts after so many steps."""
 HOPELESS = 8
