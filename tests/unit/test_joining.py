@@ -23,6 +23,7 @@ from lipverify.checkers.regions import region_of
 from lipverify.errors import UsageError
 from lipverify.falsify import Search, falsify
 from lipverify.interpreter import evaluate
+from lipverify.ir.certificate import Witness
 from lipverify.joining import Chunks
 from lipverify.reporting import answers, writing
 from lipverify.reporting.places import WITNESS
@@ -211,10 +212,18 @@ def test_regions_of_many_balls_are_not_all_made(
     assert not made
 
 
+def apart(graph: lv.Graph, query: lv.Query, *given: Any, **more: Any) -> Witness:
+    """What a search might find: where many pairs lie is no matter of theirs."""
+    assert isinstance(query.region, lv.Ball)
+    center = query.region.center
+    return Witness(center.flatten(1).sum(1).abs() * 1e-9, center, "gradient-ascent", partner=center + 0.01)
+
+
 def test_pairs_of_many_balls_are_the_same_in_a_file(
     graph: lv.Graph, region: lv.Ball, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(pipeline, "together", lambda _: 3)
+    monkeypatch.setattr(pipeline, "falsify", apart)
     audits = []
     for size in (memory._ASIDE, 0):
         monkeypatch.setattr(memory, "_ASIDE", size)
@@ -237,6 +246,7 @@ def test_a_disk_without_room_for_pairs_changes_nothing(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(pipeline, "together", lambda _: 3)
+    monkeypatch.setattr(pipeline, "falsify", apart)
     monkeypatch.setattr(memory, "_ASIDE", 0)
     monkeypatch.setattr(os, "posix_fallocate", full)
     found = lv.audit(graph, region=region, analyzers=["product"], search=SEARCH).lower.witness
