@@ -347,11 +347,12 @@ def _check(data: bytes, sidecar: Callable[[str], bytes], read: Callable[[], list
     each = zip(abouts, models, weights, agreements, strict=True)
     shown = [{**shown_of(about, model, used), "agreement": None if one is None else one._asdict()}
              for about, model, used, one in each]  # fmt: skip
-    said = words(claim.statement(*abouts), models, weights, agreements, exact, theories)
+    statement = claim.statement(*abouts)
+    said = words(statement, models, weights, agreements, exact, theories)
     sizes = tuple((p.steps[0].size, p.steps[-1].size) for p in ended)
     return Verdict(
         said,
-        _told(claim, box),
+        {**_told(claim, box), "statement": statement},
         shown,
         time.monotonic() - started,
         sizes,
@@ -362,10 +363,12 @@ def _check(data: bytes, sidecar: Callable[[str], bytes], read: Callable[[], list
 
 
 def _told(claim: AnyClaim, box: tuple[Array, Array] | None) -> dict[str, Any]:
-    """The fields of a claim, and of a box that cuts its region the smallest and the largest end."""
+    """The fields of a claim, and of a box that cuts its region its outermost ends, and whether all entries have them."""
     found = claim.to_json()
     if box is not None and isinstance(found.get("region"), dict):
-        found["region"] = {**found["region"], "ends": [float(box[0].min()), float(box[1].max())]}
+        uniform = all(bool((end == end[0]).all()) for end in box)
+        ends = [float(box[0].min()), float(box[1].max())]
+        found["region"] = {**found["region"], "ends": ends, "uniform": uniform}
     return found
 
 

@@ -19,7 +19,7 @@ class Verdict:
 
     claim: str
     fields: Mapping[str, Any]
-    """Of the claim: `upper` or `radius`, norms and region."""
+    """Of the claim: `upper` or `radius`, norms and region, and its statement alone."""
     models: Sequence[Mapping[str, Any]]
     """What is known of each, with its `binding`, its `weights`, and the `agreement` of an ONNX file with a runtime."""
     seconds: float

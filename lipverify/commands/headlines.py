@@ -21,14 +21,17 @@ Verdicts = Mapping[str, Mapping[str, Any]]
 """The name of a certificate in the folder -> the document of `verify --json`, of those that are proved."""
 
 NOT_COMPARED = (
-    "lower bounds, attacks, times, sentences, which row of the data a point is, and numbers that are called `real` or come of a "
-    "search alone (methods compared, differences of entries, labels kept but for `checked`) or of a formula; curves in a "
-    "comparison have no certificates"
+    "lower bounds, attacks, times, sentences, names of files, outputs and features, which row of the data a point is, which "
+    "entries a box of its own lets move, and numbers that are called `real` or come of a search alone (methods compared, slopes, "
+    "differences of entries, labels kept but for those that a certificate names) or of a formula; curves in a comparison have no "
+    "certificates"
 )
 Entries = Callable[[Mapping[str, Any]], list[Mapping[str, Any]]]
 SIGNS = {"increasing": (1,), "decreasing": (-1,), "constant": (1, -1)}
 CURVATURES = {"convex": (1,), "concave": (-1,), "affine": (1, -1)}
 DEVIATION = "deviation"
+RIGOURS = ("checked", "real", "solver", "statistical")
+UNNAMED = "a row is `checked` and names no certificate"
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class _Reader:
     seen: set[int] = field(default_factory=set)
 
     def verdict(self, named: Any) -> Mapping[str, Any] | None:
-        """Of a certificate that was proved; those that are not speak for themselves."""
+        """Of a certificate that was proved; those that are not, or are not in the folder, are told beside it."""
         return self.verdicts.get(os.path.normpath(named)) if isinstance(named, str) and named else None
 
     def bounds(self, row: Mapping[str, Any], about: _About, kind: str) -> Iterator[str]:
@@ -59,7 +62,7 @@ class _Reader:
             return
         named = row.get("certificate")
         if not isinstance(named, str) or not named:
-            yield "a row is `checked` and names no certificate"
+            yield UNNAMED
         found = self.verdict(named)
         if found is None or not isinstance(named, str):
             return
@@ -72,15 +75,21 @@ class _Reader:
 
     def signs(self, rows: Any, document: Mapping[str, Any], region: Any, entries: Entries) -> Iterator[str]:
         """Verdicts on entries, all of one certificate; entries: what a row is about -> as the certificate tells them."""
-        named = str(document.get("certificate"))
+        named = document.get("certificate")
         found = self.verdict(named)
-        for row in _rows(rows):
-            self.seen.add(id(row))
-            if row.get("rigour") != "checked" or found is None:
-                continue
+        self.seen |= {id(document), *map(id, _rows(rows))}
+        proved = [row for row in _rows(rows) if row.get("rigour") == "checked"]
+        if (proved or document.get("rigour") == "checked") and not isinstance(named, str):
+            yield UNNAMED
+        if document.get("rigour") == "checked" and len(proved) < len(_rows(rows)):
+            yield "it is `checked` where some of its rows are not"
+        if found is None:
+            return
+        for row in proved:
             about = _About([document.get("model")], region=_as_ball(region, _table(found.get("region"))))
-            yield from different(found, about, named)
-            if not all(entry in _rows(found.get("entries")) for entry in entries(row)):
+            yield from different(found, about, str(named))
+            wanted = entries(row)
+            if not wanted or not all(entry in _rows(found.get("entries")) for entry in wanted):
                 yield f"a verdict is {row.get('verdict')!r} and its certificate does not say so"
 
 
@@ -97,7 +106,7 @@ def different(found: Mapping[str, Any], about: _About, named: str) -> Iterator[s
         asked, known = getattr(about, name), found.get(name)
         if known is not None and asked != known:
             yield f"its query is about {asked} where {named} is about {known}"
-    asked, known = _region(about.region), _region(found.get("region"))
+    asked, known = _region(about.region), _proved_region(_table(found.get("region")), _table(about.region))
     if asked != known:
         yield f"its region is {asked} where {named} is about {known}"
 
@@ -108,15 +117,22 @@ def overstated(document: Any, verdicts: Verdicts) -> Iterator[str]:
     read = READERS.get(str(found.get("schema")))
     if read is not None:
         yield from read(reader, found)
+    if "_type" in found:
+        yield "a statement for pipelines is not compared with certificates: keep it elsewhere, and verify the folder without it"
+        return
     for table in tables(document):
         if table.get("rigour") == "checked" and id(table) not in reader.seen:
             yield "something is called `checked` that no certificate of its kind of document carries"
+        if "rigour" in table and table["rigour"] not in RIGOURS:
+            yield f"{str(table['rigour'])[:40]!r} is no rigour"
 
 
 def rests_on(document: Any) -> Iterator[str]:
-    """The certificates of what a result calls `checked`."""
+    """The certificates of what a result calls `checked`: of a table, or of what lies in it."""
     for table in tables(document):
-        if table.get("rigour") == "checked" and isinstance(table.get("certificate"), str):
+        if isinstance(table.get("certificate"), str) and any(
+            inner.get("rigour") == "checked" for inner in tables(table)
+        ):
             yield os.path.normpath(table["certificate"])
 
 
@@ -140,11 +156,13 @@ def _audited(reader: _Reader, found: Mapping[str, Any], model: Any, query: Any) 
     about = _About([model], asked.get("norm_in"), asked.get("norm_out"), asked.get("region"))
     for row in _rows(found.get("results")):
         yield from reader.bounds(row, about, "norm_in")
-    best = found.get("best")
-    if isinstance(best, dict) and "upper" in best:
-        named = [
-            r.get("upper") for r in _rows(found.get("results")) if r.get("analyzer") == best.get("analyzer")
-        ]
+    best, rows = found.get("best"), _rows(found.get("results"))
+    if len({str(row.get("analyzer")) for row in rows}) < len(rows):
+        yield "two of its rows are of one analyzer"
+    if best is not None and not isinstance(best, dict):
+        yield "its best constant is no table"
+    elif best is not None and "upper" in best:
+        named = [r.get("upper") for r in rows if r.get("analyzer") == best.get("analyzer")]
         if not any(_at_least(best["upper"], upper) for upper in named):
             yield f"its best constant {best['upper']!r} is that of no row"
 
@@ -198,19 +216,27 @@ def _answer(reader: _Reader, document: Mapping[str, Any]) -> Iterator[str]:
     needs = _rows(document.get("needs"))
     reader.seen |= {id(document), *map(id, needs)}
     carried = [need for need in needs if isinstance(need.get("certificate"), str)]
+    files = [_table(model).get("sha256") for model in models]
     for need in carried:
         found = reader.verdict(need["certificate"])
         if found is not None and not _at_least(need.get("upper"), found.get("upper")):
             yield f"it needs {need.get('upper')!r} where {need['certificate']} proves {found.get('upper')!r}"
-    # The formula of a question of another package makes its number of the constants that are proved.
-    if document.get("question") == DEVIATION or not carried:
+        if found is not None and any(model.get("sha256") not in files for model in _models(found)):
+            yield f"{need['certificate']} is about none of its models"
+        if "differences" in (found or {}):
+            yield f"{need['certificate']} is about something else than its row"
+    whole = reader.verdict(document.get("certificate")) or {}
+    if document.get("question") == DEVIATION or not carried or "differences" in whole:
         yield from _deviation(reader, document, about)
+    # The formula of a question of another package makes its number of the constants that are proved.
+    if any(need.get("rigour") == "checked" for need in needs if need not in carried):
+        yield UNNAMED
     named = [one["certificate"] for one in [document, *needs] if isinstance(one.get("certificate"), str)]
     if any(reader.verdict(name) is None for name in named):
         return
-    said = {str(found.get("claim")) for found in reader.verdicts.values()}
+    said = [found.get("statement") for found in reader.verdicts.values()]
     for sentence in document["proved"] if isinstance(document.get("proved"), list) else []:
-        if not any(str(sentence) in claim for claim in said):
+        if sentence not in said:
             yield f"it says that the checker states {str(sentence)[:200]!r}, which no certificate here does"
 
 
@@ -224,8 +250,13 @@ def _radius(reader: _Reader, document: Mapping[str, Any]) -> Iterator[str]:
     rows = _rows(document.get("points"))
     reader.seen |= {id(document), *map(id, rows)}
     for row in rows:
-        if row.get("rigour") == "checked" and not isinstance(row.get("certificate"), str):
-            yield "a row is `checked` and names no certificate"
+        proved = row.get("rigour") == "checked"
+        if proved and not isinstance(row.get("certificate"), str):
+            yield UNNAMED
+        if bool(row.get("checked")) != proved:
+            yield "a point is called `checked` in one place and not in the other"
+        if document.get("rigour") == "checked" and not proved and row.get("radius") != 0:
+            yield "it is `checked` where some of its points are not"
     for named in dict.fromkeys(row["certificate"] for row in rows if isinstance(row.get("certificate"), str)):
         found = reader.verdict(named)
         if found is not None:
@@ -248,9 +279,11 @@ def _radius(reader: _Reader, document: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _several(reader: _Reader, document: Mapping[str, Any]) -> Iterator[str]:
-    """Radii of several networks have no certificates in their folder."""
-    reader.seen |= {id(entry) for entry in _rows(document.get("models"))}
-    yield from ()
+    """Radii of several networks have no certificates in their folder, and what others prove there says nothing of them."""
+    models = _rows(document.get("models"))
+    reader.seen |= {id(entry) for entry in models}
+    if any(model.get("rigour") == "checked" for model in models):
+        yield "radii of several models have no certificates in their folder: ask for those of one model, with `radius --out`"
 
 
 def _points(
@@ -273,7 +306,6 @@ def _points(
 
 
 def _monotone(reader: _Reader, document: Mapping[str, Any]) -> Iterator[str]:
-    reader.seen.add(id(document))
     query = _table(document.get("query"))
 
     def entries(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -338,11 +370,12 @@ def _reading(reading: Any) -> Any:
     return inputs, fixed
 
 
-def _stated(value: Any) -> float | None:
-    """A number as a result writes it, or as a certificate does: hexadecimal, or an integer."""
+def _stated(value: Any) -> float | str | None:
+    """A number as a result writes it, or as a certificate does: hexadecimal (0x...), or an integer."""
     if isinstance(value, str):
         with contextlib.suppress(ValueError, OverflowError):
-            return float.fromhex(value)
+            # Without 0x, 0.5 would be read as five sixteenths.
+            return float.fromhex(value) if "0x" in value else value
     return float(value) if isinstance(value, bool) else _number(value)
 
 
@@ -354,13 +387,47 @@ def _called(model: Mapping[str, Any]) -> str:
 
 
 def _region(region: Any) -> dict[str, Any]:
-    """A region as a document and a verdict can both tell it: of a box that cuts, its smallest and its largest end."""
+    """A region as a document tells it. Of a box its ends where they are those of every entry, else the digest of all ends."""
     found = _table(region)
-    told = {key: found.get(key) for key in ("kind", "norm", "radius", "count", "low", "high", "most")}
-    ends = found.get("ends", found.get("box"))
-    if found.get("kind") == "box":
-        told, ends = {"kind": "box"}, found.get("ends", [found.get("low"), found.get("high")])
-    return {key: value for key, value in {**told, "ends": ends}.items() if value is not None}
+    told = {key: found.get(key) for key in ("kind", "norm", "radius", "count", "most")}
+    low, high = (found.get("low"), found.get("high")) if told["kind"] == "box" else _pair(found.get("box"))
+    every = [found.get(key) for key in ("lows", "highs")]
+    if every != [None, None]:
+        low, high = every
+    if found.get("moving") is not None:
+        told["ends"] = [low, high]
+    else:
+        told["box"] = _box(low, high)
+    if "ends" in found:
+        told["ends"] = "stated twice"  # no document has them
+    return {key: value for key, value in told.items() if value is not None}
+
+
+def _proved_region(region: Mapping[str, Any], document: Mapping[str, Any]) -> dict[str, Any]:
+    """A region of a verdict as `_region` tells the document's."""
+    told = {key: region.get(key) for key in ("kind", "norm", "radius", "count", "most")}
+    ends = region.get("ends")
+    if document.get("moving") is not None:
+        told["ends"] = ends
+    elif ends is not None:
+        listed = any(isinstance(document.get(key), list) for key in ("low", "lows", "highs", "high"))
+        told["box"] = region.get("box") if listed or not region.get("uniform") else ends
+    return {key: value for key, value in told.items() if value is not None}
+
+
+def _pair(box: Any) -> tuple[Any, Any]:
+    """The ends of a box that cuts balls."""
+    return (box[0], box[1]) if isinstance(box, list) and len(box) == 2 else (box, box)
+
+
+def _box(low: Any, high: Any) -> Any:
+    """Ends as a verdict tells them: two numbers, or the digest of those of all entries."""
+    if not isinstance(low, list) and not isinstance(high, list):
+        return None if low is None and high is None else [low, high]
+    ends = [_numbers(list(_flat(end))) for end in (low, high)]
+    if ends[0] is None or ends[1] is None or len(ends[0]) != len(ends[1]):
+        return "of another form"
+    return digest_of(np.array(ends, np.float64))
 
 
 def _as_ball(region: Any, proved: Mapping[str, Any]) -> Any:
@@ -380,7 +447,8 @@ def _as_ball(region: Any, proved: Mapping[str, Any]) -> Any:
         and proved["radius"] >= reach
         and proved["centres"] == digest_of(middle[None])
     )
-    return {**proved, "ends": [float(low.min()), float(high.max())]} if whole else region
+    ball = {key: proved.get(key) for key in ("kind", "norm", "radius", "count")}
+    return {**ball, "lows": low.tolist(), "highs": high.tolist()} if whole else region
 
 
 def _table(found: Any) -> Mapping[str, Any]:
@@ -400,6 +468,15 @@ def _numbers(found: Any) -> list[float] | None:
     listed = [_number(x) for x in (found if isinstance(found, list) else [found])]
     known = [x for x in listed if x is not None]
     return known if len(known) == len(listed) else None
+
+
+def _flat(found: Any) -> Iterator[Any]:
+    """What is in lists in lists."""
+    if not isinstance(found, list):
+        yield found
+        return
+    for one in found:
+        yield from _flat(one)
 
 
 def _at_least(large: Any, small: Any) -> bool:

@@ -237,7 +237,7 @@ def _report(
             answers.append(_refused(file, Undecided(f"no certificate of {display_path(folder)} is about it")))
     results = [document for path, document in beside.items() if path not in found]
     for name in sorted({name for document in results for name in _named(document)}):
-        if folder / os.path.normpath(name) not in found:
+        if os.path.isabs(name) or folder / os.path.normpath(name) not in found:
             missing = Undecided(
                 "a result in the folder names this certificate, which is not among those of the folder"
             )

@@ -184,6 +184,9 @@ class Ball(Shown):
         }
         if self.box is not None:
             found["box"] = [float(self.box[0].min()), float(self.box[1].max())]
+            if not self.own and any(bool((end != end.flatten()[0]).any()) for end in self.box):
+                ends = (end.expand(self.center.shape[1:]).tolist() for end in self.box)
+                found["lows"], found["highs"] = ends
         if self.own and self.box is not None:
             moving = (self.box[1] > self.box[0]).flatten(1).any(0)
             found["moving"] = [int(moving.sum()), moving.numel()]

@@ -258,7 +258,12 @@ class Answer(Result):
         else:
             size = torch.maximum(box.upper, -box.lower).flatten(1).amax(1)
             ends = {"upper": size.tolist(), "entries": int(box.lower[0].numel())}
-        return {"name": name, **ends, "rigour": str(self.rigour), "certificate": file}
+        return {
+            "name": name,
+            **ends,
+            "rigour": str(self.rigour if own else self.found.rigour),
+            "certificate": file,
+        }
 
     def witness_file(self) -> bytes:
         """An .npz with `points` and their `value`, and the question's own arrays; numbers as float64."""

@@ -146,7 +146,8 @@ class Record:
 
     @staticmethod
     def from_json(document: dict[str, Any]) -> Record:
-        """What `stored` or `to_json` wrote."""
+        """What `stored` or `to_json` wrote, but for what only a proof of this run can say."""
+        document = {k: v for k, v in document.items() if k not in ("checked", "proved", "unchecked")}
         carried = document.get("carried")
         more = {"carried": None if carried is None else Carried.from_json(carried)}
         return Record(**{**document, **more, "example": _read(document.get("example"))})

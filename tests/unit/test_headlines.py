@@ -45,6 +45,18 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "copies": ("compare", net, other, "--deviate", "--box=-1,1", *product),
         "monotone": ("audit", rising, "--monotone", "all", "--box=-1,1"),
         "convex": ("audit", rising, "--convex"),
+        "thin": ("audit", rising, "--monotone", "all", "--box=-1:1,-1:1,-1:1,-0.001:0.001"),
+        "thinly": ("deviate", net, other, "--box=-1:1,-1:1,-1:1,-0.001:0.001"),
+        "thincut": (
+            "audit",
+            net,
+            "--analyzers",
+            "local",
+            *data,
+            "--radius",
+            "0.05",
+            "--box=-4:4,-4:4,-4:4,-3:3",
+        ),
         "fixed": ("audit", folder / "two.onnx", "--input", "x", "--constant", "z=0.5", *product),
     }.items():
         done = lipverify(*line, "--out", folder / name, "-q")
@@ -53,7 +65,8 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 MODELS = {"fixed": ("two",), "monotone": ("rising",), "convex": ("rising",), "compare": ("net", "other"),
-          "deviate": ("net", "other"), "around": ("net", "other"), "copies": ("net", "other")}  # fmt: skip
+          "deviate": ("net", "other"), "around": ("net", "other"), "copies": ("net", "other"),
+          "thin": ("rising",), "thinly": ("net", "other")}  # fmt: skip
 
 
 def verified(reports: dict[str, Path], kind: str, folder: Path, *words: str) -> Done:
@@ -151,6 +164,48 @@ CHANGES: dict[str, tuple[str, Callable[[Any], Any], str]] = {
     "another feature": ("monotone", lambda d: row(d, "features").update(feature=9), "does not say so"),
     "rises in a larger box": ("monotone", lambda d: d["query"]["region"].update(low=[-2.0] * 4), "its region is"),
     "concave": ("convex", lambda d: row(d, "outputs").update(verdict="concave"), "does not say so"),
+    "signs without a certificate": (
+        "monotone", lambda d: (d.pop("certificate"), row(d, "features").update(verdict="decreasing")), "names no certificate",
+    ),
+    "a curvature without a certificate": (
+        "convex", lambda d: d.update(certificate=None), "names no certificate",
+    ),
+    "another word for falls": ("monotone", lambda d: row(d, "features").update(verdict="strictly decreasing"), "does not say so"),
+    "another word for concave": ("convex", lambda d: row(d, "outputs").update(verdict="Concave"), "does not say so"),
+    "ends beside a larger box": (
+        "deviate", lambda d: d["query"]["region"].update(ends=[-1.0, 1.0], low=-100.0, high=100.0), "its region is",
+    ),
+    "ends beside another cut": ("cut", lambda d: d["query"]["region"].update(ends=[-4.0, 4.0], box=[-9.0, 9.0]), "its region is"),
+    "a point checked in one place": (
+        "radius", lambda d: row(d, "points").update(rigour="real", radius=9.0, proved=None), "not in the other",
+    ),
+    "points that are not checked": (
+        "radius", lambda d: (row(d, "points").update(rigour="real"), d["points"][0].pop("checked")), "where some of its points",
+    ),
+    "a sentence cut inside its number": (
+        "around", lambda d: d.update(proved=[d["proved"][0][:24]]), "no certificate here does",
+    ),
+    "a need without a certificate": (
+        "around", lambda d: d["needs"][0].update(rigour="checked", upper=[1e-3] * 3), "names no certificate",
+    ),
+    "a deviation called another question": ("around", lambda d: d.update(question="Deviation", upper=[1e-3] * 3), "it says"),
+    "a word for checked": ("audit", lambda d: row(d).update(rigour="Checked", upper=1e-3), "is no rigour"),
+    "a best that is a list": ("audit", lambda d: d.update(best=[{"upper": 1e-3}]), "no table"),
+    "two rows of one method": (
+        "audit", lambda d: d["results"].append({**row(d), "rigour": "real", "upper": 1e-3}), "of one analyzer",
+    ),
+    "a thin box called a whole one": (
+        "thin", lambda d: d["query"]["region"].update(low=[-1.0] * 4, high=[1.0] * 4), "its region is",
+    ),
+    "a thin box without its ends": (
+        "thinly", lambda d: [d["query"]["region"].pop(key) for key in ("lows", "highs")], "its region is",
+    ),
+    "a thin cut without its ends": (
+        "thincut", lambda d: [d["query"]["region"].pop(key) for key in ("lows", "highs")], "its region is",
+    ),
+    "a decimal read as hexadecimal": (
+        "fixed", lambda d: d["model"]["reading"]["fixed"][0].update(value="0.8"), "its model is",
+    ),
     "a kind of document that is not known": ("audit", lambda d: d.update(schema="lipverify.other/1"), "something is called"),
     "a row where none is looked for": (
         "audit", lambda d: d.update(more=[{"rigour": "checked", "upper": 1e-3}]),
@@ -183,6 +238,37 @@ def test_numbers_that_no_certificate_carries(
     edit(document)
     found = list(overstated(document, proved[kind]))
     assert any(said in reason for reason in found), found
+
+
+@pytest.mark.parametrize(
+    ("document", "said"),
+    [
+        (
+            {"schema": "lipverify.compare-radii/1", "models": [{"rigour": "checked", "radius": [99.0]}]},
+            "of one model",
+        ),
+        (
+            {"_type": "https://in-toto.io/Statement/v1", "predicate": {"results": [{"rigour": "checked"}]}},
+            "keep it elsewhere",
+        ),
+    ],
+)
+def test_what_has_no_certificates_of_its_own_is_not_carried_by_others(document: Any, said: str) -> None:
+    (reason,) = overstated(document, {"certificates/a.json": {"upper": 1.0}})
+    assert said in reason
+
+
+def test_a_certificate_by_an_absolute_path_is_none_of_the_folder(
+    reports: dict[str, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(reports["audit"], tmp_path / "report")
+    result = tmp_path / "report" / "result.json"
+    document = json.loads(result.read_text())
+    row(document).update(upper=0.01, certificate=str(tmp_path / "report" / "certificates" / "lipsdp.json"))
+    result.write_text(json.dumps(document))
+    done = verified(reports, "audit", tmp_path / "report")
+    assert done.returncode == 4
+    assert "carried" not in done.stdout
 
 
 def test_a_report_says_what_its_numbers_are_held_against(reports: dict[str, Path], tmp_path: Path) -> None:

@@ -67,6 +67,15 @@ def test_what_carries_a_radius_survives_the_journal() -> None:
     assert again.carried.to_json() == found.carried.to_json()
 
 
+def test_a_journal_does_not_say_what_is_proved() -> None:
+    """A doctored one made `radius --resume` print a radius of 99 as `checked`."""
+    graph, x = network(0)
+    found = lv.radii(graph, x, plan=Plan(Norm.LINF, "crown", attack=QUICK), proofs=False).records[0]
+    again = Record.from_json({**found.stored(), "checked": True, "proved": 98.0, "unchecked": "why"})
+    assert (again.checked, again.proved, again.unchecked) == (False, 0.0, "")
+    assert again.radius == found.radius
+
+
 def test_nothing_false_is_shown_and_a_count_ends_the_search() -> None:
     graph, x = network(1)
     label = predict(graph, x[0])
