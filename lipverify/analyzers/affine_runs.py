@@ -105,7 +105,9 @@ def run_gain(run: Run, norm_in: Norm, norm_out: Norm) -> RunGain:
     best = _smaller(best, together, "fused layers")
     entries = math.prod(shapes[0]) * math.prod(shapes[-1])
     side = min(math.prod(shapes[0]), math.prod(shapes[-1]))
-    several = sum(_proper(piece.op) for piece in fused) > 1
+    # A slice in front only leaves columns out of what it hands on, which is all of what the next one reads.
+    chosen = next((k for k, p in enumerate(fused) if _proper(p.op) and not isinstance(p.op, ops.Slice)), 0)
+    several = sum(_proper(piece.op) for piece in fused[chosen:]) > 1
     if several and entries <= DENSE_ENTRIES and (side <= DENSE_SIDE or not norm_in is norm_out is Norm.L2):
         best = _smaller(best, _dense_gain(run, shapes, norm_in, norm_out), "matrix of the whole run")
     return best

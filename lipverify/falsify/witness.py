@@ -30,6 +30,8 @@ POINTS = 3
 """Of the pool, of which pairs are made."""
 WORTH = 1e-4
 """The part of what is proved that another pair may add at least, as believed, where it is looked at."""
+IN_VAIN = 3
+"""Exact proofs that show nothing after which, where there is a deadline, no more are tried: the best point at every distance."""
 ROUGH = 3
 """Pairs far apart that intervals are tried on in a network of many parameters."""
 LOST, FARTHEST, TRIES, SOME = 0.01, 1e3, 6, 5.0
@@ -136,7 +138,10 @@ def _shown(
         )
         if bool((value > 0).all()):
             tries = []
+    vain = 0
     for place, below in tries:
+        if deadline is not None and vain >= IN_VAIN and not bool((value > 0).any()):
+            break
         if many and below is slopes_below and bool((value > 0).all()):
             break
         x, y = (_held(query, ends[place, column]) for ends in (first, second))
@@ -150,6 +155,7 @@ def _shown(
             why = notes if below is slopes_below else []
             if below is slopes_below and EXACT * seconds_of(graph) > left():
                 raise BudgetEnded("the budget ended")
+            vain += below is slopes_below
             with within(deadline if bool((value > 0).all()) else None):
                 proved[open_] = _proved(graph, query, below, x[open_], y[open_], why)
         except BudgetEnded:

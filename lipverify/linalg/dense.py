@@ -7,6 +7,7 @@ and every underflow is far below the rounding that is accounted for.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from typing import NamedTuple
 
@@ -30,6 +31,9 @@ LANCZOS_SIDE = 256
 _LONG_SIDE = 1500
 # From here on symbols are not multiplied again with their factor, which would cost more than the factor.
 _LARGE_SIDE = 48
+# Bounds of matrices of at most so many entries are kept, the last so many of them.
+_KEPT_ENTRIES, _KEPT_AT_MOST = 1 << 22, 1024
+_KEPT: dict[tuple[object, ...], Tensor] = {}
 # The eigenvector basis of a larger Gram matrix takes minutes; `interpolation_bound` is the caller's explicit choice.
 LARGEST_SIDE = 8192
 
@@ -150,6 +154,21 @@ def _unscaled(bound: Tensor, exponent: Tensor) -> Tensor:
 
 
 def _bound(a: Tensor, norm_in: str, norm_out: str) -> Tensor:
+    """Of equal matrices once: every step of a recurrent network has the same ones."""
+    if a.numel() > _KEPT_ENTRIES:
+        return _bound_anew(a, norm_in, norm_out)
+    bits = torch.view_as_real(a) if a.is_complex() else a
+    digest = hashlib.blake2b(bits.cpu().contiguous().numpy().tobytes()).digest()
+    key = (digest, tuple(a.shape), str(a.dtype), str(a.device), norm_in, norm_out)
+    if key not in _KEPT:
+        found = _bound_anew(a, norm_in, norm_out)
+        while len(_KEPT) >= _KEPT_AT_MOST:
+            _KEPT.pop(next(iter(_KEPT)), None)
+        _KEPT[key] = found
+    return _KEPT[key].clone()
+
+
+def _bound_anew(a: Tensor, norm_in: str, norm_out: str) -> Tensor:
     if a.numel() == 0:
         return torch.zeros(a.shape[:-2], dtype=torch.float64, device=a.device)
     if norm_in == "l1":

@@ -8,6 +8,7 @@ Source: McCormick, Mathematical Programming 10 (1976); Shi et al., NeurIPS 2022 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -17,28 +18,51 @@ from lipverify import ops
 from lipverify.analyzers.local.walk import Walk
 from lipverify.errors import UnsupportedModel
 from lipverify.ir.graph import Graph, Node
-from lipverify.ir.op import Input
+from lipverify.ir.interval import Interval
+from lipverify.ir.op import Input, Op, Shape
 from lipverify.linalg.rounding import gamma
 from lipverify.ops.planes import slope_planes
 from lipverify.propagation.functionals import Functionals
 from lipverify.propagation.knowledge import Knowledge, is_affine
-from lipverify.rules import Relaxation, slopes
+from lipverify.rules import Plane, Relaxation, slopes
 
+TOGETHER = 1 << 14
+"""Numbers of nodes that are looked at together, where one is not more."""
 _STEPS = (ops.ReLU, ops.LeakyReLU, ops.PReLU, ops.Abs, ops.Clip, ops.Hardsigmoid)
 """Their slopes jump: a line around them gains nothing over their range."""
 
 
 def slope_lines(graph: Graph, known: Knowledge) -> dict[str, Relaxation]:
     """Lines around the derivative of every smooth activation, over the range of what it reads."""
-    found = {}
+    alike: dict[tuple[Op, Shape], list[Node]] = {}
     for node in graph.nodes:
-        if isinstance(node.op, _STEPS) or is_affine(node) or not slopes.covers(type(node.op)):
-            continue
-        try:
-            found[node.name] = slope_planes(node.op, known.ranges[node.inputs[0]])
-        except UnsupportedModel:
-            continue
+        if not (isinstance(node.op, _STEPS) or is_affine(node)) and slopes.covers(type(node.op)):
+            alike.setdefault((node.op, node.shape), []).append(node)
+    found = {}
+    for nodes in alike.values():
+        # Several small ones are one large one, in the time of one.
+        at_once = max(1, TOGETHER // (known.count * nodes[0].size))
+        for some in (nodes[k : k + at_once] for k in range(0, len(nodes), at_once)):
+            found.update(_lines(some, known))
     return found
+
+
+def _lines(nodes: Sequence[Node], known: Knowledge) -> dict[str, Relaxation]:
+    """Of nodes with one operator and shape; those whose slopes are not bounded are left out."""
+    boxes = [known.ranges[node.inputs[0]] for node in nodes]
+    try:
+        around = slope_planes(
+            nodes[0].op,
+            Interval(*(torch.cat(e) for e in zip(*((b.lower, b.upper) for b in boxes), strict=True))),
+        )
+    except UnsupportedModel:
+        return {} if len(nodes) == 1 else {k: v for node in nodes for k, v in _lines([node], known).items()}
+    (slope,), above, below = around.upper.slopes, around.upper.offset, around.lower.offset
+    parts = (part.split(known.count) for part in (slope, above, below))
+    return {
+        node.name: Relaxation(Plane((k,), low), Plane((k,), high))
+        for node, k, high, low in zip(nodes, *parts, strict=True)
+    }
 
 
 @dataclass

@@ -46,7 +46,8 @@ class Tier:
     refine: by functionals, else by intervals alone; recurjac: constants in place of chords; joint: norms also as one
     functional; middle: entries also around the middle of all slopes, one centre after another; sums: of every row only the
     sum of sizes is asked for; lines: around the slopes of smooth activations, for a second bound of every functional, `known`
-    with them; expired: once it says yes, nothing is refined any more.
+    with them; deep: of so many layers of lines at most inner gradients are bounded with them too; expired: once it says yes,
+    nothing is refined any more.
     """
 
     refine: bool = True
@@ -56,6 +57,7 @@ class Tier:
     sums: bool = False
     lines: Mapping[str, Relaxation] = field(default_factory=dict)
     known: Knowledge | None = None
+    deep: int = DEEP
     precision: Precision = DOUBLE
     """Of the coefficients of functionals; planes of smooth activations have float64 always."""
     expired: Callable[[], bool] = field(default=never, repr=False)
@@ -85,7 +87,7 @@ def jacobian_ranges(
         if not tier.refine or tier.expired():
             continue
         if node.name in factors:
-            inside = replace(tier, lines={}) if len(tier.lines) > DEEP else tier
+            inside = replace(tier, lines={}) if len(tier.lines) > tier.deep else tier
             refine(found, node, _meets_unknown_slope(found, node), inside)
         elif node.name == graph.input.name:
             single = _affordable(found)

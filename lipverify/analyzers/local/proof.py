@@ -36,7 +36,12 @@ def expected(writer: Writer, part: Part) -> tuple[float, str]:
     """Seconds that ranges of derivatives take, twice; and of what, in words."""
     numbers = sum(step.size for step in writer.subject.elements.steps)
     rows = part.rows[1] - part.rows[0]
-    return rows * numbers**2 / PACE, f"{rows} rows through {numbers:,} numbers"
+    return seconds(rows, numbers), f"{rows} rows through {numbers:,} numbers"
+
+
+def seconds(rows: int, numbers: int) -> float:
+    """What the checker takes for ranges of derivatives of a program of so many numbers, twice."""
+    return rows * numbers**2 / PACE
 
 
 def prove_jacobians(

@@ -64,3 +64,19 @@ def test_scalings_on_both_sides_join_the_kernel(name: str, monkeypatch: pytest.M
     norm = float(torch.linalg.matrix_norm(matrix, 2))
     assert found.note == "fused layers"
     assert norm * (1 - 1e-12) <= float(found.factors[0]) <= norm * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("norms", [(a, b) for a in Norm for b in Norm])
+def test_a_slice_in_front_of_a_matrix_costs_no_matrix_of_the_run(
+    norms: tuple[Norm, Norm], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step of a recurrent network reads a part of the input: the norm is that of its weights, over all of their columns."""
+    monkeypatch.setattr(affine_runs, "_dense_gain", lambda *_: pytest.fail("no matrix is needed"))
+    weight = torch.randn(6, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    graph = chain(ops.Slice(0, 2, 3), ops.Slice(1, 1, 2), ops.Reshape((4,)), ops.Linear(weight, None))
+    run = list(runs(graph))[-1]
+    alone = run_gain(
+        list(runs(Graph((Node("x", Input(), (), (4,)), Node("y", run.last.op, ("x",), (6,))), ("y",))))[-1],
+        *norms,
+    )
+    assert float(run_gain(run, *norms).factors[0]) == pytest.approx(float(alone.factors[0]), rel=1e-14)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lipverify.errors import UsageError
+from lipverify.linalg import dense
 from lipverify.linalg.dense import (
     NORMS,
     gram_norm,
@@ -200,3 +201,26 @@ def test_a_threshold_of_a_quadratic_form_is_proved_above_its_largest_value_only(
     below, claimed = quadratic_bound(gram, top * (1 - 1e-6))
     assert bool((below[claimed] >= top[claimed]).all())
     assert not bool(claimed.any())
+
+
+def test_equal_matrices_are_bounded_once_and_what_is_kept_is_nobodys_to_change(monkeypatch):
+    calls = []
+    anew = dense._bound_anew
+    monkeypatch.setattr(dense, "_bound_anew", lambda *asked: calls.append(1) or anew(*asked))
+    a = gaussian(7, 9, seed=11)
+    first = operator_norm(a, "l2", "l2")
+    right = first.clone()
+    first += 1.0
+    assert torch.equal(operator_norm(a.clone(), "l2", "l2"), right)
+    assert torch.equal(operator_norm(8.0 * a, "l2", "l2"), 8.0 * right)
+    assert len(calls) == 1
+    other = a.clone()
+    other[3, 4] = torch.nextafter(other[3, 4], torch.tensor(9.0, dtype=torch.float64))
+    for matrix, norms in ((other, ("l2", "l2")), (a.reshape(9, 7), ("l2", "l2")), (a, ("l2", "linf")),
+                          (torch.complex(a, 0.0 * a), ("l2", "l2"))):  # fmt: skip
+        operator_norm(matrix, *norms)
+    assert len(calls) == 5
+    monkeypatch.setattr(dense, "_KEPT_AT_MOST", 3)
+    for seed in range(5):
+        operator_norm(gaussian(3, 3, seed=seed), "l1", "l1")
+    assert len(dense._KEPT) == 3

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from torch import Tensor
 import lipverify as lv
 from lipverify import ops
 from lipverify.analyzers.local import analyzer as analyzer_of_balls
+from lipverify.analyzers.local import coupled
 from lipverify.analyzers.local.analyzer import Local
 from lipverify.analyzers.protocol import Analyzer, Compute
 from lipverify.analyzers.registry import resolve
@@ -24,6 +27,7 @@ from lipverify.ir.graph import Graph, Origin
 from lipverify.ir.norm import Norm
 from lipverify.ir.region import Ball, Query
 from lipverify.pipeline import answer
+from lipverify.propagation import bounds
 from tests.networks import chain, tensor
 
 PAIRS = [(p, q) for p in Norm for q in Norm]
@@ -194,3 +198,43 @@ def test_through_gates_the_smaller_bound_of_the_checker_is_issued_where_time_all
     assert (found.certificate.upper.item() < 0.98 * own) is lowered
     assert found.certificate.upper.item() <= own * (1.0 + 1e-6)
     assert lv.verify(found.certificate, graph).upper == [found.certificate.upper.item()]
+
+
+def test_lines_around_slopes_of_many_layers_are_those_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(5)
+    net = chain([tensor(rng, 6, 6, scale=0.5) for _ in range(5)], ops.Tanh())
+    net = net.to(dtype=torch.float64)
+    known = bounds(net, Ball(torch.tensor(rng.standard_normal((3, 6))), 0.1)).known
+    together = coupled.slope_lines(net, known)
+    monkeypatch.setattr(coupled, "TOGETHER", 1)
+    alone = coupled.slope_lines(net, known)
+    assert together.keys() == alone.keys()
+    for name, one in alone.items():
+        other = together[name]
+        for a, b in ((one.lower, other.lower), (one.upper, other.upper)):
+            assert torch.equal(a.offset, b.offset)
+            assert torch.equal(a.slopes[0], b.slopes[0])
+
+
+def test_in_little_time_rows_alone_have_planes_around_slopes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of many layers first; both bounds hold, and with time the smaller one is what there would be without a deadline."""
+    rng = np.random.default_rng(6)
+    net = chain([tensor(rng, 5, 5, scale=0.6) for _ in range(10)], ops.Tanh())
+    query = Query(Norm.LINF, Norm.LINF, Ball(torch.tensor(rng.standard_normal((2, 5))), 0.05))
+    free = analyzer_of_balls.local_bounds(net, query, Compute())
+    within = analyzer_of_balls.local_bounds(net, query, Compute(deadline=time.monotonic() + 600.0))
+    assert bool((within.upper <= free.upper).all())
+    assert bool((within.rows <= free.rows).all())
+    deep = list[int]()
+    norms = analyzer_of_balls.norm_bounds
+
+    def counted(*args: Any, **more: Any) -> Any:
+        found = norms(*args, **more)
+        deep.append(args[3].deep)
+        return found
+
+    monkeypatch.setattr(analyzer_of_balls, "norm_bounds", counted)
+    monkeypatch.setattr(Compute, "remaining", lambda self: 0.0 if deep else 600.0)
+    hurried = analyzer_of_balls.local_bounds(net, query, Compute(deadline=time.monotonic() + 600.0))
+    assert deep == [0]
+    assert bool((hurried.upper >= within.upper).all())
