@@ -19,19 +19,21 @@ def read_parts(graph: Graph) -> Graph:
     """The graph where slices of concatenations that need some of the parts, each of them whole, are put together of those."""
     wiring, found = Wiring(graph), dict[str, Replacement]()
     for node in graph.nodes:
-        if isinstance(node.op, ops.Slice) and _parts(graph, node) > 1:
+        parts = _parts(graph, graph[node.inputs[0]]) if isinstance(node.op, ops.Slice) else 0
+        if parts > 1:
             runs = _runs(wiring, wiring.ids(node.name))
-            if runs is not None and len(runs) < _parts(graph, node):
+            if runs is not None and len(runs) < parts:
                 found[node.name] = _put_together(graph, node, runs)
     return substitute(graph, found)
 
 
 def _parts(graph: Graph, node: Node) -> int:
-    """How many parts the nearest concatenation has that the slice reads, through views of one tensor alone; 0 without one."""
-    below = graph[node.inputs[0]]
-    while is_view(below) and len(below.inputs) == 1:
-        below = graph[below.inputs[0]]
-    return len(below.inputs) if isinstance(below.op, ops.Concat) else 0
+    """How many parts a concatenation has, parts of parts too, through views of one tensor alone; 0 of other nodes."""
+    while is_view(node) and len(node.inputs) == 1:
+        node = graph[node.inputs[0]]
+    if not isinstance(node.op, ops.Concat):
+        return 0
+    return sum(max(1, _parts(graph, graph[name])) for name in node.inputs)
 
 
 def _runs(wiring: Wiring, ids: Tensor) -> list[Node] | None:

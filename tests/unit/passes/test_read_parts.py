@@ -67,3 +67,24 @@ def test_the_last_state_of_two_directions_needs_one_step_of_the_second() -> None
 
     graph = lv.extract(Last().eval(), torch.zeros(2, 4, 2))
     assert graph.operators()["Tanh"] == 4 + 4 + 4 + 1
+
+
+def test_a_step_of_two_directions_side_by_side_needs_two_parts_of_all() -> None:
+    """Concatenations of steps, concatenated again along features: the nearest one has two parts, of which both are read."""
+    b = Builder(symbolic_batch=True)
+    x = b.input((1, 2), 0)
+    rows: list[list[Value]] = [[], []]
+    for k in range(6):
+        last = rows[k // 3][-1] if rows[k // 3] else x
+        rows[k // 3].append(b.elementwise(ops.Tanh() if k < 3 else ops.Sin(), last))
+    ways = [
+        b.add(ops.Concat(0), tuple(b.add(ops.Reshape((1, 2)), (v,), 0) for v in row), 0)
+        for row in (rows[0], rows[1][::-1])
+    ]
+    both = b.add(ops.Concat(1), tuple(ways), 0)
+    before = b.graph([b.elementwise(ops.Sigmoid(), b.add(ops.Slice(0, 2, 3), (both,), 0))], Origin())
+    after = read_parts(before)
+    assert (after.operators()["Tanh"], after.operators()["Sin"]) == (3, 1)
+    point = torch.randn(4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(evaluate(after, point), evaluate(before, point), rtol=1e-14, atol=0)
+    assert read_parts(after) is after
