@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -12,13 +13,15 @@ from lipverify import ops
 from lipverify.errors import Undecided, UnsupportedModel, UsageError
 from lipverify.ir.graph import Graph
 from lipverify.ir.interval import Interval
-from lipverify.ir.op import Input
+from lipverify.ir.op import Constant, Input
 from lipverify.ir.region import Ball, misfit
 from lipverify.ir.shown import Shown
+from lipverify.ops.curves import curve
 from lipverify.propagation.forms import FormBounds, affordable, form_bounds, joined, mixes, refuses_forms
 from lipverify.propagation.forms.sweep import Sweep
 from lipverify.propagation.forms.symbols import Facts
-from lipverify.propagation.knowledge import Knowledge, chunk_memory
+from lipverify.propagation.forms.unit import Unit
+from lipverify.propagation.knowledge import Knowledge, chunk_memory, is_affine
 from lipverify.propagation.precision import PRECISIONS, own_products
 from lipverify.propagation.selections import compared, selects
 from lipverify.propagation.strips import Strip
@@ -27,6 +30,8 @@ from lipverify.propagation.tightening import targets as targets_of
 
 LAST = 4
 """Nodes whose ranges are looked at to see whether linear bounds tell more than forms."""
+_MIXING = (ops.MatMul, ops.Mul, ops.Softmax, ops.MaskedSoftmax)
+"""Operators that get strips from forms."""
 
 
 def never() -> bool:
@@ -239,7 +244,11 @@ def _together(known: Knowledge, ball: Ball, memory: int, expired: Callable[[], b
         known.strips = sweep.strips
         filled(places[name], sweep)
         if not targets:
-            targets.update(targets_of(graph, ball.norm, _mixing(graph)))
+            bent = _bent(graph)
+            # Before them both are the same affine functions, but where forms were given up, which nothing narrows by much.
+            targets.update(
+                node for node in targets_of(graph, ball.norm, _mixing(graph)) if places[node] > bent
+            )
         box = known.image(graph[name])
         known.ranges[name] = known.meet(box, Interval(facts.lower, facts.upper))
         if name in targets and not expired():
@@ -287,7 +296,19 @@ def tells_more(
         return narrows(known, last[:LAST], expired)
 
 
+def _bent(graph: Graph) -> float:
+    """The place of the first node whose planes are not parallel: neither a form's own line nor a smooth curve. Infinite: none."""
+    kinds = (Input, Constant, *_MIXING, ops.LayerNorm, ops.RMSNorm, Unit)
+    return next(
+        (
+            place
+            for place, node in enumerate(graph.nodes)
+            if not (isinstance(node.op, kinds) or is_affine(node) or curve.covers(type(node.op)))
+        ),
+        math.inf,
+    )
+
+
 def _mixing(graph: Graph) -> set[str]:
     """Nodes that get strips from forms."""
-    kinds = (ops.MatMul, ops.Mul, ops.Softmax, ops.MaskedSoftmax)
-    return {node.name for node in graph.nodes if isinstance(node.op, kinds)}
+    return {node.name for node in graph.nodes if isinstance(node.op, _MIXING)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +14,13 @@ from lipverify import ops
 from lipverify.errors import UnsupportedModel, UsageError
 from lipverify.interpreter import evaluate, evaluate_all
 from lipverify.ir.graph import Graph, Node
+from lipverify.ir.interval import Interval
 from lipverify.ir.norm import Norm
 from lipverify.ir.op import Input
 from lipverify.ir.region import Ball
 from lipverify.propagation import Bounds, bounds
+from lipverify.propagation import linear as linear_bounds
+from tests.attention_networks import prenorm_patches
 from tests.networks import chain, random_graph, tensor
 from tests.tiers import tier
 
@@ -152,3 +156,26 @@ def test_a_quotient_of_computed_tensors_beside_sums_that_read_it(method: str) ->
     known = {name: found[name] for name in ("above", "smooth")}
     again = bounds(graph, ball, method="linear", device=torch.device("cpu"), within=known)
     assert violation(again, graph, points) <= 1e-12
+
+
+@pytest.mark.parametrize(("seed", "radius"), [(2, 0.003), (6, 0.05)])
+def test_linear_bounds_tell_nothing_new_where_all_planes_are_parallel(
+    seed: int, radius: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through attention, norms and smooth activations they are the forms' own lines, as long as no form is given up."""
+    graph, x = prenorm_patches(seed, depth=2, d=8)
+    ball, asked, tightened = Ball(x, radius, Norm.LINF), list[str](), linear_bounds.tightened
+
+    def counted(known: Any, node: Node, *more: Any, **options: Any) -> Interval:
+        asked.append(node.name)
+        return tightened(known, node, *more, **options)
+
+    monkeypatch.setattr(linear_bounds, "tightened", counted)
+    found = lv.bounds(graph, ball)
+    assert not asked
+    monkeypatch.setattr(linear_bounds, "_bent", lambda graph: -1)
+    others = lv.bounds(graph, ball)
+    assert len(asked) > 10
+    for name in found:
+        width = others[name].upper - others[name].lower
+        assert bool((found[name].upper - found[name].lower <= width * (1.0 + 1e-9)).all()), name
