@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -66,31 +67,26 @@ def test_a_worker_that_is_killed_changes_nothing(
             found = radii(
                 graph, x, plan=plan, scheduler=cluster.scheduler_address, journal=journal, advance=advance
             )
-        with distributed.Client(cluster) as client:
-            client.wait_for_workers(2)
-            second = next(iter(client.run(os.getpid).values()))
 
-        def stage(name: str, best: float | None) -> None:
-            if name == "points: 1 of 6 chunks":
-                os.kill(second, signal.SIGKILL)
-                killed.append(len(killed))
+        def killing(what: str) -> Callable[[str, float | None], None]:
+            """Kills one of two workers when the first of six chunks is there."""
+            with distributed.Client(cluster) as client:
+                client.wait_for_workers(2)
+                another = next(iter(client.run(os.getpid).values()))
 
+            def stage(name: str, best: float | None) -> None:
+                if name == f"{what}: 1 of 6 chunks":
+                    os.kill(another, signal.SIGKILL)
+                    killed.append(len(killed))
+
+            return stage
+
+        address = cluster.scheduler_address
         monkeypatch.setattr("lipverify.pipeline.AT_ONCE", 1)
-        audited = audit(graph, **balls, scheduler=cluster.scheduler_address, report=stage)
-        compared = compare({"net": graph}, analyzers=["product"], scheduler=cluster.scheduler_address)
-        with distributed.Client(cluster) as client:
-            client.wait_for_workers(2)
-            third = next(iter(client.run(os.getpid).values()))
-
-        def chunks(name: str, best: float | None) -> None:
-            if name == "regions: 1 of 6 chunks":
-                os.kill(third, signal.SIGKILL)
-                killed.append(len(killed))
-
+        audited = audit(graph, **balls, scheduler=address, report=killing("points"))
+        compared = compare({"net": graph}, analyzers=["product"], scheduler=address)
         monkeypatch.setattr("lipverify.questions.sharing.AT_ONCE", 1)
-        deviated = deviation(
-            graph, other, balls["region"], scheduler=cluster.scheduler_address, report=chunks
-        )
+        deviated = deviation(graph, other, balls["region"], scheduler=address, report=killing("regions"))
     assert killed == [2, 1, 2]
     there = deviation(graph, other, balls["region"])
     assert deviated.rigour is there.rigour is Rigour.CHECKED
