@@ -161,7 +161,7 @@ def gated() -> tuple[lv.Graph, Query, float]:
     class Last(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.layer = torch.nn.GRU(3, 6, batch_first=True)
+            self.layer = torch.nn.GRU(2, 3, batch_first=True)
 
         def forward(self, x: Tensor) -> Tensor:
             states: Tensor = self.layer(x)[0]
@@ -171,8 +171,8 @@ def gated() -> tuple[lv.Graph, Query, float]:
     net = Last().eval()
     for p in net.parameters():
         p.data *= 2.5
-    graph = lv.extract(net, torch.zeros(1, 6, 3))
-    query = Query(Norm.L2, Norm.L2, lv.Ball(torch.zeros(1, 6, 3), 0.3, "l2"))
+    graph = lv.extract(net, torch.zeros(1, 3, 2))
+    query = Query(Norm.L2, Norm.L2, lv.Ball(torch.zeros(1, 3, 2), 0.3, "l2"))
     return graph, query, upper(Local(), graph, query).item()
 
 
