@@ -283,17 +283,17 @@ def peak(count):
 
 WIDTH = 1 << 13
 wide = chain([torch.ones(4, WIDTH), torch.ones(2, 4)], ops.ReLU())
-# Searches hold the same whatever the number of balls.
+# Searches hold the same whatever the number of balls; what is above 32 MiB goes back to the system when it is freed.
 memory._ASIDE, pipeline.together, pipeline.falsify = 0, lambda graph: 50, centres
 peak(10)
-print((peak(1000) - peak(200)) / (800 * 8 * WIDTH))
+print((peak(900) - peak(600)) / (300 * 8 * WIDTH))
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="asks Linux for the peak")
 def test_a_ball_costs_its_centre_and_its_certificate() -> None:
-    """From points to a written folder, in copies of a centre: tensors are none of Python's memory, so the system is asked for
-    its peak, of a process that keeps nothing freed."""
+    """From points to a written folder, in copies of a centre, of which one is made on the way: tensors are none of Python's
+    memory, so the system is asked for its peak, of a process that keeps nothing freed. Pairs in memory are two copies more."""
     done = processes.run("-c", COPIES, folder=Path(__file__).parents[2])
     assert done.returncode == 0, done.stderr
-    assert 1.0 < float(done.stdout) < 2.5
+    assert 1.0 < float(done.stdout) < 3.5

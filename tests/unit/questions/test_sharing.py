@@ -44,7 +44,7 @@ def lost(monkeypatch: pytest.MonkeyPatch) -> dict[int, Any]:
 def test_chunks_are_the_whole(
     pair: tuple[lv.Graph, lv.Graph], rng: np.random.Generator, lost: dict[int, Any]
 ) -> None:
-    region = lv.Ball(tensor(rng, 7, 4), 0.1)
+    region = lv.Ball(tensor(rng, 4, 4), 0.1)
     whole = lv.deviation(*pair, region)
     found = lv.deviation(*pair, region, scheduler="tcp://here")
     assert found.rigour is Rigour.CHECKED, found.unchecked
