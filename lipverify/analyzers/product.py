@@ -12,7 +12,7 @@ from lipverify.analyzers.affine_runs import Run, RunGain, rough_gain, run_gain, 
 from lipverify.analyzers.distances import Distances, distances
 from lipverify.analyzers.lengths import UnitVectors, unit_vectors
 from lipverify.analyzers.protocol import Compute, certificate
-from lipverify.analyzers.sizes import Sizes, has_products
+from lipverify.analyzers.sizes import Sizes
 from lipverify.deadline import within
 from lipverify.errors import BudgetEnded, UnsupportedModel
 from lipverify.ir.certificate import Certificate, Gains, Step
@@ -87,7 +87,7 @@ class Product:
         norms = (Norm.L2,) if query.norm_in is query.norm_out is Norm.L2 else tuple(Norm)
         reach: dict[str, Reach] = {}
         steps = []
-        sizes = Sizes.everywhere(graph) if has_products(graph) else None
+        sizes = Sizes.everywhere(graph)
         counts = _read_by(graph, known) if known else None
         rough = False
         for run in runs(graph):
@@ -162,6 +162,8 @@ def advance(
                 found = whole.gain(before, after)
             elif sizes is not None and isinstance(run.first.op, ops.Mul | ops.MatMul):
                 found = sizes.product(run.first, before, after)
+            elif sizes is not None and (scalar := sizes.scalar(run.first, before, after)) is not None:
+                found = RunGain(tuple(map(Upper.of, scalar.factors)), note="slopes where its argument can be")
             else:
                 found = gain_of_run(run, before, after)
             totals.append((joined(found, [source[before] for source in inputs]), found))

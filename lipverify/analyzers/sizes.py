@@ -23,8 +23,9 @@ from lipverify.ir.norm import Norm
 from lipverify.ir.op import Constant, Input, Shape
 from lipverify.linalg.dense import operator_norm_upper
 from lipverify.linalg.rounding import Upper
-from lipverify.ops.embedding import embedding
-from lipverify.rules import Unbounded, gain_of, interval, slopes
+from lipverify.ops.embedding import diagonal_norm, embedding, single
+from lipverify.propagation import bounded_slopes
+from lipverify.rules import Gain, Slopes, Unbounded, gain_of, interval, slopes
 
 NORMS = (Norm.L2, Norm.LINF)
 Size = dict[Norm, Upper]
@@ -37,6 +38,9 @@ class Sizes:
 
     graph: Graph
     of: dict[str, Size]
+    """Where values are multiplied by each other; else empty."""
+    slopes: dict[str, Slopes]
+    """Of the scalar functions that have none on the whole line (`propagation.bounded_slopes`)."""
 
     @classmethod
     def everywhere(cls, graph: Graph) -> Sizes:
@@ -45,7 +49,10 @@ class Sizes:
         Statement: |z(x)|_p <= of[z][p] for every input x. An operator with a constant g is bounded by |f(0)| + g |x|; softmax,
         normalisation and saturating activations are bounded by themselves.
         """
-        found, units = cls(graph, {}), unit_vectors(graph)
+        found = cls(graph, {}, bounded_slopes(graph))
+        if not graph.has(ops.Mul, ops.MatMul):
+            return found  # nobody asks
+        units = unit_vectors(graph)
         for node in graph.nodes:
             own = units[node.name].sizes() if node.name in units else found._size(node)
             found.of[node.name] = own
@@ -106,13 +113,21 @@ class Sizes:
             return known[0] * known[1]
         zeros = [torch.zeros(1, *shape, dtype=torch.float64) for shape in shapes]
         try:
-            found = gain_of(node, shapes, norm, norm)
+            found = self.scalar(node, norm, norm) or gain_of(node, shapes, norm, norm)
             at = interval(node.op, *(Interval(zero, zero) for zero in zeros))
         except UnsupportedModel:
             return None
         # The joint norm of the parts is at most their sum.
         start = _norm(torch.maximum(at.lower.abs(), at.upper.abs()), norm)
         return Upper.sum([start, *(size * Upper.of(f) for size, f in zip(known, found.factors, strict=True))])
+
+    def scalar(self, node: Node, norm_in: Norm, norm_out: Norm) -> Gain | None:
+        """The constant of a scalar function by what its argument can be; None where the function has one of its own, or none."""
+        found = self.slopes.get(node.name)
+        if found is None:
+            return None
+        most = torch.maximum(found.lower.abs(), found.upper.abs())
+        return single(diagonal_norm(most.expand(1, *node.shape)[0], norm_in, norm_out))
 
     def product(self, node: Node, norm_in: Norm, norm_out: Norm) -> RunGain:
         """Constants of a product of two bounded values, from each factor to the result.
@@ -161,8 +176,3 @@ def _norm(value: Tensor, norm: Norm) -> Upper:
     if value.numel() == 0:
         return Upper.zero()
     return operator_norm_upper(value.to(torch.float64).reshape(-1, 1), "l1", str(norm))
-
-
-def has_products(graph: Graph) -> bool:
-    """Whether computed values are multiplied by each other."""
-    return graph.has(ops.Mul, ops.MatMul)

@@ -32,7 +32,7 @@ def neurons(
 ) -> Differences:
     """Neurons between two steps, with slopes of some layers as given. cut: whether sums may be blocks."""
     p = subject.elements if known is None else known.program
-    slopes = dict(subject.products if known is None else known.slopes)
+    slopes = dict(subject.steep if known is None else known.slopes)
     slopes |= {k: (low, high) for k, (low, high) in wider.items()}
     return differences(p, p.place[start], p.place[end], slopes.get, cut=cut)
 

@@ -184,7 +184,7 @@ class Acosh(Op):
     """Inverse hyperbolic cosine on [1, infinity): no constant up to the end."""
 
 
-@activation(lambda op, x: torch.log(x), onnx="Log", aten="log", domain=_POSITIVE)
+@activation(lambda op, x: torch.log(x), onnx="Log", aten="log", word="Log", domain=_POSITIVE)
 @dataclass(frozen=True, eq=False)
 class Log(Op):
     """Natural logarithm on (0, infinity): no constant up to the end."""

@@ -1,6 +1,7 @@
 """Ranges of every value of a graph over balls of inputs: interval arithmetic, and linear bounds pushed back to the input."""
 
 from lipverify.propagation.interval import (
+    bounded_slopes,
     everywhere,
     interval_ranges,
     refuse_without_intervals,
@@ -10,6 +11,7 @@ from lipverify.propagation.linear import Bounds, bounds, never
 
 __all__ = [
     "Bounds",
+    "bounded_slopes",
     "bounds",
     "everywhere",
     "interval_ranges",

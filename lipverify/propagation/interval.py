@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import torch
@@ -13,7 +14,7 @@ from lipverify.errors import InternalError, UnsupportedModel
 from lipverify.ir.graph import Graph, Node
 from lipverify.ir.interval import Interval
 from lipverify.ir.op import Input
-from lipverify.rules import interval, naming
+from lipverify.rules import Slopes, Unbounded, interval, naming, slopes
 
 
 def refuses_ranges(graph: Graph) -> str | None:
@@ -84,6 +85,26 @@ def everywhere(graph: Graph) -> dict[str, Interval]:
             except UnsupportedModel:
                 continue
             found[node.name] = _met(found[node.name], blended(exact, node, found))
+    return found
+
+
+def bounded_slopes(graph: Graph, ranges: Mapping[str, Interval] | None = None) -> dict[str, Slopes]:
+    """Slopes over all inputs of scalar functions that have none on the whole line, by what their arguments can be.
+
+    Statement: as `rules.Slopes`, for every two inputs: exp of a clipped number, the log of a sigmoid and eps. A function whose
+        argument can be where it has no slope is left out; its own rule says why. ranges: as of `everywhere`, where known.
+    """
+    found: dict[str, Slopes] = {}
+    for node in graph.nodes:
+        if not slopes.covers(type(node.op)):
+            continue
+        op = node.op.to(dtype=torch.float64, device=torch.device("cpu"))
+        try:
+            slopes(op, None, node.shape)
+        except Unbounded:
+            ranges = everywhere(graph) if ranges is None else ranges
+            with suppress(UnsupportedModel):
+                found[node.name] = slopes(op, ranges[node.inputs[0]], node.shape)
     return found
 
 

@@ -26,7 +26,7 @@ from lipverify.analyzers.lipsdp.solver import Settings, Solution, estimate, solv
 from lipverify.analyzers.lipsdp.system import BlockSystem
 from lipverify.analyzers.product import Product, Reach, advance
 from lipverify.analyzers.protocol import Compute
-from lipverify.analyzers.sizes import Sizes, has_products
+from lipverify.analyzers.sizes import Sizes
 from lipverify.errors import InternalError, UnsupportedModel
 from lipverify.falsify import seconds_of
 from lipverify.ir.graph import Graph
@@ -163,7 +163,7 @@ def _product(
     reach: dict[str, Reach] = {}
     found: list[Upper | None] = []
     # Products of two computed values have a constant where both are bounded for all inputs, as in `product`.
-    sizes = Sizes.everywhere(graph) if has_products(graph) else None
+    sizes = Sizes.everywhere(graph)
     for a, b in pairs:
         if compute is not None and compute.remaining() <= 0:
             found.append(None)

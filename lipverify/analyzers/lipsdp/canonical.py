@@ -30,8 +30,8 @@ from lipverify.ir.interval import Interval
 from lipverify.ir.op import Constant, Input, Op, Shape
 from lipverify.ops.implicit import response, slope_range
 from lipverify.ops.pooling import windows
-from lipverify.propagation import everywhere
-from lipverify.rules import Unbounded, interval, linear, naming, slopes
+from lipverify.propagation import bounded_slopes, everywhere
+from lipverify.rules import Slopes, Unbounded, interval, linear, naming, slopes
 
 MAX_BYTES = 12 << 30
 """Systems whose dense matrices need more are refused with the size they need."""
@@ -75,8 +75,10 @@ def _followed(
     """The neurons of a graph, its output as a signal of them, and the graph they are those of."""
     graph, boxes = commuted(graph, boxes)
     form = Canonical(device)
-    # Factors of products have to have a range; that of other values does not matter where slopes are those everywhere.
+    # Factors of products have to have a range, and arguments of functions without slopes on the whole line; that of other
+    # values does not matter where slopes are those everywhere.
     factors = everywhere(graph) if boxes is None and graph.has(ops.Mul) else {}
+    steep = bounded_slopes(graph, factors or None) if boxes is None else {}
     signals: dict[str, Signal] = {}
     waiting = {name: len(users) for name, users in graph.consumers.items()}
     for node in graph.nodes:
@@ -84,7 +86,7 @@ def _followed(
         read = [signals[name] for name in node.inputs]
         if factors and isinstance(node.op, ops.Mul):
             read = [_within(form, x, factors[name]) for x, name in zip(read, node.inputs, strict=True)]
-        signal = _encode(form, node, read, sources)
+        signal = _encode(form, node, read, sources, steep.get(node.name))
         if boxes is not None and node.name in boxes:
             signal = _within(form, signal, boxes[node.name])
         signals[node.name] = signal
@@ -99,12 +101,12 @@ def scalar_neurons(graph: Graph) -> int:
     """How many neurons the scalar functions of the form have at least, everywhere, without a matrix of it: comparisons of maxima
     and sorts come on top."""
     moved, _ = commuted(graph, None)
-    count = 0
+    count, steep = 0, bounded_slopes(moved)
     for node in moved.nodes:
         kind = type(node.op)
         if slopes.covers(kind) and kind not in ENCODERS and not linear.covers(kind):
             shape = moved[node.inputs[0]].shape
-            found = slopes(node.op, None, shape)
+            found = steep.get(node.name) or slopes(node.op, None, shape)
             count += int((found.upper > found.lower).expand(1, *shape).sum())
     return count
 
@@ -192,7 +194,10 @@ def commuted(
     return moved, None if boxes is None else ranges
 
 
-def _encode(form: Canonical, node: Node, inputs: list[Signal], sources: list[Node]) -> Signal:
+def _encode(
+    form: Canonical, node: Node, inputs: list[Signal], sources: list[Node], steep: Slopes | None = None
+) -> Signal:
+    """steep: slopes of a scalar function that are known otherwise."""
     if isinstance(node.op, Input):
         return Signal({INPUT: form.eye(node.size)}, node.size)
     if isinstance(node.op, Constant):
@@ -203,7 +208,7 @@ def _encode(form: Canonical, node: Node, inputs: list[Signal], sources: list[Nod
         return encoder(form, node, inputs, sources)
     if linear.covers(type(node.op)):
         return affine_signal(node, inputs, sources)
-    return _scalar(form, node, inputs[0], sources[0])
+    return _scalar(form, node, inputs[0], sources[0], steep)
 
 
 def affine_signal(node: Node, inputs: list[Signal], sources: list[Node]) -> Signal:
@@ -245,13 +250,14 @@ def _of_the_input(node: Node, source: Node) -> Tensor:
     return matrix
 
 
-def _scalar(form: Canonical, node: Node, v: Signal, source: Node) -> Signal:
-    box = None
-    if v.box is not None:
-        box = Interval(v.box[0].reshape(1, *source.shape), v.box[1].reshape(1, *source.shape))
-    op = node.op.to(dtype=torch.float64, device=form.device)
-    with naming(node):
-        found = slopes(op, box, source.shape)
+def _scalar(form: Canonical, node: Node, v: Signal, source: Node, found: Slopes | None) -> Signal:
+    if found is None:
+        box = None
+        if v.box is not None:
+            box = Interval(v.box[0].reshape(1, *source.shape), v.box[1].reshape(1, *source.shape))
+        op = node.op.to(dtype=torch.float64, device=form.device)
+        with naming(node):
+            found = slopes(op, box, source.shape)
     low, high = (end.expand(1, *source.shape).flatten().to(form.device) for end in (found.lower, found.upper))
     return form.sloped(v, low.double(), high.double(), node.name)
 

@@ -17,7 +17,7 @@ from lipverify.analyzers.lipsdp.neurons import INPUT
 from lipverify.analyzers.lipsdp.solver import estimate_of_shapes
 from lipverify.ir.graph import Graph, Node
 from lipverify.ir.op import Constant, Input
-from lipverify.rules import linear, naming, slopes
+from lipverify.rules import Unbounded, linear, naming, slopes
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,10 @@ def _passes(node: Node, graph: Graph) -> bool:
     if not slopes.covers(type(node.op)):
         return True
     with naming(node):
-        found = slopes(node.op.to(dtype=torch.float64), None, graph[node.inputs[0]].shape)
+        try:
+            found = slopes(node.op.to(dtype=torch.float64), None, graph[node.inputs[0]].shape)
+        except Unbounded:
+            return True  # if it has slopes at all, then by what its argument can be
     return bool((found.lower != 0).any())
 
 

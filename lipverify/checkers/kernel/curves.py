@@ -434,9 +434,7 @@ def curve(law: str, settings: Sequence[tuple[str, float]], slopes: Array | None)
         need(not math.isnan(value) and (math.isfinite(value) or law == "Clip"), "a setting of an activation")
         # Curves multiply settings, up to a third power: no product of them is lost, or beyond float64.
         if value and law != "Clip" and not 2.0**-200 <= abs(value) <= 2.0**200:
-            raise NotCovered(
-                "settings of an activation near the ends of float64 are not covered by the checker"
-            )
+            raise NotCovered("settings near the ends of float64 are not covered by the checker")
         return value
 
     found = LAWS[law](setting)

@@ -24,7 +24,7 @@ _WORK, _MOST = 1 << 24, 1 << 19
 Torus = Sequence[tuple[int, int]]
 Gains = Mapping[tuple[str, str], Fraction]
 """Gains by the norms of a change before and after."""
-Factors = Mapping[int, tuple[Fraction, Fraction]]
+Factors = Mapping[int, tuple[Fraction, ...]]
 Reach = Mapping[int, Mapping[str, Fraction]]
 """Constants from one step, in its norm, to others, in each of the norms."""
 
@@ -34,7 +34,7 @@ def product_constant(steps: Sequence[Step], start: int, end: int, norms: tuple[s
     """A constant of one step as a function of another: sums over the paths between them, in every norm that may help.
 
     gains: by the last step of a chain its first step and its gains; other steps have a rule. In l2 nothing else is followed.
-    factors: what products multiply each of their factors by at most, over all inputs.
+    factors: what steps multiply changes of each vector they read by at most, over all inputs.
     """
     followed = ("l2",) if norms == ("l2", "l2") else NORMS
     wanted = {start, end}
@@ -112,11 +112,12 @@ def _seen(steps: Sequence[Step], view: View, places: Array, norm: str, reach: Re
 
 
 def _rule(
-    steps: Sequence[Step], step: Step, norm: str, reach: Reach, factors: tuple[Fraction, Fraction] | None
+    steps: Sequence[Step], step: Step, norm: str, reach: Reach, factors: tuple[Fraction, ...] | None
 ) -> Fraction:
     view = step.view
-    if isinstance(step, Product) and factors is not None:
-        seen = (_seen(steps, v, v.places, norm, reach) for v in (view, step.other))
+    if factors is not None:
+        views = [view, step.other] if isinstance(step, Product) else [view]
+        seen = (_seen(steps, v, v.places, norm, reach) for v in views)
         return sum((f * r for f, r in zip(factors, seen, strict=True)), Fraction(0))
     if isinstance(step, Constant):
         return Fraction(0)

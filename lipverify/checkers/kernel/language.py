@@ -19,9 +19,9 @@ from lipverify.checkers.kernel.arithmetic import Array, need
 from lipverify.checkers.kernel.elementary import Elementary, behind, elementary
 from lipverify.checkers.kernel.gains import NORMS, Factors, Torus
 from lipverify.checkers.kernel.neurons import Slopes as Pair
-from lipverify.checkers.kernel.program import Product, Program, views_of, width
+from lipverify.checkers.kernel.program import Product, Program, Scalar, views_of, width
 from lipverify.checkers.kernel.ranges import Condition, Region
-from lipverify.checkers.kernel.values import products_everywhere
+from lipverify.checkers.kernel.values import UNBOUNDED, slopes_everywhere
 from lipverify.errors import NotCovered
 
 
@@ -71,28 +71,27 @@ class Subject:
         return elementary(self.program, True)
 
     @cached_property
-    def products(self) -> dict[int, Pair]:
-        """Slopes of products over all inputs, of those that have any."""
-        if not any(isinstance(step, Product) for step in self.program.steps):
-            return {}
+    def steep(self) -> dict[int, Pair]:
+        """Slopes over all inputs of layers that have none for every argument, of those that have any."""
+        needed = any(isinstance(s, Product) or getattr(s, "law", "") in UNBOUNDED for s in self.program.steps)
         try:
-            return products_everywhere(self.elements)
+            return slopes_everywhere(self.elements) if needed else {}
         except NotCovered:
             return {}
 
     @cached_property
     def factors(self) -> Factors:
-        """By how much the products of the program multiply changes of either factor at most, over all inputs."""
-        found: dict[int, tuple[Fraction, Fraction]] = {}
-        if not self.products:
+        """By how much the steps of `steep` multiply changes of what they read, over all inputs: of products, of either factor."""
+        found: dict[int, tuple[Fraction, ...]] = {}
+        if not self.steep:
             return found
         p = self.elements
         layers = {step: k for k, step in enumerate(p.layers)}
         for number, step in enumerate(self.program.steps):
-            slopes = self.products.get(layers.get(p.place.get(number, -1), -1))
-            if isinstance(step, Product) and slopes is not None:
-                most = np.maximum(np.abs(slopes[0]), np.abs(slopes[1])).reshape(2, -1).max(1)
-                found[number] = Fraction(float(most[0])), Fraction(float(most[1]))
+            slopes = self.steep.get(layers.get(p.place.get(number, -1), -1))
+            if isinstance(step, Product | Scalar) and slopes is not None:
+                most = np.abs(slopes).max(0).reshape(1 + isinstance(step, Product), -1).max(1)
+                found[number] = tuple(map(Fraction, most.tolist()))
         return found
 
     def layers(self, start: int, end: int) -> list[int]:

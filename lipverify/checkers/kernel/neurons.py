@@ -156,9 +156,7 @@ def differences(
             return v if factor is None else stored(INPUT, factor)
         low, high = slopes(k) or everywhere(step)
         if not bool(np.isfinite(low).all() and np.isfinite(high).all()):
-            raise NotCovered(
-                "slopes without a bound: of a rounding, or of a product behind an implicit layer"
-            )
+            raise NotCovered("slopes without a bound: of a rounding, or a product behind an implicit layer")
         if isinstance(step, Implicit):
             return _implicit(found, k, step, v, low, high)
         free = np.flatnonzero(high > low)

@@ -225,7 +225,7 @@ def between(
     """Neurons between two steps; slopes as given have to hold those that are known. cut: whether sums may be blocks."""
     subject = facts.subject
     p = subject.elements if known is None else known.program
-    given = dict(subject.products if known is None else known.slopes)
+    given = dict(subject.steep if known is None else known.slopes)
     if known is None and subject.exact and given:
         raise NotCovered("exact checking covers no ranges")
     for k, pair in zip(subject.layers(start, end), wider or (), strict=wider is not None):

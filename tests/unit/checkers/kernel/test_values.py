@@ -8,7 +8,8 @@ import pytest
 from lipverify.checkers.kernel.elementary import Blend, elementary
 from lipverify.checkers.kernel.program import Affine, Program, Scalar, View
 from lipverify.checkers.kernel.ranges import Ranges
-from lipverify.checkers.kernel.values import products_everywhere
+from lipverify.checkers.kernel.values import slopes_everywhere
+from lipverify.errors import NotCovered
 from tests.unit.checkers.kernel.programs import Array, Writing, ball
 from tests.unit.checkers.kernel.test_layers import lipsdp, product, proves
 
@@ -25,12 +26,12 @@ def test_products_of_bounded_values_pass_changes_times_the_other_factor() -> Non
     program = gate(8.0, 3.0)
     assert proves(program, product(program, 5.0 * (1 + 1e-12)))
     assert not proves(program, product(program, 5.0 * (1 - 1e-9)))
-    (slopes,) = products_everywhere(elementary(program)).values()
+    (slopes,) = slopes_everywhere(elementary(program)).values()
     # Of sigmoid the range of tanh, of tanh that of sigmoid.
     assert np.array(slopes).tolist() == [[-1.0, 0.0], [1.0, 1.0]]
 
 
-def test_multipliers_take_products_everywhere() -> None:
+def test_multipliers_take_slopes_everywhere() -> None:
     program = gate(1.0, 1.0)
     blocks = {"s": np.array([4.0]), "t": np.array([1.0]), "p": np.array([1.0, 1.0])}
     best = min(
@@ -44,12 +45,44 @@ def test_multipliers_take_products_everywhere() -> None:
     assert not proves(program, lipsdp(program, 0.5, ["s", "t", "p"]), **blocks)
 
 
+def test_a_law_without_slopes_everywhere_has_those_of_what_it_reads() -> None:
+    """exp of a number held in [-1, 2]: at most e^2 steep, in gains and by multipliers, which read the same slopes."""
+    w = Writing(1)
+    w.scalar("Exp", w.scalar("Clip", 0, min=-1.0, max=2.0))
+    program = w.program()
+    assert proves(program, product(program, np.exp(2.0) * (1 + 1e-9)))
+    assert not proves(program, product(program, np.exp(2.0) * (1 - 1e-9)))
+    ((low, high),) = slopes_everywhere(elementary(program)).values()
+    assert np.exp(-1.0) * (1 - 1e-9) <= low[0] <= np.exp(-1.0)
+    assert np.exp(2.0) <= high[0] <= np.exp(2.0) * (1 + 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("law", "held"),
+    [
+        ("Exp", {"max": 2.0}),
+        ("Exp", {}),
+        ("Log", {"min": -1.0, "max": 2.0}),
+        ("Sqrt", {"min": 0.0, "max": 2.0}),
+    ],
+)
+def test_a_law_whose_argument_may_be_where_it_has_none_has_no_slopes(
+    law: str, held: dict[str, float]
+) -> None:
+    w = Writing(1)
+    w.scalar(law, w.scalar("Clip", 0, **held))
+    program = w.program()
+    assert slopes_everywhere(elementary(program)) == {}
+    with pytest.raises(NotCovered):
+        proves(program, product(program, 1e30))
+
+
 @pytest.mark.parametrize("unbounded", ["Relu", "Softplus", "Atan"])
 def test_a_factor_of_which_nothing_is_known_has_no_slopes(unbounded: str) -> None:
     w = Writing(2)
     first, second = w.scalar("Sigmoid", 0), w.scalar(unbounded, 0)
     w.product(first, second)
-    assert products_everywhere(elementary(w.program())) == {}
+    assert slopes_everywhere(elementary(w.program())) == {}
 
 
 def test_a_layer_that_reads_numbers_0_alone_is_bounded() -> None:
@@ -58,7 +91,7 @@ def test_a_layer_that_reads_numbers_0_alone_is_bounded() -> None:
     first = w.put(Scalar(View((), np.array([-1, -1])), 2, "Sigmoid"))
     w.product(first, w.scalar("Tanh", 0))
     program = w.program()
-    ((low, high),) = products_everywhere(elementary(program)).values()
+    ((low, high),) = slopes_everywhere(elementary(program)).values()
     assert np.abs(np.array([low, high])[:, 2:] - 0.5).max() < 1e-12
     assert proves(program, product(program, 0.5 * (1 + 1e-9)))
     assert not proves(program, product(program, 0.5 * (1 - 1e-9)))
