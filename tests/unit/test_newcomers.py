@@ -55,8 +55,8 @@ def test_prove_names_what_time_does_not_prove(report: Path) -> None:
     copy.mkdir()
     (copy / "result.json").write_text(json.dumps(document))
     done = lipverify("prove", copy)
-    assert done.returncode == 2
-    assert "product has none, and none is kept to go on with: nobody knows how" in done.stderr
+    assert done.returncode == 4
+    assert "product: has no proof, and none is kept to go on with: nobody knows how" in done.stdout
 
 
 def test_centres_are_told_what_is_wrong_with_their_shape() -> None:
