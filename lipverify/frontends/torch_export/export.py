@@ -159,6 +159,21 @@ def _masks_as_given() -> Iterator[None]:
         module._detect_is_causal_mask = looks
 
 
+@contextlib.contextmanager
+def _distances_as_defined() -> Iterator[None]:
+    """`torch.cdist` computes distances by a matrix product from 26 rows on: a branch on the batch size, the same function on
+    both sides. Tracing follows the definition."""
+    module: Any = torch
+    distances = module.cdist
+    module.cdist = lambda x1, x2, p=2.0, compute_mode=None: distances(
+        x1, x2, p, "donot_use_mm_for_euclid_dist"
+    )
+    try:
+        yield
+    finally:
+        module.cdist = distances
+
+
 def _exported(module: nn.Module, example: Tensor) -> ExportedProgram:
     axes: Any = {0: torch.export.Dim("batch")}
     parameters = list(inspect.signature(module.forward).parameters.values())
@@ -168,7 +183,7 @@ def _exported(module: nn.Module, example: Tensor) -> ExportedProgram:
         example
     )  # tracing never sees the user's tensor, nor can the module write into it
     try:
-        with _quiet(), _masks_as_given(), torch.no_grad():
+        with _quiet(), _masks_as_given(), _distances_as_defined(), torch.no_grad():
             return torch.export.export(module, (sample,), dynamic_shapes=(axes,), strict=False)
     except Exception as error:
         raise UnsupportedModel(_why_not_exported(error)) from error

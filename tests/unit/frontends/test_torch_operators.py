@@ -155,6 +155,18 @@ LINEAR = {
     "einsum of rows": (lambda m, x: torch.einsum("bi,bi->b", x, x)[:, None], (4,)),
     "einsum, outer": (lambda m, x: torch.einsum("bi,bj->bij", x, x), (4,)),
     "einsum, summed first": (lambda m, x: torch.einsum("bij,bk->bik", x, x[:, 0]), (3, 4)),
+    "bilinear": (
+        lambda m, x: F.bilinear(x, x[:, :3], m.k[:, :, 0, :2].repeat(1, 2, 2)[:, :4, :3], m.k[:, 0, 0, 0]),
+        (4,),
+    ),
+    "bilinear, stored first": (
+        lambda m, x: F.bilinear(
+            m.c[:4].expand(x.shape[0], 4), x, m.k[:, 0, :, :2].repeat(1, 2, 2)[:, :4, :3]
+        ),
+        (3,),
+    ),
+    "distances from stored rows": (lambda m, x: torch.cdist(x, m.w), (7,)),
+    "distances of stored rows": (lambda m, x: torch.cdist(m.w[:3], x.unsqueeze(1), p=1.0), (7,)),
     "attention": (lambda m, x: F.scaled_dot_product_attention(x, 2 * x, x + 1), (2, 3, 4)),
     "attention scale": (lambda m, x: F.scaled_dot_product_attention(x, x, x, scale=0.3), (2, 3, 4)),
 }

@@ -120,6 +120,17 @@ def _einsum(b: Lowerer, equation: str, operands: Sequence[Any], *, path: Any = N
     return einsum(b, equation, operands)
 
 
+@lower.register("aten.bilinear")
+def _bilinear(b: Lowerer, x: Any, y: Any, weight: Any, bias: Any = None) -> Value:
+    """x [..., i] and y [..., j] with weight [o, i, j]: [..., o]."""
+    matrices = b.stored(weight, "weight")
+    if isinstance(x, Tensor):
+        x, y, matrices = y, x, matrices.transpose(1, 2)
+    rows = einsum(b, "...i,oij->...oj", [b.value(x), matrices])
+    result = einsum(b, "...oj,...j->...o", [rows, b.operand(y)])
+    return result if bias is None else b.plus(result, b.stored(bias, "bias"))
+
+
 @lower.register("aten.scaled_dot_product_attention")
 def _attention(
     b: Lowerer,

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from torch import Tensor
+
 from lipverify import ops
 from lipverify.frontends.builder import Value
 from lipverify.frontends.torch_export.lowering import Forbidden, Lowerer
@@ -93,9 +95,13 @@ def _norm(b: Lowerer, x: Value, p: float | None, dim: Any, keepdim: bool = False
 
 
 @lower.register("aten.cdist", "aten._cdist_forward")
-def _cdist(b: Lowerer, x: Value, y: Value, p: float = 2.0, compute_mode: int | None = None) -> Value:
+def _cdist(b: Lowerer, x: Any, y: Any, p: float = 2.0, compute_mode: int | None = None) -> Value:
     """Distances of the rows of x [..., n, d] from those of y [..., m, d]: [..., n, m]; the mode is a way to compute them."""
-    apart = b.minus(b.unsqueeze(x, [-2]), b.unsqueeze(y, [-3]))
+    rows, columns = (
+        v.unsqueeze(axis) if isinstance(v, Tensor) else b.unsqueeze(b.value(v), [axis])
+        for v, axis in ((x, -2), (y, -3))
+    )
+    apart = b.minus(rows, columns)
     return _vector_norm(b, apart, p, apart.rank - 1)
 
 
