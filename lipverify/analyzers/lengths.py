@@ -1,9 +1,10 @@
 """Vectors over their own length, as cosine attention writes them: F.normalize, x / (|x| + eps), x / sqrt(|x|^2 + eps).
 
 Statement: each of x / max(|x|, e), x / (|x| + e) and, with e = sqrt(eps), x / sqrt(|x|^2 + eps) has length at most 1 and the
-constant 1/e from l2 to l2.
-Proof: the first is the projection on the ball of radius e, over e. The others are x g(r), r = |x|, with g falling and r g rising;
-the Jacobian is g along what is orthogonal to x and (r g)' = g + r g' <= g along x, and g(r) <= g(0) = 1/e. x / |x| jumps at 0.
+constant 1/e from l2 to l2; sqrt(c |x|^2 + e) with c > 0 and e >= 0, a deviation or a length itself, has the constant sqrt(c).
+Proof: the last is the length of the vector (sqrt(c) x, sqrt(e)); taking the mean off x first is a projection. Of the others the
+first is the projection on the ball of radius e, over e. Two are x g(r), r = |x|, with g falling and r g rising; the Jacobian is g
+along what is orthogonal to x and (r g)' = g + r g' <= g along x, and g(r) <= g(0) = 1/e. x / |x| jumps at 0.
 Without this the quotient of two computed values has no constant, although its divisor is bounded from below.
 
 Around points all but the second are one operator (`Unit`), x / |x| too: a form of it keeps the sphere, which those of a quotient
@@ -14,6 +15,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
+from typing import ClassVar
 
 import torch
 
@@ -21,9 +24,12 @@ from lipverify import ops
 from lipverify.analyzers.affine_runs import RunGain
 from lipverify.ir.graph import Graph, Node
 from lipverify.ir.norm import Norm
+from lipverify.ir.op import Op
 from lipverify.linalg.rounding import Upper
 from lipverify.ops.embedding import embedding
+from lipverify.passes.recognize_normalization import centered
 from lipverify.passes.rewriting import Draft, Replacement, substitute
+from lipverify.passes.scalar_algebra import number
 from lipverify.propagation.forms.unit import Unit
 from lipverify.rules import forward
 
@@ -31,8 +37,9 @@ _COPIES = (ops.Reshape, ops.Transpose, ops.Expand)
 
 
 @dataclass(frozen=True)
-class UnitVectors:
-    """node: the quotient or product; source: the vectors; count of them, of `width` entries each; slope: 1/e."""
+class Lengths:
+    """node: what is computed of the lengths of vectors; source: the vectors; count of them, of `width` entries each; slope: the
+    constant from each of them in l2."""
 
     node: str
     source: str
@@ -40,12 +47,24 @@ class UnitVectors:
     width: int
     slope: Upper
 
+    _width_out: ClassVar[int | None] = 1
+    _note: ClassVar[str] = "roots of sums of squares"
+
     def gain(self, norm_in: Norm, norm_out: Norm) -> RunGain:
         """From the vectors to the result."""
-        found = by_vectors(self.slope, self.count, self.width, self.width, norm_in, norm_out)
-        size = self.count * self.width
-        whole = embedding(size, norm_in, Norm.L2) * self.slope * embedding(size, Norm.L2, norm_out)
-        return RunGain((min(found, whole),), note="vectors over their own length")
+        width_out = self._width_out or self.width
+        found = by_vectors(self.slope, self.count, self.width, width_out, norm_in, norm_out)
+        before = embedding(self.count * self.width, norm_in, Norm.L2)
+        behind = embedding(self.count * width_out, Norm.L2, norm_out)
+        return RunGain((min(found, before * self.slope * behind),), note=self._note)
+
+
+@dataclass(frozen=True)
+class UnitVectors(Lengths):
+    """Vectors over their lengths: the node is the quotient or product, the slope 1/e."""
+
+    _width_out: ClassVar[int | None] = None
+    _note: ClassVar[str] = "vectors over their own length"
 
     def sizes(self) -> dict[Norm, Upper]:
         """Of the result over all inputs."""
@@ -74,6 +93,39 @@ def unit_vectors(graph: Graph) -> dict[str, UnitVectors]:
             width = math.prod(node.shape[axis] for axis in length.axes)
             count = node.size // max(width, 1)
             found[node.name] = UnitVectors(node.name, source, count, width, length.slope)
+    return found
+
+
+def roots(graph: Graph) -> dict[str, Lengths]:
+    """Every node sqrt(c |x|^2 + e) of vectors x along axes, with c > 0 and e >= 0: deviations, lengths kept from 0."""
+    found = {}
+    for node in graph.nodes:
+        if not (
+            isinstance(node.op, ops.Sqrt) or (isinstance(node.op, ops.Power) and node.op.exponent == 0.5)
+        ):
+            continue
+        factor, added, inner = Fraction(1), Fraction(0), graph[node.inputs[0]]
+        while isinstance(inner.op, ops.Scale | ops.DivideBy | ops.Reshape):
+            if isinstance(inner.op, ops.Scale):
+                by, more = number(inner.op.scale, 1), number(inner.op.shift, 0)
+            else:
+                by, more = (
+                    number(inner.op.divisor, 1) if isinstance(inner.op, ops.DivideBy) else Fraction(1),
+                    Fraction(0),
+                )
+                by = 1 / by if by else None
+            if by is None or more is None:
+                break
+            factor, added, inner = factor * by, added + factor * more, graph[inner.inputs[0]]
+        total = _squares(graph, inner, (ops.ReduceSum, ops.ReduceMean))
+        if total is None or factor <= 0 or added < 0:
+            continue
+        source, axes = total
+        source = centered(graph, graph[source], axes) or source
+        width = math.prod(graph[source].shape[axis] for axis in axes)
+        if isinstance(inner.op, ops.ReduceMean):
+            factor /= width
+        found[node.name] = Lengths(node.name, source, node.size, width, Upper.of(factor).sqrt())
     return found
 
 
@@ -187,9 +239,13 @@ def _norm(graph: Graph, node: Node) -> tuple[str, tuple[int, ...]] | None:
     return _squares(graph, graph[node.inputs[0]]) if isinstance(node.op, ops.Sqrt) else None
 
 
-def _squares(graph: Graph, node: Node) -> tuple[str, tuple[int, ...]] | None:
-    if not isinstance(node.op, ops.ReduceSum):
+def _squares(
+    graph: Graph, node: Node, kinds: tuple[type[Op], ...] = (ops.ReduceSum,)
+) -> tuple[str, tuple[int, ...]] | None:
+    """A vector and the axes along which its squares are added up, or averaged."""
+    if not isinstance(node.op, kinds):
         return None
+    assert isinstance(node.op, ops.ReduceSum | ops.ReduceMean)
     square = graph[node.inputs[0]]
     twice = isinstance(square.op, ops.Mul) and square.inputs[0] == square.inputs[1]
     if twice or (isinstance(square.op, ops.Power) and square.op.exponent == 2.0):

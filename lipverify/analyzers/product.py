@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 from lipverify import ops
 from lipverify.analyzers.affine_runs import Run, RunGain, rough_gain, run_gain, runs
 from lipverify.analyzers.distances import Distances, distances
-from lipverify.analyzers.lengths import UnitVectors, unit_vectors
+from lipverify.analyzers.lengths import Lengths, roots, unit_vectors
 from lipverify.analyzers.protocol import Compute, certificate
 from lipverify.analyzers.sizes import Sizes
 from lipverify.deadline import within
@@ -28,7 +28,7 @@ Reach = dict[Norm, Upper]
 """Certified constants from the input (in the query's input norm) to one node, for each norm at the node."""
 
 
-Known = Distances | UnitVectors
+Known = Distances | Lengths
 """A node whose constant from a node further in front is known: what lies between them counts where others read it."""
 
 
@@ -74,7 +74,7 @@ class Product:
         """The bound, and whether some gain is rough."""
         averages, reason = distances(graph)
         try:
-            return self._bound(graph, query, compute, {**unit_vectors(graph), **averages})
+            return self._bound(graph, query, compute, {**roots(graph), **unit_vectors(graph), **averages})
         except UnsupportedModel:
             if reason is not None:
                 raise Unbounded(reason) from None

@@ -67,7 +67,8 @@ def _sqrt_interval(op: Sqrt, box: Interval) -> Interval:
 def _not_negative(box: Interval) -> Enclosure:
     if bool((box.lower < 0).any()):
         raise UnsupportedModel(
-            "a root or a broken power is not defined for negative numbers, which this box contains"
+            f"a root or a broken power needs numbers of at least 0, and the range known of them here begins at "
+            f"{float(box.lower.min()):.3g}; ask over a smaller ball, or away from 0"
         )
     return Enclosure.of(box)
 

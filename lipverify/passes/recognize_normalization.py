@@ -62,7 +62,7 @@ def _normalized(graph: Graph, node: Node) -> Replacement | None:
         mean = _mean(graph, root, graph[d].shape)
         eps = None if mean is None else _eps(mean.steps, exponent)
         if mean is not None and eps is not None and _is_square(mean.of, d):
-            x = _centered(graph, graph[d], mean.axes)
+            x = centered(graph, graph[d], mean.axes)
             if x is not None:
                 return _emitted(graph, node, x, mean.axes, partial(_layer_norm, eps))
             return _emitted(graph, node, d, mean.axes, partial(_rms_norm, eps))
@@ -115,7 +115,7 @@ def _scaled_by(
     deviation = next(iter(set(spread.of.inputs)), "")
     if eps is None or not _is_square(spread.of, deviation):
         return None
-    if _centered(graph, graph[deviation], average.axes) != x:
+    if centered(graph, graph[deviation], average.axes) != x:
         return None
     return _emitted(graph, node, x, average.axes, partial(_layer_norm, eps), ops.Scale(weight, bias))
 
@@ -128,7 +128,7 @@ def _rms_norm(eps: float, shape: Shape) -> Op:
     return ops.RMSNorm(shape, None, eps)
 
 
-def _centered(graph: Graph, node: Node, axes: Shape) -> str | None:
+def centered(graph: Graph, node: Node, axes: Shape) -> str | None:
     """x where the node is x minus its mean over the axes."""
     if not isinstance(node.op, ops.Sub):
         return None

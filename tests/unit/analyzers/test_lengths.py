@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import lipverify as lv
-from lipverify.analyzers.lengths import unit_vectors, with_units
+from lipverify.analyzers.lengths import roots, unit_vectors, with_units
 from lipverify.analyzers.local.forms import constants_by_forms
 from lipverify.analyzers.product import Product
 from lipverify.analyzers.protocol import Compute
@@ -104,6 +104,45 @@ def test_others_are_refused(function: Callable[[Tensor], Tensor]) -> None:
     graph = read(Calls(function))
     assert unit_vectors(graph) == {}
     with pytest.raises(Unbounded, match=r"Div .*quotient of two computed tensors"):
+        bound(graph, Norm.L2)
+
+
+ROOTS: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
+    "deviation": (lambda x: x.std(-1), 3**-0.5),
+    "of the average": (lambda x: (x.var(-1, unbiased=False) + 1e-5).sqrt(), 0.5),
+    "written out": (lambda x: ((x - x.mean(-1, keepdim=True)).pow(2).mean(-1) * 4 + 0.01) ** 0.5, 1.0),
+    "root mean square": (lambda x: torch.sqrt((x * x).mean(-1, keepdim=True) / 4), 0.25),
+    "another axis": (lambda x: torch.sqrt((x**2).sum(-2) + 1.0), 1.0),
+}
+
+
+@pytest.mark.parametrize("name", ROOTS)
+def test_roots_of_sums_of_squares_have_a_constant(name: str) -> None:
+    """sqrt(c |x|^2 + e) has sqrt(c), which pairs of inputs reach."""
+    function, expected = ROOTS[name]
+    graph = read(Calls(function))
+    assert roots(graph)[graph.output.name].width == 4
+    assert bound(graph, Norm.L2) == pytest.approx(expected)
+    assert bound(graph, Norm.LINF) == pytest.approx(2 * expected)  # root 4 times the same
+    x = 100 * torch.randn(1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x -= x.mean(-1, keepdim=True)
+    slope = (function(1.01 * x) - function(x)).norm() / (0.01 * x).norm()
+    assert 0.999 * expected < float(slope) <= expected * (1 + 1e-9)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: torch.sqrt((x**2).sum(-1) - 0.5),  # the slope has no bound where it begins
+        lambda x: torch.sqrt((x**2).sum(-1) + x[..., 0].abs()),
+        lambda x: torch.sqrt((x**4).sum(-1) + 1.0),
+        lambda x: ((x**2).sum(-1) + 1.0) ** 0.75,
+    ],
+)
+def test_other_roots_have_none(function: Callable[[Tensor], Tensor]) -> None:
+    graph = read(Calls(function))
+    assert roots(graph) == {}
+    with pytest.raises(Unbounded):
         bound(graph, Norm.L2)
 
 
