@@ -122,12 +122,21 @@ class Fixed:
         unit = Fraction(2) ** exponent
         scaled = [value / unit for value in values]
         whole = [math.floor(value) for value in scaled]
-        places = [[float((w >> (BITS * k)) & (2**BITS - 1)) for w in whole] for k in range(count)]
-        places.append([float(w >> (BITS * count)) for w in whole])
         highest = scaled if above is None else [value / unit for value in above]
         radius = [float(math.ceil(h - w)) for h, w in zip(highest, whole, strict=True)]
-        digits = torch.tensor(places, dtype=torch.float64).reshape(count + 1, *shape)
-        return carried(digits, torch.tensor(radius, dtype=torch.float64).reshape(tuple(shape)), exponent)
+        return cls.wholes(
+            whole, torch.tensor(radius, dtype=torch.float64).reshape(tuple(shape)), count, exponent
+        )
+
+    @classmethod
+    def wholes(cls, values: Sequence[int], radius: Tensor, count: int, exponent: int) -> Fixed:
+        """Integers below 2^(20 count + 20) in size, in row-major order, in units of 2^exponent; radius: in the same units, and of
+        the shape of the numbers.
+        """
+        places = [[float((w >> (BITS * k)) & (2**BITS - 1)) for w in values] for k in range(count)]
+        places.append([float(w >> (BITS * count)) for w in values])
+        digits = torch.tensor(places, dtype=torch.float64).reshape(count + 1, *radius.shape)
+        return carried(digits, radius, exponent)
 
     def _known(self) -> Fixed:
         """Itself.
@@ -167,6 +176,14 @@ class Fixed:
             same = ldexp(moved, -self.exponent) == end
             ends.append(torch.where(same, moved, torch.nextafter(moved, outward)))
         return ends[0], ends[1]
+
+    def integers(self) -> list[int]:
+        """The numbers in units of 2^exponent, in row-major order, without their radius."""
+        rows = self.digits.flatten(1).to(torch.int64).tolist()
+        found = [0] * self.radius.numel()
+        for row in reversed(rows):
+            found = [(value << BITS) + digit for value, digit in zip(found, row, strict=True)]
+        return found
 
     def keys(self) -> list[Tensor]:
         """Float64 tensors, most important first, whose lexicographic order is that of the numbers (without their radius)."""

@@ -27,13 +27,18 @@ from lipverify.linalg.lengths import length_above, length_below, ratio_below
 from lipverify.linalg.rounding import gamma
 from lipverify.propagation.interval import interval_ranges
 from lipverify.propagation.pointwise.changes import Changes, State
-from lipverify.propagation.pointwise.images import AFFINE, PIECES, SELECTIONS
+from lipverify.propagation.pointwise.images import AFFINE, CURVES, PIECES, SELECTIONS
 from lipverify.rules import Unbounded, interval
 
 DIGITS = (4, 7, 12, 24)
 """Numbers of digits to the base 2^20 that are tried, until the answer is known well enough."""
 ENOUGH = 1e-9
 """Known well enough: what the radius may take from a norm, relatively."""
+CURVED_DIGITS = DIGITS[1:]
+COARSE = 1e-3
+"""Known so badly that curves are evaluated in fixed point as well."""
+CURVED = 1 << 16
+"""Values of curves in all nodes together up to which they are: each takes ten to forty microseconds."""
 _INPUT_DIGITS = 12
 _VALUES = 1 << 22
 """Values of all nodes together that one chunk of points may have; bounds the memory."""
@@ -170,11 +175,15 @@ class _Refined:
         best, exponents = torch.zeros(count, dtype=torch.float64), torch.zeros(count, dtype=torch.int64)
         loss = torch.full((count,), math.inf, dtype=torch.float64)
         waiting = torch.arange(count)
-        for digits in DIGITS:
+        for digits, curved in self._efforts(count):
+            if curved and digits == CURVED_DIGITS[0]:
+                waiting = (loss > COARSE).nonzero().flatten()
+            if not len(waiting):
+                continue
             try:
-                found = self._change(x[waiting], other[waiting], digits)
+                found = self._change(x[waiting], other[waiting], digits, curved)
             except BudgetEnded:
-                if digits == DIGITS[0]:
+                if digits == DIGITS[0] and not curved:
                     raise
                 break  # what fewer digits have shown holds
             norms, exponent, now = _norms_below(found, self.norm.word(self.graph.output_shape))
@@ -183,12 +192,16 @@ class _Refined:
             helped = now < 0.25 * loss[waiting]
             loss[waiting] = torch.minimum(now, loss[waiting])
             waiting = waiting[helped & (now > ENOUGH)]
-            if not len(waiting):
-                break
         return best, exponents
 
-    def _change(self, x: Tensor, other: Tensor, digits: int) -> Fixed:
-        walk = _Walk(self.graph, digits, self.finite)
+    def _efforts(self, count: int) -> list[tuple[int, bool]]:
+        """Digits, and whether curves have them too: where a long recurrence grows what is not known of float64 numbers."""
+        curves = sum(node.size for node in self.graph.nodes if type(node.op) in CURVES)
+        again = CURVED_DIGITS if self.finite and 0 < 2 * count * curves <= CURVED else ()
+        return [*((digits, False) for digits in DIGITS), *((digits, True) for digits in again)]
+
+    def _change(self, x: Tensor, other: Tensor, digits: int, curved: bool) -> Fixed:
+        walk = _Walk(self.graph, digits, self.finite, curved)
         if not self.finite:
             return walk.run(x, Fixed.of(other, _INPUT_DIGITS)).known_change()
         step = Fixed.of(other, _INPUT_DIGITS).minus(Fixed.of(x, _INPUT_DIGITS), _INPUT_DIGITS)
@@ -216,8 +229,8 @@ def _norms_below(found: Fixed, norm: str) -> tuple[Tensor, Tensor, Tensor]:
 class _Walk(Changes):
     """finite: changes between two points; False: derivatives at one; None: values alone."""
 
-    def __init__(self, graph: Graph, digits: int, finite: bool | None) -> None:
-        super().__init__(digits, finite)
+    def __init__(self, graph: Graph, digits: int, finite: bool | None, curved: bool = False) -> None:
+        super().__init__(digits, finite, curved)
         self.graph = graph
         exact = (Input, Constant, *AFFINE, *SELECTIONS, *PIECES)
         # Where every value is known in fixed point, the difference of two is as good as a carried change.

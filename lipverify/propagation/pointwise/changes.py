@@ -45,8 +45,8 @@ class State:
 class Changes(Images):
     """finite: changes between two points; False: derivatives at one; None: none are asked for."""
 
-    def __init__(self, digits: int, finite: bool | None) -> None:
-        super().__init__(digits)
+    def __init__(self, digits: int, finite: bool | None, curved: bool = False) -> None:
+        super().__init__(digits, curved)
         self.finite = finite
 
     def carried(self, op: Op, inputs: list[State], shape: Sequence[int]) -> Fixed | None:

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from lipverify import ops
+from lipverify.deadline import look
 from lipverify.errors import InternalError
 from lipverify.ir.interval import Interval
 from lipverify.ir.op import Op
-from lipverify.linalg.fixed import Fixed, Imprecise, aligned, where
+from lipverify.linalg import saturating
+from lipverify.linalg.fixed import BITS, Fixed, Imprecise, aligned, scaled_up, where
 from lipverify.linalg.rounding import gamma
 from lipverify.ops.pooling import batched_axes, window_counts, window_sums
 from lipverify.propagation.pointwise.selections import Selection
@@ -41,11 +43,15 @@ AFFINE = (
 )
 
 
-class Images:
-    """digits: to the base 2^20, that results have."""
+CURVES = {ops.Tanh: saturating.tanh, ops.Sigmoid: saturating.logistic}
+"""Functions that have images in fixed point; no slope of theirs is above 1."""
 
-    def __init__(self, digits: int) -> None:
-        self.digits = digits
+
+class Images:
+    """digits: to the base 2^20, that results have; curved: whether `CURVES` and products have as many, in more time."""
+
+    def __init__(self, digits: int, curved: bool = False) -> None:
+        self.digits, self.curved = digits, curved
 
     def image(self, op: Op, xs: Sequence[Fixed]) -> Fixed:
         if isinstance(op, AFFINE):
@@ -54,6 +60,10 @@ class Images:
             return Selection(op, xs, self.digits).points()
         if isinstance(op, PIECES):
             return self._pieces(op, xs[0])
+        if self.curved and type(op) in CURVES:
+            return self._curve(CURVES[type(op)], xs[0])
+        if self.curved and isinstance(op, ops.Mul):
+            return xs[0].times(xs[1], self.digits)
         box = interval(op, *(Interval(*x.ends()) for x in xs))
         return Fixed.between(box.lower, box.upper, self.digits)
 
@@ -151,6 +161,18 @@ class Images:
         different, places = divisors.flatten().unique(return_inverse=True)
         known = Fixed.ratios([1 / Fraction(d) for d in different.tolist()], [len(different)], self.digits + 3)
         return known.entry(lambda t: t[places].reshape(shape))
+
+    def _curve(self, function: Callable[[int, int], int], x: Fixed) -> Fixed:
+        """A function of slopes in [0, 1] at the middles; what is not known of an entry stays as large."""
+        places = BITS * self.digits
+        shift = x.exponent + places
+        found = []
+        for value in x.integers():
+            look()
+            # Cutting off moves an argument by less than a unit, and the result by no more.
+            found.append(function(value << shift if shift >= 0 else value >> -shift, places))
+        radius = scaled_up(x.radius, shift) + (saturating.ERROR + 1.0)
+        return Fixed.wholes(found, radius * (1.0 + 4.0 * gamma(2)), self.digits, -places)
 
     def _pieces(self, op: Op, x: Fixed) -> Fixed:
         """Activations of straight pieces: an entry belongs to the piece of its middle; near a kink it keeps its radius."""
