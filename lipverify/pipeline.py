@@ -284,9 +284,10 @@ def audit(
     compute = Compute(torch.device(device), seed, end, report or silent)
     search = search or Search(seconds=10.0 if budget is None else max(0.5, min(10.0, budget / 5)))
     first: Row | None = None
+    alone = all(one == Product.name or isinstance(one, Product) for one in listed(analyzers))
     if end is not None and not query.of_tokens:
         # The cheapest bound and its lower bound come first, whatever was asked: they are there when the rest is cut.
-        first = _first(graph, query, compute)
+        first = _first(graph, query, compute, ALONE if alone else FIRST)
     elif scheduler is not None or _large(graph, query):
         first = _answer(Product(), graph, query, compute, None)
     if scheduler is not None:
@@ -294,7 +295,7 @@ def audit(
         methods, choice = chosen(analyzers, [(graph, query)], budget)
         rows, lower = _shared_out(methods, graph, query, compute, search, first, scheduler)
     else:
-        lower = _lower(graph, query, compute, search, box, hints, first)
+        lower = _lower(graph, query, compute, search, box, hints, first, ALONE if alone else LOWER)
         # Asking every analyzer whether it refuses takes its time too.
         methods, choice = chosen(analyzers, [(graph, query)], budget)
         rows = _rows(methods, graph, query, compute, first)
@@ -306,6 +307,8 @@ def audit(
 FIRST, LOWER, SEARCHED, PROVED = 0.4, 0.5, 0.55, 0.875
 """Parts of what is left of a budget: the product within the first, the lower bound within the second, and usually far earlier;
 what is left then is for bounds up to the third part, and for proofs, of which the smallest bound may take the last."""
+ALONE = 0.75
+"""The first and the second part where nothing but the product is asked: a large network needs them, its proof longer still."""
 LARGE = 0.3
 """Seconds of one evaluation, as counted, from which on pairs are proved by the gains of layers."""
 OWED = 2.0
@@ -390,9 +393,9 @@ def _large(graph: Graph, query: Query) -> bool:
     return l2 and seconds_of(graph) > LARGE
 
 
-def _first(graph: Graph, query: Query, compute: Compute) -> Row:
-    """The row of the product."""
-    share = time.monotonic() + max(FIRST * compute.remaining(), OWED / 4)
+def _first(graph: Graph, query: Query, compute: Compute, part: float) -> Row:
+    """The row of the product, within this part of the time."""
+    share = time.monotonic() + max(part * compute.remaining(), OWED / 4)
     wall = None if compute.deadline is None else max(compute.deadline, share) + OWED / 2
     return _answer(Product(), graph, query, replace(compute, deadline=share), wall)
 
@@ -405,12 +408,13 @@ def _lower(
     box: Box | None,
     hints: Tensor | None,
     product: Row | None,
+    part: float = LOWER,
 ) -> Lower:
-    """The lower bound; 0, which is one, where the search broke or there was no time."""
+    """The lower bound, within this part of the time; 0, which is one, where the search broke or there was no time."""
     gains = None
     if product is not None and product.certificate is not None and _large(graph, query):
         gains = layer_gains(graph, product.certificate)
-    end = None if compute.deadline is None else time.monotonic() + LOWER * compute.remaining()
+    end = None if compute.deadline is None else time.monotonic() + part * compute.remaining()
     wall = None if compute.deadline is None else compute.deadline + OWED
     share = replace(compute, deadline=end)
     if not isinstance(query.region, Ball) or len(query.region) <= together(graph):

@@ -108,6 +108,7 @@ ROWS: dict[str, tuple[str, Callable[[Path], Row]]] = {
     "resnet18-32": ("resnet18-32", over_frequencies(0.0)),
     "product resnet18-32": ("resnet18-32", products),
     "product resnet18-224": ("resnet18-224", products),
+    "product vgg16-224": ("vgg16-224", products),
     "device": ("", on_a_device),
 }
 
